@@ -1,0 +1,121 @@
+"""Write files and folders so that a reader sees the whole of one or none of it.
+
+Each function writes to a temporary name beside the target, flushes to disk, and renames.  A
+process killed at any moment leaves the old content or the new, plus at most a temporary whose name
+starts with `TEMPORARY_PREFIX`, which the next writer may delete.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lorasynth.errors import LorasynthError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a directory's entries, so that a rename survives a power cut (a no-op on Windows)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:12]}-{target.name}")
+
+
+def _make_parent(target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(target.parent, os.W_OK):
+            raise PermissionError(f"no write permission on {target.parent}")
+    except OSError as error:
+        raise LorasynthError(
+            f"an output must be in a writable folder, but {target.parent} is not ({error}): "
+            "choose another output path"
+        ) from error
+
+
+@contextmanager
+def atomic_file(target: Path | str) -> Iterator[Path]:
+    """Yield a temporary path; on success it becomes `target`, on any error it is deleted.
+
+    Raises:
+        LorasynthError: the folder cannot be created or written, or the disk is full.
+    """
+    target = Path(target)
+    _make_parent(target)
+    temporary = _temporary(target)
+    try:
+        yield temporary
+        _sync_file(temporary)
+        temporary.replace(target)
+        sync_directory(target.parent)
+    except OSError as error:
+        raise LorasynthError(f"could not write {target}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(target: Path | str) -> Iterator[Path]:
+    """Yield a temporary folder; on success it becomes `target`, replacing a folder of that name.
+
+    Raises:
+        LorasynthError: the folder cannot be created or written, or the disk is full.
+    """
+    target = Path(target)
+    _make_parent(target)
+    temporary = _temporary(target)
+    retired = _temporary(target)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                _sync_file(path)
+            else:
+                sync_directory(path)
+        sync_directory(temporary)
+        if target.exists():
+            target.rename(retired)
+        temporary.rename(target)
+        sync_directory(target.parent)
+    except OSError as error:
+        raise LorasynthError(f"could not write {target}: {error}") from error
+    finally:
+        if retired.exists() and not target.exists():
+            retired.rename(target)
+        shutil.rmtree(retired, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_bytes(target: Path | str, data: bytes) -> None:
+    """Atomically replace `target` by `data`."""
+    with atomic_file(target) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(target: Path | str, text: str) -> None:
+    """Atomically replace `target` by `text` in UTF-8."""
+    write_bytes(target, text.encode())
+
+
+def write_json(target: Path | str, value: Mapping[str, Any]) -> None:
+    """Atomically replace `target` by indented JSON with a final newline."""
+    write_text(target, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

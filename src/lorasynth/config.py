@@ -1,0 +1,65 @@
+"""Configs: keyword-only dataclasses that live beside the class they build, saved with each output.
+
+`to_dict` and `from_dict` are the only way in and out of JSON; pydantic checks every field, so a
+config edited by hand fails with one clear line.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from lorasynth.errors import ConfigError
+
+ConfigT = TypeVar("ConfigT")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Turn a config dataclass into plain JSON values."""
+    value = TypeAdapter(type(config)).dump_python(config, mode="json")
+    assert isinstance(value, dict)
+    return value
+
+
+def from_dict(kind: type[ConfigT], value: Mapping[str, Any]) -> ConfigT:
+    """Build a config of class `kind` from JSON values.
+
+    Raises:
+        ConfigError: a field is unknown, missing or of the wrong type.
+    """
+    assert dataclasses.is_dataclass(kind)
+    unknown = set(value) - {field.name for field in dataclasses.fields(kind)}
+    if unknown:
+        known = ", ".join(field.name for field in dataclasses.fields(kind))
+        raise ConfigError(
+            f"{kind.__qualname__} has no option {sorted(unknown)[0]!r}: its options are {known}"
+        )
+    try:
+        return TypeAdapter(kind).validate_python(dict(value))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"{kind.__qualname__}.{where}: {first['msg']}, but got {first['input']!r}"
+        ) from error
+
+
+def read_json(path: Path | str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ConfigError: the file is missing, is not JSON, or holds something else than an object.
+    """
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist: check the path") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} must be readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} must hold a JSON object, but holds a {type(value).__name__}")
+    return value
