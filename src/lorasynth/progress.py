@@ -39,7 +39,8 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
         task = bar.add_task(title, total=total, completed=done, note="")
 
         def advance(steps: int = 1, note: str = "") -> None:
-            fields = {"note": note} if note else {}
-            bar.update(task, advance=steps, **fields)
+            bar.advance(task, steps)
+            if note:
+                bar.update(task, note=note)
 
         yield advance
