@@ -1,0 +1,16 @@
+"""Pictures and their subjects: folders of photos, and the avatars that the embedded model draws."""
+
+from lorasynth.pictures.avatars import AvatarSubjects
+from lorasynth.pictures.contract import Subject, SubjectSource
+from lorasynth.pictures.files import pictures_in, read_picture, to_image
+from lorasynth.pictures.folders import FolderSubjects
+
+__all__ = [
+    "AvatarSubjects",
+    "FolderSubjects",
+    "Subject",
+    "SubjectSource",
+    "pictures_in",
+    "read_picture",
+    "to_image",
+]

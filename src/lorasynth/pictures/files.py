@@ -1,0 +1,67 @@
+"""Read pictures that people bring: any format that Pillow knows, checked before it is decoded."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from lorasynth.errors import PictureError
+
+#: Larger pictures are refused before decoding: they need gigabytes and add nothing.
+MAX_MEGAPIXELS = 40
+#: What counts as a picture in a folder.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def read_picture(path: Path | str, size: int) -> UInt8[Tensor, "h w 3"]:
+    """Read a picture, turn it upright, crop it to its middle square and scale it to `size`.
+
+    Raises:
+        PictureError: missing, not a picture, truncated, or larger than `MAX_MEGAPIXELS`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PictureError(f"a picture must be a file, but {path} is not one: check the path")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                _check_pixels(path, picture.size)
+                upright = ImageOps.exif_transpose(picture).convert("RGB")
+    except PictureError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise PictureError(
+            f"a picture may have {MAX_MEGAPIXELS} megapixels, but {path} has far more: "
+            "scale it down first"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise PictureError(
+            f"a picture must be a whole image file (PNG, JPEG, WebP, ...), but {path} is not "
+            f"({error}): export it again"
+        ) from error
+    square = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(square))
+
+
+def _check_pixels(path: Path, size: tuple[int, int]) -> None:
+    megapixels = size[0] * size[1] / 1e6
+    if megapixels > MAX_MEGAPIXELS:
+        raise PictureError(
+            f"a picture may have {MAX_MEGAPIXELS} megapixels, but {path} has {megapixels:.0f} "
+            f"({size[0]} x {size[1]}): scale it down first"
+        )
+
+
+def pictures_in(folder: Path | str) -> list[Path]:
+    """The picture files of a folder, by name, not of its subfolders."""
+    return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES)
+
+
+def to_image(picture: UInt8[Tensor, "h w 3"]) -> Image.Image:
+    """A tensor as a Pillow image."""
+    return Image.fromarray(picture.cpu().numpy())

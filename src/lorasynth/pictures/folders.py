@@ -1,0 +1,54 @@
+"""Subjects as folders of pictures: one folder per subject, a caption in a text file of its name."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from lorasynth.errors import PictureError
+from lorasynth.pictures.contract import Subject
+from lorasynth.pictures.files import pictures_in, read_picture
+
+
+@dataclass(frozen=True)
+class FolderSubjects:
+    """A source that reads `root/<subject>/<picture>`.
+
+    A picture's caption is read from `<picture>.txt` beside it, else it is `default_caption`.
+    """
+
+    root: Path
+    size: int
+    default_caption: str = "a portrait of sks"
+
+    @cached_property
+    def _folders(self) -> dict[str, Path]:
+        if not self.root.is_dir():
+            raise PictureError(
+                f"subjects must be a folder with one folder each, but {self.root} is not a folder"
+            )
+        folders = sorted(p for p in self.root.iterdir() if p.is_dir() and pictures_in(p))
+        return {folder.name: folder for folder in folders}
+
+    @property
+    def ids(self) -> list[str]:
+        """The names of the folders that hold at least one picture."""
+        return list(self._folders)
+
+    def load(self, subject_id: str) -> Subject:
+        """Read a subject's pictures and captions.
+
+        Raises:
+            PictureError: the folder or one of its pictures cannot be read.
+        """
+        paths = pictures_in(self._folders[subject_id])
+        return Subject(
+            id=subject_id,
+            pictures=torch.stack([read_picture(path, self.size) for path in paths]),
+            captions=[self._caption(path) for path in paths],
+        )
+
+    def _caption(self, picture: Path) -> str:
+        text = picture.with_suffix(".txt")
+        return text.read_text(encoding="utf-8").strip() if text.is_file() else self.default_caption

@@ -1,0 +1,147 @@
+"""The one training loop of the embedded models: AdamW, warm-up and cosine decay, EMA, resume.
+
+The loss callback draws everything random from `lorasynth.randomness` by step number, so the loop
+has no random state: a run that is killed and started again goes on from its last checkpoint and
+ends with the same weights.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from lorasynth.atomic import atomic_file
+from lorasynth.errors import BundleError
+from lorasynth.progress import progress
+
+#: Returns the loss and a short text for the progress bar; called with the model and the step.
+Loss = Callable[[nn.Module, int], tuple[Tensor, str]]
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """How a model is trained.
+
+    Attributes:
+        steps: optimiser steps.
+        batch: samples per step.
+        lr: peak learning rate, reached after `warmup` steps, then a half cosine to zero.
+        weight_decay: of AdamW.
+        ema: decay of the exponential moving average of the weights, which is what is kept.
+        clip: the norm that gradients are clipped to.
+        seed: of every random stream.
+        checkpoint_seconds: how often a checkpoint is written.
+    """
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 200
+    weight_decay: float = 0.01
+    ema: float = 0.999
+    clip: float = 1.0
+    seed: int = 0
+    checkpoint_seconds: float = 120.0
+
+    def rate(self, step: int) -> float:
+        """The learning rate at a step, as a share of `lr`."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        share = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        return 0.5 * (1 + float(torch.cos(torch.tensor(share * torch.pi))))
+
+
+class Trainer:
+    """Trains `model` in place and leaves the averaged weights in it."""
+
+    def __init__(
+        self, model: nn.Module, config: Optimisation, checkpoint: Path, device: torch.device
+    ) -> None:
+        self.model = model.to(device)
+        self.config = config
+        self.checkpoint = checkpoint
+        self.device = device
+        self.average = AveragedModel(
+            self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
+        )
+        self.parameters = dict(self.model.named_parameters())
+        self.optimiser = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            fused=device.type == "cuda",
+        )
+
+    def run(self, title: str, loss: Loss) -> nn.Module:
+        """Train to the last step, from the checkpoint if there is one.
+
+        Raises:
+            BundleError: the checkpoint is damaged or belongs to another model.
+        """
+        self.model.train()
+        start = self._resume() if self.checkpoint.is_file() else 0
+        saved = time.monotonic()
+        with progress(title, self.config.steps, done=start) as advance:
+            for step in range(start, self.config.steps):
+                note = self._step(loss, step)
+                advance(note=note)
+                last = step + 1 == self.config.steps
+                if last or time.monotonic() - saved > self.config.checkpoint_seconds:
+                    self._save(step + 1)
+                    saved = time.monotonic()
+        self.model.load_state_dict(self.average.module.state_dict())
+        return self.model.eval()
+
+    def _step(self, loss: Loss, step: int) -> str:
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.config.lr * self.config.rate(step)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            value, note = loss(self.model, step)
+        self.optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip)
+        self.optimiser.step()
+        self.average.update_parameters(self.model)
+        return note
+
+    def _save(self, step: int) -> None:
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.module.state_dict().items()}
+        for name, parameter in self.parameters.items():
+            state = self.optimiser.state[parameter]
+            tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if state}
+        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        with atomic_file(self.checkpoint) as temporary:
+            save_file(tensors, temporary, metadata={"step": str(step)})
+
+    def _resume(self) -> int:
+        try:
+            with safe_open(self.checkpoint, framework="pt") as file:
+                step = int(file.metadata()["step"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            self.model.load_state_dict(_part(tensors, "model."))
+            self.average.module.load_state_dict(_part(tensors, "average."))
+        except Exception as error:
+            raise BundleError(
+                f"a checkpoint must be whole and of the model being trained, but {self.checkpoint} "
+                f"is not ({str(error).splitlines()[0]}): delete it to start again"
+            ) from error
+        self.average.n_averaged.fill_(step)
+        for name, parameter in self.parameters.items():
+            if f"exp_avg.{name}" in tensors:
+                moments = {m: tensors[f"{m}.{name}"].to(self.device) for m in _MOMENTS}
+                count = torch.tensor(float(step), device=self.device)
+                self.optimiser.state[parameter] = {"step": count, **moments}
+        return step
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
