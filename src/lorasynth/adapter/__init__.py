@@ -1,0 +1,41 @@
+"""Adapters: low-rank factors, the layout of flat vectors, canonical form and gauge, LoRA files."""
+
+from lorasynth.adapter.adapter import Adapter, AdapterMetadata
+from lorasynth.adapter.factors import (
+    Factor,
+    Factors,
+    concatenate,
+    cosine,
+    cosines,
+    count,
+    inner,
+    inner_products,
+    map_factors,
+    module_norms,
+    norm,
+    require_finite,
+    stack,
+    unstack,
+)
+from lorasynth.adapter.layout import Layout, Slot
+
+__all__ = [
+    "Adapter",
+    "AdapterMetadata",
+    "Factor",
+    "Factors",
+    "Layout",
+    "Slot",
+    "concatenate",
+    "cosine",
+    "cosines",
+    "count",
+    "inner",
+    "inner_products",
+    "map_factors",
+    "module_norms",
+    "norm",
+    "require_finite",
+    "stack",
+    "unstack",
+]

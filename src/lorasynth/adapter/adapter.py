@@ -1,0 +1,107 @@
+"""One LoRA: its factors and what is known about it."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lorasynth import __version__
+from lorasynth.adapter.factors import Factor, Factors, map_factors, require_finite
+from lorasynth.adapter.layout import Layout
+from lorasynth.errors import LayoutError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterMetadata:
+    """What travels with an adapter in the header of its file."""
+
+    #: Fingerprint of the base model that the adapter changes; empty if unknown.
+    base_fingerprint: str = ""
+    #: Words that call the subject in a prompt, such as "sks"; empty if there are none.
+    trigger_phrase: str = ""
+    #: True if a synthesizer made the adapter, False if it was trained.
+    synthesised: bool = False
+    #: Program and version that wrote it.
+    created_by: str = f"lorasynth {__version__}"
+    #: Anything else, as text.
+    extra: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """One LoRA without batch axes: module name -> factor, with metadata.
+
+    Raises:
+        LayoutError: there is no module, shapes contradict, the rank is 0, or a number is not
+            finite.
+    """
+
+    factors: Factors
+    metadata: AdapterMetadata = field(default_factory=AdapterMetadata)
+
+    def __post_init__(self) -> None:
+        if not self.factors:
+            raise LayoutError("an adapter must have at least one module, but has none")
+        for module, factor in self.factors.items():
+            _require_shapes(module, factor)
+        require_finite(self.factors)
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of this adapter's own modules and ranks."""
+        return Layout.from_factors(self.factors)
+
+    @classmethod
+    def from_vector(
+        cls, vector: Float[Tensor, " D"], layout: Layout, metadata: AdapterMetadata | None = None
+    ) -> "Adapter":
+        """Cut a flat vector into an adapter."""
+        return cls(layout.unflatten(vector), metadata or AdapterMetadata())
+
+    def to_vector(self, layout: Layout | None = None) -> Float[Tensor, " D"]:
+        """Flatten in `layout`, by default the adapter's own."""
+        return (layout or self.layout).flatten(self.factors)
+
+    def scaled(self, strength: float) -> "Adapter":
+        """The adapter with ΔW multiplied by `strength`."""
+        factors = {
+            module: Factor(factor.A, factor.B * strength) for module, factor in self.factors.items()
+        }
+        return replace(self, factors=factors)
+
+    def to(self, dtype: torch.dtype) -> "Adapter":
+        """The adapter in another floating-point type."""
+        return replace(self, factors=map_factors(lambda tensor: tensor.to(dtype), self.factors))
+
+    def save(self, path: Path | str, format: str = "diffusers") -> Path:
+        """Write a file that other programs load; returns the path that was written.
+
+        Raises:
+            FileFormatError: no such format.
+            LorasynthError: the output cannot be written.
+        """
+        from lorasynth.adapter.files import get_format
+
+        return get_format(format).write(self, Path(path))
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Adapter":
+        """Read a LoRA file or folder of any known format.
+
+        Raises:
+            FileFormatError: the file is damaged, of an unknown format or of a refused kind.
+            LayoutError: its numbers are not finite.
+        """
+        from lorasynth.adapter.files import detect
+
+        return detect(path).read(Path(path))
+
+
+def _require_shapes(module: str, factor: Factor) -> None:
+    a, b = tuple(factor.A.shape), tuple(factor.B.shape)
+    if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in a + b:
+        raise LayoutError(
+            f"A must be (r, in) and B (out, r) with r at least 1, but {module} has A {a} and B {b}"
+        )
