@@ -1,0 +1,79 @@
+"""Plug-ins by name: this package's own by decorator, other packages' by entry point.
+
+A room that takes plug-ins keeps one `Registry` beside its contract::
+
+    CODECS: Registry[type[Codec]] = Registry("codec", "lorasynth.codecs")
+
+    @CODECS.register("pca")
+    class PCA(Codec): ...
+
+A third-party package adds its own without being imported first::
+
+    [project.entry-points."lorasynth.codecs"]
+    my_codec = "my_package:MyCodec"
+"""
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from lorasynth.errors import ConfigError
+
+PluginT = TypeVar("PluginT")
+
+
+class Registry(Generic[PluginT]):
+    """The plug-ins of one kind.
+
+    Args:
+        kind: what one plug-in is called in an error message, such as "codec".
+        group: the entry-point group in which other packages announce theirs.
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind = kind
+        self.group = group
+        self._own: dict[str, PluginT] = {}
+
+    def register(self, name: str) -> Callable[[PluginT], PluginT]:
+        """Decorate a plug-in to make it known as `name`."""
+
+        def add(plugin: PluginT) -> PluginT:
+            self._own[name] = plugin
+            return plugin
+
+        return add
+
+    def names(self) -> list[str]:
+        """All known names, sorted; this package's own and those of entry points."""
+        return sorted({*self._own, *(point.name for point in entry_points(group=self.group))})
+
+    def get(self, name: str) -> PluginT:
+        """Look up a plug-in; this package's own win over entry points of the same name.
+
+        Raises:
+            ConfigError: no plug-in has that name.
+        """
+        if name in self._own:
+            return self._own[name]
+        for point in entry_points(group=self.group, name=name):
+            plugin: PluginT = point.load()
+            return plugin
+        raise ConfigError(
+            f"a {self.kind} must be one of {', '.join(self.names())}, but got {name!r}: choose one "
+            f"of these, or install the package that provides it (entry point {self.group!r})"
+        )
+
+    def name_of(self, plugin: PluginT) -> str:
+        """The name under which a plug-in is known.
+
+        Raises:
+            ConfigError: it is not registered.
+        """
+        for name in self.names():
+            if self.get(name) is plugin:
+                return name
+        raise ConfigError(
+            f"a {self.kind} must be registered to be saved, but {plugin!r} is not: decorate it "
+            f"with register(name) or announce it as entry point {self.group!r}"
+        )
