@@ -1,6 +1,7 @@
 """Adapters: low-rank factors, the layout of flat vectors, canonical form and gauge, LoRA files."""
 
 from lorasynth.adapter.adapter import Adapter, AdapterMetadata
+from lorasynth.adapter.canonical import balance, canonicalise, choose_reference
 from lorasynth.adapter.factors import (
     Factor,
     Factors,
@@ -17,15 +18,21 @@ from lorasynth.adapter.factors import (
     stack,
     unstack,
 )
+from lorasynth.adapter.gauge import GAUGES, Gauge
 from lorasynth.adapter.layout import Layout, Slot
 
 __all__ = [
+    "GAUGES",
     "Adapter",
     "AdapterMetadata",
     "Factor",
     "Factors",
+    "Gauge",
     "Layout",
     "Slot",
+    "balance",
+    "canonicalise",
+    "choose_reference",
     "concatenate",
     "cosine",
     "cosines",

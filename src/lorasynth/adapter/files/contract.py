@@ -1,0 +1,34 @@
+"""What a LoRA file format must do.  Third parties register theirs by entry point (`registry`)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from lorasynth.adapter.adapter import Adapter
+
+
+class LoraFormat(ABC):
+    """Reads and writes adapters in one key naming.
+
+    Every format folds alpha/r into B when it reads and writes alpha = rank, so that no loader can
+    lose the scale; ΔW, the metadata and the floating-point type survive a round trip.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def recognises(self, keys: Collection[str], metadata: Mapping[str, str]) -> bool:
+        """Whether some keys of a safetensors file are named as this format names them."""
+
+    @abstractmethod
+    def read(self, path: Path) -> Adapter:
+        """Read an adapter.
+
+        Raises:
+            FileFormatError: the file is damaged, contradicts itself or has unknown keys.
+        """
+
+    @abstractmethod
+    def write(self, adapter: Adapter, path: Path) -> Path:
+        """Write an adapter atomically and return the path of the file or folder written."""

@@ -1,0 +1,70 @@
+"""PEFT: a folder with `adapter_config.json` and `adapter_model.safetensors`."""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from lorasynth.adapter.adapter import Adapter
+from lorasynth.adapter.files._pairs import Naming, has_key, read_pairs
+from lorasynth.adapter.files._peft_config import alpha_from, lora_config
+from lorasynth.adapter.files._safetensors import (
+    from_header,
+    read_tensors,
+    to_header,
+    weights_file,
+    write_tensors,
+)
+from lorasynth.adapter.files.contract import LoraFormat
+from lorasynth.atomic import atomic_directory
+from lorasynth.config import read_json
+from lorasynth.errors import ConfigError, FileFormatError
+
+_NAMING = Naming("base_model.model.", ".lora_A.weight", ".lora_B.weight")
+_CONFIG_NAME = "adapter_config.json"
+
+
+class PeftFormat(LoraFormat):
+    """What `PeftModel.from_pretrained(unet, folder)` and `save_pretrained` use."""
+
+    name = "peft"
+
+    def recognises(self, keys: Collection[str], metadata: Mapping[str, str]) -> bool:
+        """Keys begin with `base_model.model.` and end with `lora_A.weight`."""
+        return has_key(keys, _NAMING)
+
+    def read(self, path: Path) -> Adapter:
+        """Read a folder, or the weights file in it; the config must be beside it."""
+        content = read_tensors(weights_file(path))
+        config_path = content.path.parent / _CONFIG_NAME
+        try:
+            config = read_json(config_path)
+        except ConfigError as error:
+            raise FileFormatError(
+                f"a PEFT adapter needs its configuration, which holds alpha: {error}"
+            ) from error
+        alpha_of = alpha_from(config, config_path)
+        return read_pairs(content, _NAMING, from_header(content.header), alpha_of=alpha_of)
+
+    def write(self, adapter: Adapter, path: Path) -> Path:
+        """Write the folder `path`.
+
+        Raises:
+            FileFormatError: `path` exists and is something else than a PEFT adapter.
+        """
+        if path.suffix == ".safetensors" or path.is_file():
+            raise FileFormatError(f"a PEFT adapter is a folder, but {path} names a file")
+        if path.exists() and any(path.iterdir()) and not (path / _CONFIG_NAME).exists():
+            raise FileFormatError(
+                f"only an empty folder or an older PEFT adapter is replaced, but {path} holds "
+                "other files: choose another folder"
+            )
+        tensors = {}
+        for module, factor in adapter.factors.items():
+            tensors.update(_NAMING.spell(module, factor))
+        config = {"peft_type": "LORA", "inference_mode": True, **lora_config(adapter.factors)}
+        with atomic_directory(path) as folder:
+            (folder / _CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n")
+            write_tensors(
+                folder / "adapter_model.safetensors", tensors, to_header(adapter.metadata)
+            )
+        return path
