@@ -44,8 +44,8 @@ class Schedule(ABC):
     def times(self, uniform: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
         """Spread numbers of [0, 1) evenly over the times inside `NOISE_RANGE`, for training."""
         levels = torch.tensor(NOISE_RANGE, dtype=torch.float64)
-        first, last = self.time(-2 * levels.log()).to(uniform)
-        return first + (last - first) * uniform
+        ends = self.time(-2 * levels.log()).to(uniform)
+        return ends[0] + (ends[1] - ends[0]) * uniform
 
     def mix(
         self, x0: Float[Tensor, "b *d"], eps: Float[Tensor, "b *d"], t: Float[Tensor, " b"]

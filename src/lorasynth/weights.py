@@ -1,0 +1,74 @@
+"""Weights of a module on disk: one safetensors file, whole or in half precision."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lorasynth.atomic import atomic_file
+from lorasynth.errors import BundleError
+
+
+def write_weights(path: Path | str, tensors: Mapping[str, Tensor], *, half: bool = False) -> None:
+    """Atomically write named tensors.
+
+    Args:
+        path: the file to write.
+        tensors: what to write; a module's `state_dict()`.
+        half: store matrices as fp16.  Vectors (means, scales, biases) keep their precision: they
+            are small in size, and may be small in value, where fp16 has few digits.
+
+    Raises:
+        BundleError: a value does not fit into fp16, or is not finite.
+    """
+    stored = {}
+    for name, tensor in tensors.items():
+        small = half and tensor.dtype == torch.float32 and tensor.dim() > 1
+        value = tensor.detach().cpu().to(torch.float16 if small else tensor.dtype).contiguous()
+        if value.is_floating_point() and not value.isfinite().all():
+            raise BundleError(
+                f"weights must be finite{' and below 65504 for fp16' if small else ''}, but "
+                f"{name!r} is not: train with a smaller learning rate, or store whole precision"
+            )
+        stored[name] = value.clone()
+    with atomic_file(path) as temporary:
+        save_file(stored, temporary)
+
+
+def read_weights(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Read named tensors; fp16 becomes fp32.
+
+    Raises:
+        BundleError: the file is missing or is not an intact safetensors file.
+    """
+    try:
+        with safetensors.safe_open(str(path), framework="pt", device=str(device)) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BundleError(
+            f"{path} must be an intact safetensors file, but is not ({error}): fetch or make it "
+            "again"
+        ) from error
+    return {
+        name: tensor.float() if tensor.dtype == torch.float16 else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def load_weights(module: nn.Module, path: Path | str, device: torch.device | str = "cpu") -> None:
+    """Put a file's tensors in place of a module's (which may be on the meta device).
+
+    Raises:
+        BundleError: the file is damaged, or holds tensors of other names or shapes.
+    """
+    try:
+        module.load_state_dict(read_weights(path, device), assign=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise BundleError(
+            f"{path} must hold the weights of {type(module).__name__}, but does not ({reason}): "
+            "its config and its weights come from different runs"
+        ) from error
