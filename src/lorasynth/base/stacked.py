@@ -6,6 +6,7 @@ that adapter.  The cost of the frozen network is therefore that of one large bat
 the adapters' losses has, for each adapter, the gradient of its own run.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -56,6 +57,15 @@ class StackedAdapters:
                 "the factors of all modules must be stacked over the same adapters, but got "
                 f"{sorted(counts)} adapters: stack them again"
             )
+
+    @staticmethod
+    def attached(
+        network: nn.Module,
+        factors: Factors | None,
+        strength: float | Float[Tensor, " n"] = 1.0,
+    ) -> AbstractContextManager["StackedAdapters | None"]:
+        """A context with `factors` attached, or with the bare network where there are none."""
+        return nullcontext() if factors is None else StackedAdapters(network, factors, strength)
 
     def __len__(self) -> int:
         """The number n of adapters."""

@@ -52,6 +52,8 @@ Split = Literal["train", "validation", "test"]
 SPLIT_SHARES: dict[Split, float] = {"train": 0.7, "validation": 0.1, "test": 0.2}
 _SPLIT_SEED = 20261123
 
+_COLOURS_OF_IDENTITY = ("skin", "hair", "facial_hair_colour", "hat", "glasses_colour")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
@@ -275,15 +277,15 @@ def attributes(identity: Identity) -> dict[str, str | float]:
 
 def identity_from_attributes(row: dict[str, Any]) -> Identity:
     """The inverse of `attributes`; columns that are not an identity's are passed over."""
-    fields = {k: row[k] for k in Identity.__dataclass_fields__}
-    colours = ("skin", "hair", "facial_hair_colour", "hat", "glasses_colour")
-    return Identity(**{k: _rgb(v) if k in colours else v for k, v in fields.items()})
+    fields: dict[str, Any] = {k: row[k] for k in Identity.__dataclass_fields__}
+    fields |= {name: _rgb(fields[name]) for name in _COLOURS_OF_IDENTITY}
+    return Identity(**fields)
 
 
 def with_colours_of(identity: Identity, other: Identity) -> Identity:
     """`identity` in the colours of `other` (to test what an encoder knows beyond colour)."""
-    names = ("skin", "hair", "facial_hair_colour", "hat", "glasses_colour")
-    return replace(identity, **{name: getattr(other, name) for name in names})
+    colours: dict[str, Any] = {name: getattr(other, name) for name in _COLOURS_OF_IDENTITY}
+    return replace(identity, **colours)
 
 
 assert set(get_args(Split)) == set(SPLIT_SHARES)

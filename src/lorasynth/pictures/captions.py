@@ -31,7 +31,7 @@ TRIGGER = "sks"
 
 
 def nearest_word(colour: Sequence[int], words: Mapping[str, str]) -> str:
-    """The word whose anchor is nearest to a colour (redmean distance, cheap and near perceptual)."""
+    """The word whose anchor is nearest to a colour (redmean distance)."""
     anchors = np.array([[int(v[i : i + 2], 16) for i in (1, 3, 5)] for v in words.values()], float)
     difference = anchors - np.asarray(colour, float)
     mean_red = (anchors[:, 0] + colour[0]) / 2
@@ -101,4 +101,4 @@ def corpus() -> list[str]:
     tables = (TOPS, FACIAL_HAIR, GLASSES, MOUTHS, EYES, CLOTHES)
     phrases = [phrase for table in tables for phrase in table.values()]
     colours = (*COLOURS, *HAIR_WORDS, *SKIN_WORDS)
-    return [join([]), *phrases, *(f"{colour} background skin" for colour in colours)]
+    return [join(["x"]), *phrases, *(f"{colour} background skin" for colour in colours)]

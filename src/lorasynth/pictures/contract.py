@@ -1,4 +1,4 @@
-"""What the rest of the system knows about pictures: subjects, and places that subjects come from."""
+"""What the rest of the system knows about pictures: subjects, and the places they come from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class Subject:
 
 
 class SubjectSource(Protocol):
-    """A place that subjects come from; loading one is lazy, so a source may be far larger than RAM."""
+    """A place that subjects come from; each is loaded only when asked for."""
 
     @property
     def ids(self) -> Sequence[str]:

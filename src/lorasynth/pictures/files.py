@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -60,6 +60,11 @@ def _check_pixels(path: Path, size: tuple[int, int]) -> None:
 def pictures_in(folder: Path | str) -> list[Path]:
     """The picture files of a folder, by name, not of its subfolders."""
     return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES)
+
+
+def to_unit_range(pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
+    """Pictures as floats from -1 to 1, channels first."""
+    return pictures.permute(0, 3, 1, 2).contiguous().to(torch.float32) / 127.5 - 1
 
 
 def to_image(picture: UInt8[Tensor, "h w 3"]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Pictures without a face, to teach an encoder when to refuse: patterns, textures, torn portraits."""
+"""Pictures without a face, to teach an encoder when to refuse."""
 
 import numpy as np
 from jaxtyping import UInt8
@@ -27,7 +27,7 @@ def draw_negative(rng: np.random.Generator, size: int) -> UInt8[NDArray[np.uint8
         ends = rng.integers(0, 256, (2, 1, 1, 3))
         share = np.linspace(0, 1, size).reshape(1, size, 1)
         gradient = np.broadcast_to(ends[0] + share * (ends[1] - ends[0]), (size, size, 3))
-        return np.ascontiguousarray(np.rot90(gradient, rng.integers(4))).astype(np.uint8)
+        return np.ascontiguousarray(np.rot90(gradient, int(rng.integers(4)))).astype(np.uint8)
     canvas = np.empty((size, size, 3), np.uint8)  # flat rectangles, one over the other
     canvas[:] = rng.integers(0, 256, 3)
     for _ in range(rng.integers(1, 12)):

@@ -125,3 +125,8 @@ def _load(paths: list[Path], per_subject: int) -> Pool:
         subject=torch.arange(len(pictures)) // per_subject,
         captions=np.concatenate([part["captions"] for part in parts]),
     )
+
+
+def training_subjects(series: str, count: int, seed: int) -> AvatarSubjects:
+    """The subjects that an embedded model is trained on; different series share none."""
+    return AvatarSubjects(split="train", count=count, pictures=16, seed=seed, series=series)

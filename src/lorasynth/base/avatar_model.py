@@ -1,0 +1,117 @@
+"""The embedded base model: a small latent diffusion model as a real Stable Diffusion pipeline.
+
+Every part is the class that Stable Diffusion 1.5 uses, only smaller, so whatever runs with one
+runs with the other.
+"""
+
+from dataclasses import dataclass
+
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from lorasynth.pictures import captions
+
+
+@dataclass(frozen=True, kw_only=True)
+class AvatarModelConfig:
+    """The sizes of the embedded model.
+
+    Attributes:
+        picture_size: in pixels.
+        latent_channels: of the 8-fold reduced latent.
+        vae_channels: per resolution of the autoencoder.
+        unet_channels: per resolution of the U-Net, each with cross-attention.
+        text_width: of the text encoder, and so of cross-attention.
+        text_layers: of the text encoder.
+        tokens: that a caption may have.
+        heads: of every attention layer.
+    """
+
+    picture_size: int = 64
+    latent_channels: int = 16
+    vae_channels: tuple[int, ...] = (32, 64, 96, 128)
+    unet_channels: tuple[int, ...] = (96, 160)
+    text_width: int = 160
+    text_layers: int = 3
+    tokens: int = 48
+    heads: int = 4
+
+
+def build_tokenizer(config: AvatarModelConfig) -> CLIPTokenizer:
+    """A CLIP tokenizer that has every word of the captions as one token.
+
+    Other words fall back to letters, as byte-pair encodings do.
+    """
+    letters = [chr(code) for code in range(33, 127)]
+    alphabet = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
+    untrained = CLIPTokenizer(vocab={token: i for i, token in enumerate(alphabet)}, merges=[])
+    trained = untrained.train_new_from_iterator(
+        captions.corpus(), vocab_size=4096, initial_alphabet=letters, min_frequency=1
+    )
+    trained.model_max_length = config.tokens
+    assert isinstance(trained, CLIPTokenizer)
+    return trained
+
+
+def build_pipeline(config: AvatarModelConfig) -> StableDiffusionPipeline:
+    """The pipeline with random weights."""
+    tokenizer = build_tokenizer(config)
+    levels = len(config.unet_channels)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.text_width,
+            intermediate_size=4 * config.text_width,
+            projection_dim=config.text_width,
+            num_hidden_layers=config.text_layers,
+            num_attention_heads=config.heads,
+            max_position_embeddings=config.tokens,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    vae = AutoencoderKL(
+        sample_size=config.picture_size,
+        latent_channels=config.latent_channels,
+        block_out_channels=config.vae_channels,
+        down_block_types=("DownEncoderBlock2D",) * len(config.vae_channels),
+        up_block_types=("UpDecoderBlock2D",) * len(config.vae_channels),
+        layers_per_block=1,
+        norm_num_groups=16,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=config.picture_size // 2 ** (len(config.vae_channels) - 1),
+        in_channels=config.latent_channels,
+        out_channels=config.latent_channels,
+        block_out_channels=config.unet_channels,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        layers_per_block=1,
+        cross_attention_dim=config.text_width,
+        attention_head_dim=config.heads,
+    )
+    # v-prediction down to zero signal, so that flat backgrounds get any brightness
+    # (Salimans & Ho 2022; Lin et al. 2024).
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        steps_offset=1,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

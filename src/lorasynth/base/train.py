@@ -1,0 +1,154 @@
+"""Training of the embedded base model: the autoencoder, then the U-Net with the text encoder."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lorasynth import config as configs
+from lorasynth.atomic import atomic_directory, write_json
+from lorasynth.base.avatar_model import AvatarModelConfig, build_pipeline
+from lorasynth.base.stable_diffusion import BaseModel
+from lorasynth.pictures.files import to_unit_range
+from lorasynth.pictures.pool import CAPTIONS, Pool
+from lorasynth.progress import progress
+from lorasynth.randomness import stream_seed
+from lorasynth.training import Optimisation, Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseTrainingConfig:
+    """How the embedded base model is trained.
+
+    Attributes:
+        model: its sizes.
+        autoencoder: optimisation of the autoencoder.
+        unet: optimisation of U-Net and text encoder.
+        kl_weight: of the autoencoder's prior, per latent number; small, as in Rombach et al. 2022.
+        unconditional: share of captions replaced by the empty one, for classifier-free guidance.
+    """
+
+    model: AvatarModelConfig = field(default_factory=AvatarModelConfig)
+    autoencoder: Optimisation = field(
+        default_factory=lambda: Optimisation(steps=5000, batch=256, lr=6e-4, weight_decay=0.0)
+    )
+    unet: Optimisation = field(
+        default_factory=lambda: Optimisation(
+            steps=12000, batch=1024, lr=8e-4, warmup=500, ema=0.9995
+        )
+    )
+    kl_weight: float = 1e-3
+    unconditional: float = 0.1
+
+
+def train_base(
+    pool: Pool, config: BaseTrainingConfig, run: Path, out: Path, device: torch.device
+) -> None:
+    """Train the embedded base model and save it as a pipeline folder.
+
+    Args:
+        pool: drawn pictures with captions.
+        config: what to train and how.
+        run: folder for checkpoints; the same folder resumes.
+        out: the pipeline folder to write.
+        device: where to train.
+    """
+    torch.manual_seed(stream_seed(config.unet.seed, "base"))
+    pipeline = build_pipeline(config.model)
+    _train_autoencoder(pipeline.vae, pool, config, run / "autoencoder.safetensors", device)
+    latents = _encode_pool(pipeline, pool, device)
+    _train_unet(pipeline, latents, pool, config, run / "unet.safetensors", device)
+    with atomic_directory(out) as temporary:
+        pipeline.to("cpu").to(torch.float16).save_pretrained(temporary)
+        write_json(temporary / "training.json", configs.to_dict(config))
+
+
+def _train_autoencoder(
+    vae: nn.Module, pool: Pool, config: BaseTrainingConfig, checkpoint: Path, device: torch.device
+) -> None:
+    options = config.autoencoder
+    pictures = pool.pictures.to(device)
+
+    def loss(model: Any, step: int) -> tuple[Tensor, str]:
+        generator = torch.Generator(device).manual_seed(stream_seed(options.seed, "vae", step))
+        rows = torch.randint(len(pictures), (options.batch,), generator=generator, device=device)
+        batch = to_unit_range(pictures[rows])
+        posterior = model.encode(batch).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator, device=device)
+        decoded = model.decode(posterior.mean + posterior.std * noise).sample.float()
+        difference = decoded - batch
+        edges = sum((difference.diff(dim=d)).abs().mean() for d in (2, 3))
+        pixels = difference.abs().mean() + edges + difference.square().mean()
+        prior = posterior.kl().mean() / posterior.mean[0].numel()
+        note = f"error {difference.detach().square().mean().item():.5f}" if step % 50 == 0 else ""
+        return pixels + config.kl_weight * prior, note
+
+    Trainer(vae, options, checkpoint, device).run("autoencoder", loss)
+
+
+@torch.no_grad()
+def _encode_pool(
+    pipeline: StableDiffusionPipeline, pool: Pool, device: torch.device
+) -> Float[Tensor, "n c h w"]:
+    """Latents of the pool, of unit variance; their scale is recorded in the autoencoder."""
+    vae = pipeline.vae.to(device)
+    vae.register_to_config(scaling_factor=1.0)
+    parts = []
+    with progress("encoding pictures", len(pool)) as advance:
+        for rows in pool.pictures.split(256):
+            parts.append(vae.encode(to_unit_range(rows.to(device))).latent_dist.mean.half())
+            advance(len(rows))
+    latents = torch.cat(parts)
+    scale = 1 / float(latents[: 1 << 14].float().std())
+    vae.register_to_config(scaling_factor=scale)
+    return latents * scale
+
+
+def _tokenize(pipeline: StableDiffusionPipeline, pool: Pool) -> Int64[Tensor, "n captions tokens"]:
+    texts = [text.decode() for text in pool.captions.flatten()]
+    tokens = pipeline.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    ids: Tensor = tokens.input_ids
+    return ids.reshape(len(pool), CAPTIONS, -1)
+
+
+def _train_unet(
+    pipeline: StableDiffusionPipeline,
+    latents: Float[Tensor, "n c h w"],
+    pool: Pool,
+    config: BaseTrainingConfig,
+    checkpoint: Path,
+    device: torch.device,
+) -> None:
+    options = config.unet
+    base = BaseModel(pipeline.to(device), "avatars")
+    tokens = _tokenize(pipeline, pool).to(device)
+    empty = pipeline.tokenizer("", padding="max_length", return_tensors="pt").input_ids.to(device)
+    steps = base.scheduler.config.num_train_timesteps
+
+    def loss(model: Any, step: int) -> tuple[Tensor, str]:
+        generator = torch.Generator(device).manual_seed(stream_seed(options.seed, "unet", step))
+
+        def uniform(high: int) -> Int64[Tensor, " b"]:
+            return torch.randint(high, (options.batch,), generator=generator, device=device)
+
+        rows, which = uniform(len(latents)), uniform(CAPTIONS)
+        silent = torch.rand(options.batch, generator=generator, device=device)
+        caption = torch.where((silent < config.unconditional)[:, None], empty, tokens[rows, which])
+        clean = latents[rows].float()
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        timesteps = uniform(steps)
+        noisy, target = base.add_noise(clean, noise, timesteps)
+        text = model["text_encoder"](caption)[0]
+        prediction = model["unet"](noisy, timesteps, text).sample.float()
+        value = functional.mse_loss(prediction, target)
+        return value, f"loss {value.item():.4f}" if step % 50 == 0 else ""
+
+    parts = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
+    for part in parts.values():
+        part.requires_grad_(True)
+    Trainer(nn.ModuleDict(parts), options, checkpoint, device).run("U-Net", loss)

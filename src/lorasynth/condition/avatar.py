@@ -1,0 +1,110 @@
+"""The avatar encoder: a small network trained with the ArcFace loss that plays ArcFace's part."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lorasynth import config as configs
+from lorasynth.atomic import atomic_directory, write_json
+from lorasynth.condition.trunks import TRUNKS
+from lorasynth.errors import BundleError, ConfigError
+from lorasynth.pictures.files import to_unit_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class AvatarEncoderConfig:
+    """What an avatar encoder is.
+
+    Attributes:
+        name: written into files that depend on it.
+        trunk: the architecture, by name.
+        picture_size: in pixels.
+        width: of the embedding.
+        features: of the last hidden layer, which the embedding and the face detector share.
+    """
+
+    name: str = "avatar"
+    trunk: Literal["residual", "depthwise"] = "residual"
+    picture_size: int = 64
+    width: int = 128
+    features: int = 256
+
+
+class AvatarEncoder(nn.Module):
+    """Embeds avatars, and says whether a picture is one."""
+
+    licence = "Apache-2.0"
+
+    def __init__(self, config: AvatarEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.name = config.name
+        self.picture_size = config.picture_size
+        self.width = config.width
+        self.trunk = TRUNKS[config.trunk](config.picture_size, config.features)
+        self.embedding = nn.Sequential(
+            nn.BatchNorm1d(config.features), nn.Linear(config.features, config.width)
+        )
+        self.detector = nn.Linear(config.features, 1)
+
+    def forward(
+        self, pictures: Float[Tensor, "b 3 h w"]
+    ) -> tuple[Float[Tensor, "b m"], Float[Tensor, " b"]]:
+        """Unit embeddings, and the logit of there being a face."""
+        features = self.trunk(pictures)
+        embedding = functional.normalize(self.embedding(features).float(), dim=1)
+        return embedding, self.detector(features).float().squeeze(1)
+
+    @torch.no_grad()
+    def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
+        """Embed pictures as unit vectors on the CPU, in batches of 256."""
+        return torch.cat([self(part)[0].cpu() for part in self._batches(pictures)])
+
+    @torch.no_grad()
+    def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
+        """The probability that each picture is a portrait."""
+        return torch.cat([self(part)[1].sigmoid().cpu() for part in self._batches(pictures)])
+
+    def _batches(self, pictures: UInt8[Tensor, "b h w 3"]) -> list[Float[Tensor, "b 3 h w"]]:
+        device = self.detector.weight.device
+        sized = [to_unit_range(part.to(device)) for part in pictures.split(256)]
+        if pictures.shape[1:3] == (self.picture_size, self.picture_size):
+            return sized
+        size = (self.picture_size, self.picture_size)
+        return [functional.interpolate(p, size, mode="bilinear", antialias=True) for p in sized]
+
+    def save(self, folder: Path) -> None:
+        """Write config and weights (fp16) to a folder."""
+        with atomic_directory(folder) as temporary:
+            kind = {"kind": "avatar", **configs.to_dict(self.config)}
+            write_json(temporary / "config.json", kind)
+            weights = {
+                k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()
+            }
+            save_file(weights, temporary / "model.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> "AvatarEncoder":
+        """Read an encoder from a folder, ready for use on the CPU.
+
+        Raises:
+            BundleError: the folder is not a whole avatar encoder.
+        """
+        try:
+            stored = configs.read_json(folder / "config.json")
+            stored.pop("kind", None)
+            encoder = cls(configs.from_dict(AvatarEncoderConfig, stored))
+            encoder.load_state_dict(load_file(folder / "model.safetensors"))
+        except (ConfigError, OSError, RuntimeError, SafetensorError) as error:
+            raise BundleError(
+                f"{folder} must hold a whole avatar encoder, but does not "
+                f"({str(error).splitlines()[0]}): download or train it again"
+            ) from error
+        return encoder.float().eval()

@@ -1,0 +1,63 @@
+"""What a condition encoder is: a map from pictures of a subject to a point on a sphere."""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from lorasynth.errors import PictureError
+
+
+@runtime_checkable
+class ConditionEncoder(Protocol):
+    """Embeds pictures; the embedding of a subject steers synthesis and measures likeness.
+
+    Attributes:
+        name: written into every file that depends on the encoder.
+        picture_size: pictures are given as squares of this many pixels.
+        width: of an embedding.
+        licence: of the weights.
+    """
+
+    name: str
+    picture_size: int
+    width: int
+    licence: str
+
+    def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
+        """Embed each picture as a unit vector, whether it holds a face or not."""
+        ...
+
+    def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
+        """The probability that each picture shows what the encoder knows (a face)."""
+        ...
+
+
+def sphere_mean(embeddings: Float[Tensor, "k m"]) -> Float[Tensor, " m"]:
+    """The direction of the mean of unit vectors: one embedding for several pictures."""
+    return functional.normalize(embeddings.mean(dim=0), dim=0)
+
+
+def subject_embedding(
+    encoder: ConditionEncoder, pictures: UInt8[Tensor, "k h w 3"], names: Sequence[str]
+) -> Float[Tensor, " m"]:
+    """Embed one subject from k pictures of it.
+
+    Args:
+        encoder: any condition encoder.
+        pictures: the pictures.
+        names: what to call each picture in an error.
+
+    Raises:
+        PictureError: a picture shows no face.
+    """
+    presence = encoder.presence(pictures)
+    for name, probability in zip(names, presence.tolist(), strict=True):
+        if probability < 0.5:
+            raise PictureError(
+                f"a reference picture must show a face, but the encoder {encoder.name!r} finds "
+                f"none in {name} (probability {probability:.2f}): crop it to the face and shoulders"
+            )
+    return sphere_mean(encoder.embed(pictures))

@@ -1,0 +1,98 @@
+"""Small picture networks: two architectures that share nothing, so that they err apart."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class _Residual(nn.Module):
+    """Two 3 x 3 convolutions beside an identity (He et al. 2016, pre-activation)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.skip: nn.Module = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            self.skip = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
+        hidden = functional.relu(self.norm1(x))
+        out: Tensor = self.conv2(functional.relu(self.norm2(self.conv1(hidden)))) + self.skip(
+            hidden
+        )
+        return out
+
+
+class _Depthwise(nn.Module):
+    """A 7 x 7 depthwise convolution and a pointwise MLP (Liu et al. 2022)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, 7, padding=3, groups=width)
+        self.norm = nn.GroupNorm(1, width)
+        self.expand = nn.Conv2d(width, 4 * width, 1)
+        self.reduce = nn.Conv2d(4 * width, width, 1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        out: Tensor = x + self.reduce(functional.gelu(self.expand(self.norm(self.depthwise(x)))))
+        return out
+
+
+def residual_trunk(picture_size: int, features: int) -> nn.Sequential:
+    """A residual network that ends in a fully connected layer over all positions."""
+    widths = (32, 64, 128, 192)
+    layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1, bias=False)]
+    for before, after in zip((widths[0], *widths[:-1]), widths, strict=True):
+        layers += [_Residual(before, after, 2), _Residual(after, after, 1)]
+    cells = (picture_size // 2 ** len(widths)) ** 2
+    layers += [nn.BatchNorm2d(widths[-1]), nn.ReLU(), nn.Flatten()]
+    layers += [nn.Linear(widths[-1] * cells, features)]
+    return nn.Sequential(*layers)
+
+
+def depthwise_trunk(picture_size: int, features: int) -> nn.Sequential:
+    """A patchifying depthwise network that ends in pooled quadrants."""
+    widths = (48, 96, 192)
+    layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 4)]
+    for level, width in enumerate(widths):
+        if level:
+            layers += [
+                nn.GroupNorm(1, widths[level - 1]),
+                nn.Conv2d(widths[level - 1], width, 2, 2),
+            ]
+        layers += [_Depthwise(width), _Depthwise(width), _Depthwise(width)]
+    cells = picture_size // 16
+    layers += [nn.GroupNorm(1, widths[-1]), nn.AdaptiveAvgPool2d(min(cells, 4)), nn.Flatten()]
+    layers += [nn.Linear(widths[-1] * min(cells, 4) ** 2, features)]
+    return nn.Sequential(*layers)
+
+
+#: Architectures by name, as configs give them.
+TRUNKS: dict[str, Callable[[int, int], nn.Sequential]] = {
+    "residual": residual_trunk,
+    "depthwise": depthwise_trunk,
+}
+
+
+def augment(
+    pictures: Float[Tensor, "b 3 h w"], generator: torch.Generator
+) -> Float[Tensor, "b 3 h w"]:
+    """Degrade pictures a little, as a diffusion model's samples are: soften, shift, add noise.
+
+    Colours are left alone: they are part of who somebody is.
+    """
+    b, device = pictures.shape[0], pictures.device
+    share = torch.rand(b, 1, 1, 1, generator=generator, device=device) * 0.7
+    soft = functional.avg_pool2d(functional.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    pictures = pictures + share * (soft - pictures)
+    dy, dx = torch.randint(-2, 3, (2,), generator=generator, device=device).tolist()
+    pictures = torch.roll(pictures, (dy, dx), dims=(2, 3))
+    level = torch.rand(b, 1, 1, 1, generator=generator, device=device) * 0.08
+    noise = torch.randn(pictures.shape, generator=generator, device=device)
+    return pictures + level * noise

@@ -1,0 +1,117 @@
+"""The judge: reads the discrete attributes of an avatar off its picture.
+
+It answers two questions about generated pictures: is what the prompt asked for there, and are the
+subject's hair, facial hair and glasses there?  It is trained on drawn pictures only and is never
+used to choose anything during training.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lorasynth import config as configs
+from lorasynth.atomic import atomic_directory, write_json
+from lorasynth.condition.trunks import TRUNKS, augment
+from lorasynth.errors import BundleError, ConfigError
+from lorasynth.pictures.files import to_unit_range
+from lorasynth.pictures.pool import LABELS, Pool
+from lorasynth.randomness import stream_seed
+from lorasynth.training import Optimisation, Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """What the judge is, and how it is trained."""
+
+    trunk: Literal["residual", "depthwise"] = "residual"
+    picture_size: int = 64
+    features: int = 512
+    optimisation: Optimisation = field(
+        default_factory=lambda: Optimisation(
+            steps=5000, batch=512, lr=2e-3, weight_decay=0.05, ema=0.998
+        )
+    )
+
+
+class AttributeJudge(nn.Module):
+    """One classifier per attribute of `LABELS`, on a shared trunk."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = TRUNKS[config.trunk](config.picture_size, config.features)
+        self.norm = nn.BatchNorm1d(config.features)
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(config.features, len(values)) for name, values in LABELS.items()}
+        )
+
+    def forward(self, pictures: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b _"]]:
+        """Logits of each attribute's values."""
+        features = functional.relu(self.norm(self.trunk(pictures)))
+        return {name: head(features).float() for name, head in self.heads.items()}
+
+    @torch.no_grad()
+    def labels(self, pictures: UInt8[Tensor, "b h w 3"]) -> Int64[Tensor, "b attributes"]:
+        """The most likely value of each attribute, in the order of `LABELS`."""
+        device = self.norm.weight.device
+        parts = []
+        for part in pictures.split(256):
+            logits = self(to_unit_range(part.to(device)))
+            parts.append(torch.stack([logits[name].argmax(1) for name in LABELS], dim=1).cpu())
+        return torch.cat(parts)
+
+    def save(self, folder: Path) -> None:
+        """Write config and weights (fp16) to a folder."""
+        with atomic_directory(folder) as temporary:
+            write_json(temporary / "config.json", configs.to_dict(self.config))
+            weights = {
+                k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()
+            }
+            save_file(weights, temporary / "model.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> "AttributeJudge":
+        """Read a judge from a folder.
+
+        Raises:
+            BundleError: the folder is not a whole judge.
+        """
+        try:
+            judge = cls(configs.from_dict(JudgeConfig, configs.read_json(folder / "config.json")))
+            judge.load_state_dict(load_file(folder / "model.safetensors"))
+        except (ConfigError, OSError, RuntimeError, SafetensorError) as error:
+            raise BundleError(
+                f"{folder} must hold a whole judge, but does not "
+                f"({str(error).splitlines()[0]}): download or train it again"
+            ) from error
+        return judge.float().eval()
+
+
+def train_judge(
+    pool: Pool, config: JudgeConfig, checkpoint: Path, device: torch.device
+) -> AttributeJudge:
+    """Train the judge on a pool of drawn pictures; resumes from `checkpoint`."""
+    options = config.optimisation
+    torch.manual_seed(stream_seed(options.seed, "judge"))
+    pictures, labels = pool.pictures.to(device), pool.labels.to(device)
+
+    def loss(model: nn.Module, step: int) -> tuple[Tensor, str]:
+        generator = torch.Generator(device).manual_seed(stream_seed(options.seed, "judge", step))
+        rows = torch.randint(len(pictures), (options.batch,), generator=generator, device=device)
+        logits = model(augment(to_unit_range(pictures[rows]), generator))
+        losses = [
+            functional.cross_entropy(logits[name], labels[rows, i]) for i, name in enumerate(LABELS)
+        ]
+        total = torch.stack(losses).sum()
+        return total, f"loss {total.item():.3f}" if step % 50 == 0 else ""
+
+    judge = AttributeJudge(config)
+    Trainer(judge, options, checkpoint, device).run("judge", loss)
+    return judge.eval()
