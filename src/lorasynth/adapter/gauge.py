@@ -42,7 +42,7 @@ class NoGauge(Gauge):
     name = "none"
     needs_reference = False
 
-    def fix(self, factor: Factor, reference: Factor) -> Factor:
+    def fix(self, factor: Factor, reference: Factor) -> Factor:  # noqa: ARG002
         """Return the factors as they are."""
         return factor
 
@@ -107,7 +107,8 @@ class SharedGauge(Gauge):
 
 
 def _norm(matrices: Float[Tensor, "*n r in"]) -> Float[Tensor, "*n"]:
-    return torch.linalg.vector_norm(matrices, dim=(-2, -1))
+    norms: Tensor = torch.linalg.vector_norm(matrices, dim=(-2, -1))
+    return norms
 
 
 #: All gauges by name.

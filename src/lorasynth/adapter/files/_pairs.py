@@ -71,13 +71,17 @@ def refuse_other_kinds(path: Path, keys: Iterable[str]) -> None:
                 )
 
 
+def _rank_is_alpha(module: str, rank: int) -> float:  # noqa: ARG001
+    return rank
+
+
 def read_pairs(
     content: Content,
     naming: Naming,
     metadata: AdapterMetadata,
     *,
     module_of: Callable[[str], str] = str,
-    alpha_of: Callable[[str, int], float] = lambda module, rank: rank,
+    alpha_of: Callable[[str, int], float] = _rank_is_alpha,
 ) -> Adapter:
     """Join A, B and alpha of each module into an adapter.
 

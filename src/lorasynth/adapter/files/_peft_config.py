@@ -36,7 +36,8 @@ def alpha_from(config: Mapping[str, Any], path: Path) -> Callable[[str, int], fl
     if config.get("peft_type", "LORA") != "LORA" or config.get("use_dora"):
         kind = "DoRA" if config.get("use_dora") else config["peft_type"]
         raise FileFormatError(f"only plain LoRA (B·A) can be read, but {path} is {kind}")
-    default, pattern = config.get("lora_alpha"), config.get("alpha_pattern") or {}
+    default: Any = config.get("lora_alpha")
+    pattern: Any = config.get("alpha_pattern") or {}
     alphas = [default, *pattern.values()] if isinstance(pattern, Mapping) else [None]
     if not all(isinstance(alpha, int | float) for alpha in alphas):
         raise FileFormatError(

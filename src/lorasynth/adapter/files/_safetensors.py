@@ -49,12 +49,12 @@ def weights_file(path: Path) -> Path:
     )
 
 
-def read_keys(path: Path) -> tuple[list[str], dict[str, str]]:
-    """Tensor names and header metadata of a safetensors file, without the tensors."""
+def read_keys(path: Path) -> list[str]:
+    """Tensor names in a safetensors file, which is not read further than its header."""
     _refuse_pickle(path)
     try:
         with safe_open(path, framework="pt") as file:
-            return list(file.keys()), dict(file.metadata() or {})
+            return list(file.keys())
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from error
 

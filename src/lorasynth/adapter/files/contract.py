@@ -1,7 +1,7 @@
 """What a LoRA file format must do.  Third parties register theirs by entry point (`registry`)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ class LoraFormat(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def recognises(self, keys: Collection[str], metadata: Mapping[str, str]) -> bool:
+    def recognises(self, keys: Collection[str]) -> bool:
         """Whether some keys of a safetensors file are named as this format names them."""
 
     @abstractmethod

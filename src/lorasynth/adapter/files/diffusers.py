@@ -4,7 +4,7 @@ The LoRA configuration is in the header; without it `load_lora_weights` would lo
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 from lorasynth.adapter.adapter import Adapter
@@ -29,7 +29,7 @@ class DiffusersFormat(LoraFormat):
 
     name = "diffusers"
 
-    def recognises(self, keys: Collection[str], metadata: Mapping[str, str]) -> bool:
+    def recognises(self, keys: Collection[str]) -> bool:
         """Keys begin with `unet.` and end with `lora_A.weight`."""
         return has_key(keys, _NAMING)
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lorasynth.adapter.adapter import Adapter
 from lorasynth.adapter.factors import Factors
@@ -31,10 +32,11 @@ _MODULES_KEY = "lorasynth.modules"
 
 #: Parts of a diffusers U-Net's module names that contain an underscore themselves.
 _COMPOUND_PARTS = (
-    "down_blocks mid_block up_blocks transformer_blocks time_emb_proj time_embedding add_embedding "
-    "linear_1 linear_2 conv_in conv_out conv_shortcut proj_in proj_out to_q to_k to_v to_out "
-    "add_q_proj add_k_proj add_v_proj to_add_out"
-).split()
+    *("down_blocks", "mid_block", "up_blocks", "transformer_blocks", "time_emb_proj"),
+    *("time_embedding", "add_embedding", "linear_1", "linear_2", "conv_in", "conv_out"),
+    *("conv_shortcut", "proj_in", "proj_out", "to_q", "to_k", "to_v", "to_out"),
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+)
 _PART = re.compile(rf"(?:{'|'.join(_COMPOUND_PARTS)}|[^_]+)(?=_|$)")
 
 #: Width of the text embedding -> (ss_base_model_version, modelspec.architecture).
@@ -50,7 +52,7 @@ class KohyaFormat(LoraFormat):
 
     name = "kohya"
 
-    def recognises(self, keys: Collection[str], metadata: Mapping[str, str]) -> bool:
+    def recognises(self, keys: Collection[str]) -> bool:
         """Keys begin with `lora_unet_` and end with `lora_down.weight`."""
         return has_key(keys, _NAMING)
 
@@ -72,7 +74,7 @@ class KohyaFormat(LoraFormat):
         """
         if path.suffix != ".safetensors":
             raise FileFormatError(f"a kohya file must be named *.safetensors, but got {path}")
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for module, factor in adapter.factors.items():
             spelled = _NAMING.spell(_underscored(module), factor)
             if not spelled.keys().isdisjoint(tensors):

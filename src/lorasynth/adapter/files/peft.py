@@ -1,7 +1,7 @@
 """PEFT: a folder with `adapter_config.json` and `adapter_model.safetensors`."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 from lorasynth.adapter.adapter import Adapter
@@ -28,7 +28,7 @@ class PeftFormat(LoraFormat):
 
     name = "peft"
 
-    def recognises(self, keys: Collection[str], metadata: Mapping[str, str]) -> bool:
+    def recognises(self, keys: Collection[str]) -> bool:
         """Keys begin with `base_model.model.` and end with `lora_A.weight`."""
         return has_key(keys, _NAMING)
 

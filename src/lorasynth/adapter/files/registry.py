@@ -53,9 +53,9 @@ def detect(path: Path | str) -> LoraFormat:
         FileFormatError: the file is damaged, of another kind of adapter, no adapter, or mixed.
     """
     file = weights_file(Path(path))
-    keys, metadata = read_keys(file)
+    keys = read_keys(file)
     refuse_other_kinds(file, keys)
-    matching = [known for known in formats().values() if known.recognises(keys, metadata)]
+    matching = [known for known in formats().values() if known.recognises(keys)]
     if not matching:
         first = f"its first key is {min(keys)}" if keys else "it has no keys at all"
         raise FileFormatError(
