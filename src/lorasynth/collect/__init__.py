@@ -1,0 +1,15 @@
+"""Collection: train an adapter for each of many subjects, in fleets, into a library."""
+
+from lorasynth.collect.fleet import Fleet, train_fleet
+from lorasynth.collect.recipe import PRESETS, Recipe
+from lorasynth.collect.repeatability import Repeatability, compare, measure_repeatability
+
+__all__ = [
+    "PRESETS",
+    "Fleet",
+    "Recipe",
+    "Repeatability",
+    "compare",
+    "measure_repeatability",
+    "train_fleet",
+]

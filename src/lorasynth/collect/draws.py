@@ -1,0 +1,89 @@
+"""The random numbers of a fleet's training, drawn from one set of streams per subject.
+
+What subject s draws at step i depends on (seed, s, i) and the recipe alone: not on the other
+subjects of its fleet, their order, the device, or the number of steps after i.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lorasynth.collect.recipe import Recipe
+from lorasynth.randomness import torch_stream
+
+#: Steps whose noise is drawn in one call per subject.  Part of the streams: the vectorised
+#: generator gives other numbers for other lengths, so a change makes other adapters.
+NOISE_CHUNK = 16
+
+
+class Draw(NamedTuple):
+    """The draws of one step for n subjects with m samples each.
+
+    Attributes:
+        pictures: index among the subject's own pictures.
+        timesteps: in [0, number of training timesteps).
+        noise: standard normal.
+        dropped: whether the caption is replaced by the empty one.
+    """
+
+    pictures: Int[Tensor, "n m"]
+    timesteps: Int[Tensor, "n m"]
+    noise: Float[Tensor, "n m c h w"]
+    dropped: Bool[Tensor, "n m"]
+
+
+def draw_steps(
+    recipe: Recipe,
+    subject_ids: Sequence[str],
+    picture_counts: Sequence[int],
+    *,
+    timesteps: int,
+    latent_shape: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[Draw]:
+    """Yield the draws of each step of `recipe`, on `device`, with noise in `dtype`."""
+    n, shape = len(subject_ids), (recipe.steps, recipe.pictures_per_step)
+
+    def stacked(values: list[Tensor]) -> Tensor:  # (steps, n, m); one value serves all subjects
+        return torch.stack(values, dim=1).expand(-1, n, -1).to(device)
+
+    noise_paths = [("subject", name) for name in subject_ids]
+    if recipe.noise == "shared":
+        noise_paths = [("shared", "noise")]
+    streams = [torch_stream(recipe.seed, *path, "noise") for path in noise_paths]
+    times = stacked(
+        [
+            torch.randint(timesteps, shape, generator=torch_stream(recipe.seed, *path, "timesteps"))
+            for path in noise_paths
+        ]
+    )
+    pictures = stacked(
+        [
+            _rounds(count, shape, torch_stream(recipe.seed, "subject", name, "pictures"))
+            for name, count in zip(subject_ids, picture_counts, strict=True)
+        ]
+    )
+    dropped = stacked(
+        [
+            torch.rand(shape, generator=torch_stream(recipe.seed, "subject", name, "captions"))
+            < recipe.caption_dropout
+            for name in subject_ids
+        ]
+    )
+    for step in range(recipe.steps):
+        if step % NOISE_CHUNK == 0:
+            size = (NOISE_CHUNK, recipe.pictures_per_step, *latent_shape)
+            chunk = torch.stack([torch.randn(size, generator=s) for s in streams], dim=1)
+            chunk = chunk.to(device, dtype).expand(-1, n, *size[1:])
+        yield Draw(pictures[step], times[step], chunk[step % NOISE_CHUNK], dropped[step])
+
+
+def _rounds(count: int, shape: tuple[int, int], stream: torch.Generator) -> Int[Tensor, "steps m"]:
+    """Indices of `count` pictures, shuffled anew in each round through them all."""
+    rounds = -(-shape[0] * shape[1] // count)
+    order = torch.rand(rounds, count, generator=stream, dtype=torch.float64).argsort(dim=1)
+    return order.flatten()[: shape[0] * shape[1]].reshape(shape)

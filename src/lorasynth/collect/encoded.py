@@ -1,0 +1,61 @@
+"""The subjects of a fleet as the base model sees them; each picture and caption is encoded once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lorasynth.base import BaseModel
+from lorasynth.errors import CollectionError
+from lorasynth.pictures import Subject
+
+
+@dataclass(frozen=True)
+class EncodedSubjects:
+    """Latents and text embeddings of n subjects, one subject after the other.
+
+    Attributes:
+        latents: scaled latents of all pictures.
+        texts: embeddings of all captions.
+        empty: embedding of the empty caption.
+        counts: pictures of each subject.
+    """
+
+    latents: Float[Tensor, "pictures c h w"]
+    texts: Float[Tensor, "pictures tokens width"]
+    empty: Float[Tensor, "tokens width"]
+    counts: tuple[int, ...]
+
+    def pick(
+        self, pictures: Int[Tensor, "n m"], dropped: Bool[Tensor, "n m"]
+    ) -> tuple[Float[Tensor, "nm c h w"], Float[Tensor, "nm tokens width"]]:
+        """Latents and texts of each subject's own `pictures`, without the captions `dropped`."""
+        first = torch.tensor([0, *self.counts[:-1]], device=pictures.device).cumsum(0)
+        index = (pictures + first[:, None]).flatten()
+        texts = torch.where(dropped.flatten()[:, None, None], self.empty, self.texts[index])
+        return self.latents[index], texts
+
+
+def encode_subjects(base: BaseModel, subjects: Sequence[Subject]) -> EncodedSubjects:
+    """Encode subject by subject, so that the result does not depend on the fleet.
+
+    Raises:
+        CollectionError: there is no subject, or one has no picture or not one caption for each.
+    """
+    if not subjects:
+        raise CollectionError("a fleet must have at least one subject, but got none")
+    for subject in subjects:
+        if not 0 < len(subject.pictures) == len(subject.captions):
+            raise CollectionError(
+                "a subject must have at least one picture and a caption for each, but "
+                f"{subject.id!r} has {len(subject.pictures)} pictures and "
+                f"{len(subject.captions)} captions"
+            )
+    return EncodedSubjects(
+        latents=torch.cat([base.encode_pictures(subject.pictures) for subject in subjects]),
+        texts=torch.cat([base.encode_prompts(subject.captions) for subject in subjects]),
+        empty=base.encode_prompts([""])[0],
+        counts=tuple(len(subject.pictures) for subject in subjects),
+    )

@@ -1,0 +1,82 @@
+"""What a subject draws depends on the seed and the subject alone."""
+
+from dataclasses import replace
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorasynth.collect.draws import NOISE_CHUNK, Draw, draw_steps
+from lorasynth.collect.recipe import Recipe
+
+RECIPES = st.builds(
+    Recipe,
+    steps=st.integers(1, 2 * NOISE_CHUNK + 3),
+    pictures_per_step=st.integers(1, 4),
+    noise=st.sampled_from(["shared", "own"]),
+    caption_dropout=st.sampled_from([0.0, 0.3, 1.0]),
+    seed=st.integers(0, 3),
+)
+NAMES = st.lists(st.text(max_size=5), min_size=1, max_size=5, unique=True)
+
+
+def draw_all(recipe, names, counts=None):
+    """All steps' draws, each stacked: steps, n, m, ..."""
+    steps = draw_steps(
+        recipe,
+        names,
+        counts or [len(name) + 1 for name in names],
+        timesteps=50,
+        latent_shape=(2, 3, 2),
+        device=torch.device("cpu"),
+        dtype=torch.float64,
+    )
+    return Draw(*(torch.stack(parts) for parts in zip(*steps, strict=True)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(recipe=RECIPES, names=NAMES, data=st.data())
+def test_neighbours_and_order_do_not_matter(recipe, names, data):
+    together = draw_all(recipe, names)
+    some = data.draw(st.permutations(names))[: data.draw(st.integers(1, len(names)))]
+    rows = [names.index(name) for name in some]
+    for part, whole in zip(draw_all(recipe, some), together, strict=True):
+        assert torch.equal(part, whole[:, rows])
+
+
+@settings(max_examples=15, deadline=None)
+@given(recipe=RECIPES, more=st.integers(1, 20))
+def test_longer_training_begins_alike(recipe, more):
+    short = draw_all(recipe, ["ab", "c"])
+    long = draw_all(replace(recipe, steps=recipe.steps + more), ["ab", "c"])
+    for part, whole in zip(short, long, strict=True):
+        assert torch.equal(part, whole[: recipe.steps])
+
+
+@settings(max_examples=15, deadline=None)
+@given(recipe=RECIPES, count=st.integers(1, 6))
+def test_pictures_come_in_whole_rounds(recipe, count):
+    pictures = draw_all(recipe, ["a"], [count]).pictures.flatten()
+    whole = len(pictures) // count * count
+    rounds = pictures[:whole].reshape(-1, count).sort(dim=1).values
+    assert torch.equal(rounds, torch.arange(count).expand_as(rounds))
+    assert len(set(pictures[whole:].tolist())) == len(pictures) - whole
+
+
+def test_noise_is_shared_or_own():
+    shared = draw_all(Recipe(steps=3, noise="shared"), ["a", "b"])
+    own = draw_all(Recipe(steps=3, noise="own"), ["a", "b"])
+    assert torch.equal(shared.noise[:, 0], shared.noise[:, 1])
+    assert torch.equal(shared.timesteps[:, 0], shared.timesteps[:, 1])
+    assert not torch.isclose(own.noise[:, 0], own.noise[:, 1]).any()
+
+
+def test_distributions():
+    draw = draw_all(Recipe(steps=2000, caption_dropout=0.25, noise="own"), ["a", "b"], [4, 4])
+    assert abs(draw.noise.mean()) < 0.01
+    assert abs(draw.noise.std() - 1) < 0.01
+    assert draw.timesteps.min() == 0
+    assert draw.timesteps.max() == 49
+    assert abs(draw.timesteps.double().mean() - 24.5) < 0.5
+    assert abs(draw.dropped.double().mean() - 0.25) < 0.02
+    assert torch.equal(draw.pictures[:, 0].flatten().bincount(), torch.full((4,), 2000))

@@ -1,0 +1,260 @@
+"""Fleets against the same adapters trained alone, by this code and by PEFT."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig
+from torch.nn.functional import mse_loss
+
+from lorasynth.adapter import Factor, map_factors
+from lorasynth.base import BaseModel
+from lorasynth.collect import Recipe, train_fleet
+from lorasynth.collect.draws import draw_steps
+from lorasynth.collect.encoded import encode_subjects
+from lorasynth.collect.fleet import clip_each
+from lorasynth.errors import CollectionError, ConfigError, LayoutError
+
+SHORT = Recipe(steps=6, rank=2, targets=("to_q", "to_v", "ff.net.2"), pictures_per_step=2)
+RECIPES = {
+    "default": Recipe(steps=50, rank=2, average=0.0),
+    "both": Recipe(
+        steps=50,
+        rank=3,
+        alpha=6.0,
+        trained="both",
+        start="own",
+        noise="own",
+        learning_rate=1e-3,
+        schedule="cosine",
+        warmup_steps=5,
+        clip=0.02,
+        caption_dropout=0.3,
+        weight_decay=0.1,
+        average=0.0,
+        targets=("attn1.to_q", "attn2.to_v"),
+    ),
+    "sgd": Recipe(steps=50, rank=2, optimiser="sgd", learning_rate=0.3, average=0.0),
+}
+
+
+def update(factor, row):
+    return factor.B[row] @ factor.A[row]
+
+
+def distance(left, right, row, other):
+    """Relative error of ΔW over all modules."""
+    wrong = sum((update(left[m], row) - update(right[m], other)).square().sum() for m in left)
+    size = sum(update(right[m], other).square().sum() for m in left)
+    return float((wrong / size).sqrt())
+
+
+def train_with_peft(base, recipe, subject, start):
+    """One adapter as anyone would train it: PEFT layers, a torch optimiser, a loop."""
+    unet = copy.deepcopy(base.unet)
+    names = list(start)
+    alpha = recipe.alpha or recipe.rank
+    unet.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=alpha, target_modules=names))
+    layers = {name: module for name, module in unet.named_modules() if name in start}
+    for name, layer in layers.items():
+        layer.lora_A["default"].weight.data = start[name].A.clone()
+        layer.lora_B["default"].weight.data = start[name].B.clone()
+        layer.lora_A["default"].weight.requires_grad_(recipe.trained == "both")
+    parameters = [p for p in unet.parameters() if p.requires_grad]
+    if recipe.optimiser == "adam":
+        decay = recipe.weight_decay
+        optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=decay)
+    else:
+        optimiser = torch.optim.SGD(parameters, recipe.learning_rate, momentum=recipe.momentum)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: recipe.rate(min(step, recipe.steps - 1)) / recipe.learning_rate
+    )
+    latents = base.encode_pictures(subject.pictures)
+    texts, empty = base.encode_prompts(subject.captions), base.encode_prompts([""])[0]
+    draws = draw_steps(
+        recipe,
+        [subject.id],
+        [len(latents)],
+        timesteps=1000,
+        latent_shape=base.latent_shape,
+        device=base.device,
+        dtype=base.dtype,
+    )
+    for draw in draws:
+        text = texts[draw.pictures[0]].clone()
+        text[draw.dropped[0]] = empty
+        times, noise = draw.timesteps[0], draw.noise[0]
+        noisy = base.scheduler.add_noise(latents[draw.pictures[0]], noise, times)
+        loss = mse_loss(unet(noisy, times, text).sample, noise)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        optimiser.step()
+        schedule.step()
+    scale = alpha / recipe.rank
+    return {
+        name: Factor(
+            layer.lora_A["default"].weight.detach()[None],
+            scale * layer.lora_B["default"].weight.detach()[None],
+        )
+        for name, layer in layers.items()
+    }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
+def test_an_adapter_of_a_fleet_is_the_one_that_peft_trains(folder, subjects, name, dtype, bound):
+    base, recipe = BaseModel.load(folder, dtype=dtype), RECIPES[name]
+    fleet = train_fleet(base, recipe, subjects[:3], dtype=dtype)
+    # A starts where a recipe without steps worth the name leaves it.
+    still = replace(recipe, steps=1, warmup_steps=0, learning_rate=1e-300, weight_decay=0.0)
+    begin = train_fleet(base, still, subjects[:3], dtype=dtype).factors
+    start = {m: Factor(f.A[1], torch.zeros_like(f.B[1])) for m, f in begin.items()}
+    alone = train_with_peft(base, recipe, subjects[1], start)
+    assert distance(fleet.factors, alone, 1, 0) <= bound
+    assert distance(fleet.factors, alone, 0, 0) > 10 * bound
+
+
+@pytest.mark.parametrize("name", ["default", "both"])
+def test_fleet_size_and_order_do_not_matter(base, subjects, name):
+    recipe = replace(RECIPES[name], steps=12, average=0.5)
+    five = train_fleet(base, recipe, subjects, dtype=torch.float64).factors
+    three = train_fleet(base, recipe, subjects[3:0:-1], dtype=torch.float64).factors
+    one = train_fleet(base, recipe, subjects[2:3], dtype=torch.float64).factors
+    assert distance(three, five, 1, 2) <= 1e-9
+    assert distance(three, five, 0, 3) <= 1e-9
+    assert distance(one, five, 0, 2) <= 1e-9
+    assert distance(one, five, 0, 3) > 1e-3
+
+
+def test_subjects_may_have_different_numbers_of_pictures(base, subjects):
+    fewer = replace(subjects[1], pictures=subjects[1].pictures[:2], captions=["a", "b"])
+    together = train_fleet(base, SHORT, [subjects[0], fewer, subjects[2]], dtype=torch.float64)
+    alone = train_fleet(base, SHORT, [subjects[2]], dtype=torch.float64)
+    assert distance(together.factors, alone.factors, 2, 0) <= 1e-9
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_other_prediction_types(tmp_path, make_pipeline, subjects, kind):
+    base = BaseModel.load(make_pipeline(tmp_path / "base", kind), dtype=torch.float64)
+    fleet = train_fleet(base, SHORT, subjects[:1], dtype=torch.float64)
+    encoded = encode_subjects(base, subjects[:1])
+    draws = draw_steps(
+        SHORT,
+        [subjects[0].id],
+        [3],
+        timesteps=1000,
+        latent_shape=base.latent_shape,
+        device=base.device,
+        dtype=base.dtype,
+    )
+    draw = next(iter(draws))
+    x, noise, times = encoded.latents[draw.pictures[0]], draw.noise[0], draw.timesteps[0]
+    signal = base.scheduler.alphas_cumprod[times].double()[:, None, None, None]
+    noisy = signal.sqrt() * x + (1 - signal).sqrt() * noise
+    velocity = signal.sqrt() * noise - (1 - signal).sqrt() * x
+    with torch.no_grad():
+        predicted = base.unet(noisy, times, encoded.texts[draw.pictures[0]]).sample
+    expected = mse_loss(predicted, velocity if kind == "v_prediction" else x)
+    torch.testing.assert_close(fleet.losses[0, 0], expected, rtol=1e-6, atol=0)
+
+
+def test_result_is_the_mean_of_the_last_steps(base, subjects):
+    def last(steps):
+        recipe = replace(SHORT, steps=steps, average=0.0)
+        return train_fleet(base, recipe, subjects[:1], dtype=torch.float64).factors
+
+    averaged = train_fleet(base, replace(SHORT, average=0.5), subjects[:1], dtype=torch.float64)
+    tail = [last(steps) for steps in (4, 5, 6)]
+    for module, factor in averaged.factors.items():
+        mean = sum(factors[module].B for factors in tail) / 3
+        torch.testing.assert_close(factor.B, mean, rtol=1e-9, atol=1e-15)
+
+
+def test_only_b_is_trained_and_a_is_shared(base, subjects):
+    factors = train_fleet(base, SHORT, subjects[:2], dtype=torch.float64).factors
+    other = train_fleet(base, replace(SHORT, steps=2), subjects[3:4], dtype=torch.float64).factors
+    for module, factor in factors.items():
+        torch.testing.assert_close(factor.A[0], factor.A[1], rtol=0, atol=0)
+        torch.testing.assert_close(factor.A[0], other[module].A[0], rtol=0, atol=0)
+        gram = factor.A[0] @ factor.A[0].T
+        torch.testing.assert_close(gram, torch.eye(2, dtype=torch.float64))
+        assert factor.B.flatten(1).norm(dim=1).gt(0).all()
+    reseeded = train_fleet(base, replace(SHORT, seed=1), subjects[:1], dtype=torch.float64).factors
+    assert all(not torch.equal(reseeded[m].A, factors[m].A[:1]) for m in factors)
+
+
+def test_training_lowers_the_loss(base, subjects):
+    recipe = replace(SHORT, steps=45, learning_rate=5e-2, noise="own")
+    losses = train_fleet(base, recipe, subjects[:2], dtype=torch.float64).losses
+    assert (losses[:, -15:].mean(1) < losses[:, :15].mean(1)).all()
+
+
+def test_anchor_is_the_start_and_pulls(base, subjects):
+    anchor = train_fleet(base, SHORT, subjects[:2], dtype=torch.float64).factors
+    one = map_factors(lambda part: part[:1], anchor)
+    still = replace(SHORT, learning_rate=1e-12)
+    kept = train_fleet(base, still, subjects[2:4], anchor=anchor, dtype=torch.float64).factors
+    assert distance(kept, anchor, 1, 1) < 1e-6
+    free = train_fleet(base, SHORT, subjects[2:4], anchor=one, dtype=torch.float64).factors
+    pull = replace(SHORT, weight_decay=50.0)
+    pulled = train_fleet(base, pull, subjects[2:4], anchor=one, dtype=torch.float64).factors
+    assert distance(pulled, one, 1, 0) < 0.95 * distance(free, one, 1, 0)
+    with pytest.raises(CollectionError, match="1 adapter or one for each of the 3"):
+        train_fleet(base, SHORT, subjects[:3], anchor=anchor)
+
+
+def test_gradients_are_clipped_adapter_by_adapter():
+    torch.manual_seed(0)
+    gradients = [torch.randn(3, 2, 4), torch.randn(3, 5, 2)]
+    gradients[0][1] *= 100
+    gradients[1][2] *= 1e-3
+    gradients[0][2] *= 1e-3
+    expected = []
+    for row in range(3):
+        parts = [torch.nn.Parameter(g[row].clone()) for g in gradients]
+        for part in parts:
+            part.grad = part.data.clone()
+        torch.nn.utils.clip_grad_norm_(parts, 1.0)
+        expected.append([part.grad for part in parts])
+    clip_each(gradients, 1.0)
+    for row in range(3):
+        for gradient, wanted in zip(gradients, expected[row], strict=True):
+            torch.testing.assert_close(gradient[row], wanted)
+
+
+def test_base_model_is_left_as_it_was(base, subjects):
+    before = {name: value.clone() for name, value in base.unet.state_dict().items()}
+    train_fleet(base, SHORT, subjects[:2])
+    after = base.unet.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(not module._forward_hooks for module in base.unet.modules())
+    assert all(p.grad is None for p in base.unet.parameters())
+
+
+def test_low_precision(folder, subjects):
+    exact = train_fleet(BaseModel.load(folder), SHORT, subjects[:2])
+    low = train_fleet(BaseModel.load(folder, dtype=torch.bfloat16), SHORT, subjects[:2])
+    mixed = train_fleet(BaseModel.load(folder), SHORT, subjects[:2], autocast=torch.bfloat16)
+    for fleet in (low, mixed):
+        assert all(f.B.dtype == torch.float32 for f in fleet.factors.values())
+        torch.testing.assert_close(fleet.losses, exact.losses, rtol=0.05, atol=0)
+
+
+def test_reports_each_step(base, subjects):
+    seen = []
+    train_fleet(base, SHORT, subjects[:1], on_step=lambda step, loss: seen.append((step, loss)))
+    assert [step for step, _ in seen] == list(range(1, SHORT.steps + 1))
+
+
+def test_bad_input(base, subjects):
+    with pytest.raises(CollectionError, match="at least one subject"):
+        train_fleet(base, SHORT, [])
+    with pytest.raises(CollectionError, match=r"'subject-000' has 3 pictures and 1 captions"):
+        train_fleet(base, SHORT, [replace(subjects[0], captions=["one"])])
+    with pytest.raises(LayoutError, match="'to_x'"):
+        train_fleet(base, replace(SHORT, targets=("to_x",)), subjects)
+    with pytest.raises(ConfigError, match="rank must be at most the narrower side"):
+        train_fleet(base, replace(SHORT, rank=9), subjects)

@@ -1,0 +1,64 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lorasynth.adapter import Factor, map_factors
+from lorasynth.collect import Recipe, compare, measure_repeatability
+from lorasynth.collect.repeatability import split_pictures
+from lorasynth.errors import CollectionError
+
+RECIPE = Recipe(steps=6, rank=2, targets=("to_q", "to_v"), pictures_per_step=2)
+
+
+def random_stack(n, seed=0):
+    torch.manual_seed(seed)
+    return {
+        name: Factor(torch.randn(n, 2, width).double(), torch.randn(n, 5, 2).double())
+        for name, width in (("one", 4), ("two", 6))
+    }
+
+
+def dense(factors):
+    return torch.cat([(f.B @ f.A).flatten(1) for f in factors.values()], dim=1)
+
+
+def test_cosines_are_those_of_the_dense_updates_in_any_gauge():
+    first, second = random_stack(3), random_stack(3, seed=1)
+    mixing = torch.randn(2, 2).double()
+    turned = {k: Factor(mixing.inverse() @ f.A, f.B @ mixing) for k, f in second.items()}
+    result = compare(first, turned)
+    a, b = (torch.nn.functional.normalize(dense(f)) for f in (first, second))
+    torch.testing.assert_close(result.cosines, a @ b.T)
+    assert result.same == pytest.approx(float((a * b).sum(1).mean()))
+    off = (a @ b.T)[~torch.eye(3, dtype=torch.bool)]
+    assert result.different == pytest.approx(float(off.mean()))
+
+
+def test_equal_adapters_repeat_whatever_their_size():
+    first = random_stack(4)
+    assert compare(first, map_factors(lambda part: 3 * part, first)).same == pytest.approx(1)
+
+
+def test_halves_share_no_picture(subjects):
+    first, second = split_pictures(subjects[0])
+    assert len(first.pictures) + len(second.pictures) == len(subjects[0].pictures)
+    assert first.id != second.id
+    for half in (first, second):
+        assert len(half.captions) == len(half.pictures)
+    assert torch.equal(second.pictures[0], subjects[0].pictures[1])
+    assert second.captions == ["a portrait b"]
+
+
+def test_adapters_of_one_subject_are_closer(base, subjects):
+    result = measure_repeatability(base, RECIPE, subjects[:3], dtype=torch.float64)
+    assert result.cosines.shape == (3, 3)
+    assert result.same > result.different
+
+
+def test_too_little_to_compare(base, subjects):
+    with pytest.raises(CollectionError, match="at least two subjects"):
+        measure_repeatability(base, RECIPE, subjects[:1])
+    single = replace(subjects[0], pictures=subjects[0].pictures[:1], captions=["a"])
+    with pytest.raises(CollectionError, match="at least 2 pictures"):
+        measure_repeatability(base, RECIPE, [single, subjects[1]])
