@@ -1,0 +1,120 @@
+"""Principal components (the paper's 4.1), exact, in memory."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from typing_extensions import override
+
+from lorasynth.codec.contract import CODECS, Codec, VectorSource, gather
+from lorasynth.codec.scaled import Scale, Scaled, ScaledConfig
+from lorasynth.errors import ConfigError
+
+#: Components whose variance is a smaller share of the largest are rounding errors: the eigenvalues
+#: come from a product in float64, whose own error is about 1e-14 of the largest.
+RANK_TOLERANCE = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class PCAConfig:
+    """Options of `PCA`.
+
+    Attributes:
+        latents: k, the number of components; None (default) for all that the vectors have, which
+            is at most n - 1.
+        scale: how vectors are scaled before; `global` (default) leaves plain PCA.
+        whiten: False (default) keeps the proportions of the spectrum, with a mean square of 1 over
+            all latents together; True scales each latent to standard deviation 1.
+    """
+
+    latents: int | None = None
+    scale: Scale = "global"
+    whiten: bool = False
+
+
+@CODECS.register("pca")
+class PCA(Codec):
+    """z = V^T (x - mean) / unit, with V the leading eigenvectors of the covariance.
+
+    Latents are uncorrelated over the fitted vectors, in falling order of variance; their mean
+    square is 1 over all of them (`whiten=False`) or each (`whiten=True`).  The report holds
+    `explained_variance`, the cumulative share of variance per component (Figure 3).
+    """
+
+    config_class = PCAConfig
+    components: Tensor
+    unit: Tensor
+
+    def __init__(self, config: PCAConfig, width: int, latents: int) -> None:
+        super().__init__(config, width, latents)
+        self.scaled = Scaled(ScaledConfig(scale=config.scale), width, width)
+        self.register_buffer("components", torch.zeros(latents, width))
+        self.register_buffer("unit", torch.ones(latents))
+
+    @override
+    @classmethod
+    def fit(
+        cls,
+        vectors: Float[Tensor, "n D"] | VectorSource,
+        config: PCAConfig | None = None,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> "PCA":
+        x = gather(vectors, device)
+        config = config or PCAConfig()
+        scaled = Scaled.fit(x, ScaledConfig(scale=config.scale), device=device)
+        components, variances = principal_components(scaled.encode(x))
+        latents = config.latents if config.latents is not None else len(variances)
+        if not 1 <= latents <= len(variances):
+            raise ConfigError(
+                f"PCA of these {len(x)} vectors has from 1 to {len(variances)} components, but got "
+                f"latents={latents}: ask for fewer, or for None to take all"
+            )
+        codec = cls(config, x.shape[1], latents).to(device)
+        codec.scaled = scaled
+        codec.components = components[:latents].to(x)
+        kept = variances[:latents]
+        codec.unit = (kept if config.whiten else kept.mean().expand(latents)).sqrt().to(x)
+        codec.report = {"explained_variance": (kept.cumsum(0) / variances.sum()).tolist()}
+        return codec
+
+    @override
+    def _encode(self, x: Float[Tensor, "n D"]) -> Float[Tensor, "n k"]:
+        return self.scaled.encode(x) @ self.components.T / self.unit
+
+    @override
+    def _decode(self, z: Float[Tensor, "n k"]) -> Float[Tensor, "n D"]:
+        return self.scaled.decode((z * self.unit) @ self.components)
+
+
+def principal_components(
+    x: Float[Tensor, "n D"],
+) -> tuple[Float[Tensor, "r D"], Float[Tensor, " r"]]:
+    """All r components of non-zero variance, orthonormal, and their variances, falling.
+
+    Through the smaller of the n x n Gram matrix and the D x D covariance, in float64.  Signs are
+    fixed: the largest entry of each component is positive.
+
+    Args:
+        x: vectors; their mean is removed here.
+    """
+    x = x.double()
+    x = x - x.mean(0)
+    n, width = x.shape
+    if n <= width:
+        values, vectors = torch.linalg.eigh(x @ x.T / n)
+        keep = _substantial(values)
+        components = (x.T @ vectors[:, keep]) / (values[keep] * n).sqrt()
+    else:
+        values, vectors = torch.linalg.eigh(x.T @ x / n)
+        keep = _substantial(values)
+        components = vectors[:, keep]
+    largest = components.gather(0, components.abs().argmax(0, keepdim=True))
+    return (components * largest.sign()).T.contiguous(), values[keep]
+
+
+def _substantial(values: Float[Tensor, " m"]) -> Tensor:
+    """Indices of the eigenvalues that are not rounding errors, largest first."""
+    order = values.argsort(descending=True)
+    return order[values[order] > RANK_TOLERANCE * values.max().clamp(min=0)]
