@@ -79,7 +79,7 @@ class Adapter:
         """Write a file that other programs load; returns the path that was written.
 
         Raises:
-            FileFormatError: no such format.
+            ConfigError: no such format.
             LorasynthError: the output cannot be written.
         """
         from lorasynth.adapter.files import get_format

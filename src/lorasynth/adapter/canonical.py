@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.adapter.factors import Factor, Factors, map_factors
-from lorasynth.adapter.gauge import Gauge, get_gauge
+from lorasynth.adapter.factors import Factor, Factors, map_factors, pad_rank
+from lorasynth.adapter.gauge import GAUGES
 from lorasynth.adapter.layout import Layout
 from lorasynth.errors import LayoutError
 
@@ -31,9 +31,10 @@ def canonicalise(
         Factors with axis n, in float32 (float64 if the input is).
 
     Raises:
-        LayoutError: the gauge is unknown, needs a reference, or the reference has another layout.
+        ConfigError: no such gauge.
+        LayoutError: the gauge needs a reference, or the reference has another layout.
     """
-    rule = get_gauge(gauge)
+    rule = GAUGES.get(gauge)()
     if rule.needs_reference and reference is None:
         raise LayoutError(f"the gauge {gauge!r} needs a reference: see choose_reference")
     if reference is not None:
@@ -48,9 +49,8 @@ def choose_reference(factors: Factors, gauge: str) -> Factors:
     at once or in parts.  For gauges that keep A and B balanced it is that adapter's balanced form;
     for the others it is the adapter as it is.
     """
-    rule: Gauge = get_gauge(gauge)
     first = map_factors(lambda tensor: tensor[:1], factors)
-    if rule.balanced:
+    if GAUGES.get(gauge).balanced:
         first = canonicalise(first)
     return map_factors(lambda tensor: _upcast(tensor[0]).clone(), first)
 
@@ -76,7 +76,7 @@ def _balance(factor: Factor) -> Factor:
     out_basis, out_core = torch.linalg.qr(factor.B)
     u, s, vh = torch.linalg.svd(out_core @ in_core.mT, full_matrices=False)
     root = s.sqrt()
-    return _pad_rank(
+    return pad_rank(
         Factor(
             A=(root[..., :, None] * vh) @ in_basis.mT,
             B=out_basis @ (u * root[..., None, :]),
@@ -85,26 +85,15 @@ def _balance(factor: Factor) -> Factor:
     )
 
 
-def _pad_rank(factor: Factor, rank: int) -> Factor:
-    """Restore a rank that exceeds the module's widths by zero components."""
-    missing = rank - factor.rank
-    if missing == 0:
-        return factor
-    return Factor(
-        torch.nn.functional.pad(factor.A, (0, 0, 0, missing)),
-        torch.nn.functional.pad(factor.B, (0, missing)),
-    )
-
-
 def _by_group(
     factors: Factors, reference: Factors | None, operation: Callable[[Factor, Factor], Factor]
 ) -> Factors:
     """Apply an operation on factors with axes `n m` to each group of modules of equal shape."""
-    batched = reference and map_factors(lambda tensor: tensor[None], reference)
     done: dict[str, Factor] = {}
     for modules in Layout.from_factors(factors).groups():
         group = _gather(factors, modules)
-        result = operation(group, _gather(batched, modules) if batched else group)
+        target = group if reference is None else _cast(_gather(reference, modules), group)
+        result = operation(group, target)
         for index, module in enumerate(modules):
             done[module] = Factor(result.A[:, index], result.B[:, index])
     return {module: done[module] for module in factors}
@@ -112,9 +101,13 @@ def _by_group(
 
 def _gather(factors: Factors, modules: tuple[str, ...]) -> Factor:
     return Factor(
-        torch.stack([_upcast(factors[module].A) for module in modules], dim=1),
-        torch.stack([_upcast(factors[module].B) for module in modules], dim=1),
+        torch.stack([_upcast(factors[module].A) for module in modules], dim=-3),
+        torch.stack([_upcast(factors[module].B) for module in modules], dim=-3),
     )
+
+
+def _cast(reference: Factor, like: Factor) -> Factor:
+    return Factor(reference.A.to(like.A), reference.B.to(like.B))
 
 
 def _upcast(tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

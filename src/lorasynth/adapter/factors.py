@@ -54,6 +54,17 @@ def map_factors(function: Callable[[Tensor], Tensor], factors: Factors) -> Facto
     }
 
 
+def pad_rank(factor: Factor, rank: int) -> Factor:
+    """Raise the rank by components that are zero; ΔW is the same."""
+    missing = rank - factor.rank
+    if missing == 0:
+        return factor
+    return Factor(
+        torch.nn.functional.pad(factor.A, (0, 0, 0, missing)),
+        torch.nn.functional.pad(factor.B, (0, missing)),
+    )
+
+
 def stack(adapters: Sequence[Factors]) -> Factors:
     """Stack factors of equal modules and shapes along a new first axis n.
 

@@ -6,7 +6,6 @@ get equal vectors and similar updates get similar ones.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -15,12 +14,12 @@ from torch import Tensor
 
 from lorasynth.adapter.factors import Factor
 from lorasynth.errors import LayoutError
+from lorasynth.registry import Registry
 
 
 class Gauge(ABC):
     """One rule.  All factors it sees have axes `n m`: adapters and modules of equal shape."""
 
-    name: ClassVar[str]
     #: Whether `fix` needs a reference.
     needs_reference: ClassVar[bool] = True
     #: Whether `fix` keeps A·Aᵀ = Bᵀ·B.
@@ -32,14 +31,17 @@ class Gauge(ABC):
 
         Args:
             factor: Balanced factors with axes `n m`.
-            reference: What to align with, with axes `1 m`.
+            reference: What to align with, with axis `m`.
         """
 
 
+GAUGES: Registry[type[Gauge]] = Registry("gauge", "lorasynth.gauges")
+
+
+@GAUGES.register("none")
 class NoGauge(Gauge):
     """Signs and rotations stay as the singular value decomposition gave them."""
 
-    name = "none"
     needs_reference = False
 
     def fix(self, factor: Factor, reference: Factor) -> Factor:  # noqa: ARG002
@@ -47,10 +49,9 @@ class NoGauge(Gauge):
         return factor
 
 
+@GAUGES.register("sign")
 class SignGauge(Gauge):
     """Each singular pair gets the sign that makes its product with the reference's positive."""
-
-    name = "sign"
 
     def fix(self, factor: Factor, reference: Factor) -> Factor:
         """Flip the pairs that point away from the reference's pair of the same number."""
@@ -60,13 +61,12 @@ class SignGauge(Gauge):
         return Factor(factor.A * signs[..., :, None], factor.B * signs[..., None, :])
 
 
+@GAUGES.register("procrustes")
 class ProcrustesGauge(Gauge):
     """The orthogonal R that brings [Aᵀ; B]·R nearest to the reference (Schönemann 1966).
 
     Unlike signs it is continuous where singular values cross, and equals the sign gauge at rank 1.
     """
-
-    name = "procrustes"
 
     def fix(self, factor: Factor, reference: Factor) -> Factor:
         """Rotate each module's factors onto the reference's."""
@@ -76,6 +76,7 @@ class ProcrustesGauge(Gauge):
         return Factor(rotation.mT @ factor.A, factor.B @ rotation)
 
 
+@GAUGES.register("shared")
 class SharedGauge(Gauge):
     """A is the reference's A, so B = ΔW·A⁺ and the vector is linear in ΔW.
 
@@ -83,7 +84,6 @@ class SharedGauge(Gauge):
     as input space, so nothing is lost.
     """
 
-    name = "shared"
     balanced = False
 
     #: Largest part of ΔW, relative to its norm, that may lie outside the reference's row space.
@@ -109,21 +109,3 @@ class SharedGauge(Gauge):
 def _norm(matrices: Float[Tensor, "*n r in"]) -> Float[Tensor, "*n"]:
     norms: Tensor = torch.linalg.vector_norm(matrices, dim=(-2, -1))
     return norms
-
-
-#: All gauges by name.
-GAUGES: Mapping[str, Gauge] = {
-    gauge.name: gauge for gauge in (NoGauge(), SignGauge(), ProcrustesGauge(), SharedGauge())
-}
-
-
-def get_gauge(name: str) -> Gauge:
-    """The gauge of that name.
-
-    Raises:
-        LayoutError: there is none.
-    """
-    try:
-        return GAUGES[name]
-    except KeyError:
-        raise LayoutError(f"a gauge must be one of {', '.join(GAUGES)}, but got {name!r}") from None

@@ -129,7 +129,7 @@ def _refuse_pickle(path: Path) -> None:
 
 
 def _damaged(path: Path, error: Exception) -> FileFormatError:
-    reason = str(error).splitlines()[0]
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
     return FileFormatError(
         f"a LoRA file must be complete safetensors, but {path} is not ({reason}): copy or "
         "download it again"

@@ -1,11 +1,11 @@
-"""What a LoRA file format must do.  Third parties register theirs by entry point (`registry`)."""
+"""What a LoRA file format must do, and the register of formats."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
-from typing import ClassVar
 
 from lorasynth.adapter.adapter import Adapter
+from lorasynth.registry import Registry
 
 
 class LoraFormat(ABC):
@@ -14,8 +14,6 @@ class LoraFormat(ABC):
     Every format folds alpha/r into B when it reads and writes alpha = rank, so that no loader can
     lose the scale; ΔW, the metadata and the floating-point type survive a round trip.
     """
-
-    name: ClassVar[str]
 
     @abstractmethod
     def recognises(self, keys: Collection[str]) -> bool:
@@ -32,3 +30,6 @@ class LoraFormat(ABC):
     @abstractmethod
     def write(self, adapter: Adapter, path: Path) -> Path:
         """Write an adapter atomically and return the path of the file or folder written."""
+
+
+FORMATS: Registry[type[LoraFormat]] = Registry("LoRA format", "lorasynth.formats")

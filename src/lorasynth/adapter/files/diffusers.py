@@ -17,17 +17,16 @@ from lorasynth.adapter.files._safetensors import (
     weights_file,
     write_tensors,
 )
-from lorasynth.adapter.files.contract import LoraFormat
+from lorasynth.adapter.files.contract import FORMATS, LoraFormat
 from lorasynth.errors import FileFormatError
 
 _NAMING = Naming("unet.", ".lora_A.weight", ".lora_B.weight")
 _CONFIG_KEY = "lora_adapter_metadata"
 
 
+@FORMATS.register("diffusers")
 class DiffusersFormat(LoraFormat):
     """What `pipe.load_lora_weights` and `StableDiffusionPipeline.save_lora_weights` use."""
-
-    name = "diffusers"
 
     def recognises(self, keys: Collection[str]) -> bool:
         """Keys begin with `unet.` and end with `lora_A.weight`."""

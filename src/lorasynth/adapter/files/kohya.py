@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lorasynth.adapter.adapter import Adapter
-from lorasynth.adapter.factors import Factors
+from lorasynth.adapter.factors import Factors, pad_rank
 from lorasynth.adapter.files._pairs import Naming, has_key, read_pairs
 from lorasynth.adapter.files._safetensors import (
     from_header,
@@ -24,7 +24,7 @@ from lorasynth.adapter.files._safetensors import (
     weights_file,
     write_tensors,
 )
-from lorasynth.adapter.files.contract import LoraFormat
+from lorasynth.adapter.files.contract import FORMATS, LoraFormat
 from lorasynth.errors import FileFormatError
 
 _NAMING = Naming("lora_unet_", ".lora_down.weight", ".lora_up.weight")
@@ -47,10 +47,9 @@ _ARCHITECTURES = {
 }
 
 
+@FORMATS.register("kohya")
 class KohyaFormat(LoraFormat):
     """The most widely read single file."""
-
-    name = "kohya"
 
     def recognises(self, keys: Collection[str]) -> bool:
         """Keys begin with `lora_unet_` and end with `lora_down.weight`."""
@@ -66,7 +65,10 @@ class KohyaFormat(LoraFormat):
         return read_pairs(content, _NAMING, metadata, module_of=_dotted(content.header, path))
 
     def write(self, adapter: Adapter, path: Path) -> Path:
-        """Write a single file.
+        """Write a single file, in which all modules have the highest rank of the adapter.
+
+        diffusers 0.42 drops the alphas of attention modules when they differ (its pattern has the
+        names of another format), so lower ranks are padded by zeros.
 
         Raises:
             FileFormatError: `path` does not end with `.safetensors`, or two module names differ
@@ -75,18 +77,18 @@ class KohyaFormat(LoraFormat):
         if path.suffix != ".safetensors":
             raise FileFormatError(f"a kohya file must be named *.safetensors, but got {path}")
         tensors: dict[str, Tensor] = {}
+        rank = max(factor.rank for factor in adapter.factors.values())
         for module, factor in adapter.factors.items():
-            spelled = _NAMING.spell(_underscored(module), factor)
+            spelled = _NAMING.spell(_underscored(module), pad_rank(factor, rank))
             if not spelled.keys().isdisjoint(tensors):
                 raise FileFormatError(
                     f"kohya writes dots as underscores, but then {module} has the name of another "
                     "module: choose another format"
                 )
             tensors.update(spelled)
-            tensors[_NAMING.prefix + _underscored(module) + _NAMING.alpha] = torch.tensor(
-                float(factor.rank)
-            )
-        write_tensors(path, tensors, _header(adapter))
+            alpha_key = f"{_NAMING.prefix}{_underscored(module)}{_NAMING.alpha}"
+            tensors[alpha_key] = torch.tensor(float(rank))
+        write_tensors(path, tensors, _header(adapter, rank))
         return path
 
 
@@ -110,13 +112,11 @@ def _dotted(header: Mapping[str, str], path: Path) -> Callable[[str], str]:
     return lambda name: known.get(name) or _guess(name)
 
 
-def _header(adapter: Adapter) -> dict[str, str]:
-    ranks = {factor.rank for factor in adapter.factors.values()}
-    rank = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
+def _header(adapter: Adapter, rank: int) -> dict[str, str]:
     header = {
         "ss_network_module": "networks.lora",
-        "ss_network_dim": rank,
-        "ss_network_alpha": rank,
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(rank),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.implementation": "diffusers",
         "modelspec.trigger_phrase": adapter.metadata.trigger_phrase,

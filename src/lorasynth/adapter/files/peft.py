@@ -14,7 +14,7 @@ from lorasynth.adapter.files._safetensors import (
     weights_file,
     write_tensors,
 )
-from lorasynth.adapter.files.contract import LoraFormat
+from lorasynth.adapter.files.contract import FORMATS, LoraFormat
 from lorasynth.atomic import atomic_directory
 from lorasynth.config import read_json
 from lorasynth.errors import ConfigError, FileFormatError
@@ -23,10 +23,9 @@ _NAMING = Naming("base_model.model.", ".lora_A.weight", ".lora_B.weight")
 _CONFIG_NAME = "adapter_config.json"
 
 
+@FORMATS.register("peft")
 class PeftFormat(LoraFormat):
     """What `PeftModel.from_pretrained(unet, folder)` and `save_pretrained` use."""
-
-    name = "peft"
 
     def recognises(self, keys: Collection[str]) -> bool:
         """Keys begin with `base_model.model.` and end with `lora_A.weight`."""
