@@ -5,6 +5,15 @@ import torch
 from lorasynth.errors import ConfigError
 
 
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bf16 matrix products are faster than fp32 ones, rather than emulated."""
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and bool(
+            torch.cpu._is_avx512_bf16_supported()
+        )
+    return device.type == "cuda"
+
+
 def pick_device(name: str = "auto") -> torch.device:
     """Resolve `auto` to CUDA, then Apple's MPS, then CPU; pass other names to torch.
 

@@ -1,8 +1,13 @@
-"""One progress bar for all long work: what, how far, time left, and the last figures."""
+"""One progress display for all long work: what, how far, time left, and the last figures.
 
+On a terminal it is a bar; in a log it is a line every 20 seconds.
+"""
+
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from datetime import timedelta
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import (
@@ -17,7 +22,11 @@ from rich.progress import (
 #: Progress and messages go to standard error, so that standard output stays parseable.
 console = Console(stderr=True)
 
+_LOG_SECONDS = 20
 
+
+@runtime_checkable
+@runtime_checkable
 class Advance(Protocol):
     """Callback that reports `steps` done and, optionally, a short text such as the loss."""
 
@@ -26,7 +35,16 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
-    """Show a bar for `total` steps of which `done` were finished by an earlier run."""
+    """Show the progress of `total` steps of which `done` were finished by an earlier run."""
+    if console.is_terminal:
+        with _bar(title, total, done) as advance:
+            yield advance
+    else:
+        yield _log(title, total, done)
+
+
+@contextmanager
+def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -44,3 +62,23 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
                 bar.update(task, note=note)
 
         yield advance
+
+
+def _log(title: str, total: int, done: int) -> Advance:
+    begun = spoken = time.monotonic()
+    first, last_note = done, ""
+
+    def advance(steps: int = 1, note: str = "") -> None:
+        nonlocal done, spoken, last_note
+        done, last_note = done + steps, note or last_note
+        now = time.monotonic()
+        if now - spoken < _LOG_SECONDS and done < total:
+            return
+        spoken = now
+        elapsed = now - begun
+        left = timedelta(seconds=round(elapsed / max(done - first, 1) * (total - done)))
+        took = timedelta(seconds=round(elapsed))
+        line = f"{title}: {done}/{total}, {took} passed, {left} left {last_note}"
+        console.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
+
+    return advance

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lorasynth.atomic import atomic_file
+from lorasynth.device import has_fast_bfloat16
 from lorasynth.errors import BundleError
 from lorasynth.progress import progress
 
@@ -69,6 +70,7 @@ class Trainer:
         self.config = config
         self.checkpoint = checkpoint
         self.device = device
+        self.autocast = has_fast_bfloat16(device)
         self.average = AveragedModel(
             self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
         )
@@ -103,7 +105,7 @@ class Trainer:
     def _step(self, loss: Loss, step: int) -> str:
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.lr * self.config.rate(step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             value, note = loss(self.model, step)
         self.optimiser.zero_grad(set_to_none=True)
         value.backward()

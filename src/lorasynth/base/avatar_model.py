@@ -29,11 +29,11 @@ class AvatarModelConfig:
 
     picture_size: int = 64
     latent_channels: int = 16
-    vae_channels: tuple[int, ...] = (32, 64, 96, 128)
-    unet_channels: tuple[int, ...] = (96, 160)
-    text_width: int = 160
-    text_layers: int = 3
-    tokens: int = 48
+    vae_channels: tuple[int, ...] = (24, 48, 96, 128)
+    unet_channels: tuple[int, ...] = (64, 128)
+    text_width: int = 128
+    text_layers: int = 2
+    tokens: int = 40
     heads: int = 4
 
 
@@ -78,7 +78,7 @@ def build_pipeline(config: AvatarModelConfig) -> StableDiffusionPipeline:
         down_block_types=("DownEncoderBlock2D",) * len(config.vae_channels),
         up_block_types=("UpDecoderBlock2D",) * len(config.vae_channels),
         layers_per_block=1,
-        norm_num_groups=16,
+        norm_num_groups=8,
     )
     unet = UNet2DConditionModel(
         sample_size=config.picture_size // 2 ** (len(config.vae_channels) - 1),

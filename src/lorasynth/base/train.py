@@ -35,12 +35,10 @@ class BaseTrainingConfig:
 
     model: AvatarModelConfig = field(default_factory=AvatarModelConfig)
     autoencoder: Optimisation = field(
-        default_factory=lambda: Optimisation(steps=5000, batch=256, lr=6e-4, weight_decay=0.0)
+        default_factory=lambda: Optimisation(steps=3000, batch=16, lr=1e-3, weight_decay=0.0)
     )
     unet: Optimisation = field(
-        default_factory=lambda: Optimisation(
-            steps=12000, batch=1024, lr=8e-4, warmup=500, ema=0.9995
-        )
+        default_factory=lambda: Optimisation(steps=9000, batch=64, lr=8e-4, warmup=300)
     )
     kl_weight: float = 1e-3
     unconditional: float = 0.1

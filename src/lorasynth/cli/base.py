@@ -17,7 +17,7 @@ Steps = Annotated[int | None, typer.Option(help="Optimiser steps; default: the c
 def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Pipeline folder to write.")],
     run: Run = Path("runs/base"),
-    subjects: Annotated[int, typer.Option(help="Subjects drawn for training.", min=64)] = 10_000,
+    subjects: Annotated[int, typer.Option(help="Subjects drawn for training.", min=64)] = 6_000,
     autoencoder_steps: Steps = None,
     unet_steps: Steps = None,
     batch: Annotated[int | None, typer.Option(help="U-Net samples per step.", min=1)] = None,

@@ -21,7 +21,7 @@ def train(
     name: Annotated[str, typer.Option(help="Name of the encoder.")] = "avatar",
     trunk: Annotated[str, typer.Option(help="Architecture: residual or depthwise.")] = "residual",
     series: Annotated[str, typer.Option(help="Series of training subjects.")] = "base",
-    subjects: Subjects = 10_000,
+    subjects: Subjects = 6_000,
     steps: Steps = None,
     run: Run = Path("runs/encoders"),
     seed: Seed = 0,
@@ -48,7 +48,7 @@ def train(
 def judge(
     out: Out,
     series: Annotated[str, typer.Option(help="Series of training subjects.")] = "base",
-    subjects: Subjects = 10_000,
+    subjects: Subjects = 6_000,
     steps: Steps = None,
     run: Run = Path("runs/encoders"),
     seed: Seed = 0,

@@ -32,11 +32,11 @@ class ArcFaceConfig:
 
     scale: float = 24.0
     margin: float = 0.35
-    negatives: int = 4000
+    negatives: int = 2000
     negative_share: float = 0.1
     optimisation: Optimisation = field(
         default_factory=lambda: Optimisation(
-            steps=6000, batch=512, lr=2e-3, weight_decay=0.05, ema=0.998
+            steps=2500, batch=128, lr=2e-3, weight_decay=0.05, ema=0.995
         )
     )
 

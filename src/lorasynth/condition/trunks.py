@@ -1,6 +1,7 @@
 """Small picture networks: two architectures that share nothing, so that they err apart."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -46,9 +47,9 @@ class _Depthwise(nn.Module):
 
 def residual_trunk(picture_size: int, features: int) -> nn.Sequential:
     """A residual network that ends in a fully connected layer over all positions."""
-    widths = (32, 64, 128, 192)
-    layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1, bias=False)]
-    for before, after in zip((widths[0], *widths[:-1]), widths, strict=True):
+    widths = (24, 48, 96, 160)
+    layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 5, 2, padding=2, bias=False)]
+    for before, after in pairwise(widths):
         layers += [_Residual(before, after, 2), _Residual(after, after, 1)]
     cells = (picture_size // 2 ** len(widths)) ** 2
     layers += [nn.BatchNorm2d(widths[-1]), nn.ReLU(), nn.Flatten()]

@@ -35,7 +35,7 @@ class JudgeConfig:
     features: int = 512
     optimisation: Optimisation = field(
         default_factory=lambda: Optimisation(
-            steps=5000, batch=512, lr=2e-3, weight_decay=0.05, ema=0.998
+            steps=2500, batch=128, lr=2e-3, weight_decay=0.05, ema=0.995
         )
     )
 

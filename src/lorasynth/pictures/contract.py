@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import UInt8
 from torch import Tensor
@@ -25,6 +25,7 @@ class Subject:
     attributes: Mapping[str, str | float] = field(default_factory=dict)
 
 
+@runtime_checkable
 class SubjectSource(Protocol):
     """A place that subjects come from; each is loaded only when asked for."""
 

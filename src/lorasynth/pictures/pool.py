@@ -129,4 +129,4 @@ def _load(paths: list[Path], per_subject: int) -> Pool:
 
 def training_subjects(series: str, count: int, seed: int) -> AvatarSubjects:
     """The subjects that an embedded model is trained on; different series share none."""
-    return AvatarSubjects(split="train", count=count, pictures=16, seed=seed, series=series)
+    return AvatarSubjects(split="train", count=count, pictures=8, seed=seed, series=series)
