@@ -1,0 +1,61 @@
+"""Arrays aligned with the rows of a library, such as embeddings: one self-checking file each.
+
+The header holds the SHA-256 of the numbers and of the ids that they belong to, so that a changed
+byte, or a row that was removed, is noticed.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lorasynth.atomic import atomic_file
+from lorasynth.errors import LibraryError
+
+
+def write_column(path: Path, values: Tensor, ids: Sequence[str]) -> None:
+    """Write an array whose first axis runs over `ids`."""
+    values = values.detach().cpu().clone().contiguous()
+    header = {"ids": _hash_ids(ids), "values": _hash_values(values)}
+    with atomic_file(path) as temporary:
+        save_file({"values": values}, temporary, metadata=header)
+
+
+def read_column(path: Path, ids: Sequence[str]) -> Tensor:
+    """Read an array that belongs to `ids`.
+
+    Raises:
+        LibraryError: it does not exist, is damaged, or belongs to other ids.
+    """
+    advice = "attach it again"
+    if not path.is_file():
+        raise LibraryError(f"a column must be attached before it is read, but {path} is not there")
+    try:
+        with safe_open(path, framework="pt") as file:
+            values: Tensor = file.get_tensor("values")
+            header = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise LibraryError(f"column {path} cannot be read ({reason}): {advice}") from error
+    if len(values) < len(ids):
+        raise LibraryError(
+            f"a column must cover all {len(ids)} adapters, but {path} covers {len(values)}: "
+            f"{advice}"
+        )
+    if header.get("ids") != _hash_ids(ids):
+        raise LibraryError(f"column {path} belongs to other adapters: {advice}")
+    if header.get("values") != _hash_values(values):
+        raise LibraryError(f"column {path} has changed since it was written: {advice}")
+    return values
+
+
+def _hash_ids(ids: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+
+
+def _hash_values(values: Tensor) -> str:
+    return hashlib.sha256(values.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()

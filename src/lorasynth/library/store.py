@@ -1,0 +1,495 @@
+"""A library: a folder of shards with the canonical vectors and raw factors of many adapters.
+
+    library.json            layout, gauge, type of numbers, origin
+    reference.safetensors   what the gauge aligns with, frozen by the first adapter
+    shards/000000/ ...      see `shard`
+    columns/<name>.safetensors
+
+Shards appear by one rename and never change, so a process killed at any moment leaves every
+complete shard, and readers need no lock.  Writers take turns by a file lock.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lorasynth.adapter import (
+    GAUGES,
+    Factors,
+    Layout,
+    canonicalise,
+    choose_reference,
+    concatenate,
+    count,
+    map_factors,
+    require_finite,
+)
+from lorasynth.atomic import TEMPORARY_PREFIX, atomic_file, write_json
+from lorasynth.config import from_dict, read_json, to_dict
+from lorasynth.errors import ConfigError, LibraryError
+from lorasynth.library.columns import read_column, write_column
+from lorasynth.library.shard import Shard, write_shard
+
+#: Version of the folder's form.
+VERSION = 1
+
+_INFO = "library.json"
+_REFERENCE = "reference.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LibraryInfo:
+    """What `library.json` says."""
+
+    #: JSON form of the layout of all vectors.
+    layout: dict[str, Any]
+    #: Gauge of the canonical vectors.
+    gauge: str
+    #: Type in which vectors are stored; raw factors keep their own.
+    dtype: Literal["float32", "float16"] = "float32"
+    #: Fingerprint of the base model that the adapters change.
+    base_fingerprint: str = ""
+    #: How the adapters were made.
+    recipe: dict[str, Any] = field(default_factory=dict)
+    #: SHA-256 of the reference vector; None until there is one.
+    reference_hash: str | None = None
+    #: Version of the folder's form.
+    version: int = VERSION
+
+
+@dataclass(frozen=True)
+class LibraryReport:
+    """What `Library.check` found."""
+
+    shards: int
+    #: Adapters in intact shards.
+    adapters: int
+    #: One line for each damage; empty if the library is intact.
+    damages: tuple[str, ...]
+
+
+class Library:
+    """N adapters of one layout on disk; made by `create` or `open`."""
+
+    def __init__(self, path: Path, info: LibraryInfo) -> None:
+        self.path = path
+        self.info = info
+        self.layout = Layout.from_dict(info.layout)
+        self._lock = filelock.FileLock(path / ".lock", timeout=0)
+        self._load_shards()
+
+    @classmethod
+    def create(
+        cls,
+        path: Path | str,
+        layout: Layout,
+        base_fingerprint: str = "",
+        recipe: Mapping[str, Any] | None = None,
+        *,
+        gauge: str = "procrustes",
+        dtype: Literal["float32", "float16"] = "float32",
+        reference: Factors | None = None,
+    ) -> "Library":
+        """Make an empty library.
+
+        Args:
+            path: A folder that is not yet a library.
+            layout: Modules, widths and ranks of all its adapters.
+            base_fingerprint: The base model that they change.
+            recipe: How they are made, as JSON values.
+            gauge: Gauge of the canonical vectors.
+            dtype: Type in which vectors are stored.
+            reference: What the gauge aligns with (factors without batch axis); by default the
+                first adapter appended.
+
+        Raises:
+            LibraryError: there is a library already.
+            ConfigError: no such gauge.
+        """
+        path = Path(path)
+        if (path / _INFO).exists():
+            raise LibraryError(f"a new library needs a path of its own, but {path} is a library")
+        GAUGES.get(gauge)
+        info = LibraryInfo(
+            layout=layout.to_dict(),
+            gauge=gauge,
+            dtype=dtype,
+            base_fingerprint=base_fingerprint,
+            recipe=dict(recipe or {}),
+        )
+        write_json(path / _INFO, to_dict(info))
+        library = cls(path, info)
+        if reference is not None:
+            with library.locked():
+                library._freeze(layout.flatten(reference))
+        return library
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Library":
+        """Open a library for reading and appending.
+
+        Raises:
+            LibraryError: `path` is not a library, or of another version.
+            LayoutError: its layout contradicts itself.
+        """
+        return cls(Path(path), _read_info(Path(path)))
+
+    def refresh(self) -> None:
+        """See what other processes have appended since."""
+        self.info = _read_info(self.path)
+        self._load_shards()
+
+    # Reading ------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Number of adapters N."""
+        return int(self._starts[-1])
+
+    @property
+    def width(self) -> int:
+        """Length D of a vector."""
+        return self.layout.size
+
+    @property
+    def ids(self) -> list[str]:
+        """Subject ids in row order."""
+        return [str(name) for shard in self._shards for name in shard.subjects["id"].to_pylist()]
+
+    @property
+    def table(self) -> pa.Table:
+        """The table of subjects: `id` and whatever columns were given."""
+        if not self._shards:
+            return pa.table({"id": pa.array([], pa.string())})
+        tables = [shard.subjects for shard in self._shards]
+        return pa.concat_tables(tables, promote_options="permissive")
+
+    def vectors(self, rows: Sequence[int] | NDArray[np.integer]) -> Float[Tensor, "n D"]:
+        """Canonical vectors of some rows, in float32, in the order asked for."""
+        result = torch.empty(len(rows), self.width)
+        for shard, places, local in self._locate(rows):
+            # A memory map is read fastest in ascending order.
+            order = np.argsort(local)
+            found = torch.from_numpy(shard.vectors[local[order]].astype(np.float32))
+            result[torch.from_numpy(places[order])] = found
+        return result
+
+    def all_vectors(self) -> Float[Tensor, "n D"]:
+        """All canonical vectors, in float32."""
+        return self.vectors(np.arange(len(self)))
+
+    def batches(self, size: int = 256) -> Iterator[Float[Tensor, "n D"]]:
+        """All canonical vectors in row order, at most `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.vectors(np.arange(start, min(start + size, len(self))))
+
+    def factors(self, rows: Sequence[int] | NDArray[np.integer]) -> Factors:
+        """Raw factors of some rows, stacked, in the order asked for.
+
+        Raises:
+            LibraryError: there are no rows to stack, or a row does not exist.
+        """
+        located = list(self._locate(rows))
+        if not located:
+            raise LibraryError("factors need at least one row, but none was given")
+        stacked = concatenate([shard.factors(local.tolist()) for shard, _, local in located])
+        order = torch.from_numpy(np.argsort(np.concatenate([places for _, places, _ in located])))
+        return map_factors(lambda tensor: tensor[order], stacked)
+
+    def column(self, name: str) -> Tensor:
+        """The array attached as `name`, aligned with the rows.
+
+        Raises:
+            LibraryError: there is none, it is damaged, or adapters were appended since.
+        """
+        return read_column(self._column_path(name), self.ids)
+
+    def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Row numbers of subjects.
+
+        Raises:
+            LibraryError: names the first unknown subject.
+        """
+        known = {name: row for row, name in enumerate(self.ids)}
+        for name in ids:
+            if name not in known:
+                raise LibraryError(f"a subject must be in the library, but {name!r} is not")
+        return np.array([known[name] for name in ids], dtype=np.int64)
+
+    def select(self, rows: Sequence[int] | NDArray[np.integer]) -> "LibraryView":
+        """Some rows of the library, such as those of one split."""
+        return LibraryView(self, np.asarray(rows, dtype=np.int64))
+
+    def where(self, column: str, value: object) -> "LibraryView":
+        """The rows whose subjects have `value` in a column of the table.
+
+        Raises:
+            LibraryError: the table has no such column.
+        """
+        table = self.table
+        if column not in table.column_names:
+            raise LibraryError(
+                f"a column must be one of {', '.join(table.column_names)}, but got {column!r}"
+            )
+        return self.select(
+            [i for i, found in enumerate(table[column].to_pylist()) if found == value]
+        )
+
+    @property
+    def reference(self) -> Factors | None:
+        """What the gauge aligns with; None as long as there is none.
+
+        Raises:
+            LibraryError: it is missing, damaged, or not the one that the library began with.
+        """
+        if self.info.reference_hash is None:
+            return None
+        try:
+            vector = load_file(self.path / _REFERENCE)["vector"]
+        except (OSError, SafetensorError, KeyError) as error:
+            raise LibraryError(
+                f"{self.path / _REFERENCE} must be readable, but is not ({error}): restore it from "
+                "a copy"
+            ) from error
+        if _hash_vector(vector) != self.info.reference_hash:
+            raise LibraryError(
+                f"{self.path / _REFERENCE} has changed since the library began: restore it from a "
+                "copy"
+            )
+        return self.layout.unflatten(vector)
+
+    def check(self) -> LibraryReport:
+        """Read everything and compare it with its checksums."""
+        found = [tuple(shard.damages()) for shard in self._shards]
+        intact = [shard for shard, lines in zip(self._shards, found, strict=True) if not lines]
+        damages = [line for lines in found for line in lines]
+        damages += _complaints(lambda: self.reference)
+        if not damages:  # columns are read by the ids of all shards
+            for path in sorted((self.path / "columns").glob("[!.]*")):
+                damages += _complaints(partial(self.column, path.stem))
+        adapters = sum(shard.count for shard in intact)
+        return LibraryReport(len(self._shards), adapters, tuple(damages))
+
+    # Writing ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only writer; `append` and `attach` do it by themselves, a long job may do it once.
+
+        Raises:
+            LibraryError: another process is writing.
+        """
+        try:
+            with self._lock:
+                self.refresh()
+                self._remove_leftovers()
+                yield
+        except filelock.Timeout as error:
+            raise LibraryError(
+                f"a library has one writer at a time, but another process is writing {self.path}: "
+                "wait for it, or end it"
+            ) from error
+
+    def append(self, factors: Factors, subjects: Sequence[Mapping[str, Any]]) -> None:
+        """Add adapters as one shard: all of them are there afterwards, or none.
+
+        Args:
+            factors: Raw factors, stacked.
+            subjects: For each adapter a row of the table, with at least a unique text `id`.
+
+        Raises:
+            LayoutError: the factors are of another layout or not finite.
+            LibraryError: an id is missing or taken, or another process is writing.
+        """
+        self.layout.require(factors)
+        require_finite(factors)
+        with self.locked():
+            table = self._new_subjects(subjects, count(factors))
+            if GAUGES.get(self.info.gauge).needs_reference and self.info.reference_hash is None:
+                self._freeze(self.layout.flatten(choose_reference(factors, self.info.gauge)))
+            canonical = canonicalise(factors, self.info.gauge, self.reference)
+            vectors = self.layout.flatten(canonical).detach().cpu()
+            stored = vectors.to(getattr(torch, self.info.dtype))
+            if not stored.isfinite().all():
+                raise LibraryError(
+                    f"vectors must fit into {self.info.dtype}, but these do not: "
+                    "make the library with dtype='float32'"
+                )
+            number = 1 + max((int(shard.path.name) for shard in self._shards), default=-1)
+            raw = map_factors(lambda tensor: tensor.detach().cpu(), factors)
+            write_shard(self.path / "shards" / f"{number:06d}", stored.numpy(), raw, table)
+            self._load_shards()
+
+    def attach(self, name: str, values: Tensor | NDArray[Any]) -> None:
+        """Store an array whose first axis runs over all rows; an older one is replaced.
+
+        Raises:
+            LibraryError: its length is not N, or its name is not a plain word.
+        """
+        if not name.isidentifier():
+            raise LibraryError(f"the name of a column must be a plain word, but got {name!r}")
+        with self.locked():
+            if len(values) != len(self):
+                raise LibraryError(
+                    f"a column must have one entry for each of the {len(self)} adapters, but "
+                    f"{name!r} has {len(values)}"
+                )
+            write_column(self._column_path(name), torch.as_tensor(values), self.ids)
+
+    # Private ------------------------------------------------------------------------------------
+
+    def _load_shards(self) -> None:
+        folders = sorted((self.path / "shards").glob("[0-9]*"))
+        known = {shard.path: shard for shard in getattr(self, "_shards", [])}
+        self._shards = [known.get(path) or Shard(path, self.layout) for path in folders]
+
+    @property
+    def _starts(self) -> NDArray[np.int64]:
+        """First row of each shard, and N."""
+        return np.cumsum([0, *(shard.count for shard in self._shards)])
+
+    def _locate(
+        self, rows: Sequence[int] | NDArray[np.integer]
+    ) -> Iterator[tuple[Shard, NDArray[np.int64], NDArray[np.int64]]]:
+        """For each shard involved: places in `rows`, and row numbers within the shard."""
+        wanted = np.asarray(rows, dtype=np.int64)
+        starts = self._starts
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < starts[-1]):
+            raise LibraryError(
+                f"rows must be from 0 to {starts[-1] - 1}, but got {wanted.min()} to {wanted.max()}"
+            )
+        homes = np.searchsorted(starts, wanted, side="right") - 1
+        for home in np.unique(homes):
+            places = np.flatnonzero(homes == home)
+            yield self._shards[home], places, wanted[places] - starts[home]
+
+    def _new_subjects(self, subjects: Sequence[Mapping[str, Any]], adapters: int) -> pa.Table:
+        if len(subjects) != adapters or adapters == 0:
+            raise LibraryError(
+                f"every adapter needs its subject, but got {adapters} adapters and "
+                f"{len(subjects)} subjects"
+            )
+        taken = set(self.ids)
+        for subject in subjects:
+            name = subject.get("id")
+            if not isinstance(name, str) or not name:
+                raise LibraryError(f"a subject must have a text as id, but got {name!r}")
+            if name in taken:
+                raise LibraryError(f"a subject is in a library once, but {name!r} occurs again")
+            taken.add(name)
+        columns = dict.fromkeys(key for subject in subjects for key in subject)
+        try:
+            table = pa.table({key: [row.get(key) for row in subjects] for key in columns})
+            schemas = [*(shard.subjects.schema for shard in self._shards), table.schema]
+            pa.unify_schemas(schemas, promote_options="permissive")
+        except pa.ArrowException as error:
+            raise LibraryError(
+                f"a column of subjects must have one type in the whole library, but: {error}"
+            ) from error
+        return table
+
+    def _freeze(self, vector: Float[Tensor, " D"]) -> None:
+        """Fix the gauge's reference for good: first the file, then the hash that vouches for it."""
+        vector = vector.detach().cpu().float().contiguous()
+        with atomic_file(self.path / _REFERENCE) as temporary:
+            save_file({"vector": vector}, temporary)
+        stated = {**to_dict(self.info), "reference_hash": _hash_vector(vector)}
+        write_json(self.path / _INFO, stated)
+        self.info = _read_info(self.path)
+
+    def _remove_leftovers(self) -> None:
+        """Delete what a killed writer left; the lock says that nobody is writing it now."""
+        for folder in (self.path, self.path / "shards", self.path / "columns"):
+            for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+                if leftover.is_dir():
+                    shutil.rmtree(leftover, ignore_errors=True)
+                else:
+                    leftover.unlink(missing_ok=True)
+
+    def _column_path(self, name: str) -> Path:
+        return self.path / "columns" / f"{name}.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class LibraryView:
+    """Some rows of a library, read as a library is read."""
+
+    library: Library
+    #: Row numbers in the library, in the order of this view.
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Number of adapters."""
+        return len(self.rows)
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the vectors."""
+        return self.library.layout
+
+    @property
+    def ids(self) -> list[str]:
+        """Subject ids in the order of this view."""
+        ids = self.library.ids
+        return [ids[row] for row in self.rows]
+
+    @property
+    def table(self) -> pa.Table:
+        """The table of subjects."""
+        return self.library.table.take(self.rows)
+
+    def all_vectors(self) -> Float[Tensor, "n D"]:
+        """Canonical vectors, in float32."""
+        return self.library.vectors(self.rows)
+
+    def batches(self, size: int = 256) -> Iterator[Float[Tensor, "n D"]]:
+        """Canonical vectors, at most `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.library.vectors(self.rows[start : start + size])
+
+    def factors(self) -> Factors:
+        """Raw factors, stacked."""
+        return self.library.factors(self.rows)
+
+    def column(self, name: str) -> Tensor:
+        """The array attached as `name`."""
+        return self.library.column(name)[torch.from_numpy(self.rows)]
+
+
+def _read_info(path: Path) -> LibraryInfo:
+    try:
+        stated = read_json(path / _INFO)
+        if stated.get("version") != VERSION:
+            raise LibraryError(
+                f"a library must have version {VERSION}, but {path} has "
+                f"{stated.get('version')!r}: use the release that wrote it"
+            )
+        return from_dict(LibraryInfo, stated)
+    except ConfigError as error:
+        raise LibraryError(f"{path} must be a library, but is not: {error}") from error
+
+
+def _complaints(read: Callable[[], object]) -> list[str]:
+    try:
+        read()
+    except LibraryError as error:
+        return [str(error)]
+    return []
+
+
+def _hash_vector(vector: Tensor) -> str:
+    return hashlib.sha256(vector.numpy().tobytes()).hexdigest()
