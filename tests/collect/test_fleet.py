@@ -35,7 +35,15 @@ RECIPES = {
         average=0.0,
         targets=("attn1.to_q", "attn2.to_v"),
     ),
-    "sgd": Recipe(steps=50, rank=2, optimiser="sgd", learning_rate=0.3, average=0.0),
+    "sgd": Recipe(
+        steps=50,
+        rank=2,
+        optimiser="sgd",
+        learning_rate=0.3,
+        noise="own",
+        average=0.0,
+        targets=("attn2.to_k", "attn2.to_v"),
+    ),
 }
 
 
@@ -245,8 +253,9 @@ def test_low_precision(folder, subjects):
 
 def test_reports_each_step(base, subjects):
     seen = []
-    train_fleet(base, SHORT, subjects[:1], on_step=lambda step, loss: seen.append((step, loss)))
+    fleet = train_fleet(base, SHORT, subjects[:2], on_step=lambda *step: seen.append(step))
     assert [step for step, _ in seen] == list(range(1, SHORT.steps + 1))
+    assert torch.equal(torch.stack([losses for _, losses in seen], dim=1), fleet.losses)
 
 
 def test_bad_input(base, subjects):

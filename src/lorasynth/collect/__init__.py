@@ -1,14 +1,20 @@
 """Collection: train an adapter for each of many subjects, in fleets, into a library."""
 
+from lorasynth.collect.collector import CollectionReport, collect
+from lorasynth.collect.contract import Gate, Verdict
 from lorasynth.collect.fleet import Fleet, train_fleet
 from lorasynth.collect.recipe import PRESETS, Recipe
 from lorasynth.collect.repeatability import Repeatability, compare, measure_repeatability
 
 __all__ = [
     "PRESETS",
+    "CollectionReport",
     "Fleet",
+    "Gate",
     "Recipe",
     "Repeatability",
+    "Verdict",
+    "collect",
     "compare",
     "measure_repeatability",
     "train_fleet",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from lorasynth.collect.recipe import Recipe
@@ -29,8 +29,8 @@ class Draw(NamedTuple):
         dropped: whether the caption is replaced by the empty one.
     """
 
-    pictures: Int[Tensor, "n m"]
-    timesteps: Int[Tensor, "n m"]
+    pictures: Int64[Tensor, "n m"]
+    timesteps: Int64[Tensor, "n m"]
     noise: Float[Tensor, "n m c h w"]
     dropped: Bool[Tensor, "n m"]
 
@@ -82,7 +82,9 @@ def draw_steps(
         yield Draw(pictures[step], times[step], chunk[step % NOISE_CHUNK], dropped[step])
 
 
-def _rounds(count: int, shape: tuple[int, int], stream: torch.Generator) -> Int[Tensor, "steps m"]:
+def _rounds(
+    count: int, shape: tuple[int, int], stream: torch.Generator
+) -> Int64[Tensor, "steps m"]:
     """Indices of `count` pictures, shuffled anew in each round through them all."""
     rounds = -(-shape[0] * shape[1] // count)
     order = torch.rand(rounds, count, generator=stream, dtype=torch.float64).argsort(dim=1)

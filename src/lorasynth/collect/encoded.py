@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from lorasynth.base import BaseModel
@@ -20,20 +20,21 @@ class EncodedSubjects:
         latents: scaled latents of all pictures.
         texts: embeddings of all captions.
         empty: embedding of the empty caption.
+        first: where each subject's pictures begin.
         counts: pictures of each subject.
     """
 
     latents: Float[Tensor, "pictures c h w"]
     texts: Float[Tensor, "pictures tokens width"]
     empty: Float[Tensor, "tokens width"]
+    first: Int64[Tensor, " n"]
     counts: tuple[int, ...]
 
     def pick(
-        self, pictures: Int[Tensor, "n m"], dropped: Bool[Tensor, "n m"]
+        self, pictures: Int64[Tensor, "n m"], dropped: Bool[Tensor, "n m"]
     ) -> tuple[Float[Tensor, "nm c h w"], Float[Tensor, "nm tokens width"]]:
         """Latents and texts of each subject's own `pictures`, without the captions `dropped`."""
-        first = torch.tensor([0, *self.counts[:-1]], device=pictures.device).cumsum(0)
-        index = (pictures + first[:, None]).flatten()
+        index = (pictures + self.first[:, None]).flatten()
         texts = torch.where(dropped.flatten()[:, None, None], self.empty, self.texts[index])
         return self.latents[index], texts
 
@@ -53,9 +54,11 @@ def encode_subjects(base: BaseModel, subjects: Sequence[Subject]) -> EncodedSubj
                 f"{subject.id!r} has {len(subject.pictures)} pictures and "
                 f"{len(subject.captions)} captions"
             )
+    counts = tuple(len(subject.pictures) for subject in subjects)
     return EncodedSubjects(
         latents=torch.cat([base.encode_pictures(subject.pictures) for subject in subjects]),
         texts=torch.cat([base.encode_prompts(subject.captions) for subject in subjects]),
         empty=base.encode_prompts([""])[0],
-        counts=tuple(len(subject.pictures) for subject in subjects),
+        first=torch.tensor([0, *counts[:-1]], device=base.device).cumsum(0),
+        counts=counts,
     )

@@ -23,8 +23,8 @@ from lorasynth.errors import CollectionError, ConfigError
 from lorasynth.pictures import Subject
 from lorasynth.randomness import torch_stream
 
-#: Called after each step with the number of steps done and the fleet's mean loss.
-OnStep = Callable[[int, float], None]
+#: Called after each step with the number of steps done and each adapter's loss, on the device.
+OnStep = Callable[[int, Tensor], None]
 
 
 class Fleet(NamedTuple):
@@ -89,7 +89,7 @@ def train_fleet(
             trainer.step(loss)
             losses.append(loss.detach())
             if on_step is not None:
-                on_step(step + 1, float(losses[-1].mean()))
+                on_step(step + 1, losses[-1])
     return Fleet(trainer.result(), torch.stack(losses, dim=1))
 
 

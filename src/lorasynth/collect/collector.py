@@ -1,0 +1,272 @@
+"""Collect a library: fleet after fleet, each appended as one shard in one atomic step.
+
+A run that is killed loses the fleet in training and nothing else: training keeps no checkpoint
+within a fleet, since a fleet takes minutes.  The next run with the same arguments skips what the
+library holds, and ends with the same adapters as an undisturbed run.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from lorasynth.adapter import Factors, Layout, map_factors
+from lorasynth.base import BaseModel
+from lorasynth.collect.contract import Gate
+from lorasynth.collect.failures import Failures
+from lorasynth.collect.fleet import Fleet, train_fleet
+from lorasynth.collect.recipe import Recipe
+from lorasynth.config import to_dict
+from lorasynth.errors import CollectionError, PictureError
+from lorasynth.library import Library
+from lorasynth.pictures import Subject, SubjectSource
+from lorasynth.progress import Advance, console, progress
+
+#: Subject id -> the reason why it has no adapter, and what was measured.
+Broken = dict[str, dict[str, float | str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectionReport:
+    """What one run did.
+
+    Attributes:
+        collected: subjects whose adapters joined the library in this run.
+        failed: subject -> why it has no adapter.
+        fleet_size: at the end; smaller than asked for if memory ran out.
+        seconds: spent in this run.
+    """
+
+    collected: list[str]
+    failed: dict[str, str]
+    fleet_size: int
+    seconds: float
+
+
+def collect(
+    base: BaseModel,
+    source: SubjectSource,
+    library_path: Path | str,
+    recipe: Recipe,
+    *,
+    fleet_size: int = 32,
+    gauge: str = "procrustes",
+    gate: Gate | None = None,
+    retry_failed: bool = False,
+    dtype: torch.dtype = torch.float32,
+    autocast: torch.dtype | None = None,
+) -> CollectionReport:
+    """Train an adapter for every subject of `source` that the library does not hold yet.
+
+    Args:
+        base: the base model.
+        source: where subjects come from.
+        library_path: the library, which is created if absent.
+        recipe: how each adapter is trained; a library has one recipe.
+        fleet_size: adapters per fleet; decides speed and memory, not the result.
+        gauge: of the canonical vectors of a new library; the raw factors are kept beside them.
+        gate: judges each fleet; adapters that fail stay out of the library.
+        retry_failed: try subjects again that an earlier run listed as failed.
+        dtype: of the factors while training.
+        autocast: see `train_fleet`.
+
+    Raises:
+        CollectionError: there is no subject, or an id occurs twice; the library has another
+            recipe or base model; memory does not suffice for one adapter.
+        LibraryError: the library is damaged, or another process is writing it.
+        KeyboardInterrupt: on Ctrl-C, after a line that says what is safe.
+    """
+    path, start = Path(library_path), time.monotonic()
+    ids = _checked_ids(source)
+    if fleet_size < 1:
+        raise CollectionError(f"a fleet must have at least 1 adapter, but fleet_size={fleet_size}")
+    library, failures = _open(path, base, recipe, gauge), Failures(path)
+    run = _Run(base, source, library, failures, recipe, gate, fleet_size, dtype, autocast)
+    try:
+        with library.locked():
+            skipped = {*library.ids, *([] if retry_failed else failures.ids)}
+            pending = [name for name in ids if name not in skipped]
+            total, left = (recipe.steps * len(names) for names in (ids, pending))
+            with progress("collect", total, done=total - left) as advance:
+                run.train(pending, advance)
+    except KeyboardInterrupt:
+        console.print(
+            f"Stopped. The {len(library)} finished adapters are safe in {path}; the same command "
+            "goes on from there."
+        )
+        raise
+    return CollectionReport(
+        collected=run.collected,
+        failed=run.failed,
+        fleet_size=run.fleet_size,
+        seconds=time.monotonic() - start,
+    )
+
+
+def _open(path: Path, base: BaseModel, recipe: Recipe, gauge: str) -> Library:
+    """Open the library of this base model and recipe; create it in an absent or empty folder."""
+    stated = to_dict(recipe)
+    if not path.exists() or all(entry.name.startswith(".") for entry in path.iterdir()):
+        layout = Layout.from_linears(base.target_linears(recipe.targets), recipe.rank)
+        return Library.create(path, layout, base.fingerprint, stated, gauge=gauge)
+    library = Library.open(path)
+    if library.info.base_fingerprint != base.fingerprint:
+        raise CollectionError(
+            f"a library has one base model, but {path} has {library.info.base_fingerprint} and "
+            f"{base.name} is {base.fingerprint}: use that one, or another path"
+        )
+    for name, value in stated.items():
+        found = library.info.recipe.get(name)
+        if found != value:
+            raise CollectionError(
+                f"a library has one recipe, but {path} has {name}={found!r} and this run "
+                f"{name}={value!r}: use that value, or another path"
+            )
+    return library
+
+
+def _checked_ids(source: SubjectSource) -> list[str]:
+    ids = list(source.ids)
+    if not ids:
+        raise CollectionError(
+            "a collection must have at least one subject, but its source has none: "
+            "give a folder that holds one folder of pictures per subject"
+        )
+    if len(set(ids)) < len(ids):
+        twice = next(name for index, name in enumerate(ids) if name in ids[:index])
+        raise CollectionError(f"subjects must have ids of their own, but {twice!r} occurs twice")
+    return ids
+
+
+@dataclass
+class _Run:
+    """One run of `collect`: what it works with, and what it has done so far."""
+
+    base: BaseModel
+    source: SubjectSource
+    library: Library
+    failures: Failures
+    recipe: Recipe
+    gate: Gate | None
+    fleet_size: int
+    dtype: torch.dtype
+    autocast: torch.dtype | None
+    collected: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def train(self, pending: Sequence[str], advance: Advance) -> None:
+        """Train `pending` subjects, fleet after fleet."""
+        while pending:
+            ids, rest = pending[: self.fleet_size], pending[self.fleet_size :]
+            subjects = self._load(ids)
+            start = time.monotonic()
+            fleet = self._fleet(subjects, advance) if subjects else None
+            if fleet is not None:
+                self._keep(fleet, subjects, (time.monotonic() - start) / len(subjects))
+            elif subjects:
+                self._halve(len(subjects))
+                continue
+            pending = rest
+
+    def _load(self, ids: Sequence[str]) -> list[Subject]:
+        """The subjects whose pictures can be used; the others become failures."""
+        subjects: list[Subject] = []
+        broken: Broken = {}
+        for name in ids:
+            try:
+                subjects.append(self.source.load(name))
+            except PictureError as error:
+                broken[name] = {"reason": str(error)}
+        self._fail(broken)
+        return subjects
+
+    def _fleet(self, subjects: Sequence[Subject], advance: Advance) -> Fleet | None:
+        """Train one fleet; None if it does not fit into memory."""
+        size = len(subjects)
+        done = 0
+
+        def on_step(step: int, losses: Float[Tensor, " n"]) -> None:
+            nonlocal done
+            done = step * size
+            said = ""
+            if step % 10 == 0:  # reading the loss waits for the device
+                said = f"{len(self.collected)} adapters, fleet of {size}, loss {losses.mean():.4f}"
+            advance(size, said)
+
+        try:
+            return train_fleet(
+                self.base,
+                self.recipe,
+                subjects,
+                dtype=self.dtype,
+                autocast=self.autocast,
+                on_step=on_step,
+            )
+        except torch.OutOfMemoryError:
+            advance(-done)
+            return None
+
+    def _halve(self, size: int) -> None:
+        if size == 1:
+            raise CollectionError(
+                "memory must suffice for a fleet of one adapter, but it does not: use fewer "
+                "pictures per step, a smaller dtype or another device"
+            )
+        self.fleet_size = size // 2
+        console.print(
+            f"A fleet of {size} does not fit into memory; going on with {self.fleet_size}."
+        )
+        if self.base.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _keep(self, fleet: Fleet, subjects: Sequence[Subject], seconds: float) -> None:
+        """Append the adapters that are fit for use, list the others as failures."""
+        factors = map_factors(lambda part: part.float().cpu(), fleet.factors)
+        losses = fleet.losses[:, -self.recipe.averaged_steps :].mean(dim=1)
+        rows: list[dict[str, Any]] = [
+            {"id": subject.id, "seed": self.recipe.seed, "recipe": self.recipe.fingerprint}
+            | {"loss": loss, "seconds": seconds, "pictures": len(subject.pictures)}
+            | dict(subject.attributes)
+            for subject, loss in zip(subjects, losses.tolist(), strict=True)
+        ]
+        fit = _finite(factors)
+        broken: Broken = {
+            row["id"]: {"reason": "training diverged: lower the learning rate"}
+            for row, is_fit in zip(rows, fit.tolist(), strict=True)
+            if not is_fit
+        }
+        chosen = fit.nonzero().flatten()
+        if self.gate is not None and len(chosen):
+            verdict = self.gate(_select(factors, chosen), [subjects[i] for i in chosen])
+            for place, row in enumerate(chosen.tolist()):
+                metrics = {name: float(values[place]) for name, values in verdict.metrics.items()}
+                rows[row] |= metrics
+                if not verdict.passed[place]:
+                    broken[rows[row]["id"]] = {"reason": "the quality gate refused it"} | metrics
+            chosen = chosen[verdict.passed.cpu()]
+        kept = [rows[index] for index in chosen.tolist()]
+        if kept:
+            self.library.append(_select(factors, chosen), kept)
+        self.collected += [row["id"] for row in kept]
+        self._fail(broken, [row["id"] for row in kept])
+
+    def _fail(self, broken: Broken, mended: Sequence[str] = ()) -> None:
+        self.failures.update(broken, mended)
+        self.failed |= {name: str(facts["reason"]) for name, facts in broken.items()}
+
+
+def _finite(factors: Factors) -> Bool[Tensor, " n"]:
+    """Which of the stacked adapters have finite numbers only."""
+    parts = [
+        part.isfinite().flatten(1).all(dim=1) for factor in factors.values() for part in factor
+    ]
+    return torch.stack(parts).all(dim=0)
+
+
+def _select(factors: Factors, rows: Int64[Tensor, " k"]) -> Factors:
+    return map_factors(lambda part: part[rows], factors)

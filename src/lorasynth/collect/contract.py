@@ -1,0 +1,33 @@
+"""What a collection takes from outside: a quality gate."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from lorasynth.adapter import Factors
+from lorasynth.pictures import Subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a quality gate found in n adapters.
+
+    Attributes:
+        passed: which adapters may join the library.
+        metrics: name -> one number per adapter; each becomes a column of the library's table.
+    """
+
+    passed: Bool[Tensor, " n"]
+    metrics: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Gate(Protocol):
+    """Judges freshly trained adapters, for example by the likeness of a few samples."""
+
+    def __call__(self, factors: Factors, subjects: Sequence[Subject]) -> Verdict:
+        """Judge the adapters of `subjects`, stacked in the same order."""
+        ...

@@ -1,0 +1,239 @@
+"""Whole collections: resume, kill -9, failures, memory, Ctrl-C."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lorasynth.adapter import Factor
+from lorasynth.base import BaseModel
+from lorasynth.collect import Fleet, Recipe, Verdict, collect, collector
+from lorasynth.errors import CollectionError, ConfigError, LibraryError, PictureError
+from lorasynth.library import Library
+from lorasynth.pictures import FolderSubjects
+from lorasynth.randomness import numpy_stream
+
+RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), pictures_per_step=2)
+
+
+def vectors(path):
+    """Subject id -> raw factors in one vector, after a check of every file."""
+    library = Library.open(path)
+    assert not library.check().damages
+    raw = library.layout.flatten(library.factors(range(len(library))))
+    return dict(zip(library.ids, raw, strict=True))
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=1e-6, atol=1e-9)
+
+
+def test_every_subject_once_with_what_is_known_of_it(tmp_path, base, source):
+    report = collect(base, source, tmp_path / "lib", RECIPE, fleet_size=2)
+    library = Library.open(tmp_path / "lib")
+    assert report.collected == list(library.ids) == source.ids
+    assert not report.failed
+    row = library.table.to_pylist()[3]
+    assert row["redness"] == source.load("subject-003").attributes["redness"]
+    assert row["recipe"] == RECIPE.fingerprint
+    assert row["seed"] == RECIPE.seed
+    assert 0 < row["loss"] < 3
+    assert row["seconds"] > 0
+
+
+def test_fleet_size_does_not_matter(tmp_path, base, source):
+    for size in (1, 2, 5):
+        path = tmp_path / f"{size}"
+        collect(base, source, path, RECIPE, fleet_size=size, dtype=torch.float64)
+    assert_same(vectors(tmp_path / "1"), vectors(tmp_path / "5"))
+    assert_same(vectors(tmp_path / "2"), vectors(tmp_path / "5"))
+
+
+def test_goes_on_where_it_stopped(tmp_path, base, source):
+    collect(base, replace(source, count=3), tmp_path / "lib", RECIPE, fleet_size=2)
+    before = vectors(tmp_path / "lib")
+    report = collect(base, source, tmp_path / "lib", RECIPE, fleet_size=2)
+    assert report.collected == source.ids[3:]
+    after = vectors(tmp_path / "lib")
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert collect(base, source, tmp_path / "lib", RECIPE).collected == []
+
+
+def test_other_recipe_or_base_is_refused(tmp_path, base, source, make_pipeline):
+    collect(base, replace(source, count=1), tmp_path / "lib", RECIPE)
+    with pytest.raises(CollectionError, match="has seed=0 and this run seed=1"):
+        collect(base, source, tmp_path / "lib", replace(RECIPE, seed=1))
+    other = BaseModel.load(make_pipeline(tmp_path / "other"))
+    other.fingerprint = "0123456789abcdef"
+    with pytest.raises(CollectionError, match="base model"):
+        collect(other, source, tmp_path / "lib", RECIPE)
+    assert list(Library.open(tmp_path / "lib").ids) == source.ids[:1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks")
+def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path, folder, base):
+    for subject in range(3):
+        place = tmp_path / "subjects" / f"{subject}"
+        place.mkdir(parents=True)
+        for picture in range(3):
+            noise = numpy_stream(3, subject, picture).integers(0, 256, (16, 16, 3))
+            Image.fromarray(noise.astype(np.uint8)).save(place / f"{picture}.png")
+    script = Path(__file__).with_name("killed.py")
+    arguments = [str(folder), str(tmp_path / "subjects"), str(tmp_path / "killed")]
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    libraries = sorted((tmp_path / "killed").glob("[0-9]*"))
+    assert len(libraries) >= 4
+    assert int(done.stdout) >= len(libraries)
+    source = FolderSubjects(tmp_path / "subjects", 16)
+    collect(base, source, tmp_path / "whole", RECIPE, dtype=torch.float64)
+    for library in libraries:
+        assert sorted(Library.open(library).ids) == ["0", "1", "2"]
+        assert_same(vectors(library), vectors(tmp_path / "whole"))
+
+
+def test_one_collection_at_a_time(tmp_path, base, source):
+    collect(base, replace(source, count=1), tmp_path / "lib", RECIPE)
+    with (
+        Library.open(tmp_path / "lib").locked(),
+        pytest.raises(LibraryError, match="another process is writing"),
+    ):
+        collect(base, source, tmp_path / "lib", RECIPE)
+
+
+def test_folder_of_something_else_is_left_alone(tmp_path, base, source):
+    (tmp_path / "photo.png").write_bytes(b"precious")
+    with pytest.raises(LibraryError, match="must be a library"):
+        collect(base, source, tmp_path, RECIPE)
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path, base, source, monkeypatch, capsys):
+    real, calls = collector.train_fleet, []
+
+    def interrupted(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(collector, "train_fleet", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        collect(base, source, tmp_path / "lib", RECIPE, fleet_size=2)
+    assert "2 finished adapters are safe" in " ".join(capsys.readouterr().err.split())
+    assert list(Library.open(tmp_path / "lib").ids) == source.ids[:2]
+    report = collect(base, source, tmp_path / "lib", RECIPE, fleet_size=2)
+    assert report.collected == source.ids[2:]
+
+
+def test_fleet_halves_itself_when_memory_runs_out(tmp_path, base, source, monkeypatch):
+    real = collector.train_fleet
+
+    def small(base, recipe, subjects, **options):
+        if len(subjects) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(base, recipe, subjects, **options)
+
+    monkeypatch.setattr(collector, "train_fleet", small)
+    report = collect(base, source, tmp_path / "lib", RECIPE, fleet_size=16)
+    assert report.collected == source.ids
+    assert report.fleet_size == 2
+
+
+def test_memory_for_not_even_one(tmp_path, base, source, monkeypatch):
+    def never(*arguments, **options):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(collector, "train_fleet", never)
+    with pytest.raises(CollectionError, match="fleet of one adapter"):
+        collect(base, source, tmp_path / "lib", RECIPE, fleet_size=4)
+
+
+def refuse_reddest(factors, subjects):
+    redness = [subject.attributes["redness"] for subject in subjects]
+    limit = 150
+    return Verdict(
+        passed=torch.tensor([value < limit for value in redness]), metrics={"seen": redness}
+    )
+
+
+def test_gate_keeps_failures_out_and_lists_them(tmp_path, base, source):
+    red = {name: source.load(name).attributes["redness"] for name in source.ids}
+    good = [name for name in source.ids if red[name] < 150]
+    bad = [name for name in source.ids if red[name] >= 150]
+    assert good
+    assert bad
+    report = collect(base, source, tmp_path / "lib", RECIPE, fleet_size=2, gate=refuse_reddest)
+    assert report.collected == list(Library.open(tmp_path / "lib").ids) == good
+    assert sorted(report.failed) == bad
+    listed = json.loads((tmp_path / "lib.failures.json").read_text())
+    assert listed[bad[0]]["seen"] == red[bad[0]]
+    row = Library.open(tmp_path / "lib").table.to_pylist()[0]
+    assert row["seen"] == red[good[0]]
+
+    again = collect(base, source, tmp_path / "lib", RECIPE, gate=refuse_reddest)
+    assert again.collected == []
+    assert not again.failed
+    retried = collect(base, source, tmp_path / "lib", RECIPE, retry_failed=True)
+    assert retried.collected == bad
+    assert json.loads((tmp_path / "lib.failures.json").read_text()) == {}
+
+
+def test_adapter_that_diverged_does_not_join(tmp_path, base, source, monkeypatch):
+    real = collector.train_fleet
+
+    def diverging(*arguments, **options):
+        fleet = real(*arguments, **options)
+        broken = {}
+        for name, factor in fleet.factors.items():
+            B = factor.B.clone()
+            B[1, 0, 0] = float("nan")
+            broken[name] = Factor(factor.A, B)
+        return Fleet(broken, fleet.losses)
+
+    monkeypatch.setattr(collector, "train_fleet", diverging)
+    report = collect(base, source, tmp_path / "lib", RECIPE)
+    assert list(report.failed) == [source.ids[1]]
+    assert "diverged" in report.failed[source.ids[1]]
+    assert report.collected == [source.ids[0], *source.ids[2:]]
+
+
+def test_subject_that_cannot_be_read_does_not_stop_the_others(tmp_path, base, source, monkeypatch):
+    real = type(source).load
+
+    def load(self, name):
+        if name == source.ids[2]:
+            raise PictureError("a picture must be whole, but subject-002/1.png is cut off")
+        return real(self, name)
+
+    monkeypatch.setattr(type(source), "load", load)
+    report = collect(base, source, tmp_path / "lib", RECIPE, fleet_size=1)
+    assert report.collected == [*source.ids[:2], *source.ids[3:]]
+    assert report.failed == {
+        source.ids[2]: "a picture must be whole, but subject-002/1.png is cut off"
+    }
+
+
+def test_bad_input(tmp_path, base, source):
+    with pytest.raises(CollectionError, match="at least one subject"):
+        collect(base, replace(source, count=0), tmp_path / "lib", RECIPE)
+    with pytest.raises(CollectionError, match="at least 1 adapter"):
+        collect(base, source, tmp_path / "lib", RECIPE, fleet_size=0)
+    with pytest.raises(ConfigError, match="rank"):
+        collect(base, source, tmp_path / "lib", replace(RECIPE, rank=99))
+
+
+def test_id_that_occurs_twice(tmp_path, base, source, monkeypatch):
+    monkeypatch.setattr(type(source), "ids", ["a", "b", "a"])
+    with pytest.raises(CollectionError, match="'a' occurs twice"):
+        collect(base, source, tmp_path / "lib", RECIPE)
