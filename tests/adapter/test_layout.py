@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -54,6 +54,7 @@ def test_offsets_are_those_of_weights2weights() -> None:
     assert layout.offsets[last] == (98560, 99328)
 
 
+@settings(deadline=None)
 @given(slots)
 def test_flatten_and_unflatten_are_inverse(shapes: dict[str, tuple[int, int, int]]) -> None:
     layout = Layout.from_slots(Slot(module, *shape) for module, shape in shapes.items())
@@ -72,6 +73,7 @@ def test_a_comes_before_b_row_major() -> None:
     assert layout.flatten({"m": factor}).tolist() == [1, 2, 3, 4, 5, 6]
 
 
+@settings(deadline=None)
 @given(slots)
 def test_json_form_keeps_the_layout(shapes: dict[str, tuple[int, int, int]]) -> None:
     layout = Layout.from_slots(Slot(module, *shape) for module, shape in shapes.items())

@@ -26,7 +26,7 @@ class Statistics:
         return len(self.norms)
 
 
-def streaming_statistics(batches: Iterable[Float[Tensor, "n D"]]) -> Statistics:
+def streaming_statistics(batches: Iterable[Float[Tensor, "_ D"]]) -> Statistics:
     """Statistics of all rows of all batches, which are read once.
 
     Means and squared deviations of the batches are merged (Chan, Golub & LeVeque 1979), which is
