@@ -35,7 +35,7 @@ class BaseTrainingConfig:
 
     model: AvatarModelConfig = field(default_factory=AvatarModelConfig)
     autoencoder: Optimisation = field(
-        default_factory=lambda: Optimisation(steps=3000, batch=16, lr=1e-3, weight_decay=0.0)
+        default_factory=lambda: Optimisation(steps=2500, batch=16, lr=1e-3, weight_decay=0.0)
     )
     unet: Optimisation = field(
         default_factory=lambda: Optimisation(steps=9000, batch=64, lr=8e-4, warmup=300)

@@ -6,16 +6,16 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lorasynth import config as configs
 from lorasynth.atomic import atomic_directory, write_json
+from lorasynth.condition.contract import ENCODERS
 from lorasynth.condition.trunks import TRUNKS
 from lorasynth.errors import BundleError, ConfigError
 from lorasynth.pictures.files import to_unit_range
+from lorasynth.weights import load_weights, write_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +85,7 @@ class AvatarEncoder(nn.Module):
         with atomic_directory(folder) as temporary:
             kind = {"kind": "avatar", **configs.to_dict(self.config)}
             write_json(temporary / "config.json", kind)
-            weights = {
-                k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()
-            }
-            save_file(weights, temporary / "model.safetensors")
+            write_weights(temporary / "model.safetensors", self.state_dict(), half=True)
 
     @classmethod
     def load(cls, folder: Path) -> "AvatarEncoder":
@@ -101,10 +98,12 @@ class AvatarEncoder(nn.Module):
             stored = configs.read_json(folder / "config.json")
             stored.pop("kind", None)
             encoder = cls(configs.from_dict(AvatarEncoderConfig, stored))
-            encoder.load_state_dict(load_file(folder / "model.safetensors"))
-        except (ConfigError, OSError, RuntimeError, SafetensorError) as error:
+        except ConfigError as error:
             raise BundleError(
-                f"{folder} must hold a whole avatar encoder, but does not "
-                f"({str(error).splitlines()[0]}): download or train it again"
+                f"{folder} must hold an avatar encoder, but does not: {error}"
             ) from error
-        return encoder.float().eval()
+        load_weights(encoder, folder / "model.safetensors")
+        return encoder.eval()
+
+
+ENCODERS.register("avatar")(AvatarEncoder.load)

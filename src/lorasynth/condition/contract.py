@@ -1,13 +1,16 @@
 """What a condition encoder is: a map from pictures of a subject to a point on a sphere."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from lorasynth.errors import PictureError
+from lorasynth.config import read_json
+from lorasynth.errors import BundleError, ConfigError, PictureError
+from lorasynth.registry import Registry
 
 
 @runtime_checkable
@@ -33,6 +36,30 @@ class ConditionEncoder(Protocol):
     def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
         """The probability that each picture shows what the encoder knows (a face)."""
         ...
+
+    def save(self, folder: Path) -> None:
+        """Write what is needed to load it again, with a `config.json` that names its `kind`."""
+        ...
+
+
+#: How to load each kind of encoder from a folder.
+ENCODERS: Registry[Callable[[Path], ConditionEncoder]] = Registry(
+    "condition encoder", "lorasynth.encoders"
+)
+
+
+def load_encoder(folder: Path) -> ConditionEncoder:
+    """Load an encoder of any kind that `save` wrote.
+
+    Raises:
+        BundleError: the folder is not a whole encoder, or of a kind that is not installed.
+    """
+    try:
+        return ENCODERS.get(str(read_json(folder / "config.json").get("kind")))(folder)
+    except ConfigError as error:
+        raise BundleError(
+            f"{folder} must hold a condition encoder, but does not: {error}"
+        ) from error
 
 
 def sphere_mean(embeddings: Float[Tensor, "k m"]) -> Float[Tensor, " m"]:

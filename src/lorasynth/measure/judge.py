@@ -11,8 +11,6 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,6 +22,7 @@ from lorasynth.pictures.files import to_unit_range
 from lorasynth.pictures.pool import LABELS, Pool
 from lorasynth.randomness import stream_seed
 from lorasynth.training import Optimisation, Trainer
+from lorasynth.weights import load_weights, write_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +70,7 @@ class AttributeJudge(nn.Module):
         """Write config and weights (fp16) to a folder."""
         with atomic_directory(folder) as temporary:
             write_json(temporary / "config.json", configs.to_dict(self.config))
-            weights = {
-                k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()
-            }
-            save_file(weights, temporary / "model.safetensors")
+            write_weights(temporary / "model.safetensors", self.state_dict(), half=True)
 
     @classmethod
     def load(cls, folder: Path) -> "AttributeJudge":
@@ -85,13 +81,10 @@ class AttributeJudge(nn.Module):
         """
         try:
             judge = cls(configs.from_dict(JudgeConfig, configs.read_json(folder / "config.json")))
-            judge.load_state_dict(load_file(folder / "model.safetensors"))
-        except (ConfigError, OSError, RuntimeError, SafetensorError) as error:
-            raise BundleError(
-                f"{folder} must hold a whole judge, but does not "
-                f"({str(error).splitlines()[0]}): download or train it again"
-            ) from error
-        return judge.float().eval()
+        except ConfigError as error:
+            raise BundleError(f"{folder} must hold a judge, but does not: {error}") from error
+        load_weights(judge, folder / "model.safetensors")
+        return judge.eval()
 
 
 def train_judge(

@@ -1,5 +1,6 @@
 """Pictures and their subjects: folders of photos, and the avatars that the embedded model draws."""
 
+from lorasynth.pictures import captions
 from lorasynth.pictures.avatars import AvatarSubjects
 from lorasynth.pictures.contract import Subject, SubjectSource
 from lorasynth.pictures.files import pictures_in, read_picture, to_image
@@ -10,6 +11,7 @@ __all__ = [
     "FolderSubjects",
     "Subject",
     "SubjectSource",
+    "captions",
     "pictures_in",
     "read_picture",
     "to_image",

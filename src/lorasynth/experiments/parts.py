@@ -1,0 +1,156 @@
+"""How good the embedded parts are: the judge, the encoders, and the base model's caption following.
+
+All subjects are of the test split, whose combinations of attributes no part has seen in training.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from lorasynth.base import BaseModel, SamplingConfig
+from lorasynth.condition import ConditionEncoder
+from lorasynth.measure.attributes import found
+from lorasynth.measure.identification import Identification, identification
+from lorasynth.measure.judge import AttributeJudge
+from lorasynth.pictures import AvatarSubjects, captions
+from lorasynth.pictures.avatars import (
+    Identity,
+    Scene,
+    draw,
+    sample_identity,
+    sample_scene,
+    with_colours_of,
+)
+from lorasynth.pictures.pool import LABELS, labels_of
+from lorasynth.randomness import numpy_stream
+
+#: Subjects who share all their colours come in groups of this many.
+SAME_COLOUR_GROUP = 100
+
+
+def _draws(count: int, seed: int, size: int) -> tuple[UInt8[Tensor, "n h w 3"], list[list[int]]]:
+    pictures, labels = [], []
+    for i in range(count):
+        rng = numpy_stream(seed, "parts", i)
+        identity, scene = sample_identity(rng, "test"), sample_scene(rng)
+        pictures.append(draw(identity, scene, size))
+        labels.append(labels_of(identity, scene))
+    return torch.from_numpy(np.stack(pictures)), labels
+
+
+def _shares(judged: Int64[Tensor, "n attributes"], asked: list[list[int]]) -> dict[str, float]:
+    hits = found(judged, torch.tensor(asked)).float().mean(dim=0)
+    return dict(zip(LABELS, hits.tolist(), strict=True))
+
+
+def judge_accuracy(judge: AttributeJudge, count: int, seed: int) -> dict[str, float]:
+    """Per attribute: how often the judge is right about really drawn pictures."""
+    pictures, labels = _draws(count, seed, judge.config.picture_size)
+    return _shares(judge.labels(pictures), labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderReport:
+    """What an encoder knows of unseen subjects; `same_colours` shares all colours in groups."""
+
+    unseen: Identification
+    same_colours: Identification
+
+
+def encoder_report(encoder: ConditionEncoder, count: int, seed: int) -> EncoderReport:
+    """Identify unseen subjects by a second picture, among all, and among equals in colour."""
+    subjects = AvatarSubjects(split="test", count=count, pictures=2, seed=seed, series="encoder")
+    identities = [subjects.identity(i) for i in subjects.ids]
+    scenes = [subjects.scenes(i) for i in subjects.ids]
+    unseen = _identify(encoder, identities, scenes)
+    groups = []
+    for start in range(0, count - SAME_COLOUR_GROUP + 1, SAME_COLOUR_GROUP):
+        rows = slice(start, start + SAME_COLOUR_GROUP)
+        model = identities[start]
+        alike = [with_colours_of(identity, model) for identity in identities[rows]]
+        groups.append(_identify(encoder, alike, scenes[rows]))
+    return EncoderReport(unseen=unseen, same_colours=_average(groups))
+
+
+def _identify(
+    encoder: ConditionEncoder, identities: list[Identity], scenes: list[list[Scene]]
+) -> Identification:
+    size = encoder.picture_size
+    first, second = (
+        encoder.embed(
+            torch.from_numpy(
+                np.stack([draw(i, s[k], size) for i, s in zip(identities, scenes, strict=True)])
+            )
+        )
+        for k in (0, 1)
+    )
+    return identification(first, second)
+
+
+def _average(groups: list[Identification]) -> Identification:
+    n = sum(group.n for group in groups)
+    means = {
+        name: sum(getattr(group, name) * group.n for group in groups) / n
+        for name in ("rank1", "same", "different")
+    }
+    return Identification(**means, n=n)
+
+
+def caption_following(
+    base: BaseModel, judge: AttributeJudge, count: int, seed: int, sampling: SamplingConfig
+) -> dict[str, float]:
+    """Per attribute: how often the judge finds what the caption asked the base model for.
+
+    The captions name the whole identity and scene, so identity attributes are measured too.
+    """
+    prompts, asked = [], []
+    for i in range(count):
+        rng = numpy_stream(seed, "caption following", i)
+        identity, scene = sample_identity(rng, "test"), sample_scene(rng)
+        prompts.append(captions.described(identity, scene))
+        asked.append(labels_of(identity, scene))
+    pictures = base.sample(prompts, [seed + i for i in range(count)], config=sampling)
+    return _shares(judge.labels(pictures), asked)
+
+
+def caption_grid(
+    base: BaseModel, columns: int, seed: int, sampling: SamplingConfig
+) -> tuple[list[str], UInt8[Tensor, "rows columns h w 3"]]:
+    """Eight captions, each with several samples."""
+    rng = numpy_stream(seed, "grid")
+    identity, scene = sample_identity(rng, "train"), sample_scene(rng)
+    prompts = [captions.join([])]
+    prompts += [captions.prompt(sample_scene(rng)) for _ in range(3)]
+    prompts += [captions.described(sample_identity(rng, "train"), scene) for _ in range(2)]
+    prompts += [
+        captions.described(identity, replace(scene, mouth=mouth)) for mouth in ("smile", "sad")
+    ]
+    repeated = [prompt for prompt in prompts for _ in range(columns)]
+    pictures = base.sample(repeated, [seed + i for i in range(len(repeated))], config=sampling)
+    return prompts, pictures.unflatten(0, (len(prompts), columns))
+
+
+def parts_report(
+    base: BaseModel,
+    encoders: list[ConditionEncoder],
+    judge: AttributeJudge,
+    *,
+    seed: int = 0,
+    samples: int = 200,
+    subjects: int = 500,
+    sampling: SamplingConfig | None = None,
+) -> dict[str, Any]:
+    """All of the above as one JSON object."""
+    return {
+        "seed": seed,
+        "judge_on_drawn_pictures": judge_accuracy(judge, 1000, seed) | {"n": 1000},
+        "captions_followed": caption_following(
+            base, judge, samples, seed, sampling or SamplingConfig()
+        )
+        | {"n": samples},
+        "encoders": {e.name: asdict(encoder_report(e, subjects, seed)) for e in encoders},
+    }

@@ -1,0 +1,242 @@
+"""The assembled system that a user holds: pictures of a subject in, an adapter out.
+
+A saved synthesizer is one folder:
+
+    synthesizer.json   base model, layout, trigger phrase, encoder
+    encoder/           the condition encoder
+    codec/             latents to flat vectors
+    hypernet/          conditions to latents
+    checksums.json     of all the above
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from lorasynth import checksums
+from lorasynth.adapter import Adapter, AdapterMetadata, Factors, Layout, map_factors
+from lorasynth.atomic import atomic_directory, write_json
+from lorasynth.codec import Codec, load_codec
+from lorasynth.condition import ConditionEncoder, load_encoder, subject_embedding
+from lorasynth.config import read_json
+from lorasynth.errors import BundleError, LayoutError
+from lorasynth.hypernet import LatentDiffusion
+from lorasynth.pictures import read_picture
+
+_DESCRIPTION = "synthesizer.json"
+_VERSION = 1
+
+#: A picture by path, or as pixels.
+Photo = Path | str | UInt8[Tensor, "h w 3"]
+
+
+@dataclass
+class Stages:
+    """Wall-clock seconds of each stage of a call."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what happens inside under `name`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthesizer:
+    """Everything between a picture and an adapter.
+
+    Attributes:
+        base_fingerprint: of the base model that the adapters change.
+        base_name: where that base model can be had.
+        trigger_phrase: what calls the subject in a prompt.
+        layout: of the flat vector.
+        encoder: pictures to conditions.
+        hypernet: conditions to latents.
+        codec: latents to vectors.
+    """
+
+    base_fingerprint: str
+    base_name: str
+    trigger_phrase: str
+    layout: Layout
+    encoder: ConditionEncoder
+    hypernet: LatentDiffusion
+    codec: Codec
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit one another.
+
+        Raises:
+            LayoutError: one part's output is not as wide as the next part's input.
+        """
+        for what, given, taken in (
+            ("embedding", self.encoder.width, self.hypernet.condition_width),
+            ("latent", self.hypernet.latents, self.codec.latents),
+            ("vector", self.codec.width, self.layout.size),
+        ):
+            if given != taken:
+                raise LayoutError(
+                    f"the parts of a synthesizer must fit, but its {what} has {given} numbers on "
+                    f"one side and {taken} on the other: train them together"
+                )
+
+    def __call__(
+        self,
+        photos: Photo | Sequence[Photo],
+        *,
+        seed: int = 0,
+        guidance: float | None = None,
+        steps: int | None = None,
+        stages: Stages | None = None,
+    ) -> Adapter:
+        """Make an adapter for the subject of one or several pictures.
+
+        Args:
+            photos: paths or pixels; several pictures of one subject are averaged on the sphere.
+            seed: of the noise that diffusion starts from; another seed gives another adapter.
+            guidance: see `LatentDiffusionConfig`; None for the trained default.
+            steps: solver steps; None for the trained default.
+            stages: collects the time of each stage.
+
+        Raises:
+            PictureError: a picture cannot be read or shows no face.
+        """
+        stages = stages or Stages()
+        condition = self.embed(photos, stages)
+        name = hashlib.sha256(condition.numpy().tobytes()).hexdigest()[:16]
+        factors = self.synthesise(
+            condition[None], [name], seed=seed, guidance=guidance, steps=steps, stages=stages
+        )
+        return Adapter(map_factors(lambda part: part[0], factors), self.metadata(seed))
+
+    def embed(
+        self, photos: Photo | Sequence[Photo], stages: Stages | None = None
+    ) -> Float[Tensor, " m"]:
+        """The condition of one subject, from one or several pictures of it.
+
+        Raises:
+            PictureError: a picture cannot be read or shows no face.
+        """
+        stages = stages or Stages()
+        several = [photos] if isinstance(photos, str | Path | Tensor) else list(photos)
+        names = [
+            f"picture {i + 1}" if isinstance(p, Tensor) else str(p) for i, p in enumerate(several)
+        ]
+        with stages.stage("read"):
+            pictures = [
+                photo
+                if isinstance(photo, Tensor)
+                else read_picture(photo, self.encoder.picture_size)
+                for photo in several
+            ]
+        with stages.stage("embed"):
+            return subject_embedding(self.encoder, torch.stack(pictures), names)
+
+    @torch.no_grad()
+    def synthesise(
+        self,
+        conditions: Float[Tensor, "n m"] | None,
+        names: Sequence[str],
+        *,
+        seed: int = 0,
+        guidance: float | None = None,
+        steps: int | None = None,
+        stages: Stages | None = None,
+    ) -> Factors:
+        """Make n stacked adapters in one batch; each depends on its own condition and name only.
+
+        Args:
+            conditions: one per adapter; None to sample without.
+            names: one per adapter; each names the noise that its adapter starts from.
+            seed: of the noise.
+            guidance: see `LatentDiffusionConfig`.
+            steps: solver steps.
+            stages: collects the time of each stage.
+        """
+        stages = stages or Stages()
+        with stages.stage("sample"):
+            noise = self.hypernet.draw_noise(seed, names)
+            latents = self.hypernet.sample(conditions, noise, guidance=guidance, steps=steps)
+        with stages.stage("decode"):
+            return self.layout.unflatten(self.codec.decode(latents))
+
+    def metadata(self, seed: int) -> AdapterMetadata:
+        """What is written into every file that this synthesizer makes."""
+        extra = {"encoder": self.encoder.name, "seed": str(seed), "base_name": self.base_name}
+        return AdapterMetadata(
+            base_fingerprint=self.base_fingerprint,
+            trigger_phrase=self.trigger_phrase,
+            synthesised=True,
+            extra=extra,
+        )
+
+    def save(self, folder: Path | str, *, half: bool = True) -> None:
+        """Write the synthesizer as a folder; `half` stores matrices as fp16.
+
+        Raises:
+            LorasynthError: the folder cannot be written.
+        """
+        with atomic_directory(folder) as temporary:
+            self.encoder.save(temporary / "encoder")
+            self.codec.save(temporary / "codec", half=half)
+            self.hypernet.save(temporary / "hypernet", half=half)
+            description = {
+                "version": _VERSION,
+                "base_fingerprint": self.base_fingerprint,
+                "base_name": self.base_name,
+                "trigger_phrase": self.trigger_phrase,
+                "layout": self.layout.to_dict(),
+            }
+            write_json(temporary / _DESCRIPTION, description)
+            checksums.record(temporary)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: Path | str, *, revision: str | None = None, device: torch.device | str = "cpu"
+    ) -> "Synthesizer":
+        """Load a synthesizer from a folder or the Hugging Face hub.
+
+        Raises:
+            BundleError: it is damaged, incomplete or cannot be fetched.
+        """
+        folder = Path(name)
+        if not folder.is_dir():
+            folder = _fetch(str(name), revision)
+        checksums.verify(folder)
+        try:
+            stated: dict[str, Any] = read_json(folder / _DESCRIPTION)
+            return cls(
+                base_fingerprint=str(stated["base_fingerprint"]),
+                base_name=str(stated["base_name"]),
+                trigger_phrase=str(stated["trigger_phrase"]),
+                layout=Layout.from_dict(stated["layout"]),
+                encoder=load_encoder(folder / "encoder"),
+                hypernet=LatentDiffusion.load(folder / "hypernet", device),
+                codec=load_codec(folder / "codec", device),
+            )
+        except KeyError as error:
+            raise BundleError(
+                f"{folder / _DESCRIPTION} must state {error}, but does not: save it again"
+            ) from error
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    try:
+        return Path(snapshot_download(name, revision=revision))
+    except Exception as error:
+        raise BundleError(
+            f"a synthesizer must be a folder or a hub id, but {name!r} is neither here nor there "
+            f"({str(error).splitlines()[0]})"
+        ) from error
