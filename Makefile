@@ -1,0 +1,89 @@
+# Every target works on a fresh clone: it first makes .venv from requirements.lock.
+#   make demo PYTHON=python3.12     another Python (3.11 or newer)
+#   make test JOBS=8                more test processes
+
+PYTHON ?= python3
+JOBS ?= 2
+TORCH = 2.13.0
+
+BIN = .venv/bin
+PINNED = .venv/.pinned
+READY = .venv/.ready
+SCRATCH = build/wheel
+
+.PHONY: help demo test check lint types imports docs wheel bundle bench lock clean
+
+help:
+	@echo "make demo    synthesise adapters for unseen subjects and write one page: demo/"
+	@echo "make test    run the tests"
+	@echo "make check   lint, types, import layers, docs and the wheel"
+	@echo "make docs    build the docs: docs/_build/html"
+	@echo "make bundle  make the shipped models again from nothing (hours; resumes)"
+	@echo "make bench   run every benchmark in bench/"
+	@echo "make lock    pin the newest versions in requirements.lock"
+	@echo "make clean   delete what the targets above made, but not bundle/ and runs/"
+
+# A changed lock makes the environment anew, so that it holds what is pinned and nothing else.
+$(PINNED): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+	    "Python 3.11 or newer is needed, but $(PYTHON) is %d.%d: use make PYTHON=python3.12" \
+	    % sys.version_info[:2])'
+	@echo "installing the pinned packages into .venv (minutes, once)"
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock
+	@touch $@
+
+$(READY): $(PINNED) pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/lorasynth demo --out demo
+
+test: $(READY)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal
+
+check: lint types imports docs wheel
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(READY)
+	$(BIN)/mypy
+
+imports: $(READY)
+	$(BIN)/lint-imports --no-cache
+
+docs: $(READY)
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
+
+# The wheel is installed without its dependencies, so `import lorasynth` must need none of them;
+# the commands are then run from the wheel's own files.
+wheel: $(READY)
+	rm -rf $(SCRATCH)
+	$(BIN)/pyproject-build --wheel --outdir $(SCRATCH)
+	$(BIN)/python -m venv $(SCRATCH)/venv
+	$(SCRATCH)/venv/bin/pip install --quiet --disable-pip-version-check --no-deps $(SCRATCH)/*.whl
+	$(SCRATCH)/venv/bin/python -c 'import lorasynth; print("wheel", lorasynth.__version__)'
+	PYTHONPATH=$$(echo $(SCRATCH)/venv/lib/python3.*/site-packages) $(BIN)/lorasynth --help > /dev/null
+
+bundle: $(READY)
+	$(BIN)/lorasynth bundle make
+
+bench: $(READY)
+	for file in bench/*.py; do $(BIN)/python $$file || exit 1; done
+
+# torch pins its own CUDA packages, and its CPU builds need none, so the lock leaves them out.
+lock:
+	$(PYTHON) -m venv --clear build/lock
+	build/lock/bin/pip install --quiet --disable-pip-version-check uv
+	echo 'torch==$(TORCH)' | build/lock/bin/uv pip compile --quiet --upgrade --universal \
+	    --python-version 3.11 --fork-strategy fewest --extra dev --constraint - \
+	    --annotation-style line --custom-compile-command 'make lock' pyproject.toml \
+	    > build/lock/all.txt
+	grep -Ev '^(cuda|nvidia|triton)' build/lock/all.txt > requirements.lock
+
+clean:
+	rm -rf .venv build dist demo docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests bench docs -name __pycache__ -prune -exec rm -rf {} +
