@@ -24,6 +24,8 @@ def test_averages_with_warm_up_and_puts_the_weights_back() -> None:
         assert not module.training
     assert (module.weight == 2).all()
     assert module.training
+    average.keep()
+    torch.testing.assert_close(module.weight, torch.full((1, 2), expected))
 
 
 def test_state_goes_on_exactly() -> None:

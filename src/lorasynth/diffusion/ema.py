@@ -42,6 +42,10 @@ class AveragedWeights:
             self._average.restore(self._module.parameters())
             self._module.train(training)
 
+    def keep(self) -> None:
+        """Leave the averaged weights in the module for good."""
+        self._average.copy_to(self._module.parameters())
+
     def state_dict(self) -> dict[str, Tensor]:
         """The average by parameter name, and the count of steps."""
         names = [name for name, _ in self._module.named_parameters()]

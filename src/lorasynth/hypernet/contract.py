@@ -1,0 +1,165 @@
+"""What a denoiser and a modulation must do, and what the training loop asks of the outside.
+
+A *denoiser* predicts from a noisy latent, a time and a condition.  A *modulation* is how the
+condition enters one of its layers; time always enters by AdaNorm, so that modulations compare.
+Everything that depends on the condition alone is computed by `prepare`, once per sample, and used
+at every solver step.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lorasynth.registry import Registry
+
+if TYPE_CHECKING:
+    from lorasynth.hypernet.latent_diffusion import LatentDiffusion
+
+#: What a modulation keeps of a condition between solver steps: tensors with a leading batch axis.
+State = tuple[Tensor, ...]
+#: A layer on the last axis.
+Layer = Callable[[Tensor], Tensor]
+
+
+class Modulation(nn.Module, ABC):
+    """How a condition enters one layer.
+
+    Args:
+        config: an instance of the class's `config_class`.
+        inner: width of the layer's input.
+        outer: width of the layer's output.
+        time_width: width of the embedded time.
+        condition_width: width of the embedded condition.
+    """
+
+    config_class: ClassVar[type[Any]]
+
+    @abstractmethod
+    def __init__(
+        self, config: Any, *, inner: int, outer: int, time_width: int, condition_width: int
+    ) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def prepare(self, condition: Float[Tensor, "b c"]) -> State:
+        """What depends on the embedded condition alone."""
+
+    @abstractmethod
+    def forward(
+        self,
+        layer: Layer,
+        h: Float[Tensor, "b *tokens inner"],
+        time: Float[Tensor, "b tw"],
+        state: State,
+    ) -> Float[Tensor, "b *tokens outer"]:
+        """Apply `layer` to the normalised hidden states `h` under time and condition.
+
+        Axes between the batch and the last (positions of a U-Net, tokens of a transformer) share
+        the condition.
+        """
+
+
+class Denoiser(nn.Module, ABC):
+    """Predicts, in the training's parameterisation, from a noisy latent, a time and a condition.
+
+    Args:
+        config: an instance of the class's `config_class`.
+        latents: k, the width of a latent.
+        condition_width: m, the width of a condition; the net then learns what stands for none.
+    """
+
+    config_class: ClassVar[type[Any]]
+
+    def __init__(self, config: Any, latents: int, condition_width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.latents = latents
+        self.condition_width = condition_width
+        self.null_condition = nn.Parameter(torch.zeros(condition_width))
+
+    @abstractmethod
+    def prepare(self, condition: Float[Tensor, "b m"]) -> State:
+        """What depends on the condition alone, for all layers; computed once per sample."""
+
+    @abstractmethod
+    def denoise(
+        self, x_t: Float[Tensor, "b k"], t: Float[Tensor, " b"], state: State
+    ) -> Float[Tensor, "b k"]:
+        """Predict at times t in [0, 1] under a prepared condition."""
+
+    def forward(
+        self,
+        x_t: Float[Tensor, "b k"],
+        t: Float[Tensor, " b"],
+        condition: Float[Tensor, "b m"] | None = None,
+        keep: Bool[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b k"]:
+        """Predict at times t in [0, 1].
+
+        Args:
+            x_t: noisy latents.
+            t: their times.
+            condition: None for no condition in any row.
+            keep: rows whose condition counts; None for all.
+        """
+        return self.denoise(x_t, t, self.prepare(self.fill(condition, len(x_t), keep)))
+
+    def fill(
+        self,
+        condition: Float[Tensor, "b m"] | None,
+        rows: int,
+        keep: Bool[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b m"]:
+        """Conditions with the learned null condition where there is none."""
+        null = self.null_condition.expand(rows, -1)
+        if condition is None:
+            return null
+        return condition if keep is None else torch.where(keep[:, None], condition, null)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One training batch as an objective sees it.
+
+    Attributes:
+        x0: predicted clean latents, in the codec's units, with gradient.
+        truth: the latents that were noised, in the codec's units.
+        t: times.
+        snr: alpha^2/sigma^2 at those times: how much of the truth the denoiser could see.
+        subjects: rows of the training set; of a mixture, its first.
+        step: the training step.
+    """
+
+    x0: Float[Tensor, "b k"]
+    truth: Float[Tensor, "b k"]
+    t: Float[Tensor, " b"]
+    snr: Float[Tensor, " b"]
+    subjects: Int[Tensor, " b"]
+    step: int
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A loss from outside, added to the latent loss: function space, likeness, ..."""
+
+    def __call__(self, prediction: Prediction) -> Mapping[str, Float[Tensor, ""]]:
+        """Named scalar terms, weights included; each is a figure of the curve."""
+        ...
+
+
+@runtime_checkable
+class Probe(Protocol):
+    """A measurement during training: held-out error, likeness of generated pictures, ..."""
+
+    def __call__(self, step: int, model: "LatentDiffusion") -> Mapping[str, float]:
+        """Named figures for the curve, of the model with its averaged weights."""
+        ...
+
+
+DENOISERS: Registry[type[Denoiser]] = Registry("denoiser", "lorasynth.denoisers")
+MODULATIONS: Registry[type[Modulation]] = Registry("modulation", "lorasynth.modulations")

@@ -1,0 +1,108 @@
+"""The paper's AdaLoRA conditioning layer (3.4, 4.5); not PEFT's AdaLoRA, hence the other name.
+
+Two heads map the condition to a pair of low-rank matrices that act on the hidden states: more
+than AdaNorm can, which only scales and shifts single numbers.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lorasynth.errors import ConfigError
+from lorasynth.hypernet.contract import MODULATIONS, Layer, Modulation, State
+from lorasynth.hypernet.modulation.ada_norm import ScaleAndShift
+
+Form = Literal["product", "layer", "residual"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankModulationConfig:
+    """Options of `LowRankModulation`.
+
+    Attributes:
+        form: where the pair acts.  `layer` (default): W h + B A h, with W the layer's own weight
+            (Eq. 4); `product`: W (B A h), the paper's x A B (3.4), so that only what passes the low
+            rank goes on; `residual`: W (h + B A h).
+        rank: r, the inner width of the pair.
+    """
+
+    form: Form = "layer"
+    rank: int = 8
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"a rank must be at least 1, but got {self.rank}: 8 is a good value")
+
+
+@MODULATIONS.register("low_rank")
+class LowRankModulation(Modulation):
+    """A = f(y) and B = g(y) from the embedded condition y alone; time enters by AdaNorm.
+
+    f and g are linear in y, which is itself the output of a small network that the layers share.
+    At first B is zero, as in LoRA (Hu et al. 2022), so that training starts from the layer alone;
+    for `product`, which would then pass nothing, it is random.
+    """
+
+    config_class = LowRankModulationConfig
+
+    @override
+    def __init__(
+        self,
+        config: LowRankModulationConfig,
+        *,
+        inner: int,
+        outer: int,
+        time_width: int,
+        condition_width: int,
+    ) -> None:
+        super().__init__(
+            config, inner=inner, outer=outer, time_width=time_width, condition_width=condition_width
+        )
+        self.form = config.form
+        self.rank = config.rank
+        target = outer if config.form == "layer" else inner
+        self.f = nn.Linear(condition_width, config.rank * inner)
+        self.g = nn.Linear(condition_width, target * config.rank)
+        self.scale_and_shift = ScaleAndShift(time_width, inner)
+        nn.init.normal_(self.f.bias, std=1 / math.sqrt(inner))
+        nn.init.normal_(self.f.weight, std=1 / math.sqrt(inner * condition_width))
+        if config.form == "product":
+            nn.init.normal_(self.g.bias, std=1 / math.sqrt(config.rank))
+            nn.init.normal_(self.g.weight, std=1 / math.sqrt(config.rank * condition_width))
+        else:
+            nn.init.zeros_(self.g.weight)
+            nn.init.zeros_(self.g.bias)
+
+    @override
+    def prepare(self, condition: Float[Tensor, "b c"]) -> State:
+        """A (b, r, inner) and B (b, outer or inner, r)."""
+        A = self.f(condition).unflatten(1, (self.rank, -1))
+        B = self.g(condition).unflatten(1, (-1, self.rank))
+        return A, B
+
+    @override
+    def forward(
+        self,
+        layer: Layer,
+        h: Float[Tensor, "b *tokens inner"],
+        time: Float[Tensor, "b tw"],
+        state: State,
+    ) -> Float[Tensor, "b *tokens outer"]:
+        h = self.scale_and_shift(h, time)
+        low_rank = _apply(state, h)
+        if self.form == "layer":
+            return layer(h) + low_rank
+        return layer(low_rank if self.form == "product" else h + low_rank)
+
+
+def _apply(pair: State, h: Float[Tensor, "b *tokens inner"]) -> Float[Tensor, "b *tokens out"]:
+    """B A h, each row of the batch with its own pair."""
+    A, B = pair
+    rows = h.reshape(len(h), -1, h.shape[-1])
+    out = torch.bmm(torch.bmm(rows, A.mT), B.mT)
+    return out.reshape(*h.shape[:-1], -1)

@@ -1,0 +1,53 @@
+"""Measurements during training that need nothing from outside."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lorasynth.hypernet.latent_diffusion import LatentDiffusion
+from lorasynth.randomness import torch_stream
+
+
+class CleanError:
+    """Mean squared error of the predicted x_0 on held-out subjects, at a few noise levels.
+
+    In normalised units, where the latents' variance is about 1: 1 means that nothing is known.  It
+    is the same unit for every parameterisation, which their losses are not.
+
+    Args:
+        latents: of held-out adapters, in the codec's units.
+        conditions: one for each; None to measure without.
+        levels: sigma/alpha of the noise.
+        seed: of the noise, which is the same at every call.
+    """
+
+    def __init__(
+        self,
+        latents: Float[Tensor, "n k"],
+        conditions: Float[Tensor, "n m"] | None,
+        *,
+        levels: Sequence[float] = (0.1, 0.3, 1.0, 3.0, 10.0),
+        seed: int = 0,
+    ) -> None:
+        self.latents = latents
+        self.conditions = conditions
+        self.levels = levels
+        self.eps = torch.randn(latents.shape, generator=torch_stream(seed, "probe"))
+
+    def __call__(self, step: int, model: LatentDiffusion) -> Mapping[str, float]:  # noqa: ARG002
+        """`x0_error` is the mean over the levels, `x0_error_<level>` the error at one."""
+        like = model.latent_normaliser.mean
+        x0 = model.latent_normaliser(self.latents.to(like))
+        condition = self.conditions
+        if condition is not None:
+            condition = model.condition_normaliser(condition.to(like))
+        state = model.denoiser.prepare(model.denoiser.fill(condition, len(x0)))
+        errors = {}
+        for level in self.levels:
+            time = model.schedule.time(-2 * torch.tensor(level, dtype=torch.float64).log())
+            t = time.to(like).expand(len(x0))
+            found = model.to_x0(model.schedule.mix(x0, self.eps.to(like), t), t, state)
+            errors[f"x0_error_{level:g}"] = float((found - x0).square().mean())
+        return {"x0_error": sum(errors.values()) / len(errors), **errors}

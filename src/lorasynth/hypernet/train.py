@@ -1,0 +1,304 @@
+"""Training of the hypernetwork under accelerate: on CPU, one GPU or several.
+
+All that is random at a step comes from a stream named by the step, so the loop has no random
+state.  A checkpoint (one safetensors file, replaced atomically) holds weights, average, optimiser
+and curve; a run that was killed goes on from it and ends as if it had not been.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lorasynth.atomic import atomic_file
+from lorasynth.config import to_dict
+from lorasynth.diffusion.ema import AveragedWeights
+from lorasynth.errors import BundleError, ConfigError
+from lorasynth.hypernet.batches import Batch, TrainingSet, draw_batch
+from lorasynth.hypernet.contract import Objective, Prediction, Probe
+from lorasynth.hypernet.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
+from lorasynth.progress import progress
+from lorasynth.randomness import stream_seed, torch_stream
+from lorasynth.training import Optimisation
+
+
+@dataclass(frozen=True, kw_only=True)
+class HypernetConfig:
+    """How a hypernetwork is built and trained.
+
+    Attributes:
+        model: what is trained.
+        optimisation: steps, batch, learning rate, averaging and seed.
+        whitening: how noise and loss spread over the latents: 1 (default) in proportion to each
+            one's spread, 0 alike for all (see `Normaliser.fit`).
+        condition_dropout: share of rows trained without condition, for guidance and for sampling
+            without.
+        condition_noise: standard deviation of noise added to conditions, whose own overall spread
+            is 1; guards against learning the training embeddings by heart.
+        mixing: share of rows that are convex mixtures of two subjects.
+        min_snr: gamma of Min-SNR weighting (Hang et al. 2023; 5 is usual); None (default) for the
+            parameterisation's own squared error.
+        latent_weight: weight of the latent loss beside the objectives.
+        record_every: steps between rows of the curve, where the probes are called.
+    """
+
+    model: LatentDiffusionConfig = field(default_factory=LatentDiffusionConfig)
+    optimisation: Optimisation = field(
+        default_factory=lambda: Optimisation(steps=5000, batch=128, lr=5e-4)
+    )
+    whitening: float = 1.0
+    condition_dropout: float = 0.1
+    condition_noise: float = 0.0
+    mixing: float = 0.0
+    min_snr: float | None = None
+    latent_weight: float = 1.0
+    record_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("condition_dropout", "mixing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"{name} is a share and must be from 0 to 1, but got {getattr(self, name)}"
+                )
+        if self.record_every < 1:
+            raise ConfigError(f"record_every must be at least 1, but got {self.record_every}")
+
+
+def train(
+    data: TrainingSet,
+    config: HypernetConfig | None = None,
+    *,
+    objectives: Sequence[Objective] = (),
+    probes: Sequence[Probe] = (),
+    checkpoint: Path | str | None = None,
+    accelerator: Accelerator | None = None,
+) -> LatentDiffusion:
+    """Train a hypernetwork, from its checkpoint if there is one, and return it ready to sample.
+
+    Args:
+        data: latents and conditions to learn from.
+        config: None for the defaults.
+        objectives: further losses on the predicted latents.
+        probes: measurements for the curve, of the averaged weights.
+        checkpoint: file to save to and to resume from; None for neither.
+        accelerator: where and how to compute; None for accelerate's own choice.
+
+    Raises:
+        ConfigError: the checkpoint belongs to another config or other data.
+        BundleError: the checkpoint is damaged.
+    """
+    config = config or HypernetConfig()
+    accelerator = accelerator or Accelerator()
+    cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        run = _Run(data, config, objectives, probes, checkpoint, accelerator)
+        return run.finish()
+
+
+class _Run:
+    """One training run."""
+
+    def __init__(
+        self,
+        data: TrainingSet,
+        config: HypernetConfig,
+        objectives: Sequence[Objective],
+        probes: Sequence[Probe],
+        checkpoint: Path | str | None,
+        accelerator: Accelerator,
+    ) -> None:
+        self.config = config
+        self.optimisation = config.optimisation
+        self.objectives = objectives
+        self.probes = probes
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.accelerator = accelerator
+        self.identity = _identity(config, data)
+        self.data = data.to(accelerator.device)
+        self.model = _build(config, self.data).to(accelerator.device)
+        denoiser = self.model.denoiser
+        self.average = AveragedWeights(denoiser, self.optimisation.ema)
+        self.optimiser = torch.optim.AdamW(
+            denoiser.parameters(),
+            lr=self.optimisation.lr,
+            weight_decay=self.optimisation.weight_decay,
+        )
+        self.parallel: nn.Module
+        self.parallel, self.stepper = accelerator.prepare(denoiser, self.optimiser)
+        #: Sums of each loss term since the last row of the curve.
+        self.window: dict[str, Tensor] = {}
+
+    def finish(self) -> LatentDiffusion:
+        """Train to the last step and leave the averaged weights in the model."""
+        start = self._resume()
+        saved = time.monotonic()
+        self.model.train()
+        with progress("train hypernetwork", self.optimisation.steps, done=start) as advance:
+            for step in range(start, self.optimisation.steps):
+                self._step(step)
+                last = step + 1 == self.optimisation.steps
+                if last or (step + 1) % self.config.record_every == 0:
+                    self._record(step + 1)
+                    advance(0, note=_note(self.model.history[-1]))
+                advance()
+                if last or time.monotonic() - saved > self.optimisation.checkpoint_seconds:
+                    self._save(step + 1)
+                    saved = time.monotonic()
+        self.average.keep()
+        return self.model.eval().requires_grad_(requires_grad=False)
+
+    def _step(self, step: int) -> None:
+        process = self.accelerator.process_index
+        seed = self.optimisation.seed
+        torch.manual_seed(stream_seed(seed, "dropout", step, process))
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.optimisation.lr * self.optimisation.rate(step)
+        batch = draw_batch(
+            self.data,
+            max(self.optimisation.batch // self.accelerator.num_processes, 1),
+            torch_stream(seed, "batch", step, process),
+            dropout=self.config.condition_dropout,
+            mixing=self.config.mixing,
+        )
+        with self.accelerator.autocast():
+            terms = self._loss(batch, step)
+        self.stepper.zero_grad(set_to_none=True)
+        self.accelerator.backward(torch.stack(list(terms.values())).sum())
+        self.accelerator.clip_grad_norm_(self.parallel.parameters(), self.optimisation.clip)
+        self.stepper.step()
+        self.average.step()
+        ones = {"count": torch.ones((), device=batch.t.device)}
+        for name, value in (ones | terms).items():
+            self.window[name] = self.window.get(name, 0) + value.detach()
+
+    def _loss(self, batch: Batch, step: int) -> dict[str, Float[Tensor, ""]]:
+        """The weighted terms of the loss."""
+        model, config = self.model, self.config
+        condition = batch.condition
+        if condition is not None and batch.condition_noise is not None:
+            condition = model.condition_normaliser(condition)
+            condition = condition + config.condition_noise * batch.condition_noise
+        x0, t = model.latent_normaliser(batch.latents), model.schedule.times(batch.t)
+        x_t = model.schedule.mix(x0, batch.eps, t)
+        prediction = self.parallel(x_t, t, condition, batch.keep)
+        error = (prediction - model.parameterisation.target(x0, batch.eps, t)).square().mean(1)
+        weight = model.parameterisation.loss_weight(t, config.min_snr)
+        terms = {"loss": config.latent_weight * (weight * error).mean()}
+        if self.objectives:
+            clean = model.parameterisation.to_x0(prediction, x_t, t)
+            seen = Prediction(
+                x0=model.latent_normaliser.inverse(clean),
+                truth=batch.latents,
+                t=t,
+                snr=model.schedule.log_snr(t).exp(),
+                subjects=batch.subjects,
+                step=step,
+            )
+            for objective in self.objectives:
+                terms |= objective(seen)
+        return terms
+
+    def _record(self, step: int) -> None:
+        """Add a row to the curve: mean loss terms since the last row, and the probes' figures."""
+        count = self.window.pop("count")
+        row = {"step": float(step)}
+        row |= {name: float(total / count) for name, total in self.window.items()}
+        self.window = {}
+        with self.average.applied(), torch.no_grad():
+            for probe in self.probes:
+                row |= probe(step, self.model)
+        self.model.history.append(row)
+
+    def _save(self, step: int) -> None:
+        if self.checkpoint is None or not self.accelerator.is_main_process:
+            return
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        tensors |= {f"window.{name}": value for name, value in self.window.items()}
+        for index, moments in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
+        state = {"identity": self.identity, "step": step, "history": self.model.history}
+        with atomic_file(self.checkpoint) as temporary:
+            save_file(
+                {
+                    name: value.detach().cpu().contiguous().clone()
+                    for name, value in tensors.items()
+                },
+                temporary,
+                metadata={"state": json.dumps(state)},
+            )
+
+    def _resume(self) -> int:
+        """Take over the checkpoint's state, if there is one; the number of steps done."""
+        if self.checkpoint is None or not self.checkpoint.is_file():
+            return 0
+        state, tensors = _read_checkpoint(self.checkpoint)
+        if state["identity"] != self.identity:
+            raise ConfigError(
+                "training can only be resumed with the same config and data, but "
+                f"{self.checkpoint} is of another run: delete it, or choose another path"
+            )
+        self.model.load_state_dict(_part(tensors, "model."))
+        self.average.load_state_dict(_part(tensors, "average."))
+        self.window = {
+            name: value.to(self.accelerator.device)
+            for name, value in _part(tensors, "window.").items()
+        }
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in _part(tensors, "optimiser.").items():
+            index, key = name.split(".", 1)
+            moments.setdefault(int(index), {})[key] = value
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        self.model.history = state["history"]
+        return int(state["step"])
+
+
+def _build(config: HypernetConfig, data: TrainingSet) -> LatentDiffusion:
+    """A fresh model with its normalisers fitted; a width of 1 stands in for no condition."""
+    torch.manual_seed(stream_seed(config.optimisation.seed, "weights"))
+    width = 1 if data.conditions is None else data.conditions.shape[2]
+    model = LatentDiffusion(config.model, data.latents.shape[1], width)
+    model.latent_normaliser.fit(data.latents, config.whitening)
+    if data.conditions is not None:
+        model.condition_normaliser.fit(data.conditions.flatten(0, 1), whitening=0.0)
+    return model
+
+
+def _identity(config: HypernetConfig, data: TrainingSet) -> str:
+    """A hash of all that a run depends on, apart from the machine."""
+    digest = hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode())
+    for tensor in (data.latents, data.conditions):
+        if tensor is not None:
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"a checkpoint must be whole, but {path} is not ({error}): delete it to start again"
+        ) from error
+    return state, tensors
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _note(row: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in list(row.items())[1:4])
