@@ -1,3 +1,4 @@
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -8,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lorasynth.config import from_dict, to_dict
 from lorasynth.errors import BundleError, ConfigError, LibraryError
 from lorasynth.hypernet import CleanError, LatentDiffusion, Prediction, TrainingSet
+from lorasynth.hypernet.normaliser import Normaliser
 from lorasynth.hypernet.train import HypernetConfig, train
 
 from . import toy
@@ -153,10 +156,36 @@ def test_probes_measure_the_averaged_weights() -> None:
     assert found.items() <= model.history[-1].items()
 
 
+def test_keeps_the_weights_where_a_figure_was_lowest(tmp_path: Path) -> None:
+    """The figure falls, then rises; the run is killed between its lowest point and its end."""
+
+    def probe(step: int, model: LatentDiffusion) -> Mapping[str, float]:
+        return {"figure": abs(step - 6.0)}
+
+    config = replace(toy.config(12), record_every=3, keep_lowest="figure")
+    config = replace(config, optimisation=replace(config.optimisation, checkpoint_seconds=0.0))
+    seen: dict[int, Tensor] = {}
+
+    def remember(step: int, model: LatentDiffusion) -> Mapping[str, float]:
+        seen[step] = model.denoiser.leave.weight.clone()  # type: ignore[union-attr, operator]
+        return probe(step, model)
+
+    path = tmp_path / "checkpoint"
+    with pytest.raises(KilledError):
+        train(toy.data(50), config, probes=[remember], objectives=[_kill_at(8)], checkpoint=path)
+    model = train(toy.data(50), config, probes=[probe], checkpoint=path)
+    assert model.denoiser.leave.weight.equal(seen[6])
+    with pytest.raises(ConfigError, match="this run has step, loss"):
+        train(toy.data(50), replace(config, keep_lowest="likeness"))
+
+
+def test_the_config_goes_through_json() -> None:
+    config = toy.config(7, denoiser_options={"modulation": "low_rank"})
+    assert from_dict(HypernetConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
 @pytest.mark.parametrize("whitening", [0.0, 0.5, 1.0])
 def test_whitening_spreads_the_noise_over_the_spectrum(whitening: float) -> None:
-    from lorasynth.hypernet.normaliser import Normaliser
-
     spectrum = torch.tensor([4.0, 1.0, 0.25])
     x = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0)) * spectrum + 2
     normaliser = Normaliser(3).fit(x, whitening)

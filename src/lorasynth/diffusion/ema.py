@@ -46,11 +46,14 @@ class AveragedWeights:
         """Leave the averaged weights in the module for good."""
         self._average.copy_to(self._module.parameters())
 
+    def weights(self) -> dict[str, Tensor]:
+        """The average by parameter name."""
+        names = [name for name, _ in self._module.named_parameters()]
+        return dict(zip(names, self._average.shadow_params, strict=True))
+
     def state_dict(self) -> dict[str, Tensor]:
         """The average by parameter name, and the count of steps."""
-        names = [name for name, _ in self._module.named_parameters()]
-        state = dict(zip(names, self._average.shadow_params, strict=True))
-        return {**state, "step": torch.tensor(self._average.optimization_step)}
+        return {**self.weights(), "step": torch.tensor(self._average.optimization_step)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a saved average."""

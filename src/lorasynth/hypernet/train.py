@@ -50,6 +50,8 @@ class HypernetConfig:
             parameterisation's own squared error.
         latent_weight: weight of the latent loss beside the objectives.
         record_every: steps between rows of the curve, where the probes are called.
+        keep_lowest: a figure of the curve, such as a probe's `x0_error`; the averaged weights of
+            the row where it is lowest are kept.  None (default) keeps the last.
     """
 
     model: LatentDiffusionConfig = field(default_factory=LatentDiffusionConfig)
@@ -63,6 +65,7 @@ class HypernetConfig:
     min_snr: float | None = None
     latent_weight: float = 1.0
     record_every: int = 500
+    keep_lowest: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("condition_dropout", "mixing"):
@@ -137,6 +140,8 @@ class _Run:
         self.parallel, self.stepper = accelerator.prepare(denoiser, self.optimiser)
         #: Sums of each loss term since the last row of the curve.
         self.window: dict[str, Tensor] = {}
+        #: The weights that `keep_lowest` chose so far.
+        self.best: dict[str, Tensor] = {}
 
     def finish(self) -> LatentDiffusion:
         """Train to the last step and leave the averaged weights in the model."""
@@ -155,6 +160,8 @@ class _Run:
                     self._save(step + 1)
                     saved = time.monotonic()
         self.average.keep()
+        if self.best:
+            self.model.denoiser.load_state_dict(self.best, strict=False)
         return self.model.eval().requires_grad_(requires_grad=False)
 
     def _step(self, step: int) -> None:
@@ -218,6 +225,16 @@ class _Run:
             for probe in self.probes:
                 row |= probe(step, self.model)
         self.model.history.append(row)
+        figure = self.config.keep_lowest
+        if figure is None:
+            return
+        if figure not in row:
+            raise ConfigError(
+                f"keep_lowest must be a figure of the curve, but got {figure!r}: this run has "
+                f"{', '.join(row)}"
+            )
+        if row[figure] <= min(earlier[figure] for earlier in self.model.history):
+            self.best = {name: value.clone() for name, value in self.average.weights().items()}
 
     def _save(self, step: int) -> None:
         if self.checkpoint is None or not self.accelerator.is_main_process:
@@ -225,6 +242,7 @@ class _Run:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         tensors |= {f"window.{name}": value for name, value in self.window.items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
         for index, moments in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
         state = {"identity": self.identity, "step": step, "history": self.model.history}
@@ -250,10 +268,9 @@ class _Run:
             )
         self.model.load_state_dict(_part(tensors, "model."))
         self.average.load_state_dict(_part(tensors, "average."))
-        self.window = {
-            name: value.to(self.accelerator.device)
-            for name, value in _part(tensors, "window.").items()
-        }
+        device = self.accelerator.device
+        self.window = {k: v.to(device) for k, v in _part(tensors, "window.").items()}
+        self.best = {k: v.to(device) for k, v in _part(tensors, "best.").items()}
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in _part(tensors, "optimiser.").items():
             index, key = name.split(".", 1)
