@@ -150,6 +150,11 @@ def test_stops_early_and_keeps_the_best_weights() -> None:
     assert float(codec.encode(x).abs().max()) > 0
 
 
+def test_divergence_is_told() -> None:
+    with pytest.raises(ConfigError, match="diverged in epoch"):
+        VAE.fit(_correlated(30, 6), VAEConfig(latents=2, epochs=50, lr=1e30))
+
+
 def test_widths_fall_from_hidden_to_latents() -> None:
     assert _hidden_widths(VAEConfig(depth=1), 512) == []
     assert _hidden_widths(VAEConfig(depth=4, hidden=1000), 8) == [1000, 200, 40]

@@ -179,6 +179,14 @@ def test_keeps_the_weights_where_a_figure_was_lowest(tmp_path: Path) -> None:
         train(toy.data(50), replace(config, keep_lowest="likeness"))
 
 
+def test_divergence_is_told() -> None:
+    def broken(prediction: Prediction) -> Mapping[str, Tensor]:
+        return {"broken": prediction.x0.mean() * float("inf")}
+
+    with pytest.raises(ConfigError, match="diverged before step 5"):
+        train(toy.data(50), replace(toy.config(9), record_every=5), objectives=[broken])
+
+
 def test_the_config_goes_through_json() -> None:
     config = toy.config(7, denoiser_options={"modulation": "low_rank"})
     assert from_dict(HypernetConfig, json.loads(json.dumps(to_dict(config)))) == config

@@ -1,6 +1,7 @@
 """A variational autoencoder of vectors (the paper's 3.3 and 4.2; Kingma & Welling 2014)."""
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -174,6 +175,11 @@ def _train(codec: VAE, x: Float[Tensor, "n D"]) -> list[dict[str, float]]:
             cosine.step()
             history.append(_evaluate(codec, train, "") | _evaluate(codec, held_out, "held_out_"))
             loss = history[-1]["held_out_loss"]
+            if not math.isfinite(loss):
+                raise ConfigError(
+                    f"a VAE's training diverged in epoch {epoch} (loss {loss}): use a smaller lr "
+                    f"than {config.lr}"
+                )
             advance(note=f"held-out loss {loss:.4f}")
             if loss < best_loss:
                 best, best_loss, best_epoch = copy.deepcopy(codec.state_dict()), loss, epoch

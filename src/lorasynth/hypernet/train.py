@@ -7,6 +7,7 @@ and curve; a run that was killed goes on from it and ends as if it had not been.
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -97,7 +98,7 @@ def train(
         accelerator: where and how to compute; None for accelerate's own choice.
 
     Raises:
-        ConfigError: the checkpoint belongs to another config or other data.
+        ConfigError: the checkpoint belongs to another config or other data, or training diverged.
         BundleError: the checkpoint is damaged.
     """
     config = config or HypernetConfig()
@@ -221,6 +222,11 @@ class _Run:
         row = {"step": float(step)}
         row |= {name: float(total / count) for name, total in self.window.items()}
         self.window = {}
+        if not math.isfinite(row["loss"]):
+            raise ConfigError(
+                f"training diverged before step {step} (loss {row['loss']}): use a smaller lr than "
+                f"{self.optimisation.lr}, or a longer warm-up"
+            )
         with self.average.applied(), torch.no_grad():
             for probe in self.probes:
                 row |= probe(step, self.model)
