@@ -109,7 +109,7 @@ def test_a_linear_vae_does_not_beat_pca_where_both_were_fitted() -> None:
         pca = PCA.fit(x, PCAConfig(latents=latents))
         vae = VAE.fit(
             x,
-            VAEConfig(latents=latents, beta=1e-4, epochs=250, batch=16, lr=2e-2, weight_decay=0.0),
+            VAEConfig(latents=latents, beta=1e-4, epochs=250, batch=16, lr=0.24, weight_decay=0.0),
         )
         for name, codec in (("pca", pca), ("vae", vae)):
             errors[name] = float((codec.decode(codec.encode(x)) - x).square().sum())
@@ -121,7 +121,7 @@ def test_a_linear_vae_does_not_beat_pca_where_both_were_fitted() -> None:
 def test_a_larger_beta_rebuilds_worse_and_diverges_less() -> None:
     x = _correlated(100, 10)
     last = [
-        VAE.fit(x, VAEConfig(latents=4, beta=beta, epochs=80, lr=1e-2)).report["epochs"][-1]
+        VAE.fit(x, VAEConfig(latents=4, beta=beta, epochs=80, lr=0.1)).report["epochs"][-1]
         for beta in (0.01, 10.0)
     ]
     assert last[0]["reconstruction"] < last[1]["reconstruction"]
@@ -142,7 +142,7 @@ def test_fitting_a_vae_repeats_and_leaves_the_global_stream_alone() -> None:
 def test_stops_early_and_keeps_the_best_weights() -> None:
     """Pure noise cannot be predicted, so the held-out loss soon rises."""
     x = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
-    config = VAEConfig(latents=20, beta=1e-3, lr=1e-2, epochs=300, patience=10, validation=0.3)
+    config = VAEConfig(latents=20, beta=1e-3, lr=0.3, epochs=300, patience=10, validation=0.3)
     codec = VAE.fit(x, config)
     losses = [epoch["held_out_loss"] for epoch in codec.report["epochs"]]
     assert len(losses) < 300

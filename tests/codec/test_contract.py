@@ -12,7 +12,7 @@ from lorasynth.codec import CODECS, Codec, fit_codec, load_codec
 from lorasynth.errors import BundleError, ConfigError, LayoutError, LibraryError
 
 N, D, RANK = 60, 40, 8
-TRAINING = {"beta": 0.1, "epochs": 200, "batch": 16, "lr": 1e-2}
+TRAINING = {"beta": 0.1, "epochs": 200, "batch": 16, "lr": 0.3}
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "scaled-parameter": ("scaled", {}),
     "scaled-global": ("scaled", {"scale": "global"}),

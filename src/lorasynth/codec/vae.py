@@ -34,7 +34,10 @@ class VAEConfig:
             as squared error of the vectors does.
         epochs: passes over the training vectors, at most.
         batch: vectors per step.
-        lr: peak learning rate of AdamW; falls to zero along a half cosine.
+        lr: peak learning rate of AdamW for a layer of one input; each layer's is this divided by
+            its number of inputs (Yang et al. 2022, table 3), since D is so large that any common
+            rate is too high for the first layer or too low for the rest.  Falls to zero along a
+            half cosine.
         weight_decay: of AdamW.
         validation: share of the vectors held out to stop early.
         patience: epochs without a better validation loss before stopping.
@@ -48,7 +51,7 @@ class VAEConfig:
     scale: Scale = "global"
     epochs: int = 400
     batch: int = 32
-    lr: float = 1e-3
+    lr: float = 0.5
     weight_decay: float = 0.01
     validation: float = 0.1
     patience: int = 40
@@ -158,8 +161,11 @@ def _train(codec: VAE, x: Float[Tensor, "n D"]) -> list[dict[str, float]]:
     config: VAEConfig = codec.config
     train, held_out = _split(x, config)
     optimiser = torch.optim.AdamW(
-        [*codec.encoder.parameters(), *codec.decoder.parameters()],
-        lr=config.lr,
+        [
+            {"params": layer.parameters(), "lr": config.lr / layer.in_features}
+            for layer in (*codec.encoder, *codec.decoder)
+            if isinstance(layer, nn.Linear)
+        ],
         weight_decay=config.weight_decay,
     )
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs)

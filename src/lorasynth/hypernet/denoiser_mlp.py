@@ -31,7 +31,7 @@ class MLPDenoiserConfig:
         modulation_options: options of that modulation's config.
     """
 
-    width: int = 512
+    width: int = 256
     depth: int = 4
     expansion: int = 2
     embedding: int = 256

@@ -57,7 +57,7 @@ class HypernetConfig:
 
     model: LatentDiffusionConfig = field(default_factory=LatentDiffusionConfig)
     optimisation: Optimisation = field(
-        default_factory=lambda: Optimisation(steps=5000, batch=128, lr=5e-4)
+        default_factory=lambda: Optimisation(steps=5000, batch=64, lr=5e-4)
     )
     whitening: float = 1.0
     condition_dropout: float = 0.1
