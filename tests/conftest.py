@@ -1,4 +1,4 @@
-"""Shapes in annotations are checked by beartype while the tests run."""
+"""Shapes in annotations are checked by beartype while the tests run; one tiny base model for all."""
 
 import os
 
@@ -8,7 +8,46 @@ from jaxtyping import install_import_hook
 
 install_import_hook("lorasynth", "beartype.beartype")
 
-import torch
+from pathlib import Path  # noqa: E402
+from typing import Protocol  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 # Tests run beside each other (pytest-xdist); more threads than cores only make them wait.
 torch.set_num_threads(1)
+
+
+class MakePipeline(Protocol):
+    def __call__(self, folder: Path, prediction_type: str = "v_prediction") -> Path: ...
+
+
+@pytest.fixture(scope="session")
+def make_pipeline() -> MakePipeline:
+    """Save the embedded base model, tiny and untrained: pictures of 16 pixels, texts of 24 tokens."""
+
+    def make(folder: Path, prediction_type: str = "v_prediction") -> Path:
+        from lorasynth.base.avatar_model import AvatarModelConfig, build_pipeline
+
+        torch.manual_seed(0)
+        config = AvatarModelConfig(
+            picture_size=16,
+            latent_channels=4,
+            vae_channels=(8, 8),
+            unet_channels=(32,),
+            text_width=16,
+            text_layers=1,
+            tokens=24,
+            heads=2,
+        )
+        pipeline = build_pipeline(config)
+        pipeline.scheduler.register_to_config(prediction_type=prediction_type)
+        pipeline.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(make_pipeline: MakePipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pipeline(tmp_path_factory.mktemp("base") / "tiny")

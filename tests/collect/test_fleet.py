@@ -266,4 +266,4 @@ def test_bad_input(base, subjects):
     with pytest.raises(LayoutError, match="'to_x'"):
         train_fleet(base, replace(SHORT, targets=("to_x",)), subjects)
     with pytest.raises(ConfigError, match="rank must be at most the narrower side"):
-        train_fleet(base, replace(SHORT, rank=9), subjects)
+        train_fleet(base, replace(SHORT, rank=17), subjects)
