@@ -2,9 +2,11 @@
 
 Each function writes to a temporary name beside the target, flushes to disk, and renames.  A
 process killed at any moment leaves the old content or the new, plus at most a temporary whose name
-starts with `TEMPORARY_PREFIX`, which the next writer may delete.
+starts with `TEMPORARY_PREFIX`, which the next writer may delete.  (Where the system cannot swap two
+folders in one step, a kill between two renames leaves the old folder under a temporary name.)
 """
 
+import ctypes
 import json
 import os
 import shutil
@@ -13,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from lorasynth.errors import LorasynthError
 
@@ -40,6 +44,8 @@ def _temporary(target: Path) -> Path:
 
 
 def _make_parent(target: Path) -> None:
+    if target.name in ("", ".."):
+        raise LorasynthError(f"an output must have a name of its own, but got {target}: add one")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(target.parent, os.W_OK):
@@ -66,7 +72,7 @@ def atomic_file(target: Path | str) -> Iterator[Path]:
         _sync_file(temporary)
         temporary.replace(target)
         sync_directory(target.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise LorasynthError(f"could not write {target}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -74,15 +80,15 @@ def atomic_file(target: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(target: Path | str) -> Iterator[Path]:
-    """Yield a temporary folder; on success it becomes `target`, replacing a folder of that name.
+    """Yield a temporary folder; on success it becomes `target`, replacing an earlier output there.
 
     Raises:
-        LorasynthError: the folder cannot be created or written, or the disk is full.
+        LorasynthError: the folder cannot be created or written, the disk is full, or something
+            that is no earlier output has the name.
     """
     target = Path(target)
     _make_parent(target)
     temporary = _temporary(target)
-    retired = _temporary(target)
     try:
         temporary.mkdir()
         yield temporary
@@ -93,16 +99,46 @@ def atomic_directory(target: Path | str) -> Iterator[Path]:
                 sync_directory(path)
         sync_directory(temporary)
         if target.exists():
-            target.rename(retired)
-        temporary.rename(target)
+            _check_replaceable(target, temporary)
+            _exchange(temporary, target)
+        else:
+            temporary.rename(target)
         sync_directory(target.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise LorasynthError(f"could not write {target}: {error}") from error
     finally:
-        if retired.exists() and not target.exists():
-            retired.rename(target)
-        shutil.rmtree(retired, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_replaceable(old: Path, new: Path) -> None:
+    """Replace only what looks like an earlier output: a folder that has a name in common."""
+    if old.is_dir():
+        names = {path.name for path in old.iterdir()}
+        if not names or names & {path.name for path in new.iterdir()}:
+            return
+    raise LorasynthError(
+        f"an output folder may replace an earlier one, but {old} is something else: choose another "
+        "output path"
+    )
+
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
+
+
+def _exchange(first: Path, second: Path) -> None:
+    """Swap two folders: in one step where the system can, else by renaming."""
+    swap = None if os.name == "nt" else getattr(ctypes.CDLL(None), "renameat2", None)
+    names = os.fsencode(first), os.fsencode(second)
+    if swap and swap(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        return
+    retired = _temporary(second)
+    second.rename(retired)
+    try:
+        first.rename(second)
+    except OSError:
+        retired.rename(second)
+        raise
+    retired.rename(first)
 
 
 def write_bytes(target: Path | str, data: bytes) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lorasynth.adapter.adapter import AdapterMetadata
 from lorasynth.atomic import atomic_file
-from lorasynth.errors import FileFormatError, LorasynthError
+from lorasynth.errors import FileFormatError
 
 #: File names that folders of the known formats hold.
 WEIGHT_NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
@@ -85,11 +85,8 @@ def read_tensors(path: Path) -> Content:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
     """Write a safetensors file atomically."""
     owned = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
-    try:
-        with atomic_file(path) as temporary:
-            save_file(owned, temporary, metadata={"format": "pt", **header})
-    except SafetensorError as error:
-        raise LorasynthError(f"could not write {path}: {error}") from error
+    with atomic_file(path) as temporary:
+        save_file(owned, temporary, metadata={"format": "pt", **header})
 
 
 def to_header(metadata: AdapterMetadata) -> dict[str, str]:
