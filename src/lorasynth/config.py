@@ -30,13 +30,7 @@ def from_dict(kind: type[ConfigT], value: Mapping[str, Any]) -> ConfigT:
     Raises:
         ConfigError: a field is unknown, missing or of the wrong type.
     """
-    assert dataclasses.is_dataclass(kind)
-    unknown = set(value) - {field.name for field in dataclasses.fields(kind)}
-    if unknown:
-        known = ", ".join(field.name for field in dataclasses.fields(kind))
-        raise ConfigError(
-            f"{kind.__qualname__} has no option {sorted(unknown)[0]!r}: its options are {known}"
-        )
+    _refuse_unknown(kind, value)
     try:
         return TypeAdapter(kind).validate_python(dict(value))
     except ValidationError as error:
@@ -45,6 +39,18 @@ def from_dict(kind: type[ConfigT], value: Mapping[str, Any]) -> ConfigT:
         raise ConfigError(
             f"{kind.__qualname__}.{where}: {first['msg']}, but got {first['input']!r}"
         ) from error
+
+
+def _refuse_unknown(kind: type, value: Mapping[str, Any]) -> None:
+    assert dataclasses.is_dataclass(kind)
+    fields: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(kind)}
+    for name, part in value.items():
+        if name not in fields:
+            raise ConfigError(
+                f"{kind.__qualname__} has no option {name!r}: its options are {', '.join(fields)}"
+            )
+        if isinstance(part, Mapping) and dataclasses.is_dataclass(fields[name]):
+            _refuse_unknown(fields[name], part)
 
 
 def read_json(path: Path | str) -> dict[str, Any]:
