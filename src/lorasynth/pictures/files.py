@@ -21,17 +21,19 @@ def read_picture(path: Path | str, size: int) -> UInt8[Tensor, "h w 3"]:
     """Read a picture, turn it upright, crop it to its middle square and scale it to `size`.
 
     Raises:
-        PictureError: missing, not a picture, truncated, or larger than `MAX_MEGAPIXELS`.
+        PictureError: missing, not a picture, truncated, of more than 8 bits per channel, or larger
+            than `MAX_MEGAPIXELS`.
     """
     path = Path(path)
     if not path.is_file():
         raise PictureError(f"a picture must be a file, but {path} is not one: check the path")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # of broken tags that nothing here reads
             with Image.open(path) as picture:
                 _check_pixels(path, picture.size)
-                upright = ImageOps.exif_transpose(picture).convert("RGB")
+                _check_depth(path, picture.mode)
+                upright = _flatten(ImageOps.exif_transpose(picture))
     except PictureError:
         raise
     except Image.DecompressionBombError as error:
@@ -57,9 +59,29 @@ def _check_pixels(path: Path, size: tuple[int, int]) -> None:
         )
 
 
+def _check_depth(path: Path, mode: str) -> None:
+    if mode.startswith(("I", "F")):  # converted to RGB, they would be white
+        raise PictureError(
+            f"a picture must have 8 bits per channel, but {path} has more (mode {mode}): export it "
+            "with 8"
+        )
+
+
+def _flatten(picture: Image.Image) -> Image.Image:
+    """An RGB picture in which white shows through transparent pixels, not what they hide."""
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+
+
 def pictures_in(folder: Path | str) -> list[Path]:
     """The picture files of a folder, by name, not of its subfolders."""
-    return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES)
+    return sorted(
+        path
+        for path in Path(folder).iterdir()
+        if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
 
 
 def to_unit_range(pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:

@@ -40,8 +40,13 @@ class FolderSubjects:
         """Read a subject's pictures and captions.
 
         Raises:
-            PictureError: the folder or one of its pictures cannot be read.
+            PictureError: the folder, one of its pictures or a caption cannot be read.
         """
+        if subject_id not in self._folders:
+            raise PictureError(
+                f"a subject must be a folder of pictures in {self.root}, but {subject_id!r} is "
+                "none: check the name"
+            )
         paths = pictures_in(self._folders[subject_id])
         return Subject(
             id=subject_id,
@@ -51,4 +56,11 @@ class FolderSubjects:
 
     def _caption(self, picture: Path) -> str:
         text = picture.with_suffix(".txt")
-        return text.read_text(encoding="utf-8").strip() if text.is_file() else self.default_caption
+        if not text.is_file():
+            return self.default_caption
+        try:
+            return text.read_text(encoding="utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise PictureError(
+                f"a caption must be text in UTF-8, but {text} is not ({error}): save it as UTF-8"
+            ) from error
