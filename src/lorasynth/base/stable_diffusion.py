@@ -86,7 +86,7 @@ class BaseModel:
         try:
             pipeline = StableDiffusionPipeline.from_pretrained(
                 str(name),
-                dtype=dtype,
+                dtype=torch.float32,
                 safety_checker=None,
                 requires_safety_checker=False,
                 local_files_only=local,
@@ -97,8 +97,13 @@ class BaseModel:
                 f"a base model must be a whole Stable Diffusion pipeline (folder or hub id), but "
                 f"{name} cannot be loaded ({str(error).splitlines()[0]})"
             ) from error
+        _check_tokenizer(pipeline, str(name))
         pipeline.set_progress_bar_config(disable=True)
-        return cls(pipeline.to(device), str(name))
+        # The fingerprint is of the weights as stored, so the cast comes after it.
+        base = cls(pipeline, str(name))
+        for part in (base.unet, base.vae, base.text_encoder):
+            nn.Module.to(part, device, dtype)
+        return base
 
     @property
     def device(self) -> torch.device:
@@ -217,11 +222,20 @@ class BaseModel:
             seeds: one per prompt.
             adapters: n stacked adapters, or None for the base model.
             config: sampler options.
+
+        Raises:
+            LayoutError: the numbers of prompts, seeds and adapters do not fit.
         """
         config = config or SamplingConfig()
+        count = 1 if adapters is None else next(iter(adapters.values())).A.shape[0]
+        if not prompts or len(prompts) % count or len(seeds) != len(prompts):
+            raise LayoutError(
+                "each picture needs a prompt and a seed, and each adapter the same number of "
+                f"pictures, but got {len(prompts)} prompts, {len(seeds)} seeds and {count} "
+                f"adapters: give a multiple of {count} of both"
+            )
         if adapters is None:
             return self._sample_in_batches(prompts, seeds, None, 1, config)
-        count = next(iter(adapters.values())).A.shape[0]
         per_adapter = len(prompts) // count
         fleet = max(config.batch // per_adapter, 1)
         pictures = []
@@ -275,6 +289,18 @@ class BaseModel:
                 prediction = unsaid + config.guidance * (said - unsaid)
             latents = self.scheduler.step(prediction, step, latents).prev_sample
         return latents
+
+
+def _check_tokenizer(pipeline: Any, name: str) -> None:
+    # Without its files transformers makes a tokenizer that knows no words, in silence.
+    words, config = len(pipeline.tokenizer), pipeline.text_encoder.config
+    length = pipeline.tokenizer.model_max_length
+    if words < config.vocab_size or length > config.max_position_embeddings:
+        raise BaseModelError(
+            f"a base model's tokenizer must be its text encoder's ({config.vocab_size} tokens, "
+            f"texts of {config.max_position_embeddings}), but that of {name} has {words} and texts "
+            f"of {length}: is its folder tokenizer/ complete?"
+        )
 
 
 def _interleave(
