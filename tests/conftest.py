@@ -1,4 +1,4 @@
-"""Shapes in annotations are checked by beartype while the tests run; one tiny base model for all."""
+"""Shapes in annotations are checked by beartype while the tests run; all share a tiny base model."""
 
 import os
 
@@ -24,7 +24,7 @@ class MakePipeline(Protocol):
 
 @pytest.fixture(scope="session")
 def make_pipeline() -> MakePipeline:
-    """Save the embedded base model, tiny and untrained: pictures of 16 pixels, texts of 24 tokens."""
+    """Save the embedded base model, tiny and untrained, with pictures of 16 pixels."""
 
     def make(folder: Path, prediction_type: str = "v_prediction") -> Path:
         from lorasynth.base.avatar_model import AvatarModelConfig, build_pipeline

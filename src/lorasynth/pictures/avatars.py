@@ -163,12 +163,8 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 
 @cache
 def _style(name: str) -> Any:
-    try:
-        from dicebear import Style
-    except ImportError as error:
-        raise ConfigError(
-            "drawing avatars needs the extra 'avatars': pip install 'lorasynth[avatars]'"
-        ) from error
+    from dicebear import Style
+
     definition = files("dicebear_styles").joinpath(f"{name}.json").read_text(encoding="utf-8")
     return Style(json.loads(definition))
 
@@ -176,10 +172,18 @@ def _style(name: str) -> Any:
 def render_style(
     name: str, options: dict[str, Any], size: int
 ) -> UInt8[NDArray[np.uint8], "h w 3"]:
-    """Draw any DiceBear style as an RGB picture of `size` pixels."""
-    from dicebear import Avatar
-    from resvg_py import svg_to_bytes
+    """Draw any DiceBear style as an RGB picture of `size` pixels.
 
+    Raises:
+        ConfigError: the extra `avatars` is not installed.
+    """
+    try:
+        from dicebear import Avatar
+        from resvg_py import svg_to_bytes
+    except ImportError as error:
+        raise ConfigError(
+            "drawing avatars needs the extra 'avatars': pip install 'lorasynth[avatars]'"
+        ) from error
     svg = Avatar(_style(name), options).to_string()
     png = svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
     return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB"))

@@ -1,0 +1,225 @@
+"""Old content or new, whole, whatever happens in between."""
+
+import itertools
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lorasynth import atomic
+from lorasynth.errors import LorasynthError
+
+
+def write_file(path: Path, text: str) -> None:
+    with atomic.atomic_file(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_folder(path: Path, text: str) -> None:
+    with atomic.atomic_directory(path) as temporary:
+        (temporary / "config.json").write_text(text)
+        (temporary / "part").mkdir()
+        (temporary / "part" / text).write_text(text)
+
+
+def content(path: Path) -> dict[str, str]:
+    """All files below a path, or its own text."""
+    if path.is_file():
+        return {"": path.read_text()}
+    return {str(p.relative_to(path)): p.read_text() for p in path.rglob("*") if p.is_file()}
+
+
+writers = pytest.mark.parametrize("write", [write_file, write_folder])
+Write = Callable[[Path, str], None]
+
+
+@writers
+def test_the_new_content_replaces_all_of_the_old(tmp_path: Path, write: Write) -> None:
+    target, fresh = tmp_path / "out", tmp_path / "fresh" / "deeper" / "out"
+    write(target, "old")
+    write(target, "new")
+    write(fresh, "new")
+    assert content(target) == content(fresh) != {}
+    assert sorted(tmp_path.iterdir()) == [fresh.parent.parent, target]
+
+
+def fail(write: Write, path: Path, error: type[BaseException]) -> None:
+    """Begin to write, then stop with an error."""
+    if write is write_file:
+        with atomic.atomic_file(path) as temporary:
+            temporary.write_text("half")
+            raise error
+    with atomic.atomic_directory(path) as temporary:
+        (temporary / "config.json").write_text("half")
+        raise error
+
+
+@writers
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("old", [True, False])
+def test_an_error_in_the_middle_changes_nothing(
+    tmp_path: Path, write: Write, error: type[BaseException], old: bool
+) -> None:
+    target = tmp_path / "out"
+    if old:
+        write(target, "old")
+    before = content(tmp_path)
+    with pytest.raises(error):
+        fail(write, target, error)
+    assert content(tmp_path) == before
+    assert list(tmp_path.iterdir()) == [target] * old
+
+
+def _dies_at_event(number: int, work: Callable[[], None]) -> bool:
+    """Fork, and kill the child at its n-th open, rename, mkdir, ...; False if it got through."""
+    child = os.fork()
+    if child == 0:
+        events = itertools.count(1)
+
+        def hook(event: str, _: tuple[object, ...]) -> None:
+            if event.startswith(("os.", "shutil.", "open", "ctypes.")) and next(events) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        work()
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs fork, and folders swapped in one step")
+@writers
+def test_kill_9_at_any_moment_leaves_the_old_or_the_new(tmp_path: Path, write: Write) -> None:
+    target = tmp_path / "reference"
+    write(target, "new")
+    new = content(target)
+    seen = []
+    for number in itertools.count(1):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write(folder / "out", "old")
+        killed = _dies_at_event(number, partial(write, folder / "out", "new"))
+        others = [p for p in folder.iterdir() if p.name != "out"]
+        assert all(p.name.startswith(atomic.TEMPORARY_PREFIX) for p in others)
+        seen.append("new" if content(folder / "out") == new else "old")
+        if seen[-1] == "old":
+            assert all("new" not in text for text in content(folder / "out").values())
+        if not killed:
+            break
+    assert seen[0] == "old"
+    assert seen == sorted(seen, reverse=True)
+    assert seen.count("old") > 3
+
+
+def test_without_a_swap_in_one_step_folders_are_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(atomic.ctypes, "CDLL", lambda _: object())
+    write_folder(tmp_path / "out", "old")
+    write_folder(tmp_path / "out", "new")
+    assert content(tmp_path) == {"out/config.json": "new", "out/part/new": "new"}
+
+    rename = Path.rename
+
+    def fails_when_installing(self: Path, target: Path) -> Path:
+        if target.name == "out" and (self / "part" / "newer").exists():
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails_when_installing)
+    with pytest.raises(LorasynthError, match="could not write"):
+        write_folder(tmp_path / "out", "newer")
+    assert content(tmp_path) == {"out/config.json": "new", "out/part/new": "new"}
+
+
+def test_a_folder_replaces_only_an_earlier_output(tmp_path: Path) -> None:
+    holiday = tmp_path / "holiday"
+    holiday.mkdir()
+    write_folder(holiday, "new")  # an empty folder is nobody's
+    (tmp_path / "photos").mkdir()
+    for name in ("photos/beach.jpg", "letter"):
+        (tmp_path / name).write_text("dear")
+    for name in ("photos", "letter"):
+        with pytest.raises(LorasynthError, match=f"{name} is something else: choose another"):
+            write_folder(tmp_path / name, "new")
+    assert content(tmp_path) == {
+        "holiday/config.json": "new",
+        "holiday/part/new": "new",
+        "photos/beach.jpg": "dear",
+        "letter": "dear",
+    }
+
+
+@writers
+@pytest.mark.parametrize("name", [".", "..", "/", "file/child", "file/child/grandchild"])
+def test_no_place_to_write_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(LorasynthError, match="an output must") as caught:
+        write(Path(name), "new")
+    assert "\n" not in str(caught.value)
+    assert content(tmp_path) == {"file": "kept"}
+
+
+@writers
+def test_an_unwritable_folder_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write
+) -> None:
+    # Not by chmod: the tests may run as a user whom no permission stops.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(LorasynthError, match=r"must be in a writable folder.*choose another") as e:
+        write(tmp_path / "out", "new")
+    assert "\n" not in str(e.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file may grow past 4 kB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def _write_plain(path: Path) -> None:
+    path.write_bytes(bytes(100_000))
+
+
+def _write_tensors(path: Path) -> None:
+    save_file({"x": torch.zeros(100_000)}, path)
+
+
+@pytest.mark.usefixtures("full_disk")
+@pytest.mark.parametrize("fill", [_write_plain, _write_tensors])
+def test_a_full_disk_is_one_line(tmp_path: Path, fill: Callable[[Path], None]) -> None:
+    atomic.write_text(tmp_path / "out", "old")
+    with (
+        pytest.raises(LorasynthError, match="could not write"),
+        atomic.atomic_file(tmp_path / "out") as temporary,
+    ):
+        fill(temporary)
+    with (
+        pytest.raises(LorasynthError, match="could not write"),
+        atomic.atomic_directory(tmp_path / "folder") as temporary,
+    ):
+        fill(temporary / "x")
+    assert content(tmp_path) == {"out": "old"}
+
+
+def test_json_is_readable_by_people_and_machines(tmp_path: Path) -> None:
+    value = {"name": "Zoë", "sizes": [1, 2], "none": None}
+    atomic.write_json(tmp_path / "x.json", value)
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value
+    assert "Zoë" in text
+    assert text.endswith("}\n")

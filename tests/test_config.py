@@ -1,0 +1,107 @@
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorasynth.atomic import write_json
+from lorasynth.base import SamplingConfig
+from lorasynth.base.train import BaseTrainingConfig
+from lorasynth.condition import AvatarEncoderConfig
+from lorasynth.condition.train import ArcFaceConfig
+from lorasynth.config import from_dict, read_json, to_dict
+from lorasynth.errors import ConfigError
+from lorasynth.measure import JudgeConfig
+from lorasynth.training import Optimisation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    rate: float
+    widths: tuple[int, ...] = (1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    kind: Literal["a", "b"]
+    inner: Inner
+    steps: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+inners = st.builds(Inner, rate=numbers, widths=st.lists(st.integers()).map(tuple))
+outers = st.builds(
+    Outer,
+    kind=st.sampled_from(["a", "b"]),
+    inner=inners,
+    steps=st.none() | st.integers(),
+    options=st.dictionaries(
+        st.text(), st.integers() | st.text() | st.dictionaries(st.text(), numbers)
+    ),
+)
+
+
+@given(outers)
+def test_a_config_survives_json(config: Outer) -> None:
+    assert from_dict(Outer, json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AvatarEncoderConfig(),
+        ArcFaceConfig(),
+        BaseTrainingConfig(),
+        JudgeConfig(),
+        Optimisation(steps=3, batch=2, lr=0.1),
+        SamplingConfig(),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_every_default_survives_json(tmp_path: Path, config: Any) -> None:
+    write_json(tmp_path / "config.json", to_dict(config))
+    assert from_dict(type(config), read_json(tmp_path / "config.json")) == config
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"kind": "a", "inner": {"rate": 1}, "stepz": 3}, r"Outer has no option 'stepz'.*steps"),
+        ({"kind": "a", "inner": {"rate": 1, "width": []}}, r"Inner has no option 'width'.*widths"),
+        ({"kind": "c", "inner": {"rate": 1}}, r"Outer\.kind: .*'a' or 'b', but got 'c'"),
+        ({"kind": "a", "inner": {"rate": "fast"}}, r"Outer\.inner\.rate: .*got 'fast'"),
+        ({"kind": "a", "inner": {"rate": 1, "widths": [1, 2.5]}}, r"inner\.widths\.1: .*got 2\.5"),
+        ({"kind": "a", "inner": 3}, r"Outer\.inner: .*got 3"),
+        ({"kind": "a"}, r"Outer\.inner: Field required"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_told_in_one_line(
+    value: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        from_dict(Outer, value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "does not exist: check the path"),
+        (b"{", "must be readable JSON"),
+        (b"\xff\xfe", "must be readable JSON"),
+        (b"[1]", "must hold a JSON object, but holds a list"),
+    ],
+)
+def test_json_that_cannot_be_read(tmp_path: Path, text: bytes | None, message: str) -> None:
+    path = tmp_path / "config.json"
+    if text is not None:
+        path.write_bytes(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_json(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="must be readable JSON"):
+        read_json(tmp_path)
