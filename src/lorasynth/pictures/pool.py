@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -61,12 +62,15 @@ def labels_of(identity: Identity, scene: Scene) -> list[int]:
 
 @dataclass(frozen=True)
 class Pool:
-    """All pictures of a pool in memory; picture i shows subject `subject[i]`."""
+    """All pictures of a pool in memory; picture i shows subject `subject[i]`.
+
+    `captions` are UTF-8 bytes, `CAPTIONS` variants of each picture's.
+    """
 
     pictures: UInt8[Tensor, "n h w 3"]
     labels: Int64[Tensor, "n attributes"]
     subject: Int64[Tensor, " n"]
-    captions: NDArray[np.bytes_]  # (n, CAPTIONS)
+    captions: Shaped[NDArray[Any], "n captions"]
 
     def __len__(self) -> int:
         return len(self.pictures)
