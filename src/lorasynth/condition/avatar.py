@@ -1,5 +1,6 @@
 """The avatar encoder: a small network trained with the ArcFace loss that plays ArcFace's part."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -72,13 +73,15 @@ class AvatarEncoder(nn.Module):
         """The probability that each picture is a portrait."""
         return torch.cat([self(part)[1].sigmoid().cpu() for part in self._batches(pictures)])
 
-    def _batches(self, pictures: UInt8[Tensor, "b h w 3"]) -> list[Float[Tensor, "b 3 h w"]]:
-        device = self.detector.weight.device
-        sized = [to_unit_range(part.to(device)) for part in pictures.split(256)]
-        if pictures.shape[1:3] == (self.picture_size, self.picture_size):
-            return sized
+    def _batches(
+        self, pictures: UInt8[Tensor, "b h w 3"]
+    ) -> Iterator[Float[Tensor, "part 3 side side"]]:
         size = (self.picture_size, self.picture_size)
-        return [functional.interpolate(p, size, mode="bilinear", antialias=True) for p in sized]
+        for part in pictures.split(256):
+            unit = to_unit_range(part.to(self.detector.weight.device))
+            if unit.shape[2:] != size:
+                unit = functional.interpolate(unit, size, mode="bilinear", antialias=True)
+            yield unit
 
     def save(self, folder: Path) -> None:
         """Write config and weights (fp16) to a folder."""

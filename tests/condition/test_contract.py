@@ -1,0 +1,212 @@
+"""Every condition encoder keeps the contract; one row each."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import BatchNorm1d, BatchNorm2d
+
+from lorasynth.condition import (
+    AvatarEncoder,
+    AvatarEncoderConfig,
+    ConditionEncoder,
+    load_encoder,
+    sphere_mean,
+    subject_embedding,
+)
+from lorasynth.errors import BundleError, PictureError
+from lorasynth.pictures.files import to_unit_range
+from lorasynth.randomness import torch_stream
+
+AVATAR = AvatarEncoderConfig(name="tiny", picture_size=32, width=6, features=12)
+
+
+def avatar(config: AvatarEncoderConfig) -> ConditionEncoder:
+    """An encoder as it is after training: its statistics are not those of a fresh one."""
+    torch.manual_seed(0)
+    encoder = AvatarEncoder(config)
+    for module in encoder.modules():
+        if isinstance(module, BatchNorm1d | BatchNorm2d):
+            module.momentum = None  # take the statistics of what is seen, all of it
+    encoder(to_unit_range(pictures(64)))
+    return encoder.eval()
+
+
+ROWS: dict[str, Callable[[], ConditionEncoder]] = {
+    "avatar-residual": lambda: avatar(AVATAR),
+    "avatar-depthwise": lambda: avatar(replace(AVATAR, trunk="depthwise")),
+}
+rows = pytest.mark.parametrize("row", ROWS)
+
+
+def pictures(count: int, size: int = 32) -> Tensor:
+    """Random blobs, smooth enough to look alike at other sizes."""
+    coarse = torch.rand(count, 3, 4, 4, generator=torch_stream(0, "blobs"))
+    smooth = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear")
+    return (smooth * 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+# A unit vector and a probability for each picture
+
+
+@rows
+def test_embeddings_are_unit_vectors_that_tell_pictures_apart(row: str) -> None:
+    encoder = ROWS[row]()
+    assert isinstance(encoder, ConditionEncoder)
+    embeddings = encoder.embed(pictures(5))
+    assert embeddings.shape == (5, encoder.width)
+    assert embeddings.dtype == torch.float32
+    assert embeddings.device.type == "cpu"
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(5))
+    cosines = embeddings @ embeddings.T
+    assert cosines[~torch.eye(5, dtype=torch.bool)].max() < 0.9999
+
+
+@rows
+def test_presence_is_a_probability(row: str) -> None:
+    presence = ROWS[row]().presence(pictures(5))
+    assert presence.shape == (5,)
+    assert ((presence > 0) & (presence < 1)).all()
+    assert presence.unique().numel() > 1
+
+
+@rows
+def test_a_picture_does_not_depend_on_its_batch(row: str) -> None:
+    encoder, many = ROWS[row](), pictures(300)  # more than are computed at once
+    for method in (encoder.embed, encoder.presence):
+        together = method(many)
+        apart = torch.cat([method(many[i : i + 1]) for i in (0, 255, 256, 299)])
+        torch.testing.assert_close(together[[0, 255, 256, 299]], apart, atol=1e-5, rtol=0)
+
+
+@rows
+@pytest.mark.parametrize("size", [24, 64])
+def test_pictures_of_another_size_are_scaled(row: str, size: int) -> None:
+    encoder = ROWS[row]()
+    scaled = encoder.embed(pictures(4, size))
+    cosines = scaled @ encoder.embed(pictures(4)).T
+    assert (cosines.argmax(dim=1) == torch.arange(4)).all()
+    flat = torch.full((1, 1, 1, 3), 90, dtype=torch.uint8)
+    torch.testing.assert_close(
+        encoder.embed(flat.expand(1, size, size, 3)), encoder.embed(flat.expand(1, 32, 32, 3))
+    )
+
+
+@rows
+def test_nothing_is_learned_by_looking(row: str) -> None:
+    encoder = ROWS[row]()
+    first = encoder.embed(pictures(9))
+    encoder.presence(pictures(3))
+    again = encoder.embed(pictures(9))
+    assert again.equal(first)
+    assert not again.requires_grad
+
+
+# On disk
+
+
+@rows
+def test_what_is_saved_can_be_loaded(row: str, tmp_path: Path) -> None:
+    encoder = ROWS[row]()
+    encoder.save(tmp_path / "encoder")
+    loaded = load_encoder(tmp_path / "encoder")
+    for name in ("name", "picture_size", "width", "licence"):
+        assert getattr(loaded, name) == getattr(encoder, name)
+    assert type(loaded) is type(encoder)
+    cosines = (loaded.embed(pictures(5)) * encoder.embed(pictures(5))).sum(dim=1)
+    assert cosines.min() > 1 - 1e-4  # saved in half precision
+    difference = loaded.presence(pictures(5)) - encoder.presence(pictures(5))
+    assert difference.abs().max() < 1e-2
+    loaded.save(tmp_path / "again")
+    reloaded = load_encoder(tmp_path / "again")
+    assert reloaded.embed(pictures(5)).equal(loaded.embed(pictures(5)))
+
+
+def _other_config(folder: Path) -> None:
+    path = folder / "config.json"
+    stated = json.loads(path.read_text())
+    path.write_text(json.dumps(stated | {"width": stated["width"] + 1}))
+
+
+def _unknown_option(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"colour": "blue"}))
+
+
+def _unknown_kind(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"kind": "psychic"}))
+
+
+def _truncate_weights(folder: Path) -> None:
+    path = max(folder.iterdir(), key=lambda path: path.stat().st_size)
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def _remove_weights(folder: Path) -> None:
+    max(folder.iterdir(), key=lambda path: path.stat().st_size).unlink()
+
+
+def _remove_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def _garble_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+@rows
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _other_config,
+        _unknown_option,
+        _unknown_kind,
+        _truncate_weights,
+        _remove_weights,
+        _remove_config,
+        _garble_config,
+    ],
+)
+def test_a_damaged_folder_is_told_in_one_line(
+    row: str, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    ROWS[row]().save(tmp_path / "encoder")
+    damage(tmp_path / "encoder")
+    with pytest.raises(BundleError, match="encoder") as caught:
+        load_encoder(tmp_path / "encoder")
+    assert "\n" not in str(caught.value)
+
+
+# Several pictures of one subject
+
+
+@rows
+def test_a_subject_is_the_mean_of_its_pictures_on_the_sphere(row: str) -> None:
+    encoder = ROWS[row]()
+    encoder.presence = lambda pictures: torch.ones(len(pictures))  # type: ignore[method-assign]
+    embedding = subject_embedding(encoder, pictures(3), ["a", "b", "c"])
+    summed = encoder.embed(pictures(3)).sum(dim=0)
+    torch.testing.assert_close(embedding, summed / summed.norm())
+    alone = subject_embedding(encoder, pictures(1), ["a"])
+    torch.testing.assert_close(alone, encoder.embed(pictures(1))[0])
+
+
+def test_the_mean_on_the_sphere_is_between() -> None:
+    axes = torch.eye(3)
+    torch.testing.assert_close(sphere_mean(axes[:2]), torch.tensor([0.5**0.5, 0.5**0.5, 0.0]))
+    torch.testing.assert_close(sphere_mean(axes[:1]), axes[0])
+
+
+@rows
+def test_a_picture_without_a_face_is_refused_by_name(row: str) -> None:
+    encoder = ROWS[row]()
+    encoder.presence = lambda _: torch.tensor([0.9, 0.5, 0.02])  # type: ignore[method-assign]
+    with pytest.raises(PictureError, match=r"'tiny' finds none in c\.png \(prob.* 0\.02\)") as e:
+        subject_embedding(encoder, pictures(3), ["a.png", "b.png", "c.png"])
+    assert "\n" not in str(e.value)
+    assert "crop it" in str(e.value)

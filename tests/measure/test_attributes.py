@@ -1,0 +1,29 @@
+import torch
+
+from lorasynth.measure.attributes import PROMPTED, attribute_accuracy, found, prompt_following
+from lorasynth.pictures.pool import IDENTITY_LABELS, LABELS, SCENE_LABELS
+
+COLUMN = {name: i for i, name in enumerate(LABELS)}
+
+
+def test_found_is_where_the_judge_agrees() -> None:
+    asked = torch.zeros(2, len(LABELS), dtype=torch.int64)
+    judged = asked.clone()
+    judged[1, COLUMN["mouth"]] = 3
+    agrees = found(judged, asked)
+    assert not agrees[1, COLUMN["mouth"]]
+    assert agrees.sum() == 2 * len(LABELS) - 1
+
+
+def test_each_share_counts_its_own_attributes() -> None:
+    """Two subjects of four pictures; one attribute of the first is wrong in one picture."""
+    asked = torch.ones(2, 4, len(LABELS), dtype=torch.int64)
+    assert set(PROMPTED) < set(SCENE_LABELS)
+    for name, column in COLUMN.items():
+        judged = asked.clone()
+        judged[0, 2, column] = 0
+        accuracy = 1 - (name in IDENTITY_LABELS) / (4 * len(IDENTITY_LABELS))
+        following = 1 - (name in PROMPTED) / (4 * len(PROMPTED))
+        expected = torch.tensor([[accuracy, 1.0], [following, 1.0]])
+        shares = torch.stack([attribute_accuracy(judged, asked), prompt_following(judged, asked)])
+        torch.testing.assert_close(shares, expected)
