@@ -4,9 +4,12 @@ Every part is the class that Stable Diffusion 1.5 uses, only smaller, so whateve
 runs with the other.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lorasynth.pictures import captions
@@ -40,17 +43,42 @@ class AvatarModelConfig:
 def build_tokenizer(config: AvatarModelConfig) -> CLIPTokenizer:
     """A CLIP tokenizer that has every word of the captions as one token.
 
-    Other words fall back to letters, as byte-pair encodings do.
+    Other words fall back to bytes, as byte-pair encodings do.  It is the same each time that it is
+    built, so that training can resume.
     """
-    letters = [chr(code) for code in range(33, 127)]
-    alphabet = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
-    untrained = CLIPTokenizer(vocab={token: i for i, token in enumerate(alphabet)}, merges=[])
-    trained = untrained.train_new_from_iterator(
-        captions.corpus(), vocab_size=4096, initial_alphabet=letters, min_frequency=1
+    words = {word for text in captions.corpus() for word in re.findall("[a-z]+", text)}
+    merges = _merges(sorted(words))
+    letters = sorted(ByteLevel.alphabet())
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
+    tokens += ["".join(pair) for pair in merges]
+    return CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(dict.fromkeys(tokens))},
+        merges=merges,
+        model_max_length=config.tokens,
     )
-    trained.model_max_length = config.tokens
-    assert isinstance(trained, CLIPTokenizer)
-    return trained
+
+
+def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs to merge, in order, that make one token of each word."""
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        for pair in merges:
+            parts = _merge(parts, pair)
+        while len(parts) > 1:
+            merges.append((parts[0], parts[1]))
+            parts = _merge(parts, merges[-1])
+    return merges
+
+
+def _merge(parts: Sequence[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for part in parts:
+        if merged and (merged[-1], part) == pair:
+            merged[-1] += part
+        else:
+            merged.append(part)
+    return merged
 
 
 def build_pipeline(config: AvatarModelConfig) -> StableDiffusionPipeline:

@@ -1,0 +1,89 @@
+"""Training of the embedded base model, tiny: it ends in a pipeline folder, even if cut off."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lorasynth.base import BaseModel
+from lorasynth.base.avatar_model import AvatarModelConfig
+from lorasynth.base.train import BaseTrainingConfig, train_base
+from lorasynth.config import from_dict, read_json
+from lorasynth.pictures.avatars import AvatarSubjects
+from lorasynth.pictures.pool import Pool, draw_pool
+from lorasynth.training import Optimisation, Trainer
+
+QUICK = Optimisation(steps=4, batch=4, lr=1e-3, warmup=2, ema=0.5, checkpoint_seconds=0.0)
+CONFIG = BaseTrainingConfig(
+    model=AvatarModelConfig(
+        picture_size=16,
+        latent_channels=4,
+        vae_channels=(8, 8),
+        unet_channels=(32,),
+        text_width=16,
+        text_layers=1,
+        heads=2,
+    ),
+    autoencoder=QUICK,
+    unet=QUICK,
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    subjects = AvatarSubjects(split="train", count=6, pictures=2, size=16)
+    return draw_pool(subjects, tmp_path_factory.mktemp("pool"), workers=1)
+
+
+@pytest.fixture(scope="module")
+def trained(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    train_base(pool, CONFIG, folder / "run", folder / "base", CPU)
+    return folder / "base"
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")
+    }
+
+
+def test_the_result_is_a_base_model(trained: Path, pool: Pool) -> None:
+    base = BaseModel.load(trained)
+    latents = base.encode_pictures(pool.pictures)
+    assert latents.std() == pytest.approx(1, abs=0.02)  # so that noise has the size of the signal
+    assert from_dict(BaseTrainingConfig, read_json(trained / "training.json")) == CONFIG
+    assert set(weights(trained)) == {
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    }
+
+
+@pytest.mark.parametrize("model", ["autoencoder", "unet"])
+def test_a_run_that_is_cut_off_ends_alike(
+    trained: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    step = Trainer._step
+
+    def interrupted(self: Trainer, loss: Any, number: int) -> str:
+        if number == 2 and self.checkpoint.stem == model:
+            raise KeyboardInterrupt
+        return step(self, loss, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_base(pool, CONFIG, tmp_path / "run", tmp_path / "base", CPU)
+    assert not (tmp_path / "base").exists()
+    train_base(pool, CONFIG, tmp_path / "run", tmp_path / "base", CPU)
+    assert weights(tmp_path / "base") == weights(trained)
+
+
+def test_another_seed_is_another_model(trained: Path, pool: Pool, tmp_path: Path) -> None:
+    config = replace(CONFIG, unet=replace(QUICK, seed=1))
+    train_base(pool, config, tmp_path / "run", tmp_path / "base", CPU)
+    assert BaseModel.load(tmp_path / "base").fingerprint != BaseModel.load(trained).fingerprint
