@@ -1,4 +1,4 @@
-"""Shapes in annotations are checked by beartype while the tests run; all share a tiny base model."""
+"""Beartype checks shapes in annotations while the tests run; all share a tiny base model."""
 
 import os
 
