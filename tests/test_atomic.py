@@ -62,6 +62,13 @@ def fail(write: Write, path: Path, error: type[BaseException]) -> None:
         raise error
 
 
+def test_who_reads_the_old_file_reads_it_to_the_end(tmp_path: Path) -> None:
+    write_file(tmp_path / "out", "old")
+    with (tmp_path / "out").open() as reader:
+        write_file(tmp_path / "out", "new")
+        assert reader.read() == "old"
+
+
 @writers
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("old", [True, False])

@@ -18,7 +18,7 @@ def test_found_is_where_the_judge_agrees() -> None:
 def test_each_share_counts_its_own_attributes() -> None:
     """Two subjects of four pictures; one attribute of the first is wrong in one picture."""
     asked = torch.ones(2, 4, len(LABELS), dtype=torch.int64)
-    assert set(PROMPTED) < set(SCENE_LABELS)
+    assert set(PROMPTED) == {"mouth", "clothes", "clothes_colour", "background"} < set(SCENE_LABELS)
     for name, column in COLUMN.items():
         judged = asked.clone()
         judged[0, 2, column] = 0

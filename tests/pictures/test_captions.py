@@ -75,7 +75,7 @@ def test_prompts_never_name_an_attribute_of_identity() -> None:
 
 
 def test_training_captions_drop_phrases_at_the_stated_rates() -> None:
-    n = 6000
+    n = 10_000
     rng = numpy_stream(0, "rates")
     drawn = [captions.training_caption(IDENTITY, SCENE, rng).split(", ") for _ in range(n)]
     identity, scene = captions.identity_phrases(IDENTITY), captions.scene_phrases(SCENE)
@@ -89,6 +89,8 @@ def test_training_captions_drop_phrases_at_the_stated_rates() -> None:
     assert share(sum(silent)) == pytest.approx(1 / 3 + 2 / 3 * 0.3**4, **near)
     for phrase in identity:
         assert share(sum(phrase in c for c in drawn)) == pytest.approx(2 / 3 * 0.7, **near)
+    named = sum(phrase in c for c in drawn for phrase in identity) / 4
+    assert share(named) == pytest.approx(2 / 3 * 0.7, abs=0.015)
     for phrase in scene:
         assert share(sum(phrase in c for c in drawn)) == pytest.approx(0.9, **near)
     both = sum(identity[0] in c and identity[1] in c for c in drawn)
