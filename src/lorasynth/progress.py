@@ -26,7 +26,6 @@ _LOG_SECONDS = 20
 
 
 @runtime_checkable
-@runtime_checkable
 class Advance(Protocol):
     """Callback that reports `steps` done and, optionally, a short text such as the loss."""
 
