@@ -225,35 +225,49 @@ class _Run:
             torch.cuda.empty_cache()
 
     def _keep(self, fleet: Fleet, subjects: Sequence[Subject], seconds: float) -> None:
-        """Append the adapters that are fit for use, list the others as failures."""
+        """Append the adapters that are fit for use; list the others as failures."""
         factors = map_factors(lambda part: part.float().cpu(), fleet.factors)
         losses = fleet.losses[:, -self.recipe.averaged_steps :].mean(dim=1)
         rows: list[dict[str, Any]] = [
-            {"id": subject.id, "seed": self.recipe.seed, "recipe": self.recipe.fingerprint}
-            | {"loss": loss, "seconds": seconds, "pictures": len(subject.pictures)}
-            | dict(subject.attributes)
+            {
+                **subject.attributes,
+                "id": subject.id,
+                "seed": self.recipe.seed,
+                "recipe": self.recipe.fingerprint,
+                "pictures": len(subject.pictures),
+                "loss": loss,
+                "seconds": seconds,
+            }
             for subject, loss in zip(subjects, losses.tolist(), strict=True)
         ]
-        fit = _finite(factors)
-        broken: Broken = {
-            row["id"]: {"reason": "training diverged: lower the learning rate"}
-            for row, is_fit in zip(rows, fit.tolist(), strict=True)
-            if not is_fit
-        }
-        chosen = fit.nonzero().flatten()
-        if self.gate is not None and len(chosen):
-            verdict = self.gate(_select(factors, chosen), [subjects[i] for i in chosen])
-            for place, row in enumerate(chosen.tolist()):
-                metrics = {name: float(values[place]) for name, values in verdict.metrics.items()}
-                rows[row] |= metrics
-                if not verdict.passed[place]:
-                    broken[rows[row]["id"]] = {"reason": "the quality gate refused it"} | metrics
-            chosen = chosen[verdict.passed.cpu()]
-        kept = [rows[index] for index in chosen.tolist()]
+        fit, broken = self._judge(factors, subjects, rows)
+        kept = [rows[index] for index in fit.tolist()]
         if kept:
-            self.library.append(_select(factors, chosen), kept)
-        self.collected += [row["id"] for row in kept]
-        self._fail(broken, [row["id"] for row in kept])
+            self.library.append(_select(factors, fit), kept)
+        names = [row["id"] for row in kept]
+        self.collected += names
+        self._fail(broken, names)
+
+    def _judge(
+        self, factors: Factors, subjects: Sequence[Subject], rows: list[dict[str, Any]]
+    ) -> tuple[Int64[Tensor, " k"], Broken]:
+        """Numbers of the adapters that may join, and why others may not; adds metrics to `rows`."""
+        finite = _finite(factors)
+        broken: Broken = {
+            subjects[index].id: {"reason": "training diverged: lower the learning rate"}
+            for index in (~finite).nonzero().flatten().tolist()
+        }
+        fit = finite.nonzero().flatten()
+        if self.gate is None or not len(fit):
+            return fit, broken
+        verdict = self.gate(_select(factors, fit), [subjects[index] for index in fit.tolist()])
+        passed = verdict.passed.cpu()
+        for place, index in enumerate(fit.tolist()):
+            metrics = {name: float(values[place]) for name, values in verdict.metrics.items()}
+            rows[index] |= metrics
+            if not passed[place]:
+                broken[subjects[index].id] = {"reason": "the quality gate refused it", **metrics}
+        return fit[passed], broken
 
     def _fail(self, broken: Broken, mended: Sequence[str] = ()) -> None:
         self.failures.update(broken, mended)
