@@ -43,7 +43,12 @@ def _temporary(target: Path) -> Path:
     return target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:12]}-{target.name}")
 
 
-def _make_parent(target: Path) -> None:
+def make_parent(target: Path) -> None:
+    """Make the folder that `target` will be in; long work calls it before it begins.
+
+    Raises:
+        LorasynthError: the folder cannot be created or written.
+    """
     if target.name in ("", ".."):
         raise LorasynthError(f"an output must have a name of its own, but got {target}: add one")
     try:
@@ -65,7 +70,7 @@ def atomic_file(target: Path | str) -> Iterator[Path]:
         LorasynthError: the folder cannot be created or written, or the disk is full.
     """
     target = Path(target)
-    _make_parent(target)
+    make_parent(target)
     temporary = _temporary(target)
     try:
         yield temporary
@@ -87,7 +92,7 @@ def atomic_directory(target: Path | str) -> Iterator[Path]:
             that is no earlier output has the name.
     """
     target = Path(target)
-    _make_parent(target)
+    make_parent(target)
     temporary = _temporary(target)
     try:
         temporary.mkdir()

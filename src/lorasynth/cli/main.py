@@ -1,31 +1,56 @@
 """The command `lorasynth`: groups of commands, and what happens to errors."""
 
-import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from lorasynth.cli import base, encoders
+from lorasynth.cli import base, collect, encoders, images, library, synth, train
+from lorasynth.cli.loading import quiet
 from lorasynth.errors import LorasynthError
 from lorasynth.progress import console
 
+
+class Commands(TyperGroup):
+    """Commands in which bad input ends with one line and status 2, Ctrl-C with one line and 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        quiet()
+        try:
+            return super().invoke(ctx)
+        except LorasynthError as error:
+            _say(f"error: {error}", "red")
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            safe = str(error) or "what was finished is kept; run the same command to go on"
+            _say(f"interrupted: {safe}", "yellow")
+            raise typer.Exit(130) from error
+
+
+def _say(line: str, style: str) -> None:
+    line = " ".join(line.split())
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 app = typer.Typer(
     name="lorasynth",
+    cls=Commands,
     help="One reference picture in, a LoRA file for a text-to-image diffusion model out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.command("synth")(synth.synth)
+app.command("images")(images.images)
+app.command("collect")(collect.collect)
+app.add_typer(library.app, name="library")
+app.command("fit")(train.fit)
+app.command("train")(train.train)
 app.add_typer(base.app, name="base")
 app.add_typer(encoders.app, name="encoders")
 
 
 def main() -> None:
-    """Run a command; bad input ends with one line and status 2, Ctrl-C with one line and 130."""
-    try:
-        app()
-    except LorasynthError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        console.print("interrupted: what was finished is kept; run the same command to go on")
-        sys.exit(130)
+    """Run a command."""
+    app()

@@ -79,7 +79,7 @@ def collect(
         CollectionError: there is no subject, or an id occurs twice; the library has another
             recipe or base model; memory does not suffice for one adapter.
         LibraryError: the library is damaged, or another process is writing it.
-        KeyboardInterrupt: on Ctrl-C, after a line that says what is safe.
+        KeyboardInterrupt: on Ctrl-C; its message says what is safe.
     """
     path, start = Path(library_path), time.monotonic()
     ids = _checked_ids(source)
@@ -94,12 +94,11 @@ def collect(
             total, left = (recipe.steps * len(names) for names in (ids, pending))
             with progress("collect", total, done=total - left) as advance:
                 run.train(pending, advance)
-    except KeyboardInterrupt:
-        console.print(
-            f"Stopped. The {len(library)} finished adapters are safe in {path}; the same command "
-            "goes on from there."
-        )
-        raise
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(
+            f"the {len(library)} finished adapters are safe in {path}; the same command goes on "
+            "from there"
+        ) from error
     return CollectionReport(
         collected=run.collected,
         failed=run.failed,

@@ -218,6 +218,11 @@ class Library:
         """
         return read_column(self._column_path(name), self.ids)
 
+    @property
+    def columns(self) -> list[str]:
+        """Names of the attached arrays."""
+        return sorted(path.stem for path in (self.path / "columns").glob("[!.]*"))
+
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Row numbers of subjects.
 
@@ -279,8 +284,8 @@ class Library:
         damages = [line for lines in found for line in lines]
         damages += _complaints(lambda: self.reference)
         if not damages:  # columns are read by the ids of all shards
-            for path in sorted((self.path / "columns").glob("[!.]*")):
-                damages += _complaints(partial(self.column, path.stem))
+            for name in self.columns:
+                damages += _complaints(partial(self.column, name))
         adapters = sum(shard.count for shard in intact)
         return LibraryReport(len(self._shards), adapters, tuple(damages))
 

@@ -1,0 +1,103 @@
+"""`lorasynth synth`: pictures of a subject in, a LoRA file out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorasynth.cli.options import Device, Seed
+from lorasynth.errors import PictureError
+from lorasynth.progress import console
+
+if TYPE_CHECKING:
+    from lorasynth.synthesizer import Stages
+
+Photos = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="PHOTO...",
+        help="Pictures of one subject, or a folder of them, or a folder with a folder for each of "
+        "several subjects.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", help="LoRA file to write; for several subjects a folder.")
+]
+Where = Annotated[Path, typer.Option(help="Synthesizer: a folder or hub id.")]
+Format = Annotated[str, typer.Option("--format", help="diffusers, kohya or peft.")]
+Guidance = Annotated[float | None, typer.Option(help="Weight of the condition.")]
+Steps = Annotated[int | None, typer.Option(help="Solver steps, at most 30.")]
+
+
+def synth(
+    photos: Photos,
+    out: Out,
+    synthesizer: Where = Path("bundle/synthesizer"),
+    file_format: Format = "diffusers",
+    seed: Seed = 0,
+    guidance: Guidance = None,
+    steps: Steps = None,
+    device: Device = "auto",
+) -> None:
+    """Make a LoRA file for the subject of one or several pictures.
+
+    Consent: make one of a person only with the consent of that person; files say that they are
+    synthesised.
+    """
+    from lorasynth.adapter.files import get_format
+    from lorasynth.device import pick_device
+    from lorasynth.synthesizer import Stages, Synthesizer
+
+    stages = Stages()
+    subjects = subjects_of(photos, out)
+    writer = get_format(file_format)
+    with stages.stage("load"):
+        synthesise = Synthesizer.from_pretrained(str(synthesizer), device=pick_device(device))
+    adapters = {
+        path: synthesise(pictures, seed=seed, guidance=guidance, steps=steps, stages=stages)
+        for path, pictures in subjects.items()
+    }
+    with stages.stage("write"):
+        written = [writer.write(adapter, path) for path, adapter in adapters.items()]
+    _print_times(stages)
+    for path in written:
+        typer.echo(path)
+
+
+def subjects_of(photos: Sequence[Path], out: Path) -> dict[Path, list[Path]]:
+    """The file to write for each subject -> the subject's pictures.
+
+    Raises:
+        PictureError: a folder has no pictures, neither itself nor in its subfolders.
+    """
+    from lorasynth.pictures import pictures_in
+
+    if len(photos) > 1 or not photos[0].is_dir():
+        return {out: list(photos)}
+    [folder] = photos
+    if found := pictures_in(folder):
+        return {out: found}
+    subfolders = sorted(path for path in folder.iterdir() if path.is_dir())
+    subjects = {
+        out / f"{path.name}.safetensors": found
+        for path in subfolders
+        if (found := pictures_in(path))
+    }
+    if not subjects:
+        raise PictureError(
+            f"a folder of subjects must hold pictures, or folders of pictures, but {folder} has "
+            "none: check the path"
+        )
+    return subjects
+
+
+def _print_times(stages: "Stages") -> None:
+    from rich.table import Table
+
+    table = Table("stage", "seconds")
+    table.columns[1].justify = "right"
+    for name, seconds in stages.seconds.items():
+        table.add_row(name, f"{seconds:.3f}")
+    console.print(table)

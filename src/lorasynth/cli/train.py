@@ -1,0 +1,102 @@
+"""`lorasynth fit` and `lorasynth train`: from a library to a synthesizer."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorasynth.cli.options import Base, Device, Run, Settings, override
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Library = Annotated[Path, typer.Argument(help="Library of adapters.", show_default=False)]
+
+
+def fit(
+    codec: Annotated[str, typer.Argument(help="pca, vae or scaled.", show_default=False)],
+    library: Library,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Codec folder to write.")],
+    settings: Settings = None,
+    device: Device = "auto",
+) -> None:
+    """Fit a codec, which turns adapters into latents and back, to a library.
+
+    Example: lorasynth fit pca library -o codec --set latents=128
+    """
+    from lorasynth.atomic import make_parent
+    from lorasynth.codec import CODECS
+    from lorasynth.device import pick_device
+    from lorasynth.library import Library
+
+    kind = CODECS.get(codec)
+    config = override(kind.config_class(), settings)
+    make_parent(out)
+    fitted = kind.fit(Library.open(library), config, device=pick_device(device))
+    fitted.save(out)
+    typer.echo(f"{out}: {codec}, {fitted.width} numbers to {fitted.latents} latents")
+
+
+def train(
+    library: Library,
+    codec: Annotated[Path, typer.Option(help="Codec that was fitted to the library.")],
+    encoder: Annotated[Path, typer.Option(help="Condition encoder that embedded its subjects.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Synthesizer folder to write.")],
+    base: Base = Path("bundle/base"),
+    run: Run = Path("runs/train"),
+    settings: Settings = None,
+    device: Device = "auto",
+) -> None:
+    """Train the hypernetwork on a library and save the synthesizer; run again to resume.
+
+    Example: lorasynth train library --codec codec --encoder bundle/encoders/avatar -o synthesizer
+    --set optimisation.steps=2000 --set model.parameterisation=x0
+    """
+    from lorasynth.atomic import make_parent
+    from lorasynth.base.compatibility import require_made_for
+    from lorasynth.cli.loading import load_base
+    from lorasynth.codec import load_codec
+    from lorasynth.collect.embedding import column_of
+    from lorasynth.condition import load_encoder
+    from lorasynth.hypernet import train as training
+    from lorasynth.hypernet.library_data import training_set
+    from lorasynth.library import Library
+    from lorasynth.synthesizer import Synthesizer
+
+    config = override(training.HypernetConfig(), settings)
+    adapters, embedder, fitted = Library.open(library), load_encoder(encoder), load_codec(codec)
+    model = load_base(base, "cpu")
+    require_made_for(model, adapters.info.base_fingerprint, f"library {library}")
+    make_parent(out)
+    data = training_set(adapters, fitted, column_of(embedder))
+    hypernet = training.train(
+        data,
+        config,
+        checkpoint=run / "hypernet.safetensors",
+        accelerator=_accelerator(device),
+    )
+    Synthesizer(
+        base_fingerprint=model.fingerprint,
+        base_name=model.name,
+        trigger_phrase="sks",
+        layout=adapters.layout,
+        encoder=embedder,
+        hypernet=hypernet.cpu(),
+        codec=fitted,
+    ).save(out)
+    typer.echo(f"{out}: trained on {len(adapters)} adapters")
+
+
+def _accelerator(device: str) -> "Accelerator | None":
+    """What accelerate computes on; None for its own choice, as under `accelerate launch`."""
+    import torch
+    from accelerate import Accelerator
+
+    from lorasynth.device import pick_device
+
+    if device == "auto":
+        return None
+    picked = pick_device(device)
+    if picked.type == "cuda":
+        torch.cuda.set_device(picked)
+    return Accelerator(cpu=picked.type == "cpu")

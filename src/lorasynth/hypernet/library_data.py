@@ -1,0 +1,19 @@
+"""From a library and a codec to what a hypernetwork is trained on."""
+
+import torch
+
+from lorasynth.codec import Codec
+from lorasynth.hypernet.batches import TrainingSet
+from lorasynth.library import Library, LibraryView
+
+
+@torch.no_grad()
+def training_set(library: Library | LibraryView, codec: Codec, column: str) -> TrainingSet:
+    """Latents of all adapters, with the conditions that are attached as `column` (N, P, m).
+
+    Raises:
+        LayoutError: the codec was fitted to another layout.
+        LibraryError: the column is absent or damaged, or there are fewer than two adapters.
+    """
+    latents = torch.cat([codec.encode(vectors).cpu() for vectors in library.batches()])
+    return TrainingSet(latents=latents, conditions=library.column(column))

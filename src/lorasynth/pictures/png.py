@@ -1,0 +1,49 @@
+"""PNG files of synthetic pictures, which say that they are synthetic."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+from jaxtyping import UInt8
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from lorasynth import __version__
+from lorasynth.atomic import write_bytes
+from lorasynth.pictures.files import to_image
+
+#: What every file says of itself; the last is the IPTC's term for pictures made by a trained model.
+SYNTHETIC = {
+    "Software": f"lorasynth {__version__}",
+    "Comment": "A synthetic picture, made by a generative model.",
+    "DigitalSourceType": "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia",
+}
+
+
+def write_synthetic(
+    path: Path, picture: UInt8[Tensor, "h w 3"], facts: Mapping[str, str] | None = None
+) -> None:
+    """Write a picture atomically, with `facts` beside `SYNTHETIC` in its text metadata.
+
+    Raises:
+        LorasynthError: the file cannot be written.
+    """
+    text = PngInfo()
+    for name, value in (SYNTHETIC | dict(facts or {})).items():
+        text.add_itxt(name, value)
+    data = io.BytesIO()
+    to_image(picture).save(data, "PNG", pnginfo=text)
+    write_bytes(path, data.getvalue())
+
+
+def contact_sheet(
+    pictures: UInt8[Tensor, "b h w 3"], columns: int, gap: int = 2
+) -> UInt8[Tensor, "height width 3"]:
+    """Pictures side by side in rows of `columns`, on white."""
+    b, h, w, _ = pictures.shape
+    rows = -(-b // columns)
+    sheet = pictures.new_full((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), 255)
+    for index, picture in enumerate(pictures):
+        top, left = index // columns * (h + gap), index % columns * (w + gap)
+        sheet[top : top + h, left : left + w] = picture
+    return sheet
