@@ -23,7 +23,10 @@ Photos = Annotated[
     ),
 ]
 Out = Annotated[
-    Path, typer.Option("--out", "-o", help="LoRA file to write; for several subjects a folder.")
+    Path,
+    typer.Option(
+        "--out", "-o", help="LoRA file (peft: folder) to write; for several subjects a folder."
+    ),
 ]
 Where = Annotated[Path, typer.Option(help="Synthesizer: a folder or hub id.")]
 Format = Annotated[str, typer.Option("--format", help="diffusers, kohya or peft.")]
@@ -51,8 +54,8 @@ def synth(
     from lorasynth.synthesizer import Stages, Synthesizer
 
     stages = Stages()
-    subjects = subjects_of(photos, out)
     writer = get_format(file_format)
+    subjects = subjects_of(photos, out, writer.suffix)
     with stages.stage("load"):
         synthesise = Synthesizer.from_pretrained(str(synthesizer), device=pick_device(device))
     adapters = {
@@ -66,8 +69,8 @@ def synth(
         typer.echo(path)
 
 
-def subjects_of(photos: Sequence[Path], out: Path) -> dict[Path, list[Path]]:
-    """The file to write for each subject -> the subject's pictures.
+def subjects_of(photos: Sequence[Path], out: Path, suffix: str) -> dict[Path, list[Path]]:
+    """What to write for each subject, named with `suffix` if there are several -> its pictures.
 
     Raises:
         PictureError: a folder has no pictures, neither itself nor in its subfolders.
@@ -80,11 +83,8 @@ def subjects_of(photos: Sequence[Path], out: Path) -> dict[Path, list[Path]]:
     if found := pictures_in(folder):
         return {out: found}
     subfolders = sorted(path for path in folder.iterdir() if path.is_dir())
-    subjects = {
-        out / f"{path.name}.safetensors": found
-        for path in subfolders
-        if (found := pictures_in(path))
-    }
+    pictures = {path.name: pictures_in(path) for path in subfolders}
+    subjects = {out / f"{name}{suffix}": found for name, found in pictures.items() if found}
     if not subjects:
         raise PictureError(
             f"a folder of subjects must hold pictures, or folders of pictures, but {folder} has "

@@ -72,7 +72,7 @@ def refuse_other_kinds(path: Path, keys: Iterable[str]) -> None:
 
 
 def _rank_is_alpha(module: str, rank: int) -> float:  # noqa: ARG001
-    return rank
+    return float(rank)
 
 
 def read_pairs(

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
+from typing import ClassVar
 
 from lorasynth.adapter.adapter import Adapter
 from lorasynth.registry import Registry
@@ -14,6 +15,9 @@ class LoraFormat(ABC):
     Every format folds alpha/r into B when it reads and writes alpha = rank, so that no loader can
     lose the scale; ΔW, the metadata and the floating-point type survive a round trip.
     """
+
+    #: Ending of the names of what it writes; empty where that is a folder.
+    suffix: ClassVar[str] = ".safetensors"
 
     @abstractmethod
     def recognises(self, keys: Collection[str]) -> bool:

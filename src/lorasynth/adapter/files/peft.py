@@ -27,6 +27,8 @@ _CONFIG_NAME = "adapter_config.json"
 class PeftFormat(LoraFormat):
     """What `PeftModel.from_pretrained(unet, folder)` and `save_pretrained` use."""
 
+    suffix = ""
+
     def recognises(self, keys: Collection[str]) -> bool:
         """Keys begin with `base_model.model.` and end with `lora_A.weight`."""
         return has_key(keys, _NAMING)

@@ -1,0 +1,143 @@
+"""The commands, run in this process on three tiny subjects: every output is made once."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import BatchNorm1d, BatchNorm2d
+
+from lorasynth.cli.main import main
+from lorasynth.condition import AvatarEncoder, AvatarEncoderConfig
+from lorasynth.pictures.files import to_unit_range
+from lorasynth.randomness import torch_stream
+
+SIDE = 16
+SUBJECTS = ("ann", "ben", "cyd")
+QUICK = ("--set", "steps=2", "--set", "rank=2", "--set", "pictures_per_step=1")
+TRAINING = ("optimisation.steps=2", "optimisation.batch=2", "record_every=1")
+DENOISER = ('model.denoiser_options={"width":8,"depth":1}',)
+
+
+@dataclass(frozen=True)
+class Result:
+    status: int
+    out: str
+    err: str
+
+    def is_one_error(self, *words: str, status: int = 2) -> None:
+        """Assert that the command failed as it should: one line, which says what is wrong."""
+        assert self.status == status, (self.out, self.err)
+        [line] = self.err.strip().splitlines()
+        for word in words:
+            assert word in line, (word, line)
+        assert "Traceback" not in self.out + self.err
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run `lorasynth` with arguments, as the shell would."""
+
+    def run(*arguments: object) -> Result:
+        capfd.readouterr()
+        status = call(arguments)
+        captured = capfd.readouterr()
+        return Result(status, captured.out, captured.err)
+
+    return run
+
+
+def call(arguments: Sequence[object]) -> int:
+    """The exit status of `lorasynth` with these arguments."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lorasynth", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exited:
+            main()
+    return int(exited.value.code or 0)
+
+
+def write_picture(path: Path, seed: int, side: int = SIDE) -> Path:
+    pixels = torch.randint(0, 256, (side, side, 3), generator=torch_stream(seed), dtype=torch.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.numpy()).save(path)
+    return path
+
+
+def save_encoder(folder: Path, face: bool = True) -> Path:
+    """A tiny encoder whose detector sees a face in everything, or in nothing."""
+    torch.manual_seed(0)
+    encoder = AvatarEncoder(AvatarEncoderConfig(name="tiny-one", picture_size=SIDE, width=6))
+    for module in encoder.modules():
+        if isinstance(module, BatchNorm1d | BatchNorm2d):
+            module.momentum = None  # take the statistics of what is seen, all of it
+    noise = torch.randint(0, 256, (16, SIDE, SIDE, 3), generator=torch_stream(1))
+    encoder(to_unit_range(noise.to(torch.uint8)))
+    torch.nn.init.zeros_(encoder.detector.weight)
+    torch.nn.init.constant_(encoder.detector.bias, 9.0 if face else -9.0)
+    encoder.eval().save(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class World:
+    """Where everything is."""
+
+    base: Path
+    subjects: Path
+    encoder: Path
+    library: Path
+    codec: Path
+    synthesizer: Path
+    photo: Path
+    lora: Path
+
+
+@pytest.fixture(scope="session")
+def world(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """What each command of the chain made, from three folders of pictures to a LoRA file."""
+    root = tmp_path_factory.mktemp("world")
+    for index, name in enumerate(SUBJECTS):
+        for picture in range(2 + index):
+            write_picture(root / "subjects" / name / f"{picture}.png", 10 * index + picture)
+    world = World(
+        base=pipeline_folder,
+        subjects=root / "subjects",
+        encoder=save_encoder(root / "encoder"),
+        library=root / "library",
+        codec=root / "codec",
+        synthesizer=root / "synthesizer",
+        photo=write_picture(root / "photo.png", 77, side=40),
+        lora=root / "me.safetensors",
+    )
+    chain(world, root)
+    return world
+
+
+def collect_arguments(world: World, library: Path) -> list[object]:
+    where = ["--folder", world.subjects, "--base", world.base, "--device", "cpu"]
+    return ["collect", "-o", library, *where, *QUICK]
+
+
+def train_arguments(world: World, out: Path, run_folder: Path) -> list[object]:
+    sets = [word for setting in (*TRAINING, *DENOISER) for word in ("--set", setting)]
+    parts = ["--codec", world.codec, "--encoder", world.encoder, "--base", world.base]
+    return ["train", world.library, *parts, "-o", out, "--run", run_folder, *sets]
+
+
+def chain(world: World, root: Path) -> None:
+    """Make the world with the commands."""
+    steps: list[list[object]] = [
+        [*collect_arguments(world, world.library), "--encoder", world.encoder],
+        ["library", "check", world.library],
+        ["fit", "pca", world.library, "-o", world.codec, "--set", "latents=2", "--device", "cpu"],
+        [*train_arguments(world, world.synthesizer, root / "run"), "--device", "cpu"],
+        ["synth", world.photo, "-o", world.lora, "--synthesizer", world.synthesizer],
+    ]
+    for arguments in steps:
+        assert call(arguments) == 0, arguments

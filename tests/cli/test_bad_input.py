@@ -1,0 +1,231 @@
+"""Bad input to commands: one line that says what is wrong, status 2, and nothing lost or left."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from lorasynth.adapter import Adapter, AdapterMetadata, Factor
+from lorasynth.library import Library
+
+from .conftest import (
+    QUICK,
+    Run,
+    World,
+    collect_arguments,
+    save_encoder,
+    train_arguments,
+    write_picture,
+)
+
+
+@pytest.fixture
+def below_a_file(tmp_path: Path) -> Path:
+    """A folder that cannot be made, even by root."""
+    (tmp_path / "file").write_text("in the way")
+    return tmp_path / "file" / "out"
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# Pictures
+
+
+def no_picture(path: Path) -> Path:
+    path.write_text("no picture")
+    return path
+
+
+def truncated(path: Path) -> Path:
+    data = write_picture(path, 3, side=64).read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    return path
+
+
+def huge(path: Path) -> Path:
+    Image.new("1", (10_000, 5_000)).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "word"), [(no_picture, "image file"), (truncated, "image file"), (huge, "megapixels")]
+)
+def test_a_picture_that_cannot_be_used(world: World, run: Run, tmp_path, make, word) -> None:
+    photo = make(tmp_path / "photo.png")
+    out = tmp_path / "out" / "me.safetensors"
+    result = run("synth", photo, "-o", out, "--synthesizer", world.synthesizer)
+    result.is_one_error(word, str(photo))
+    assert not out.parent.exists()
+
+
+def test_no_face(world: World, run: Run, tmp_path) -> None:
+    blind = save_encoder(tmp_path / "blind", face=False)
+    synthesizer, out = tmp_path / "synthesizer", tmp_path / "me.safetensors"
+    arguments = list(train_arguments(world, synthesizer, tmp_path / "run"))
+    arguments[arguments.index(world.encoder)] = blind
+    assert run(*arguments, "--device", "cpu").status == 0
+    result = run("synth", world.photo, "-o", out, "--synthesizer", synthesizer)
+    result.is_one_error("face", str(world.photo))
+    assert not out.exists()
+
+
+def test_one_bad_subject_of_several_leaves_no_file(world: World, run: Run, tmp_path) -> None:
+    write_picture(tmp_path / "in" / "ann" / "1.png", 1)
+    (tmp_path / "in" / "ben").mkdir()
+    no_picture(tmp_path / "in" / "ben" / "1.png")
+    out = tmp_path / "out"
+    run("synth", tmp_path / "in", "-o", out, "--synthesizer", world.synthesizer).is_one_error("ben")
+    assert not out.exists()
+
+
+# Subjects
+
+
+def test_zero_subjects(world: World, run: Run, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    where = ("--base", world.base, "-o", tmp_path / "library")
+    for subjects in (("--folder", tmp_path / "empty"), ("--avatars", 0)):
+        run("collect", *where, *subjects).is_one_error("at least one subject")
+    result = run("synth", tmp_path / "empty", "-o", tmp_path / "out")
+    result.is_one_error("folders of pictures")
+    assert left_in(tmp_path) == ["empty"]
+
+
+def test_subjects_from_two_places_or_none(world: World, run: Run, tmp_path) -> None:
+    where = ("--base", world.base, "-o", tmp_path / "library")
+    run("collect", *where).is_one_error("--folder or --avatars")
+    both = ("--folder", world.subjects, "--avatars", 2)
+    run("collect", *where, *both).is_one_error("--folder or --avatars")
+
+
+def test_a_library_of_failures_only(world: World, run: Run, tmp_path) -> None:
+    (tmp_path / "in" / "ann").mkdir(parents=True)
+    no_picture(tmp_path / "in" / "ann" / "1.png")
+    arguments = ("--folder", tmp_path / "in", "--base", world.base, *QUICK)
+    result = run("collect", "-o", tmp_path / "library", *arguments)
+    assert result.status == 2
+    assert "1.png" in result.err.splitlines()[-1]
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("setting", "word"),
+    [
+        ("rank", "NAME=VALUE"),
+        ("steps.x=1", "NAME=VALUE"),
+        ("ranks=2", "no option 'ranks'"),
+        ("rank=two", "Recipe.rank"),
+        ("rank=0", "Recipe.rank must be at least 1"),
+    ],
+)
+def test_a_setting_that_is_none(world: World, run: Run, tmp_path, setting, word) -> None:
+    arguments = collect_arguments(world, tmp_path / "library")
+    run(*arguments, "--set", setting).is_one_error(word)
+    assert left_in(tmp_path) == []
+
+
+# Damage
+
+
+def test_a_library_cut_off_in_a_shard(world: World, run: Run, tmp_path) -> None:
+    library = shutil.copytree(world.library, tmp_path / "library")
+    vectors = library / "shards" / "000000" / "vectors.npy"
+    vectors.write_bytes(vectors.read_bytes()[:-1000])
+    result = run("library", "check", library)
+    result.is_one_error("vectors.npy", "bytes")
+    result = run("fit", "pca", library, "-o", tmp_path / "codec", "--device", "cpu")
+    result.is_one_error("vectors.npy")
+    assert left_in(tmp_path) == ["library"]
+
+
+def test_a_path_that_is_no_library(run: Run, tmp_path) -> None:
+    for command in ("check", "info"):
+        run("library", command, tmp_path).is_one_error("library")
+
+
+def test_a_synthesizer_with_a_changed_byte(world: World, run: Run, tmp_path) -> None:
+    synthesizer = shutil.copytree(world.synthesizer, tmp_path / "synthesizer")
+    weights = synthesizer / "codec" / "codec.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    out = tmp_path / "me.safetensors"
+    result = run("synth", world.photo, "-o", out, "--synthesizer", synthesizer)
+    result.is_one_error("codec.safetensors", "changed")
+    assert not out.exists()
+
+
+def images(world: World, lora: Path, out: Path) -> list[object]:
+    quick = ["--steps", 1, "-n", 1, "--device", "cpu"]
+    return ["images", "--lora", lora, "--prompt", "sks", "--base", world.base, "-o", out, *quick]
+
+
+def test_an_adapter_with_nan(world: World, run: Run, tmp_path) -> None:
+    tensors = load_file(world.lora)
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    lora = tmp_path / "nan.safetensors"
+    save_file(tensors, lora)
+    run(*images(world, lora, tmp_path / "out.png")).is_one_error("nan.safetensors", "finite")
+    assert left_in(tmp_path) == ["nan.safetensors"]
+
+
+# Another base model
+
+
+def test_a_lora_for_another_base_model(world: World, run: Run, tmp_path) -> None:
+    factors = Adapter.load(world.lora).factors
+    lora, out = tmp_path / "other.safetensors", tmp_path / "out.png"
+    Adapter(factors, AdapterMetadata(base_fingerprint="another")).save(lora)
+    run(*images(world, lora, out)).is_one_error("other.safetensors", "another")
+    assert not out.exists()
+    assert run(*images(world, lora, out), "--allow-other-base").status == 0
+    assert out.exists()
+
+
+def test_a_lora_that_does_not_fit_is_never_used(world: World, run: Run, tmp_path) -> None:
+    module = next(iter(Adapter.load(world.lora).factors))
+    odd = {module: Factor(torch.ones(1, 3), torch.ones(5, 1))}
+    foreign = {"no.such.module": Factor(torch.ones(1, 3), torch.ones(5, 1))}
+    for factors in (odd, foreign):
+        lora, out = tmp_path / "odd.safetensors", tmp_path / "out.png"
+        Adapter(factors).save(lora)
+        result = run(*images(world, lora, out), "--allow-other-base")
+        result.is_one_error(next(iter(factors)), "another base model")
+        assert not out.exists()
+
+
+def test_a_library_of_another_base_model(world: World, run: Run, tmp_path, make_pipeline) -> None:
+    other = make_pipeline(tmp_path / "other")
+    path = other / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: 2 * value for name, value in load_file(path).items()}, path, {"format": "pt"})
+    for arguments in (
+        collect_arguments(world, world.library),
+        train_arguments(world, tmp_path / "out", tmp_path / "run"),
+    ):
+        arguments[arguments.index(world.base)] = other
+        run(*arguments).is_one_error("base model")
+    assert len(Library.open(world.library)) == 3
+    assert left_in(tmp_path) == ["other"]
+
+
+# Outputs
+
+
+def test_an_output_that_cannot_be_written(world: World, run: Run, below_a_file: Path) -> None:
+    for arguments in (
+        collect_arguments(world, below_a_file),
+        ["fit", "pca", world.library, "-o", below_a_file],
+        train_arguments(world, below_a_file, below_a_file.parents[1] / "run"),
+        ["synth", world.photo, "-o", below_a_file, "--synthesizer", world.synthesizer],
+        images(world, world.lora, below_a_file.with_suffix(".png")),
+        images(world, world.lora, below_a_file),
+    ):
+        run(*arguments).is_one_error("writable", str(below_a_file.parent))
+    assert left_in(below_a_file.parents[1]) == ["file"]

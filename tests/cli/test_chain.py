@@ -1,0 +1,167 @@
+"""From pictures to pictures by commands alone."""
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from lorasynth import Synthesizer
+from lorasynth.adapter import Adapter
+from lorasynth.library import Library
+
+from .conftest import SIDE, SUBJECTS, Run, World, collect_arguments, write_picture
+
+
+def test_the_library_holds_every_subject_with_its_embeddings(world: World) -> None:
+    library = Library.open(world.library)
+    assert library.ids == list(SUBJECTS)
+    assert library.info.gauge == "shared"
+    assert library.info.recipe["rank"] == 2
+    assert library.column("tiny_one").shape == (3, 2, 6)  # the subjects have 2, 3 and 4 pictures
+
+
+def test_collecting_again_trains_nothing(world: World, run: Run) -> None:
+    result = run(*collect_arguments(world, world.library))
+    assert result.status == 0
+    assert "3 adapters, 0 of them new" in result.out
+
+
+def test_a_recipe_that_trains_both_factors_gets_the_procrustes_gauge(
+    world: World, run: Run, tmp_path
+) -> None:
+    assert not run(*collect_arguments(world, tmp_path / "both"), "--set", "trained=both").status
+    assert Library.open(tmp_path / "both").info.gauge == "procrustes"
+
+
+def test_library_info_says_what_it_holds(world: World, run: Run) -> None:
+    result = run("library", "info", world.library)
+    facts = dict(line.split(maxsplit=1) for line in result.out.splitlines())
+    assert facts["adapters"] == "3"
+    assert facts["rank"] == "2"
+    assert facts["columns"] == "tiny_one"
+    assert "rank=2" in facts["recipe"]
+
+
+def test_the_synthesizer_remembers_its_base_and_trigger(world: World) -> None:
+    synthesizer = Synthesizer.from_pretrained(world.synthesizer)
+    library = Library.open(world.library)
+    assert synthesizer.base_fingerprint == library.info.base_fingerprint
+    assert synthesizer.layout == library.layout
+    assert synthesizer.trigger_phrase == "sks"
+
+
+def test_synth_writes_what_python_gives(world: World) -> None:
+    adapter = Adapter.load(world.lora)
+    again = Synthesizer.from_pretrained(world.synthesizer)(world.photo)
+    torch.testing.assert_close(adapter.to_vector(), again.to_vector())
+    assert adapter.metadata.synthesised
+    assert adapter.metadata.base_fingerprint
+
+
+def test_synth_prints_the_path_and_the_time_of_each_stage(world: World, run: Run, tmp_path) -> None:
+    out = tmp_path / "me.safetensors"
+    result = run("synth", world.photo, "-o", out, "--synthesizer", world.synthesizer)
+    assert result.out == f"{out}\n"
+    for stage in ("read", "embed", "sample", "decode", "write"):
+        assert stage in result.err
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("diffusers", "me.safetensors"), ("kohya", "me.safetensors"), ("peft", "me")],
+)
+def test_every_format_holds_the_same_adapter(world: World, run: Run, tmp_path, name, file) -> None:
+    out = tmp_path / file
+    options = ("--synthesizer", world.synthesizer, "--format", name)
+    assert run("synth", world.photo, "-o", out, *options).status == 0
+    expected = Adapter.load(world.lora)
+    torch.testing.assert_close(Adapter.load(out).to_vector(), expected.to_vector())
+
+
+def test_several_photos_are_one_subject(world: World, run: Run, tmp_path) -> None:
+    photos = [write_picture(tmp_path / "two" / f"{i}.png", i) for i in range(2)]
+    by_files, by_folder = tmp_path / "files.safetensors", tmp_path / "folder.safetensors"
+    options = ("--synthesizer", world.synthesizer)
+    run("synth", *photos, "-o", by_files, *options)
+    run("synth", tmp_path / "two", "-o", by_folder, *options)
+    both = Adapter.load(by_files).to_vector()
+    torch.testing.assert_close(both, Adapter.load(by_folder).to_vector())
+    run("synth", photos[0], "-o", by_files, *options)
+    assert (Adapter.load(by_files).to_vector() - both).norm() > 1e-4 * both.norm()
+
+
+def test_a_folder_of_subjects_gives_one_file_each(world: World, run: Run, tmp_path) -> None:
+    out = tmp_path / "out"
+    result = run("synth", world.subjects, "-o", out, "--synthesizer", world.synthesizer)
+    paths = [out / f"{name}.safetensors" for name in SUBJECTS]
+    assert result.out.splitlines() == [str(path) for path in paths]
+    vectors = [Adapter.load(path).to_vector() for path in paths]
+    assert not torch.equal(vectors[0], vectors[1])
+
+
+def test_a_folder_of_subjects_gives_one_peft_folder_each(world: World, run: Run, tmp_path) -> None:
+    options = ("--synthesizer", world.synthesizer, "--format", "peft")
+    assert run("synth", world.subjects, "-o", tmp_path, *options).status == 0
+    assert [path.name for path in sorted(tmp_path.iterdir())] == list(SUBJECTS)
+
+
+def image_arguments(world: World, out) -> list[object]:
+    return ["images", "--base", world.base, "-o", out, "--steps", 1, "-n", 2, "--device", "cpu"]
+
+
+def test_a_sheet_has_a_row_for_each_prompt_and_says_it_is_synthetic(
+    world: World, run: Run, tmp_path
+) -> None:
+    out = tmp_path / "sheet.png"
+    prompts = ("--prompt", "sks", "--prompt", "sks, smiling", "--prompt", "sks, sad")
+    result = run(*image_arguments(world, out), "--lora", world.lora, *prompts)
+    assert (result.status, result.out) == (0, f"{out}\n")
+    with Image.open(out) as sheet:
+        assert sheet.size == (2 * SIDE + 2, 3 * SIDE + 4)
+        assert "synthetic" in sheet.info["Comment"]
+        assert sheet.info["Description"].splitlines() == list(prompts[1::2])
+
+
+def test_a_folder_has_a_file_for_each_picture(world: World, run: Run, tmp_path) -> None:
+    run(*image_arguments(world, tmp_path / "out"), "--lora", world.lora, "--prompt", "sks")
+    files = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in files] == ["00-000000.png", "00-000001.png"]
+    with Image.open(files[1]) as picture:
+        assert picture.size == (SIDE, SIDE)
+        assert picture.info["Seed"] == "1"
+        assert "trainedAlgorithmicMedia" in picture.info["DigitalSourceType"]
+
+
+def pixels(path) -> list[int]:
+    with Image.open(path) as picture:
+        return list(picture.tobytes())
+
+
+def test_strength_scales_and_files_add_up(world: World, run: Run, tmp_path) -> None:
+    Adapter.load(world.lora).scaled(300.0).save(tmp_path / "strong.safetensors")
+    Adapter.load(world.lora).scaled(150.0).save(tmp_path / "half.safetensors")
+
+    def picture(*options: object) -> list[int]:
+        out = tmp_path / "picture.png"
+        result = run(*image_arguments(world, out), "--prompt", "sks", *options)
+        assert result.status == 0, result.err
+        return pixels(out)
+
+    half = ("--lora", tmp_path / "half.safetensors")
+    bare, strong = picture(), picture("--lora", tmp_path / "strong.safetensors")
+    assert picture(*half, "--strength", 0) == bare
+    assert strong != bare
+    for same in (picture(*half, *half), picture(*half, "--strength", 2)):
+        difference = [abs(a - b) for a, b in zip(same, strong, strict=True)]
+        assert max(difference) <= 1
+
+
+def test_loading_a_base_model_is_silent(world: World, run: Run, tmp_path) -> None:
+    assert run(*image_arguments(world, tmp_path / "a.png"), "--prompt", "sks").err == ""
+
+
+def test_the_file_header_names_the_base_model(world: World) -> None:
+    with safe_open(world.lora, "pt") as file:
+        header = file.metadata()
+    library = Library.open(world.library)
+    assert header["lorasynth.base_fingerprint"] == library.info.base_fingerprint

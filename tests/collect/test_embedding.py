@@ -1,0 +1,91 @@
+"""Embeddings beside a library's adapters, in the order of its rows."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from lorasynth.adapter import Factor, Layout, Slot
+from lorasynth.collect.embedding import column_of, embed_library
+from lorasynth.errors import LibraryError
+from lorasynth.library import Library
+
+LAYOUT = Layout.from_slots([Slot("module", 3, 4, 1)])
+
+
+@dataclass
+class Colours:
+    """An encoder that knows the mean colour, and counts how often it is asked."""
+
+    name: str = "mean-colour"
+    calls: int = 0
+
+    picture_size: int = 16
+    width: int = 3
+    licence: str = "Apache-2.0"
+
+    def embed(self, pictures):
+        self.calls += 1
+        return normalize(pictures.float().mean(dim=(1, 2)), dim=1)
+
+    def presence(self, pictures):
+        return torch.ones(len(pictures))
+
+    def save(self, folder):
+        raise NotImplementedError
+
+
+def append(library, ids):
+    factors = {"module": Factor(torch.rand(len(ids), 1, 3), torch.rand(len(ids), 4, 1))}
+    library.append(factors, [{"id": name} for name in ids])
+
+
+@pytest.fixture
+def library(tmp_path, source):
+    library = Library.create(tmp_path / "library", LAYOUT, gauge="none")
+    append(library, source.ids[3:0:-1])
+    return library
+
+
+def test_rows_are_in_the_librarys_order(library, source):
+    encoder = Colours()
+    embeddings = embed_library(library, source, encoder)
+    expected = [encoder.embed(source.load(name).pictures) for name in library.ids]
+    assert embeddings.shape == (3, 3, 3)
+    torch.testing.assert_close(embeddings, torch.stack(expected))
+    torch.testing.assert_close(library.column("mean_colour"), embeddings)
+
+
+def test_the_smallest_number_of_pictures_is_taken_of_all(library, source):
+    @dataclass
+    class Uneven:
+        ids: list[str]
+
+        def load(self, subject_id):
+            subject = source.load(subject_id)
+            few = 2 if subject_id == library.ids[1] else 3
+            return replace(
+                subject, pictures=subject.pictures[:few], captions=subject.captions[:few]
+            )
+
+    assert embed_library(library, Uneven(source.ids), Colours()).shape == (3, 2, 3)
+
+
+def test_a_whole_column_is_kept_and_a_short_one_made_again(library, source):
+    encoder = Colours()
+    embed_library(library, source, encoder)
+    embed_library(library, source, encoder)
+    assert encoder.calls == 3
+    append(library, [source.ids[0]])
+    assert embed_library(library, source, encoder).shape == (4, 3, 3)
+
+
+def test_an_empty_library_is_refused(tmp_path, source):
+    library = Library.create(tmp_path / "empty", LAYOUT, gauge="none")
+    with pytest.raises(LibraryError, match="collect some"):
+        embed_library(library, source, Colours())
+
+
+def test_the_column_has_the_encoders_name():
+    assert column_of(Colours()) == "mean_colour"
