@@ -6,7 +6,7 @@ ends with the same weights.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +72,7 @@ class Trainer:
         self.device = device
         self.autocast = has_fast_bfloat16(device)
         self.average = AveragedModel(
-            self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
+            self.model, multi_avg_fn=_warmed_up(config.ema), use_buffers=True
         )
         self.parameters = dict(self.model.named_parameters())
         self.optimiser = torch.optim.AdamW(
@@ -143,6 +143,16 @@ class Trainer:
                 count = torch.tensor(float(step), device=self.device)
                 self.optimiser.state[parameter] = {"step": count, **moments}
         return step
+
+
+def _warmed_up(decay: float) -> Callable[..., None]:
+    """An average that forgets the random start: its decay is at most (1 + n) / (10 + n)."""
+
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+        n = int(count)
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averaged, current, n)
+
+    return update
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

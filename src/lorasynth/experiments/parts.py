@@ -3,7 +3,7 @@
 All subjects are of the test split, whose combinations of attributes no part has seen in training.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.condition import ConditionEncoder
+from lorasynth.config import to_dict
 from lorasynth.measure.attributes import found
 from lorasynth.measure.identification import Identification, identification
 from lorasynth.measure.judge import AttributeJudge
@@ -68,8 +69,9 @@ def encoder_report(encoder: ConditionEncoder, count: int, seed: int) -> EncoderR
     scenes = [subjects.scenes(i) for i in subjects.ids]
     unseen = _identify(encoder, identities, scenes)
     groups = []
-    for start in range(0, count - SAME_COLOUR_GROUP + 1, SAME_COLOUR_GROUP):
-        rows = slice(start, start + SAME_COLOUR_GROUP)
+    size = min(SAME_COLOUR_GROUP, count)
+    for start in range(0, count - size + 1, size):
+        rows = slice(start, start + size)
         model = identities[start]
         alike = [with_colours_of(identity, model) for identity in identities[rows]]
         groups.append(_identify(encoder, alike, scenes[rows]))
@@ -134,23 +136,37 @@ def caption_grid(
     return prompts, pictures.unflatten(0, (len(prompts), columns))
 
 
+@dataclass(frozen=True, kw_only=True)
+class PartsConfig:
+    """How much is measured.
+
+    Attributes:
+        drawn: pictures that the judge is judged on.
+        samples: pictures that the base model makes.
+        subjects: that the encoders must tell apart.
+        seed: of subjects, scenes and noise.
+        sampling: how the base model makes pictures.
+    """
+
+    drawn: int = 1000
+    samples: int = 200
+    subjects: int = 500
+    seed: int = 0
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
 def parts_report(
     base: BaseModel,
     encoders: list[ConditionEncoder],
     judge: AttributeJudge,
-    *,
-    seed: int = 0,
-    samples: int = 200,
-    subjects: int = 500,
-    sampling: SamplingConfig | None = None,
+    config: PartsConfig,
 ) -> dict[str, Any]:
     """All of the above as one JSON object."""
+    seed = config.seed
+    followed = caption_following(base, judge, config.samples, seed, config.sampling)
     return {
-        "seed": seed,
-        "judge_on_drawn_pictures": judge_accuracy(judge, 1000, seed) | {"n": 1000},
-        "captions_followed": caption_following(
-            base, judge, samples, seed, sampling or SamplingConfig()
-        )
-        | {"n": samples},
-        "encoders": {e.name: asdict(encoder_report(e, subjects, seed)) for e in encoders},
+        "config": to_dict(config),
+        "judge_on_drawn_pictures": judge_accuracy(judge, config.drawn, seed),
+        "captions_followed": followed,
+        "encoders": {e.name: asdict(encoder_report(e, config.subjects, seed)) for e in encoders},
     }

@@ -57,6 +57,13 @@ class AttributeJudge(nn.Module):
         return {name: head(features).float() for name, head in self.heads.items()}
 
     @torch.no_grad()
+    def features(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b f"]:
+        """What the heads see of each picture, for distances between pictures."""
+        device = self.norm.weight.device
+        parts = pictures.split(256)
+        return torch.cat([self.trunk(to_unit_range(p.to(device))).cpu() for p in parts])
+
+    @torch.no_grad()
     def labels(self, pictures: UInt8[Tensor, "b h w 3"]) -> Int64[Tensor, "b attributes"]:
         """The most likely value of each attribute, in the order of `LABELS`."""
         device = self.norm.weight.device

@@ -1,0 +1,57 @@
+"""`lorasynth evaluate`: every method on subjects never trained on."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lorasynth.cli.options import Device, Seed
+
+_COLUMNS = (
+    "likeness",
+    "likeness_second",
+    "attribute_accuracy",
+    "prompt_following",
+    "diversity",
+)
+
+
+def evaluate(
+    subjects: Annotated[int, typer.Option(help="Subjects drawn from the split.", min=2)] = 100,
+    seed: Seed = 0,
+    json: Annotated[Path | None, typer.Option(help="Also write the figures here.")] = None,
+    split: Annotated[str, typer.Option(help="test, or validation for choices.")] = "test",
+    bundle: Annotated[Path, typer.Option(help="Folder of the bundle.")] = Path("bundle"),
+    cache: Annotated[Path, typer.Option(help="Folder for trained adapters.")] = Path(
+        "runs/evaluation"
+    ),
+    device: Device = "auto",
+) -> None:
+    """Measure likeness, attributes, prompt following and diversity of every method."""
+    from rich.console import Console
+
+    from lorasynth.atomic import write_json
+    from lorasynth.config import from_dict
+    from lorasynth.device import pick_device
+    from lorasynth.experiments.bundle import Bundle
+    from lorasynth.experiments.evaluate import EvaluationConfig
+    from lorasynth.experiments.evaluate import evaluate as run
+
+    config = from_dict(EvaluationConfig, {"subjects": subjects, "seed": seed, "split": split})
+    result = run(Bundle.open(bundle, pick_device(device)), config, cache)
+    Console().print(_table(result))
+    if json is not None:
+        write_json(json, result)
+
+
+def _table(result: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"{result['rows'][0]['n']} subjects; likeness with its 95 % interval")
+    table.add_column("method")
+    for column in _COLUMNS:
+        table.add_column(column.replace("_", " "), justify="right")
+    for row in result["rows"]:
+        first = f"{row['likeness']:.3f} [{row['lo']:.3f}, {row['hi']:.3f}]"
+        table.add_row(row["method"], first, *(f"{row[name]:.3f}" for name in _COLUMNS[1:]))
+    return table

@@ -1,0 +1,101 @@
+"""The bundle: everything that the embedded system needs, as one folder.
+
+base/              the embedded Stable Diffusion pipeline
+encoders/avatar/          the condition encoder (also inside the synthesizer)
+encoders/avatar-second/   the encoder that only judges
+judge/             the attribute judge
+synthesizer/       see `lorasynth.synthesizer`
+library/           the library as codec latents
+sample/            a few raw adapters as a library
+recipe.json        how adapters are trained
+MANIFEST.json      commands, seeds, sizes, hashes, metrics
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorasynth.atomic import write_json
+from lorasynth.base import BaseModel
+from lorasynth.checksums import file_hash
+from lorasynth.collect.recipe import Recipe
+from lorasynth.condition import ConditionEncoder, load_encoder
+from lorasynth.config import from_dict, read_json
+from lorasynth.errors import BundleError, ConfigError
+from lorasynth.experiments.latent_library import LatentLibrary
+from lorasynth.measure import AttributeJudge
+from lorasynth.synthesizer import Synthesizer
+
+MANIFEST = "MANIFEST.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """The loaded parts of a bundle."""
+
+    base: BaseModel
+    synthesizer: Synthesizer
+    second: ConditionEncoder
+    judge: AttributeJudge
+    library: LatentLibrary
+    recipe: Recipe
+
+    @classmethod
+    def open(cls, folder: Path, device: torch.device | str = "cpu") -> "Bundle":
+        """Load a bundle after comparing every file with the manifest.
+
+        Raises:
+            BundleError: the bundle is incomplete, or a file has changed.
+        """
+        verify(folder)
+        return cls(
+            base=BaseModel.load(folder / "base", device),
+            synthesizer=Synthesizer.from_pretrained(folder / "synthesizer"),
+            second=load_encoder(folder / "encoders" / "avatar-second"),
+            judge=AttributeJudge.load(folder / "judge"),
+            library=LatentLibrary.load(folder / "library"),
+            recipe=from_dict(Recipe, read_json(folder / "recipe.json")),
+        )
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+
+
+def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
+    """Record `facts` (commands, seeds, dates, metrics) and the size and hash of every file."""
+    files = _files(folder)
+    entries = {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": file_hash(path),
+        }
+        for path in files
+    }
+    total = sum(path.stat().st_size for path in files)
+    write_json(folder / MANIFEST, {**facts, "bytes": total, "files": entries})
+
+
+def verify(folder: Path) -> None:
+    """Compare a bundle with its manifest.
+
+    Raises:
+        BundleError: there is no manifest, a file is missing, or a file has changed.
+    """
+    try:
+        stated = read_json(folder / MANIFEST)["files"]
+    except (ConfigError, KeyError) as error:
+        raise BundleError(
+            f"a bundle must be a folder with {MANIFEST}, but {folder} is not one ({error}): give "
+            "the bundle of this repository, or make one with: make bundle"
+        ) from error
+    for name, entry in stated.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            raise BundleError(
+                f"{path} must have {entry['bytes']} bytes, but has not: restore the bundle"
+            )
+        if file_hash(path) != entry["sha256"]:
+            raise BundleError(f"{path} has changed since it was made: restore the bundle")

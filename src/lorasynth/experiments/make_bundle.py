@@ -1,0 +1,233 @@
+"""Make the bundle from nothing: every stage of the system, in order, each resumable.
+
+A stage whose output exists is skipped; a stage that was cut off goes on from its checkpoint.
+"""
+
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorasynth import __version__
+from lorasynth.atomic import atomic_directory, write_json
+from lorasynth.base import BaseModel
+from lorasynth.base.train import BaseTrainingConfig, train_base
+from lorasynth.codec import fit_codec, load_codec
+from lorasynth.collect import Recipe, collect
+from lorasynth.collect.embedding import column_of, embed_library
+from lorasynth.condition import AvatarEncoderConfig, load_encoder
+from lorasynth.condition.train import ArcFaceConfig, train_encoder
+from lorasynth.config import read_json, to_dict
+from lorasynth.experiments.bundle import Bundle, write_manifest
+from lorasynth.experiments.evaluate import EvaluationConfig, evaluate
+from lorasynth.experiments.latent_library import LatentLibrary
+from lorasynth.experiments.parts import PartsConfig, parts_report
+from lorasynth.hypernet import TrainingSet
+from lorasynth.hypernet.train import HypernetConfig
+from lorasynth.hypernet.train import train as train_hypernet
+from lorasynth.library import Library
+from lorasynth.measure import AttributeJudge, JudgeConfig
+from lorasynth.measure.judge import train_judge
+from lorasynth.pictures import AvatarSubjects, captions
+from lorasynth.pictures.pool import Pool, draw_pool, training_subjects
+from lorasynth.progress import console
+from lorasynth.synthesizer import Synthesizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleConfig:
+    """Every choice behind the shipped bundle.
+
+    Attributes:
+        subjects: whose pictures train base model, judge and condition encoder.
+        second_subjects: other subjects, for the encoder that only judges.
+        base: training of the base model.
+        judge: training of the judge.
+        arcface: training of the encoders.
+        library: adapters collected.
+        recipe: how each adapter is trained.
+        codec: name of the codec.
+        codec_options: its options.
+        hypernet: training of the hypernetwork.
+        sample: raw adapters shipped as a small library.
+        parts: what is measured of the parts.
+        evaluation: what the manifest's metrics are measured on.
+        seed: of everything; the second encoder uses the next one.
+    """
+
+    subjects: int = 6000
+    second_subjects: int = 3000
+    base: BaseTrainingConfig = field(default_factory=BaseTrainingConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    arcface: ArcFaceConfig = field(default_factory=ArcFaceConfig)
+    library: int = 200
+    recipe: Recipe = field(default_factory=Recipe)
+    codec: str = "pca"
+    codec_options: dict[str, Any] = field(default_factory=lambda: {"latents": 128})
+    hypernet: HypernetConfig = field(default_factory=HypernetConfig)
+    sample: int = 8
+    parts: PartsConfig = field(default_factory=PartsConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    seed: int = 0
+
+
+class BundleMaker:
+    """Makes one bundle in a folder of stages."""
+
+    def __init__(self, config: BundleConfig, run: Path, device: torch.device, workers: int) -> None:
+        self.config = config
+        self.run = run
+        self.device = device
+        self.workers = workers
+        self.stages = run / "out"
+        self.seconds: dict[str, float] = {}
+
+    def make(self, out: Path) -> None:
+        """Run every stage that is missing, then assemble, evaluate and write the manifest.
+
+        Raises:
+            LorasynthError: a stage cannot be run, or `out` cannot be written.
+        """
+        self._stage("base", self._base)
+        self._stage("judge", self._judge)
+        self._stage("avatar", lambda path: self._encoder(path, "base"))
+        self._stage("avatar-second", lambda path: self._encoder(path, "second"))
+        self._collect()
+        self._stage("codec", self._codec)
+        self._stage("synthesizer", self._synthesizer)
+        with atomic_directory(out) as folder:
+            self._assemble(folder)
+
+    def _stage(self, name: str, make: Callable[[Path], None]) -> None:
+        """Make one output folder unless it exists."""
+        path, start = self.stages / name, time.monotonic()
+        if path.exists():
+            return
+        console.print(f"stage {name}")
+        make(path)
+        self.seconds[name] = round(time.monotonic() - start, 1)
+        write_json(self.run / f"seconds-{name}.json", {"seconds": self.seconds[name]})
+
+    def _pool(self, series: str) -> Pool:
+        second = series == "second"
+        count = self.config.second_subjects if second else self.config.subjects
+        subjects = training_subjects(series, count, self.config.seed + second)
+        return draw_pool(subjects, self.run / "embedded" / "pictures", self.workers)
+
+    def _base(self, path: Path) -> None:
+        train_base(self._pool("base"), self.config.base, self.run / "embedded", path, self.device)
+
+    def _judge(self, path: Path) -> None:
+        checkpoint = self.run / "embedded" / "judge.safetensors"
+        judge = train_judge(self._pool("base"), self.config.judge, checkpoint, self.device)
+        judge.cpu().save(path)
+
+    def _encoder(self, path: Path, series: str) -> None:
+        second = series == "second"
+        config = AvatarEncoderConfig(name=path.name, trunk="depthwise" if second else "residual")
+        options = replace(self.config.arcface.optimisation, seed=self.config.seed + second)
+        arcface = replace(self.config.arcface, optimisation=options)
+        checkpoint = self.run / "embedded" / f"{path.name}.safetensors"
+        encoder = train_encoder(self._pool(series), config, arcface, checkpoint, self.device)
+        encoder.cpu().save(path)
+
+    @property
+    def subjects(self) -> AvatarSubjects:
+        """The library's subjects."""
+        return AvatarSubjects(split="train", count=self.config.library, seed=self.config.seed)
+
+    def _collect(self) -> None:
+        base = BaseModel.load(self.stages / "base", self.device)
+        path, start = self.run / "library", time.monotonic()
+        report = collect(base, self.subjects, path, self.config.recipe)
+        embed_library(Library.open(path), self.subjects, load_encoder(self.stages / "avatar"))
+        if report.collected:
+            seconds = (time.monotonic() - start) / len(report.collected)
+            write_json(self.run / "seconds-adapter.json", {"seconds": round(seconds, 2)})
+
+    def _codec(self, path: Path) -> None:
+        library = Library.open(self.run / "library")
+        fit_codec(self.config.codec, library, self.config.codec_options).save(path)
+
+    def _synthesizer(self, path: Path) -> None:
+        library = Library.open(self.run / "library")
+        codec, encoder = load_codec(self.stages / "codec"), load_encoder(self.stages / "avatar")
+        latents = LatentLibrary.encode(library, codec, column_of(encoder))
+        data = TrainingSet(latents=latents.latents, conditions=latents.conditions)
+        checkpoint = self.run / "hypernet.safetensors"
+        synthesizer = Synthesizer(
+            base_fingerprint=library.info.base_fingerprint,
+            base_name="base",
+            trigger_phrase=captions.TRIGGER,
+            layout=library.layout,
+            encoder=encoder,
+            hypernet=train_hypernet(data, self.config.hypernet, checkpoint=checkpoint),
+            codec=codec,
+        )
+        synthesizer.save(path)
+
+    def _assemble(self, folder: Path) -> None:
+        """Put the parts in place, measure them, and write the manifest."""
+        library = Library.open(self.run / "library")
+        shutil.copytree(self.stages / "base", folder / "base")
+        encoders = [load_encoder(self.stages / name) for name in ("avatar", "avatar-second")]
+        for encoder in encoders:
+            encoder.save(folder / "encoders" / encoder.name)
+        judge = AttributeJudge.load(self.stages / "judge")
+        judge.save(folder / "judge")
+        synthesizer = Synthesizer.from_pretrained(self.stages / "synthesizer")
+        synthesizer.save(folder / "synthesizer")
+        column = column_of(synthesizer.encoder)
+        LatentLibrary.encode(library, synthesizer.codec, column).save(folder / "library")
+        self._write_sample(library, folder / "sample")
+        write_json(folder / "recipe.json", to_dict(self.config.recipe))
+        write_manifest(folder, {})  # opening a bundle needs one; the last one has the metrics
+        bundle = Bundle.open(folder, self.device)
+        parts = parts_report(bundle.base, encoders, judge, self.config.parts)
+        table = evaluate(bundle, self.config.evaluation, self.run / "evaluation")
+        write_manifest(folder, self._facts(parts, table))
+
+    def _write_sample(self, library: Library, path: Path) -> None:
+        count = min(self.config.sample, len(library))
+        rows = library.table.slice(0, count).to_pylist()
+        sample = Library.create(
+            path,
+            library.layout,
+            library.info.base_fingerprint,
+            library.info.recipe,
+            gauge=library.info.gauge,
+            dtype="float16",
+            reference=library.reference,
+        )
+        sample.append(library.factors(range(count)), rows)
+
+    def _facts(self, parts: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+        seconds = {
+            path.stem.removeprefix("seconds-"): read_json(path)["seconds"]
+            for path in sorted(self.run.glob("seconds-*.json"))
+        }
+        return {
+            "command": "make bundle",
+            "version": __version__,
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": {
+                "processor": platform.machine(),
+                "device": self.device.type,
+                "threads": torch.get_num_threads(),
+            },
+            "licences": {
+                "weights": "Apache-2.0, made by this project from drawn pictures",
+                "drawings": 'style "Avataaars" by Pablo Stanley, "Free for personal and commercial '
+                'use", https://avataaars.com/, drawn by DiceBear (MIT)',
+            },
+            "config": to_dict(self.config),
+            "seconds": seconds,
+            "parts": parts,
+            "evaluation": table,
+        }

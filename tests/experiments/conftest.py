@@ -1,0 +1,56 @@
+"""A bundle made from nothing by the real maker, in seconds: every part is tiny and untrained."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorasynth.base import SamplingConfig
+from lorasynth.base.avatar_model import AvatarModelConfig
+from lorasynth.base.train import BaseTrainingConfig
+from lorasynth.collect import Recipe
+from lorasynth.condition.train import ArcFaceConfig
+from lorasynth.experiments.evaluate import EvaluationConfig
+from lorasynth.experiments.make_bundle import BundleConfig, BundleMaker
+from lorasynth.experiments.parts import PartsConfig
+from lorasynth.hypernet import LatentDiffusionConfig
+from lorasynth.hypernet.train import HypernetConfig
+from lorasynth.measure import JudgeConfig
+from lorasynth.training import Optimisation
+
+BRIEF = Optimisation(steps=2, batch=8, lr=1e-3, warmup=1)
+SAMPLING = SamplingConfig(steps=2)
+
+
+def tiny_config() -> BundleConfig:
+    """The shipped config with everything small."""
+    model = AvatarModelConfig(
+        vae_channels=(8, 8, 8, 8), unet_channels=(32, 32), text_width=32, text_layers=1, heads=2
+    )
+    return BundleConfig(
+        subjects=8,
+        second_subjects=8,
+        base=BaseTrainingConfig(model=model, autoencoder=BRIEF, unet=BRIEF),
+        judge=JudgeConfig(features=16, optimisation=BRIEF),
+        arcface=ArcFaceConfig(negatives=8, optimisation=BRIEF),
+        library=6,
+        recipe=Recipe(steps=3, pictures_per_step=1, targets=("attn2.to_k", "attn2.to_v")),
+        codec_options={"latents": 3},
+        hypernet=HypernetConfig(
+            model=LatentDiffusionConfig(denoiser_options={"width": 16, "depth": 1}),
+            optimisation=BRIEF,
+        ),
+        sample=2,
+        parts=PartsConfig(drawn=8, samples=4, subjects=6, sampling=SAMPLING),
+        evaluation=EvaluationConfig(
+            subjects=3, pictures=2, training_pictures=2, resamples=2, sampling=SAMPLING
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def bundle_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of stages; the bundle made of them is `bundle` in it."""
+    run = tmp_path_factory.mktemp("bundle run")
+    BundleMaker(tiny_config(), run, torch.device("cpu"), workers=1).make(run / "bundle")
+    return run

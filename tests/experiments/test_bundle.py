@@ -1,0 +1,69 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorasynth.errors import BundleError
+from lorasynth.experiments.bundle import MANIFEST, Bundle, verify
+from lorasynth.experiments.make_bundle import BundleMaker
+from lorasynth.library import Library
+
+from .conftest import tiny_config
+
+
+def test_the_manifest_covers_every_file(bundle_run: Path) -> None:
+    bundle = bundle_run / "bundle"
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    files = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
+    assert files - {MANIFEST} == set(manifest["files"])
+    assert manifest["bytes"] == sum((bundle / name).stat().st_size for name in manifest["files"])
+    assert {"command", "date", "config", "seconds", "parts", "evaluation"} <= set(manifest)
+
+
+def test_making_again_changes_no_stage(bundle_run: Path) -> None:
+    def stamps() -> dict[str, int]:
+        parts = (bundle_run / "out").rglob("*.safetensors")
+        return {str(path): path.stat().st_mtime_ns for path in parts}
+
+    before = stamps()
+    maker = BundleMaker(tiny_config(), bundle_run, torch.device("cpu"), workers=1)
+    maker.make(bundle_run / "bundle")
+    assert before
+    assert stamps() == before
+    assert maker.seconds == {}
+
+
+@pytest.mark.parametrize("part", ["base/unet", "judge", "synthesizer/codec", "library"])
+def test_a_changed_byte_is_found(bundle_run: Path, tmp_path: Path, part: str) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle_run / "bundle", copy)
+    path = next(p for p in (copy / part).iterdir() if p.suffix == ".safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match="has changed since it was made"):
+        Bundle.open(copy)
+
+
+def test_a_missing_file_and_a_missing_manifest_are_found(bundle_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle_run / "bundle", copy)
+    (copy / "recipe.json").unlink()
+    with pytest.raises(BundleError, match=r"recipe\.json must have"):
+        verify(copy)
+    with pytest.raises(BundleError, match="make bundle"):
+        verify(tmp_path)
+
+
+def test_the_sample_holds_raw_adapters_of_the_library(bundle_run: Path) -> None:
+    library, sample = (
+        Library.open(bundle_run / "library"),
+        Library.open(bundle_run / "bundle/sample"),
+    )
+    assert sample.check().damages == ()
+    assert sample.ids == library.ids[:2]
+    first, second = library.factors([0]), sample.factors([0])
+    for module, factor in first.items():
+        torch.testing.assert_close(factor.B, second[module].B)

@@ -1,0 +1,112 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorasynth.adapter import Adapter
+from lorasynth.condition import AvatarEncoder
+from lorasynth.experiments.bundle import Bundle
+from lorasynth.experiments.demo import COLUMNS, draw_sheet, run_demo, write_page
+from lorasynth.experiments.evaluate import Evaluation, evaluate
+from lorasynth.experiments.latent_library import LatentLibrary
+from lorasynth.experiments.methods import mean, mlp, nearest, ridge
+from lorasynth.pictures.avatars import combinations
+
+from .conftest import tiny_config
+
+METHODS = [
+    "base", "described", "mean", "nearest", "ridge", "mlp", "diffusion", "trained", "real",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_run: Path) -> Bundle:
+    return Bundle.open(bundle_run / "bundle")
+
+
+def test_the_table_has_every_method_and_measure(bundle: Bundle, bundle_run: Path) -> None:
+    config = tiny_config().evaluation
+    result = evaluate(bundle, config, bundle_run / "evaluation")
+    assert [row["method"] for row in result["rows"]] == METHODS
+    for row in result["rows"]:
+        assert row["lo"] <= row["likeness"] <= row["hi"]
+        assert row["lo_second"] <= row["likeness_second"] <= row["hi_second"]
+        assert 0 <= row["attribute_accuracy"] <= 1
+        assert 0 <= row["prompt_following"] <= 1
+        assert row["n"] == config.subjects
+    assert evaluate(bundle, config, bundle_run / "evaluation") == result
+
+
+def test_subjects_are_unseen_and_pictures_are_apart(bundle: Bundle, tmp_path: Path) -> None:
+    run = Evaluation(bundle, tiny_config().evaluation, tmp_path)
+    training = {"/".join(c) for c in combinations("train")}
+    for name in run.subjects.ids:
+        assert run.subjects.identity(name).combination not in training
+        purposes = ("condition", "reference", "evaluation", "training")
+        scenes = [scene for purpose in purposes for scene in run.subjects.scenes(name, purpose)]
+        assert len(set(scenes)) == len(scenes)
+
+
+def test_prompts_name_identity_only_where_described(bundle: Bundle, tmp_path: Path) -> None:
+    run = Evaluation(bundle, tiny_config().evaluation, tmp_path)
+    assert not any("skin" in prompt for prompt in run.prompts())
+    assert all("skin" in prompt for prompt in run.prompts(described=True))
+
+
+def test_another_seed_gives_other_subjects(bundle: Bundle, tmp_path: Path) -> None:
+    config = tiny_config().evaluation
+    first, second = (
+        Evaluation(bundle, replace(config, seed=seed), tmp_path).conditions for seed in (0, 1)
+    )
+    assert not torch.equal(first, second)
+
+
+def test_demo_writes_page_picture_and_files(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tiny encoder is not trained, so what it says of faces is chance.
+    monkeypatch.setattr(AvatarEncoder, "presence", lambda _, pictures: torch.ones(len(pictures)))
+    result = run_demo(bundle, tiny_config().evaluation, tmp_path)
+    draw_sheet(result, tmp_path / "demo.png", shown=2)
+    write_page(result, tmp_path / "index.html")
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<img") == 3 * (1 + 2 * len(COLUMNS))
+    assert "training, per adapter" in page
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    made = Adapter.load(tmp_path / "loras" / "subject-1.safetensors")
+    assert made.metadata.synthesised
+    assert made.metadata.base_fingerprint == bundle.base.fingerprint
+
+
+@pytest.fixture
+def linear() -> LatentLibrary:
+    """Latents that are a linear function of the conditions."""
+    generator = torch.Generator().manual_seed(0)
+    conditions = torch.nn.functional.normalize(torch.randn(200, 3, 6, generator=generator), dim=2)
+    conditions = conditions[:, :1] + 0.01 * conditions
+    weights = torch.randn(6, 4, generator=generator)
+    return LatentLibrary(
+        ids=tuple(str(i) for i in range(200)),
+        latents=conditions.mean(dim=1) @ weights + 1,
+        conditions=conditions,
+    )
+
+
+def test_regressions_recover_a_linear_map(linear: LatentLibrary) -> None:
+    spread = (mean(linear)(linear.conditions[:, 0]) - linear.latents).square().mean()
+    for predictor, share in ((ridge(linear), 0.01), (mlp(linear), 0.1)):
+        error = (predictor(linear.conditions[:, 0]) - linear.latents).square().mean()
+        assert error < share * spread
+
+
+def test_nearest_returns_the_own_adapter_of_a_known_subject(linear: LatentLibrary) -> None:
+    found = nearest(linear)(linear.conditions[:, 1])
+    assert torch.equal(found, linear.latents)
+
+
+def test_a_latent_library_survives_saving(linear: LatentLibrary, tmp_path: Path) -> None:
+    linear.save(tmp_path / "library")
+    loaded = LatentLibrary.load(tmp_path / "library")
+    assert loaded.ids == linear.ids
+    torch.testing.assert_close(loaded.latents, linear.latents, rtol=1e-3, atol=1e-3)
