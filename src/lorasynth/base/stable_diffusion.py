@@ -17,6 +17,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from lorasynth.adapter import Factors
+from lorasynth.base.quiet import without_bars
 from lorasynth.base.stacked import StackedAdapters
 from lorasynth.errors import BaseModelError, LayoutError
 from lorasynth.pictures.files import to_unit_range
@@ -84,14 +85,15 @@ class BaseModel:
         if Path(name).exists() and not local:
             raise BaseModelError(f"a base model is a pipeline folder, but {name} is a file")
         try:
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                str(name),
-                dtype=torch.float32,
-                safety_checker=None,
-                requires_safety_checker=False,
-                local_files_only=local,
-                use_safetensors=True,
-            )
+            with without_bars():
+                pipeline = StableDiffusionPipeline.from_pretrained(
+                    str(name),
+                    dtype=torch.float32,
+                    safety_checker=None,
+                    requires_safety_checker=False,
+                    local_files_only=local,
+                    use_safetensors=True,
+                )
         except Exception as error:
             raise BaseModelError(
                 f"a base model must be a whole Stable Diffusion pipeline (folder or hub id), but "

@@ -46,16 +46,17 @@ def collect(
     Example: lorasynth collect --avatars 200 -o library --set rank=4 --set steps=300
     """
     from lorasynth import collect as room
-    from lorasynth.cli.loading import load_base
+    from lorasynth.base import BaseModel
     from lorasynth.collect.embedding import embed_library
     from lorasynth.condition import load_encoder
+    from lorasynth.device import pick_device
     from lorasynth.library import Library
 
     if preset not in room.PRESETS:
         raise ConfigError(f"--preset must be one of {', '.join(room.PRESETS)}, but is {preset!r}")
     recipe = override(room.PRESETS[preset], [f"seed={seed}", *(settings or [])])
     embedder = load_encoder(encoder) if encoder else None
-    model = load_base(base, device)
+    model = BaseModel.load(base, pick_device(device))
     drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
     source = _source(folder, avatars, drawn, model.picture_size)
     gauge = gauge or ("shared" if recipe.trained == "B" else "procrustes")

@@ -43,13 +43,13 @@ def images(
     Example: lorasynth images --lora me.safetensors --prompt "a portrait of sks, smiling" -o me.png
     """
     from lorasynth.atomic import make_parent
-    from lorasynth.base import SamplingConfig
-    from lorasynth.cli.loading import load_base
+    from lorasynth.base import BaseModel, SamplingConfig
+    from lorasynth.device import pick_device
     from lorasynth.pictures.png import contact_sheet, write_synthetic
 
     sheet = out.suffix.lower() == ".png"
     make_parent(out if sheet else out / "picture.png")
-    model = load_base(base, device)
+    model = BaseModel.load(base, pick_device(device))
     factors = _factors(model, lora or [], strength, allow_other_base)
     prompts = [text for text in prompt for _ in range(number)]
     seeds = [seed + i for _ in prompt for i in range(number)]

@@ -53,8 +53,8 @@ def train(
     --set optimisation.steps=2000 --set model.parameterisation=x0
     """
     from lorasynth.atomic import make_parent
+    from lorasynth.base import BaseModel
     from lorasynth.base.compatibility import require_made_for
-    from lorasynth.cli.loading import load_base
     from lorasynth.codec import load_codec
     from lorasynth.collect.embedding import column_of
     from lorasynth.condition import load_encoder
@@ -65,7 +65,7 @@ def train(
 
     config = override(training.HypernetConfig(), settings)
     adapters, embedder, fitted = Library.open(library), load_encoder(encoder), load_codec(codec)
-    model = load_base(base, "cpu")
+    model = BaseModel.load(base)
     require_made_for(model, adapters.info.base_fingerprint, f"library {library}")
     make_parent(out)
     data = training_set(adapters, fitted, column_of(embedder))
