@@ -5,8 +5,19 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from lorasynth.cli import base, collect, encoders, images, library, synth, train
-from lorasynth.cli.loading import quiet
+from lorasynth.cli import (
+    base,
+    bundle,
+    collect,
+    demo,
+    encoders,
+    evaluate,
+    images,
+    library,
+    synth,
+    train,
+)
+from lorasynth.cli.quiet import quiet
 from lorasynth.errors import LorasynthError
 from lorasynth.progress import console
 
@@ -43,12 +54,15 @@ app = typer.Typer(
 )
 app.command("synth")(synth.synth)
 app.command("images")(images.images)
+app.command("demo")(demo.demo)
+app.command("evaluate")(evaluate.evaluate)
 app.command("collect")(collect.collect)
 app.add_typer(library.app, name="library")
 app.command("fit")(train.fit)
 app.command("train")(train.train)
 app.add_typer(base.app, name="base")
 app.add_typer(encoders.app, name="encoders")
+app.add_typer(bundle.app, name="bundle")
 
 
 def main() -> None:

@@ -46,8 +46,7 @@ def synth(
 ) -> None:
     """Make a LoRA file for the subject of one or several pictures.
 
-    Consent: make one of a person only with the consent of that person; files say that they are
-    synthesised.
+    Consent: of a person only with that person's consent. Every file says that it is synthesised.
     """
     from lorasynth.adapter.files import get_format
     from lorasynth.device import pick_device
