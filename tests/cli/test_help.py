@@ -22,7 +22,9 @@ def test_every_command_says_what_it_does(run: Run, command: str) -> None:
 def test_help_imports_neither_torch_nor_diffusers() -> None:
     heavy = "{'torch', 'diffusers', 'transformers', 'pyarrow'}"
     program = f"import sys, lorasynth.cli.main; print(sorted({heavy} & sys.modules.keys()))"
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert (found.stdout, found.stderr) == ("[]\n", "")
 
 
