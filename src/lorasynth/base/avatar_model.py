@@ -32,7 +32,7 @@ class AvatarModelConfig:
 
     picture_size: int = 64
     latent_channels: int = 16
-    vae_channels: tuple[int, ...] = (16, 32, 64, 128)
+    vae_channels: tuple[int, ...] = (16, 32, 64, 64)
     unet_channels: tuple[int, ...] = (64, 128)
     text_width: int = 128
     text_layers: int = 2
