@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lorasynth.errors import BundleError
+from lorasynth.errors import BundleError, ConfigError
 from lorasynth.randomness import torch_stream
 from lorasynth.training import Optimisation, Trainer
 
@@ -161,3 +161,19 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     train(tmp_path)
     with pytest.raises(BundleError, match="of the model being trained"):
         train(tmp_path, model=make_model(hidden=7))
+
+
+def test_other_settings_do_not_resume(tmp_path: Path) -> None:
+    def trainer(batch: int, weight: float) -> Trainer:
+        config = replace(CONFIG, batch=batch)
+        path, device = tmp_path / "c.safetensors", torch.device("cpu")
+        return Trainer(nn.Linear(2, 1), config, path, device, {"weight": weight})
+
+    def zero(model: nn.Module, step: int) -> tuple[Tensor, str]:
+        return model.weight.square().sum() + model.bias.sum(), ""
+
+    trainer(4, 1.0).run("test", zero)
+    trainer(4, 1.0).run("test", zero)
+    for batch, weight in ((5, 1.0), (4, 2.0)):
+        with pytest.raises(ConfigError, match="with the same settings"):
+            trainer(batch, weight).run("test", zero)

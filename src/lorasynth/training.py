@@ -5,10 +5,12 @@ has no random state: a run that is killed and started again goes on from its las
 ends with the same weights.
 """
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -17,8 +19,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lorasynth.atomic import atomic_file
+from lorasynth.config import to_dict
 from lorasynth.device import has_fast_bfloat16
-from lorasynth.errors import BundleError
+from lorasynth.errors import BundleError, ConfigError
 from lorasynth.progress import progress
 
 #: Returns the loss and a short text for the progress bar; called with the model and the step.
@@ -64,10 +67,26 @@ class Trainer:
     """Trains `model` in place and leaves the averaged weights in it."""
 
     def __init__(
-        self, model: nn.Module, config: Optimisation, checkpoint: Path, device: torch.device
+        self,
+        model: nn.Module,
+        config: Optimisation,
+        checkpoint: Path,
+        device: torch.device,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
+        """Prepare a run.
+
+        Args:
+            model: what to train.
+            config: how.
+            checkpoint: file to save to and to resume from.
+            device: where.
+            settings: whatever else the result depends on, as JSON values; a checkpoint of other
+                settings is refused.
+        """
         self.model = model.to(device)
         self.config = config
+        self.identity = json.dumps([to_dict(config), dict(settings or {})], sort_keys=True)
         self.checkpoint = checkpoint
         self.device = device
         self.autocast = has_fast_bfloat16(device)
@@ -87,6 +106,7 @@ class Trainer:
 
         Raises:
             BundleError: the checkpoint is damaged or belongs to another model.
+            ConfigError: the checkpoint was made with other settings.
         """
         self.model.train()
         start = self._resume() if self.checkpoint.is_file() else 0
@@ -122,12 +142,13 @@ class Trainer:
             tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if state}
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
         with atomic_file(self.checkpoint) as temporary:
-            save_file(tensors, temporary, metadata={"step": str(step)})
+            save_file(tensors, temporary, metadata={"step": str(step), "identity": self.identity})
 
     def _resume(self) -> int:
         try:
             with safe_open(self.checkpoint, framework="pt") as file:
                 step = int(file.metadata()["step"])
+                identity = file.metadata()["identity"]
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             self.model.load_state_dict(_part(tensors, "model."))
             self.average.module.load_state_dict(_part(tensors, "average."))
@@ -136,6 +157,11 @@ class Trainer:
                 f"a checkpoint must be whole and of the model being trained, but {self.checkpoint} "
                 f"is not ({str(error).splitlines()[0]}): delete it to start again"
             ) from error
+        if identity != self.identity:
+            raise ConfigError(
+                "training can only be resumed with the same settings, but "
+                f"{self.checkpoint} was made with others: delete it, or choose another run folder"
+            )
         self.average.n_averaged.fill_(step)
         for name, parameter in self.parameters.items():
             if f"exp_avg.{name}" in tensors:

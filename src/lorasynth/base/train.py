@@ -85,7 +85,12 @@ def _train_autoencoder(
         note = f"error {difference.detach().square().mean().item():.5f}" if step % 50 == 0 else ""
         return pixels + config.kl_weight * prior, note
 
-    Trainer(vae, options, checkpoint, device).run("autoencoder", loss)
+    settings = {
+        "model": configs.to_dict(config.model),
+        "kl_weight": config.kl_weight,
+        "pictures": len(pool),
+    }
+    Trainer(vae, options, checkpoint, device, settings).run("autoencoder", loss)
 
 
 @torch.no_grad()
@@ -148,4 +153,5 @@ def _train_unet(
     parts = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
     for part in parts.values():
         part.requires_grad_(True)
-    Trainer(nn.ModuleDict(parts), options, checkpoint, device).run("U-Net", loss)
+    settings = configs.to_dict(config) | {"pictures": len(pool)}
+    Trainer(nn.ModuleDict(parts), options, checkpoint, device, settings).run("U-Net", loss)

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lorasynth import config as configs
 from lorasynth.condition.avatar import AvatarEncoder, AvatarEncoderConfig
 from lorasynth.condition.trunks import augment
 from lorasynth.pictures.files import to_unit_range
@@ -106,5 +107,11 @@ def train_encoder(
         return identity + detection, note
 
     both = nn.ModuleDict({"encoder": encoder, "head": head})
-    Trainer(both, options, checkpoint, device).run(f"encoder {encoder_config.name}", loss)
+    settings = {
+        "encoder": configs.to_dict(encoder_config),
+        "arcface": configs.to_dict(config),
+        "pictures": len(pool),
+    }
+    trainer = Trainer(both, options, checkpoint, device, settings)
+    trainer.run(f"encoder {encoder_config.name}", loss)
     return encoder.eval()

@@ -113,5 +113,6 @@ def train_judge(
         return total, f"loss {total.item():.3f}" if step % 50 == 0 else ""
 
     judge = AttributeJudge(config)
-    Trainer(judge, options, checkpoint, device).run("judge", loss)
+    settings = configs.to_dict(config) | {"pictures": len(pool)}
+    Trainer(judge, options, checkpoint, device, settings).run("judge", loss)
     return judge.eval()
