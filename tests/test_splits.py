@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorasynth.errors import ConfigError
-from lorasynth.library import DEFAULT_FRACTIONS, split_of
+from lorasynth.splits import DEFAULT_FRACTIONS, split_of
 
 
 def test_shares_are_kept() -> None:
