@@ -23,6 +23,7 @@ from lorasynth.config import to_dict
 from lorasynth.device import has_fast_bfloat16
 from lorasynth.errors import BundleError, ConfigError
 from lorasynth.progress import progress
+from lorasynth.weights import with_prefix
 
 #: Returns the loss and a short text for the progress bar; called with the model and the step.
 Loss = Callable[[nn.Module, int], tuple[Tensor, str]]
@@ -150,8 +151,8 @@ class Trainer:
                 step = int(file.metadata()["step"])
                 identity = file.metadata()["identity"]
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            self.model.load_state_dict(_part(tensors, "model."))
-            self.average.module.load_state_dict(_part(tensors, "average."))
+            self.model.load_state_dict(with_prefix(tensors, "model."))
+            self.average.module.load_state_dict(with_prefix(tensors, "average."))
         except Exception as error:
             raise BundleError(
                 f"a checkpoint must be whole and of the model being trained, but {self.checkpoint} "
@@ -179,7 +180,3 @@ def _warmed_up(decay: float) -> Callable[..., None]:
         get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averaged, current, n)
 
     return update
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

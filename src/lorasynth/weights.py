@@ -72,3 +72,8 @@ def load_weights(module: nn.Module, path: Path | str, device: torch.device | str
             f"{path} must hold the weights of {type(module).__name__}, but does not ({reason}): "
             "its config and its weights come from different runs"
         ) from error
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, named by the rest."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

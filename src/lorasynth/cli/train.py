@@ -61,6 +61,7 @@ def train(
     from lorasynth.hypernet import train as training
     from lorasynth.hypernet.library_data import training_set
     from lorasynth.library import Library
+    from lorasynth.pictures import captions
     from lorasynth.synthesizer import Synthesizer
 
     config = override(training.HypernetConfig(), settings)
@@ -78,7 +79,7 @@ def train(
     Synthesizer(
         base_fingerprint=model.fingerprint,
         base_name=model.name,
-        trigger_phrase="sks",
+        trigger_phrase=captions.TRIGGER,
         layout=adapters.layout,
         encoder=embedder,
         hypernet=hypernet.cpu(),

@@ -10,6 +10,7 @@ from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.codec import Codec
 from lorasynth.config import read_json
 from lorasynth.errors import BundleError
+from lorasynth.hypernet.library_data import training_set
 from lorasynth.library import Library
 from lorasynth.weights import read_weights, write_weights
 
@@ -34,11 +35,9 @@ class LatentLibrary:
     @classmethod
     def encode(cls, library: Library, codec: Codec, column: str) -> "LatentLibrary":
         """Encode a whole library; `column` holds the conditions."""
-        return cls(
-            ids=tuple(library.ids),
-            latents=codec.encode(library.all_vectors()),
-            conditions=library.column(column).float(),
-        )
+        data = training_set(library, codec, column)
+        assert data.conditions is not None, "a column was named"
+        return cls(ids=tuple(library.ids), latents=data.latents, conditions=data.conditions)
 
     def save(self, folder: Path) -> None:
         """Write the latents and conditions (fp16) and the subjects' names."""

@@ -28,7 +28,7 @@ from lorasynth.experiments.bundle import Bundle, write_manifest
 from lorasynth.experiments.evaluate import EvaluationConfig, evaluate
 from lorasynth.experiments.latent_library import LatentLibrary
 from lorasynth.experiments.parts import PartsConfig, parts_report
-from lorasynth.hypernet import TrainingSet
+from lorasynth.hypernet.library_data import training_set
 from lorasynth.hypernet.train import HypernetConfig
 from lorasynth.hypernet.train import train as train_hypernet
 from lorasynth.library import Library
@@ -158,8 +158,7 @@ class BundleMaker:
     def _synthesizer(self, path: Path) -> None:
         library = Library.open(self.run / "library")
         codec, encoder = load_codec(self.stages / "codec"), load_encoder(self.stages / "avatar")
-        latents = LatentLibrary.encode(library, codec, column_of(encoder))
-        data = TrainingSet(latents=latents.latents, conditions=latents.conditions)
+        data = training_set(library, codec, column_of(encoder))
         checkpoint = self.run / "hypernet.safetensors"
         synthesizer = Synthesizer(
             base_fingerprint=library.info.base_fingerprint,

@@ -31,6 +31,7 @@ from lorasynth.hypernet.latent_diffusion import LatentDiffusion, LatentDiffusion
 from lorasynth.progress import progress
 from lorasynth.randomness import stream_seed, torch_stream
 from lorasynth.training import Optimisation
+from lorasynth.weights import with_prefix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,13 +273,13 @@ class _Run:
                 "training can only be resumed with the same config and data, but "
                 f"{self.checkpoint} is of another run: delete it, or choose another path"
             )
-        self.model.load_state_dict(_part(tensors, "model."))
-        self.average.load_state_dict(_part(tensors, "average."))
+        self.model.load_state_dict(with_prefix(tensors, "model."))
+        self.average.load_state_dict(with_prefix(tensors, "average."))
         device = self.accelerator.device
-        self.window = {k: v.to(device) for k, v in _part(tensors, "window.").items()}
-        self.best = {k: v.to(device) for k, v in _part(tensors, "best.").items()}
+        self.window = {k: v.to(device) for k, v in with_prefix(tensors, "window.").items()}
+        self.best = {k: v.to(device) for k, v in with_prefix(tensors, "best.").items()}
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in _part(tensors, "optimiser.").items():
+        for name, value in with_prefix(tensors, "optimiser.").items():
             index, key = name.split(".", 1)
             moments.setdefault(int(index), {})[key] = value
         groups = self.optimiser.state_dict()["param_groups"]
@@ -317,10 +318,6 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"a checkpoint must be whole, but {path} is not ({error}): delete it to start again"
         ) from error
     return state, tensors
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _note(row: Mapping[str, float]) -> str:

@@ -6,7 +6,6 @@ subjects.parquet      one row per adapter: `id` and free columns
 checksums.json        number of rows, and size and SHA-256 of each file
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from lorasynth.adapter import Factor, Factors, Layout
 from lorasynth.atomic import atomic_directory, write_json
+from lorasynth.checksums import file_hash
 from lorasynth.config import read_json
 from lorasynth.errors import ConfigError, LibraryError
 
@@ -46,7 +46,7 @@ def write_shard(path: Path, vectors: NDArray[Any], factors: Factors, subjects: p
         save_file(_to_tensors(factors), folder / FACTORS)
         pq.write_table(subjects, folder / SUBJECTS)
         files = {
-            name: {"bytes": (folder / name).stat().st_size, "sha256": _hash(folder / name)}
+            name: {"bytes": (folder / name).stat().st_size, "sha256": file_hash(folder / name)}
             for name in (VECTORS, FACTORS, SUBJECTS)
         }
         write_json(folder / CHECKSUMS, {"rows": len(vectors), "files": files})
@@ -143,7 +143,7 @@ class Shard:
         size = path.stat().st_size
         if size != stated.get("bytes"):
             return f"has {size} bytes, but was written with {stated.get('bytes')}"
-        if _hash(path) != stated.get("sha256"):
+        if file_hash(path) != stated.get("sha256"):
             return "has changed since it was written (its SHA-256 differs)"
         return None
 
@@ -162,8 +162,3 @@ def _to_tensors(factors: Factors) -> dict[str, Tensor]:
             shared = bool((tensor == tensor[:1]).all())
             tensors[f"{module}.{name}"] = (tensor[:1] if shared else tensor).clone().contiguous()
     return tensors
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
