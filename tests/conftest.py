@@ -14,6 +14,8 @@ from typing import Protocol  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from command_line import Result, Run, call  # noqa: E402
+
 # Tests run beside each other (pytest-xdist); more threads than cores only make them wait.
 torch.set_num_threads(1)
 
@@ -51,3 +53,16 @@ def make_pipeline() -> MakePipeline:
 @pytest.fixture(scope="session")
 def pipeline_folder(make_pipeline: MakePipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_pipeline(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run `lorasynth` with arguments."""
+
+    def run(*arguments: object) -> Result:
+        capfd.readouterr()
+        status = call(arguments)
+        captured = capfd.readouterr()
+        return Result(status, captured.out, captured.err)
+
+    return run

@@ -1,6 +1,7 @@
 """A record of what a folder's files should hold, so that a changed byte is found on loading."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from lorasynth.atomic import TEMPORARY_PREFIX, write_json
@@ -46,6 +47,15 @@ def verify(folder: Path) -> None:
             f"{folder} must be a folder that lorasynth saved, with {FILE} in it, but is not: "
             f"{error}"
         ) from error
+    compare(folder, stated)
+
+
+def compare(folder: Path, stated: Mapping[str, str]) -> None:
+    """Compare files below `folder` with the hashes stated by name.
+
+    Raises:
+        BundleError: a file is missing or has changed.
+    """
     for name, expected in stated.items():
         path = folder / name
         if not path.is_file():

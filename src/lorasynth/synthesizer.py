@@ -23,7 +23,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lorasynth import checksums
-from lorasynth.adapter import Adapter, AdapterMetadata, Factors, Layout, map_factors
+from lorasynth.adapter import Adapter, AdapterMetadata, Factors, Layout, unstack
 from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.codec import Codec, load_codec
 from lorasynth.condition import ConditionEncoder, load_encoder, subject_embedding
@@ -113,13 +113,38 @@ class Synthesizer:
         Raises:
             PictureError: a picture cannot be read or shows no face.
         """
+        [adapter] = self.many([photos], seed=seed, guidance=guidance, steps=steps, stages=stages)
+        return adapter
+
+    def many(
+        self,
+        subjects: Sequence[Photo | Sequence[Photo]],
+        *,
+        seed: int = 0,
+        guidance: float | None = None,
+        steps: int | None = None,
+        stages: Stages | None = None,
+    ) -> list[Adapter]:
+        """Make an adapter for each of several subjects, all in one batch.
+
+        Args:
+            subjects: the pictures of each; the other arguments are those of a single call.
+            seed: of the noise.
+            guidance: see `LatentDiffusionConfig`.
+            steps: solver steps.
+            stages: collects the time of each stage.
+
+        Raises:
+            PictureError: a picture cannot be read or shows no face.
+        """
         stages = stages or Stages()
-        condition = self.embed(photos, stages)
-        name = hashlib.sha256(condition.numpy().tobytes()).hexdigest()[:16]
+        conditions = torch.stack([self.embed(photos, stages) for photos in subjects])
+        names = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in conditions]
         factors = self.synthesise(
-            condition[None], [name], seed=seed, guidance=guidance, steps=steps, stages=stages
+            conditions, names, seed=seed, guidance=guidance, steps=steps, stages=stages
         )
-        return Adapter(map_factors(lambda part: part[0], factors), self.metadata(seed))
+        metadata = self.metadata(seed)
+        return [Adapter(single, metadata) for single in unstack(factors)]
 
     def embed(
         self, photos: Photo | Sequence[Photo], stages: Stages | None = None

@@ -74,6 +74,8 @@ class Trainer:
         checkpoint: Path,
         device: torch.device,
         settings: Mapping[str, Any] | None = None,
+        *,
+        autocast: bool | None = None,
     ) -> None:
         """Prepare a run.
 
@@ -84,13 +86,14 @@ class Trainer:
             device: where.
             settings: whatever else the result depends on, as JSON values; a checkpoint of other
                 settings is refused.
+            autocast: compute in bf16; None: where bf16 products are fast.
         """
         self.model = model.to(device)
         self.config = config
         self.identity = json.dumps([to_dict(config), dict(settings or {})], sort_keys=True)
         self.checkpoint = checkpoint
         self.device = device
-        self.autocast = has_fast_bfloat16(device)
+        self.autocast = has_fast_bfloat16(device) if autocast is None else autocast
         self.average = AveragedModel(
             self.model, multi_avg_fn=_warmed_up(config.ema), use_buffers=True
         )

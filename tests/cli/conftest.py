@@ -1,7 +1,5 @@
 """The commands, run in this process on three tiny subjects: every output is made once."""
 
-import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import torch
 from PIL import Image
 from torch.nn import BatchNorm1d, BatchNorm2d
 
-from lorasynth.cli.main import main
+from command_line import call
 from lorasynth.condition import AvatarEncoder, AvatarEncoderConfig
 from lorasynth.pictures.files import to_unit_range
 from lorasynth.randomness import torch_stream
@@ -20,46 +18,6 @@ SUBJECTS = ("ann", "ben", "cyd")
 QUICK = ("--set", "steps=2", "--set", "rank=2", "--set", "pictures_per_step=1")
 TRAINING = ("optimisation.steps=2", "optimisation.batch=2", "record_every=1")
 DENOISER = ('model.denoiser_options={"width":8,"depth":1}',)
-
-
-@dataclass(frozen=True)
-class Result:
-    status: int
-    out: str
-    err: str
-
-    def is_one_error(self, *words: str, status: int = 2) -> None:
-        """Assert that the command failed as it should: one line, which says what is wrong."""
-        assert self.status == status, (self.out, self.err)
-        [line] = self.err.strip().splitlines()
-        for word in words:
-            assert word in line, (word, line)
-        assert "Traceback" not in self.out + self.err
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run `lorasynth` with arguments, as the shell would."""
-
-    def run(*arguments: object) -> Result:
-        capfd.readouterr()
-        status = call(arguments)
-        captured = capfd.readouterr()
-        return Result(status, captured.out, captured.err)
-
-    return run
-
-
-def call(arguments: Sequence[object]) -> int:
-    """The exit status of `lorasynth` with these arguments."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["lorasynth", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            main()
-    return int(exited.value.code or 0)
 
 
 def write_picture(path: Path, seed: int, side: int = SIDE) -> Path:

@@ -1,6 +1,7 @@
 """Bad input to commands: one line that says what is wrong, status 2, and nothing lost or left."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from command_line import Run
 from lorasynth.adapter import Adapter, AdapterMetadata, Factor
 from lorasynth.library import Library
 
 from .conftest import (
     QUICK,
-    Run,
     World,
     collect_arguments,
     save_encoder,
@@ -66,8 +67,10 @@ def test_a_picture_that_cannot_be_used(world: World, run: Run, tmp_path, make, w
 def test_no_face(world: World, run: Run, tmp_path) -> None:
     blind = save_encoder(tmp_path / "blind", face=False)
     synthesizer, out = tmp_path / "synthesizer", tmp_path / "me.safetensors"
-    arguments = list(train_arguments(world, synthesizer, tmp_path / "run"))
-    arguments[arguments.index(world.encoder)] = blind
+    library = shutil.copytree(world.library, tmp_path / "library")
+    assert run(*collect_arguments(world, library), "--encoder", blind).status == 0
+    other = replace(world, library=library, encoder=blind)
+    arguments = train_arguments(other, synthesizer, tmp_path / "run")
     assert run(*arguments, "--device", "cpu").status == 0
     result = run("synth", world.photo, "-o", out, "--synthesizer", synthesizer)
     result.is_one_error("face", str(world.photo))

@@ -6,9 +6,8 @@ import sys
 import pytest
 from typer.main import get_command
 
+from command_line import Run
 from lorasynth.cli.main import app
-
-from .conftest import Run
 
 
 @pytest.mark.parametrize("command", sorted(get_command(app).commands))

@@ -1,32 +1,13 @@
 """Ctrl-C in each long command: one line, status 130, and what was finished is whole and kept."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from command_line import Run, interrupt
 from lorasynth.library import Library
 
-from .conftest import Run, World, collect_arguments, train_arguments
-
-
-def interrupting(function: Callable[..., Any], calls: int) -> Callable[..., Any]:
-    """`function`, but Ctrl-C comes in call number `calls`."""
-    done = 0
-
-    def wrapper(*arguments: Any, **options: Any) -> Any:
-        nonlocal done
-        done += 1
-        if done == calls:
-            raise KeyboardInterrupt
-        return function(*arguments, **options)
-
-    return wrapper
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, room: Any, name: str, calls: int = 1) -> None:
-    monkeypatch.setattr(room, name, interrupting(getattr(room, name), calls))
+from .conftest import World, collect_arguments, train_arguments
 
 
 def everything_below(folder: Path) -> list[str]:
@@ -96,3 +77,36 @@ def test_images(world: World, run: Run, tmp_path, monkeypatch, moment) -> None:
     arguments = ("--lora", world.lora, "--prompt", "sks", "-o", tmp_path / "me.png")
     run("images", *arguments, *options).is_one_error("interrupted", status=130)
     assert everything_below(tmp_path) == []
+
+
+TINY_BASE = ["unet_channels=[32]", "text_width=16", "text_layers=1", "heads=2", "tokens=32"]
+TINY_BASE = [f"model.{size}" for size in [*TINY_BASE, "vae_channels=[8,8]", "latent_channels=4"]]
+TRAININGS = {
+    ("base", "train"): [*TINY_BASE, "unet.steps=2", "unet.batch=2", "autoencoder.steps=1"],
+    ("encoders", "train"): ["optimisation.steps=2", "optimisation.batch=4", "negatives=4"],
+    ("encoders", "judge"): ["optimisation.steps=2", "optimisation.batch=4", "features=16"],
+}
+
+
+@pytest.mark.parametrize("command", TRAININGS)
+def test_training_of_the_embedded_models(run: Run, tmp_path, monkeypatch, command) -> None:
+    from lorasynth.training import Trainer
+
+    settings = TRAININGS[command]
+    optimised = "unet" if command[0] == "base" else "optimisation"
+    settings = [*settings, f"{optimised}.checkpoint_seconds=0"]
+    sets = [word for setting in settings for word in ("--set", setting)]
+    out, where = tmp_path / "out", ("--run", tmp_path / "run", "--workers", 1, "--device", "cpu")
+    arguments = (*command, "-o", out, "--subjects", 2, *where, *sets)
+    with monkeypatch.context() as patch:
+        interrupt(patch, Trainer, "_step", calls=2)
+        result = run(*arguments)
+    assert result.status == 130
+    assert "run the same command to go on" in result.err.splitlines()[-1]
+    assert not out.exists()
+    steps: list[int] = []
+    step = Trainer._step
+    monkeypatch.setattr(Trainer, "_step", lambda s, loss, i: steps.append(i) or step(s, loss, i))
+    assert run(*arguments).status == 0
+    assert steps == ([0, 1] if command[0] == "base" else [1])
+    assert (out / "config.json").is_file() or (out / "model_index.json").is_file()

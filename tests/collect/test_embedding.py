@@ -24,6 +24,7 @@ class Colours:
     picture_size: int = 16
     width: int = 3
     licence: str = "Apache-2.0"
+    fingerprint: str = "0123"
 
     def embed(self, pictures):
         self.calls += 1
@@ -54,7 +55,7 @@ def test_rows_are_in_the_librarys_order(library, source):
     expected = [encoder.embed(source.load(name).pictures) for name in library.ids]
     assert embeddings.shape == (3, 3, 3)
     torch.testing.assert_close(embeddings, torch.stack(expected))
-    torch.testing.assert_close(library.column("mean_colour"), embeddings)
+    torch.testing.assert_close(library.column("mean_colour_0123"), embeddings)
 
 
 def test_the_smallest_number_of_pictures_is_taken_of_all(library, source):
@@ -87,5 +88,9 @@ def test_an_empty_library_is_refused(tmp_path, source):
         embed_library(library, source, Colours())
 
 
-def test_the_column_has_the_encoders_name():
-    assert column_of(Colours()) == "mean_colour"
+def test_an_encoder_of_other_weights_has_a_column_of_its_own(library, source):
+    embed_library(library, source, Colours())
+    retrained = Colours(fingerprint="4567")
+    assert column_of(retrained) == "mean_colour_4567"
+    embed_library(library, source, retrained)
+    assert retrained.calls == 3

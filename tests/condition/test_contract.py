@@ -210,3 +210,15 @@ def test_a_picture_without_a_face_is_refused_by_name(row: str) -> None:
         subject_embedding(encoder, pictures(3), ["a.png", "b.png", "c.png"])
     assert "\n" not in str(e.value)
     assert "crop it" in str(e.value)
+
+
+@rows
+def test_the_fingerprint_is_of_the_weights_as_they_are_stored(row: str, tmp_path: Path) -> None:
+    encoder = ROWS[row]()
+    encoder.save(tmp_path / "encoder")
+    assert load_encoder(tmp_path / "encoder").fingerprint == encoder.fingerprint
+    retrained = ROWS[row]()
+    with torch.no_grad():
+        for parameter in retrained.parameters():
+            parameter.add_(0.1)
+    assert retrained.fingerprint != encoder.fingerprint

@@ -4,7 +4,6 @@ Nothing here knows which model it is: widths, latent shape, noise schedule and p
 read from the pipeline.
 """
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from lorasynth.base.stacked import StackedAdapters
 from lorasynth.errors import BaseModelError, LayoutError
 from lorasynth.pictures.files import to_unit_range
 from lorasynth.randomness import torch_stream
+from lorasynth.weights import fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,17 +323,3 @@ def _separate(
 
 def _ends_with(name: str, target: str) -> bool:
     return f".{name}".endswith(f".{target}")
-
-
-def fingerprint(unet: nn.Module, values: int = 64) -> str:
-    """Identify a U-Net's weights by hashing shapes and evenly spaced values of each tensor.
-
-    Values are rounded to fp16 first, so the fp32 and fp16 files of one model agree.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    for name, parameter in sorted(unet.state_dict().items()):
-        flat = parameter.detach().flatten()
-        picked = flat[:: max(len(flat) // values, 1)][:values].to("cpu", torch.float16)
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(picked.numpy().tobytes())
-    return digest.hexdigest()

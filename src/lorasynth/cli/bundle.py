@@ -9,6 +9,14 @@ from lorasynth.cli.options import CORES, Device, Run, Workers
 
 app = typer.Typer(help="The shipped bundle.", no_args_is_help=True)
 
+Only = Annotated[
+    str | None,
+    typer.Option(
+        help="Make this stage alone: base, judge, avatar, avatar-second, library, codec or "
+        "synthesizer. The first four need nothing of one another, so several processes can make "
+        "them side by side."
+    ),
+]
 Folder = Annotated[Path, typer.Argument(help="Folder of the bundle.")]
 
 
@@ -16,6 +24,7 @@ Folder = Annotated[Path, typer.Argument(help="Folder of the bundle.")]
 def make(
     out: Folder = Path("bundle"),
     run: Run = Path("runs"),
+    only: Only = None,
     workers: Workers = CORES,
     device: Device = "auto",
 ) -> None:
@@ -23,7 +32,11 @@ def make(
     from lorasynth.device import pick_device
     from lorasynth.experiments.make_bundle import BundleConfig, BundleMaker
 
-    BundleMaker(BundleConfig(), run, pick_device(device), workers).make(out)
+    maker = BundleMaker(BundleConfig(), run, pick_device(device), workers)
+    if only is None:
+        maker.make(out)
+    else:
+        maker.run_stage(only)
 
 
 @app.command()

@@ -59,7 +59,6 @@ def collect(
     model = BaseModel.load(base, pick_device(device))
     drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
     source = _source(folder, avatars, drawn, model.picture_size)
-    gauge = gauge or ("shared" if recipe.trained == "B" else "procrustes")
     report = room.collect(model, source, out, recipe, fleet_size=fleet, gauge=gauge)
     library, failed = Library.open(out), report.failed
     if failed and not len(library):

@@ -1,18 +1,17 @@
 """`lorasynth encoders`: train the avatar encoders and the attribute judge."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lorasynth.cli.options import CORES, Device, Run, Seed, Workers
+from lorasynth.cli.options import CORES, Device, Run, Seed, Settings, Workers, override
 
 app = typer.Typer(help="The avatar encoders and the attribute judge.", no_args_is_help=True)
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
-Subjects = Annotated[int, typer.Option(help="Subjects drawn for training.", min=64)]
-Steps = Annotated[int | None, typer.Option(help="Optimiser steps; default: the config's.", min=1)]
+Series = Annotated[str, typer.Option(help="Series of training subjects; series share none.")]
+Subjects = Annotated[int, typer.Option(help="Subjects drawn for training.", min=1)]
 
 
 @app.command()
@@ -20,48 +19,53 @@ def train(
     out: Out,
     name: Annotated[str, typer.Option(help="Name of the encoder.")] = "avatar",
     trunk: Annotated[str, typer.Option(help="Architecture: residual or depthwise.")] = "residual",
-    series: Annotated[str, typer.Option(help="Series of training subjects.")] = "base",
+    series: Series = "base",
     subjects: Subjects = 6_000,
-    steps: Steps = None,
+    settings: Settings = None,
     run: Run = Path("runs/encoders"),
     seed: Seed = 0,
     workers: Workers = CORES,
     device: Device = "auto",
 ) -> None:
-    """Train one avatar encoder with the ArcFace loss; run again to resume."""
-    from lorasynth import config as configs
+    """Train one avatar encoder with the ArcFace loss; run again to resume.
+
+    Example: lorasynth encoders train -o encoder --name mine --set optimisation.steps=1000
+    """
+    from lorasynth.atomic import make_parent
     from lorasynth.condition.avatar import AvatarEncoderConfig
     from lorasynth.condition.train import ArcFaceConfig, train_encoder
+    from lorasynth.config import from_dict
     from lorasynth.device import pick_device
     from lorasynth.pictures.pool import draw_pool, training_subjects
 
-    encoder = configs.from_dict(AvatarEncoderConfig, {"name": name, "trunk": trunk})
-    config = ArcFaceConfig()
-    options = replace(config.optimisation, seed=seed)
-    config = replace(config, optimisation=replace(options, steps=steps or options.steps))
+    encoder = from_dict(AvatarEncoderConfig, {"name": name, "trunk": trunk})
+    config = override(ArcFaceConfig(), [f"optimisation.seed={seed}", *(settings or [])])
+    make_parent(out)
     pool = draw_pool(training_subjects(series, subjects, seed), run / "pictures", workers)
     checkpoint = run / f"{name}.safetensors"
     train_encoder(pool, encoder, config, checkpoint, pick_device(device)).cpu().save(out)
+    typer.echo(out)
 
 
 @app.command()
 def judge(
     out: Out,
-    series: Annotated[str, typer.Option(help="Series of training subjects.")] = "base",
+    series: Series = "base",
     subjects: Subjects = 6_000,
-    steps: Steps = None,
+    settings: Settings = None,
     run: Run = Path("runs/encoders"),
     seed: Seed = 0,
     workers: Workers = CORES,
     device: Device = "auto",
 ) -> None:
     """Train the judge that reads attributes off pictures; run again to resume."""
+    from lorasynth.atomic import make_parent
     from lorasynth.device import pick_device
     from lorasynth.measure.judge import JudgeConfig, train_judge
     from lorasynth.pictures.pool import draw_pool, training_subjects
 
-    config = JudgeConfig()
-    options = replace(config.optimisation, seed=seed)
-    config = replace(config, optimisation=replace(options, steps=steps or options.steps))
+    config = override(JudgeConfig(), [f"optimisation.seed={seed}", *(settings or [])])
+    make_parent(out)
     pool = draw_pool(training_subjects(series, subjects, seed), run / "pictures", workers)
     train_judge(pool, config, run / "judge.safetensors", pick_device(device)).cpu().save(out)
+    typer.echo(out)

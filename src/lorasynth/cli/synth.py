@@ -57,12 +57,11 @@ def synth(
     subjects = subjects_of(photos, out, writer.suffix)
     with stages.stage("load"):
         synthesise = Synthesizer.from_pretrained(str(synthesizer), device=pick_device(device))
-    adapters = {
-        path: synthesise(pictures, seed=seed, guidance=guidance, steps=steps, stages=stages)
-        for path, pictures in subjects.items()
-    }
+    adapters = synthesise.many(
+        list(subjects.values()), seed=seed, guidance=guidance, steps=steps, stages=stages
+    )
     with stages.stage("write"):
-        written = [writer.write(adapter, path) for path, adapter in adapters.items()]
+        written = [writer.write(*pair) for pair in zip(adapters, subjects, strict=True)]
     _print_times(stages)
     for path in written:
         typer.echo(path)

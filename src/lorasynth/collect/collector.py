@@ -55,7 +55,7 @@ def collect(
     recipe: Recipe,
     *,
     fleet_size: int = 32,
-    gauge: str = "procrustes",
+    gauge: str | None = None,
     gate: Gate | None = None,
     retry_failed: bool = False,
     dtype: torch.dtype = torch.float32,
@@ -70,6 +70,7 @@ def collect(
         recipe: how each adapter is trained; a library has one recipe.
         fleet_size: adapters per fleet; decides speed and memory, not the result.
         gauge: of the canonical vectors of a new library; the raw factors are kept beside them.
+            None: `shared` where only B is trained, else `procrustes`.
         gate: judges each fleet; adapters that fail stay out of the library.
         retry_failed: try subjects again that an earlier run listed as failed.
         dtype: of the factors while training.
@@ -85,6 +86,7 @@ def collect(
     ids = _checked_ids(source)
     if fleet_size < 1:
         raise CollectionError(f"a fleet must have at least 1 adapter, but fleet_size={fleet_size}")
+    gauge = gauge or ("shared" if recipe.trained == "B" else "procrustes")
     library, failures = _open(path, base, recipe, gauge), Failures(path)
     run = _Run(base, source, library, failures, recipe, gate, fleet_size, dtype, autocast)
     try:

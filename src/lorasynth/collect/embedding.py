@@ -12,8 +12,8 @@ from lorasynth.progress import progress
 
 
 def column_of(encoder: ConditionEncoder) -> str:
-    """The name of the column that holds an encoder's embeddings."""
-    return encoder.name.replace("-", "_")
+    """The name of the column that holds the embeddings of an encoder with just these weights."""
+    return f"{encoder.name.replace('-', '_')}_{encoder.fingerprint}"
 
 
 def embed_library(

@@ -16,7 +16,7 @@ from lorasynth.condition.contract import ENCODERS
 from lorasynth.condition.trunks import TRUNKS
 from lorasynth.errors import BundleError, ConfigError
 from lorasynth.pictures.files import to_unit_range
-from lorasynth.weights import load_weights, write_weights
+from lorasynth.weights import fingerprint, load_weights, write_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,11 @@ class AvatarEncoder(nn.Module):
             nn.BatchNorm1d(config.features), nn.Linear(config.features, config.width)
         )
         self.detector = nn.Linear(config.features, 1)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the weights."""
+        return fingerprint(self)
 
     def forward(
         self, pictures: Float[Tensor, "b 3 h w"]

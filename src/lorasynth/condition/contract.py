@@ -22,12 +22,16 @@ class ConditionEncoder(Protocol):
         picture_size: pictures are given as squares of this many pixels.
         width: of an embedding.
         licence: of the weights.
+        fingerprint: identifies the weights; embeddings of other weights are not comparable.
     """
 
     name: str
     picture_size: int
     width: int
     licence: str
+
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102
 
     def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
         """Embed each picture as a unit vector, whether it holds a face or not."""

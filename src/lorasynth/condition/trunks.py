@@ -31,11 +31,11 @@ class _Residual(nn.Module):
 
 
 class _Depthwise(nn.Module):
-    """A 7 x 7 depthwise convolution and a pointwise MLP (Liu et al. 2022)."""
+    """A 5 x 5 depthwise convolution and a pointwise MLP (after Liu et al. 2022)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(width, width, 7, padding=3, groups=width)
+        self.depthwise = nn.Conv2d(width, width, 5, padding=2, groups=width)
         self.norm = nn.GroupNorm(1, width)
         self.expand = nn.Conv2d(width, 4 * width, 1)
         self.reduce = nn.Conv2d(4 * width, width, 1)
@@ -59,7 +59,7 @@ def residual_trunk(picture_size: int, features: int) -> nn.Sequential:
 
 def depthwise_trunk(picture_size: int, features: int) -> nn.Sequential:
     """A patchifying depthwise network that ends in pooled quadrants."""
-    widths = (48, 96, 192)
+    widths = (32, 64, 128)
     layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 4)]
     for level, width in enumerate(widths):
         if level:
@@ -67,7 +67,7 @@ def depthwise_trunk(picture_size: int, features: int) -> nn.Sequential:
                 nn.GroupNorm(1, widths[level - 1]),
                 nn.Conv2d(widths[level - 1], width, 2, 2),
             ]
-        layers += [_Depthwise(width), _Depthwise(width), _Depthwise(width)]
+        layers += [_Depthwise(width), _Depthwise(width)]
     cells = picture_size // 16
     layers += [nn.GroupNorm(1, widths[-1]), nn.AdaptiveAvgPool2d(min(cells, 4)), nn.Flatten()]
     layers += [nn.Linear(widths[-1] * min(cells, 4) ** 2, features)]

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from lorasynth import checksums
 from lorasynth.atomic import write_json
 from lorasynth.base import BaseModel
-from lorasynth.checksums import file_hash
 from lorasynth.collect.recipe import Recipe
 from lorasynth.condition import ConditionEncoder, load_encoder
 from lorasynth.config import from_dict, read_json
@@ -70,7 +70,7 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     entries = {
         path.relative_to(folder).as_posix(): {
             "bytes": path.stat().st_size,
-            "sha256": file_hash(path),
+            "sha256": checksums.file_hash(path),
         }
         for path in files
     }
@@ -91,11 +91,4 @@ def verify(folder: Path) -> None:
             f"a bundle must be a folder with {MANIFEST}, but {folder} is not one ({error}): give "
             "the bundle of this repository, or make one with: make bundle"
         ) from error
-    for name, entry in stated.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != entry["bytes"]:
-            raise BundleError(
-                f"{path} must have {entry['bytes']} bytes, but has not: restore the bundle"
-            )
-        if file_hash(path) != entry["sha256"]:
-            raise BundleError(f"{path} has changed since it was made: restore the bundle")
+    checksums.compare(folder, {name: entry["sha256"] for name, entry in stated.items()})

@@ -33,7 +33,10 @@ def read_column(path: Path, ids: Sequence[str]) -> Tensor:
     """
     advice = "attach it again"
     if not path.is_file():
-        raise LibraryError(f"a column must be attached before it is read, but {path} is not there")
+        raise LibraryError(
+            f"a column must be attached before it is read, but {path} is not there (embeddings are "
+            "attached by: lorasynth collect --encoder)"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             values: Tensor = file.get_tensor("values")
