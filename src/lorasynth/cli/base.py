@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lorasynth.cli.options import CORES, Device, Run, Seed, Settings, Workers, override
+from lorasynth.cli.options import CORES, Base, Device, Run, Seed, Settings, Workers, override
 
 app = typer.Typer(help="The embedded base model.", no_args_is_help=True)
 
@@ -34,4 +34,23 @@ def train(
     make_parent(out)
     pool = draw_pool(training_subjects("base", subjects, seed), run / "pictures", workers)
     train_base(pool, config, run, out, pick_device(device))
+    typer.echo(out)
+
+
+@app.command()
+def grid(
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")],
+    base: Base = Path("bundle/base"),
+    columns: Annotated[int, typer.Option(help="Samples of each caption.", min=1)] = 8,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Draw what the base model makes of captions: a grid of captions by samples."""
+    from lorasynth.atomic import make_parent
+    from lorasynth.base import BaseModel
+    from lorasynth.device import pick_device
+    from lorasynth.experiments.caption_grid import caption_grid, draw_caption_grid
+
+    make_parent(out)
+    draw_caption_grid(*caption_grid(BaseModel.load(base, pick_device(device)), columns, seed), out)
     typer.echo(out)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lorasynth.cli.options import CORES, Device, Run, Workers
+from lorasynth.cli.options import CORES, Device, Run, Seed, Workers
 
 app = typer.Typer(help="The shipped bundle.", no_args_is_help=True)
 
@@ -37,6 +37,29 @@ def make(
         maker.make(out)
     else:
         maker.run_stage(only)
+
+
+@app.command()
+def parts(
+    bundle: Folder = Path("bundle"),
+    json: Annotated[Path | None, typer.Option(help="File to write.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Measure the embedded parts: does the judge judge, the encoders identify, the base follow?"""
+    from rich.pretty import pprint
+
+    from lorasynth.atomic import write_json
+    from lorasynth.device import pick_device
+    from lorasynth.experiments.bundle import Bundle
+    from lorasynth.experiments.parts import PartsConfig, parts_report
+
+    opened = Bundle.open(bundle, pick_device(device))
+    encoders = [opened.synthesizer.encoder, opened.second]
+    report = parts_report(opened.base, encoders, opened.judge, PartsConfig(seed=seed))
+    pprint(report, expand_all=True)
+    if json is not None:
+        write_json(json, report)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 All subjects are of the test split, whose combinations of attributes no part has seen in training.
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -117,23 +117,6 @@ def caption_following(
         asked.append(labels_of(identity, scene))
     pictures = base.sample(prompts, [seed + i for i in range(count)], config=sampling)
     return _shares(judge.labels(pictures), asked)
-
-
-def caption_grid(
-    base: BaseModel, columns: int, seed: int, sampling: SamplingConfig
-) -> tuple[list[str], UInt8[Tensor, "rows columns h w 3"]]:
-    """Eight captions, each with several samples."""
-    rng = numpy_stream(seed, "grid")
-    identity, scene = sample_identity(rng, "train"), sample_scene(rng)
-    prompts = [captions.join([])]
-    prompts += [captions.prompt(sample_scene(rng)) for _ in range(3)]
-    prompts += [captions.described(sample_identity(rng, "train"), scene) for _ in range(2)]
-    prompts += [
-        captions.described(identity, replace(scene, mouth=mouth)) for mouth in ("smile", "sad")
-    ]
-    repeated = [prompt for prompt in prompts for _ in range(columns)]
-    pictures = base.sample(repeated, [seed + i for i in range(len(repeated))], config=sampling)
-    return prompts, pictures.unflatten(0, (len(prompts), columns))
 
 
 @dataclass(frozen=True, kw_only=True)
