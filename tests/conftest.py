@@ -37,6 +37,7 @@ def make_pipeline() -> MakePipeline:
             latent_channels=4,
             vae_channels=(8, 8),
             unet_channels=(32,),
+            attention=(True,),
             text_width=16,
             text_layers=1,
             tokens=24,

@@ -15,6 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from lorasynth.base import BaseModel
 from lorasynth.base.avatar_model import AvatarModelConfig, build_pipeline, build_tokenizer
+from lorasynth.errors import ConfigError
 from lorasynth.pictures import captions
 from lorasynth.pictures.avatars import sample_identity, sample_scene
 from lorasynth.randomness import numpy_stream
@@ -31,6 +32,11 @@ def every_caption() -> list[str]:
 
 
 # The pipeline
+
+
+def test_attention_is_stated_for_each_resolution() -> None:
+    with pytest.raises(ConfigError, match="2 in unet_channels and 3 in attention"):
+        AvatarModelConfig(unet_channels=(32, 64))
 
 
 def test_plain_diffusers_loads_and_runs_it(pipeline_folder: Path) -> None:
@@ -75,12 +81,13 @@ def test_sizes_follow_the_config() -> None:
         picture_size=32,
         latent_channels=3,
         unet_channels=(32, 64),
+        attention=(False, True),
         text_width=24,
         tokens=16,
         heads=2,
     )
     base = BaseModel(build_pipeline(config), "sizes")
-    assert base.latent_shape == (3, 4, 4)
+    assert base.latent_shape == (3, 8, 8)
     assert base.picture_size == 32
     assert base.encode_prompts(["sks"]).shape == (1, 16, 24)
 

@@ -9,8 +9,9 @@ import torch
 
 from lorasynth.base import BaseModel
 from lorasynth.base.avatar_model import AvatarModelConfig
-from lorasynth.base.train import BaseTrainingConfig, train_base
+from lorasynth.base.train import BaseTrainingConfig, _local_contrast, train_base
 from lorasynth.config import from_dict, read_json
+from lorasynth.errors import ConfigError
 from lorasynth.pictures.avatars import AvatarSubjects
 from lorasynth.pictures.pool import Pool, draw_pool
 from lorasynth.training import Optimisation, Trainer
@@ -22,6 +23,7 @@ CONFIG = BaseTrainingConfig(
         latent_channels=4,
         vae_channels=(8, 8),
         unet_channels=(32,),
+        attention=(True,),
         text_width=16,
         text_layers=1,
         heads=2,
@@ -81,6 +83,27 @@ def test_a_run_that_is_cut_off_ends_alike(
     assert not (tmp_path / "base").exists()
     train_base(pool, CONFIG, tmp_path / "run", tmp_path / "base", CPU)
     assert weights(tmp_path / "base") == weights(trained)
+
+
+def test_feature_maps_train_the_autoencoder_too(trained: Path, pool: Pool, tmp_path: Path) -> None:
+    def halves(pictures: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.nn.functional.avg_pool2d(pictures, 2)]
+
+    train_base(pool, CONFIG, tmp_path / "run", tmp_path / "base", CPU, halves)
+    name = "vae/diffusion_pytorch_model.safetensors"
+    assert weights(tmp_path / "base")[name] != weights(trained)[name]
+    with pytest.raises(ConfigError, match="same settings"):
+        train_base(pool, CONFIG, tmp_path / "run", tmp_path / "base", CPU)
+
+
+def test_small_features_weigh_more_than_flat_areas() -> None:
+    picture = torch.zeros(1, 3, 16, 16)
+    picture[:, :, 6:9, 6:9] = 1.0
+    contrast = _local_contrast(picture)
+    assert contrast.mean().item() == pytest.approx(1)
+    assert contrast[0, 0, 7, 7] > 3
+    assert contrast[0, 0, 0, 0] == 0
+    assert _local_contrast(torch.ones(1, 3, 16, 16)).isfinite().all()
 
 
 def test_another_seed_is_another_model(trained: Path, pool: Pool, tmp_path: Path) -> None:

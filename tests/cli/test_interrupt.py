@@ -79,7 +79,14 @@ def test_images(world: World, run: Run, tmp_path, monkeypatch, moment) -> None:
     assert everything_below(tmp_path) == []
 
 
-TINY_BASE = ["unet_channels=[32]", "text_width=16", "text_layers=1", "heads=2", "tokens=32"]
+TINY_BASE = [
+    "unet_channels=[32]",
+    "text_width=16",
+    "text_layers=1",
+    "heads=2",
+    "tokens=32",
+    "attention=[true]",
+]
 TINY_BASE = [f"model.{size}" for size in [*TINY_BASE, "vae_channels=[8,8]", "latent_channels=4"]]
 TRAININGS = {
     ("base", "train"): [*TINY_BASE, "unet.steps=2", "unet.batch=2", "autoencoder.steps=1"],

@@ -25,7 +25,12 @@ SAMPLING = SamplingConfig(steps=2)
 def tiny_config() -> BundleConfig:
     """The shipped config with everything small."""
     model = AvatarModelConfig(
-        vae_channels=(8, 8, 8, 8), unet_channels=(32, 32), text_width=32, text_layers=1, heads=2
+        vae_channels=(8, 8, 8, 8),
+        unet_channels=(32, 32),
+        attention=(False, True),
+        text_width=32,
+        text_layers=1,
+        heads=2,
     )
     return BundleConfig(
         subjects=8,

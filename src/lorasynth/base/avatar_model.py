@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from lorasynth.errors import ConfigError
 from lorasynth.pictures import captions
 
 
@@ -21,9 +22,10 @@ class AvatarModelConfig:
 
     Attributes:
         picture_size: in pixels.
-        latent_channels: of the 8-fold reduced latent.
-        vae_channels: per resolution of the autoencoder.
-        unet_channels: per resolution of the U-Net, each with cross-attention.
+        latent_channels: of a latent.
+        vae_channels: per resolution of the autoencoder, which halves the side between two.
+        unet_channels: per resolution of the U-Net.
+        attention: which resolutions of the U-Net have attention.
         text_width: of the text encoder, and so of cross-attention.
         text_layers: of the text encoder.
         tokens: that a caption may have.
@@ -31,13 +33,21 @@ class AvatarModelConfig:
     """
 
     picture_size: int = 64
-    latent_channels: int = 16
-    vae_channels: tuple[int, ...] = (16, 32, 64, 64)
-    unet_channels: tuple[int, ...] = (64, 128)
+    latent_channels: int = 8
+    vae_channels: tuple[int, ...] = (16, 32, 64)
+    unet_channels: tuple[int, ...] = (32, 64, 128)
+    attention: tuple[bool, ...] = (False, True, True)
     text_width: int = 128
     text_layers: int = 2
     tokens: int = 40
     heads: int = 4
+
+    def __post_init__(self) -> None:
+        if len(self.attention) != len(self.unet_channels):
+            raise ConfigError(
+                "attention must be stated for each resolution of the U-Net, but there are "
+                f"{len(self.unet_channels)} in unet_channels and {len(self.attention)} in attention"
+            )
 
 
 def build_tokenizer(config: AvatarModelConfig) -> CLIPTokenizer:
@@ -81,10 +91,13 @@ def _merge(parts: Sequence[str], pair: tuple[str, str]) -> list[str]:
     return merged
 
 
+def _block(attention: bool, name: str) -> str:
+    return f"CrossAttn{name}" if attention else name
+
+
 def build_pipeline(config: AvatarModelConfig) -> StableDiffusionPipeline:
     """The pipeline with random weights."""
     tokenizer = build_tokenizer(config)
-    levels = len(config.unet_channels)
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -113,9 +126,10 @@ def build_pipeline(config: AvatarModelConfig) -> StableDiffusionPipeline:
         in_channels=config.latent_channels,
         out_channels=config.latent_channels,
         block_out_channels=config.unet_channels,
-        down_block_types=("CrossAttnDownBlock2D",) * levels,
-        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        down_block_types=tuple(_block(a, "DownBlock2D") for a in config.attention),
+        up_block_types=tuple(_block(a, "UpBlock2D") for a in reversed(config.attention)),
         layers_per_block=1,
+        norm_num_groups=8,
         cross_attention_dim=config.text_width,
         attention_head_dim=config.heads,
     )

@@ -1,8 +1,9 @@
 """Training of the embedded base model: the autoencoder, then the U-Net with the text encoder."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -20,6 +21,9 @@ from lorasynth.progress import progress
 from lorasynth.randomness import stream_seed
 from lorasynth.training import Optimisation, Trainer
 
+#: Feature maps of pictures in [-1, 1], from several layers of a network.
+Perception: TypeAlias = Callable[[Tensor], Sequence[Tensor]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class BaseTrainingConfig:
@@ -30,22 +34,32 @@ class BaseTrainingConfig:
         autoencoder: optimisation of the autoencoder.
         unet: optimisation of U-Net and text encoder.
         kl_weight: of the autoencoder's prior, per latent number; small, as in Rombach et al. 2022.
+        contrast: share of the autoencoder's pixel loss that follows the picture's local contrast,
+            so that small features count for more than flat areas; 0: every pixel counts alike.
+        perception_weight: of the distance between feature maps, if a network gives them.
         unconditional: share of captions replaced by the empty one, for classifier-free guidance.
     """
 
     model: AvatarModelConfig = field(default_factory=AvatarModelConfig)
     autoencoder: Optimisation = field(
-        default_factory=lambda: Optimisation(steps=12000, batch=8, lr=1e-3, weight_decay=0.0)
+        default_factory=lambda: Optimisation(steps=6000, batch=8, lr=1.5e-3, weight_decay=0.0)
     )
     unet: Optimisation = field(
-        default_factory=lambda: Optimisation(steps=7000, batch=64, lr=8e-4, warmup=300)
+        default_factory=lambda: Optimisation(steps=8000, batch=64, lr=8e-4, warmup=300)
     )
     kl_weight: float = 1e-4
+    contrast: float = 0.7
+    perception_weight: float = 0.5
     unconditional: float = 0.1
 
 
 def train_base(
-    pool: Pool, config: BaseTrainingConfig, run: Path, out: Path, device: torch.device
+    pool: Pool,
+    config: BaseTrainingConfig,
+    run: Path,
+    out: Path,
+    device: torch.device,
+    perception: Perception | None = None,
 ) -> None:
     """Train the embedded base model and save it as a pipeline folder.
 
@@ -55,10 +69,13 @@ def train_base(
         run: folder for checkpoints; the same folder resumes.
         out: the pipeline folder to write.
         device: where to train.
+        perception: feature maps of pictures, by a network that is not part of the base model; the
+            autoencoder is also judged by them, as that of Stable Diffusion is (Zhang et al. 2018).
     """
     torch.manual_seed(stream_seed(config.unet.seed, "base"))
     pipeline = build_pipeline(config.model)
-    _train_autoencoder(pipeline.vae, pool, config, run / "autoencoder.safetensors", device)
+    checkpoint = run / "autoencoder.safetensors"
+    _train_autoencoder(pipeline.vae, pool, config, checkpoint, device, perception)
     latents = _encode_pool(pipeline, pool, device)
     _train_unet(pipeline, latents, pool, config, run / "unet.safetensors", device)
     with atomic_directory(out) as temporary:
@@ -67,7 +84,12 @@ def train_base(
 
 
 def _train_autoencoder(
-    vae: nn.Module, pool: Pool, config: BaseTrainingConfig, checkpoint: Path, device: torch.device
+    vae: nn.Module,
+    pool: Pool,
+    config: BaseTrainingConfig,
+    checkpoint: Path,
+    device: torch.device,
+    perception: Perception | None,
 ) -> None:
     options = config.autoencoder
     pictures = pool.pictures.to(device)
@@ -78,19 +100,47 @@ def _train_autoencoder(
         batch = to_unit_range(pictures[rows])
         posterior = model.encode(batch).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator, device=device)
-        decoded = model.decode(posterior.mean + posterior.std * noise).sample.float()
-        difference = decoded - batch
-        pixels = difference.abs().mean() + difference.square().mean()
+        decoded = model.decode(posterior.mean + posterior.std * noise).sample
+        difference = decoded.float() - batch
+        weight = 1 - config.contrast + config.contrast * _local_contrast(batch)
+        total = (weight * (difference.abs() + difference.square())).mean()
         prior = posterior.kl().mean() / posterior.mean[0].numel()
+        total = total + config.kl_weight * prior
+        if perception is not None:
+            distance = _feature_distance(perception(decoded), perception(batch))
+            total = total + config.perception_weight * distance
         note = f"error {difference.detach().square().mean().item():.5f}" if step % 50 == 0 else ""
-        return pixels + config.kl_weight * prior, note
+        return total, note
 
     settings = {
         "model": configs.to_dict(config.model),
         "kl_weight": config.kl_weight,
+        "contrast": config.contrast,
+        "perception_weight": 0.0 if perception is None else config.perception_weight,
         "pictures": len(pool),
     }
     Trainer(vae, options, checkpoint, device, settings).run("autoencoder", loss)
+
+
+def _local_contrast(pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """How much each pixel's neighbourhood varies, as a multiple of the picture's mean."""
+
+    def smooth(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return functional.avg_pool2d(functional.pad(x, (2, 2, 2, 2), mode="replicate"), 5, 1)
+
+    contrast = smooth((pictures - smooth(pictures)).abs().mean(dim=1, keepdim=True))
+    return contrast / contrast.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
+
+
+def _feature_distance(
+    decoded: Sequence[Float[Tensor, "b ..."]], original: Sequence[Float[Tensor, "b ..."]]
+) -> Float[Tensor, ""]:
+    """Squared distance between feature maps as a share of their variance, mean over layers."""
+    shares = [
+        (ours - theirs.detach()).float().square().mean() / theirs.detach().float().var()
+        for ours, theirs in zip(decoded, original, strict=True)
+    ]
+    return torch.stack(shares).mean()
 
 
 @torch.no_grad()

@@ -9,11 +9,20 @@ from lorasynth.cli.options import CORES, Base, Device, Run, Seed, Settings, Work
 
 app = typer.Typer(help="The embedded base model.", no_args_is_help=True)
 
+Perception = Annotated[
+    Path | None,
+    typer.Option(
+        help="A judge (lorasynth encoders judge) whose feature maps also train the autoencoder, "
+        "which keeps small features; none: pixels alone."
+    ),
+]
+
 
 @app.command()
 def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Pipeline folder to write.")],
     run: Run = Path("runs/base"),
+    perception: Perception = None,
     subjects: Annotated[int, typer.Option(help="Subjects drawn for training.", min=1)] = 6_000,
     settings: Settings = None,
     seed: Seed = 0,
@@ -22,18 +31,21 @@ def train(
 ) -> None:
     """Train the embedded base model on drawn avatars; run again to resume.
 
-    Example: lorasynth base train -o base --set unet.steps=3000 --set autoencoder.batch=16
+    Example: lorasynth base train -o base --perception judge --set unet.steps=3000
     """
     from lorasynth.atomic import make_parent
     from lorasynth.base.train import BaseTrainingConfig, train_base
     from lorasynth.device import pick_device
+    from lorasynth.measure import AttributeJudge
     from lorasynth.pictures.pool import draw_pool, training_subjects
 
     seeds = [f"autoencoder.seed={seed}", f"unet.seed={seed}"]
     config = override(BaseTrainingConfig(), [*seeds, *(settings or [])])
     make_parent(out)
     pool = draw_pool(training_subjects("base", subjects, seed), run / "pictures", workers)
-    train_base(pool, config, run, out, pick_device(device))
+    on = pick_device(device)
+    maps = AttributeJudge.load(perception).to(on).feature_maps if perception else None
+    train_base(pool, config, run, out, on, maps)
     typer.echo(out)
 
 

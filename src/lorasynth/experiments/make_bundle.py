@@ -49,7 +49,8 @@ class BundleConfig:
         subjects: whose pictures train base model, judge and condition encoder.
         second_subjects: other subjects, for the encoder that only judges.
         base: training of the base model.
-        judge: training of the judge.
+        judge: training of the judge, and of the network whose feature maps train the autoencoder;
+            the two share neither subjects nor start.
         arcface: training of the encoders.
         library: adapters collected.
         recipe: how each adapter is trained.
@@ -104,8 +105,9 @@ class BundleMaker:
     def _makers(self) -> dict[str, Callable[[Path], None]]:
         """What makes each stage's folder, in an order in which they can be made."""
         return {
+            "perception": lambda path: self._judge(path, "base", self.config.seed),
             "base": self._base,
-            "judge": self._judge,
+            "judge": lambda path: self._judge(path, "judge", self.config.seed + 1),
             "avatar": lambda path: self._encoder(path, "base"),
             "avatar-second": lambda path: self._encoder(path, "second"),
             "library": self._library,
@@ -140,12 +142,21 @@ class BundleMaker:
         return draw_pool(subjects, self.run / "embedded" / "pictures", self.workers)
 
     def _base(self, path: Path) -> None:
-        train_base(self._pool("base"), self.config.base, self.run / "embedded", path, self.device)
+        perception = AttributeJudge.load(self.stages / "perception").to(self.device)
+        train_base(
+            self._pool("base"),
+            self.config.base,
+            self.run / "embedded",
+            path,
+            self.device,
+            perception.feature_maps,
+        )
 
-    def _judge(self, path: Path) -> None:
-        checkpoint = self.run / "embedded" / "judge.safetensors"
-        judge = train_judge(self._pool("base"), self.config.judge, checkpoint, self.device)
-        judge.cpu().save(path)
+    def _judge(self, path: Path, series: str, seed: int) -> None:
+        options = replace(self.config.judge.optimisation, seed=seed)
+        config = replace(self.config.judge, optimisation=options)
+        checkpoint = self.run / "embedded" / f"{path.name}.safetensors"
+        train_judge(self._pool(series), config, checkpoint, self.device).cpu().save(path)
 
     def _encoder(self, path: Path, series: str) -> None:
         second = series == "second"

@@ -56,6 +56,20 @@ class AttributeJudge(nn.Module):
         features = functional.relu(self.norm(self.trunk(pictures)))
         return {name: head(features).float() for name, head in self.heads.items()}
 
+    def feature_maps(self, pictures: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b ..."]]:
+        """What the trunk's layers see, one map for each resolution; gradients flow to pictures."""
+        maps: list[Tensor] = []
+        seen = pictures
+        for layer in self.trunk:
+            seen = layer(seen)
+            if seen.dim() != 4:
+                break
+            if maps and maps[-1].shape[2:] == seen.shape[2:]:
+                maps[-1] = seen
+            else:
+                maps.append(seen)
+        return maps
+
     @torch.no_grad()
     def features(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b f"]:
         """What the heads see of each picture, for distances between pictures."""
@@ -91,7 +105,7 @@ class AttributeJudge(nn.Module):
         except ConfigError as error:
             raise BundleError(f"{folder} must hold a judge, but does not: {error}") from error
         load_weights(judge, folder / "model.safetensors")
-        return judge.eval()
+        return judge.eval().requires_grad_(requires_grad=False)
 
 
 def train_judge(
