@@ -144,7 +144,8 @@ class Synthesizer:
             conditions, names, seed=seed, guidance=guidance, steps=steps, stages=stages
         )
         metadata = self.metadata(seed)
-        return [Adapter(single, metadata) for single in unstack(factors)]
+        kernels = self.layout.kernels
+        return [Adapter(single, metadata, kernels) for single in unstack(factors)]
 
     def embed(
         self, photos: Photo | Sequence[Photo], stages: Stages | None = None

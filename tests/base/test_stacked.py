@@ -16,6 +16,7 @@ from lorasynth.errors import LayoutError
 from lorasynth.randomness import torch_stream
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in")
+CONVOLUTIONS = ("conv_in", "conv1", "conv_shortcut", "downsamplers.0.conv")
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +41,11 @@ def unet():
     )
 
 
-def linears(network):
+def adapted(network):
     return {
         name: module
         for name, module in sorted(network.named_modules())
-        if isinstance(module, nn.Linear) and name.endswith(TARGETS)
+        if isinstance(module, nn.Linear | nn.Conv2d) and name.endswith(TARGETS + CONVOLUTIONS)
     }
 
 
@@ -55,8 +56,8 @@ def random_factors(network, n, rank=2, dtype=torch.float64):
         return 0.3 * torch.randn(*shape, generator=stream, dtype=torch.float64).to(dtype)
 
     return {
-        name: Factor(draw(n, rank, m.in_features), draw(n, m.out_features, rank))
-        for name, m in linears(network).items()
+        name: Factor(draw(n, rank, m.weight[0].numel()), draw(n, len(m.weight), rank))
+        for name, m in adapted(network).items()
     }
 
 
@@ -71,8 +72,9 @@ def inputs(batch, dtype=torch.float64):
 
 def merged(network, factors, row, strength):
     network = copy.deepcopy(network)
-    for name, module in linears(network).items():
-        module.weight += strength * factors[name].B[row] @ factors[name].A[row]
+    for name, module in adapted(network).items():
+        update = strength * factors[name].B[row] @ factors[name].A[row]
+        module.weight += update.view_as(module.weight)
     return network
 
 
@@ -96,8 +98,8 @@ def test_equals_peft(unet):
     peft.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=list(factors)))
     for name, module in peft.named_modules():
         if name in factors:
-            module.lora_A["default"].weight.data = factors[name].A[0]
-            module.lora_B["default"].weight.data = factors[name].B[0]
+            A, B = module.lora_A["default"].weight, module.lora_B["default"].weight
+            A.data, B.data = factors[name].A[0].view_as(A), factors[name].B[0].view_as(B)
     with torch.no_grad(), StackedAdapters(unet, factors):
         stacked = unet(x, t, text).sample
         torch.testing.assert_close(stacked, peft(x, t, text).sample, rtol=1e-12, atol=1e-12)
@@ -131,8 +133,8 @@ def test_gradients_equal_those_of_merged_weights(unet):
         detached = {k: Factor(f.A.detach(), f.B.detach()) for k, f in factors.items()}
         alone = merged(unet, detached, row, 1.0).requires_grad_()
         alone(x[mine], t[mine], text[mine]).sample.square().sum().backward()
-        for name, module in linears(alone).items():
-            gradient = module.weight.grad
+        for name, module in adapted(alone).items():
+            gradient = module.weight.grad.flatten(1)
             A, B = detached[name].A[row], detached[name].B[row]
             torch.testing.assert_close(factors[name].A.grad[row], B.T @ gradient)
             torch.testing.assert_close(factors[name].B.grad[row], gradient @ A.T)
@@ -189,17 +191,16 @@ def test_factors_that_do_not_fit(unet):
     def pair(A, B):
         return Factor(torch.zeros(*A), torch.zeros(*B))
 
-    name = next(iter(linears(unet)))
-    module = linears(unet)[name]
+    linears = {name: m for name, m in adapted(unet).items() if isinstance(m, nn.Linear)}
+    name, *_, other = linears
+    module, wide = linears[name], linears[other]
     fits = (2, 1, module.in_features), (2, module.out_features, 1)
     with pytest.raises(LayoutError, match=r"no 'not\.there'"):
         StackedAdapters(unet, {"not.there": pair(*fits)})
-    with pytest.raises(LayoutError, match="is a Conv2d"):
-        StackedAdapters(unet, {"conv_in": pair(*fits)})
+    with pytest.raises(LayoutError, match="is a GroupNorm"):
+        StackedAdapters(unet, {"conv_norm_out": pair(*fits)})
     with pytest.raises(LayoutError, match="must have shapes"):
         StackedAdapters(unet, {name: pair((2, 1, module.in_features + 1), fits[1])})
-    other = list(linears(unet))[-1]
-    wide = linears(unet)[other]
     three = pair((3, 1, wide.in_features), (3, wide.out_features, 1))
     with pytest.raises(LayoutError, match=r"\[2, 3\]"):
         StackedAdapters(unet, {name: pair(*fits), other: three})

@@ -20,7 +20,7 @@ from lorasynth.adapter.factors import (
     unstack,
 )
 from lorasynth.adapter.gauge import GAUGES, Gauge
-from lorasynth.adapter.layout import Layout, Slot
+from lorasynth.adapter.layout import Kernel, Layout, Slot
 
 __all__ = [
     "GAUGES",
@@ -29,6 +29,7 @@ __all__ = [
     "Factor",
     "Factors",
     "Gauge",
+    "Kernel",
     "Layout",
     "Slot",
     "balance",

@@ -1,5 +1,6 @@
 """One LoRA: its factors and what is known about it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from lorasynth import __version__
 from lorasynth.adapter.factors import Factor, Factors, map_factors, require_finite
-from lorasynth.adapter.layout import Layout
+from lorasynth.adapter.layout import Kernel, Layout
 from lorasynth.errors import LayoutError
 
 
@@ -33,6 +34,14 @@ class AdapterMetadata:
 class Adapter:
     """One LoRA without batch axes: module name -> factor, with metadata.
 
+    Modules of the denoiser (U-Net or transformer) have the names that it gives them; those of a
+    text encoder are named from `text_encoder.` or `text_encoder_2.` on.
+
+    Attributes:
+        factors: ΔW = B·A of each module; a convolution's is the matrix of its flattened patches.
+        metadata: what travels with it.
+        kernels: height and width of the kernel of each module that is a convolution.
+
     Raises:
         LayoutError: there is no module, shapes contradict, the rank is 0, or a number is not
             finite.
@@ -40,25 +49,28 @@ class Adapter:
 
     factors: Factors
     metadata: AdapterMetadata = field(default_factory=AdapterMetadata)
+    kernels: Mapping[str, Kernel] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.factors:
             raise LayoutError("an adapter must have at least one module, but has none")
         for module, factor in self.factors.items():
             _require_shapes(module, factor)
+        for module in self.kernels.keys() - self.factors.keys():
+            raise LayoutError(f"a kernel must be of a module of the adapter, but {module} is none")
         require_finite(self.factors)
 
     @property
     def layout(self) -> Layout:
         """The layout of this adapter's own modules and ranks."""
-        return Layout.from_factors(self.factors)
+        return Layout.from_factors(self.factors, self.kernels)
 
     @classmethod
     def from_vector(
         cls, vector: Float[Tensor, " D"], layout: Layout, metadata: AdapterMetadata | None = None
     ) -> "Adapter":
         """Cut a flat vector into an adapter."""
-        return cls(layout.unflatten(vector), metadata or AdapterMetadata())
+        return cls(layout.unflatten(vector), metadata or AdapterMetadata(), layout.kernels)
 
     def to_vector(self, layout: Layout | None = None) -> Float[Tensor, " D"]:
         """Flatten in `layout`, by default the adapter's own."""

@@ -8,10 +8,11 @@ are.
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -24,20 +25,34 @@ from lorasynth.errors import LayoutError
 VERSION = 1
 
 
+#: Height and width of a convolution's kernel.
+Kernel: TypeAlias = tuple[int, int]
+
+
 @dataclass(frozen=True)
 class Slot:
-    """One adapted module: its name, its widths and the rank of its update."""
+    """One adapted module: its name, its widths and the rank of its update.
+
+    A convolution counts as the matrix that it applies to each patch: `in_features` is its input
+    channels times the area of its `kernel` (height, width), which is None for a linear layer.
+    """
 
     module: str
     in_features: int
     out_features: int
     rank: int
+    kernel: Kernel | None = None
 
     def __post_init__(self) -> None:
         if min(self.in_features, self.out_features, self.rank) < 1:
             raise LayoutError(
                 f"widths and rank must be at least 1, but {self.module} has in "
                 f"{self.in_features}, out {self.out_features}, rank {self.rank}"
+            )
+        if self.kernel is not None and self.in_features % math.prod(self.kernel):
+            raise LayoutError(
+                f"the input of a convolution must be whole channels, but {self.module} has in "
+                f"{self.in_features} with a kernel of {self.kernel[0]} x {self.kernel[1]}"
             )
 
     @property
@@ -73,10 +88,23 @@ class Layout:
         return cls(tuple(sorted(slots, key=lambda slot: slot.module)))
 
     @classmethod
-    def from_factors(cls, factors: Factors) -> "Layout":
-        """The layout that factors (with or without batch axes) are in."""
+    def from_factors(
+        cls, factors: Factors, kernels: Mapping[str, Kernel] | None = None
+    ) -> "Layout":
+        """The layout that factors (with or without batch axes) are in.
+
+        Args:
+            factors: module name -> factor.
+            kernels: of the modules that are convolutions.
+        """
         return cls.from_slots(
-            Slot(module, factor.in_features, factor.out_features, factor.rank)
+            Slot(
+                module,
+                factor.in_features,
+                factor.out_features,
+                factor.rank,
+                (kernels or {}).get(module),
+            )
             for module, factor in factors.items()
         )
 
@@ -97,6 +125,11 @@ class Layout:
     def modules(self) -> tuple[str, ...]:
         """Module names in order."""
         return tuple(slot.module for slot in self.slots)
+
+    @cached_property
+    def kernels(self) -> dict[str, Kernel]:
+        """Module name -> kernel, of the modules that are convolutions."""
+        return {slot.module: slot.kernel for slot in self.slots if slot.kernel is not None}
 
     @cached_property
     def offsets(self) -> dict[str, tuple[int, int]]:
@@ -180,6 +213,7 @@ class Layout:
                 "rank": slot.rank,
                 "A_offset": self.offsets[slot.module][0],
                 "B_offset": self.offsets[slot.module][1],
+                **({} if slot.kernel is None else {"kernel": list(slot.kernel)}),
             }
             for slot in self.slots
         ]
@@ -199,7 +233,13 @@ class Layout:
             )
         try:
             slots = tuple(
-                Slot(str(slot["module"]), int(slot["in"]), int(slot["out"]), int(slot["rank"]))
+                Slot(
+                    str(slot["module"]),
+                    int(slot["in"]),
+                    int(slot["out"]),
+                    int(slot["rank"]),
+                    _kernel(slot.get("kernel")),
+                )
                 for slot in value["slots"]
             )
             stated = [(slot["A_offset"], slot["B_offset"]) for slot in value["slots"]]
@@ -215,3 +255,10 @@ class Layout:
         """Short hash that two layouts share exactly if they are equal."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _kernel(value: Any) -> Kernel | None:
+    if value is None:
+        return None
+    height, width = value
+    return int(height), int(width)

@@ -4,8 +4,8 @@ Nothing here knows which model it is: widths, latent shape, noise schedule and p
 read from the pipeline.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from lorasynth.adapter import Factors
+from lorasynth.adapter.components import DENOISER, split
 from lorasynth.base.quiet import without_bars
 from lorasynth.base.stacked import StackedAdapters
 from lorasynth.errors import BaseModelError, LayoutError
@@ -204,6 +205,25 @@ class BaseModel:
         prediction: Tensor = self.unet(noisy, timesteps, text).sample
         return prediction
 
+    @contextmanager
+    def attached(self, adapters: Factors | None) -> Iterator[None]:
+        """Stacked adapters, attached to U-Net and text encoder inside the context.
+
+        Raises:
+            LayoutError: a module is absent or has other widths.
+        """
+        parts = {DENOISER: self.unet, "text_encoder": self.text_encoder}
+        with ExitStack() as stack:
+            for component, factors in split(adapters or {}).items():
+                if component not in parts:
+                    raise LayoutError(
+                        f"an adapter may change the U-Net and the text encoder of {self.name}, but "
+                        f"this one changes {component}: it is made for another kind of model"
+                    )
+                network = parts[component]
+                stack.enter_context(StackedAdapters(network, _present(network, factors)))
+            yield
+
     def noise(self, seeds: Sequence[int]) -> Float[Tensor, "b c i j"]:
         """Starting noise, one stream per seed, so that a picture does not depend on its batch."""
         drawn = [torch.randn(self.latent_shape, generator=torch_stream(s, "image")) for s in seeds]
@@ -266,8 +286,7 @@ class BaseModel:
         order = torch.arange(len(prompts)).reshape(count, per_adapter)
         columns = [c.flatten().tolist() for c in order.split(width, dim=1)]
         latents = torch.empty(len(prompts), *self.latent_shape, device=self.device)
-        attached = StackedAdapters(self.unet, adapters) if adapters else nullcontext()
-        with attached:
+        with self.attached(adapters):
             for rows in columns:
                 latents[rows] = self._sample_batch(
                     [prompts[i] for i in rows], [seeds[i] for i in rows], count, config
@@ -280,7 +299,8 @@ class BaseModel:
         text, latents = self.encode_prompts(prompts), self.noise(seeds)
         guided = config.guidance != 1
         if guided:  # per adapter: its conditional samples, then its unconditional ones
-            empty = self.encode_prompts([""]).expand_as(text)
+            # An adapter may change the text encoder, so each has an empty prompt of its own.
+            empty = self.encode_prompts([""] * count).repeat_interleave(len(text) // count, dim=0)
             text = _interleave(text, empty, count)
         self.scheduler.set_timesteps(config.steps, device=self.device)
         for step in self.scheduler.timesteps:
@@ -291,6 +311,14 @@ class BaseModel:
                 prediction = unsaid + config.guidance * (said - unsaid)
             latents = self.scheduler.step(prediction, step, latents).prev_sample
         return latents
+
+
+def _present(network: nn.Module, factors: Factors) -> Factors:
+    # transformers 5 took the layer `text_model` out of CLIP's text encoder; files still name it.
+    outer = "text_model."
+    if hasattr(network, outer[:-1]):
+        return factors
+    return {module.removeprefix(outer): factor for module, factor in factors.items()}
 
 
 def _check_tokenizer(pipeline: Any, name: str) -> None:

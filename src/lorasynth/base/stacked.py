@@ -6,7 +6,7 @@ that adapter.  The cost of the frozen network is therefore that of one large bat
 the adapters' losses has, for each adapter, the gradient of its own run.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+import math
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from lorasynth.adapter import Factor, Factors, count
@@ -58,15 +59,6 @@ class StackedAdapters:
                 f"{sorted(counts)} adapters: stack them again"
             )
 
-    @staticmethod
-    def attached(
-        network: nn.Module,
-        factors: Factors | None,
-        strength: float | Float[Tensor, " n"] = 1.0,
-    ) -> AbstractContextManager["StackedAdapters | None"]:
-        """A context with `factors` attached, or with the bare network where there are none."""
-        return nullcontext() if factors is None else StackedAdapters(network, factors, strength)
-
     def __len__(self) -> int:
         """The number n of adapters."""
         return count(self.factors)
@@ -84,7 +76,9 @@ class StackedAdapters:
             handle.remove()
         self._handles.clear()
 
-    def _add(self, name: str, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def _add(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        if isinstance(module, nn.Conv2d):
+            return _add_to_convolution(output, args[0], module, self.factors[name], self.strength)
         return _add_to_linear(output, args[0], self.factors[name], self.strength)
 
     def __enter__(self) -> "StackedAdapters":
@@ -110,20 +104,27 @@ def _find(network: nn.Module, name: str) -> nn.Module:
 
 
 def _check_fit(name: str, module: nn.Module, factor: Factor) -> None:
-    if not isinstance(module, nn.Linear):
-        # Convolutions join here and in `_add`, with an `_add_to_convolution` of their own.
-        raise LayoutError(
-            f"an adapted module must be a linear layer, but {name} is a {type(module).__name__}: "
-            "leave it out of the targets"
-        )
     n, rank = factor.A.shape[0], factor.A.shape[-2]
-    expected = (n, rank, module.in_features), (n, module.out_features, rank)
+    width, out = _widths(name, module)
+    expected = (n, rank, width), (n, out, rank)
     received = tuple(factor.A.shape), tuple(factor.B.shape)
     if received != expected:
         raise LayoutError(
             f"stacked A and B of {name} must have shapes {expected[0]} and {expected[1]}, but got "
             f"{received[0]} and {received[1]}: is the adapter made for another base model?"
         )
+
+
+def _widths(name: str, module: nn.Module) -> tuple[int, int]:
+    """Width of the input (of a convolution: of a flattened patch) and of the output."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if isinstance(module, nn.Conv2d) and module.groups == 1:
+        return module.in_channels * math.prod(module.kernel_size), module.out_channels
+    raise LayoutError(
+        f"an adapted module must be a linear layer or a convolution without groups, but {name} is "
+        f"a {type(module).__name__}: leave it out of the targets"
+    )
 
 
 def _add_to_linear(
@@ -134,12 +135,7 @@ def _add_to_linear(
 ) -> Float[Tensor, "batch *axes out"]:
     """Return `output` + strength · (x Aᵀ) Bᵀ, in the output's dtype."""
     A, B = (part.to(output.dtype) for part in factor)
-    n = len(B)
-    if len(output) % n:
-        raise LayoutError(
-            f"a batch for {n} adapters must hold the same number of samples of each, but it has "
-            f"{len(output)} samples: make it a multiple of {n}, ordered by adapter"
-        )
+    n = _require_multiple(len(output), len(B))
     # (n, samples * tokens, width): the samples of an adapter are neighbours, so this is a view.
     hidden = torch.bmm(x.to(output.dtype).reshape(n, -1, x.shape[-1]), A.mT)
     if isinstance(strength, Tensor):
@@ -147,3 +143,38 @@ def _add_to_linear(
     hidden = hidden * strength
     delta = torch.bmm(hidden.to(B.dtype), B.mT)
     return output + delta.reshape(output.shape)
+
+
+def _add_to_convolution(
+    output: Float[Tensor, "batch out h w"],
+    x: Float[Tensor, "batch in y x"],
+    module: nn.Conv2d,
+    factor: Factor,
+    strength: float | Float[Tensor, " n"],
+) -> Float[Tensor, "batch out h w"]:
+    """Return `output` + strength · B·(A * x), one group of channels for each adapter."""
+    A, B = (part.to(output.dtype) for part in factor)
+    n = _require_multiple(len(output), len(B))
+    beside = x.to(output.dtype).unflatten(0, (n, -1)).transpose(0, 1).flatten(1, 2)
+    hidden = functional.conv2d(
+        beside,
+        A.reshape(-1, module.in_channels, *module.kernel_size),
+        stride=module.stride,
+        padding=module.padding,
+        dilation=module.dilation,
+        groups=n,
+    )
+    if isinstance(strength, Tensor):
+        strength = strength.to(output.dtype).repeat_interleave(A.shape[1])[:, None, None]
+    delta = functional.conv2d(hidden * strength, B.flatten(0, 1)[..., None, None], groups=n)
+    by_adapter: Tensor = delta.unflatten(1, (n, -1)).transpose(0, 1)
+    return output + by_adapter.reshape(output.shape)
+
+
+def _require_multiple(batch: int, n: int) -> int:
+    if batch % n:
+        raise LayoutError(
+            f"a batch for {n} adapters must hold the same number of samples of each, but it has "
+            f"{batch} samples: make it a multiple of {n}, ordered by adapter"
+        )
+    return n

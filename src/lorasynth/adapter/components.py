@@ -1,0 +1,28 @@
+"""Which part of a pipeline a module belongs to, told by the beginning of its name.
+
+Modules of the denoiser (U-Net or transformer) have bare names, since most adapters change nothing
+else; those of a text encoder are named from the pipeline's part on.
+"""
+
+from lorasynth.adapter.factors import Factor, Factors
+
+#: The denoiser's name for itself here.
+DENOISER = ""
+#: Text encoders by their names in a pipeline.
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+def component_of(module: str) -> str:
+    """The text encoder that a module is in, or `DENOISER`."""
+    part = module.split(".", 1)[0]
+    return part if part in TEXT_ENCODERS else DENOISER
+
+
+def split(factors: Factors) -> dict[str, Factors]:
+    """Component -> its factors, under the names that its modules have inside it."""
+    parts: dict[str, dict[str, Factor]] = {}
+    for module, factor in factors.items():
+        component = component_of(module)
+        inside = module.removeprefix(f"{component}.") if component else module
+        parts.setdefault(component, {})[inside] = factor
+    return dict(parts)
