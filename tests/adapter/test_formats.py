@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lorasynth.adapter import Adapter, AdapterMetadata, Factor
-from lorasynth.adapter.files import detect
+from lorasynth.adapter.files import detect, get_format
 from lorasynth.errors import FileFormatError
 
 PATH = "down_blocks.0.attentions.1.transformer_blocks.0"
@@ -145,10 +145,15 @@ def test_peft_does_not_replace_a_foreign_folder(unet_adapter: Adapter, tmp_path:
         unet_adapter.save(tmp_path / "me.safetensors", format="peft")
 
 
-def test_a_text_encoder_only_file_is_named(tmp_path: Path) -> None:
-    save_file({"text_encoder.q.lora_A.weight": torch.zeros(1, 2)}, tmp_path / "t.safetensors")
-    with pytest.raises(FileFormatError, match=r"its first key is text_encoder\.q"):
-        detect(tmp_path / "t.safetensors")
+def test_an_adapter_of_the_text_encoder_alone(make_factors, tmp_path: Path) -> None:
+    module = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    adapter = Adapter(make_factors(None, shapes={module: (6, 8)}))
+    for name in ("diffusers", "kohya"):
+        path = adapter.save(tmp_path / f"{name}.safetensors", format=name)
+        assert type(detect(path)) is type(get_format(name))
+        assert Adapter.load(path).layout == adapter.layout
+    with pytest.raises(FileFormatError, match="this one changes text_encoder"):
+        adapter.save(tmp_path / "peft", format="peft")
 
 
 def test_half_precision_alpha_does_not_overflow(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ BAD_TENSORS = {
     "A of .* holds NaN": put(DOWN, lambda a: a * torch.nan),
     "B of .* holds infinite": put(UP, lambda b: b / 0),
     "is int64": put(DOWN, lambda a: a.long()),
-    "has text_encoder.x: only LoRA on the U-Net": add("text_encoder.x"),
+    r"has text_encoder\.x: leave it out": add("text_encoder.x"),
     "is DoRA": add("x.dora_scale"),
     "is LoHa": add("x.hada_w1_a"),
     "is LoKr": add("x.lokr_w1"),

@@ -5,7 +5,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from lorasynth.adapter.adapter import Adapter
-from lorasynth.adapter.files._pairs import Naming, has_key, read_pairs
+from lorasynth.adapter.components import DENOISER, component_of
+from lorasynth.adapter.files._pairs import Naming, pairs_of, read_pairs, spell
 from lorasynth.adapter.files._peft_config import alpha_from, lora_config
 from lorasynth.adapter.files._safetensors import (
     from_header,
@@ -19,7 +20,15 @@ from lorasynth.atomic import atomic_directory
 from lorasynth.config import read_json
 from lorasynth.errors import ConfigError, FileFormatError
 
-_NAMING = Naming("base_model.model.", ".lora_A.weight", ".lora_B.weight")
+# The name of the adapter is in a key where a module's own state was saved, as by weights2weights
+# (`.lora_A.identity1.weight`).
+_NAMING = Naming(
+    prefixes={"base_model.model.": ""},
+    down=".lora_A.weight",
+    up=".lora_B.weight",
+    downs=r"\.lora_A(\.\w+)?\.weight",
+    ups=r"\.lora_B(\.\w+)?\.weight",
+)
 _CONFIG_NAME = "adapter_config.json"
 
 
@@ -31,7 +40,7 @@ class PeftFormat(LoraFormat):
 
     def recognises(self, keys: Collection[str]) -> bool:
         """Keys begin with `base_model.model.` and end with `lora_A.weight`."""
-        return has_key(keys, _NAMING)
+        return _NAMING.recognises(keys)
 
     def read(self, path: Path) -> Adapter:
         """Read a folder, or the weights file in it; the config must be beside it."""
@@ -50,7 +59,8 @@ class PeftFormat(LoraFormat):
         """Write the folder `path`.
 
         Raises:
-            FileFormatError: `path` exists and is something else than a PEFT adapter.
+            FileFormatError: `path` exists and is something else than a PEFT adapter, or the adapter
+                changes a text encoder.
         """
         if path.suffix == ".safetensors" or path.is_file():
             raise FileFormatError(f"a PEFT adapter is a folder, but {path} names a file")
@@ -59,9 +69,15 @@ class PeftFormat(LoraFormat):
                 f"only an empty folder or an older PEFT adapter is replaced, but {path} holds "
                 "other files: choose another folder"
             )
+        components = sorted({component_of(module) for module in adapter.factors})
+        if components != [DENOISER]:
+            raise FileFormatError(
+                "a PEFT adapter changes one model, the U-Net or transformer, but this one changes "
+                f"{' and '.join(name or 'that' for name in components)}: choose diffusers or kohya"
+            )
         tensors = {}
-        for module, factor in adapter.factors.items():
-            tensors.update(_NAMING.spell(module, factor))
+        for module, pair in pairs_of(adapter).items():
+            tensors.update(spell(_NAMING, f"base_model.model.{module}", pair))
         config = {"peft_type": "LORA", "inference_mode": True, **lora_config(adapter.factors)}
         with atomic_directory(path) as folder:
             (folder / _CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n")
