@@ -13,7 +13,9 @@ from lorasynth.cli import (
     encoders,
     evaluate,
     images,
+    importing,
     library,
+    lora,
     synth,
     train,
 )
@@ -54,6 +56,10 @@ app = typer.Typer(
 )
 app.command("synth")(synth.synth)
 app.command("images")(images.images)
+app.command("import")(importing.import_)
+app.command("convert")(lora.convert)
+app.command("inspect")(lora.inspect)
+app.command("check")(lora.check)
 app.command("demo")(demo.demo)
 app.command("evaluate")(evaluate.evaluate)
 app.command("collect")(collect.collect)

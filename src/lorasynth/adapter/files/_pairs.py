@@ -13,6 +13,7 @@ from torch import Tensor
 from lorasynth.adapter.adapter import Adapter, AdapterMetadata
 from lorasynth.adapter.factors import Factor
 from lorasynth.adapter.files._safetensors import Content
+from lorasynth.adapter.files.contract import LoraFile
 from lorasynth.adapter.layout import Kernel
 from lorasynth.errors import FileFormatError, LayoutError
 
@@ -118,7 +119,7 @@ def read_pairs(
     *,
     modules_of: ModulesOf = _itself,
     alpha_of: Callable[[str, int], float] = _rank_is_alpha,
-) -> Adapter:
+) -> LoraFile:
     """Join A, B and alpha of each module into an adapter.
 
     Args:
@@ -134,11 +135,13 @@ def read_pairs(
     """
     refuse_other_kinds(content.path, content.tensors)
     pairs: dict[str, Pair] = {}
+    alphas: dict[str, float] = {}
     for name, parts in sorted(_grouped(content, naming).items()):
         pair = _pair(content.path, name, parts, naming)
         stated = parts.get("alpha")
         alpha = alpha_of(name, pair.factor.rank) if stated is None else stated
-        folded = _fold(pair.factor, _scale(content.path, name, alpha, pair.factor))
+        alphas[name] = _number(content.path, name, alpha)
+        folded = _fold(pair.factor, alphas[name] / pair.factor.rank)
         for module, found in modules_of(name, Pair(folded, pair.kernel)).items():
             if module in pairs:
                 raise FileFormatError(
@@ -149,9 +152,10 @@ def read_pairs(
     factors = {module: pair.factor for module, pair in pairs.items()}
     kernels = {module: pair.kernel for module, pair in pairs.items() if pair.kernel is not None}
     try:
-        return Adapter(factors, metadata, kernels)
+        adapter = Adapter(factors, metadata, kernels)
     except LayoutError as error:
         raise FileFormatError(f"{content.path} cannot be used: {error}") from error
+    return LoraFile(adapter=adapter, alphas=alphas, header=content.header)
 
 
 def _grouped(content: Content, naming: Naming) -> dict[str, dict[str, Tensor]]:
@@ -202,7 +206,7 @@ def _contradiction(path: Path, name: str, a: Tensor, b: Tensor) -> FileFormatErr
     )
 
 
-def _scale(path: Path, name: str, alpha: Tensor | float, factor: Factor) -> float:
+def _number(path: Path, name: str, alpha: Tensor | float) -> float:
     if isinstance(alpha, Tensor) and alpha.numel() != 1:
         raise FileFormatError(
             f"alpha must be one number, but {name} in {path} has {tuple(alpha.shape)} of them"
@@ -210,7 +214,7 @@ def _scale(path: Path, name: str, alpha: Tensor | float, factor: Factor) -> floa
     value = float(alpha)
     if not math.isfinite(value):
         raise FileFormatError(f"alpha must be finite, but {name} in {path} has {value}")
-    return value / factor.rank
+    return value
 
 
 def _fold(factor: Factor, scale: float) -> Factor:

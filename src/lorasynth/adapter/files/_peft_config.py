@@ -12,18 +12,25 @@ from typing import Any
 from lorasynth.adapter.factors import Factors
 from lorasynth.errors import FileFormatError
 
+_TEXT_MODEL = "text_model."
+
 
 def lora_config(factors: Factors) -> dict[str, Any]:
-    """The fields that say rank, alpha (always the rank) and target modules."""
-    ranks = {module: factor.rank for module, factor in factors.items()}
+    """The fields that say rank, alpha (always the rank) and target modules.
+
+    The layer `text_model` of CLIP, which transformers 5 took out, is left out of the names: PEFT
+    then finds them by their last parts, with it and without.
+    """
+    ranks = {module.removeprefix(_TEXT_MODEL): factor.rank for module, factor in factors.items()}
     [(common, _)] = Counter(ranks.values()).most_common(1)
-    pattern = {f"^{module}": rank for module, rank in ranks.items() if rank != common}
+    start = "" if any(module.startswith(_TEXT_MODEL) for module in factors) else "^"
+    pattern = {f"{start}{module}": rank for module, rank in ranks.items() if rank != common}
     return {
         "r": common,
         "lora_alpha": common,
         "rank_pattern": pattern,
         "alpha_pattern": pattern,
-        "target_modules": sorted(factors),
+        "target_modules": sorted(ranks),
     }
 
 

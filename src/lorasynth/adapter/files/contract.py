@@ -1,12 +1,28 @@
 """What a LoRA file format must do, and the register of formats."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from lorasynth.adapter.adapter import Adapter
 from lorasynth.registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraFile:
+    """What a file holds beside its adapter.
+
+    Attributes:
+        adapter: with every scale folded in.
+        alphas: alpha of each layer of the file, under its name there.
+        header: entries of the safetensors header.
+    """
+
+    adapter: Adapter
+    alphas: Mapping[str, float]
+    header: Mapping[str, str]
 
 
 class LoraFormat(ABC):
@@ -24,12 +40,16 @@ class LoraFormat(ABC):
         """Whether some keys of a safetensors file are named as this format names them."""
 
     @abstractmethod
-    def read(self, path: Path) -> Adapter:
-        """Read an adapter.
+    def open(self, path: Path) -> LoraFile:
+        """Read a file.
 
         Raises:
             FileFormatError: the file is damaged, contradicts itself or has unknown keys.
         """
+
+    def read(self, path: Path) -> Adapter:
+        """Read an adapter; raises what `open` does."""
+        return self.open(path).adapter
 
     @abstractmethod
     def write(self, adapter: Adapter, path: Path) -> Path:

@@ -22,7 +22,7 @@ from lorasynth.adapter.files._safetensors import (
     weights_file,
     write_tensors,
 )
-from lorasynth.adapter.files.contract import FORMATS, LoraFormat
+from lorasynth.adapter.files.contract import FORMATS, LoraFile, LoraFormat
 from lorasynth.errors import FileFormatError
 
 _DENOISERS = ("unet.", "transformer.")
@@ -54,7 +54,7 @@ class DiffusersFormat(LoraFormat):
         """Keys begin with a part of a pipeline and end with `lora_A.weight`."""
         return _NAMING.recognises(keys)
 
-    def read(self, path: Path) -> Adapter:
+    def open(self, path: Path) -> LoraFile:
         """Read a file, or a folder that holds one of the usual name."""
         content = read_tensors(weights_file(path))
         metadata = from_header(content.header)

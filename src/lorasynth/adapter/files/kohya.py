@@ -36,7 +36,7 @@ from lorasynth.adapter.files._safetensors import (
     weights_file,
     write_tensors,
 )
-from lorasynth.adapter.files.contract import FORMATS, LoraFormat
+from lorasynth.adapter.files.contract import FORMATS, LoraFile, LoraFormat
 from lorasynth.errors import FileFormatError
 
 _UNET = "lora_unet_"
@@ -59,7 +59,7 @@ class KohyaFormat(LoraFormat):
         """Keys begin with `lora_unet_` or `lora_te` and end with `lora_down.weight`."""
         return _NAMING.recognises(keys)
 
-    def read(self, path: Path) -> Adapter:
+    def open(self, path: Path) -> LoraFile:
         """Read a file; a module without `.alpha` has alpha = rank, as in kohya's own scripts."""
         content = read_tensors(weights_file(path))
         metadata = from_header(content.header)

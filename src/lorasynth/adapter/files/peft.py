@@ -15,7 +15,7 @@ from lorasynth.adapter.files._safetensors import (
     weights_file,
     write_tensors,
 )
-from lorasynth.adapter.files.contract import FORMATS, LoraFormat
+from lorasynth.adapter.files.contract import FORMATS, LoraFile, LoraFormat
 from lorasynth.atomic import atomic_directory
 from lorasynth.config import read_json
 from lorasynth.errors import ConfigError, FileFormatError
@@ -42,7 +42,7 @@ class PeftFormat(LoraFormat):
         """Keys begin with `base_model.model.` and end with `lora_A.weight`."""
         return _NAMING.recognises(keys)
 
-    def read(self, path: Path) -> Adapter:
+    def open(self, path: Path) -> LoraFile:
         """Read a folder, or the weights file in it; the config must be beside it."""
         content = read_tensors(weights_file(path))
         config_path = content.path.parent / _CONFIG_NAME

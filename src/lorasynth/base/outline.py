@@ -1,0 +1,127 @@
+"""The modules of a pipeline without its weights: what a LoRA file can be checked against.
+
+Only the configurations of the parts are read, so this takes no memory and, from the hub, a few
+kilobytes.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from huggingface_hub import hf_hub_download
+from torch import nn
+
+from lorasynth.adapter import Adapter
+from lorasynth.adapter.components import DENOISER, TEXT_ENCODERS, component_of
+from lorasynth.errors import BaseModelError
+
+_DENOISERS = ("unet", "transformer")
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The parts of a pipeline that adapters change, on the meta device.
+
+    Attributes:
+        name: folder or hub id.
+        parts: text encoders by their names, and the denoiser under `components.DENOISER`.
+    """
+
+    name: str
+    parts: dict[str, nn.Module]
+
+    def misfits(self, adapter: Adapter) -> list[str]:
+        """What of an adapter does not fit, one line for each module; empty if all does."""
+        lines = []
+        for module in adapter.factors:
+            reason = self._misfit(adapter, module)
+            if reason:
+                lines.append(f"{module}: {reason}")
+        return lines
+
+    def _misfit(self, adapter: Adapter, module: str) -> str | None:
+        component = component_of(module)
+        network = self.parts.get(component)
+        if network is None:
+            return f"the base model has no {component or 'denoiser'}"
+        found = _find(network, module.removeprefix(f"{component}.") if component else module)
+        if not isinstance(found, nn.Linear | nn.Conv2d):
+            return "the base model has no such linear layer or convolution"
+        kernel = tuple(found.kernel_size) if isinstance(found, nn.Conv2d) else None
+        width = found.in_channels if isinstance(found, nn.Conv2d) else found.in_features
+        expected = (width * math.prod(kernel or (1,)), found.weight.shape[0], kernel)
+        factor = adapter.factors[module]
+        stated = (factor.in_features, factor.out_features, adapter.kernels.get(module))
+        if stated == expected:
+            return None
+        return f"it is {_said(stated)}, but the base model's is {_said(expected)}"
+
+
+def _said(shape: tuple[int, int, tuple[int, ...] | None]) -> str:
+    width, out, kernel = shape
+    suffix = "" if kernel is None else f" with a kernel of {' x '.join(map(str, kernel))}"
+    return f"{width} -> {out}{suffix}"
+
+
+def _find(network: nn.Module, name: str) -> nn.Module | None:
+    modules = dict(network.named_modules())
+    # transformers 5 took the layer `text_model` out of CLIP's text encoder.
+    return modules.get(name) or modules.get(name.removeprefix("text_model."))
+
+
+def outline(name: str) -> Outline:
+    """Read which modules a pipeline has.
+
+    Args:
+        name: a folder or hub id of a diffusers pipeline.
+
+    Raises:
+        BaseModelError: it is not a pipeline, or lacks a part.
+    """
+    index = _json(name, "model_index.json")
+    wanted = (*_DENOISERS, *TEXT_ENCODERS)
+    parts = {part: index[part] for part in wanted if index.get(part, [None])[0] is not None}
+    if not parts.keys() & set(_DENOISERS):
+        raise BaseModelError(
+            f"a base model must have a U-Net or a transformer, but {name} has "
+            f"{', '.join(sorted(index))}"
+        )
+    with torch.device("meta"):
+        built = {part: _build(name, part, *kind) for part, kind in parts.items()}
+    return Outline(name, {DENOISER if p in _DENOISERS else p: m for p, m in built.items()})
+
+
+def _build(name: str, part: str, library: str, kind: str) -> nn.Module:
+    config = _json(f"{name}", f"{part}/config.json")
+    try:
+        if library == "diffusers":
+            network: nn.Module = getattr(diffusers, kind).from_config(config)
+        else:
+            cls = getattr(transformers, kind)
+            network = cls(cls.config_class.from_dict(config))
+    except Exception as error:
+        raise BaseModelError(
+            f"{part} of {name} must be a {kind} of {library}, but cannot be built "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    return network
+
+
+def _json(name: str, file: str) -> dict[str, Any]:
+    try:
+        local = Path(name)
+        path = local / file if local.exists() else Path(hf_hub_download(name, file))
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except Exception as error:
+        raise BaseModelError(
+            f"a base model must be a pipeline folder or hub id with {file}, but {name} is not "
+            f"({(str(error).splitlines() or [type(error).__name__])[0]})"
+        ) from error
+    if not isinstance(value, dict):
+        raise BaseModelError(f"{file} of {name} must hold a JSON object, but does not")
+    return value
