@@ -1,0 +1,100 @@
+"""Any adapter, through any pair of formats: ΔW, names and kernels survive."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from lorasynth.adapter import Adapter, Factor
+from lorasynth.adapter.files import FORMATS
+from lorasynth.adapter.files._pairs import pairs_of
+
+ATTENTION = "{}.attentions.1.transformer_blocks.0.{}"
+LINEAR = [
+    ATTENTION.format(block, layer)
+    for block in ("down_blocks.2", "mid_block", "up_blocks.1")
+    for layer in ("attn1.to_q", "attn2.to_k", "attn2.to_out.0", "ff.net.0.proj", "ff.net.2")
+]
+CONVOLUTIONS = [
+    "conv_in",
+    "down_blocks.0.resnets.1.conv1",
+    "up_blocks.1.resnets.2.conv_shortcut",
+    "down_blocks.0.downsamplers.0.conv",
+]
+TEXT = [f"text_encoder.text_model.encoder.layers.3.{x}" for x in ("self_attn.k_proj", "mlp.fc1")]
+
+widths = st.integers(1, 5)
+ranks = st.integers(1, 3)
+
+
+@st.composite
+def adapters(draw: st.DrawFn) -> Adapter:
+    dtype = draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
+    names = draw(st.sets(st.sampled_from([*LINEAR, *CONVOLUTIONS]), min_size=1, max_size=5))
+    text = draw(st.sets(st.sampled_from(TEXT)))
+    stream = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    kernels = {
+        name: draw(st.sampled_from([(1, 1), (3, 3), (1, 3)]))
+        for name in sorted(names & set(CONVOLUTIONS))
+    }
+    factors = {}
+    for name in sorted(names | text):
+        height, width = kernels.get(name, (1, 1))
+        rank, inside, out = draw(ranks), draw(widths) * height * width, draw(widths)
+        factors[name] = Factor(
+            torch.randn(rank, inside, generator=stream).to(dtype),
+            torch.randn(out, rank, generator=stream).to(dtype),
+        )
+    return Adapter(factors, kernels=kernels)
+
+
+def target(name: str, folder: Path) -> Path:
+    return folder / (name if name == "peft" else f"{name}.safetensors")
+
+
+@pytest.mark.parametrize(("first", "second"), itertools.product(FORMATS.names(), repeat=2))
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(adapter=adapters())
+def test_updates_survive(first: str, second: str, adapter: Adapter, tmp_path: Path) -> None:
+    if "peft" in (first, second):  # a PEFT folder is for one model
+        unet = {m: f for m, f in adapter.factors.items() if not m.startswith("text_encoder")}
+        adapter = Adapter(unet, kernels=adapter.kernels)
+    once = Adapter.load(adapter.save(target(first, tmp_path / "1"), format=first))
+    twice = Adapter.load(once.save(target(second, tmp_path / "2"), format=second))
+    pairs = pairs_of(twice)
+    assert pairs.keys() == adapter.factors.keys()
+    for module, pair in pairs_of(adapter).items():
+        again = pairs[module]
+        assert again.kernel == pair.kernel
+        assert again.factor.A.dtype == pair.factor.A.dtype
+        expected = pair.factor.B.double() @ pair.factor.A.double()
+        assert torch.equal(again.factor.B.double() @ again.factor.A.double(), expected)
+
+
+@settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(adapter=adapters(), alpha=st.floats(0.1, 200))
+def test_a_foreign_alpha_beside_kohyas_factors(
+    adapter: Adapter, alpha: float, tmp_path: Path
+) -> None:
+    path = adapter.save(tmp_path / "k.safetensors", format="kohya")
+    tensors = load_file(path)
+    scaled = {k: torch.tensor(alpha) if k.endswith(".alpha") else t for k, t in tensors.items()}
+    save_file(scaled, path)
+    again = Adapter.load(path)
+    rank = max(factor.rank for factor in adapter.factors.values())  # the file pads to it
+    for module, factor in adapter.factors.items():
+        expected = factor.B.double() @ factor.A.double() * (alpha / rank)
+        found = again.factors[module].B.double() @ again.factors[module].A.double()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
