@@ -7,7 +7,15 @@ traceback, and exits with status 2.
 
 
 class LorasynthError(Exception):
-    """Base of all errors caused by input rather than by a defect."""
+    """Base of all errors caused by input rather than by a defect.
+
+    What messages quote may come from anywhere, so characters that would break the line or act on a
+    terminal are escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        super().__init__("".join(escaped))
 
 
 class PictureError(LorasynthError):

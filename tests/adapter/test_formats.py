@@ -156,6 +156,18 @@ def test_an_adapter_of_the_text_encoder_alone(make_factors, tmp_path: Path) -> N
         adapter.save(tmp_path / "peft", format="peft")
 
 
+@pytest.mark.parametrize("length", [0x280, 0x480, 0x10380])
+def test_a_header_whose_length_looks_like_a_pickle(tmp_path: Path, length: int) -> None:
+    path = Adapter({"m": Factor(torch.ones(1, 2), torch.ones(3, 1))}).save(
+        tmp_path / "a.safetensors"
+    )
+    size = int.from_bytes(path.read_bytes()[:8], "little")
+    data = path.read_bytes()
+    padded = data[8 : 8 + size].ljust(length) + data[8 + size :]
+    path.write_bytes(length.to_bytes(8, "little") + padded)
+    assert Adapter.load(path).factors.keys() == {"m"}
+
+
 def test_half_precision_alpha_does_not_overflow(tmp_path: Path) -> None:
     factor = Factor(torch.ones(1, 2).half(), torch.full((3, 1), 6e4).half())
     path = Adapter({"m": factor}).save(tmp_path / "k.safetensors", format="kohya")

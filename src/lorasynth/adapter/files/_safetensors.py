@@ -118,10 +118,12 @@ def from_header(header: Mapping[str, str]) -> AdapterMetadata:
 def _refuse_pickle(path: Path) -> None:
     try:
         with path.open("rb") as file:
-            start = file.read(4)
+            start = file.read(9)
     except OSError as error:
         raise _damaged(path, error) from error
-    if start.startswith(_PICKLE_STARTS):
+    # A safetensors file begins with the length of its header in 8 bytes, which may be those of a
+    # pickle, and then the header.
+    if start.startswith(_PICKLE_STARTS) and not start.endswith(b"{"):
         raise FileFormatError(
             f"a LoRA file must be safetensors, but {path} is a pickle or zip archive, which can "
             "run code when it is loaded: convert it where you trust it"
