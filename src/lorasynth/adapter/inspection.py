@@ -127,6 +127,9 @@ def _warnings(read: LoraFile, name: str) -> Iterator[str]:
             yield "ComfyUI does not map its keys"
     if name == "kohya" and len(set(read.alphas.values())) > 1:
         yield "diffusers 0.42 drops the alphas of attention modules where they differ"
+    outside = [m for m in adapter.factors if not component_of(m) and "transformer_blocks" not in m]
+    if name == "kohya" and is_transformer(adapter.factors) and outside:
+        yield f"diffusers 0.42 drops what is outside the transformer's blocks ({outside[0]}, ...)"
     attention = any(component_of(m) and ".self_attn." in m for m in adapter.factors)
     if name == "kohya" and attention and any(".mlp." in m for m in adapter.factors):
         yield "diffusers 0.42 drops the attention of text encoders that have MLPs adapted too"
