@@ -35,8 +35,8 @@ def every_caption() -> list[str]:
 
 
 def test_attention_is_stated_for_each_resolution() -> None:
-    with pytest.raises(ConfigError, match="2 in unet_channels and 3 in attention"):
-        AvatarModelConfig(unet_channels=(32, 64))
+    with pytest.raises(ConfigError, match="3 in unet_channels and 2 in attention"):
+        AvatarModelConfig(unet_channels=(32, 64, 64), attention=(True, True))
 
 
 def test_plain_diffusers_loads_and_runs_it(pipeline_folder: Path) -> None:
@@ -87,7 +87,7 @@ def test_sizes_follow_the_config() -> None:
         heads=2,
     )
     base = BaseModel(build_pipeline(config), "sizes")
-    assert base.latent_shape == (3, 8, 8)
+    assert base.latent_shape == (3, 4, 4)
     assert base.picture_size == 32
     assert base.encode_prompts(["sks"]).shape == (1, 16, 24)
 

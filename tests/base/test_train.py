@@ -9,7 +9,13 @@ import torch
 
 from lorasynth.base import BaseModel
 from lorasynth.base.avatar_model import AvatarModelConfig
-from lorasynth.base.train import BaseTrainingConfig, _local_contrast, train_base
+from lorasynth.base.train import (
+    BaseTrainingConfig,
+    Perception,
+    _local_contrast,
+    train_autoencoder,
+    train_base,
+)
 from lorasynth.config import from_dict, read_json
 from lorasynth.errors import ConfigError
 from lorasynth.pictures.avatars import AvatarSubjects
@@ -40,11 +46,20 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     return draw_pool(subjects, tmp_path_factory.mktemp("pool"), workers=1)
 
 
+def train(
+    pool: Pool, folder: Path, config: BaseTrainingConfig = CONFIG, maps: Perception | None = None
+) -> Path:
+    """Both trainings, into a folder where they may have been cut off before."""
+    run, autoencoder = folder / "run", folder / "autoencoder"
+    if not autoencoder.exists():
+        train_autoencoder(pool, config, run, autoencoder, CPU, maps)
+    train_base(pool, config, autoencoder, run, folder / "base", CPU)
+    return folder / "base"
+
+
 @pytest.fixture(scope="module")
 def trained(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    train_base(pool, CONFIG, folder / "run", folder / "base", CPU)
-    return folder / "base"
+    return train(pool, tmp_path_factory.mktemp("trained"))
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -79,21 +94,19 @@ def test_a_run_that_is_cut_off_ends_alike(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train_base(pool, CONFIG, tmp_path / "run", tmp_path / "base", CPU)
+            train(pool, tmp_path)
     assert not (tmp_path / "base").exists()
-    train_base(pool, CONFIG, tmp_path / "run", tmp_path / "base", CPU)
-    assert weights(tmp_path / "base") == weights(trained)
+    assert weights(train(pool, tmp_path)) == weights(trained)
 
 
 def test_feature_maps_train_the_autoencoder_too(trained: Path, pool: Pool, tmp_path: Path) -> None:
     def halves(pictures: torch.Tensor) -> list[torch.Tensor]:
         return [torch.nn.functional.avg_pool2d(pictures, 2)]
 
-    train_base(pool, CONFIG, tmp_path / "run", tmp_path / "base", CPU, halves)
     name = "vae/diffusion_pytorch_model.safetensors"
-    assert weights(tmp_path / "base")[name] != weights(trained)[name]
+    assert weights(train(pool, tmp_path, maps=halves))[name] != weights(trained)[name]
     with pytest.raises(ConfigError, match="same settings"):
-        train_base(pool, CONFIG, tmp_path / "run", tmp_path / "base", CPU)
+        train_autoencoder(pool, CONFIG, tmp_path / "run", tmp_path / "other", CPU)
 
 
 def test_small_features_weigh_more_than_flat_areas() -> None:
@@ -108,5 +121,5 @@ def test_small_features_weigh_more_than_flat_areas() -> None:
 
 def test_another_seed_is_another_model(trained: Path, pool: Pool, tmp_path: Path) -> None:
     config = replace(CONFIG, unet=replace(QUICK, seed=1))
-    train_base(pool, config, tmp_path / "run", tmp_path / "base", CPU)
-    assert BaseModel.load(tmp_path / "base").fingerprint != BaseModel.load(trained).fingerprint
+    other = BaseModel.load(train(pool, tmp_path, config))
+    assert other.fingerprint != BaseModel.load(trained).fingerprint

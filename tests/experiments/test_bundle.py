@@ -40,7 +40,7 @@ def test_stages_can_be_made_alone(tmp_path: Path) -> None:
     maker.run_stage("avatar-second")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["avatar-second"]
     with pytest.raises(
-        ConfigError, match=r"a stage must be one of perception, base, .* but is 'decoder'"
+        ConfigError, match=r"a stage must be one of perception, autoencoder, .* but is 'decoder'"
     ):
         maker.run_stage("decoder")
 

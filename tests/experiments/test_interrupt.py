@@ -53,6 +53,7 @@ def test_making_a_bundle(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         interrupt(patch, Trainer, "_step", calls=7)  # in the judge, after perception and base model
         assert run(*arguments).status == 130
     assert sorted(path.name for path in (tmp_path / "run" / "out").iterdir()) == [
+        "autoencoder",
         "base",
         "perception",
     ]

@@ -103,6 +103,21 @@ def test_a_subject_depends_on_neither_count_nor_order() -> None:
     assert alone.attributes == among.attributes
 
 
+def test_siblings_share_all_colours_and_nothing_else_by_force() -> None:
+    alone = AvatarSubjects(split="train", count=8, pictures=1)
+    grouped = replace(alone, siblings=4)
+    colours = ("skin", "hair", "facial_hair_colour", "hat", "glasses_colour")
+    identities = [grouped.identity(name) for name in grouped.ids]
+    palettes = [tuple(getattr(identity, name) for name in colours) for identity in identities]
+    assert palettes[:4] == [palettes[0]] * 4
+    assert palettes[4:] == [palettes[4]] * 4
+    assert palettes[0] != palettes[4]
+    for name, identity in zip(grouped.ids, identities, strict=True):
+        own = alone.identity(name)
+        assert (identity.combination, identity.face_scale) == (own.combination, own.face_scale)
+    assert identities[0] == alone.identity(grouped.ids[0])
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"series": "other"}, {"split": "train"}])
 def test_other_series_share_no_subject(change: dict[str, Any]) -> None:
     other = replace(SUBJECTS, **change)

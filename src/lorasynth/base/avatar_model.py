@@ -33,10 +33,10 @@ class AvatarModelConfig:
     """
 
     picture_size: int = 64
-    latent_channels: int = 8
-    vae_channels: tuple[int, ...] = (16, 32, 64)
-    unet_channels: tuple[int, ...] = (32, 64, 128)
-    attention: tuple[bool, ...] = (False, True, True)
+    latent_channels: int = 16
+    vae_channels: tuple[int, ...] = (16, 32, 64, 128)
+    unet_channels: tuple[int, ...] = (64, 128)
+    attention: tuple[bool, ...] = (True, True)
     text_width: int = 128
     text_layers: int = 2
     tokens: int = 40

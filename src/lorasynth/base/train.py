@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
@@ -42,7 +42,7 @@ class BaseTrainingConfig:
 
     model: AvatarModelConfig = field(default_factory=AvatarModelConfig)
     autoencoder: Optimisation = field(
-        default_factory=lambda: Optimisation(steps=6000, batch=8, lr=1.5e-3, weight_decay=0.0)
+        default_factory=lambda: Optimisation(steps=16000, batch=8, lr=1.5e-3, weight_decay=0.0)
     )
     unet: Optimisation = field(
         default_factory=lambda: Optimisation(steps=8000, batch=64, lr=8e-4, warmup=300)
@@ -53,7 +53,7 @@ class BaseTrainingConfig:
     unconditional: float = 0.1
 
 
-def train_base(
+def train_autoencoder(
     pool: Pool,
     config: BaseTrainingConfig,
     run: Path,
@@ -61,37 +61,20 @@ def train_base(
     device: torch.device,
     perception: Perception | None = None,
 ) -> None:
-    """Train the embedded base model and save it as a pipeline folder.
+    """Train the autoencoder of the embedded base model and save it as a folder (fp16).
 
     Args:
-        pool: drawn pictures with captions.
+        pool: drawn pictures.
         config: what to train and how.
-        run: folder for checkpoints; the same folder resumes.
-        out: the pipeline folder to write.
+        run: folder for the checkpoint; the same folder resumes.
+        out: the folder to write.
         device: where to train.
         perception: feature maps of pictures, by a network that is not part of the base model; the
             autoencoder is also judged by them, as that of Stable Diffusion is (Zhang et al. 2018).
     """
-    torch.manual_seed(stream_seed(config.unet.seed, "base"))
-    pipeline = build_pipeline(config.model)
-    checkpoint = run / "autoencoder.safetensors"
-    _train_autoencoder(pipeline.vae, pool, config, checkpoint, device, perception)
-    latents = _encode_pool(pipeline, pool, device)
-    _train_unet(pipeline, latents, pool, config, run / "unet.safetensors", device)
-    with atomic_directory(out) as temporary:
-        pipeline.to("cpu").to(torch.float16).save_pretrained(temporary)
-        write_json(temporary / "training.json", configs.to_dict(config))
-
-
-def _train_autoencoder(
-    vae: nn.Module,
-    pool: Pool,
-    config: BaseTrainingConfig,
-    checkpoint: Path,
-    device: torch.device,
-    perception: Perception | None,
-) -> None:
     options = config.autoencoder
+    torch.manual_seed(stream_seed(config.unet.seed, "base"))
+    vae = build_pipeline(config.model).vae
     pictures = pool.pictures.to(device)
 
     def loss(model: Any, step: int) -> tuple[Tensor, str]:
@@ -119,7 +102,39 @@ def _train_autoencoder(
         "perception_weight": 0.0 if perception is None else config.perception_weight,
         "pictures": len(pool),
     }
-    Trainer(vae, options, checkpoint, device, settings).run("autoencoder", loss)
+    Trainer(vae, options, run / "autoencoder.safetensors", device, settings).run(
+        "autoencoder", loss
+    )
+    with atomic_directory(out) as temporary:
+        vae.to("cpu", torch.float16).save_pretrained(temporary)
+
+
+def train_base(
+    pool: Pool,
+    config: BaseTrainingConfig,
+    autoencoder: Path,
+    run: Path,
+    out: Path,
+    device: torch.device,
+) -> None:
+    """Train U-Net and text encoder of the embedded base model and save the pipeline folder.
+
+    Args:
+        pool: drawn pictures with captions.
+        config: what to train and how.
+        autoencoder: the folder that `train_autoencoder` wrote.
+        run: folder for the checkpoint; the same folder resumes.
+        out: the pipeline folder to write.
+        device: where to train.
+    """
+    torch.manual_seed(stream_seed(config.unet.seed, "base"))
+    pipeline = build_pipeline(config.model)
+    pipeline.vae = AutoencoderKL.from_pretrained(autoencoder).float()
+    latents = _encode_pool(pipeline, pool, device)
+    _train_unet(pipeline, latents, pool, config, run / "unet.safetensors", device)
+    with atomic_directory(out) as temporary:
+        pipeline.to("cpu").to(torch.float16).save_pretrained(temporary)
+        write_json(temporary / "training.json", configs.to_dict(config))
 
 
 def _local_contrast(pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:

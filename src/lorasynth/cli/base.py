@@ -34,7 +34,7 @@ def train(
     Example: lorasynth base train -o base --perception judge --set unet.steps=3000
     """
     from lorasynth.atomic import make_parent
-    from lorasynth.base.train import BaseTrainingConfig, train_base
+    from lorasynth.base.train import BaseTrainingConfig, train_autoencoder, train_base
     from lorasynth.device import pick_device
     from lorasynth.measure import AttributeJudge
     from lorasynth.pictures.pool import draw_pool, training_subjects
@@ -45,7 +45,10 @@ def train(
     pool = draw_pool(training_subjects("base", subjects, seed), run / "pictures", workers)
     on = pick_device(device)
     maps = AttributeJudge.load(perception).to(on).feature_maps if perception else None
-    train_base(pool, config, run, out, on, maps)
+    autoencoder = run / "autoencoder"
+    if not autoencoder.exists():
+        train_autoencoder(pool, config, run, autoencoder, on, maps)
+    train_base(pool, config, autoencoder, run, out, on)
     typer.echo(out)
 
 

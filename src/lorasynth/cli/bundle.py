@@ -12,9 +12,9 @@ app = typer.Typer(help="The shipped bundle.", no_args_is_help=True)
 Only = Annotated[
     str | None,
     typer.Option(
-        help="Make this stage alone: base, judge, avatar, avatar-second, library, codec or "
-        "synthesizer. The first four need nothing of one another, so several processes can make "
-        "them side by side."
+        help="Make this stage alone: perception, autoencoder, base, judge, avatar, avatar-second, "
+        "library, codec or synthesizer. Judge and encoders need no other stage, so several "
+        "processes can make them side by side."
     ),
 ]
 Folder = Annotated[Path, typer.Argument(help="Folder of the bundle.")]

@@ -13,6 +13,8 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
 Series = Annotated[str, typer.Option(help="Series of training subjects; series share none.")]
 Subjects = Annotated[int, typer.Option(help="Subjects drawn for training.", min=1)]
 
+Siblings = Annotated[int, typer.Option(help="Subjects who share all colours.", min=1)]
+
 
 @app.command()
 def train(
@@ -21,6 +23,7 @@ def train(
     trunk: Annotated[str, typer.Option(help="Architecture: residual or depthwise.")] = "residual",
     series: Series = "base",
     subjects: Subjects = 6_000,
+    siblings: Siblings = 4,
     settings: Settings = None,
     run: Run = Path("runs/encoders"),
     seed: Seed = 0,
@@ -41,7 +44,8 @@ def train(
     encoder = from_dict(AvatarEncoderConfig, {"name": name, "trunk": trunk})
     config = override(ArcFaceConfig(), [f"optimisation.seed={seed}", *(settings or [])])
     make_parent(out)
-    pool = draw_pool(training_subjects(series, subjects, seed), run / "pictures", workers)
+    drawn = training_subjects(series, subjects, seed, siblings)
+    pool = draw_pool(drawn, run / "pictures", workers)
     checkpoint = run / f"{name}.safetensors"
     train_encoder(pool, encoder, config, checkpoint, pick_device(device)).cpu().save(out)
     typer.echo(out)

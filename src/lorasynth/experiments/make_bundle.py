@@ -17,7 +17,7 @@ import torch
 from lorasynth import __version__
 from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.base import BaseModel
-from lorasynth.base.train import BaseTrainingConfig, train_base
+from lorasynth.base.train import BaseTrainingConfig, train_autoencoder, train_base
 from lorasynth.codec import fit_codec, load_codec
 from lorasynth.collect import Recipe, collect
 from lorasynth.collect.embedding import column_of, embed_library
@@ -46,8 +46,10 @@ class BundleConfig:
     """Every choice behind the shipped bundle.
 
     Attributes:
-        subjects: whose pictures train base model, judge and condition encoder.
+        subjects: whose pictures train the base model; as many others each train the judge and the
+            condition encoder.
         second_subjects: other subjects, for the encoder that only judges.
+        siblings: subjects who share all colours, among those that an encoder learns to tell apart.
         base: training of the base model.
         judge: training of the judge, and of the network whose feature maps train the autoencoder;
             the two share neither subjects nor start.
@@ -65,6 +67,7 @@ class BundleConfig:
 
     subjects: int = 6000
     second_subjects: int = 3000
+    siblings: int = 4
     base: BaseTrainingConfig = field(default_factory=BaseTrainingConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     arcface: ArcFaceConfig = field(default_factory=ArcFaceConfig)
@@ -106,9 +109,10 @@ class BundleMaker:
         """What makes each stage's folder, in an order in which they can be made."""
         return {
             "perception": lambda path: self._judge(path, "base", self.config.seed),
+            "autoencoder": self._autoencoder,
             "base": self._base,
             "judge": lambda path: self._judge(path, "judge", self.config.seed + 1),
-            "avatar": lambda path: self._encoder(path, "base"),
+            "avatar": lambda path: self._encoder(path, "first"),
             "avatar-second": lambda path: self._encoder(path, "second"),
             "library": self._library,
             "codec": self._codec,
@@ -120,6 +124,7 @@ class BundleMaker:
 
         Stages that need nothing of one another (base model, judge, encoders) may be made side by
         side by several processes: with one core each they take less time than one after another.
+        The autoencoder needs the perception, the base model the autoencoder, and the library all.
 
         Raises:
             ConfigError: there is no such stage.
@@ -135,28 +140,27 @@ class BundleMaker:
         self.seconds[name] = round(time.monotonic() - start, 1)
         write_json(self.run / f"seconds-{name}.json", {"seconds": self.seconds[name]})
 
-    def _pool(self, series: str) -> Pool:
-        second = series == "second"
-        count = self.config.second_subjects if second else self.config.subjects
-        subjects = training_subjects(series, count, self.config.seed + second)
+    def _pool(self, series: str, count: int, siblings: int = 1) -> Pool:
+        subjects = training_subjects(series, count, self.config.seed, siblings)
         return draw_pool(subjects, self.run / "embedded" / "pictures", self.workers)
 
-    def _base(self, path: Path) -> None:
+    def _autoencoder(self, path: Path) -> None:
         perception = AttributeJudge.load(self.stages / "perception").to(self.device)
-        train_base(
-            self._pool("base"),
-            self.config.base,
-            self.run / "embedded",
-            path,
-            self.device,
-            perception.feature_maps,
-        )
+        pool, run = self._pool("base", self.config.subjects), self.run / "embedded"
+        maps = perception.feature_maps
+        train_autoencoder(pool, self.config.base, run, path, self.device, maps)
+
+    def _base(self, path: Path) -> None:
+        pool, run = self._pool("base", self.config.subjects), self.run / "embedded"
+        autoencoder = self.stages / "autoencoder"
+        train_base(pool, self.config.base, autoencoder, run, path, self.device)
 
     def _judge(self, path: Path, series: str, seed: int) -> None:
         options = replace(self.config.judge.optimisation, seed=seed)
         config = replace(self.config.judge, optimisation=options)
         checkpoint = self.run / "embedded" / f"{path.name}.safetensors"
-        train_judge(self._pool(series), config, checkpoint, self.device).cpu().save(path)
+        pool = self._pool(series, self.config.subjects)
+        train_judge(pool, config, checkpoint, self.device).cpu().save(path)
 
     def _encoder(self, path: Path, series: str) -> None:
         second = series == "second"
@@ -164,7 +168,9 @@ class BundleMaker:
         options = replace(self.config.arcface.optimisation, seed=self.config.seed + second)
         arcface = replace(self.config.arcface, optimisation=options)
         checkpoint = self.run / "embedded" / f"{path.name}.safetensors"
-        encoder = train_encoder(self._pool(series), config, arcface, checkpoint, self.device)
+        count = self.config.second_subjects if second else self.config.subjects
+        pool = self._pool(series, count, self.config.siblings)
+        encoder = train_encoder(pool, config, arcface, checkpoint, self.device)
         encoder.cpu().save(path)
 
     @property

@@ -226,7 +226,8 @@ class AvatarSubjects:
     """A source of `count` avatar subjects of one split, `pictures` each.
 
     Subject number i is the same whatever `count` and `pictures` are, and so is its picture number
-    j.  Different `series` never share a subject.
+    j.  Different `series` never share a subject.  Neighbours in groups of `siblings` have the same
+    colours, so that who learns to tell them apart must look at shapes.
     """
 
     split: Split
@@ -236,6 +237,7 @@ class AvatarSubjects:
     seed: int = 0
     series: str = "library"
     first: int = 0
+    siblings: int = 1
 
     @property
     def ids(self) -> list[str]:
@@ -245,7 +247,12 @@ class AvatarSubjects:
 
     def identity(self, subject_id: str) -> Identity:
         """The identity behind a name."""
-        return sample_identity(numpy_stream(self.seed, subject_id, "identity"), self.split)
+        own = sample_identity(numpy_stream(self.seed, subject_id, "identity"), self.split)
+        stem, number = subject_id.rsplit("-", 1)
+        eldest = int(number) - int(number) % self.siblings
+        if eldest == int(number):
+            return own
+        return with_colours_of(own, self.identity(f"{stem}-{eldest:06d}"))
 
     def scenes(self, subject_id: str, purpose: str = "training") -> list[Scene]:
         """The scenes of a subject's pictures; another purpose gives other pictures of it."""

@@ -100,7 +100,8 @@ def _chunks(subjects: AvatarSubjects, folder: Path) -> Iterator[tuple[list[str],
     ids = subjects.ids
     for start in range(0, len(ids), _SUBJECTS_PER_CHUNK):
         chunk = ids[start : start + _SUBJECTS_PER_CHUNK]
-        yield chunk, folder / f"{chunk[0]}-{len(chunk)}x{subjects.pictures}.npz"
+        name = f"{chunk[0]}-{len(chunk)}x{subjects.pictures}-siblings{subjects.siblings}"
+        yield chunk, folder / f"{name}.npz"
 
 
 def draw_pool(subjects: AvatarSubjects, folder: Path, workers: int) -> Pool:
@@ -131,6 +132,8 @@ def _load(paths: list[Path], per_subject: int) -> Pool:
     )
 
 
-def training_subjects(series: str, count: int, seed: int) -> AvatarSubjects:
+def training_subjects(series: str, count: int, seed: int, siblings: int = 1) -> AvatarSubjects:
     """The subjects that an embedded model is trained on; different series share none."""
-    return AvatarSubjects(split="train", count=count, pictures=8, seed=seed, series=series)
+    return AvatarSubjects(
+        split="train", count=count, pictures=8, seed=seed, series=series, siblings=siblings
+    )
