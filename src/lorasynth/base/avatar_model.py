@@ -30,6 +30,9 @@ class AvatarModelConfig:
         text_layers: of the text encoder.
         tokens: that a caption may have.
         heads: of every attention layer.
+        vae_groups: of the autoencoder's group norms; few, since a group of two channels forgets
+            the level of a flat area, its colour.
+        unet_groups: of the U-Net's group norms.
     """
 
     picture_size: int = 64
@@ -41,6 +44,8 @@ class AvatarModelConfig:
     text_layers: int = 2
     tokens: int = 40
     heads: int = 4
+    vae_groups: int = 2
+    unet_groups: int = 8
 
     def __post_init__(self) -> None:
         if len(self.attention) != len(self.unet_channels):
@@ -119,7 +124,7 @@ def build_pipeline(config: AvatarModelConfig) -> StableDiffusionPipeline:
         down_block_types=("DownEncoderBlock2D",) * len(config.vae_channels),
         up_block_types=("UpDecoderBlock2D",) * len(config.vae_channels),
         layers_per_block=1,
-        norm_num_groups=8,
+        norm_num_groups=config.vae_groups,
     )
     unet = UNet2DConditionModel(
         sample_size=config.picture_size // 2 ** (len(config.vae_channels) - 1),
@@ -129,7 +134,7 @@ def build_pipeline(config: AvatarModelConfig) -> StableDiffusionPipeline:
         down_block_types=tuple(_block(a, "DownBlock2D") for a in config.attention),
         up_block_types=tuple(_block(a, "UpBlock2D") for a in reversed(config.attention)),
         layers_per_block=1,
-        norm_num_groups=8,
+        norm_num_groups=config.unet_groups,
         cross_attention_dim=config.text_width,
         attention_head_dim=config.heads,
     )

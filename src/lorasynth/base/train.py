@@ -42,7 +42,7 @@ class BaseTrainingConfig:
 
     model: AvatarModelConfig = field(default_factory=AvatarModelConfig)
     autoencoder: Optimisation = field(
-        default_factory=lambda: Optimisation(steps=16000, batch=8, lr=1.5e-3, weight_decay=0.0)
+        default_factory=lambda: Optimisation(steps=12000, batch=8, lr=1e-3, weight_decay=0.0)
     )
     unet: Optimisation = field(
         default_factory=lambda: Optimisation(steps=8000, batch=64, lr=8e-4, warmup=300)
