@@ -65,7 +65,7 @@ def test_what_loaders_lose_is_said(adapter: Adapter, make_factors, tmp_path: Pat
     config.write_text(json.dumps({**json.loads(config.read_text()), "lora_alpha": 27}))
     assert "loses its alpha" in " ".join(inspect_file(peft).warnings)
     bare = unet.save(tmp_path / "bare.safetensors")
-    assert inspect_file(bare).warnings == ("ComfyUI does not map its keys",)
+    assert inspect_file(bare).warnings == ("ComfyUI loads nothing of its attention layers",)
     save_file(load_file(bare), bare)
     assert "states no alpha" in inspect_file(bare).warnings[0]
     mixed = unet.save(tmp_path / "mixed.safetensors", format="kohya")

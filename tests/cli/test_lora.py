@@ -51,7 +51,7 @@ def test_inspect(world: World, run: Run, tmp_path: Path) -> None:
     assert facts["origin"] == "synthesised"
     assert facts["trigger"] == "sks"
     assert "mid_block" in result.out
-    assert "warning: ComfyUI does not map its keys" in result.out
+    assert "warning: ComfyUI loads nothing of its attention layers" in result.out
     with Image.open(picture) as image:
         assert min(image.size) > 100
 

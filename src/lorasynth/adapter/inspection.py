@@ -123,8 +123,10 @@ def _warnings(read: LoraFile, name: str) -> Iterator[str]:
     if name == "diffusers":
         if "lora_adapter_metadata" not in read.header:
             yield "it states no alpha: if it was trained with alpha other than rank, that is lost"
-        if not is_transformer(adapter.factors):
-            yield "ComfyUI does not map its keys"
+        if any(".attn" in module for module in adapter.factors) and not is_transformer(
+            adapter.factors
+        ):
+            yield "ComfyUI loads nothing of its attention layers"
     if name == "kohya" and len(set(read.alphas.values())) > 1:
         yield "diffusers 0.42 drops the alphas of attention modules where they differ"
     outside = [m for m in adapter.factors if not component_of(m) and "transformer_blocks" not in m]
