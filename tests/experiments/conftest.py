@@ -13,6 +13,7 @@ from lorasynth.condition.train import ArcFaceConfig
 from lorasynth.experiments.evaluate import EvaluationConfig
 from lorasynth.experiments.make_bundle import BundleConfig, BundleMaker
 from lorasynth.experiments.parts import PartsConfig
+from lorasynth.experiments.trial import TrialConfig
 from lorasynth.hypernet import LatentDiffusionConfig
 from lorasynth.hypernet.train import HypernetConfig
 from lorasynth.measure import JudgeConfig
@@ -48,7 +49,8 @@ def tiny_config() -> BundleConfig:
         sample=2,
         parts=PartsConfig(drawn=8, samples=4, subjects=6, sampling=SAMPLING),
         evaluation=EvaluationConfig(
-            subjects=3, pictures=2, training_pictures=2, resamples=2, sampling=SAMPLING
+            trial=TrialConfig(subjects=3, pictures=2, training_pictures=2, sampling=SAMPLING),
+            resamples=2,
         ),
     )
 

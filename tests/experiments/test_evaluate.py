@@ -8,9 +8,10 @@ from lorasynth.adapter import Adapter
 from lorasynth.condition import AvatarEncoder
 from lorasynth.experiments.bundle import Bundle
 from lorasynth.experiments.demo import COLUMNS, draw_sheet, run_demo, write_page
-from lorasynth.experiments.evaluate import Evaluation, evaluate
+from lorasynth.experiments.evaluate import evaluate
 from lorasynth.experiments.latent_library import LatentLibrary
 from lorasynth.experiments.methods import mean, mlp, nearest, ridge
+from lorasynth.experiments.trial import Trial
 from lorasynth.pictures.avatars import combinations
 
 from .conftest import tiny_config
@@ -34,12 +35,12 @@ def test_the_table_has_every_method_and_measure(bundle: Bundle, bundle_run: Path
         assert row["lo_second"] <= row["likeness_second"] <= row["hi_second"]
         assert 0 <= row["attribute_accuracy"] <= 1
         assert 0 <= row["prompt_following"] <= 1
-        assert row["n"] == config.subjects
+        assert row["n"] == config.trial.subjects
     assert evaluate(bundle, config, bundle_run / "evaluation") == result
 
 
-def test_subjects_are_unseen_and_pictures_are_apart(bundle: Bundle, tmp_path: Path) -> None:
-    run = Evaluation(bundle, tiny_config().evaluation, tmp_path)
+def test_subjects_are_unseen_and_pictures_are_apart(bundle: Bundle) -> None:
+    run = Trial(bundle.instruments, tiny_config().evaluation.trial)
     training = {"/".join(c) for c in combinations("train")}
     for name in run.subjects.ids:
         assert run.subjects.identity(name).combination not in training
@@ -48,16 +49,16 @@ def test_subjects_are_unseen_and_pictures_are_apart(bundle: Bundle, tmp_path: Pa
         assert len(set(scenes)) == len(scenes)
 
 
-def test_prompts_name_identity_only_where_described(bundle: Bundle, tmp_path: Path) -> None:
-    run = Evaluation(bundle, tiny_config().evaluation, tmp_path)
+def test_prompts_name_identity_only_where_described(bundle: Bundle) -> None:
+    run = Trial(bundle.instruments, tiny_config().evaluation.trial)
     assert not any("skin" in prompt for prompt in run.prompts())
     assert all("skin" in prompt for prompt in run.prompts(described=True))
 
 
-def test_another_seed_gives_other_subjects(bundle: Bundle, tmp_path: Path) -> None:
-    config = tiny_config().evaluation
+def test_another_seed_gives_other_subjects(bundle: Bundle) -> None:
+    config = tiny_config().evaluation.trial
     first, second = (
-        Evaluation(bundle, replace(config, seed=seed), tmp_path).conditions for seed in (0, 1)
+        Trial(bundle.instruments, replace(config, seed=seed)).conditions for seed in (0, 1)
     )
     assert not torch.equal(first, second)
 
@@ -67,7 +68,7 @@ def test_demo_writes_page_picture_and_files(
 ) -> None:
     # The tiny encoder is not trained, so what it says of faces is chance.
     monkeypatch.setattr(AvatarEncoder, "presence", lambda _, pictures: torch.ones(len(pictures)))
-    result = run_demo(bundle, tiny_config().evaluation, tmp_path)
+    result = run_demo(bundle, tiny_config().evaluation.trial, tmp_path)
     draw_sheet(result, tmp_path / "demo.png", shown=2)
     write_page(result, tmp_path / "index.html")
     page = (tmp_path / "index.html").read_text()

@@ -20,9 +20,9 @@ def demo(
     from lorasynth.device import pick_device
     from lorasynth.experiments.bundle import Bundle
     from lorasynth.experiments.demo import draw_sheet, run_demo, write_page
-    from lorasynth.experiments.evaluate import EvaluationConfig
+    from lorasynth.experiments.trial import TrialConfig
 
-    config = from_dict(EvaluationConfig, {"subjects": subjects, "seed": seed, "pictures": 6})
+    config = from_dict(TrialConfig, {"subjects": subjects, "seed": seed, "pictures": 6})
     result = run_demo(Bundle.open(bundle, pick_device(device)), config, out)
     draw_sheet(result, out / "demo.png")
     write_page(result, out / "index.html")

@@ -37,7 +37,8 @@ def evaluate(
     from lorasynth.experiments.evaluate import EvaluationConfig
     from lorasynth.experiments.evaluate import evaluate as run
 
-    config = from_dict(EvaluationConfig, {"subjects": subjects, "seed": seed, "split": split})
+    trial = {"subjects": subjects, "seed": seed, "split": split}
+    config = from_dict(EvaluationConfig, {"trial": trial})
     result = run(Bundle.open(bundle, pick_device(device)), config, cache)
     Console().print(_table(result))
     if json is not None:

@@ -4,7 +4,12 @@ from lorasynth.collect.collector import CollectionReport, collect
 from lorasynth.collect.contract import Gate, Verdict
 from lorasynth.collect.fleet import Fleet, train_fleet
 from lorasynth.collect.recipe import PRESETS, Recipe
-from lorasynth.collect.repeatability import Repeatability, compare, measure_repeatability
+from lorasynth.collect.repeatability import (
+    Repeatability,
+    compare,
+    measure_repeatability,
+    train_twice,
+)
 
 __all__ = [
     "PRESETS",
@@ -18,4 +23,5 @@ __all__ = [
     "compare",
     "measure_repeatability",
     "train_fleet",
+    "train_twice",
 ]

@@ -87,16 +87,30 @@ def measure_repeatability(
     dtype: torch.dtype = torch.float32,
     on_step: OnStep | None = None,
 ) -> Repeatability:
-    """Train each subject on one half of its pictures and on the other, all in one fleet.
+    """Train each subject twice and compare.
 
     Raises:
         CollectionError: there are fewer than two subjects, or one has a single picture.
+    """
+    return compare(*train_twice(base, recipe, subjects, dtype=dtype, on_step=on_step))
+
+
+def train_twice(
+    base: BaseModel,
+    recipe: Recipe,
+    subjects: Sequence[Subject],
+    *,
+    dtype: torch.dtype = torch.float32,
+    on_step: OnStep | None = None,
+) -> tuple[Factors, Factors]:
+    """Train each subject on one half of its pictures and on the other, all in one fleet.
+
+    Raises:
+        CollectionError: a subject has a single picture.
     """
     halves = [split_pictures(subject) for subject in subjects]
     trainees = [half[index] for index in range(2) for half in halves]
     fleet = train_fleet(base, recipe, trainees, dtype=dtype, on_step=on_step)
     n = len(subjects)
-    return compare(
-        map_factors(lambda part: part[:n], fleet.factors),
-        map_factors(lambda part: part[n:], fleet.factors),
-    )
+    first = map_factors(lambda part: part[:n], fleet.factors)
+    return first, map_factors(lambda part: part[n:], fleet.factors)

@@ -25,6 +25,7 @@ from lorasynth.condition import ConditionEncoder, load_encoder
 from lorasynth.config import from_dict, read_json
 from lorasynth.errors import BundleError, ConfigError
 from lorasynth.experiments.latent_library import LatentLibrary
+from lorasynth.experiments.trial import Instruments
 from lorasynth.measure import AttributeJudge
 from lorasynth.synthesizer import Synthesizer
 
@@ -41,6 +42,16 @@ class Bundle:
     judge: AttributeJudge
     library: LatentLibrary
     recipe: Recipe
+
+    @property
+    def instruments(self) -> Instruments:
+        """What makes pictures, and what judges them."""
+        return Instruments(
+            base=self.base,
+            encoder=self.synthesizer.encoder,
+            second=self.second,
+            judge=self.judge,
+        )
 
     @classmethod
     def open(cls, folder: Path, device: torch.device | str = "cpu") -> "Bundle":

@@ -18,8 +18,8 @@ from torch import Tensor
 from lorasynth.adapter import Factors
 from lorasynth.atomic import atomic_file, write_text
 from lorasynth.experiments.bundle import Bundle
-from lorasynth.experiments.evaluate import Evaluation, EvaluationConfig
 from lorasynth.experiments.methods import methods
+from lorasynth.experiments.trial import Trial, TrialConfig
 from lorasynth.pictures import to_image
 from lorasynth.synthesizer import Stages
 
@@ -51,9 +51,9 @@ class Demo:
     prompts: list[list[str]]
 
 
-def run_demo(bundle: Bundle, config: EvaluationConfig, out: Path) -> Demo:
+def run_demo(bundle: Bundle, config: TrialConfig, out: Path) -> Demo:
     """Train, synthesise, look up and compare; writes the synthesised files into `out/loras`."""
-    run = Evaluation(bundle, config, out / "cache")
+    run = Trial(bundle.instruments, config)
     shape = (config.subjects, config.pictures)
     conditions = run.condition_pictures()
     seconds = _synthesise_files(bundle, conditions, out / "loras")
@@ -62,7 +62,7 @@ def run_demo(bundle: Bundle, config: EvaluationConfig, out: Path) -> Demo:
         name: table[name](run.conditions, run.subjects.ids) for name in ("diffusion", "nearest")
     }
     start = time.perf_counter()
-    adapters["trained"] = run.trained()
+    adapters["trained"] = run.trained(bundle.recipe, out / "cache")
     seconds["training, per adapter"] = (time.perf_counter() - start) / config.subjects
     adapters["base"] = None
     pictures, likeness = {}, {}

@@ -1,0 +1,189 @@
+"""A trial: unseen subjects, and what the pictures made with their adapters are worth.
+
+For each subject one picture is the condition, eight others are the references that judge, and ten
+more train the `trained` adapter.  Nothing of a test subject, nor its combination of attributes, was
+seen by base model, encoders, judge, library, codec or hypernetwork.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from lorasynth.adapter import Factors
+from lorasynth.base import BaseModel, SamplingConfig
+from lorasynth.collect import Recipe, collect
+from lorasynth.condition import ConditionEncoder
+from lorasynth.errors import ConfigError
+from lorasynth.library import Library
+from lorasynth.measure import AttributeJudge
+from lorasynth.measure.attributes import attribute_accuracy, prompt_following
+from lorasynth.measure.diversity import mean_pairwise_distance
+from lorasynth.measure.likeness import likeness, self_likeness
+from lorasynth.pictures import AvatarSubjects, captions
+from lorasynth.pictures.avatars import Split
+from lorasynth.pictures.pool import labels_of
+from lorasynth.randomness import stream_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instruments:
+    """What makes pictures, and what judges them.
+
+    Attributes:
+        base: the base model.
+        encoder: whose embeddings are the conditions, and the first to measure likeness.
+        second: an encoder trained apart, which measures and nothing else.
+        judge: reads attributes.
+    """
+
+    base: BaseModel
+    encoder: ConditionEncoder
+    second: ConditionEncoder
+    judge: AttributeJudge
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialConfig:
+    """Which subjects are tried, and how.
+
+    Attributes:
+        subjects: how many are drawn from the split.
+        seed: draws the subjects, their pictures, the prompts and the noise.
+        split: `test`, or `validation` for choices.
+        pictures: made with each adapter; as many references.
+        training_pictures: that a `trained` adapter learns from.
+        sampling: how pictures are made.
+        fleet: adapters trained at once.
+    """
+
+    subjects: int = 100
+    seed: int = 0
+    split: Split = "test"
+    pictures: int = 8
+    training_pictures: int = 10
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    fleet: int = 25
+
+    def __post_init__(self) -> None:
+        if self.subjects < 2 or self.pictures < 2:
+            raise ConfigError(
+                "a trial needs at least two subjects with two pictures each, but got "
+                f"--subjects {self.subjects} and {self.pictures} pictures"
+            )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one method's pictures are worth, one number per subject."""
+
+    likeness: Float[Tensor, " n"]
+    likeness_second: Float[Tensor, " n"]
+    attribute_accuracy: Float[Tensor, " n"]
+    prompt_following: Float[Tensor, " n"]
+    diversity: Float[Tensor, " n"]
+
+
+class Trial:
+    """Unseen subjects with their pictures, prompts and noise; measures adapters on them.
+
+    Args:
+        instruments: what makes pictures and what judges them.
+        config: which subjects, and how many pictures.
+    """
+
+    def __init__(self, instruments: Instruments, config: TrialConfig) -> None:
+        self.instruments = instruments
+        self.config = config
+        self.subjects = AvatarSubjects(
+            split=config.split,
+            count=config.subjects,
+            pictures=config.training_pictures,
+            size=instruments.base.picture_size,
+            seed=config.seed,
+            series="evaluation",
+        )
+        self.judged = replace(self.subjects, pictures=config.pictures)
+        ids = self.subjects.ids
+        self.conditions = instruments.encoder.embed(self.condition_pictures())
+        references = torch.cat([self.judged.draw(i, "reference") for i in ids])
+        self.references = references
+        shape = (config.subjects, config.pictures)
+        self.first = instruments.encoder.embed(references).unflatten(0, shape)
+        self.second = instruments.second.embed(references).unflatten(0, shape)
+
+    def condition_pictures(self) -> UInt8[Tensor, "n h w 3"]:
+        """The one picture of each subject that steers synthesis."""
+        one = replace(self.subjects, pictures=1)
+        return torch.cat([one.draw(i, "condition") for i in one.ids])
+
+    def labels(self, purpose: str) -> Int64[Tensor, "n k attributes"]:
+        """What the pictures of a purpose should show."""
+        rows = [
+            [
+                labels_of(self.subjects.identity(i), scene)
+                for scene in self.judged.scenes(i, purpose)
+            ]
+            for i in self.subjects.ids
+        ]
+        return torch.tensor(rows)
+
+    def prompts(self, *, described: bool = False) -> list[str]:
+        """One per picture, subject after subject; `described` says all that words can say."""
+        texts = []
+        for name in self.subjects.ids:
+            identity = self.subjects.identity(name)
+            for scene in self.judged.scenes(name, "evaluation"):
+                said = captions.described(identity, scene) if described else captions.prompt(scene)
+                texts.append(said)
+        return texts
+
+    def pictures(
+        self, adapters: Factors | None, *, described: bool = False
+    ) -> UInt8[Tensor, "nk h w 3"]:
+        """Make every subject's pictures with the same prompts and noise for all methods."""
+        prompts = self.prompts(described=described)
+        seeds = [stream_seed(self.config.seed, "evaluation", i) for i in range(len(prompts))]
+        return self.instruments.base.sample(prompts, seeds, adapters, self.config.sampling)
+
+    def measure(self, pictures: UInt8[Tensor, "nk h w 3"]) -> Measured:
+        """Measure one method's pictures."""
+        return self._measure(pictures, "evaluation")
+
+    def real(self) -> Measured:
+        """Measure the reference pictures against one another: the highest to hope for."""
+        measured = self._measure(self.references, "reference")
+        return replace(
+            measured,
+            likeness=self_likeness(self.first),
+            likeness_second=self_likeness(self.second),
+        )
+
+    def _measure(self, pictures: UInt8[Tensor, "nk h w 3"], purpose: str) -> Measured:
+        shape = (self.config.subjects, self.config.pictures)
+        instruments, asked = self.instruments, self.labels(purpose)
+        judged = instruments.judge.labels(pictures).unflatten(0, shape)
+        first = instruments.encoder.embed(pictures).unflatten(0, shape)
+        second = instruments.second.embed(pictures).unflatten(0, shape)
+        features = instruments.judge.features(pictures).unflatten(0, shape)
+        return Measured(
+            likeness(first, self.first),
+            likeness(second, self.second),
+            attribute_accuracy(judged, asked),
+            prompt_following(judged, asked),
+            mean_pairwise_distance(features),
+        )
+
+    def trained(self, recipe: Recipe, cache: Path) -> Factors:
+        """The adapters trained on other pictures of each subject: the ceiling.
+
+        They are kept in the cache, so a second trial of the same subjects does not train again.
+        """
+        config, base = self.config, self.instruments.base
+        name = f"{config.split}-{config.seed}-{config.training_pictures}"
+        path = cache / f"{base.fingerprint}-{recipe.fingerprint}" / name
+        collect(base, self.subjects, path, recipe, fleet_size=config.fleet)
+        library = Library.open(path)
+        return library.factors(library.rows_of(self.subjects.ids))
