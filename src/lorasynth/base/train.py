@@ -45,7 +45,7 @@ class BaseTrainingConfig:
         default_factory=lambda: Optimisation(steps=12000, batch=8, lr=1e-3, weight_decay=0.0)
     )
     unet: Optimisation = field(
-        default_factory=lambda: Optimisation(steps=8000, batch=64, lr=8e-4, warmup=300)
+        default_factory=lambda: Optimisation(steps=12000, batch=64, lr=8e-4, warmup=300)
     )
     kl_weight: float = 1e-4
     contrast: float = 0.7
