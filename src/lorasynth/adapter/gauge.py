@@ -6,33 +6,43 @@ get equal vectors and similar updates get similar ones.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lorasynth.adapter.factors import Factor
 from lorasynth.errors import LayoutError
 from lorasynth.registry import Registry
 
 
-class Gauge(ABC):
-    """One rule.  All factors it sees have axes `n m`: adapters and modules of equal shape."""
+class Balanced(NamedTuple):
+    """What a gauge sees of balanced factors (A, B) and a reference (A₀, B₀), in float64.
 
-    #: Whether `fix` needs a reference.
+    All of it is r x r, with axes `n m`: adapters and modules.
+    """
+
+    #: Singular values S of ΔW, greatest first.
+    spectrum: Float[Tensor, "n m r"]
+    #: A·A₀ᵀ.
+    A: Float[Tensor, "n m r r"]
+    #: Bᵀ·B₀.
+    B: Float[Tensor, "n m r r"]
+    #: A₀·A₀ᵀ, without axis n.
+    reference: Float[Tensor, "*n m r r"]
+
+
+class Gauge(ABC):
+    """One rule."""
+
+    #: Whether `change` needs a reference; without one the raw factors stand in for it.
     needs_reference: ClassVar[bool] = True
-    #: Whether `fix` keeps A·Aᵀ = Bᵀ·B.
+    #: Whether R is orthogonal, so that A·Aᵀ = Bᵀ·B is kept; if not, A becomes the reference's.
     balanced: ClassVar[bool] = True
 
     @abstractmethod
-    def fix(self, factor: Factor, reference: Factor) -> Factor:
-        """Choose the factorisation of balanced factors.
-
-        Args:
-            factor: Balanced factors with axes `n m`.
-            reference: What to align with, with axis `m`.
-        """
+    def change(self, factors: Balanced) -> Float[Tensor, "n m r r"]:
+        """R, which makes B·R and R⁻¹·A of each module's balanced factors."""
 
 
 GAUGES: Registry[type[Gauge]] = Registry("gauge", "lorasynth.gauges")
@@ -44,21 +54,37 @@ class NoGauge(Gauge):
 
     needs_reference = False
 
-    def fix(self, factor: Factor, reference: Factor) -> Factor:  # noqa: ARG002
-        """Return the factors as they are."""
-        return factor
+    def change(self, factors: Balanced) -> Float[Tensor, "n m r r"]:
+        """Change nothing."""
+        return torch.diag_embed(torch.ones_like(factors.spectrum))
+
+
+@GAUGES.register("random_sign")
+class RandomSignGauge(Gauge):
+    """Each singular pair gets a random sign: what signs left to chance cost a study.
+
+    The sign is a hash of the singular value, so an adapter gets the same ones in any batch.
+    """
+
+    needs_reference = False
+
+    #: 2⁶⁴ over the golden ratio (Knuth 1998, section 6.4), as a signed number.
+    multiplier: ClassVar[int] = 0x9E3779B97F4A7C15 - (1 << 64)
+
+    def change(self, factors: Balanced) -> Float[Tensor, "n m r r"]:
+        """Flip the pairs whose hash is negative."""
+        # float32 hides how the last bits of a sum in float64 depend on the batch
+        numbers = factors.spectrum.float().view(torch.int32).long()
+        return _flip(numbers * self.multiplier < 0)
 
 
 @GAUGES.register("sign")
 class SignGauge(Gauge):
     """Each singular pair gets the sign that makes its product with the reference's positive."""
 
-    def fix(self, factor: Factor, reference: Factor) -> Factor:
+    def change(self, factors: Balanced) -> Float[Tensor, "n m r r"]:
         """Flip the pairs that point away from the reference's pair of the same number."""
-        towards_a = (factor.A * reference.A).sum(-1)
-        towards_b = (factor.B * reference.B).sum(-2)
-        signs = torch.where(towards_a + towards_b < 0, -1.0, 1.0).to(factor.A.dtype)
-        return Factor(factor.A * signs[..., :, None], factor.B * signs[..., None, :])
+        return _flip((factors.A + factors.B).diagonal(dim1=-2, dim2=-1) < 0)
 
 
 @GAUGES.register("procrustes")
@@ -68,12 +94,10 @@ class ProcrustesGauge(Gauge):
     Unlike signs it is continuous where singular values cross, and equals the sign gauge at rank 1.
     """
 
-    def fix(self, factor: Factor, reference: Factor) -> Factor:
+    def change(self, factors: Balanced) -> Float[Tensor, "n m r r"]:
         """Rotate each module's factors onto the reference's."""
-        overlap = factor.A @ reference.A.mT + factor.B.mT @ reference.B
-        u, _, vh = torch.linalg.svd(overlap)
-        rotation = u @ vh
-        return Factor(rotation.mT @ factor.A, factor.B @ rotation)
+        u, _, vh = torch.linalg.svd(factors.A + factors.B)
+        return u @ vh
 
 
 @GAUGES.register("shared")
@@ -89,23 +113,22 @@ class SharedGauge(Gauge):
     #: Largest part of ΔW, relative to its norm, that may lie outside the reference's row space.
     tolerance: ClassVar[float] = 1e-3
 
-    def fix(self, factor: Factor, reference: Factor) -> Factor:
+    def change(self, factors: Balanced) -> Float[Tensor, "n m r r"]:
         """Write each module's update in the reference's A.
 
         Raises:
             LayoutError: an update does not lie in the row space of the reference's A.
         """
-        inverse = torch.linalg.pinv(reference.A)
-        change = factor.A @ inverse
-        lost = _norm(factor.A - change @ reference.A)
-        if (lost > self.tolerance * _norm(factor.A)).any():
+        change = factors.A @ torch.linalg.pinv(factors.reference, hermitian=True)
+        whole = factors.spectrum.sum(-1)
+        kept = (change * factors.A).sum((-2, -1))
+        if (whole - kept > self.tolerance**2 * whole).any():
             raise LayoutError(
                 "the gauge 'shared' needs adapters trained with the reference's own A, but "
                 "another A was found: use 'sign' or 'procrustes'"
             )
-        return Factor(reference.A.expand_as(factor.A), factor.B @ change)
+        return change
 
 
-def _norm(matrices: Float[Tensor, "*n r in"]) -> Float[Tensor, "*n"]:
-    norms: Tensor = torch.linalg.vector_norm(matrices, dim=(-2, -1))
-    return norms
+def _flip(turned: Bool[Tensor, "n m r"]) -> Float[Tensor, "n m r r"]:
+    return torch.diag_embed(torch.where(turned, -1.0, 1.0).double())

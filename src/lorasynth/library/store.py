@@ -326,9 +326,11 @@ class Library:
             table = self._new_subjects(subjects, count(factors))
             if GAUGES.get(self.info.gauge).needs_reference and self.info.reference_hash is None:
                 self._freeze(self.layout.flatten(choose_reference(factors, self.info.gauge)))
-            canonical = canonicalise(factors, self.info.gauge, self.reference)
-            vectors = self.layout.flatten(canonical).detach().cpu()
-            stored = vectors.to(getattr(torch, self.info.dtype))
+            stored = next(iter(factors.values())).A.new_empty(
+                count(factors), self.width, dtype=getattr(torch, self.info.dtype)
+            )
+            views = self.layout.unflatten(stored)
+            canonicalise(factors, self.info.gauge, self.reference, out=views)
             if not stored.isfinite().all():
                 raise LibraryError(
                     f"vectors must fit into {self.info.dtype}, but these do not: "
@@ -336,7 +338,7 @@ class Library:
                 )
             number = 1 + max((int(shard.path.name) for shard in self._shards), default=-1)
             raw = map_factors(lambda tensor: tensor.detach().cpu(), factors)
-            write_shard(self.path / "shards" / f"{number:06d}", stored.numpy(), raw, table)
+            write_shard(self.path / "shards" / f"{number:06d}", stored.cpu().numpy(), raw, table)
             self._load_shards()
 
     def attach(self, name: str, values: Tensor | NDArray[Any]) -> None:
