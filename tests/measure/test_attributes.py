@@ -15,6 +15,17 @@ def test_found_is_where_the_judge_agrees() -> None:
     assert agrees.sum() == 2 * len(LABELS) - 1
 
 
+def test_a_sad_and_a_serious_mouth_count_as_one() -> None:
+    mouth, values = COLUMN["mouth"], LABELS["mouth"]
+    judged = torch.zeros(len(values), len(LABELS), dtype=torch.int64)
+    judged[:, mouth] = torch.arange(len(values))
+    for asked_value in values:
+        asked = torch.zeros_like(judged)
+        asked[:, mouth] = values.index(asked_value)
+        hits = {value for value, hit in zip(values, found(judged, asked)[:, mouth]) if hit}
+        assert hits == ({"sad", "serious"} if asked_value in {"sad", "serious"} else {asked_value})
+
+
 def test_each_share_counts_its_own_attributes() -> None:
     """Two subjects of four pictures; one attribute of the first is wrong in one picture."""
     asked = torch.ones(2, 4, len(LABELS), dtype=torch.int64)

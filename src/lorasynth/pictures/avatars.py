@@ -227,7 +227,8 @@ class AvatarSubjects:
 
     Subject number i is the same whatever `count` and `pictures` are, and so is its picture number
     j.  Different `series` never share a subject.  Neighbours in groups of `siblings` have the same
-    colours, so that who learns to tell them apart must look at shapes.
+    colours, and every second of them is the twin of the one before, with another size of the face:
+    who learns to tell them apart must look at shapes and sizes.
     """
 
     split: Split
@@ -250,8 +251,12 @@ class AvatarSubjects:
         own = sample_identity(numpy_stream(self.seed, subject_id, "identity"), self.split)
         stem, number = subject_id.rsplit("-", 1)
         eldest = int(number) - int(number) % self.siblings
-        if eldest == int(number):
+        nth = int(number) - eldest
+        if nth == 0:
             return own
+        if nth % 2:
+            twin = self.identity(f"{stem}-{int(number) - 1:06d}")
+            return replace(twin, face_scale=own.face_scale)
         return with_colours_of(own, self.identity(f"{stem}-{eldest:06d}"))
 
     def scenes(self, subject_id: str, purpose: str = "training") -> list[Scene]:
