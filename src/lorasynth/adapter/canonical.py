@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.adapter.factors import Factor, Factors, count, map_factors
+from lorasynth.adapter.factors import Factor, Factors, map_factors
 from lorasynth.adapter.gauge import GAUGES, Balanced, Gauge
 from lorasynth.adapter.layout import Layout
 from lorasynth.errors import LayoutError
@@ -108,9 +108,9 @@ class _Scratch:
         self._count = len(factors[0].A)
         self._step = max(1, _CHUNK_ELEMENTS // widest)
         size = min(self._step, self._count) * widest
-        self._rows, self._product = torch.empty(
-            2, size, dtype=torch.float64, device=factors[0].A.device
-        )
+        device = factors[0].A.device
+        self._rows: Tensor = torch.empty(size, dtype=torch.float64, device=device)
+        self._product: Tensor = torch.empty_like(self._rows)
 
     @property
     def chunks(self) -> Iterator[slice]:
@@ -131,7 +131,9 @@ class _Scratch:
         self, left: Float[Tensor, "n r r"], rows: Float[Tensor, "n r w"]
     ) -> Float[Tensor, "n r w"]:
         """left·rows."""
-        return torch.matmul(left, rows, out=self._product[: rows.numel()].view(rows.shape))
+        product = self._product[: rows.numel()].view(rows.shape)
+        torch.matmul(left, rows, out=product)
+        return product
 
 
 def _fix(
@@ -144,7 +146,8 @@ def _fix(
     """Write the canonical form of m modules of one rank, each with axis n, to `results`."""
     own, cross, target = _products(raw, targets, scratch)
     change, spectrum = _balance(own)
-    turn = rule.change(Balanced(spectrum, *(change @ cross), target))
+    overlap = change @ cross
+    turn = rule.change(Balanced(spectrum, overlap[0], overlap[1], target))
     change = turn.mT @ change
     for module, (factor, result) in enumerate(zip(raw, results, strict=True)):
         for side, (matrix, goal) in enumerate(zip(_sides(factor), _sides(result), strict=True)):

@@ -97,7 +97,8 @@ class ProcrustesGauge(Gauge):
     def change(self, factors: Balanced) -> Float[Tensor, "n m r r"]:
         """Rotate each module's factors onto the reference's."""
         u, _, vh = torch.linalg.svd(factors.A + factors.B)
-        return u @ vh
+        rotation: Tensor = u @ vh
+        return rotation
 
 
 @GAUGES.register("shared")
@@ -119,7 +120,7 @@ class SharedGauge(Gauge):
         Raises:
             LayoutError: an update does not lie in the row space of the reference's A.
         """
-        change = factors.A @ torch.linalg.pinv(factors.reference, hermitian=True)
+        change: Tensor = factors.A @ torch.linalg.pinv(factors.reference, hermitian=True)
         whole = factors.spectrum.sum(-1)
         kept = (change * factors.A).sum((-2, -1))
         if (whole - kept > self.tolerance**2 * whole).any():
