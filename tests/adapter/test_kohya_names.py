@@ -1,11 +1,15 @@
 """kohya's names of the layers of real architectures: one for each, and back again."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
+from safetensors.torch import save_file
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
+from lorasynth.adapter.files import FORMATS
 from lorasynth.adapter.files._kohya_names import (
     dotted,
     from_flux,
@@ -106,3 +110,29 @@ def test_names_of_a_text_encoder_are_restored() -> None:
     names = [f"text_model.{name.removeprefix('text_model.')}" for name in names]
     assert len(names) == 12
     assert [dotted(underscored(name)) for name in names] == names
+
+
+def test_names_of_t5_are_restored() -> None:
+    with torch.device("meta"):
+        config = T5Config(num_layers=2, feed_forward_proj="gated-gelu")
+        names = adaptable(T5EncoderModel(config))
+    assert "encoder.block.1.layer.1.DenseReluDense.wi_0" in names
+    assert [dotted(underscored(name)) for name in names] == names
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_t5_of_flux_is_read_by_both_of_its_numbers(number: int, tmp_path: Path) -> None:
+    names = {
+        "lora_unet_single_blocks_0_linear2": (8, 40),
+        f"lora_te{number}_encoder_block_0_layer_0_SelfAttention_q": (6, 6),
+    }
+    tensors = {}
+    for name, (out_features, in_features) in names.items():
+        tensors[f"{name}.lora_down.weight"] = torch.ones(2, in_features)
+        tensors[f"{name}.lora_up.weight"] = torch.ones(out_features, 2)
+    save_file(tensors, tmp_path / "flux.safetensors")
+    read = FORMATS.get("kohya")().read(tmp_path / "flux.safetensors")
+    assert set(read.factors) == {
+        "single_transformer_blocks.0.proj_out",
+        "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q",
+    }

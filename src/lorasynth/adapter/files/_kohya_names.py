@@ -8,11 +8,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: What a text encoder's names begin with -> the text encoder.
+#: What a text encoder's names begin with -> the text encoder; the last one is written.
 TEXT_PREFIXES = {
     "lora_te1_": "text_encoder.",
+    "lora_te3_": "text_encoder_2.",  # T5 of FLUX, numbered as in SD3; ComfyUI reads both numbers
     "lora_te2_": "text_encoder_2.",
-    "lora_te3_": "text_encoder_3.",
     "lora_te_": "text_encoder.",
 }
 
@@ -26,6 +26,7 @@ _COMPOUND_PARTS = (
     *("x_embedder", "context_embedder", "time_text_embed", "timestep_embedder"),
     *("text_embedder", "guidance_embedder"),
     *("text_model", "self_attn", "q_proj", "k_proj", "v_proj", "out_proj", "text_projection"),
+    *("wi_0", "wi_1"),
 )
 _PART = re.compile(rf"(?:{'|'.join(sorted(_COMPOUND_PARTS, key=len, reverse=True))}|[^_]+)(?=_|$)")
 
