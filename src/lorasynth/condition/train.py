@@ -37,7 +37,7 @@ class ArcFaceConfig:
     negative_share: float = 0.1
     optimisation: Optimisation = field(
         default_factory=lambda: Optimisation(
-            steps=2500, batch=128, lr=2e-3, weight_decay=0.05, ema=0.995
+            steps=6000, batch=128, lr=2e-3, weight_decay=0.05, ema=0.995
         )
     )
 
