@@ -26,38 +26,20 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from diffusers import UNet2DConditionModel
 from rich.console import Console
 from rich.table import Table
 
-from lorasynth.adapter import GAUGES, Factors, Layout, Slot, canonicalise, choose_reference
-
-#: Blocks of SD 1.5's U-Net that hold attention: name, width, number of transformers.
-BLOCKS = (
-    ("down_blocks.0", 320, 2),
-    ("down_blocks.1", 640, 2),
-    ("down_blocks.2", 1280, 2),
-    ("mid_block", 1280, 1),
-    ("up_blocks.1", 1280, 3),
-    ("up_blocks.2", 640, 3),
-    ("up_blocks.3", 320, 3),
-)
-
-#: Width of its text encoder, which attn2.to_v reads.
-TEXT_WIDTH = 768
+from lorasynth.adapter import GAUGES, Factors, Layout, canonicalise, choose_reference
+from lorasynth.collect import PRESETS
 
 
 def w2w_layout(rank: int) -> Layout:
-    return Layout.from_slots(
-        Slot(
-            module=f"{block}.attentions.{index}.transformer_blocks.0.{layer}",
-            in_features=TEXT_WIDTH if layer == "attn2.to_v" else width,
-            out_features=width,
-            rank=rank,
-        )
-        for block, width, transformers in BLOCKS
-        for index in range(transformers)
-        for layer in ("attn1.to_q", "attn1.to_v", "attn2.to_q", "attn2.to_v")
-    )
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
+    targets = PRESETS["weights2weights"].targets
+    linears = {name: module for name, module in unet.named_modules() if name.endswith(targets)}
+    return Layout.from_linears(linears, rank)
 
 
 def seconds(task: Callable[[], object]) -> float:

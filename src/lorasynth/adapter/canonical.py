@@ -12,6 +12,7 @@ to both is one tensor with a first axis of 2.
 """
 
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 
 import torch
 from jaxtyping import Float
@@ -65,9 +66,11 @@ def canonicalise(
     for other in (reference, out):
         if other is not None:
             layout.require(other)
-    done = map_factors(_new, factors) if out is None else out
-    for modules in _equal_ranks(layout):
-        targets = [reference[module] for module in modules] if reference else None
+    done = out or map_factors(lambda x: torch.empty_like(x, dtype=_wide(x.dtype)), factors)
+    doubled = map_factors(Tensor.double, reference) if reference else None
+    # what is r x r of modules of equal rank can be one batch, whatever their widths
+    for modules in layout.groups(attrgetter("rank")):
+        targets = [doubled[module] for module in modules] if doubled else None
         scratch = _Scratch([factors[module] for module in modules])
         for rows in scratch.chunks:
             raw = [_cut(factors[module], rows) for module in modules]
@@ -86,7 +89,7 @@ def choose_reference(factors: Factors, gauge: str) -> Factors:
     first = map_factors(lambda tensor: tensor[:1], factors)
     if GAUGES.get(gauge).balanced:
         first = canonicalise(first)
-    return map_factors(lambda tensor: _upcast(tensor[0]).clone(), first)
+    return map_factors(lambda tensor: tensor[0].to(_wide(tensor.dtype), copy=True), first)
 
 
 def balance(factor: Factor) -> Factor:
@@ -124,7 +127,7 @@ class _Scratch:
         At rank 1 there is none, so it stays as it is.
         """
         if matrix.shape[-2] == 1:
-            return _upcast(matrix)
+            return matrix.to(_wide(matrix.dtype))
         return self._rows[: matrix.numel()].view(matrix.shape).copy_(matrix)
 
     def product(
@@ -171,8 +174,7 @@ def _products(
                 cross[side, :, module] = rows @ _sides(targets[module])[side].to(rows).mT
     if not targets:
         return own, cross, own[0]
-    goals = [target.A.double() for target in targets]
-    return own, cross, torch.stack([goal @ goal.mT for goal in goals])
+    return own, cross, torch.stack([target.A @ target.A.mT for target in targets])
 
 
 def _balance(
@@ -221,22 +223,10 @@ def _sides(factor: Factor) -> tuple[Float[Tensor, "*n r in"], Float[Tensor, "*n 
     return factor.A, factor.B.mT
 
 
-def _equal_ranks(layout: Layout) -> list[list[str]]:
-    """Modules by rank: what is r x r of them can be one batch, whatever their widths."""
-    groups: dict[int, list[str]] = {}
-    for slot in layout.slots:
-        groups.setdefault(slot.rank, []).append(slot.module)
-    return list(groups.values())
-
-
 def _cut(factor: Factor, rows: slice) -> Factor:
     return Factor(factor.A[rows], factor.B[rows])
 
 
-def _new(tensor: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    return torch.empty_like(tensor, dtype=wide)
-
-
-def _upcast(tensor: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The type of results: float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)

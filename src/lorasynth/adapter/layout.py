@@ -9,9 +9,10 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import torch
@@ -195,12 +196,13 @@ class Layout:
                     f"{expected[1]}, but have {found[0]} and {found[1]}"
                 )
 
-    def groups(self) -> list[tuple[str, ...]]:
-        """Modules of equal shape and rank, which one batched operation can treat together."""
-        groups: dict[tuple[int, int, int], list[str]] = {}
+    def groups(
+        self, key: Callable[[Slot], Hashable] = attrgetter("out_features", "in_features", "rank")
+    ) -> list[tuple[str, ...]]:
+        """Modules of equal `key` (shape and rank), which one batched operation can treat."""
+        groups: dict[Hashable, list[str]] = {}
         for slot in self.slots:
-            shape = (slot.out_features, slot.in_features, slot.rank)
-            groups.setdefault(shape, []).append(slot.module)
+            groups.setdefault(key(slot), []).append(slot.module)
         return [tuple(group) for group in groups.values()]
 
     def to_dict(self) -> dict[str, Any]:

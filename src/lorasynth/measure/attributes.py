@@ -12,18 +12,14 @@ from lorasynth.pictures.pool import IDENTITY_LABELS, LABELS
 PROMPTED = ("mouth", "clothes", "clothes_colour", "background")
 
 
-#: Values that count as one, in each attribute: at 64 px a sad and a serious mouth are nearly one
-#: drawing (`docs/experiments.md`, 2026-11-25: their latents are 11 times nearer than any others').
-ALIKE = {"mouth": {"sad", "serious"}}
+#: Attribute -> value -> the value that it counts as: at 64 px a sad and a serious mouth are nearly
+#: one drawing (`docs/experiments.md`, 2026-11-25: their latents are 11 times nearer than others').
+ALIKE = {"mouth": {"serious": "sad"}}
 
-
-def _first_alike(name: str, values: Sequence[str]) -> Int64[Tensor, " values"]:
-    alike = ALIKE.get(name, set())
-    first = next((i for i, value in enumerate(values) if value in alike), 0)
-    return torch.tensor([first if value in alike else i for i, value in enumerate(values)])
-
-
-_FIRST_ALIKE = [_first_alike(name, values) for name, values in LABELS.items()]
+_COUNTS_AS = [
+    torch.tensor([values.index(ALIKE.get(name, {}).get(value, value)) for value in values])
+    for name, values in LABELS.items()
+]
 
 
 def found(
@@ -34,8 +30,8 @@ def found(
     Attributes are in the order of `LABELS`.
     """
     agrees = [
-        first[judged[..., column]] == first[asked[..., column]]
-        for column, first in enumerate(_FIRST_ALIKE)
+        number[judged[..., column]] == number[asked[..., column]]
+        for column, number in enumerate(_COUNTS_AS)
     ]
     return torch.stack(agrees, dim=-1)
 
