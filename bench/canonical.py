@@ -12,11 +12,13 @@ The floor, for N numbers in float32 (797 MB at rank 1 and 6.4 GB at rank 8 with 
 - Bytes over bandwidth.  A copy reads and writes 4·N bytes.  Canonicalising reads them twice, as the
   change of a matrix depends on all of it: 1.5 copies, or 1 where the cache still holds them.
 - Operations over peak.  Inner products, overlap with the reference (not for the gauge none) and
-  change take 2·r each per number: 6 in all at rank 1, less than a copy takes; 48 at rank 8, in
-  float64 because inner products square the condition number.  Two cores that copy 14 GB/s and
-  multiply 8 x 8 x 1,280 at 35 GFLOP/s spend 0.5 s and 2.2 s on 2,000 adapters: 5 copies.
-- The r x r problems: N/(r·(in + out)) eigenvalue problems (128,000 here), and as many polar
-  decompositions for procrustes, at some 5 µs each for r = 8: 1 copy each.  None at rank 1.
+  change take 2·r each per number: 6 in all at rank 1, less than a copy takes; 48 at rank 8, those
+  of B's inner products in float64 because they square the condition number.  Two cores that
+  multiply 8 x 8 x 640 at 65 GFLOP/s in float32, and half of that in float64 or transposed, spend
+  1.2 s on 2,000 adapters without the overlaps and 1.8 s with them: 4 and 6 copies at 20 GB/s.
+- The r x r problems: N/(r·(in + out)) eigenvalue problems (128,000 here), and as many singular
+  value decompositions for procrustes, at 5 and 10 µs each on one core for r = 8: 1 and 2 copies.
+  None at rank 1.
 """
 
 import argparse
@@ -82,7 +84,9 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8])
     # shared is for adapters with one A, which these are not
     gauges = [name for name in GAUGES.names() if GAUGES.get(name).balanced]
-    parser.add_argument("--gauge", nargs="+", choices=gauges, default=["none", "procrustes"])
+    parser.add_argument(
+        "--gauge", nargs="+", choices=gauges, default=["none", "sign", "procrustes"]
+    )
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     table = Table(title=f"canonical form on cpu, {torch.get_num_threads()} threads, float32")

@@ -1,18 +1,24 @@
 """Canonical form: ΔW = U·S·Vᵀ, B = U·√S, A = √S·Vᵀ, then the gauge (paper, section 3.2).
 
 The factors are read twice: for their inner products, and to be changed.  All that lies between is
-r x r, and batched over adapters and over modules of equal rank, whatever their widths.  With
+r x r, and batched over adapters and over modules of equal rank, whatever their widths.  At rank 1
+it is a closed form: a and b share their lengths equally.  Above, with
 A·Aᵀ = L·Lᵀ (Cholesky) and Lᵀ·(Bᵀ·B)·L = V·S²·Vᵀ, balanced factors are
 
     A' = (√S·Vᵀ·L⁻¹)·A,   B' = B·(L·V/√S)
 
 (Laub et al. 1987, there for control systems).  The two changes are inverses of each other however
-L and S were rounded, so ΔW is kept.  A and Bᵀ are r rows each and are treated alike: what belongs
-to both is one tensor with a first axis of 2.
+L and S were rounded, so ΔW is kept.  Inner products square the condition number, so those of B are
+summed in float64.  The rest stays in float32 as long as A's rows are far from dependent: its error
+is then that of rounding A and B themselves.
+
+A and Bᵀ are r rows each and are treated alike: m modules are 2m such matrices in turn.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from operator import attrgetter
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -20,8 +26,12 @@ from torch import Tensor
 
 from lorasynth.adapter.factors import Factor, Factors, map_factors
 from lorasynth.adapter.gauge import GAUGES, Balanced, Gauge
+from lorasynth.adapter.lapack import solve_batch
 from lorasynth.adapter.layout import Layout
 from lorasynth.errors import LayoutError
+
+#: 2m matrices of one rank, r rows each, with or without a batch axis: A, Bᵀ, A, Bᵀ, ...
+Matrices: TypeAlias = list[Float[Tensor, "*_ r _"]]
 
 #: Numbers of one matrix that are worked on at once, so that they stay in the processor's cache.
 _CHUNK_ELEMENTS = 1 << 19
@@ -32,6 +42,10 @@ _RIDGE = 1e-13
 
 #: Singular values below this part of the largest one become zero: the ridge can make up to 3e-7.
 _FLOOR = 1e-6
+
+#: Least distance of a row of A from the span of those before it, relative to its length, that
+#: lets float32 do: the error of what is computed grows with the square of its inverse.
+_INDEPENDENT = 0.1
 
 #: Lengths and singular values below this are those of zeros.
 _TINY = 1e-30
@@ -67,15 +81,17 @@ def canonicalise(
         if other is not None:
             layout.require(other)
     done = out or map_factors(lambda x: torch.empty_like(x, dtype=_wide(x.dtype)), factors)
-    doubled = map_factors(Tensor.double, reference) if reference else None
     # what is r x r of modules of equal rank can be one batch, whatever their widths
     for modules in layout.groups(attrgetter("rank")):
-        targets = [doubled[module] for module in modules] if doubled else None
-        scratch = _Scratch([factors[module] for module in modules])
+        raw, results = _matrices(factors, modules), _matrices(done, modules)
+        targets = _matrices(reference, modules) if reference and rule.needs_reference else None
+        scratch = _Scratch(raw)
+        fix = _fix_vectors if raw[0].shape[-2] == 1 else partial(_fix_matrices, scratch)
         for rows in scratch.chunks:
-            raw = [_cut(factors[module], rows) for module in modules]
-            results = [_cut(done[module], rows) for module in modules]
-            _fix(rule, raw, targets, results, scratch)
+            fix(rule, [x[rows] for x in raw], targets, [x[rows] for x in results])
+        if targets and not rule.balanced:
+            for result, target in zip(results[::2], targets[::2], strict=True):
+                result.copy_(target)
     return done
 
 
@@ -103,15 +119,15 @@ class _Scratch:
     """Memory for one matrix, used again and again: new pages cost more than the work in them.
 
     Args:
-        factors: All that is to be worked on, chunk by chunk.
+        matrices: All that is to be worked on, chunk by chunk.
     """
 
-    def __init__(self, factors: Sequence[Factor]) -> None:
-        widest = max(tensor[0].numel() for factor in factors for tensor in factor)
-        self._count = len(factors[0].A)
+    def __init__(self, matrices: Matrices) -> None:
+        widest = max(matrix[0].numel() for matrix in matrices)
+        self._count = len(matrices[0])
         self._step = max(1, _CHUNK_ELEMENTS // widest)
         size = min(self._step, self._count) * widest
-        device = factors[0].A.device
+        device = matrices[0].device
         self._rows: Tensor = torch.empty(size, dtype=torch.float64, device=device)
         self._product: Tensor = torch.empty_like(self._rows)
 
@@ -121,94 +137,145 @@ class _Scratch:
         for start in range(0, self._count, self._step):
             yield slice(start, start + self._step)
 
-    def rows(self, matrix: Float[Tensor, "n r w"]) -> Float[Tensor, "n r w"]:
-        """The matrix in float64, because inner products square the condition number.
-
-        At rank 1 there is none, so it stays as it is.
-        """
-        if matrix.shape[-2] == 1:
-            return matrix.to(_wide(matrix.dtype))
-        return self._rows[: matrix.numel()].view(matrix.shape).copy_(matrix)
+    def rows(self, matrix: Float[Tensor, "n r w"], dtype: torch.dtype) -> Float[Tensor, "n r w"]:
+        """The matrix in that type."""
+        if matrix.dtype == dtype:
+            return matrix
+        return self._rows.view(dtype)[: matrix.numel()].view(matrix.shape).copy_(matrix)
 
     def product(
         self, left: Float[Tensor, "n r r"], rows: Float[Tensor, "n r w"]
     ) -> Float[Tensor, "n r w"]:
         """left·rows."""
-        product = self._product[: rows.numel()].view(rows.shape)
-        torch.matmul(left, rows, out=product)
+        product = self._product.view(rows.dtype)[: rows.numel()].view(rows.shape)
+        torch.bmm(left.to(rows), rows, out=product)
         return product
 
 
-def _fix(
-    rule: Gauge,
-    raw: Sequence[Factor],
-    targets: Sequence[Factor] | None,
-    results: Sequence[Factor],
-    scratch: _Scratch,
+def _fix_vectors(rule: Gauge, raw: Matrices, targets: Matrices | None, results: Matrices) -> None:
+    """Write the canonical form of 2m vectors, which are factors of rank 1, to `results`."""
+    runs = list(_runs(raw, results))
+    wide = _wide(raw[0].dtype)
+    vectors = [_merge(raw[run]).to(wide) for run in runs]
+    lengths = torch.cat([torch.linalg.vector_norm(x, dim=-1) for x in vectors], 1).double()
+    spectrum = lengths.unflatten(1, (-1, 2)).prod(-1)
+    change = _divide(spectrum.sqrt().repeat_interleave(2, 1), lengths)
+    if targets:
+        goals = [torch.cat(targets[run]).to(wide) for run in runs]
+        cross = [torch.linalg.vecdot(x, y) for x, y in zip(vectors, goals, strict=True)]
+        overlap = change * torch.cat(cross, 1)
+    else:
+        overlap = change * lengths.square()
+    turn = rule.change(_balanced(spectrum[..., None], overlap[..., None, None], targets))
+    change *= turn[..., 0, 0].repeat_interleave(2, 1)
+    for run, x in zip(runs, vectors, strict=True):
+        torch.mul(x, change[:, run, None].to(wide), out=_merge(results[run]))
+
+
+def _fix_matrices(
+    scratch: _Scratch, rule: Gauge, raw: Matrices, targets: Matrices | None, results: Matrices
 ) -> None:
-    """Write the canonical form of m modules of one rank, each with axis n, to `results`."""
-    own, cross, target = _products(raw, targets, scratch)
-    change, spectrum = _balance(own)
-    overlap = change @ cross
-    turn = rule.change(Balanced(spectrum, overlap[0], overlap[1], target))
-    change = turn.mT @ change
-    for module, (factor, result) in enumerate(zip(raw, results, strict=True)):
-        for side, (matrix, goal) in enumerate(zip(_sides(factor), _sides(result), strict=True)):
-            _change(change[side, :, module], scratch.rows(matrix), goal, scratch)
-        if targets and not rule.balanced:
-            result.A.copy_(targets[module].A)
+    """Write the canonical form of 2m matrices of one rank to `results`."""
+    own, cross, lower, dtype = _products(raw, targets, scratch)
+    change, spectrum = _balance(lower, own)
+    turn = rule.change(_balanced(spectrum, change @ cross, targets))
+    change = turn.mT.repeat_interleave(2, 1) @ change
+    for index, (matrix, result) in enumerate(zip(raw, results, strict=True)):
+        result.copy_(scratch.product(change[:, index], scratch.rows(matrix, dtype)))
+
+
+def _balanced(
+    spectrum: Float[Tensor, "n m r"],
+    overlap: Float[Tensor, "n sides r r"],
+    targets: Matrices | None,
+) -> Balanced:
+    """What the gauge sees; without targets the factors stand in for them."""
+    if targets:
+        target = torch.stack([a.double() @ a.double().mT for a in targets[::2]])
+    else:
+        target = overlap[0, ::2]
+    return Balanced(spectrum, overlap[:, ::2], overlap[:, 1::2], target)
 
 
 def _products(
-    raw: Sequence[Factor], targets: Sequence[Factor] | None, scratch: _Scratch
-) -> tuple[Float[Tensor, "2 n m r r"], Float[Tensor, "2 n m r r"], Float[Tensor, "*n m r r"]]:
-    """A·Aᵀ and Bᵀ·B; A·A₀ᵀ and Bᵀ·B₀; A₀·A₀ᵀ.  Without targets the factors stand in for them."""
-    n, rank = len(raw[0].A), raw[0].rank
-    own = torch.empty(2, n, len(raw), rank, rank, dtype=torch.float64, device=raw[0].A.device)
+    raw: Matrices, targets: Matrices | None, scratch: _Scratch
+) -> tuple[
+    Float[Tensor, "n sides r r"],
+    Float[Tensor, "n sides r r"],
+    Float[Tensor, "n m r r"],
+    torch.dtype,
+]:
+    """A·Aᵀ and Bᵀ·B; A·A₀ᵀ and Bᵀ·B₀; L of A; and the type that is precise enough for this A."""
+    n, rank, _ = raw[0].shape
+    own = torch.empty(n, len(raw), rank, rank, dtype=torch.float64, device=raw[0].device)
     cross = torch.empty_like(own) if targets else own
-    for module, factor in enumerate(raw):
-        for side, matrix in enumerate(_sides(factor)):
-            rows = scratch.rows(matrix)
-            own[side, :, module] = rows @ rows.mT
+
+    def multiply(side: int, dtype: torch.dtype) -> None:
+        for index in range(side, len(raw), 2):
+            rows = scratch.rows(raw[index], dtype)
+            own[:, index] = rows @ rows.mT
             if targets:
-                cross[side, :, module] = rows @ _sides(targets[module])[side].to(rows).mT
-    if not targets:
-        return own, cross, own[0]
-    return own, cross, torch.stack([target.A @ target.A.mT for target in targets])
+                cross[:, index] = rows @ targets[index].to(dtype).mT
+
+    multiply(1, torch.float64)
+    for dtype in (_wide(raw[0].dtype), torch.float64):
+        multiply(0, dtype)
+        lower, independent = _cholesky(own[:, ::2])
+        if independent:
+            break
+    return own, cross, lower, dtype
+
+
+def _cholesky(squares: Float[Tensor, "n m r r"]) -> tuple[Float[Tensor, "n m r r"], bool]:
+    """L with L·Lᵀ = A·Aᵀ, and whether all rows of A are far from dependent."""
+    lengths = squares.diagonal(dim1=-2, dim2=-1).clamp_min(_TINY**2).sqrt()
+    cosines = squares / lengths[..., :, None] / lengths[..., None, :]
+    cosines.diagonal(dim1=-2, dim2=-1).add_(_RIDGE)
+    lower, failed = torch.linalg.cholesky_ex(cosines)
+    distances = lower.diagonal(dim1=-2, dim2=-1)
+    independent = not failed.any() and bool((distances > _INDEPENDENT).all())
+    return lengths[..., None] * lower, independent
 
 
 def _balance(
-    own: Float[Tensor, "2 n m r r"],
-) -> tuple[Float[Tensor, "2 n m r r"], Float[Tensor, "n m r"]]:
+    lower: Float[Tensor, "n m r r"], own: Float[Tensor, "n sides r r"]
+) -> tuple[Float[Tensor, "n sides r r"], Float[Tensor, "n m r"]]:
     """What A and Bᵀ are to be multiplied with, and the singular values S, greatest first."""
-    if own.shape[-1] == 1:
-        # closed form: share the norms |a| and |b| equally
-        root = own.prod(0) ** 0.25
-        return _divide(root.expand_as(own), own.sqrt()), root[..., 0].square()
-    lengths = own[0].diagonal(dim1=-2, dim2=-1).clamp_min(_TINY**2).sqrt()
-    cosines = own[0] / lengths[..., :, None] / lengths[..., None, :]
-    cosines.diagonal(dim1=-2, dim2=-1).add_(_RIDGE)
-    lower = lengths[..., None] * torch.linalg.cholesky(cosines)
-    squares, vectors = torch.linalg.eigh(lower.mT @ own[1] @ lower)
+    squares, vectors = solve_batch(torch.linalg.eigh, lower.mT @ own[:, 1::2] @ lower)
     spectrum, vectors = squares.clamp_min(0).sqrt().flip(-1), vectors.flip(-1)
     least = (_FLOOR * spectrum[..., :1]).clamp_min(_TINY)
     spectrum = spectrum.where(spectrum > least, 0)
     root = spectrum.sqrt()[..., None]
     for_a = torch.linalg.solve_triangular(lower.mT, vectors, upper=True).mT
-    return torch.stack((root * for_a, _divide((lower @ vectors).mT, root))), spectrum
+    change = torch.stack((root * for_a, _divide((lower @ vectors).mT, root)), 2)
+    return change.flatten(1, 2), spectrum
 
 
-def _change(
-    change: Float[Tensor, "n r r"],
-    rows: Float[Tensor, "n r w"],
-    goal: Float[Tensor, "n r w"],
-    scratch: _Scratch,
-) -> None:
-    """Write change·rows to `goal`."""
-    if rows.shape[-2] == 1:
-        torch.mul(rows, change.to(rows), out=goal)
-    else:
-        goal.copy_(scratch.product(change, rows))
+def _runs(raw: Matrices, results: Matrices) -> Iterator[slice]:
+    """Matrices of equal shape that follow each other in memory, in both lists."""
+    start = 0
+    for index in range(1, len(raw) + 1):
+        if index == len(raw) or not (_follows(raw, index) and _follows(results, index)):
+            yield slice(start, index)
+            start = index
+
+
+def _follows(matrices: Matrices, index: int) -> bool:
+    before, after = matrices[index - 1], matrices[index]
+    return (
+        before.shape == after.shape
+        and before.stride(0) == after.stride(0)
+        and before.stride(-1) == after.stride(-1) == 1
+        and before.data_ptr() + before.shape[-1] * before.element_size() == after.data_ptr()
+        and before.untyped_storage().data_ptr() == after.untyped_storage().data_ptr()
+    )
+
+
+def _merge(vectors: Matrices) -> Float[Tensor, "n k w"]:
+    """A run of vectors as one view."""
+    first = vectors[0]
+    n, _, width = first.shape
+    return first.as_strided((n, len(vectors), width), (first.stride(0), width, first.stride(-1)))
 
 
 def _divide(
@@ -218,13 +285,9 @@ def _divide(
     return torch.where(denominator > 0, numerator / denominator, 0)
 
 
-def _sides(factor: Factor) -> tuple[Float[Tensor, "*n r in"], Float[Tensor, "*n r out"]]:
-    """A and Bᵀ."""
-    return factor.A, factor.B.mT
-
-
-def _cut(factor: Factor, rows: slice) -> Factor:
-    return Factor(factor.A[rows], factor.B[rows])
+def _matrices(factors: Factors, modules: Sequence[str]) -> Matrices:
+    """A and Bᵀ of each module in turn."""
+    return [x for module in modules for x in (factors[module].A, factors[module].B.mT)]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lorasynth.adapter.lapack import solve_batch
 from lorasynth.errors import LayoutError
 from lorasynth.registry import Registry
 
@@ -96,7 +97,10 @@ class ProcrustesGauge(Gauge):
 
     def change(self, factors: Balanced) -> Float[Tensor, "n m r r"]:
         """Rotate each module's factors onto the reference's."""
-        u, _, vh = torch.linalg.svd(factors.A + factors.B)
+        overlap = factors.A + factors.B
+        if overlap.shape[-1] == 1:
+            return _flip(overlap[..., 0] < 0)
+        u, _, vh = solve_batch(torch.linalg.svd, overlap)
         rotation: Tensor = u @ vh
         return rotation
 
