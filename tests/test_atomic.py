@@ -230,3 +230,13 @@ def test_json_is_readable_by_people_and_machines(tmp_path: Path) -> None:
     assert json.loads(text) == value
     assert "Zoë" in text
     assert text.endswith("}\n")
+
+
+def test_files_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    with atomic.atomic_file(tmp_path / "weights") as temporary:
+        save_file({"x": torch.zeros(1)}, temporary)
+    with atomic.atomic_directory(tmp_path / "folder") as folder:
+        save_file({"x": torch.zeros(1)}, folder / "weights")
+    modes = {(tmp_path / name).stat().st_mode for name in ("plain", "weights", "folder/weights")}
+    assert len(modes) == 1

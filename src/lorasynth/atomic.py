@@ -22,6 +22,10 @@ from lorasynth.errors import LorasynthError
 
 TEMPORARY_PREFIX = ".tmp-"
 
+#: What the user takes from a new file's permissions; it can only be read by setting another.
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)
+
 
 def sync_directory(path: Path) -> None:
     """Flush a directory's entries, so that a rename survives a power cut (a no-op on Windows)."""
@@ -34,7 +38,8 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sync_file(path: Path) -> None:
+def _finish_file(path: Path) -> None:
+    path.chmod(0o666 & ~_UMASK)  # safetensors writes files for their owner alone
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
@@ -74,7 +79,7 @@ def atomic_file(target: Path | str) -> Iterator[Path]:
     temporary = _temporary(target)
     try:
         yield temporary
-        _sync_file(temporary)
+        _finish_file(temporary)
         temporary.replace(target)
         sync_directory(target.parent)
     except (OSError, SafetensorError) as error:
@@ -99,7 +104,7 @@ def atomic_directory(target: Path | str) -> Iterator[Path]:
         yield temporary
         for path in temporary.rglob("*"):
             if path.is_file():
-                _sync_file(path)
+                _finish_file(path)
             else:
                 sync_directory(path)
         sync_directory(temporary)
