@@ -66,7 +66,7 @@ class BundleConfig:
     """
 
     subjects: int = 6000
-    second_subjects: int = 3000
+    second_subjects: int = 8000
     siblings: int = 4
     base: BaseTrainingConfig = field(default_factory=BaseTrainingConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
