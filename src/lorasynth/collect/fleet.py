@@ -69,7 +69,7 @@ def train_fleet(
     encoded = encode_subjects(base, subjects)
     ids = [subject.id for subject in subjects]
     targets = base.target_linears(recipe.targets)
-    start = _start(targets, recipe, ids) if anchor is None else anchor
+    start = start_factors(targets, recipe, ids) if anchor is None else anchor
     factors = _leaves(start, recipe, len(ids), base.device, dtype)
     trainer = _Trainer(recipe, factors, anchor)
     draws = draw_steps(
@@ -161,8 +161,19 @@ def clip_each(gradients: Sequence[Float[Tensor, "n _ _"]], limit: float) -> None
         gradient.mul_(factor)
 
 
-def _start(targets: Mapping[str, nn.Linear], recipe: Recipe, subject_ids: Sequence[str]) -> Factors:
-    """The recipe's A, and B = 0; leading axis 1 where all subjects share it."""
+def start_factors(
+    targets: Mapping[str, nn.Linear], recipe: Recipe, subject_ids: Sequence[str] = ()
+) -> Factors:
+    """The recipe's A, and B = 0; leading axis 1 where all subjects share it.
+
+    Args:
+        targets: module name -> module.
+        recipe: how adapters are trained.
+        subject_ids: whose adapters start from an A of their own, if the recipe says so.
+
+    Raises:
+        ConfigError: a target is narrower than the rank.
+    """
     for name, module in targets.items():
         if recipe.rank > min(module.in_features, module.out_features):
             raise ConfigError(
