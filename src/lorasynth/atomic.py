@@ -38,10 +38,14 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _finish_file(path: Path) -> None:
-    path.chmod(0o666 & ~_UMASK)  # safetensors writes files for their owner alone
+def _sync_file(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def _finish_file(path: Path) -> None:
+    path.chmod(0o666 & ~_UMASK)  # safetensors writes files for their owner alone
+    _sync_file(path)
 
 
 def _temporary(target: Path) -> Path:
