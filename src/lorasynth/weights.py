@@ -1,16 +1,22 @@
-"""Weights of a module on disk: one safetensors file, whole or in half precision; their hash."""
+"""A module on disk: weights, whole or in half precision, and a description; their hash."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lorasynth.atomic import atomic_file
+from lorasynth.atomic import atomic_directory, atomic_file, write_json
 from lorasynth.errors import BundleError
+
+#: What describes the module in a folder that `save_module` wrote.
+CONFIG_FILE = "config.json"
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def write_weights(path: Path | str, tensors: Mapping[str, Tensor], *, half: bool = False) -> None:
@@ -73,6 +79,38 @@ def load_weights(module: nn.Module, path: Path | str, device: torch.device | str
             f"{path} must hold the weights of {type(module).__name__}, but does not ({reason}): "
             "its config and its weights come from different runs"
         ) from error
+
+
+def save_module(
+    folder: Path | str,
+    module: nn.Module,
+    weights_file: str,
+    description: Mapping[str, Any],
+    *,
+    half: bool = False,
+) -> None:
+    """Atomically write a module as a folder: its weights, and JSON values to build it again from.
+
+    Raises:
+        LorasynthError: the folder cannot be written, or a value does not fit into fp16.
+    """
+    with atomic_directory(folder) as temporary:
+        write_weights(temporary / weights_file, module.state_dict(), half=half)
+        write_json(temporary / CONFIG_FILE, dict(description))
+
+
+def load_module(
+    build: Callable[[], ModuleT], path: Path | str, device: torch.device | str = "cpu"
+) -> ModuleT:
+    """Build a module without memory of its own, and put a file's tensors in it, ready for use.
+
+    Raises:
+        BundleError: see `load_weights`.
+    """
+    with torch.device("meta"):
+        module = build()
+    load_weights(module, path, device)
+    return module.eval().requires_grad_(requires_grad=False)
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

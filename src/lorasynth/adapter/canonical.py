@@ -86,7 +86,10 @@ def canonicalise(
         raw, results = _matrices(factors, modules), _matrices(done, modules)
         targets = _matrices(reference, modules) if reference and rule.needs_reference else None
         scratch = _Scratch(raw)
-        fix = _fix_vectors if raw[0].shape[-2] == 1 else partial(_fix_matrices, scratch)
+        if raw[0].shape[-2] == 1:
+            fix = partial(_fix_vectors, list(_runs(raw, results)))
+        else:
+            fix = partial(_fix_matrices, scratch)
         for rows in scratch.chunks:
             fix(rule, [x[rows] for x in raw], targets, [x[rows] for x in results])
         if targets and not rule.balanced:
@@ -152,9 +155,10 @@ class _Scratch:
         return product
 
 
-def _fix_vectors(rule: Gauge, raw: Matrices, targets: Matrices | None, results: Matrices) -> None:
+def _fix_vectors(
+    runs: list[slice], rule: Gauge, raw: Matrices, targets: Matrices | None, results: Matrices
+) -> None:
     """Write the canonical form of 2m vectors, which are factors of rank 1, to `results`."""
-    runs = list(_runs(raw, results))
     wide = _wide(raw[0].dtype)
     vectors = [_merge(raw[run]).to(wide) for run in runs]
     lengths = torch.cat([torch.linalg.vector_norm(x, dim=-1) for x in vectors], 1).double()

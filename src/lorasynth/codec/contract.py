@@ -13,13 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.config import from_dict, read_json, to_dict
 from lorasynth.errors import BundleError, LayoutError, LibraryError
 from lorasynth.registry import Registry
-from lorasynth.weights import load_weights, write_weights
+from lorasynth.weights import CONFIG_FILE, load_module, save_module
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "codec.safetensors"
 
 
@@ -113,17 +111,15 @@ class Codec(nn.Module, ABC):
         Raises:
             LorasynthError: the folder cannot be written, or a value does not fit into fp16.
         """
-        with atomic_directory(folder) as temporary:
-            write_weights(temporary / WEIGHTS_FILE, self.state_dict(), half=half)
-            description = {
-                "format": 1,
-                "codec": CODECS.name_of(type(self)),
-                "width": self.width,
-                "latents": self.latents,
-                "config": to_dict(self.config),
-                "report": self.report,
-            }
-            write_json(temporary / CONFIG_FILE, description)
+        description = {
+            "format": 1,
+            "codec": CODECS.name_of(type(self)),
+            "width": self.width,
+            "latents": self.latents,
+            "config": to_dict(self.config),
+            "report": self.report,
+        }
+        save_module(folder, self, WEIGHTS_FILE, description, half=half)
 
 
 def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
@@ -144,11 +140,9 @@ def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
             f"{folder / CONFIG_FILE} must describe a codec, but lacks or garbles {error}: make the "
             "codec again"
         ) from error
-    with torch.device("meta"):
-        codec = kind(config, width, latents)
-    load_weights(codec, folder / WEIGHTS_FILE, device)
+    codec = load_module(lambda: kind(config, width, latents), folder / WEIGHTS_FILE, device)
     codec.report = description.get("report", {})
-    return codec.eval().requires_grad_(requires_grad=False)
+    return codec
 
 
 def fit_codec(

@@ -1,6 +1,6 @@
 """The subjects of a fleet as the base model sees them; each picture and caption is encoded once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -39,14 +39,15 @@ class EncodedSubjects:
         return self.latents[index], texts
 
 
-def encode_subjects(base: BaseModel, subjects: Sequence[Subject]) -> EncodedSubjects:
+def encode_subjects(base: BaseModel, subjects: Iterable[Subject]) -> EncodedSubjects:
     """Encode subject by subject, so that the result does not depend on the fleet.
+
+    Each subject is taken once and let go, so they need not all be in memory.
 
     Raises:
         CollectionError: there is no subject, or one has no picture or not one caption for each.
     """
-    if not subjects:
-        raise CollectionError("a fleet must have at least one subject, but got none")
+    latents, texts = [], []
     for subject in subjects:
         if not 0 < len(subject.pictures) == len(subject.captions):
             raise CollectionError(
@@ -54,10 +55,14 @@ def encode_subjects(base: BaseModel, subjects: Sequence[Subject]) -> EncodedSubj
                 f"{subject.id!r} has {len(subject.pictures)} pictures and "
                 f"{len(subject.captions)} captions"
             )
-    counts = tuple(len(subject.pictures) for subject in subjects)
+        latents.append(base.encode_pictures(subject.pictures))
+        texts.append(base.encode_prompts(subject.captions))
+    if not latents:
+        raise CollectionError("a fleet must have at least one subject, but got none")
+    counts = tuple(len(part) for part in latents)
     return EncodedSubjects(
-        latents=torch.cat([base.encode_pictures(subject.pictures) for subject in subjects]),
-        texts=torch.cat([base.encode_prompts(subject.captions) for subject in subjects]),
+        latents=torch.cat(latents),
+        texts=torch.cat(texts),
         empty=base.encode_prompts([""])[0],
         first=torch.tensor([0, *counts[:-1]], device=base.device).cumsum(0),
         counts=counts,

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lorasynth import config as configs
-from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.condition.contract import ENCODERS
 from lorasynth.condition.trunks import TRUNKS
 from lorasynth.errors import BundleError, ConfigError
 from lorasynth.pictures.files import to_unit_range
-from lorasynth.weights import fingerprint, load_weights, write_weights
+from lorasynth.weights import fingerprint, load_weights, save_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +89,8 @@ class AvatarEncoder(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write config and weights (fp16) to a folder."""
-        with atomic_directory(folder) as temporary:
-            kind = {"kind": "avatar", **configs.to_dict(self.config)}
-            write_json(temporary / "config.json", kind)
-            write_weights(temporary / "model.safetensors", self.state_dict(), half=True)
+        kind = {"kind": "avatar", **configs.to_dict(self.config)}
+        save_module(folder, self, "model.safetensors", kind, half=True)
 
     @classmethod
     def load(cls, folder: Path) -> "AvatarEncoder":

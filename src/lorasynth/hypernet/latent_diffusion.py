@@ -9,16 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.config import from_dict, read_json, to_dict
 from lorasynth.diffusion import PARAMETERISATIONS, SCHEDULES, Solver, sample
 from lorasynth.errors import BundleError, LayoutError
 from lorasynth.hypernet.contract import DENOISERS, State
 from lorasynth.hypernet.normaliser import Normaliser
 from lorasynth.randomness import torch_stream
-from lorasynth.weights import load_weights, write_weights
+from lorasynth.weights import CONFIG_FILE, load_module, save_module
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "hypernet.safetensors"
 
 
@@ -140,16 +138,14 @@ class LatentDiffusion(nn.Module):
         Raises:
             LorasynthError: the folder cannot be written, or a value does not fit into fp16.
         """
-        with atomic_directory(folder) as temporary:
-            write_weights(temporary / WEIGHTS_FILE, self.state_dict(), half=half)
-            description = {
-                "format": 1,
-                "latents": self.latents,
-                "condition_width": self.condition_width,
-                "config": to_dict(self.config),
-                "history": self.history,
-            }
-            write_json(temporary / CONFIG_FILE, description)
+        description = {
+            "format": 1,
+            "latents": self.latents,
+            "condition_width": self.condition_width,
+            "config": to_dict(self.config),
+            "history": self.history,
+        }
+        save_module(folder, self, WEIGHTS_FILE, description, half=half)
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> "LatentDiffusion":
@@ -169,11 +165,9 @@ class LatentDiffusion(nn.Module):
                 f"{folder / CONFIG_FILE} must describe a hypernetwork, but lacks or garbles "
                 f"{error}: train it again"
             ) from error
-        with torch.device("meta"):
-            model = cls(config, *widths)
-        load_weights(model, folder / WEIGHTS_FILE, device)
+        model = load_module(lambda: cls(config, *widths), folder / WEIGHTS_FILE, device)
         model.history = description.get("history", [])
-        return model.eval().requires_grad_(requires_grad=False)
+        return model
 
     def _check(self, condition: Float[Tensor, "n m"] | None, noise: Float[Tensor, "n k"]) -> None:
         if noise.shape[1] != self.latents:

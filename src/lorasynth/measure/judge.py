@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lorasynth import config as configs
-from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.condition.trunks import TRUNKS, augment
 from lorasynth.errors import BundleError, ConfigError
 from lorasynth.pictures.files import to_unit_range
 from lorasynth.pictures.pool import LABELS, Pool
 from lorasynth.randomness import stream_seed
 from lorasynth.training import Optimisation, Trainer
-from lorasynth.weights import load_weights, write_weights
+from lorasynth.weights import load_weights, save_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +88,8 @@ class AttributeJudge(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write config and weights (fp16) to a folder."""
-        with atomic_directory(folder) as temporary:
-            write_json(temporary / "config.json", configs.to_dict(self.config))
-            write_weights(temporary / "model.safetensors", self.state_dict(), half=True)
+        stated = configs.to_dict(self.config)
+        save_module(folder, self, "model.safetensors", stated, half=True)
 
     @classmethod
     def load(cls, folder: Path) -> "AttributeJudge":

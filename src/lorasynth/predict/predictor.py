@@ -13,12 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lorasynth.adapter import Factor, Factors, Layout
-from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.config import from_dict, read_json, to_dict
 from lorasynth.errors import BundleError
-from lorasynth.weights import load_weights, write_weights
+from lorasynth.weights import CONFIG_FILE, load_module, save_module
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "predictor.safetensors"
 
 
@@ -62,12 +60,11 @@ class Predictor(nn.Module):
             layers += [nn.Linear(width, config.width), nn.LayerNorm(config.width), nn.SiLU()]
             width = config.width
         self.trunk = nn.Sequential(*layers, nn.Linear(width, config.latents))
-        sizes = [slot.rank * slot.out_features for slot in layout.slots]
-        self.directions = nn.Linear(config.latents, sum(sizes))
+        shared = sum(slot.rank * slot.in_features for slot in layout.slots)
+        self.directions = nn.Linear(config.latents, layout.size - shared)
         nn.init.zeros_(self.directions.weight)
         nn.init.zeros_(self.directions.bias)
-        self._sizes = sizes
-        self.register_buffer("shared", torch.zeros(layout.size - sum(sizes)))
+        self.register_buffer("shared", torch.zeros(shared))
 
     def share(self, factors: Factors) -> None:
         """Take over the A of adapters (with an axis n of 1) as the frozen one."""
@@ -78,10 +75,13 @@ class Predictor(nn.Module):
         """Predict n stacked adapters; A is one expanded tensor."""
         # unit vectors of width m have entries of size 1/sqrt(m)
         latents = self.trunk(conditions * self.condition_width**0.5)
-        parts = self.directions(latents).split(self._sizes, dim=1)
-        sizes = [slot.rank * slot.in_features for slot in self.layout.slots]
+        slots = self.layout.slots
+        read = self.shared.split([slot.rank * slot.in_features for slot in slots])
+        written = self.directions(latents).split(
+            [slot.rank * slot.out_features for slot in slots], dim=1
+        )
         factors = {}
-        for slot, a, b in zip(self.layout.slots, self.shared.split(sizes), parts, strict=True):
+        for slot, a, b in zip(slots, read, written, strict=True):
             A = a.view(1, slot.rank, slot.in_features).expand(len(conditions), -1, -1)
             factors[slot.module] = Factor(A, b.view(-1, slot.out_features, slot.rank))
         return factors
@@ -92,15 +92,13 @@ class Predictor(nn.Module):
         Raises:
             LorasynthError: the folder cannot be written, or a value does not fit into fp16.
         """
-        with atomic_directory(folder) as temporary:
-            write_weights(temporary / WEIGHTS_FILE, self.state_dict(), half=half)
-            description = {
-                "format": 1,
-                "condition_width": self.condition_width,
-                "config": to_dict(self.config),
-                "layout": self.layout.to_dict(),
-            }
-            write_json(temporary / CONFIG_FILE, description)
+        description = {
+            "format": 1,
+            "condition_width": self.condition_width,
+            "config": to_dict(self.config),
+            "layout": self.layout.to_dict(),
+        }
+        save_module(folder, self, WEIGHTS_FILE, description, half=half)
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> "Predictor":
@@ -121,7 +119,4 @@ class Predictor(nn.Module):
                 f"{folder / CONFIG_FILE} must describe a predictor, but lacks or garbles {error}: "
                 "train it again"
             ) from error
-        with torch.device("meta"):
-            model = cls(config, layout, width)
-        load_weights(model, folder / WEIGHTS_FILE, device)
-        return model.eval().requires_grad_(requires_grad=False)
+        return load_module(lambda: cls(config, layout, width), folder / WEIGHTS_FILE, device)

@@ -5,6 +5,7 @@ them to denoise other pictures of the same subjects.  No adapter is trained by i
 learned is a function of the condition, without the noise of training runs.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from lorasynth.collect.encoded import EncodedSubjects, encode_subjects
 from lorasynth.collect.fleet import denoising_losses, start_factors
 from lorasynth.condition import ConditionEncoder
 from lorasynth.config import to_dict
-from lorasynth.pictures import SubjectSource
+from lorasynth.pictures import Subject, SubjectSource
 from lorasynth.predict.predictor import Predictor, PredictorConfig
 from lorasynth.progress import progress
 from lorasynth.randomness import stream_seed
@@ -36,7 +37,6 @@ class PredictorTraining:
         model: what is trained.
         optimisation: steps, learning rate, averaging and seed; its batch is the number of subjects.
         pictures: denoised of each subject in one step.
-        condition_noise: standard deviation of noise added to embeddings, relative to their spread.
     """
 
     model: PredictorConfig = field(default_factory=PredictorConfig)
@@ -44,7 +44,6 @@ class PredictorTraining:
         default_factory=lambda: Optimisation(steps=4000, batch=16, lr=1e-3, weight_decay=0.0)
     )
     pictures: int = 4
-    condition_noise: float = 0.0
 
 
 def train_predictor(
@@ -105,20 +104,16 @@ def _encode(
     base: BaseModel, encoder: ConditionEncoder, source: SubjectSource
 ) -> tuple[EncodedSubjects, Float[Tensor, "n k m"]]:
     """All subjects as the base model sees them, and the embeddings of the same pictures."""
-    encoded, embeddings = [], []
+    embeddings: list[Tensor] = []
     with progress("encode subjects", len(source.ids)) as advance:
-        for name in source.ids:
-            subject = source.load(name)
-            encoded.append(encode_subjects(base, [subject]))
-            embeddings.append(encoder.embed(subject.pictures))
-            advance()
-    counts = tuple(len(rows) for rows in embeddings)
-    whole = EncodedSubjects(
-        latents=torch.cat([part.latents for part in encoded]),
-        texts=torch.cat([part.texts for part in encoded]),
-        empty=encoded[0].empty,
-        first=torch.tensor([0, *counts[:-1]], device=base.device).cumsum(0),
-        counts=counts,
-    )
-    pictures = min(counts)
-    return whole, torch.stack([rows[:pictures] for rows in embeddings]).to(base.device)
+
+        def subjects() -> Iterator[Subject]:
+            for name in source.ids:
+                subject = source.load(name)
+                embeddings.append(encoder.embed(subject.pictures))
+                yield subject
+                advance()
+
+        encoded = encode_subjects(base, subjects())
+    pictures = min(encoded.counts)
+    return encoded, torch.stack([rows[:pictures] for rows in embeddings]).to(base.device)
