@@ -26,11 +26,12 @@ from lorasynth import checksums
 from lorasynth.adapter import Adapter, AdapterMetadata, Factors, Layout, unstack
 from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.codec import Codec, load_codec
-from lorasynth.condition import ConditionEncoder, load_encoder, subject_embedding
+from lorasynth.condition import ConditionEncoder, load_encoder, sphere_mean, subject_embedding
 from lorasynth.config import read_json
 from lorasynth.errors import BundleError, LayoutError
-from lorasynth.hypernet import LatentDiffusion
-from lorasynth.pictures import read_picture
+from lorasynth.hypernet import Hypernetwork, load_hypernet
+from lorasynth.pictures import Subject, read_picture
+from lorasynth.weights import fingerprint
 
 _DESCRIPTION = "synthesizer.json"
 _VERSION = 1
@@ -72,7 +73,7 @@ class Synthesizer:
     trigger_phrase: str
     layout: Layout
     encoder: ConditionEncoder
-    hypernet: LatentDiffusion
+    hypernet: Hypernetwork
     codec: Codec
 
     def __post_init__(self) -> None:
@@ -198,6 +199,17 @@ class Synthesizer:
         with stages.stage("decode"):
             return self.layout.unflatten(self.codec.decode(latents))
 
+    @property
+    def fingerprint(self) -> str:
+        """Identifies all that decides its adapters."""
+        parts = [fingerprint(self.hypernet), fingerprint(self.codec), self.encoder.fingerprint]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+    def foretell(self, subjects: Sequence[Subject]) -> Factors:
+        """Adapters from all pictures of each subject, for a collection to start from."""
+        conditions = [sphere_mean(self.encoder.embed(subject.pictures)) for subject in subjects]
+        return self.synthesise(torch.stack(conditions), [subject.id for subject in subjects])
+
     def metadata(self, seed: int) -> AdapterMetadata:
         """What is written into every file that this synthesizer makes."""
         extra = {"encoder": self.encoder.name, "seed": str(seed), "base_name": self.base_name}
@@ -249,7 +261,7 @@ class Synthesizer:
                 trigger_phrase=str(stated["trigger_phrase"]),
                 layout=Layout.from_dict(stated["layout"]),
                 encoder=load_encoder(folder / "encoder"),
-                hypernet=LatentDiffusion.load(folder / "hypernet", device),
+                hypernet=load_hypernet(folder / "hypernet", device),
                 codec=load_codec(folder / "codec", device),
             )
         except KeyError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mean_anchor import MeanAnchor
 from PIL import Image
 
 from lorasynth.adapter import Factor
@@ -66,6 +67,22 @@ def test_goes_on_where_it_stopped(tmp_path, base, source):
     after = vectors(tmp_path / "lib")
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert collect(base, source, tmp_path / "lib", RECIPE).collected == []
+
+
+def test_an_anchor_is_where_adapters_start_and_part_of_the_recipe(tmp_path, base, source):
+    still = replace(RECIPE, learning_rate=1e-12, alpha=6.0)
+    anchor = MeanAnchor(base, still)
+    collect(base, source, tmp_path / "lib", still, anchor=anchor, dtype=torch.float64)
+    library = Library.open(tmp_path / "lib")
+    assert library.info.recipe["anchor"] == "mean"
+    foretold = anchor.foretell([source.load(name) for name in library.ids])
+    for name, factor in library.factors(range(len(library))).items():
+        torch.testing.assert_close(factor.B, foretold[name].B.float())
+    with pytest.raises(CollectionError, match="has anchor='mean' and this run anchor=None"):
+        collect(base, source, tmp_path / "lib", still)
+    other = replace(anchor, fingerprint="other")
+    with pytest.raises(CollectionError, match="has anchor='mean' and this run anchor='other'"):
+        collect(base, source, tmp_path / "lib", still, anchor=other)
 
 
 def test_other_recipe_or_base_is_refused(tmp_path, base, source, make_pipeline):

@@ -2,9 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from mean_anchor import MeanAnchor
 
 from lorasynth.adapter import Factor, map_factors
-from lorasynth.collect import Recipe, compare, measure_repeatability
+from lorasynth.collect import Recipe, compare, measure_repeatability, train_twice
 from lorasynth.collect.repeatability import split_pictures
 from lorasynth.errors import CollectionError
 
@@ -60,6 +61,16 @@ def test_adapters_of_one_subject_are_closer(base, subjects):
     assert result.cosines.shape == (3, 3)
     assert result.same == pytest.approx(1)
     assert result.different < 0.999
+
+
+def test_an_anchor_sees_one_half_only(base, subjects):
+    still = replace(RECIPE, learning_rate=1e-12)
+    anchor = MeanAnchor(base, still)
+    first, second = train_twice(base, still, subjects, anchor=anchor, dtype=torch.float64)
+    for number, factors in enumerate((first, second)):
+        foretold = anchor.foretell([split_pictures(one)[number] for one in subjects])
+        for name, factor in factors.items():
+            torch.testing.assert_close(factor.B, foretold[name].B)
 
 
 def test_too_little_to_compare(base, subjects):

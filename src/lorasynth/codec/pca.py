@@ -71,12 +71,28 @@ class PCA(Codec):
                 f"PCA of these {len(x)} vectors has from 1 to {len(variances)} components, but got "
                 f"latents={latents}: ask for fewer, or for None to take all"
             )
-        codec = cls(config, x.shape[1], latents).to(device)
+        codec = cls.of(config, scaled, components[:latents], variances[:latents])
+        codec.report = {
+            "explained_variance": (variances[:latents].cumsum(0) / variances.sum()).tolist()
+        }
+        return codec
+
+    @classmethod
+    def of(
+        cls,
+        config: PCAConfig,
+        scaled: Scaled,
+        components: Float[Tensor, "k D"],
+        variances: Float[Tensor, " k"],
+    ) -> "PCA":
+        """A codec of orthonormal components of scaled vectors, and the variances along them."""
+        latents, width = components.shape
+        like = scaled.mean
+        codec = cls(config, width, latents).to(like.device)
         codec.scaled = scaled
-        codec.components = components[:latents].to(x)
-        kept = variances[:latents]
-        codec.unit = (kept if config.whiten else kept.mean().expand(latents)).sqrt().to(x)
-        codec.report = {"explained_variance": (kept.cumsum(0) / variances.sum()).tolist()}
+        codec.components = components.to(like)
+        unit = variances if config.whiten else variances.mean().expand(latents)
+        codec.unit = unit.sqrt().to(like)
         return codec
 
     @override

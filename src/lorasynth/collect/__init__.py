@@ -1,7 +1,7 @@
 """Collection: train an adapter for each of many subjects, in fleets, into a library."""
 
 from lorasynth.collect.collector import CollectionReport, collect
-from lorasynth.collect.contract import Gate, Verdict
+from lorasynth.collect.contract import Anchor, Gate, Verdict
 from lorasynth.collect.fleet import Fleet, train_fleet
 from lorasynth.collect.recipe import PRESETS, Recipe
 from lorasynth.collect.repeatability import (
@@ -13,6 +13,7 @@ from lorasynth.collect.repeatability import (
 
 __all__ = [
     "PRESETS",
+    "Anchor",
     "CollectionReport",
     "Fleet",
     "Gate",

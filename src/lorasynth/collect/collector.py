@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lorasynth.adapter import Factors, Layout, map_factors
 from lorasynth.base import BaseModel
-from lorasynth.collect.contract import Gate
+from lorasynth.collect.contract import Anchor, Gate
 from lorasynth.collect.failures import Failures
 from lorasynth.collect.fleet import Fleet, train_fleet
 from lorasynth.collect.recipe import Recipe
@@ -56,6 +56,7 @@ def collect(
     *,
     fleet_size: int = 32,
     gauge: str | None = None,
+    anchor: Anchor | None = None,
     gate: Gate | None = None,
     retry_failed: bool = False,
     dtype: torch.dtype = torch.float32,
@@ -71,6 +72,8 @@ def collect(
         fleet_size: adapters per fleet; decides speed and memory, not the result.
         gauge: of the canonical vectors of a new library; the raw factors are kept beside them.
             None: `shared` where only B is trained, else `procrustes`.
+        anchor: foretells the adapters that training starts from, and that the recipe's decay pulls
+            toward; a library has one anchor.  None: start as the recipe says.
         gate: judges each fleet; adapters that fail stay out of the library.
         retry_failed: try subjects again that an earlier run listed as failed.
         dtype: of the factors while training.
@@ -78,7 +81,7 @@ def collect(
 
     Raises:
         CollectionError: there is no subject, or an id occurs twice; the library has another
-            recipe or base model; memory does not suffice for one adapter.
+            recipe, anchor or base model; memory does not suffice for one adapter.
         LibraryError: the library is damaged, or another process is writing it.
         KeyboardInterrupt: on Ctrl-C; its message says what is safe.
     """
@@ -87,8 +90,8 @@ def collect(
     if fleet_size < 1:
         raise CollectionError(f"a fleet must have at least 1 adapter, but fleet_size={fleet_size}")
     gauge = gauge or ("shared" if recipe.trained == "B" else "procrustes")
-    library, failures = _open(path, base, recipe, gauge), Failures(path)
-    run = _Run(base, source, library, failures, recipe, gate, fleet_size, dtype, autocast)
+    library, failures = _open(path, base, recipe, anchor, gauge), Failures(path)
+    run = _Run(base, source, library, failures, recipe, anchor, gate, fleet_size, dtype, autocast)
     try:
         with library.locked():
             skipped = {*library.ids, *([] if retry_failed else failures.ids)}
@@ -109,9 +112,13 @@ def collect(
     )
 
 
-def _open(path: Path, base: BaseModel, recipe: Recipe, gauge: str) -> Library:
+def _open(
+    path: Path, base: BaseModel, recipe: Recipe, anchor: Anchor | None, gauge: str
+) -> Library:
     """Open the library of this base model and recipe; create it in an absent or empty folder."""
     stated = to_dict(recipe)
+    if anchor is not None:
+        stated["anchor"] = anchor.fingerprint
     if not path.exists() or all(entry.name.startswith(".") for entry in path.iterdir()):
         layout = Layout.from_linears(base.target_linears(recipe.targets), recipe.rank)
         return Library.create(path, layout, base.fingerprint, stated, gauge=gauge)
@@ -121,8 +128,8 @@ def _open(path: Path, base: BaseModel, recipe: Recipe, gauge: str) -> Library:
             f"a library has one base model, but {path} has {library.info.base_fingerprint} and "
             f"{base.name} is {base.fingerprint}: use that one, or another path"
         )
-    for name, value in stated.items():
-        found = library.info.recipe.get(name)
+    for name in sorted({*stated, *library.info.recipe}):
+        value, found = stated.get(name), library.info.recipe.get(name)
         if found != value:
             raise CollectionError(
                 f"a library has one recipe, but {path} has {name}={found!r} and this run "
@@ -153,6 +160,7 @@ class _Run:
     library: Library
     failures: Failures
     recipe: Recipe
+    anchor: Anchor | None
     gate: Gate | None
     fleet_size: int
     dtype: torch.dtype
@@ -204,6 +212,7 @@ class _Run:
                 self.base,
                 self.recipe,
                 subjects,
+                anchor=None if self.anchor is None else self.anchor.foretell(subjects),
                 dtype=self.dtype,
                 autocast=self.autocast,
                 on_step=on_step,

@@ -1,4 +1,4 @@
-"""What a collection takes from outside: a quality gate."""
+"""What a collection takes from outside: an anchor to train from, and a quality gate."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +22,22 @@ class Verdict:
 
     passed: Bool[Tensor, " n"]
     metrics: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Anchor(Protocol):
+    """Foretells adapters to start from and to be pulled toward, such as a synthesizer's.
+
+    Attributes:
+        fingerprint: identifies what foretells; a library has one anchor.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102
+
+    def foretell(self, subjects: Sequence[Subject]) -> Factors:
+        """Adapters for `subjects`, stacked in the same order; each depends on its own alone."""
+        ...
 
 
 @runtime_checkable

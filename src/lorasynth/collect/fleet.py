@@ -55,8 +55,8 @@ def train_fleet(
         base: the frozen base model, on its device and in its precision.
         recipe: how each adapter is trained.
         subjects: what each adapter is trained on.
-        anchor: factors (n or 1 adapters) to start from, and to be pulled toward by weight decay;
-            None: start as the recipe says, decay toward zero.
+        anchor: factors (n or 1 adapters, any scale folded in) to start from, and to be pulled
+            toward by weight decay; None: start as the recipe says, decay toward zero.
         dtype: of the factors and their optimiser.
         autocast: precision for the network's products (bfloat16; float16 has no loss scaling
             here); None: that of the base model's weights.
@@ -69,9 +69,12 @@ def train_fleet(
     encoded = encode_subjects(base, subjects)
     ids = [subject.id for subject in subjects]
     targets = base.target_linears(recipe.targets)
-    start = start_factors(targets, recipe, ids) if anchor is None else anchor
+    if anchor is None:
+        start = start_factors(targets, recipe, ids)
+    else:
+        start = {name: Factor(f.A, f.B / recipe.scale) for name, f in anchor.items()}
     factors = _leaves(start, recipe, len(ids), base.device, dtype)
-    trainer = _Trainer(recipe, factors, anchor)
+    trainer = _Trainer(recipe, factors, anchored=anchor is not None)
     draws = draw_steps(
         recipe,
         ids,
@@ -108,11 +111,13 @@ def denoising_losses(base: BaseModel, encoded: EncodedSubjects, draw: Draw) -> F
 class _Trainer:
     """The optimiser, clipping, decay and averaging of n adapters, each as if it were alone."""
 
-    def __init__(self, recipe: Recipe, factors: Factors, anchor: Factors | None) -> None:
+    def __init__(self, recipe: Recipe, factors: Factors, *, anchored: bool) -> None:
         self.recipe = recipe
         self.factors = factors
         self.trained = [p for factor in factors.values() for p in factor if p.requires_grad]
-        self.anchors = [torch.zeros_like(p) if anchor is None else p.clone() for p in self.trained]
+        self.anchors = [
+            p.detach().clone() if anchored else torch.zeros_like(p) for p in self.trained
+        ]
         self.means = [torch.zeros_like(p) for p in self.trained]
         self.steps = 0
         self.optimiser: torch.optim.Optimizer = (

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lorasynth.adapter import Factors, cosines, map_factors
 from lorasynth.base import BaseModel
+from lorasynth.collect.contract import Anchor
 from lorasynth.collect.fleet import OnStep, train_fleet
 from lorasynth.collect.recipe import Recipe
 from lorasynth.errors import CollectionError
@@ -84,6 +85,7 @@ def measure_repeatability(
     recipe: Recipe,
     subjects: Sequence[Subject],
     *,
+    anchor: Anchor | None = None,
     dtype: torch.dtype = torch.float32,
     on_step: OnStep | None = None,
 ) -> Repeatability:
@@ -92,7 +94,9 @@ def measure_repeatability(
     Raises:
         CollectionError: there are fewer than two subjects, or one has a single picture.
     """
-    return compare(*train_twice(base, recipe, subjects, dtype=dtype, on_step=on_step))
+    return compare(
+        *train_twice(base, recipe, subjects, anchor=anchor, dtype=dtype, on_step=on_step)
+    )
 
 
 def train_twice(
@@ -100,17 +104,21 @@ def train_twice(
     recipe: Recipe,
     subjects: Sequence[Subject],
     *,
+    anchor: Anchor | None = None,
     dtype: torch.dtype = torch.float32,
     on_step: OnStep | None = None,
 ) -> tuple[Factors, Factors]:
     """Train each subject on one half of its pictures and on the other, all in one fleet.
+
+    An anchor too sees the pictures of one half only.
 
     Raises:
         CollectionError: a subject has a single picture.
     """
     halves = [split_pictures(subject) for subject in subjects]
     trainees = [half[index] for index in range(2) for half in halves]
-    fleet = train_fleet(base, recipe, trainees, dtype=dtype, on_step=on_step)
+    start = None if anchor is None else anchor.foretell(trainees)
+    fleet = train_fleet(base, recipe, trainees, anchor=start, dtype=dtype, on_step=on_step)
     n = len(subjects)
     first = map_factors(lambda part: part[:n], fleet.factors)
     return first, map_factors(lambda part: part[n:], fleet.factors)

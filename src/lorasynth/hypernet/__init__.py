@@ -1,4 +1,4 @@
-"""The hypernetwork: diffusion over adapter latents, steered by a condition.
+"""The hypernetwork: from a condition to an adapter's latent, by diffusion or by regression.
 
 `contract.py` says what a denoiser and a modulation must do, and which losses and measurements may
 come from outside.  `train` gives a `LatentDiffusion`, which samples.  Training is not re-exported
@@ -16,6 +16,7 @@ from lorasynth.hypernet.contract import (
     Probe,
 )
 from lorasynth.hypernet.denoiser_mlp import MLPDenoiser, MLPDenoiserConfig
+from lorasynth.hypernet.hypernetwork import HYPERNETWORKS, Hypernetwork, load_hypernet
 from lorasynth.hypernet.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from lorasynth.hypernet.modulation import (
     AdaNorm,
@@ -24,16 +25,21 @@ from lorasynth.hypernet.modulation import (
     LowRankModulationConfig,
 )
 from lorasynth.hypernet.probes import CleanError
+from lorasynth.hypernet.regression import LatentRegression, LatentRegressionConfig
 
 __all__ = [
     "DENOISERS",
+    "HYPERNETWORKS",
     "MODULATIONS",
     "AdaNorm",
     "AdaNormConfig",
     "CleanError",
     "Denoiser",
+    "Hypernetwork",
     "LatentDiffusion",
     "LatentDiffusionConfig",
+    "LatentRegression",
+    "LatentRegressionConfig",
     "LowRankModulation",
     "LowRankModulationConfig",
     "MLPDenoiser",
@@ -43,4 +49,5 @@ __all__ = [
     "Prediction",
     "Probe",
     "TrainingSet",
+    "load_hypernet",
 ]

@@ -1,23 +1,18 @@
-"""The trained hypernetwork: conditions in, latents out."""
+"""The trained diffusion hypernetwork: denoises latents under a condition."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import override
 
-from lorasynth.config import from_dict, read_json, to_dict
+from lorasynth.config import from_dict
 from lorasynth.diffusion import PARAMETERISATIONS, SCHEDULES, Solver, sample
-from lorasynth.errors import BundleError, LayoutError
 from lorasynth.hypernet.contract import DENOISERS, State
+from lorasynth.hypernet.hypernetwork import HYPERNETWORKS, Hypernetwork
 from lorasynth.hypernet.normaliser import Normaliser
-from lorasynth.randomness import torch_stream
-from lorasynth.weights import CONFIG_FILE, load_module, save_module
-
-WEIGHTS_FILE = "hypernet.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,23 +39,17 @@ class LatentDiffusionConfig:
     guidance: float = 1.0
 
 
-class LatentDiffusion(nn.Module):
+@HYPERNETWORKS.register("diffusion")
+class LatentDiffusion(Hypernetwork):
     """Denoiser, normalisers, schedule, parameterisation and sampler: all that sampling needs.
 
-    Args:
-        config: see there.
-        latents: k, the width of a latent.
-        condition_width: m, the width of a condition.
-
-    Attributes:
-        history: the figures of the training curve, one row per measurement.
+    Guidance costs a second evaluation of the denoiser unless it is 1 or 0.
     """
 
+    config_class = LatentDiffusionConfig
+
     def __init__(self, config: LatentDiffusionConfig, latents: int, condition_width: int) -> None:
-        super().__init__()
-        self.config = config
-        self.latents = latents
-        self.condition_width = condition_width
+        super().__init__(config, latents, condition_width)
         kind = DENOISERS.get(config.denoiser)
         options = from_dict(kind.config_class, config.denoiser_options)
         self.denoiser = kind(options, latents, condition_width)
@@ -68,43 +57,15 @@ class LatentDiffusion(nn.Module):
         self.condition_normaliser = Normaliser(condition_width)
         self.schedule = SCHEDULES.get(config.schedule)()
         self.parameterisation = PARAMETERISATIONS.get(config.parameterisation)(self.schedule)
-        self.history: list[dict[str, float]] = []
 
-    def draw_noise(self, seed: int, names: Sequence[str | int]) -> Float[Tensor, "n k"]:
-        """One row of noise per name, each from its own stream: a subject's row is always the same.
-
-        Args:
-            seed: of all streams.
-            names: one per sample, such as subject names, or (subject, 0), (subject, 1) joined.
-        """
-        rows = [
-            torch.randn(self.latents, generator=torch_stream(seed, "latent noise", name))
-            for name in names
-        ]
-        return torch.stack(rows).to(self.latent_normaliser.mean)
-
-    def sample(
+    @override
+    def _sample(
         self,
         condition: Float[Tensor, "n m"] | None,
         noise: Float[Tensor, "n k"],
-        *,
-        steps: int | None = None,
-        guidance: float | None = None,
+        steps: int | None,
+        guidance: float | None,
     ) -> Float[Tensor, "n k"]:
-        """Draw latents, in the codec's units; rows do not influence one another.
-
-        Args:
-            condition: one per row; None to sample without.
-            noise: as from `draw_noise`; equal noise and condition give equal latents.
-            steps: solver steps; None for the config's.
-            guidance: see the config; None for the config's.  Costs a second evaluation unless it
-                is 1.
-
-        Raises:
-            LayoutError: condition or noise has another width or number of rows.
-            ConfigError: more than 30 steps, or fewer than one.
-        """
-        self._check(condition, noise)
         guidance = self.config.guidance if guidance is None else guidance
         steps = self.config.steps if steps is None else steps
         if condition is not None:
@@ -131,53 +92,3 @@ class LatentDiffusion(nn.Module):
     ) -> Float[Tensor, "b k"]:
         """The expected clean point, in normalised units, under a prepared condition."""
         return self.parameterisation.to_x0(self.denoiser.denoise(x_t, t, state), x_t, t)
-
-    def save(self, folder: Path | str, *, half: bool = False) -> None:
-        """Write the model as a folder; `half` stores its matrices as fp16.
-
-        Raises:
-            LorasynthError: the folder cannot be written, or a value does not fit into fp16.
-        """
-        description = {
-            "format": 1,
-            "latents": self.latents,
-            "condition_width": self.condition_width,
-            "config": to_dict(self.config),
-            "history": self.history,
-        }
-        save_module(folder, self, WEIGHTS_FILE, description, half=half)
-
-    @classmethod
-    def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> "LatentDiffusion":
-        """Read what `save` wrote, ready to sample.
-
-        Raises:
-            BundleError: the folder is damaged or incomplete.
-            ConfigError: its config cannot be read, or names a plug-in that is not installed.
-        """
-        folder = Path(folder)
-        description = read_json(folder / CONFIG_FILE)
-        try:
-            config = from_dict(LatentDiffusionConfig, description["config"])
-            widths = int(description["latents"]), int(description["condition_width"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise BundleError(
-                f"{folder / CONFIG_FILE} must describe a hypernetwork, but lacks or garbles "
-                f"{error}: train it again"
-            ) from error
-        model = load_module(lambda: cls(config, *widths), folder / WEIGHTS_FILE, device)
-        model.history = description.get("history", [])
-        return model
-
-    def _check(self, condition: Float[Tensor, "n m"] | None, noise: Float[Tensor, "n k"]) -> None:
-        if noise.shape[1] != self.latents:
-            raise LayoutError(
-                f"noise for this hypernetwork must have {self.latents} columns, but got "
-                f"{noise.shape[1]}: use draw_noise"
-            )
-        if condition is not None and condition.shape != (len(noise), self.condition_width):
-            raise LayoutError(
-                f"a condition for this hypernetwork must have shape ({len(noise)}, "
-                f"{self.condition_width}), but got {tuple(condition.shape)}: use the encoder that "
-                "it was trained with, one row per sample"
-            )

@@ -1,6 +1,6 @@
-"""A network from conditions to adapters, trained through the base model's own loss."""
+"""The second road: a regression and its codec, trained through the base model's own loss."""
 
-from lorasynth.predict.predictor import Predictor, PredictorConfig
-from lorasynth.predict.train import PredictorTraining, train_predictor
+from lorasynth.predict.predictor import Predictor
+from lorasynth.predict.train import Predicting, PredictorTraining, train_predictor
 
-__all__ = ["Predictor", "PredictorConfig", "PredictorTraining", "train_predictor"]
+__all__ = ["Predicting", "Predictor", "PredictorTraining", "train_predictor"]

@@ -1,0 +1,29 @@
+"""An anchor that needs no training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lorasynth.adapter import Factor, Factors
+from lorasynth.base import BaseModel
+from lorasynth.collect import Recipe
+from lorasynth.collect.fleet import start_factors
+from lorasynth.pictures import Subject
+
+
+@dataclass(frozen=True)
+class MeanAnchor:
+    """Foretells adapters whose B is a tenth of the mean of the subject's pictures."""
+
+    base: BaseModel
+    recipe: Recipe
+    fingerprint: str = "mean"
+
+    def foretell(self, subjects: Sequence[Subject]) -> Factors:
+        means = torch.stack([one.pictures.double().mean() / 1275 for one in subjects])
+        start = start_factors(self.base.target_linears(self.recipe.targets), self.recipe)
+        return {
+            name: Factor(f.A.expand(len(means), -1, -1), f.B + means[:, None, None])
+            for name, f in start.items()
+        }
