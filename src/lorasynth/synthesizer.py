@@ -195,6 +195,7 @@ class Synthesizer:
         stages = stages or Stages()
         with stages.stage("sample"):
             noise = self.hypernet.draw_noise(seed, names)
+            conditions = None if conditions is None else conditions.to(noise.device)
             latents = self.hypernet.sample(conditions, noise, guidance=guidance, steps=steps)
         with stages.stage("decode"):
             return self.layout.unflatten(self.codec.decode(latents))

@@ -9,6 +9,7 @@ from command_line import Run
 from lorasynth import Synthesizer
 from lorasynth.adapter import Adapter
 from lorasynth.library import Library
+from lorasynth.pictures import FolderSubjects
 
 from .conftest import SIDE, SUBJECTS, World, collect_arguments, write_picture
 
@@ -34,6 +35,26 @@ def test_a_recipe_that_trains_both_factors_gets_the_procrustes_gauge(
 ) -> None:
     assert not run(*collect_arguments(world, tmp_path / "both"), "--set", "trained=both").status
     assert Library.open(tmp_path / "both").info.gauge == "procrustes"
+
+
+def test_a_library_starts_from_a_pretrained_synthesizer(world: World, run: Run, tmp_path) -> None:
+    out = tmp_path / "pretrained"
+    common = ["--folder", world.subjects, "--base", world.base, "--device", "cpu"]
+    sets = ("optimisation.steps=2", "optimisation.batch=2", "latents=2", "model.width=8")
+    options = ["--encoder", world.encoder, "-o", out, "--run", tmp_path, "--recipe", "rank=2"]
+    words = [word for setting in sets for word in ("--set", setting)]
+    result = run("pretrain", *common, *options, *words)
+    assert (result.status, result.out) == (0, f"{out}: trained on 3 subjects\n")
+    synthesizer = Synthesizer.from_pretrained(out)
+    arguments = [*collect_arguments(world, tmp_path / "library"), "--anchor", out]
+    still = ("--set", "learning_rate=1e-12")
+    assert run(*arguments, *still).status == 0
+    library = Library.open(tmp_path / "library")
+    assert library.info.recipe["anchor"] == synthesizer.fingerprint
+    source = FolderSubjects(world.subjects, SIDE)
+    foretold = synthesizer.foretell([source.load(name) for name in library.ids])
+    vectors = library.layout.flatten(library.factors(range(len(library))))
+    torch.testing.assert_close(vectors, library.layout.flatten(foretold))
 
 
 def test_library_info_says_what_it_holds(world: World, run: Run) -> None:

@@ -16,6 +16,7 @@ from lorasynth.cli import (
     importing,
     library,
     lora,
+    pretrain,
     repeatability,
     synth,
     train,
@@ -64,6 +65,7 @@ app.command("check")(lora.check)
 app.command("demo")(demo.demo)
 app.command("evaluate")(evaluate.evaluate)
 app.command("collect")(collect.collect)
+app.command("pretrain")(pretrain.pretrain)
 app.command("repeatability")(repeatability.repeatability)
 app.add_typer(library.app, name="library")
 app.command("fit")(train.fit)

@@ -4,11 +4,16 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from lorasynth.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lorasynth.base import BaseModel
+    from lorasynth.collect import Recipe
+    from lorasynth.synthesizer import Synthesizer
 
 ConfigT = TypeVar("ConfigT")
 
@@ -22,8 +27,47 @@ Settings = Annotated[
     typer.Option("--set", metavar="NAME=VALUE", help="Override an option; may be repeated."),
 ]
 
+Preset = Annotated[str, typer.Option(help="Recipe: ours or weights2weights.")]
+Anchor = Annotated[
+    Path | None,
+    typer.Option(
+        help="Synthesizer that foretells the adapters to start from; the recipe's weight_decay "
+        "pulls toward them."
+    ),
+]
+
 #: One process per core.
 CORES = os.cpu_count() or 1
+
+
+def preset_of(name: str) -> "Recipe":
+    """The recipe of a preset.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    from lorasynth.collect import PRESETS
+
+    if name not in PRESETS:
+        raise ConfigError(f"--preset must be one of {', '.join(PRESETS)}, but is {name!r}")
+    return PRESETS[name]
+
+
+def anchor_of(folder: Path | None, base: "BaseModel") -> "Synthesizer | None":
+    """The synthesizer to start from, if one is named.
+
+    Raises:
+        BundleError: it is damaged or incomplete.
+        BaseModelError: it was made for another base model.
+    """
+    from lorasynth.base.compatibility import require_made_for
+    from lorasynth.synthesizer import Synthesizer
+
+    if folder is None:
+        return None
+    synthesizer = Synthesizer.from_pretrained(folder, device=base.device)
+    require_made_for(base, synthesizer.base_fingerprint, f"synthesizer {folder}")
+    return synthesizer
 
 
 def override(config: ConfigT, settings: Sequence[str] | None) -> ConfigT:

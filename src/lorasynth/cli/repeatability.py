@@ -5,8 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
-from lorasynth.cli.options import Base, Device, Seed, Settings, override
-from lorasynth.errors import ConfigError
+from lorasynth.cli.options import (
+    Anchor,
+    Base,
+    Device,
+    Preset,
+    Seed,
+    Settings,
+    anchor_of,
+    override,
+    preset_of,
+)
 
 Part = Annotated[Path, typer.Option(show_default=True)]
 
@@ -20,8 +29,9 @@ def repeatability(
     subjects: Annotated[int, typer.Option(help="Subjects trained twice.", min=2)] = 8,
     seed: Seed = 0,
     split: Annotated[str, typer.Option(help="validation, or test.")] = "validation",
-    preset: Annotated[str, typer.Option(help="Recipe: ours or weights2weights.")] = "ours",
+    preset: Preset = "ours",
     settings: Settings = None,
+    anchor: Anchor = None,
     base: Base = Path("bundle/base"),
     encoder: Part = Path("bundle/encoders/avatar"),
     second: Part = Path("bundle/encoders/avatar-second"),
@@ -35,7 +45,6 @@ def repeatability(
     """
     from lorasynth.atomic import write_json
     from lorasynth.base import BaseModel
-    from lorasynth.collect import PRESETS
     from lorasynth.condition import load_encoder
     from lorasynth.config import from_dict
     from lorasynth.device import pick_device
@@ -43,8 +52,7 @@ def repeatability(
     from lorasynth.experiments.trial import Instruments, TrialConfig
     from lorasynth.measure import AttributeJudge
 
-    if preset not in PRESETS:
-        raise ConfigError(f"--preset must be one of {', '.join(PRESETS)}, but is {preset!r}")
+    recipe = override(preset_of(preset), settings)
     instruments = Instruments(
         base=BaseModel.load(base, pick_device(device)),
         encoder=load_encoder(encoder),
@@ -52,9 +60,8 @@ def repeatability(
         judge=AttributeJudge.load(judge),
     )
     config = from_dict(TrialConfig, {"subjects": subjects, "seed": seed, "split": split})
-    report: dict[str, Any] = repeatability_report(
-        instruments, override(PRESETS[preset], settings), config
-    )
+    foretells = anchor_of(anchor, instruments.base)
+    report: dict[str, Any] = repeatability_report(instruments, recipe, config, foretells)
     for name in _SHOWN:
         typer.echo(f"{name:<20}{report[name]:.3f}")
     if json is not None:

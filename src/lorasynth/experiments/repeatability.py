@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from lorasynth.collect import Recipe, compare, train_twice
+from lorasynth.collect import Anchor, Recipe, compare, train_twice
 from lorasynth.config import to_dict
 from lorasynth.experiments.trial import Instruments, Trial, TrialConfig
 from lorasynth.measure.bootstrap import bootstrap
@@ -12,7 +12,7 @@ from lorasynth.progress import progress
 
 
 def repeatability_report(
-    instruments: Instruments, recipe: Recipe, config: TrialConfig
+    instruments: Instruments, recipe: Recipe, config: TrialConfig, anchor: Anchor | None = None
 ) -> dict[str, Any]:
     """Train every subject of a trial twice, on pictures apart, and measure the first adapters.
 
@@ -20,6 +20,7 @@ def repeatability_report(
         instruments: what makes pictures, and what judges them.
         recipe: how each adapter is trained.
         config: the subjects; each training sees `training_pictures` of its own.
+        anchor: foretells the adapters that training starts from; None: as the recipe says.
 
     Returns:
         JSON values: cosine of the updates of the `same` and of `different` subjects, likeness by
@@ -31,7 +32,11 @@ def repeatability_report(
     start = time.monotonic()
     with progress("train twice", recipe.steps) as advance:
         first, second = train_twice(
-            instruments.base, recipe, subjects, on_step=lambda _, __: advance()
+            instruments.base,
+            recipe,
+            subjects,
+            anchor=anchor,
+            on_step=lambda _, __: advance(),
         )
     seconds = (time.monotonic() - start) / (2 * len(subjects))
     cosines, measured, real = compare(first, second), run.measure(run.pictures(first)), run.real()
@@ -40,6 +45,7 @@ def repeatability_report(
     )
     return {
         "recipe": to_dict(recipe),
+        "anchor": None if anchor is None else anchor.fingerprint,
         "config": to_dict(config),
         "same": cosines.same,
         "different": cosines.different,

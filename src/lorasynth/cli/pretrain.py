@@ -1,0 +1,66 @@
+"""`lorasynth pretrain`: a synthesizer from pictures alone, before there is a library."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorasynth.cli.options import Base, Device, Preset, Run, Seed, Settings, override, preset_of
+from lorasynth.cli.subjects import Avatars, Folder, Pictures, Series, Split, source_of
+
+RecipeSettings = Annotated[
+    list[str] | None,
+    typer.Option("--recipe", metavar="NAME=VALUE", help="Override an option of the recipe."),
+]
+
+
+def pretrain(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Synthesizer folder to write.")],
+    encoder: Annotated[Path, typer.Option(help="Condition encoder.")],
+    folder: Folder = None,
+    avatars: Avatars = None,
+    split: Split = "train",
+    series: Series = "pretraining",
+    seed: Seed = 0,
+    pictures: Pictures = 8,
+    base: Base = Path("bundle/base"),
+    preset: Preset = "ours",
+    recipe: RecipeSettings = None,
+    run: Run = Path("runs/pretrain"),
+    settings: Settings = None,
+    device: Device = "auto",
+) -> None:
+    """Train a synthesizer through the base model's denoising loss; run again to resume.
+
+    Its adapters are functions of the condition by construction. `collect --anchor` starts a library
+    from them; the recipe says what is adapted, and must be the library's.
+
+    Example: lorasynth pretrain --avatars 2000 --encoder bundle/encoders/avatar -o pretrained
+    --set optimisation.steps=4000
+    """
+    from lorasynth.atomic import make_parent
+    from lorasynth.base import BaseModel
+    from lorasynth.condition import load_encoder
+    from lorasynth.device import pick_device
+    from lorasynth.pictures import captions
+    from lorasynth.predict import PredictorTraining, train_predictor
+    from lorasynth.synthesizer import Synthesizer
+
+    config = override(PredictorTraining(), [f"optimisation.seed={seed}", *(settings or [])])
+    adapted = override(preset_of(preset), [f"seed={seed}", *(recipe or [])])
+    model, embedder = BaseModel.load(base, pick_device(device)), load_encoder(encoder)
+    drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
+    source = source_of(folder, avatars, drawn, model.picture_size)
+    make_parent(out)
+    checkpoint = run / "pretrain.safetensors"
+    made = train_predictor(model, embedder, source, adapted, config, checkpoint)
+    Synthesizer(
+        base_fingerprint=model.fingerprint,
+        base_name=model.name,
+        trigger_phrase=captions.TRIGGER,
+        layout=made.layout,
+        encoder=embedder,
+        hypernet=made.hypernet.cpu(),
+        codec=made.codec.cpu(),
+    ).save(out)
+    typer.echo(f"{out}: trained on {len(source.ids)} subjects")

@@ -1,0 +1,38 @@
+"""Options that say whose pictures to learn from."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lorasynth.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lorasynth.pictures import SubjectSource
+
+Folder = Annotated[
+    Path | None, typer.Option(help="Subjects: a folder with a folder of pictures for each.")
+]
+Avatars = Annotated[int | None, typer.Option(help="Subjects: this many drawn avatars.")]
+Split = Annotated[str, typer.Option(help="Avatars' split: train, validation, test.")]
+Series = Annotated[str, typer.Option(help="Avatars' series; series share none.")]
+Pictures = Annotated[int, typer.Option(help="Pictures of each avatar.", min=1)]
+
+
+def source_of(
+    folder: Path | None, avatars: int | None, drawn: dict[str, Any], size: int
+) -> "SubjectSource":
+    """Subjects from a folder, or `avatars` drawn ones with the options `drawn`.
+
+    Raises:
+        ConfigError: neither is given, or both.
+        PictureError: the folder holds no subjects.
+    """
+    from lorasynth.config import from_dict
+    from lorasynth.pictures import AvatarSubjects, FolderSubjects
+
+    if folder is not None and avatars is None:
+        return FolderSubjects(folder, size)
+    if avatars is None or folder is not None:
+        raise ConfigError("subjects must come from either --folder or --avatars: give exactly one")
+    return from_dict(AvatarSubjects, {**drawn, "count": avatars, "size": size})
