@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from huggingface_hub import snapshot_download
@@ -30,7 +30,7 @@ from lorasynth.condition import ConditionEncoder, load_encoder, sphere_mean, sub
 from lorasynth.config import read_json
 from lorasynth.errors import BundleError, LayoutError
 from lorasynth.hypernet import Hypernetwork, load_hypernet
-from lorasynth.pictures import Subject, read_picture
+from lorasynth.pictures import Subject, captions, read_picture
 from lorasynth.weights import fingerprint
 
 _DESCRIPTION = "synthesizer.json"
@@ -38,6 +38,19 @@ _VERSION = 1
 
 #: A picture by path, or as pixels.
 Photo = Path | str | UInt8[Tensor, "h w 3"]
+
+
+@runtime_checkable
+class BaseIdentity(Protocol):
+    """What a synthesizer remembers of a base model: all that it needs, so none is loaded here.
+
+    Attributes:
+        name: where the model can be had.
+        fingerprint: identifies its weights.
+    """
+
+    name: str
+    fingerprint: str
 
 
 @dataclass
@@ -92,6 +105,30 @@ class Synthesizer:
                     f"the parts of a synthesizer must fit, but its {what} has {given} numbers on "
                     f"one side and {taken} on the other: train them together"
                 )
+
+    @classmethod
+    def of(
+        cls,
+        base: BaseIdentity,
+        layout: Layout,
+        encoder: ConditionEncoder,
+        hypernet: Hypernetwork,
+        codec: Codec,
+    ) -> "Synthesizer":
+        """Put trained parts together for the base model that they were trained for, on the CPU.
+
+        Raises:
+            LayoutError: the parts do not fit one another.
+        """
+        return cls(
+            base_fingerprint=base.fingerprint,
+            base_name=base.name,
+            trigger_phrase=captions.TRIGGER,
+            layout=layout,
+            encoder=encoder,
+            hypernet=hypernet.cpu(),
+            codec=codec.cpu(),
+        )
 
     def __call__(
         self,

@@ -1,5 +1,6 @@
 """A bundle made from nothing by the real maker, in seconds: every part is tiny and untrained."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from lorasynth.experiments.evaluate import EvaluationConfig
 from lorasynth.experiments.make_bundle import BundleConfig, BundleMaker
 from lorasynth.experiments.parts import PartsConfig
 from lorasynth.experiments.trial import TrialConfig
-from lorasynth.hypernet import LatentDiffusionConfig
+from lorasynth.hypernet import LatentDiffusionConfig, LatentRegressionConfig
 from lorasynth.hypernet.train import HypernetConfig
 from lorasynth.measure import JudgeConfig
+from lorasynth.predict import PredictorTraining
 from lorasynth.training import Optimisation
 
 BRIEF = Optimisation(steps=2, batch=8, lr=1e-3, warmup=1)
@@ -39,6 +41,13 @@ def tiny_config() -> BundleConfig:
         base=BaseTrainingConfig(model=model, autoencoder=BRIEF, unet=BRIEF),
         judge=JudgeConfig(features=16, optimisation=BRIEF),
         arcface=ArcFaceConfig(negatives=8, optimisation=BRIEF),
+        pretraining=PredictorTraining(
+            model=LatentRegressionConfig(width=8, depth=1),
+            latents=3,
+            optimisation=replace(BRIEF, batch=2),
+            pictures=1,
+        ),
+        pretraining_subjects=3,
         library=6,
         recipe=Recipe(steps=3, pictures_per_step=1, targets=("attn2.to_k", "attn2.to_v")),
         codec_options={"latents": 3},

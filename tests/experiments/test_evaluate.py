@@ -17,7 +17,8 @@ from lorasynth.pictures.avatars import combinations
 from .conftest import tiny_config
 
 METHODS = [
-    "base", "described", "mean", "nearest", "ridge", "mlp", "diffusion", "trained", "real",
+    "base", "described", "mean", "nearest", "ridge", "mlp", "direct", "diffusion", "trained",
+    "real",
 ]  # fmt: skip
 
 

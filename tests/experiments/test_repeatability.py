@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from command_line import Run
+from lorasynth.atomic import write_json
 from lorasynth.config import read_json
 from lorasynth.experiments.bundle import Bundle
 from lorasynth.experiments.repeatability import repeatability_report
@@ -24,14 +25,45 @@ def test_the_report_says_what_a_recipe_is_worth(bundle_run: Path) -> None:
     assert report["seconds"] > 0
 
 
+def parts_of(bundle: Path) -> list[object]:
+    """The options that name a bundle's parts."""
+    parts = {
+        "base": "base",
+        "encoder": "encoders/avatar",
+        "second": "encoders/avatar-second",
+        "judge": "judge",
+    }
+    return [w for name, path in parts.items() for w in (f"--{name}", bundle / path)]
+
+
 def test_the_command(bundle_run: Path, run: Run, tmp_path: Path) -> None:
-    bundle = bundle_run / "bundle"
-    parts = {"base": "base", "encoder": "encoders/avatar", "second": "encoders/avatar-second"}
-    where = [w for name, path in parts.items() for w in (f"--{name}", bundle / path)]
+    where = [*parts_of(bundle_run / "bundle"), "--device", "cpu", "--json", tmp_path / "r.json"]
     brief = [w for s in ("steps=2", "pictures_per_step=1") for w in ("--set", s)]
-    where += ["--judge", bundle / "judge", "--json", tmp_path / "r.json", "--device", "cpu"]
     result = run("repeatability", "--subjects", 2, *where, *brief)
     assert result.status == 0
     printed = dict(line.split() for line in result.out.splitlines())
     assert float(printed["same"]) == pytest.approx(read_json(tmp_path / "r.json")["same"], abs=1e-3)
     run("repeatability", "--preset", "best", *where).is_one_error("'best'", "weights2weights")
+
+
+def test_recipes_are_compared_and_what_is_measured_is_kept(
+    bundle_run: Path, run: Run, tmp_path: Path
+) -> None:
+    bundle, table, out = bundle_run / "bundle", tmp_path / "table.json", tmp_path / "out"
+    brief = {"steps": 2, "pictures_per_step": 1, "targets": ["attn2.to_k", "attn2.to_v"]}
+    still = {"learning_rate": 1e-12, "anchored": True}
+    write_json(table, {"free": brief, "still": brief | still})
+    where = ["recipes", table, "-o", out, "--subjects", 2, *parts_of(bundle), "--device", "cpu"]
+    run(*where).is_one_error("--anchor", "'still'")
+    anchored = [*where, "--anchor", bundle / "synthesizer"]
+    assert run(*anchored).status == 0
+    assert (out / "recipes.png").stat().st_size > 1000
+    still_report = (out / "still.json").read_text()
+    assert read_json(out / "free.json")["anchor"] is None
+    assert read_json(out / "still.json")["anchor"]
+    write_json(table, {"free": brief | {"steps": 1}, "still": brief | still})
+    result = run(*anchored)
+    assert "recipe free" in result.err
+    assert "recipe still" not in result.err
+    assert (out / "still.json").read_text() == still_report
+    assert read_json(out / "free.json")["recipe"]["steps"] == 1

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lorasynth.measure.bootstrap import bootstrap
+from lorasynth.measure.bootstrap import bootstrap, bootstrap_ratio
 from lorasynth.randomness import torch_stream
 
 
@@ -35,6 +35,16 @@ def test_methods_are_resampled_alike() -> None:
     shifted = bootstrap(2 * subjects - 3)
     for end in ("mean", "lo", "hi"):
         assert getattr(shifted, end) == pytest.approx(2 * getattr(first, end) - 3, abs=1e-5)
+
+
+def test_a_ratio_is_of_the_means_of_the_same_resamples() -> None:
+    whole = 1 + torch.rand(60, generator=torch_stream(0, "whole"))
+    half = bootstrap_ratio(whole / 2, whole)
+    assert (half.lo, half.mean, half.hi) == pytest.approx((0.5, 0.5, 0.5))
+    other = torch.rand(60, generator=torch_stream(0, "other"))
+    ratio = bootstrap_ratio(other, whole)
+    assert ratio.mean == pytest.approx((other.mean() / whole.mean()).item())
+    assert ratio.lo < ratio.mean < ratio.hi
 
 
 def test_it_depends_on_the_seed_alone() -> None:

@@ -42,7 +42,6 @@ def pretrain(
     from lorasynth.base import BaseModel
     from lorasynth.condition import load_encoder
     from lorasynth.device import pick_device
-    from lorasynth.pictures import captions
     from lorasynth.predict import PredictorTraining, train_predictor
     from lorasynth.synthesizer import Synthesizer
 
@@ -54,13 +53,5 @@ def pretrain(
     make_parent(out)
     checkpoint = run / "pretrain.safetensors"
     made = train_predictor(model, embedder, source, adapted, config, checkpoint)
-    Synthesizer(
-        base_fingerprint=model.fingerprint,
-        base_name=model.name,
-        trigger_phrase=captions.TRIGGER,
-        layout=made.layout,
-        encoder=embedder,
-        hypernet=made.hypernet.cpu(),
-        codec=made.codec.cpu(),
-    ).save(out)
+    Synthesizer.of(model, made.layout, embedder, made.hypernet, made.codec).save(out)
     typer.echo(f"{out}: trained on {len(source.ids)} subjects")

@@ -1,10 +1,11 @@
-"""`lorasynth repeatability`: how much of a recipe's adapters is about their subjects."""
+"""`lorasynth repeatability`, `lorasynth recipes`: what recipes' adapters are worth."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from lorasynth.cli.instruments import Encoder, Judge, Second, instruments_of
 from lorasynth.cli.options import (
     Anchor,
     Base,
@@ -16,8 +17,18 @@ from lorasynth.cli.options import (
     override,
     preset_of,
 )
+from lorasynth.errors import ConfigError
 
-Part = Annotated[Path, typer.Option(show_default=True)]
+Subjects = Annotated[int, typer.Option(help="Subjects trained twice.", min=2)]
+Split = Annotated[str, typer.Option(help="validation, or test.")]
+Table = Annotated[
+    Path,
+    typer.Argument(
+        help="JSON: name -> options of a recipe; beside them `preset`, and `anchored` (true to "
+        "start from the anchor).",
+        show_default=False,
+    ),
+]
 
 _SHOWN = (
     *("same", "different", "likeness", "likeness_second", "real", "real_second"),
@@ -26,16 +37,16 @@ _SHOWN = (
 
 
 def repeatability(
-    subjects: Annotated[int, typer.Option(help="Subjects trained twice.", min=2)] = 8,
+    subjects: Subjects = 8,
     seed: Seed = 0,
-    split: Annotated[str, typer.Option(help="validation, or test.")] = "validation",
+    split: Split = "validation",
     preset: Preset = "ours",
     settings: Settings = None,
     anchor: Anchor = None,
     base: Base = Path("bundle/base"),
-    encoder: Part = Path("bundle/encoders/avatar"),
-    second: Part = Path("bundle/encoders/avatar-second"),
-    judge: Part = Path("bundle/judge"),
+    encoder: Encoder = Path("bundle/encoders/avatar"),
+    second: Second = Path("bundle/encoders/avatar-second"),
+    judge: Judge = Path("bundle/judge"),
     json: Annotated[Path | None, typer.Option(help="File to write.")] = None,
     device: Device = "auto",
 ) -> None:
@@ -44,25 +55,64 @@ def repeatability(
     Example: lorasynth repeatability --subjects 8 --set steps=300 --set rank=1
     """
     from lorasynth.atomic import write_json
-    from lorasynth.base import BaseModel
-    from lorasynth.condition import load_encoder
     from lorasynth.config import from_dict
-    from lorasynth.device import pick_device
     from lorasynth.experiments.repeatability import repeatability_report
-    from lorasynth.experiments.trial import Instruments, TrialConfig
-    from lorasynth.measure import AttributeJudge
+    from lorasynth.experiments.trial import TrialConfig
 
     recipe = override(preset_of(preset), settings)
-    instruments = Instruments(
-        base=BaseModel.load(base, pick_device(device)),
-        encoder=load_encoder(encoder),
-        second=load_encoder(second),
-        judge=AttributeJudge.load(judge),
-    )
+    instruments = instruments_of(base, encoder, second, judge, device)
     config = from_dict(TrialConfig, {"subjects": subjects, "seed": seed, "split": split})
-    foretells = anchor_of(anchor, instruments.base)
-    report: dict[str, Any] = repeatability_report(instruments, recipe, config, foretells)
+    start = anchor_of(anchor, instruments.base)
+    report: dict[str, Any] = repeatability_report(instruments, recipe, config, start)
     for name in _SHOWN:
         typer.echo(f"{name:<20}{report[name]:.3f}")
     if json is not None:
         write_json(json, report)
+
+
+def recipes(
+    table: Table,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for reports and picture.")],
+    subjects: Subjects = 12,
+    seed: Seed = 0,
+    split: Split = "validation",
+    anchor: Anchor = None,
+    base: Base = Path("bundle/base"),
+    encoder: Encoder = Path("bundle/encoders/avatar"),
+    second: Second = Path("bundle/encoders/avatar-second"),
+    judge: Judge = Path("bundle/judge"),
+    device: Device = "auto",
+) -> None:
+    """Measure every recipe of a table on the same subjects; run again to resume.
+
+    Example: lorasynth recipes bench/recipes.json -o runs/recipes --anchor bundle/pretrained
+    """
+    from rich.console import Console
+    from rich.table import Table as Rows
+
+    from lorasynth.collect import Recipe
+    from lorasynth.config import from_dict, read_json, to_dict
+    from lorasynth.experiments.recipes import Candidate, compare_recipes, draw_recipes
+    from lorasynth.experiments.trial import TrialConfig
+
+    def candidate(name: str, options: dict[str, Any]) -> Candidate:
+        anchored = options.pop("anchored", False)
+        if anchored and start is None:
+            raise ConfigError(
+                f"--anchor must name a synthesizer, since recipe {name!r} of {table} is anchored"
+            )
+        preset = to_dict(preset_of(options.pop("preset", "ours")))
+        recipe = from_dict(Recipe, preset | options)
+        return Candidate(recipe=recipe, anchor=start if anchored else None)
+
+    asked = read_json(table)
+    instruments = instruments_of(base, encoder, second, judge, device)
+    start = anchor_of(anchor, instruments.base)
+    candidates = {name: candidate(name, dict(options)) for name, options in asked.items()}
+    config = from_dict(TrialConfig, {"subjects": subjects, "seed": seed, "split": split})
+    reports = compare_recipes(instruments, candidates, config, out)
+    draw_recipes(reports, out / "recipes.png")
+    rows = Rows("recipe", *(name.replace("_", " ") for name in _SHOWN))
+    for name, report in reports.items():
+        rows.add_row(name, *(f"{report[column]:.3f}" for column in _SHOWN))
+    Console().print(rows)

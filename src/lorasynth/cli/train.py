@@ -61,7 +61,6 @@ def train(
     from lorasynth.hypernet import train as training
     from lorasynth.hypernet.library_data import training_set
     from lorasynth.library import Library
-    from lorasynth.pictures import captions
     from lorasynth.synthesizer import Synthesizer
 
     config = override(training.HypernetConfig(), settings)
@@ -76,15 +75,7 @@ def train(
         checkpoint=run / "hypernet.safetensors",
         accelerator=_accelerator(device),
     )
-    Synthesizer(
-        base_fingerprint=model.fingerprint,
-        base_name=model.name,
-        trigger_phrase=captions.TRIGGER,
-        layout=adapters.layout,
-        encoder=embedder,
-        hypernet=hypernet.cpu(),
-        codec=fitted,
-    ).save(out)
+    Synthesizer.of(model, adapters.layout, embedder, hypernet, fitted).save(out)
     typer.echo(f"{out}: trained on {len(adapters)} adapters")
 
 

@@ -4,7 +4,8 @@ base/              the embedded Stable Diffusion pipeline
 encoders/avatar/          the condition encoder (also inside the synthesizer)
 encoders/avatar-second/   the encoder that only judges
 judge/             the attribute judge
-synthesizer/       see `lorasynth.synthesizer`
+synthesizer/       see `lorasynth.synthesizer`; trained on the library
+pretrained/        another, trained through the base model's loss, which the library started from
 library/           the library as codec latents
 sample/            a few raw adapters as a library
 recipe.json        how adapters are trained
@@ -38,6 +39,7 @@ class Bundle:
 
     base: BaseModel
     synthesizer: Synthesizer
+    pretrained: Synthesizer
     second: ConditionEncoder
     judge: AttributeJudge
     library: LatentLibrary
@@ -64,6 +66,7 @@ class Bundle:
         return cls(
             base=BaseModel.load(folder / "base", device),
             synthesizer=Synthesizer.from_pretrained(folder / "synthesizer"),
+            pretrained=Synthesizer.from_pretrained(folder / "pretrained"),
             second=load_encoder(folder / "encoders" / "avatar-second"),
             judge=AttributeJudge.load(folder / "judge"),
             library=LatentLibrary.load(folder / "library"),

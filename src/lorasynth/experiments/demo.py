@@ -57,12 +57,12 @@ def run_demo(bundle: Bundle, config: TrialConfig, out: Path) -> Demo:
     shape = (config.subjects, config.pictures)
     conditions = run.condition_pictures()
     seconds = _synthesise_files(bundle, conditions, out / "loras")
-    table = methods(bundle.synthesizer, bundle.library, config.seed)
+    table = methods(bundle.synthesizer, bundle.pretrained, bundle.library, config.seed)
     adapters: dict[str, Factors | None] = {
         name: table[name](run.conditions, run.subjects.ids) for name in ("diffusion", "nearest")
     }
     start = time.perf_counter()
-    adapters["trained"] = run.trained(bundle.recipe, out / "cache")
+    adapters["trained"] = run.trained(bundle.recipe, bundle.pretrained, out / "cache")
     seconds["training, per adapter"] = (time.perf_counter() - start) / config.subjects
     adapters["base"] = None
     pictures, likeness = {}, {}

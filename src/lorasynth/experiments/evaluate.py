@@ -10,12 +10,18 @@ import torch
 from lorasynth.adapter import Factors, cosines
 from lorasynth.config import to_dict
 from lorasynth.experiments.bundle import Bundle
-from lorasynth.experiments.methods import Diffusion, methods
+from lorasynth.experiments.methods import Synthesised, methods
 from lorasynth.experiments.trial import Measured, Trial, TrialConfig
-from lorasynth.measure.bootstrap import bootstrap
+from lorasynth.measure.bootstrap import bootstrap, bootstrap_ratio
 from lorasynth.measure.diversity import mean_pairwise_distance
 from lorasynth.progress import progress
 from lorasynth.synthesizer import Synthesizer
+
+#: Methods of this system, which are compared with all others.
+OURS = ("direct", "diffusion")
+
+#: Figures that are compared subject by subject.
+_COMPARED = ("likeness", "likeness_second", "attribute_accuracy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +47,11 @@ def evaluate(bundle: Bundle, config: EvaluationConfig, cache: Path) -> dict[str,
     """
     run = Trial(bundle.instruments, config.trial)
     adapters: dict[str, Factors | None] = {"base": None, "described": None}
-    for name, method in methods(bundle.synthesizer, bundle.library, config.trial.seed).items():
+    seed = config.trial.seed
+    table = methods(bundle.synthesizer, bundle.pretrained, bundle.library, seed)
+    for name, method in table.items():
         adapters[name] = method(run.conditions, run.subjects.ids)
-    adapters["trained"] = run.trained(bundle.recipe, cache)
+    adapters["trained"] = run.trained(bundle.recipe, bundle.pretrained, cache)
     measured = {}
     with progress("evaluate", len(adapters)) as advance:
         for name, factors in adapters.items():
@@ -56,7 +64,8 @@ def evaluate(bundle: Bundle, config: EvaluationConfig, cache: Path) -> dict[str,
         "base_fingerprint": bundle.base.fingerprint,
         "library": len(bundle.library.ids),
         "rows": [_row(name, values) for name, values in measured.items()],
-        "paired": _paired(measured),
+        "paired": [row for ours in OURS for row in _paired(ours, measured)],
+        "share_of_trained": [_share(name, measured[name], measured["trained"]) for name in OURS],
         "memorisation": _memorisation(bundle, adapters),
         "adapter_diversity": _adapter_diversity(bundle.synthesizer, run, config.resamples),
     }
@@ -80,18 +89,28 @@ def _row(name: str, measured: Measured) -> dict[str, Any]:
     }
 
 
-def _paired(measured: Mapping[str, Measured]) -> list[dict[str, Any]]:
-    """How much likeness diffusion has more than each other method, subject by subject."""
-    ours = measured["diffusion"]
+def _paired(ours: str, measured: Mapping[str, Measured]) -> list[dict[str, Any]]:
+    """How much one of our methods has more than each other method, subject by subject."""
     return [
         {
-            "method": f"diffusion - {name}",
-            "likeness": asdict(bootstrap(ours.likeness - other.likeness)),
-            "likeness_second": asdict(bootstrap(ours.likeness_second - other.likeness_second)),
+            "method": f"{ours} - {name}",
+            **{
+                figure: asdict(bootstrap(getattr(measured[ours], figure) - getattr(other, figure)))
+                for figure in _COMPARED
+            },
         }
         for name, other in measured.items()
-        if name not in ("diffusion", "real")
+        if name not in (ours, "real")
     ]
+
+
+def _share(name: str, measured: Measured, ceiling: Measured) -> dict[str, Any]:
+    """What a method has, as a share of what trained adapters have; None where they have nothing."""
+    shares: dict[str, Any] = {}
+    for figure in _COMPARED:
+        ours, whole = getattr(measured, figure), getattr(ceiling, figure)
+        shares[figure] = asdict(bootstrap_ratio(ours, whole)) if whole.mean() > 0 else None
+    return {"method": name, **shares}
 
 
 def _memorisation(bundle: Bundle, adapters: Mapping[str, Factors | None]) -> dict[str, float]:
@@ -99,7 +118,7 @@ def _memorisation(bundle: Bundle, adapters: Mapping[str, Factors | None]) -> dic
     synthesizer = bundle.synthesizer
     known = synthesizer.layout.unflatten(synthesizer.codec.decode(bundle.library.latents))
     nearest = {}
-    for name in ("diffusion", "trained"):
+    for name in (*OURS, "trained"):
         factors = adapters[name]
         assert factors is not None
         nearest[name] = cosines(factors, known).amax(dim=1).mean().item()
@@ -110,7 +129,7 @@ def _adapter_diversity(synthesizer: Synthesizer, run: Trial, samples: int) -> di
     """How much adapters differ that were synthesised from one condition with other noise."""
     vectors = []
     for seed in range(samples):
-        factors = Diffusion(synthesizer, seed)(run.conditions, run.subjects.ids)
+        factors = Synthesised(synthesizer, seed)(run.conditions, run.subjects.ids)
         vectors.append(synthesizer.layout.flatten(factors))
     stacked = torch.stack(vectors, dim=1)
     centred = stacked - stacked.mean(dim=(0, 1))

@@ -35,8 +35,9 @@ from lorasynth.hypernet.train import train as train_hypernet
 from lorasynth.library import Library
 from lorasynth.measure import AttributeJudge, JudgeConfig
 from lorasynth.measure.judge import train_judge
-from lorasynth.pictures import AvatarSubjects, captions
+from lorasynth.pictures import AvatarSubjects
 from lorasynth.pictures.pool import Pool, draw_pool, training_subjects
+from lorasynth.predict import PredictorTraining, train_predictor
 from lorasynth.progress import console
 from lorasynth.synthesizer import Synthesizer
 
@@ -54,6 +55,8 @@ class BundleConfig:
         judge: training of the judge, and of the network whose feature maps train the autoencoder;
             the two share neither subjects nor start.
         arcface: training of the encoders.
+        pretraining: training of the synthesizer that the library starts from.
+        pretraining_subjects: other subjects, whose pictures it is trained with.
         library: adapters collected.
         recipe: how each adapter is trained.
         codec: name of the codec.
@@ -71,6 +74,8 @@ class BundleConfig:
     base: BaseTrainingConfig = field(default_factory=BaseTrainingConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     arcface: ArcFaceConfig = field(default_factory=ArcFaceConfig)
+    pretraining: PredictorTraining = field(default_factory=PredictorTraining)
+    pretraining_subjects: int = 6000
     library: int = 200
     recipe: Recipe = field(default_factory=Recipe)
     codec: str = "pca"
@@ -114,6 +119,7 @@ class BundleMaker:
             "judge": lambda path: self._judge(path, "judge", self.config.seed + 1),
             "avatar": lambda path: self._encoder(path, "first"),
             "avatar-second": lambda path: self._encoder(path, "second"),
+            "pretrained": self._pretrained,
             "library": self._library,
             "codec": self._codec,
             "synthesizer": self._synthesizer,
@@ -178,10 +184,27 @@ class BundleMaker:
         """The library's subjects."""
         return AvatarSubjects(split="train", count=self.config.library, seed=self.config.seed)
 
+    def _base_model(self) -> BaseModel:
+        return BaseModel.load(self.stages / "base", self.device)
+
+    def _pretrained(self, path: Path) -> None:
+        base, encoder = self._base_model(), load_encoder(self.stages / "avatar")
+        source = AvatarSubjects(
+            split="train",
+            count=self.config.pretraining_subjects,
+            pictures=8,
+            seed=self.config.seed,
+            series="pretraining",
+        )
+        recipe, checkpoint = self.config.recipe, self.run / "pretrained.safetensors"
+        options = self.config.pretraining
+        made = train_predictor(base, encoder, source, recipe, options, checkpoint)
+        Synthesizer.of(base, made.layout, encoder, made.hypernet, made.codec).save(path)
+
     def _library(self, path: Path) -> None:
-        base = BaseModel.load(self.stages / "base", self.device)
+        base, anchor = self._base_model(), Synthesizer.from_pretrained(self.stages / "pretrained")
         growing = self.run / "library"
-        report = collect(base, self.subjects, growing, self.config.recipe)
+        report = collect(base, self.subjects, growing, self.config.recipe, anchor=anchor)
         embed_library(Library.open(growing), self.subjects, load_encoder(self.stages / "avatar"))
         if report.collected:
             seconds = report.seconds / len(report.collected)
@@ -197,16 +220,9 @@ class BundleMaker:
         codec, encoder = load_codec(self.stages / "codec"), load_encoder(self.stages / "avatar")
         data = training_set(library, codec, column_of(encoder))
         checkpoint = self.run / "hypernet.safetensors"
-        synthesizer = Synthesizer(
-            base_fingerprint=library.info.base_fingerprint,
-            base_name="base",
-            trigger_phrase=captions.TRIGGER,
-            layout=library.layout,
-            encoder=encoder,
-            hypernet=train_hypernet(data, self.config.hypernet, checkpoint=checkpoint),
-            codec=codec,
-        )
-        synthesizer.save(path)
+        hypernet = train_hypernet(data, self.config.hypernet, checkpoint=checkpoint)
+        base = self._base_model()
+        Synthesizer.of(base, library.layout, encoder, hypernet, codec).save(path)
 
     def _assemble(self, folder: Path) -> None:
         """Put the parts in place, measure them, and write the manifest."""
@@ -217,6 +233,8 @@ class BundleMaker:
             encoder.save(folder / "encoders" / encoder.name)
         judge = AttributeJudge.load(self.stages / "judge")
         judge.save(folder / "judge")
+        pretrained = Synthesizer.from_pretrained(self.stages / "pretrained")
+        pretrained.save(folder / "pretrained")
         synthesizer = Synthesizer.from_pretrained(self.stages / "synthesizer")
         synthesizer.save(folder / "synthesizer")
         column = column_of(synthesizer.encoder)

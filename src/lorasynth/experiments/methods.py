@@ -1,7 +1,7 @@
 """Ways to get an adapter from a condition: the system's own, and strong, simple baselines.
 
-All learn from the same library of latents and decode with the same codec, so a difference between
-them is one of prediction alone.
+The baselines learn from the same library of latents as the diffusion hypernetwork and decode with
+the same codec, so a difference between them is one of prediction alone.
 """
 
 from collections.abc import Callable
@@ -45,8 +45,8 @@ class Regression:
         return self.synthesizer.layout.unflatten(self.synthesizer.codec.decode(latents))
 
 
-class Diffusion:
-    """The synthesizer itself."""
+class Synthesised:
+    """A synthesizer itself."""
 
     def __init__(self, synthesizer: Synthesizer, seed: int = 0) -> None:
         self.synthesizer = synthesizer
@@ -137,8 +137,17 @@ def _fit_mlp(library: LatentLibrary, seed: int, steps: int) -> Predictor:
     return lambda conditions: net(conditions) * scale
 
 
-def methods(synthesizer: Synthesizer, library: LatentLibrary, seed: int = 0) -> dict[str, Method]:
-    """All methods that turn a condition into an adapter, by the names of the evaluation's table."""
+def methods(
+    synthesizer: Synthesizer, pretrained: Synthesizer, library: LatentLibrary, seed: int = 0
+) -> dict[str, Method]:
+    """All methods that turn a condition into an adapter, by the names of the evaluation's table.
+
+    Args:
+        synthesizer: trained on the library; its codec decodes what baselines predict.
+        pretrained: trained through the base model's loss.
+        library: what baselines learn from.
+        seed: of every random stream.
+    """
     predictors = {
         "mean": mean(library),
         "nearest": nearest(library),
@@ -148,4 +157,7 @@ def methods(synthesizer: Synthesizer, library: LatentLibrary, seed: int = 0) -> 
     table: dict[str, Method] = {
         name: Regression(synthesizer, predict) for name, predict in predictors.items()
     }
-    return table | {"diffusion": Diffusion(synthesizer, seed)}
+    return table | {
+        "direct": Synthesised(pretrained, seed),
+        "diffusion": Synthesised(synthesizer, seed),
+    }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lorasynth.adapter import Factors
 from lorasynth.base import BaseModel, SamplingConfig
-from lorasynth.collect import Recipe, collect
+from lorasynth.collect import Anchor, Recipe, collect
 from lorasynth.condition import ConditionEncoder
 from lorasynth.errors import ConfigError
 from lorasynth.library import Library
@@ -176,14 +176,17 @@ class Trial:
             mean_pairwise_distance(features),
         )
 
-    def trained(self, recipe: Recipe, cache: Path) -> Factors:
+    def trained(self, recipe: Recipe, anchor: Anchor | None, cache: Path) -> Factors:
         """The adapters trained on other pictures of each subject: the ceiling.
+
+        An anchor foretells them from these pictures.
 
         They are kept in the cache, so a second trial of the same subjects does not train again.
         """
         config, base = self.config, self.instruments.base
         name = f"{config.split}-{config.seed}-{config.training_pictures}"
-        path = cache / f"{base.fingerprint}-{recipe.fingerprint}" / name
-        collect(base, self.subjects, path, recipe, fleet_size=config.fleet)
+        start = "alone" if anchor is None else anchor.fingerprint
+        path = cache / f"{base.fingerprint}-{recipe.fingerprint}-{start}" / name
+        collect(base, self.subjects, path, recipe, anchor=anchor, fleet_size=config.fleet)
         library = Library.open(path)
         return library.factors(library.rows_of(self.subjects.ids))

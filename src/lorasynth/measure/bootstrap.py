@@ -26,8 +26,32 @@ def bootstrap(values: Float[Tensor, " n"], seed: int = 0) -> Interval:
     The resamples depend only on n and the seed, so methods measured on the same subjects are
     resampled alike, and the interval of a difference is that of the per-subject differences.
     """
+    return _interval(values.double().mean(), _resampled_means(values, seed))
+
+
+def bootstrap_ratio(
+    values: Float[Tensor, " n"], whole: Float[Tensor, " n"], seed: int = 0
+) -> Interval:
+    """The interval of the ratio of two means over the same subjects, resampled together.
+
+    Args:
+        values: what is divided.
+        whole: what it is divided by; its mean must not be 0, and resamples where it is are left
+            out.
+        seed: of the resamples.
+    """
+    tops, bottoms = _resampled_means(values, seed), _resampled_means(whole, seed)
+    defined = bottoms != 0
+    ratios = tops[defined] / bottoms[defined]
+    return _interval(values.double().mean() / whole.double().mean(), ratios)
+
+
+def _resampled_means(values: Float[Tensor, " n"], seed: int) -> Float[Tensor, " resamples"]:
     n = len(values)
     rows = torch.randint(n, (RESAMPLES, n), generator=torch_stream(seed, "bootstrap", n))
-    means = values.double()[rows].mean(dim=1)
-    lo, hi = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Interval(mean=values.double().mean().item(), lo=lo, hi=hi)
+    return values.double()[rows].mean(dim=1)
+
+
+def _interval(mean: Float[Tensor, ""], resampled: Float[Tensor, " resamples"]) -> Interval:
+    lo, hi = resampled.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Interval(mean=mean.item(), lo=lo, hi=hi)

@@ -1,0 +1,35 @@
+"""Options that say what makes pictures and what judges them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from lorasynth.experiments.trial import Instruments
+
+Encoder = Annotated[Path, typer.Option(help="Encoder whose embeddings are the conditions.")]
+Second = Annotated[Path, typer.Option(help="Encoder that measures and does nothing else.")]
+Judge = Annotated[Path, typer.Option(help="Judge of attributes.")]
+
+
+def instruments_of(
+    base: Path, encoder: Path, second: Path, judge: Path, device: str
+) -> "Instruments":
+    """Load them from their folders.
+
+    Raises:
+        LorasynthError: one of them is damaged or absent.
+    """
+    from lorasynth.base import BaseModel
+    from lorasynth.condition import load_encoder
+    from lorasynth.device import pick_device
+    from lorasynth.experiments.trial import Instruments
+    from lorasynth.measure import AttributeJudge
+
+    return Instruments(
+        base=BaseModel.load(base, pick_device(device)),
+        encoder=load_encoder(encoder),
+        second=load_encoder(second),
+        judge=AttributeJudge.load(judge),
+    )

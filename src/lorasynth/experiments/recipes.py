@@ -1,0 +1,100 @@
+"""Many recipes on the same subjects: likeness against repeatability, as figures and a picture."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from lorasynth.atomic import atomic_file, write_json
+from lorasynth.collect import Anchor, Recipe
+from lorasynth.config import read_json, to_dict
+from lorasynth.experiments.repeatability import repeatability_report
+from lorasynth.experiments.trial import Instruments, TrialConfig
+from lorasynth.progress import console
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A recipe to try.
+
+    Attributes:
+        recipe: how each adapter is trained.
+        anchor: what training starts from; None: as the recipe says.
+    """
+
+    recipe: Recipe
+    anchor: Anchor | None = None
+
+
+def compare_recipes(
+    instruments: Instruments,
+    candidates: Mapping[str, Candidate],
+    config: TrialConfig,
+    folder: Path,
+) -> dict[str, dict[str, Any]]:
+    """Measure every candidate as `repeatability_report` does; name -> report.
+
+    Each report is a file of `folder`; a candidate whose report is there is not measured again.
+
+    Args:
+        instruments: what makes pictures, and what judges them.
+        candidates: name -> what to try.
+        config: the subjects, the same for all.
+        folder: for the reports.
+    """
+    reports = {}
+    for name, candidate in candidates.items():
+        path = folder / f"{name}.json"
+        asked = {
+            "recipe": to_dict(candidate.recipe),
+            "anchor": None if candidate.anchor is None else candidate.anchor.fingerprint,
+            "config": to_dict(config),
+        }
+        report = read_json(path) if path.is_file() else {}
+        if not asked.items() <= report.items():
+            console.print(f"recipe {name}")
+            report = repeatability_report(instruments, candidate.recipe, config, candidate.anchor)
+            write_json(path, report)
+        reports[name] = report
+    return reports
+
+
+def draw_recipes(reports: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Write likeness (with its interval) against repeatability as a PNG; anchored ones filled."""
+    figure = Figure(figsize=(7, 4.6), dpi=150)
+    axes = figure.subplots()
+    for name, report in reports.items():
+        x, y = report["same"], report["likeness"]
+        anchored = report["anchor"] is not None
+        axes.errorbar(
+            x,
+            y,
+            yerr=[[y - report["lo"]], [report["hi"] - y]],
+            fmt="o",
+            color="tab:red" if anchored else "tab:blue",
+            markerfacecolor=None if anchored else "white",
+            capsize=2,
+            linewidth=0.8,
+        )
+        axes.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    [*_, last] = reports.values()
+    axes.axhline(last["real"], color="grey", linewidth=0.8, linestyle="dashed")
+    axes.annotate(
+        "two real pictures",
+        (0.01, last["real"]),
+        xytext=(0, 3),
+        fontsize=7,
+        textcoords="offset points",
+    )
+    axes.set(
+        xlabel="repeatability: cosine of ΔW, one subject trained twice",
+        ylabel="likeness",
+        xlim=(0, 1.02),
+        ylim=(0, 1.02),
+    )
+    axes.set_title("filled: trained from what a pretrained synthesizer foretells", fontsize=8)
+    figure.tight_layout()
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png")
