@@ -38,6 +38,7 @@ def tiny_config() -> BundleConfig:
     return BundleConfig(
         subjects=8,
         second_subjects=8,
+        second_steps=2,
         base=BaseTrainingConfig(model=model, autoencoder=BRIEF, unet=BRIEF),
         judge=JudgeConfig(features=16, optimisation=BRIEF),
         arcface=ArcFaceConfig(negatives=8, optimisation=BRIEF),

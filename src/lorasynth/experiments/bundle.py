@@ -5,7 +5,8 @@ encoders/avatar/          the condition encoder (also inside the synthesizer)
 encoders/avatar-second/   the encoder that only judges
 judge/             the attribute judge
 synthesizer/       see `lorasynth.synthesizer`; trained on the library
-pretrained/        another, trained through the base model's loss, which the library started from
+pretrained/        another, trained through the base model's loss, which the library started from;
+                   absent if the library started from nothing
 library/           the library as codec latents
 sample/            a few raw adapters as a library
 recipe.json        how adapters are trained
@@ -39,7 +40,7 @@ class Bundle:
 
     base: BaseModel
     synthesizer: Synthesizer
-    pretrained: Synthesizer
+    pretrained: Synthesizer | None
     second: ConditionEncoder
     judge: AttributeJudge
     library: LatentLibrary
@@ -63,10 +64,11 @@ class Bundle:
             BundleError: the bundle is incomplete, or a file has changed.
         """
         verify(folder)
+        pretrained = folder / "pretrained"
         return cls(
             base=BaseModel.load(folder / "base", device),
             synthesizer=Synthesizer.from_pretrained(folder / "synthesizer"),
-            pretrained=Synthesizer.from_pretrained(folder / "pretrained"),
+            pretrained=Synthesizer.from_pretrained(pretrained) if pretrained.exists() else None,
             second=load_encoder(folder / "encoders" / "avatar-second"),
             judge=AttributeJudge.load(folder / "judge"),
             library=LatentLibrary.load(folder / "library"),

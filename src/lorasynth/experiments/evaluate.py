@@ -59,13 +59,14 @@ def evaluate(bundle: Bundle, config: EvaluationConfig, cache: Path) -> dict[str,
             measured[name] = run.measure(pictures)
             advance(note=name)
     measured["real"] = run.real()
+    ours = [name for name in OURS if name in measured]
     return {
         "config": to_dict(config),
         "base_fingerprint": bundle.base.fingerprint,
         "library": len(bundle.library.ids),
         "rows": [_row(name, values) for name, values in measured.items()],
-        "paired": [row for ours in OURS for row in _paired(ours, measured)],
-        "share_of_trained": [_share(name, measured[name], measured["trained"]) for name in OURS],
+        "paired": [row for name in ours for row in _paired(name, measured)],
+        "share_of_trained": [_share(name, measured[name], measured["trained"]) for name in ours],
         "memorisation": _memorisation(bundle, adapters),
         "adapter_diversity": _adapter_diversity(bundle.synthesizer, run, config.resamples),
     }
@@ -119,9 +120,9 @@ def _memorisation(bundle: Bundle, adapters: Mapping[str, Factors | None]) -> dic
     known = synthesizer.layout.unflatten(synthesizer.codec.decode(bundle.library.latents))
     nearest = {}
     for name in (*OURS, "trained"):
-        factors = adapters[name]
-        assert factors is not None
-        nearest[name] = cosines(factors, known).amax(dim=1).mean().item()
+        factors = adapters.get(name)
+        if factors is not None:
+            nearest[name] = cosines(factors, known).amax(dim=1).mean().item()
     return nearest
 
 

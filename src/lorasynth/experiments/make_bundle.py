@@ -50,12 +50,14 @@ class BundleConfig:
         subjects: whose pictures train the base model; as many others each train the judge and the
             condition encoder.
         second_subjects: other subjects, for the encoder that only judges.
+        second_steps: of its training; its lighter trunk learns more slowly.
         siblings: subjects who share all colours, among those that an encoder learns to tell apart.
         base: training of the base model.
         judge: training of the judge, and of the network whose feature maps train the autoencoder;
             the two share neither subjects nor start.
         arcface: training of the encoders.
-        pretraining: training of the synthesizer that the library starts from.
+        pretraining: training of the synthesizer that the library starts from; None: it starts from
+            nothing.
         pretraining_subjects: other subjects, whose pictures it is trained with.
         library: adapters collected.
         recipe: how each adapter is trained.
@@ -70,11 +72,12 @@ class BundleConfig:
 
     subjects: int = 6000
     second_subjects: int = 8000
+    second_steps: int = 9000
     siblings: int = 4
     base: BaseTrainingConfig = field(default_factory=BaseTrainingConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     arcface: ArcFaceConfig = field(default_factory=ArcFaceConfig)
-    pretraining: PredictorTraining = field(default_factory=PredictorTraining)
+    pretraining: PredictorTraining | None = None
     pretraining_subjects: int = 6000
     library: int = 200
     recipe: Recipe = field(default_factory=Recipe)
@@ -112,7 +115,7 @@ class BundleMaker:
     @property
     def _makers(self) -> dict[str, Callable[[Path], None]]:
         """What makes each stage's folder, in an order in which they can be made."""
-        return {
+        makers: dict[str, Callable[[Path], None]] = {
             "perception": lambda path: self._judge(path, "base", self.config.seed),
             "autoencoder": self._autoencoder,
             "base": self._base,
@@ -124,6 +127,9 @@ class BundleMaker:
             "codec": self._codec,
             "synthesizer": self._synthesizer,
         }
+        if self.config.pretraining is None:
+            del makers["pretrained"]
+        return makers
 
     def run_stage(self, name: str) -> None:
         """Make one stage's folder unless it exists.
@@ -172,6 +178,8 @@ class BundleMaker:
         second = series == "second"
         config = AvatarEncoderConfig(name=path.name, trunk="depthwise" if second else "residual")
         options = replace(self.config.arcface.optimisation, seed=self.config.seed + second)
+        if second:
+            options = replace(options, steps=self.config.second_steps)
         arcface = replace(self.config.arcface, optimisation=options)
         checkpoint = self.run / "embedded" / f"{path.name}.safetensors"
         count = self.config.second_subjects if second else self.config.subjects
@@ -198,11 +206,17 @@ class BundleMaker:
         )
         recipe, checkpoint = self.config.recipe, self.run / "pretrained.safetensors"
         options = self.config.pretraining
+        assert options is not None, "else there is no such stage"
         made = train_predictor(base, encoder, source, recipe, options, checkpoint)
         Synthesizer.of(base, made.layout, encoder, made.hypernet, made.codec).save(path)
 
+    def _anchor(self) -> Synthesizer | None:
+        if self.config.pretraining is None:
+            return None
+        return Synthesizer.from_pretrained(self.stages / "pretrained")
+
     def _library(self, path: Path) -> None:
-        base, anchor = self._base_model(), Synthesizer.from_pretrained(self.stages / "pretrained")
+        base, anchor = self._base_model(), self._anchor()
         growing = self.run / "library"
         report = collect(base, self.subjects, growing, self.config.recipe, anchor=anchor)
         embed_library(Library.open(growing), self.subjects, load_encoder(self.stages / "avatar"))
@@ -233,8 +247,8 @@ class BundleMaker:
             encoder.save(folder / "encoders" / encoder.name)
         judge = AttributeJudge.load(self.stages / "judge")
         judge.save(folder / "judge")
-        pretrained = Synthesizer.from_pretrained(self.stages / "pretrained")
-        pretrained.save(folder / "pretrained")
+        if anchor := self._anchor():
+            anchor.save(folder / "pretrained")
         synthesizer = Synthesizer.from_pretrained(self.stages / "synthesizer")
         synthesizer.save(folder / "synthesizer")
         column = column_of(synthesizer.encoder)

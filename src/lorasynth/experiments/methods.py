@@ -138,13 +138,13 @@ def _fit_mlp(library: LatentLibrary, seed: int, steps: int) -> Predictor:
 
 
 def methods(
-    synthesizer: Synthesizer, pretrained: Synthesizer, library: LatentLibrary, seed: int = 0
+    synthesizer: Synthesizer, pretrained: Synthesizer | None, library: LatentLibrary, seed: int = 0
 ) -> dict[str, Method]:
     """All methods that turn a condition into an adapter, by the names of the evaluation's table.
 
     Args:
         synthesizer: trained on the library; its codec decodes what baselines predict.
-        pretrained: trained through the base model's loss.
+        pretrained: trained through the base model's loss; None: no method `direct`.
         library: what baselines learn from.
         seed: of every random stream.
     """
@@ -157,7 +157,6 @@ def methods(
     table: dict[str, Method] = {
         name: Regression(synthesizer, predict) for name, predict in predictors.items()
     }
-    return table | {
-        "direct": Synthesised(pretrained, seed),
-        "diffusion": Synthesised(synthesizer, seed),
-    }
+    if pretrained is not None:
+        table["direct"] = Synthesised(pretrained, seed)
+    return table | {"diffusion": Synthesised(synthesizer, seed)}
