@@ -14,6 +14,7 @@ from lorasynth.cli import (
     evaluate,
     images,
     importing,
+    ladder,
     library,
     lora,
     pretrain,
@@ -64,6 +65,7 @@ app.command("inspect")(lora.inspect)
 app.command("check")(lora.check)
 app.command("demo")(demo.demo)
 app.command("evaluate")(evaluate.evaluate)
+app.command("ladder")(ladder.ladder)
 app.command("collect")(collect.collect)
 app.command("pretrain")(pretrain.pretrain)
 app.command("repeatability")(repeatability.repeatability)

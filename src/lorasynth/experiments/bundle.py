@@ -28,6 +28,7 @@ from lorasynth.config import from_dict, read_json
 from lorasynth.errors import BundleError, ConfigError
 from lorasynth.experiments.latent_library import LatentLibrary
 from lorasynth.experiments.trial import Instruments
+from lorasynth.library import Library
 from lorasynth.measure import AttributeJudge
 from lorasynth.synthesizer import Synthesizer
 
@@ -44,6 +45,7 @@ class Bundle:
     second: ConditionEncoder
     judge: AttributeJudge
     library: LatentLibrary
+    sample: Library
     recipe: Recipe
 
     @property
@@ -72,6 +74,7 @@ class Bundle:
             second=load_encoder(folder / "encoders" / "avatar-second"),
             judge=AttributeJudge.load(folder / "judge"),
             library=LatentLibrary.load(folder / "library"),
+            sample=Library.open(folder / "sample"),
             recipe=from_dict(Recipe, read_json(folder / "recipe.json")),
         )
 

@@ -87,6 +87,30 @@ class LatentDiffusion(Hypernetwork):
         clean = sample(denoise, noise, self.schedule, steps, self.config.solver)
         return self.latent_normaliser.inverse(clean)
 
+    def clean(
+        self,
+        latents: Float[Tensor, "n k"],
+        condition: Float[Tensor, "n m"] | None,
+        noise: Float[Tensor, "n k"],
+        level: float,
+    ) -> Float[Tensor, "n k"]:
+        """What one evaluation makes of latents to which noise was added.
+
+        Args:
+            latents: in the codec's units.
+            condition: one per row; None to do without.
+            noise: standard normal.
+            level: sigma/alpha of the noise, in normalised units.
+        """
+        x0 = self.latent_normaliser(latents)
+        if condition is not None:
+            condition = self.condition_normaliser(condition)
+        state = self.denoiser.prepare(self.denoiser.fill(condition, len(x0)))
+        time = self.schedule.time(-2 * torch.tensor(level, dtype=torch.float64).log())
+        t = time.to(x0).expand(len(x0))
+        found = self.to_x0(self.schedule.mix(x0, noise, t), t, state)
+        return self.latent_normaliser.inverse(found)
+
     def to_x0(
         self, x_t: Float[Tensor, "b k"], t: Float[Tensor, " b"], state: State
     ) -> Float[Tensor, "b k"]:

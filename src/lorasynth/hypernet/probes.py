@@ -39,15 +39,11 @@ class CleanError:
     def __call__(self, step: int, model: LatentDiffusion) -> Mapping[str, float]:  # noqa: ARG002
         """`x0_error` is the mean over the levels, `x0_error_<level>` the error at one."""
         like = model.latent_normaliser.mean
-        x0 = model.latent_normaliser(self.latents.to(like))
-        condition = self.conditions
-        if condition is not None:
-            condition = model.condition_normaliser(condition.to(like))
-        state = model.denoiser.prepare(model.denoiser.fill(condition, len(x0)))
+        truth, eps = self.latents.to(like), self.eps.to(like)
+        condition = None if self.conditions is None else self.conditions.to(like)
         errors = {}
         for level in self.levels:
-            time = model.schedule.time(-2 * torch.tensor(level, dtype=torch.float64).log())
-            t = time.to(like).expand(len(x0))
-            found = model.to_x0(model.schedule.mix(x0, self.eps.to(like), t), t, state)
-            errors[f"x0_error_{level:g}"] = float((found - x0).square().mean())
+            found = model.clean(truth, condition, eps, level)
+            error = model.latent_normaliser(found) - model.latent_normaliser(truth)
+            errors[f"x0_error_{level:g}"] = float(error.square().mean())
         return {"x0_error": sum(errors.values()) / len(errors), **errors}

@@ -1,0 +1,47 @@
+"""`lorasynth ladder`: where likeness is lost."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorasynth.cli.options import Device, Seed
+
+
+def ladder(
+    subjects: Annotated[int, typer.Option(help="Subjects drawn from the split.", min=2)] = 24,
+    seed: Seed = 0,
+    split: Annotated[str, typer.Option(help="validation, or test.")] = "validation",
+    json: Annotated[Path | None, typer.Option(help="Also write the figures here.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Also draw them here, as a PNG.")] = None,
+    bundle: Annotated[Path, typer.Option(help="Folder of the bundle.")] = Path("bundle"),
+    cache: Annotated[Path, typer.Option(help="Folder for trained adapters.")] = Path(
+        "runs/evaluation"
+    ),
+    device: Device = "auto",
+) -> None:
+    """Replace the truth by what the system makes of it, stage by stage, and measure likeness."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from lorasynth.atomic import write_json
+    from lorasynth.config import from_dict
+    from lorasynth.device import pick_device
+    from lorasynth.experiments.bundle import Bundle
+    from lorasynth.experiments.ladder import draw_ladder
+    from lorasynth.experiments.ladder import ladder as run
+    from lorasynth.experiments.trial import TrialConfig
+
+    config = from_dict(TrialConfig, {"subjects": subjects, "seed": seed, "split": split})
+    report = run(Bundle.open(bundle, pick_device(device)), config, cache)
+    table = Table("rung", "likeness", "second encoder", "attributes")
+    for rung in report["rungs"]:
+        figures = [rung[name] for name in ("likeness", "likeness_second", "attribute_accuracy")]
+        table.add_row(
+            rung["rung"], *(f"{f['mean']:.3f} [{f['lo']:.3f}, {f['hi']:.3f}]" for f in figures)
+        )
+    Console().print(table)
+    if json is not None:
+        write_json(json, report)
+    if picture is not None:
+        draw_ladder(report, picture)

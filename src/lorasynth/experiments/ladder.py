@@ -1,0 +1,110 @@
+"""The ladder: where likeness is lost between a trained adapter and a synthesised one.
+
+Each rung replaces one more stage of the truth by what the system makes of it, on the same subjects,
+prompts and noise.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lorasynth.adapter import Factors, canonicalise
+from lorasynth.atomic import atomic_file
+from lorasynth.condition import sphere_mean
+from lorasynth.config import to_dict
+from lorasynth.experiments.bundle import Bundle
+from lorasynth.experiments.trial import Measured, Trial, TrialConfig
+from lorasynth.hypernet import LatentDiffusion
+from lorasynth.measure.bootstrap import bootstrap
+from lorasynth.progress import progress
+
+#: sigma/alpha of the noise that is added to a trained adapter's latent.
+LEVELS = (0.3, 1.0, 3.0)
+
+_FIGURES = ("likeness", "likeness_second", "attribute_accuracy")
+
+
+def ladder(bundle: Bundle, config: TrialConfig, cache: Path) -> dict[str, Any]:
+    """Measure every rung; JSON values.
+
+    Args:
+        bundle: the loaded parts.
+        config: the subjects; validation ones where the ladder guides choices.
+        cache: folder for trained adapters.
+    """
+    run = Trial(bundle.instruments, config)
+    trained = run.trained(bundle.recipe, bundle.pretrained, cache)
+    measured = {"two real pictures": run.real()}
+    rungs = list(_rungs(bundle, run, trained))
+    with progress("ladder", len(rungs)) as advance:
+        for name, factors in rungs:
+            measured[name] = run.measure(run.pictures(factors))
+            advance(note=name)
+    return {
+        "config": to_dict(config),
+        "library": len(bundle.library.ids),
+        "rungs": [_row(name, values) for name, values in measured.items()],
+    }
+
+
+def _rungs(bundle: Bundle, run: Trial, trained: Factors) -> Iterator[tuple[str, Factors | None]]:
+    """Names and adapters, from the trained ones down."""
+    synthesizer, names = bundle.synthesizer, run.subjects.ids
+    layout, codec, hypernet = synthesizer.layout, synthesizer.codec, synthesizer.hypernet
+    yield "trained adapter", trained
+    canonical = canonicalise(trained, bundle.sample.info.gauge, bundle.sample.reference)
+    yield "in canonical form", canonical
+    latents = codec.encode(layout.flatten(canonical))
+    yield "through the codec", layout.unflatten(codec.decode(latents))
+    ten = torch.stack([_subject_condition(run, name) for name in names])
+    if isinstance(hypernet, LatentDiffusion):
+        noise = hypernet.draw_noise(run.config.seed, names)
+        for level in LEVELS:
+            cleaned = hypernet.clean(latents, ten, noise, level)
+            yield f"its latent, noise {level:g}, denoised", layout.unflatten(codec.decode(cleaned))
+    yield "sampled, condition of ten pictures", synthesizer.synthesise(ten, names)
+    yield "sampled, condition of one picture", synthesizer.synthesise(run.conditions, names)
+    if bundle.pretrained is not None:
+        direct = bundle.pretrained.synthesise
+        yield "direct, condition of ten pictures", direct(ten, names)
+        yield "direct, condition of one picture", direct(run.conditions, names)
+    yield "base model", None
+
+
+def _subject_condition(run: Trial, name: str) -> Float[Tensor, " m"]:
+    """The condition of the pictures that the subject's trained adapter learned from."""
+    return sphere_mean(run.instruments.encoder.embed(run.subjects.load(name).pictures))
+
+
+def _row(name: str, measured: Measured) -> dict[str, Any]:
+    figures = {figure: asdict(bootstrap(getattr(measured, figure))) for figure in _FIGURES}
+    return {"rung": name, "n": len(measured.likeness), **figures}
+
+
+def draw_ladder(report: dict[str, Any], path: Path) -> None:
+    """Write the ladder as a PNG: a row for each rung, a mark for each figure."""
+    rungs = report["rungs"]
+    figure = Figure(figsize=(7.5, 0.6 + 0.33 * len(rungs)), dpi=150)
+    axes = figure.subplots()
+    for offset, name in enumerate(_FIGURES):
+        rows = [rung[name] for rung in rungs]
+        means = [row["mean"] for row in rows]
+        ends = [[m - r["lo"], r["hi"] - m] for m, r in zip(means, rows, strict=True)]
+        places = [row + 0.16 * (offset - 1) for row in range(len(rungs))]
+        spans = list(zip(*ends, strict=True))
+        label = name.replace("_", " ")
+        axes.errorbar(means, places, xerr=spans, fmt="o", markersize=4, capsize=2, label=label)
+    axes.set_yticks(range(len(rungs)), [rung["rung"] for rung in rungs], fontsize=8)
+    axes.invert_yaxis()
+    axes.grid(axis="x", linewidth=0.3)
+    axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1)
+    axes.legend(fontsize=7, loc="lower right")
+    figure.tight_layout()
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png")
