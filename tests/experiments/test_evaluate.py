@@ -10,7 +10,7 @@ from lorasynth.experiments.bundle import Bundle
 from lorasynth.experiments.demo import COLUMNS, draw_sheet, run_demo, write_page
 from lorasynth.experiments.evaluate import evaluate
 from lorasynth.experiments.latent_library import LatentLibrary
-from lorasynth.experiments.methods import mean, mlp, nearest, ridge
+from lorasynth.experiments.methods import Ridge, mean, mlp, nearest
 from lorasynth.experiments.trial import Trial
 from lorasynth.pictures.avatars import combinations
 
@@ -38,6 +38,18 @@ def test_the_table_has_every_method_and_measure(bundle: Bundle, bundle_run: Path
         assert 0 <= row["prompt_following"] <= 1
         assert row["n"] == config.trial.subjects
     assert evaluate(bundle, config, bundle_run / "evaluation") == result
+
+
+def test_forecasts_are_compared_with_the_trained_adapters(bundle: Bundle, bundle_run: Path) -> None:
+    config = tiny_config().evaluation
+    result = evaluate(bundle, config, bundle_run / "evaluation")
+    rows = {row["method"]: row for row in result["calibration"]}
+    assert {"nearest", "ridge", "direct", "diffusion", "ridge with noise"} <= set(rows)
+    for name in ("diffusion", "ridge with noise"):
+        assert rows[name]["samples"] == config.resamples
+        assert rows[name]["spread_over_error"] > 0
+    assert rows["ridge"]["spread_over_error"] == 0
+    assert {row["method"] for row in result["share_of_trained"]} == {"direct", "diffusion"}
 
 
 def test_subjects_are_unseen_and_pictures_are_apart(bundle: Bundle) -> None:
@@ -97,7 +109,7 @@ def linear() -> LatentLibrary:
 
 def test_regressions_recover_a_linear_map(linear: LatentLibrary) -> None:
     spread = (mean(linear)(linear.conditions[:, 0]) - linear.latents).square().mean()
-    for predictor, share in ((ridge(linear), 0.01), (mlp(linear), 0.1)):
+    for predictor, share in ((Ridge(linear), 0.01), (mlp(linear), 0.1)):
         error = (predictor(linear.conditions[:, 0]) - linear.latents).square().mean()
         assert error < share * spread
 

@@ -12,6 +12,7 @@ from lorasynth.cli import (
     demo,
     encoders,
     evaluate,
+    growth,
     images,
     importing,
     ladder,
@@ -65,6 +66,7 @@ app.command("inspect")(lora.inspect)
 app.command("check")(lora.check)
 app.command("demo")(demo.demo)
 app.command("evaluate")(evaluate.evaluate)
+app.command("growth")(growth.growth)
 app.command("ladder")(ladder.ladder)
 app.command("collect")(collect.collect)
 app.command("pretrain")(pretrain.pretrain)

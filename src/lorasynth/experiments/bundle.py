@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from lorasynth import checksums
+from lorasynth.adapter import Factors, canonicalise
 from lorasynth.atomic import write_json
 from lorasynth.base import BaseModel
 from lorasynth.collect.recipe import Recipe
@@ -57,6 +60,19 @@ class Bundle:
             second=self.second,
             judge=self.judge,
         )
+
+    def canonical(self, adapters: Factors) -> Factors:
+        """The canonical form of any stacked adapters, in the library's gauge."""
+        return canonicalise(adapters, self.sample.info.gauge, self.sample.reference)
+
+    def encode(self, adapters: Factors) -> Float[Tensor, "n k"]:
+        """Latents of any stacked adapters, as the library's are."""
+        vectors = self.synthesizer.layout.flatten(self.canonical(adapters))
+        return self.synthesizer.codec.encode(vectors)
+
+    def decode(self, latents: Float[Tensor, "n k"]) -> Factors:
+        """Stacked adapters of latents."""
+        return self.synthesizer.layout.unflatten(self.synthesizer.codec.decode(latents))
 
     @classmethod
     def open(cls, folder: Path, device: torch.device | str = "cpu") -> "Bundle":

@@ -10,12 +10,13 @@ import torch
 from lorasynth.adapter import Factors, cosines
 from lorasynth.config import to_dict
 from lorasynth.experiments.bundle import Bundle
-from lorasynth.experiments.methods import Synthesised, methods
+from lorasynth.experiments.methods import Ridge, Synthesised, methods
 from lorasynth.experiments.trial import Measured, Trial, TrialConfig
 from lorasynth.measure.bootstrap import bootstrap, bootstrap_ratio
+from lorasynth.measure.calibration import calibration
 from lorasynth.measure.diversity import mean_pairwise_distance
 from lorasynth.progress import progress
-from lorasynth.synthesizer import Synthesizer
+from lorasynth.randomness import torch_stream
 
 #: Methods of this system, which are compared with all others.
 OURS = ("direct", "diffusion")
@@ -30,11 +31,11 @@ class EvaluationConfig:
 
     Attributes:
         trial: the subjects, and how pictures of them are made and judged.
-        resamples: adapters synthesised from one condition to measure their diversity.
+        resamples: adapters synthesised from one condition to measure how they differ.
     """
 
     trial: TrialConfig = field(default_factory=TrialConfig)
-    resamples: int = 4
+    resamples: int = 16
 
 
 def evaluate(bundle: Bundle, config: EvaluationConfig, cache: Path) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def evaluate(bundle: Bundle, config: EvaluationConfig, cache: Path) -> dict[str,
         "paired": [row for name in ours for row in _paired(name, measured)],
         "share_of_trained": [_share(name, measured[name], measured["trained"]) for name in ours],
         "memorisation": _memorisation(bundle, adapters),
-        "adapter_diversity": _adapter_diversity(bundle.synthesizer, run, config.resamples),
+        **_forecasts(bundle, run, adapters, config.resamples),
     }
 
 
@@ -116,8 +117,7 @@ def _share(name: str, measured: Measured, ceiling: Measured) -> dict[str, Any]:
 
 def _memorisation(bundle: Bundle, adapters: Mapping[str, Factors | None]) -> dict[str, float]:
     """Mean cosine of ΔW to the nearest adapter of the library."""
-    synthesizer = bundle.synthesizer
-    known = synthesizer.layout.unflatten(synthesizer.codec.decode(bundle.library.latents))
+    known = bundle.decode(bundle.library.latents)
     nearest = {}
     for name in (*OURS, "trained"):
         factors = adapters.get(name)
@@ -126,12 +126,39 @@ def _memorisation(bundle: Bundle, adapters: Mapping[str, Factors | None]) -> dic
     return nearest
 
 
-def _adapter_diversity(synthesizer: Synthesizer, run: Trial, samples: int) -> dict[str, float]:
-    """How much adapters differ that were synthesised from one condition with other noise."""
-    vectors = []
-    for seed in range(samples):
-        factors = Synthesised(synthesizer, seed)(run.conditions, run.subjects.ids)
-        vectors.append(synthesizer.layout.flatten(factors))
-    stacked = torch.stack(vectors, dim=1)
-    centred = stacked - stacked.mean(dim=(0, 1))
-    return {"mean_pairwise_distance": mean_pairwise_distance(centred).mean().item()}
+def _forecasts(
+    bundle: Bundle, run: Trial, adapters: Mapping[str, Factors | None], count: int
+) -> dict[str, Any]:
+    """How adapters of one condition differ, and whether by as much as they miss the trained one.
+
+    Ridge regression with its error on left-out subjects as Gaussian noise is the simplest
+    calibrated forecast.
+    """
+    synthesizer, library = bundle.synthesizer, bundle.library
+
+    drawn = torch.stack(
+        [
+            bundle.encode(Synthesised(synthesizer, seed)(run.conditions, run.subjects.ids))
+            for seed in range(count)
+        ]
+    )
+    trained = adapters["trained"]
+    assert trained is not None
+    truth = bundle.encode(trained)
+    forecasts = {
+        name: bundle.encode(factors)[None]
+        for name, factors in adapters.items()
+        if factors is not None and name != "trained"
+    }
+    ridge = Ridge(library)
+    noise = torch.randn(drawn.shape, generator=torch_stream(run.config.seed, "ridge noise"))
+    forecasts["ridge with noise"] = ridge(run.conditions) + ridge.spread * noise
+    forecasts["diffusion"] = drawn
+    centred = drawn.transpose(0, 1) - library.latents.mean(dim=0)
+    return {
+        "calibration": [
+            {"method": name, "samples": len(samples), **asdict(calibration(samples, truth))}
+            for name, samples in forecasts.items()
+        ],
+        "adapter_diversity": mean_pairwise_distance(centred).mean().item(),
+    }

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lorasynth.adapter import Factors, canonicalise
+from lorasynth.adapter import Factors
 from lorasynth.atomic import atomic_file
 from lorasynth.condition import sphere_mean
 from lorasynth.config import to_dict
@@ -56,18 +56,16 @@ def ladder(bundle: Bundle, config: TrialConfig, cache: Path) -> dict[str, Any]:
 def _rungs(bundle: Bundle, run: Trial, trained: Factors) -> Iterator[tuple[str, Factors | None]]:
     """Names and adapters, from the trained ones down."""
     synthesizer, names = bundle.synthesizer, run.subjects.ids
-    layout, codec, hypernet = synthesizer.layout, synthesizer.codec, synthesizer.hypernet
+    hypernet, latents = synthesizer.hypernet, bundle.encode(trained)
     yield "trained adapter", trained
-    canonical = canonicalise(trained, bundle.sample.info.gauge, bundle.sample.reference)
-    yield "in canonical form", canonical
-    latents = codec.encode(layout.flatten(canonical))
-    yield "through the codec", layout.unflatten(codec.decode(latents))
+    yield "in canonical form", bundle.canonical(trained)
+    yield "through the codec", bundle.decode(latents)
     ten = torch.stack([_subject_condition(run, name) for name in names])
     if isinstance(hypernet, LatentDiffusion):
         noise = hypernet.draw_noise(run.config.seed, names)
         for level in LEVELS:
             cleaned = hypernet.clean(latents, ten, noise, level)
-            yield f"its latent, noise {level:g}, denoised", layout.unflatten(codec.decode(cleaned))
+            yield f"its latent, noise {level:g}, denoised", bundle.decode(cleaned)
     yield "sampled, condition of ten pictures", synthesizer.synthesise(ten, names)
     yield "sampled, condition of one picture", synthesizer.synthesise(run.conditions, names)
     if bundle.pretrained is not None:

@@ -11,7 +11,7 @@ from lorasynth.codec import Codec
 from lorasynth.config import read_json
 from lorasynth.errors import BundleError
 from lorasynth.hypernet.library_data import training_set
-from lorasynth.library import Library
+from lorasynth.library import Library, LibraryView
 from lorasynth.weights import read_weights, write_weights
 
 _WEIGHTS = "latents.safetensors"
@@ -33,8 +33,8 @@ class LatentLibrary:
     conditions: Float[Tensor, "N P m"]
 
     @classmethod
-    def encode(cls, library: Library, codec: Codec, column: str) -> "LatentLibrary":
-        """Encode a whole library; `column` holds the conditions."""
+    def encode(cls, library: Library | LibraryView, codec: Codec, column: str) -> "LatentLibrary":
+        """Encode a library or a part of one; `column` holds the conditions."""
         data = training_set(library, codec, column)
         assert data.conditions is not None, "a column was named"
         return cls(ids=tuple(library.ids), latents=data.latents, conditions=data.conditions)

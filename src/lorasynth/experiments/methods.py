@@ -74,18 +74,31 @@ _PENALTIES = tuple(10.0**exponent for exponent in range(-4, 4))
 _FOLDS = 5
 
 
-def ridge(library: LatentLibrary) -> Predictor:
-    """Linear regression with the penalty that predicts left-out subjects best (5 folds)."""
-    fold = torch.arange(len(library.latents)) % _FOLDS
-    errors = torch.zeros(len(_PENALTIES))
-    for k in range(_FOLDS):
-        for i, penalty in enumerate(_PENALTIES):
-            predict = _fit_ridge(library, fold != k, penalty)
-            kept = library.conditions[fold == k]
-            guess = predict(kept.flatten(0, 1)).unflatten(0, kept.shape[:2])
-            errors[i] += (guess - library.latents[fold == k][:, None]).square().sum()
-    best = _PENALTIES[int(errors.argmin())]
-    return _fit_ridge(library, torch.ones_like(fold, dtype=torch.bool), best)
+class Ridge:
+    """Linear regression with the penalty that predicts left-out subjects best (5 folds).
+
+    Attributes:
+        spread: root mean square error on left-out subjects, per latent.
+    """
+
+    def __init__(self, library: LatentLibrary) -> None:
+        fold = torch.arange(len(library.latents)) % _FOLDS
+        errors = torch.zeros(len(_PENALTIES), library.latents.shape[1])
+        for k in range(_FOLDS):
+            for i, penalty in enumerate(_PENALTIES):
+                predict = _fit_ridge(library, fold != k, penalty)
+                kept = library.conditions[fold == k]
+                guess = predict(kept.flatten(0, 1)).unflatten(0, kept.shape[:2])
+                missed = (guess - library.latents[fold == k][:, None]).square()
+                errors[i] += missed.mean(dim=1).sum(dim=0) / len(fold)
+        best = int(errors.sum(dim=1).argmin())
+        self.spread: Float[Tensor, " k"] = errors[best].sqrt()
+        everyone = torch.ones_like(fold, dtype=torch.bool)
+        self._predict = _fit_ridge(library, everyone, _PENALTIES[best])
+
+    def __call__(self, conditions: Float[Tensor, "n m"]) -> Float[Tensor, "n k"]:
+        """Predict latents."""
+        return self._predict(conditions)
 
 
 def _fit_ridge(library: LatentLibrary, rows: Tensor, penalty: float) -> Predictor:
@@ -148,10 +161,10 @@ def methods(
         library: what baselines learn from.
         seed: of every random stream.
     """
-    predictors = {
+    predictors: dict[str, Predictor] = {
         "mean": mean(library),
         "nearest": nearest(library),
-        "ridge": ridge(library),
+        "ridge": Ridge(library),
         "mlp": mlp(library, seed),
     }
     table: dict[str, Method] = {

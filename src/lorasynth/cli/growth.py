@@ -1,0 +1,57 @@
+"""`lorasynth growth`: likeness against the size of the library."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorasynth.cli.instruments import Encoder, Judge, Second, instruments_of
+from lorasynth.cli.options import Base, Device, Seed, Settings, override
+
+
+def growth(
+    library: Annotated[Path, typer.Argument(help="Library, embedded.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for reports and picture.")],
+    size: Annotated[
+        list[int] | None, typer.Option(help="Size to measure; may be repeated.", min=3)
+    ] = None,
+    subjects: Annotated[int, typer.Option(help="Subjects drawn from the split.", min=2)] = 50,
+    seed: Seed = 0,
+    split: Annotated[str, typer.Option(help="validation, or test.")] = "validation",
+    latents: Annotated[int, typer.Option(help="Principal components.", min=1)] = 128,
+    settings: Settings = None,
+    base: Base = Path("bundle/base"),
+    encoder: Encoder = Path("bundle/encoders/avatar"),
+    second: Second = Path("bundle/encoders/avatar-second"),
+    judge: Judge = Path("bundle/judge"),
+    device: Device = "auto",
+) -> None:
+    """Train on ever larger parts of a library and measure each; run again to resume.
+
+    Example: lorasynth growth library -o runs/growth --size 125 --size 250 --size 500
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from lorasynth.config import from_dict
+    from lorasynth.experiments.growth import SIZES, GrowthConfig, draw_growth
+    from lorasynth.experiments.growth import growth as run
+    from lorasynth.experiments.trial import TrialConfig
+    from lorasynth.hypernet.train import HypernetConfig
+    from lorasynth.library import Library
+
+    config = GrowthConfig(
+        sizes=tuple(size or SIZES),
+        latents=latents,
+        hypernet=override(HypernetConfig(), settings),
+        trial=from_dict(TrialConfig, {"subjects": subjects, "seed": seed, "split": split}),
+    )
+    instruments = instruments_of(base, encoder, second, judge, device)
+    reports = run(instruments, Library.open(library), config, out)
+    draw_growth(reports, out / "growth.png")
+    table = Table("adapters", *reports[0]["methods"])
+    for report in reports:
+        rows = [row["likeness"] for row in report["methods"].values()]
+        cells = (f"{row['mean']:.3f} [{row['lo']:.3f}, {row['hi']:.3f}]" for row in rows)
+        table.add_row(str(report["size"]), *cells)
+    Console().print(table)

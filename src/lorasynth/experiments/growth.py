@@ -1,0 +1,137 @@
+"""Likeness against the size of the library, for the hypernetwork and for simple baselines."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lorasynth.atomic import atomic_file, write_json
+from lorasynth.codec import fit_codec
+from lorasynth.collect.embedding import column_of
+from lorasynth.config import read_json, to_dict
+from lorasynth.errors import ConfigError
+from lorasynth.experiments.latent_library import LatentLibrary
+from lorasynth.experiments.methods import methods
+from lorasynth.experiments.trial import Instruments, Trial, TrialConfig
+from lorasynth.hypernet import TrainingSet
+from lorasynth.hypernet.train import HypernetConfig
+from lorasynth.hypernet.train import train as train_hypernet
+from lorasynth.library import Library
+from lorasynth.measure.bootstrap import bootstrap
+from lorasynth.progress import console
+from lorasynth.synthesizer import Synthesizer
+
+
+SIZES = (125, 250, 500, 1000, 2000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthConfig:
+    """What is measured.
+
+    Attributes:
+        sizes: of the libraries, each the first rows of the whole one.
+        codec: name of the codec.
+        latents: of the codec; fewer for libraries that have fewer.
+        hypernet: training of the hypernetwork, the same for all sizes.
+        trial: the subjects.
+    """
+
+    sizes: tuple[int, ...] = SIZES
+    codec: str = "pca"
+    latents: int = 128
+    hypernet: HypernetConfig
+    trial: TrialConfig
+
+
+def growth(
+    instruments: Instruments, library: Library, config: GrowthConfig, folder: Path
+) -> list[dict[str, Any]]:
+    """Measure every size; each is a file of `folder`, and not measured again.
+
+    Args:
+        instruments: what makes pictures, and what judges them.
+        library: its subjects embedded by the first encoder.
+        config: what is measured.
+        folder: for the reports and the checkpoints of the hypernetworks.
+
+    Raises:
+        ConfigError: the library is smaller than the largest size.
+    """
+    if max(config.sizes) > len(library):
+        raise ConfigError(
+            f"the library must hold {max(config.sizes)} adapters, but holds {len(library)}: give "
+            "smaller sizes, or collect more"
+        )
+    reports = []
+    for size in sorted(config.sizes):
+        path = folder / f"{size}.json"
+        report = read_json(path) if path.is_file() else {}
+        if report.get("config") != to_dict(config):
+            console.print(f"library of {size}")
+            report = _measure(instruments, library, config, size, folder / f"{size}.safetensors")
+            write_json(path, report)
+        reports.append(report)
+    return reports
+
+
+def _measure(
+    instruments: Instruments, library: Library, config: GrowthConfig, size: int, checkpoint: Path
+) -> dict[str, Any]:
+    part = library.select(range(size))
+    codec = fit_codec(config.codec, part, {"latents": min(config.latents, size - 1)})
+    known = LatentLibrary.encode(part, codec, column_of(instruments.encoder))
+    data = TrainingSet(latents=known.latents, conditions=known.conditions)
+    hypernet = train_hypernet(data, config.hypernet, checkpoint=checkpoint)
+    synthesizer = Synthesizer.of(
+        instruments.base, library.layout, instruments.encoder, hypernet, codec
+    )
+    run, rows = Trial(instruments, config.trial), {}
+    for name, method in methods(synthesizer, None, known, config.trial.seed).items():
+        measured = run.measure(run.pictures(method(run.conditions, run.subjects.ids)))
+        rows[name] = {
+            "likeness": asdict(bootstrap(measured.likeness)),
+            "likeness_second": asdict(bootstrap(measured.likeness_second)),
+        }
+    return {"config": to_dict(config), "size": size, "methods": rows}
+
+
+def extrapolate(sizes: Sequence[int], likeness: Sequence[float]) -> tuple[float, float, float]:
+    """Fit a - b n^-c by least squares, with c searched on a grid; at least three sizes.
+
+    Returns:
+        a, the likeness of an endless library; b; c.
+    """
+    n, y = np.asarray(sizes, float), np.asarray(likeness, float)
+    fits = []
+    for c in np.linspace(0.05, 2.0, 79):
+        design = np.stack([np.ones_like(n), -(n**-c)], axis=1)
+        (a, b), *_ = np.linalg.lstsq(design, y, rcond=None)
+        fits.append((float(np.square(design @ (a, b) - y).sum()), float(a), float(b), float(c)))
+    _, a, b, c = min(fits)
+    return a, b, c
+
+
+def draw_growth(reports: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write likeness against size as a PNG, with the fitted curve of the hypernetwork."""
+    sizes = [report["size"] for report in reports]
+    figure = Figure(figsize=(6.4, 4.2), dpi=150)
+    axes = figure.subplots()
+    for name in reports[0]["methods"]:
+        rows = [report["methods"][name]["likeness"] for report in reports]
+        means = [row["mean"] for row in rows]
+        spans = zip(*((r["mean"] - r["lo"], r["hi"] - r["mean"]) for r in rows), strict=True)
+        axes.errorbar(sizes, means, yerr=list(spans), fmt="o-", capsize=2, label=name)
+        if name == "diffusion" and len(sizes) > 2:
+            a, b, c = extrapolate(sizes, means)
+            ahead = np.geomspace(min(sizes), 10 * max(sizes), 100)
+            label = f"diffusion: {a:.2f} - {b:.2g} n^-{c:.2g}"
+            axes.plot(ahead, a - b * ahead**-c, "k--", linewidth=0.8, label=label)
+    axes.set(xscale="log", xlabel="adapters in the library", ylabel="likeness")
+    axes.legend(fontsize=7)
+    figure.tight_layout()
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png")
