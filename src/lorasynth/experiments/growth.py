@@ -24,7 +24,6 @@ from lorasynth.measure.bootstrap import bootstrap
 from lorasynth.progress import console
 from lorasynth.synthesizer import Synthesizer
 
-
 SIZES = (125, 250, 500, 1000, 2000)
 
 
