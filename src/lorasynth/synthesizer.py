@@ -28,8 +28,8 @@ from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.codec import Codec, load_codec
 from lorasynth.condition import ConditionEncoder, load_encoder, sphere_mean, subject_embedding
 from lorasynth.config import read_json
-from lorasynth.errors import BundleError, LayoutError
-from lorasynth.hypernet import Hypernetwork, load_hypernet
+from lorasynth.errors import BundleError, ConfigError, LayoutError
+from lorasynth.hypernet import Hypernetwork, LatentRegression, in_latents_of, load_hypernet
 from lorasynth.pictures import Subject, captions, read_picture
 from lorasynth.weights import fingerprint
 
@@ -247,6 +247,19 @@ class Synthesizer:
         """Adapters from all pictures of each subject, for a collection to start from."""
         conditions = [sphere_mean(self.encoder.embed(subject.pictures)) for subject in subjects]
         return self.synthesise(torch.stack(conditions), [subject.id for subject in subjects])
+
+    def regression_in(self, codec: Codec) -> LatentRegression:
+        """What this synthesizer predicts, in another codec's latents: diffusion starts around it.
+
+        Raises:
+            ConfigError: it is no regression, or a codec is not linear.
+        """
+        if not isinstance(self.hypernet, LatentRegression):
+            raise ConfigError(
+                "diffusion is anchored at a regression, but this synthesizer has "
+                f"{type(self.hypernet).__name__}: give one that `lorasynth pretrain` made"
+            )
+        return in_latents_of(self.hypernet, self.codec, codec)
 
     def metadata(self, seed: int) -> AdapterMetadata:
         """What is written into every file that this synthesizer makes."""

@@ -1,17 +1,20 @@
 """From pictures to pictures by commands alone."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
 
-from command_line import Run
+from command_line import Run, call
 from lorasynth import Synthesizer
 from lorasynth.adapter import Adapter
+from lorasynth.hypernet import LatentDiffusion
 from lorasynth.library import Library
 from lorasynth.pictures import FolderSubjects
 
-from .conftest import SIDE, SUBJECTS, World, collect_arguments, write_picture
+from .conftest import SIDE, SUBJECTS, World, collect_arguments, train_arguments, write_picture
 
 
 def test_the_library_holds_every_subject_with_its_embeddings(world: World) -> None:
@@ -37,16 +40,23 @@ def test_a_recipe_that_trains_both_factors_gets_the_procrustes_gauge(
     assert Library.open(tmp_path / "both").info.gauge == "procrustes"
 
 
-def test_a_library_starts_from_a_pretrained_synthesizer(world: World, run: Run, tmp_path) -> None:
-    out = tmp_path / "pretrained"
+@pytest.fixture(scope="module")
+def pretrained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretraining")
+    out = folder / "pretrained"
     common = ["--folder", world.subjects, "--base", world.base, "--device", "cpu"]
     sets = ("optimisation.steps=2", "optimisation.batch=2", "latents=2", "model.width=8")
-    options = ["--encoder", world.encoder, "-o", out, "--run", tmp_path, "--recipe", "rank=2"]
+    options = ["--encoder", world.encoder, "-o", out, "--run", folder, "--recipe", "rank=2"]
     words = [word for setting in sets for word in ("--set", setting)]
-    result = run("pretrain", *common, *options, *words)
-    assert (result.status, result.out) == (0, f"{out}: trained on 3 subjects\n")
-    synthesizer = Synthesizer.from_pretrained(out)
-    arguments = [*collect_arguments(world, tmp_path / "library"), "--anchor", out]
+    assert call(["pretrain", *common, *options, *words]) == 0
+    return out
+
+
+def test_a_library_starts_from_a_pretrained_synthesizer(
+    world: World, pretrained: Path, run: Run, tmp_path
+) -> None:
+    synthesizer = Synthesizer.from_pretrained(pretrained)
+    arguments = [*collect_arguments(world, tmp_path / "library"), "--anchor", pretrained]
     still = ("--set", "learning_rate=1e-12")
     assert run(*arguments, *still).status == 0
     library = Library.open(tmp_path / "library")
@@ -55,6 +65,18 @@ def test_a_library_starts_from_a_pretrained_synthesizer(world: World, run: Run, 
     foretold = synthesizer.foretell([source.load(name) for name in library.ids])
     vectors = library.layout.flatten(library.factors(range(len(library))))
     torch.testing.assert_close(vectors, library.layout.flatten(foretold))
+
+
+def test_diffusion_is_trained_around_a_pretrained_synthesizer(
+    world: World, pretrained: Path, run: Run, tmp_path
+) -> None:
+    out = tmp_path / "synthesizer"
+    where = [*train_arguments(world, out, tmp_path), "--device", "cpu"]
+    assert run(*where, "--anchor", pretrained).status == 0
+    hypernet = Synthesizer.from_pretrained(out).hypernet
+    assert isinstance(hypernet, LatentDiffusion)
+    assert hypernet.anchor is not None
+    run(*where, "--anchor", world.synthesizer).is_one_error("regression", "LatentDiffusion")
 
 
 def test_library_info_says_what_it_holds(world: World, run: Run) -> None:

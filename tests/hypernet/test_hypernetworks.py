@@ -21,9 +21,9 @@ from lorasynth.hypernet import (
 K, M = 6, 4
 
 
-def diffusion() -> Hypernetwork:
+def diffusion(anchor: LatentRegressionConfig | None = None) -> Hypernetwork:
     options = {"width": 16, "depth": 1, "embedding": 8}
-    model = LatentDiffusion(LatentDiffusionConfig(denoiser_options=options), K, M)
+    model = LatentDiffusion(LatentDiffusionConfig(denoiser_options=options, anchor=anchor), K, M)
     model.latent_normaliser.fit(torch.randn(50, K) * 3 + 1)
     return model
 
@@ -35,7 +35,11 @@ def regression() -> Hypernetwork:
     return model
 
 
-ROWS: dict[str, Callable[[], Hypernetwork]] = {"diffusion": diffusion, "regression": regression}
+ROWS: dict[str, Callable[[], Hypernetwork]] = {
+    "diffusion": diffusion,
+    "diffusion around a regression": lambda: diffusion(LatentRegressionConfig(width=8, depth=1)),
+    "regression": regression,
+}
 
 
 @pytest.fixture(params=ROWS)
@@ -49,7 +53,9 @@ def model(request: pytest.FixtureRequest) -> Hypernetwork:
 
 
 def test_every_plug_in_has_a_row() -> None:
-    assert set(ROWS) == set(HYPERNETWORKS.names())
+    assert {HYPERNETWORKS.name_of(type(make())) for make in ROWS.values()} == set(
+        HYPERNETWORKS.names()
+    )
 
 
 def test_a_subjects_latent_does_not_depend_on_the_batch(model: Hypernetwork) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lorasynth.cli.instruments import Encoder, Judge, Second, instruments_of
-from lorasynth.cli.options import Base, Device, Seed, Settings, override
+from lorasynth.cli.options import Anchor, Base, Device, Seed, Settings, anchor_of, override
 
 
 def growth(
@@ -20,6 +20,7 @@ def growth(
     split: Annotated[str, typer.Option(help="validation, or test.")] = "validation",
     latents: Annotated[int, typer.Option(help="Principal components.", min=1)] = 128,
     settings: Settings = None,
+    anchor: Anchor = None,
     base: Base = Path("bundle/base"),
     encoder: Encoder = Path("bundle/encoders/avatar"),
     second: Second = Path("bundle/encoders/avatar-second"),
@@ -47,7 +48,8 @@ def growth(
         trial=from_dict(TrialConfig, {"subjects": subjects, "seed": seed, "split": split}),
     )
     instruments = instruments_of(base, encoder, second, judge, device)
-    reports = run(instruments, Library.open(library), config, out)
+    start = anchor_of(anchor, instruments.base)
+    reports = run(instruments, Library.open(library), config, out, start)
     draw_growth(reports, out / "growth.png")
     table = Table("adapters", *reports[0]["methods"])
     for report in reports:

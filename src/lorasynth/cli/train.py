@@ -5,11 +5,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorasynth.cli.options import Base, Device, Run, Settings, override
+from lorasynth.cli.options import Base, Device, Run, Settings, anchor_of, override
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+Around = Annotated[
+    Path | None,
+    typer.Option(
+        "--anchor",
+        help="Pretrained synthesizer, whose prediction diffusion is relative to: it then learns "
+        "what that misses, and how far that scatters.",
+    ),
+]
 Library = Annotated[Path, typer.Argument(help="Library of adapters.", show_default=False)]
 
 
@@ -42,6 +50,7 @@ def train(
     codec: Annotated[Path, typer.Option(help="Codec that was fitted to the library.")],
     encoder: Annotated[Path, typer.Option(help="Condition encoder that embedded its subjects.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Synthesizer folder to write.")],
+    anchor: Around = None,
     base: Base = Path("bundle/base"),
     run: Run = Path("runs/train"),
     settings: Settings = None,
@@ -67,11 +76,13 @@ def train(
     adapters, embedder, fitted = Library.open(library), load_encoder(encoder), load_codec(codec)
     model = BaseModel.load(base)
     require_made_for(model, adapters.info.base_fingerprint, f"library {library}")
+    around = anchor_of(anchor, model)
     make_parent(out)
     data = training_set(adapters, fitted, column_of(embedder))
     hypernet = training.train(
         data,
         config,
+        anchor=None if around is None else around.regression_in(fitted),
         checkpoint=run / "hypernet.safetensors",
         accelerator=_accelerator(device),
     )

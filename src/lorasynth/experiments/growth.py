@@ -47,7 +47,11 @@ class GrowthConfig:
 
 
 def growth(
-    instruments: Instruments, library: Library, config: GrowthConfig, folder: Path
+    instruments: Instruments,
+    library: Library,
+    config: GrowthConfig,
+    folder: Path,
+    pretrained: Synthesizer | None = None,
 ) -> list[dict[str, Any]]:
     """Measure every size; each is a file of `folder`, and not measured again.
 
@@ -56,6 +60,7 @@ def growth(
         library: its subjects embedded by the first encoder.
         config: what is measured.
         folder: for the reports and the checkpoints of the hypernetworks.
+        pretrained: what diffusion is relative to; None for nothing.
 
     Raises:
         ConfigError: the library is smaller than the largest size.
@@ -69,33 +74,45 @@ def growth(
     for size in sorted(config.sizes):
         path = folder / f"{size}.json"
         report = read_json(path) if path.is_file() else {}
-        if report.get("config") != to_dict(config):
+        asked = {
+            "config": to_dict(config),
+            "anchor": None if pretrained is None else pretrained.fingerprint,
+        }
+        if not asked.items() <= report.items():
             console.print(f"library of {size}")
-            report = _measure(instruments, library, config, size, folder / f"{size}.safetensors")
+            checkpoint = folder / f"{size}.safetensors"
+            rows = _measure(instruments, library, config, size, checkpoint, pretrained)
+            report = {**asked, "size": size, "methods": rows}
             write_json(path, report)
         reports.append(report)
     return reports
 
 
 def _measure(
-    instruments: Instruments, library: Library, config: GrowthConfig, size: int, checkpoint: Path
+    instruments: Instruments,
+    library: Library,
+    config: GrowthConfig,
+    size: int,
+    checkpoint: Path,
+    pretrained: Synthesizer | None,
 ) -> dict[str, Any]:
     part = library.select(range(size))
     codec = fit_codec(config.codec, part, {"latents": min(config.latents, size - 1)})
     known = LatentLibrary.encode(part, codec, column_of(instruments.encoder))
     data = TrainingSet(latents=known.latents, conditions=known.conditions)
-    hypernet = train_hypernet(data, config.hypernet, checkpoint=checkpoint)
+    anchor = None if pretrained is None else pretrained.regression_in(codec)
+    hypernet = train_hypernet(data, config.hypernet, anchor=anchor, checkpoint=checkpoint)
     synthesizer = Synthesizer.of(
         instruments.base, library.layout, instruments.encoder, hypernet, codec
     )
     run, rows = Trial(instruments, config.trial), {}
-    for name, method in methods(synthesizer, None, known, config.trial.seed).items():
+    for name, method in methods(synthesizer, pretrained, known, config.trial.seed).items():
         measured = run.measure(run.pictures(method(run.conditions, run.subjects.ids)))
         rows[name] = {
             "likeness": asdict(bootstrap(measured.likeness)),
             "likeness_second": asdict(bootstrap(measured.likeness_second)),
         }
-    return {"config": to_dict(config), "size": size, "methods": rows}
+    return rows
 
 
 def extrapolate(sizes: Sequence[int], likeness: Sequence[float]) -> tuple[float, float, float]:

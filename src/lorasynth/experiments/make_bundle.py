@@ -234,7 +234,9 @@ class BundleMaker:
         codec, encoder = load_codec(self.stages / "codec"), load_encoder(self.stages / "avatar")
         data = training_set(library, codec, column_of(encoder))
         checkpoint = self.run / "hypernet.safetensors"
-        hypernet = train_hypernet(data, self.config.hypernet, checkpoint=checkpoint)
+        around = self._anchor()
+        anchor = None if around is None else around.regression_in(codec)
+        hypernet = train_hypernet(data, self.config.hypernet, anchor=anchor, checkpoint=checkpoint)
         base = self._base_model()
         Synthesizer.of(base, library.layout, encoder, hypernet, codec).save(path)
 

@@ -5,6 +5,7 @@ come from outside.  `train` gives a `LatentDiffusion`, which samples.  Training 
 by name here: `lorasynth.hypernet.train` loads accelerate and diffusers, sampling needs neither.
 """
 
+from lorasynth.hypernet.anchor import in_latents_of
 from lorasynth.hypernet.batches import TrainingSet
 from lorasynth.hypernet.contract import (
     DENOISERS,
@@ -49,5 +50,6 @@ __all__ = [
     "Prediction",
     "Probe",
     "TrainingSet",
+    "in_latents_of",
     "load_hypernet",
 ]

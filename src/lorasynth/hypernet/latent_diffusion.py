@@ -4,15 +4,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
 from lorasynth.config import from_dict
 from lorasynth.diffusion import PARAMETERISATIONS, SCHEDULES, Solver, sample
+from lorasynth.diffusion.contract import over
 from lorasynth.hypernet.contract import DENOISERS, State
 from lorasynth.hypernet.hypernetwork import HYPERNETWORKS, Hypernetwork
 from lorasynth.hypernet.normaliser import Normaliser
+from lorasynth.hypernet.regression import LatentRegression, LatentRegressionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,7 @@ class LatentDiffusionConfig:
         steps: solver steps, at most 30.
         guidance: classifier-free guidance (Ho & Salimans 2022); 1 for the plain condition, above
             it to exaggerate what the condition changes, 0 to ignore it.
+        anchor: of the regression that diffusion is relative to; None (default) for none.
     """
 
     denoiser: str = "mlp"
@@ -37,13 +40,20 @@ class LatentDiffusionConfig:
     solver: Solver = "dpm2m"
     steps: int = 25
     guidance: float = 1.0
+    anchor: LatentRegressionConfig | None = None
 
 
 @HYPERNETWORKS.register("diffusion")
 class LatentDiffusion(Hypernetwork):
     """Denoiser, normalisers, schedule, parameterisation and sampler: all that sampling needs.
 
-    Guidance costs a second evaluation of the denoiser unless it is 1 or 0.
+    With an anchor, the denoiser works in coordinates relative to what a frozen regression predicts
+    from the condition (without a condition: to the mean), so that it need only learn what the
+    regression misses, and how far that scatters.  Guidance costs a second evaluation of the
+    denoiser unless it is 1 or 0.
+
+    Attributes:
+        anchor: the regression, in the codec's units; None for none.
     """
 
     config_class = LatentDiffusionConfig
@@ -55,6 +65,9 @@ class LatentDiffusion(Hypernetwork):
         self.denoiser = kind(options, latents, condition_width)
         self.latent_normaliser = Normaliser(latents)
         self.condition_normaliser = Normaliser(condition_width)
+        self.anchor = None
+        if config.anchor is not None:
+            self.anchor = LatentRegression(config.anchor, latents, condition_width)
         self.schedule = SCHEDULES.get(config.schedule)()
         self.parameterisation = PARAMETERISATIONS.get(config.parameterisation)(self.schedule)
 
@@ -68,21 +81,22 @@ class LatentDiffusion(Hypernetwork):
     ) -> Float[Tensor, "n k"]:
         guidance = self.config.guidance if guidance is None else guidance
         steps = self.config.steps if steps is None else steps
-        if condition is not None:
-            condition = self.condition_normaliser(condition)
-        null = self.denoiser.fill(None, len(noise))
+        branches: list[tuple[Float[Tensor, "n m"] | None, float]]
         if condition is None or guidance == 0:
-            conditions, weights = [null], [1.0]
+            branches = [(None, 1.0)]
         elif guidance == 1:
-            conditions, weights = [condition], [1.0]
+            branches = [(condition, 1.0)]
         else:
-            conditions, weights = [condition, null], [guidance, 1 - guidance]
-        state = self.denoiser.prepare(torch.cat(conditions))
+            branches = [(condition, guidance), (None, 1 - guidance)]
+        rows, copies = len(noise), len(branches)
+        given = [self._prepare(seen, rows) for seen, _ in branches]
+        state = self.denoiser.prepare(torch.cat([y for y, _ in given]))
+        centre = torch.cat([c for _, c in given])
 
         def denoise(x_t: Float[Tensor, "n k"], t: Float[Tensor, " n"]) -> Float[Tensor, "n k"]:
-            copies = len(weights)
-            clean = self.to_x0(x_t.repeat(copies, 1), t.repeat(copies), state).chunk(copies)
-            return torch.stack([w * x for w, x in zip(weights, clean, strict=True)]).sum(0)
+            clean = self._to_x0(x_t.repeat(copies, 1), t.repeat(copies), state, centre)
+            parts = zip(branches, clean.chunk(copies), strict=True)
+            return torch.stack([weight * part for (_, weight), part in parts]).sum(0)
 
         clean = sample(denoise, noise, self.schedule, steps, self.config.solver)
         return self.latent_normaliser.inverse(clean)
@@ -102,17 +116,46 @@ class LatentDiffusion(Hypernetwork):
             noise: standard normal.
             level: sigma/alpha of the noise, in normalised units.
         """
-        x0 = self.latent_normaliser(latents)
-        if condition is not None:
-            condition = self.condition_normaliser(condition)
-        state = self.denoiser.prepare(self.denoiser.fill(condition, len(x0)))
+        seen, centre = self._prepare(condition, len(latents))
         time = self.schedule.time(-2 * torch.tensor(level, dtype=torch.float64).log())
-        t = time.to(x0).expand(len(x0))
-        found = self.to_x0(self.schedule.mix(x0, noise, t), t, state)
+        t = time.to(noise).expand(len(latents))
+        x_t = self.schedule.mix(self.latent_normaliser(latents), noise, t)
+        found = self._to_x0(x_t, t, self.denoiser.prepare(seen), centre)
         return self.latent_normaliser.inverse(found)
 
-    def to_x0(
-        self, x_t: Float[Tensor, "b k"], t: Float[Tensor, " b"], state: State
+    def centre(
+        self, condition: Float[Tensor, "b m"] | None, keep: Bool[Tensor, " b"], rows: int
+    ) -> Float[Tensor, "b k"]:
+        """What the denoiser's latents are relative to, in normalised units.
+
+        Args:
+            condition: in the encoder's units; None for no condition in any row.
+            keep: rows whose condition counts.
+            rows: b.
+        """
+        none = torch.zeros(rows, self.latents).to(self.latent_normaliser.mean)
+        if self.anchor is None or condition is None:
+            return none
+        return torch.where(keep[:, None], self.latent_normaliser(self.anchor(condition)), none)
+
+    def _prepare(
+        self, condition: Float[Tensor, "b m"] | None, rows: int
+    ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b k"]]:
+        """The condition as the denoiser takes it, and what its latents are relative to."""
+        keep = torch.ones(rows, dtype=torch.bool, device=self.latent_normaliser.mean.device)
+        centre = self.centre(condition, keep, rows)
+        if condition is not None:
+            condition = self.condition_normaliser(condition)
+        return self.denoiser.fill(condition, rows), centre
+
+    def _to_x0(
+        self,
+        x_t: Float[Tensor, "b k"],
+        t: Float[Tensor, " b"],
+        state: State,
+        centre: Float[Tensor, "b k"],
     ) -> Float[Tensor, "b k"]:
         """The expected clean point, in normalised units, under a prepared condition."""
-        return self.parameterisation.to_x0(self.denoiser.denoise(x_t, t, state), x_t, t)
+        relative = x_t - over(self.schedule.alpha(t), x_t) * centre
+        prediction = self.denoiser.denoise(relative, t, state)
+        return self.parameterisation.to_x0(prediction, relative, t) + centre

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,11 @@ from lorasynth.errors import BundleError, ConfigError
 from lorasynth.hypernet.batches import Batch, TrainingSet, draw_batch
 from lorasynth.hypernet.contract import Objective, Prediction, Probe
 from lorasynth.hypernet.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
+from lorasynth.hypernet.regression import LatentRegression
 from lorasynth.progress import progress
 from lorasynth.randomness import stream_seed, torch_stream
 from lorasynth.training import Optimisation
-from lorasynth.weights import with_prefix
+from lorasynth.weights import fingerprint, with_prefix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,7 @@ def train(
     *,
     objectives: Sequence[Objective] = (),
     probes: Sequence[Probe] = (),
+    anchor: LatentRegression | None = None,
     checkpoint: Path | str | None = None,
     accelerator: Accelerator | None = None,
 ) -> LatentDiffusion:
@@ -95,6 +97,8 @@ def train(
         config: None for the defaults.
         objectives: further losses on the predicted latents.
         probes: measurements for the curve, of the averaged weights.
+        anchor: a regression in the data's latents that diffusion is relative to, which stays as it
+            is (`in_latents_of` makes one of a pretrained one); None for none.
         checkpoint: file to save to and to resume from; None for neither.
         accelerator: where and how to compute; None for accelerate's own choice.
 
@@ -106,7 +110,7 @@ def train(
     accelerator = accelerator or Accelerator()
     cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
-        run = _Run(data, config, objectives, probes, checkpoint, accelerator)
+        run = _Run(data, config, objectives, probes, anchor, checkpoint, accelerator)
         return run.finish()
 
 
@@ -119,6 +123,7 @@ class _Run:
         config: HypernetConfig,
         objectives: Sequence[Objective],
         probes: Sequence[Probe],
+        anchor: LatentRegression | None,
         checkpoint: Path | str | None,
         accelerator: Accelerator,
     ) -> None:
@@ -128,9 +133,9 @@ class _Run:
         self.probes = probes
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.accelerator = accelerator
-        self.identity = _identity(config, data)
+        self.identity = _identity(config, data, anchor)
         self.data = data.to(accelerator.device)
-        self.model = _build(config, self.data).to(accelerator.device)
+        self.model = _build(config, self.data, anchor).to(accelerator.device)
         denoiser = self.model.denoiser
         self.average = AveragedWeights(denoiser, self.optimisation.ema)
         self.optimiser = torch.optim.AdamW(
@@ -194,17 +199,18 @@ class _Run:
         """The weighted terms of the loss."""
         model, config = self.model, self.config
         condition = batch.condition
+        centre = model.centre(condition, batch.keep, len(batch.t))
         if condition is not None and batch.condition_noise is not None:
             condition = model.condition_normaliser(condition)
             condition = condition + config.condition_noise * batch.condition_noise
-        x0, t = model.latent_normaliser(batch.latents), model.schedule.times(batch.t)
+        x0, t = model.latent_normaliser(batch.latents) - centre, model.schedule.times(batch.t)
         x_t = model.schedule.mix(x0, batch.eps, t)
         prediction = self.parallel(x_t, t, condition, batch.keep)
         error = (prediction - model.parameterisation.target(x0, batch.eps, t)).square().mean(1)
         weight = model.parameterisation.loss_weight(t, config.min_snr)
         terms = {"loss": config.latent_weight * (weight * error).mean()}
         if self.objectives:
-            clean = model.parameterisation.to_x0(prediction, x_t, t)
+            clean = model.parameterisation.to_x0(prediction, x_t, t) + centre
             seen = Prediction(
                 x0=model.latent_normaliser.inverse(clean),
                 truth=batch.latents,
@@ -288,23 +294,31 @@ class _Run:
         return int(state["step"])
 
 
-def _build(config: HypernetConfig, data: TrainingSet) -> LatentDiffusion:
+def _build(
+    config: HypernetConfig, data: TrainingSet, anchor: LatentRegression | None
+) -> LatentDiffusion:
     """A fresh model with its normalisers fitted; a width of 1 stands in for no condition."""
     torch.manual_seed(stream_seed(config.optimisation.seed, "weights"))
     width = 1 if data.conditions is None else data.conditions.shape[2]
-    model = LatentDiffusion(config.model, data.latents.shape[1], width)
+    options = replace(config.model, anchor=None if anchor is None else anchor.config)
+    model = LatentDiffusion(options, data.latents.shape[1], width)
+    if model.anchor is not None and anchor is not None:
+        model.anchor.load_state_dict(anchor.state_dict())
+        model.anchor.requires_grad_(requires_grad=False)
     model.latent_normaliser.fit(data.latents, config.whitening)
     if data.conditions is not None:
         model.condition_normaliser.fit(data.conditions.flatten(0, 1), whitening=0.0)
     return model
 
 
-def _identity(config: HypernetConfig, data: TrainingSet) -> str:
+def _identity(config: HypernetConfig, data: TrainingSet, anchor: LatentRegression | None) -> str:
     """A hash of all that a run depends on, apart from the machine."""
     digest = hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode())
     for tensor in (data.latents, data.conditions):
         if tensor is not None:
             digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    if anchor is not None:
+        digest.update(fingerprint(anchor).encode())
     return digest.hexdigest()
 
 
