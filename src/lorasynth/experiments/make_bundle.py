@@ -50,7 +50,7 @@ class BundleConfig:
         subjects: whose pictures train the base model; as many others each train the judge and the
             condition encoder.
         second_subjects: other subjects, for the encoder that only judges.
-        second_steps: of its training; its lighter trunk learns more slowly.
+        second_steps: of its training.
         siblings: subjects who share all colours, among those that an encoder learns to tell apart.
         base: training of the base model.
         judge: training of the judge, and of the network whose feature maps train the autoencoder;
@@ -71,7 +71,7 @@ class BundleConfig:
     """
 
     subjects: int = 6000
-    second_subjects: int = 8000
+    second_subjects: int = 16000
     second_steps: int = 9000
     siblings: int = 4
     base: BaseTrainingConfig = field(default_factory=BaseTrainingConfig)
