@@ -17,7 +17,7 @@ from lorasynth.cli.options import (
     preset_of,
 )
 from lorasynth.cli.subjects import Avatars, Folder, Pictures, Series, Split, source_of
-from lorasynth.errors import CollectionError
+from lorasynth.errors import CollectionError, ConfigError
 
 Gauge = Annotated[
     str | None,
@@ -25,6 +25,12 @@ Gauge = Annotated[
 ]
 Encoder = Annotated[
     Path | None, typer.Option(help="Also embed the subjects with this condition encoder.")
+]
+LeastLikeness = Annotated[
+    float | None,
+    typer.Option(
+        help="Adapters whose samples are less like their subjects, to the encoder, stay out."
+    ),
 ]
 
 
@@ -42,6 +48,7 @@ def collect(
     gauge: Gauge = None,
     encoder: Encoder = None,
     anchor: Anchor = None,
+    least_likeness: LeastLikeness = None,
     fleet: Annotated[int, typer.Option(help="Adapters trained at once.", min=1)] = 32,
     device: Device = "auto",
 ) -> None:
@@ -63,8 +70,13 @@ def collect(
     foretells = anchor_of(anchor, model)
     drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
     source = source_of(folder, avatars, drawn, model.picture_size)
+    gate = None
+    if least_likeness is not None:
+        if embedder is None:
+            raise ConfigError("--least-likeness needs an encoder that compares: give --encoder")
+        gate = room.LikenessGate(base=model, encoder=embedder, least=least_likeness)
     report = room.collect(
-        model, source, out, recipe, fleet_size=fleet, gauge=gauge, anchor=foretells
+        model, source, out, recipe, fleet_size=fleet, gauge=gauge, anchor=foretells, gate=gate
     )
     library, failed = Library.open(out), report.failed
     if failed and not len(library):

@@ -3,6 +3,7 @@
 from lorasynth.collect.collector import CollectionReport, collect
 from lorasynth.collect.contract import Anchor, Gate, Verdict
 from lorasynth.collect.fleet import Fleet, train_fleet
+from lorasynth.collect.gate import LikenessGate
 from lorasynth.collect.recipe import PRESETS, Recipe
 from lorasynth.collect.repeatability import (
     Repeatability,
@@ -17,6 +18,7 @@ __all__ = [
     "CollectionReport",
     "Fleet",
     "Gate",
+    "LikenessGate",
     "Recipe",
     "Repeatability",
     "Verdict",

@@ -19,7 +19,7 @@ from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.base import BaseModel
 from lorasynth.base.train import BaseTrainingConfig, train_autoencoder, train_base
 from lorasynth.codec import fit_codec, load_codec
-from lorasynth.collect import Recipe, collect
+from lorasynth.collect import LikenessGate, Recipe, collect
 from lorasynth.collect.embedding import column_of, embed_library
 from lorasynth.condition import AvatarEncoderConfig, load_encoder
 from lorasynth.condition.train import ArcFaceConfig, train_encoder
@@ -61,6 +61,7 @@ class BundleConfig:
         pretraining_subjects: other subjects, whose pictures it is trained with.
         library: adapters collected.
         recipe: how each adapter is trained.
+        least_likeness: of adapters that may join the library (see `LikenessGate`); None: all may.
         codec: name of the codec.
         codec_options: its options.
         hypernet: training of the hypernetwork.
@@ -81,6 +82,7 @@ class BundleConfig:
     pretraining_subjects: int = 6000
     library: int = 200
     recipe: Recipe = field(default_factory=Recipe)
+    least_likeness: float | None = None
     codec: str = "pca"
     codec_options: dict[str, Any] = field(default_factory=lambda: {"latents": 128})
     hypernet: HypernetConfig = field(default_factory=HypernetConfig)
@@ -218,8 +220,10 @@ class BundleMaker:
     def _library(self, path: Path) -> None:
         base, anchor = self._base_model(), self._anchor()
         growing = self.run / "library"
-        report = collect(base, self.subjects, growing, self.config.recipe, anchor=anchor)
-        embed_library(Library.open(growing), self.subjects, load_encoder(self.stages / "avatar"))
+        encoder, least = load_encoder(self.stages / "avatar"), self.config.least_likeness
+        gate = None if least is None else LikenessGate(base=base, encoder=encoder, least=least)
+        report = collect(base, self.subjects, growing, self.config.recipe, anchor=anchor, gate=gate)
+        embed_library(Library.open(growing), self.subjects, encoder)
         if report.collected:
             seconds = report.seconds / len(report.collected)
             write_json(self.run / "seconds-adapter.json", {"seconds": round(seconds, 2)})

@@ -1,0 +1,56 @@
+"""A quality gate: are a few pictures made with an adapter like its subject?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+
+import torch
+
+from lorasynth.adapter import Factors
+from lorasynth.base import BaseModel, SamplingConfig
+from lorasynth.collect.contract import Verdict
+from lorasynth.condition import ConditionEncoder
+from lorasynth.measure.likeness import likeness
+from lorasynth.pictures import Subject
+from lorasynth.randomness import stream_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikenessGate:
+    """Lets adapters pass whose samples are like the pictures that they were trained on.
+
+    The samples have the captions of those pictures.  Unlike the likeness that is reported, this one
+    compares with training pictures: it is to find broken adapters, not to rank good ones.
+
+    Attributes:
+        base: makes the samples.
+        encoder: compares them.
+        least: the smallest mean cosine that passes.
+        samples: made with each adapter.
+        sampling: how.
+        seed: of the noise; a subject's samples do not depend on its fleet.
+    """
+
+    base: BaseModel
+    encoder: ConditionEncoder
+    least: float
+    samples: int = 4
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    seed: int = 0
+
+    def __call__(self, factors: Factors, subjects: Sequence[Subject]) -> Verdict:
+        """Judge the adapters of `subjects`, stacked in the same order; the metric is `likeness`."""
+        prompts: list[str] = []
+        seeds: list[int] = []
+        for subject in subjects:
+            prompts += islice(cycle(subject.captions), self.samples)
+            seeds += [stream_seed(self.seed, "gate", subject.id, i) for i in range(self.samples)]
+        pictures = self.base.sample(prompts, seeds, factors, self.sampling)
+        made = self.encoder.embed(pictures).unflatten(0, (len(subjects), self.samples))
+        found = torch.cat(
+            [
+                likeness(row[None], self.encoder.embed(subject.pictures)[None])
+                for row, subject in zip(made, subjects, strict=True)
+            ]
+        )
+        return Verdict(passed=found >= self.least, metrics={"likeness": found.tolist()})
