@@ -40,15 +40,16 @@ class PredictorTraining:
         model: the regression.
         latents: directions that adapters are mixed of.
         optimisation: steps, learning rate, averaging and seed; its batch is the number of subjects.
-        pictures: denoised of each subject in one step.
+        pictures: denoised of each subject in one step; at equal cost, many subjects with one
+            picture each teach more than few with several.
     """
 
     model: LatentRegressionConfig = field(default_factory=LatentRegressionConfig)
     latents: int = 128
     optimisation: Optimisation = field(
-        default_factory=lambda: Optimisation(steps=4000, batch=16, lr=1e-3, weight_decay=0.0)
+        default_factory=lambda: Optimisation(steps=10_000, batch=64, lr=1e-3, weight_decay=0.0)
     )
-    pictures: int = 4
+    pictures: int = 1
 
 
 class Predicting(NamedTuple):
