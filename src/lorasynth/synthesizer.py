@@ -243,10 +243,13 @@ class Synthesizer:
         parts = [fingerprint(self.hypernet), fingerprint(self.codec), self.encoder.fingerprint]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
+    def conditions(self, subjects: Sequence[Subject]) -> Float[Tensor, "n m"]:
+        """The condition of all pictures of each subject."""
+        return torch.stack([sphere_mean(self.encoder.embed(one.pictures)) for one in subjects])
+
     def foretell(self, subjects: Sequence[Subject]) -> Factors:
         """Adapters from all pictures of each subject, for a collection to start from."""
-        conditions = [sphere_mean(self.encoder.embed(subject.pictures)) for subject in subjects]
-        return self.synthesise(torch.stack(conditions), [subject.id for subject in subjects])
+        return self.synthesise(self.conditions(subjects), [subject.id for subject in subjects])
 
     def regression_in(self, codec: Codec) -> LatentRegression:
         """What this synthesizer predicts, in another codec's latents: diffusion starts around it.

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lorasynth.cli.instruments import Encoder, Judge, Second, instruments_of
+from lorasynth.cli.instruments import Encoder, Judge, Second, Split, instruments_of
 from lorasynth.cli.options import Anchor, Base, Device, Seed, Settings, anchor_of, override
 
 
@@ -17,7 +17,7 @@ def growth(
     ] = None,
     subjects: Annotated[int, typer.Option(help="Subjects drawn from the split.", min=2)] = 50,
     seed: Seed = 0,
-    split: Annotated[str, typer.Option(help="validation, or test.")] = "validation",
+    split: Split = "validation",
     latents: Annotated[int, typer.Option(help="Principal components.", min=1)] = 128,
     settings: Settings = None,
     anchor: Anchor = None,

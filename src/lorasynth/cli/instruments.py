@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 Encoder = Annotated[Path, typer.Option(help="Encoder whose embeddings are the conditions.")]
 Second = Annotated[Path, typer.Option(help="Encoder that measures and does nothing else.")]
 Judge = Annotated[Path, typer.Option(help="Judge of attributes.")]
+Split = Annotated[str, typer.Option(help="Subjects' split: validation, or test.")]
 
 
 def instruments_of(

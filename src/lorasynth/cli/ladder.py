@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
+from lorasynth.cli.instruments import Split
 from lorasynth.cli.options import Device, Seed
 
 
 def ladder(
     subjects: Annotated[int, typer.Option(help="Subjects drawn from the split.", min=2)] = 24,
     seed: Seed = 0,
-    split: Annotated[str, typer.Option(help="validation, or test.")] = "validation",
+    split: Split = "validation",
     json: Annotated[Path | None, typer.Option(help="Also write the figures here.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Also draw them here, as a PNG.")] = None,
     bundle: Annotated[Path, typer.Option(help="Folder of the bundle.")] = Path("bundle"),
@@ -30,13 +31,13 @@ def ladder(
     from lorasynth.experiments.bundle import Bundle
     from lorasynth.experiments.ladder import draw_ladder
     from lorasynth.experiments.ladder import ladder as run
-    from lorasynth.experiments.trial import TrialConfig
+    from lorasynth.experiments.trial import COMPARED, TrialConfig
 
     config = from_dict(TrialConfig, {"subjects": subjects, "seed": seed, "split": split})
     report = run(Bundle.open(bundle, pick_device(device)), config, cache)
     table = Table("rung", "likeness", "second encoder", "attributes")
     for rung in report["rungs"]:
-        figures = [rung[name] for name in ("likeness", "likeness_second", "attribute_accuracy")]
+        figures = [rung[name] for name in COMPARED]
         table.add_row(
             rung["rung"], *(f"{f['mean']:.3f} [{f['lo']:.3f}, {f['hi']:.3f}]" for f in figures)
         )

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorasynth.cli.instruments import Encoder, Judge, Second, instruments_of
+from lorasynth.cli.instruments import Encoder, Judge, Second, Split, instruments_of
 from lorasynth.cli.options import (
     Anchor,
     Base,
@@ -20,7 +20,6 @@ from lorasynth.cli.options import (
 from lorasynth.errors import ConfigError
 
 Subjects = Annotated[int, typer.Option(help="Subjects trained twice.", min=2)]
-Split = Annotated[str, typer.Option(help="validation, or test.")]
 Table = Annotated[
     Path,
     typer.Argument(

@@ -10,8 +10,8 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lorasynth.atomic import atomic_file
 from lorasynth.base import BaseModel, SamplingConfig
+from lorasynth.experiments.figures import save_figure
 from lorasynth.pictures import captions
 from lorasynth.pictures.avatars import sample_identity, sample_scene
 from lorasynth.randomness import numpy_stream, stream_seed
@@ -53,5 +53,4 @@ def draw_caption_grid(
         axis.set_title(title, fontsize=8, loc="left", pad=3)
         axis.axis("off")
     figure.tight_layout(pad=0.4)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png")
+    save_figure(figure, path)

@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from lorasynth.adapter import Factors
-from lorasynth.atomic import atomic_file, write_text
+from lorasynth.atomic import write_text
 from lorasynth.experiments.bundle import Bundle
+from lorasynth.experiments.figures import save_figure
 from lorasynth.experiments.methods import methods
 from lorasynth.experiments.trial import Trial, TrialConfig
 from lorasynth.pictures import to_image
@@ -113,8 +114,7 @@ def draw_sheet(demo: Demo, path: Path, shown: int = 3) -> None:
         for axis, title in zip(grid[0], ("the one picture", *COLUMNS.values()), strict=True):
             axis.set_title(title)
         figure.tight_layout(pad=0.6)
-        with atomic_file(path) as temporary:
-            figure.savefig(temporary, format="png")
+        save_figure(figure, path)
 
 
 _PAGE = """<!doctype html>

@@ -11,7 +11,7 @@ from lorasynth.adapter import Factors, cosines
 from lorasynth.config import to_dict
 from lorasynth.experiments.bundle import Bundle
 from lorasynth.experiments.methods import Ridge, Synthesised, methods
-from lorasynth.experiments.trial import Measured, Trial, TrialConfig
+from lorasynth.experiments.trial import COMPARED, Measured, Trial, TrialConfig
 from lorasynth.measure.bootstrap import bootstrap, bootstrap_ratio
 from lorasynth.measure.calibration import calibration
 from lorasynth.measure.diversity import mean_pairwise_distance
@@ -20,9 +20,6 @@ from lorasynth.randomness import torch_stream
 
 #: Methods of this system, which are compared with all others.
 OURS = ("direct", "diffusion")
-
-#: Figures that are compared subject by subject.
-_COMPARED = ("likeness", "likeness_second", "attribute_accuracy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +95,7 @@ def _paired(ours: str, measured: Mapping[str, Measured]) -> list[dict[str, Any]]
             "method": f"{ours} - {name}",
             **{
                 figure: asdict(bootstrap(getattr(measured[ours], figure) - getattr(other, figure)))
-                for figure in _COMPARED
+                for figure in COMPARED
             },
         }
         for name, other in measured.items()
@@ -109,7 +106,7 @@ def _paired(ours: str, measured: Mapping[str, Measured]) -> list[dict[str, Any]]
 def _share(name: str, measured: Measured, ceiling: Measured) -> dict[str, Any]:
     """What a method has, as a share of what trained adapters have; None where they have nothing."""
     shares: dict[str, Any] = {}
-    for figure in _COMPARED:
+    for figure in COMPARED:
         ours, whole = getattr(measured, figure), getattr(ceiling, figure)
         shares[figure] = asdict(bootstrap_ratio(ours, whole)) if whole.mean() > 0 else None
     return {"method": name, **shares}

@@ -1,27 +1,27 @@
 """Likeness against the size of the library, for the hypernetwork and for simple baselines."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from lorasynth.atomic import atomic_file, write_json
 from lorasynth.codec import fit_codec
 from lorasynth.collect.embedding import column_of
-from lorasynth.config import read_json, to_dict
+from lorasynth.config import to_dict
 from lorasynth.errors import ConfigError
+from lorasynth.experiments.figures import save_figure
 from lorasynth.experiments.latent_library import LatentLibrary
 from lorasynth.experiments.methods import methods
+from lorasynth.experiments.reports import kept_report
 from lorasynth.experiments.trial import Instruments, Trial, TrialConfig
 from lorasynth.hypernet import TrainingSet
 from lorasynth.hypernet.train import HypernetConfig
 from lorasynth.hypernet.train import train as train_hypernet
 from lorasynth.library import Library
-from lorasynth.measure.bootstrap import bootstrap
-from lorasynth.progress import console
 from lorasynth.synthesizer import Synthesizer
 
 SIZES = (125, 250, 500, 1000, 2000)
@@ -70,33 +70,29 @@ def growth(
             f"the library must hold {max(config.sizes)} adapters, but holds {len(library)}: give "
             "smaller sizes, or collect more"
         )
-    reports = []
+    run, reports = Trial(instruments, config.trial), []
     for size in sorted(config.sizes):
-        path = folder / f"{size}.json"
-        report = read_json(path) if path.is_file() else {}
         asked = {
             "config": to_dict(config),
             "anchor": None if pretrained is None else pretrained.fingerprint,
+            "size": size,
         }
-        if not asked.items() <= report.items():
-            console.print(f"library of {size}")
-            checkpoint = folder / f"{size}.safetensors"
-            rows = _measure(instruments, library, config, size, checkpoint, pretrained)
-            report = {**asked, "size": size, "methods": rows}
-            write_json(path, report)
-        reports.append(report)
+        checkpoint = folder / f"{size}.safetensors"
+        measure = partial(_measure, run, library, config, size, checkpoint, pretrained)
+        title = f"library of {size}"
+        reports.append(kept_report(folder / f"{size}.json", asked, title, measure))
     return reports
 
 
 def _measure(
-    instruments: Instruments,
+    run: Trial,
     library: Library,
     config: GrowthConfig,
     size: int,
     checkpoint: Path,
     pretrained: Synthesizer | None,
 ) -> dict[str, Any]:
-    part = library.select(range(size))
+    instruments, part = run.instruments, library.select(range(size))
     codec = fit_codec(config.codec, part, {"latents": min(config.latents, size - 1)})
     known = LatentLibrary.encode(part, codec, column_of(instruments.encoder))
     data = TrainingSet(latents=known.latents, conditions=known.conditions)
@@ -105,14 +101,11 @@ def _measure(
     synthesizer = Synthesizer.of(
         instruments.base, library.layout, instruments.encoder, hypernet, codec
     )
-    run, rows = Trial(instruments, config.trial), {}
+    rows = {}
     for name, method in methods(synthesizer, pretrained, known, config.trial.seed).items():
         measured = run.measure(run.pictures(method(run.conditions, run.subjects.ids)))
-        rows[name] = {
-            "likeness": asdict(bootstrap(measured.likeness)),
-            "likeness_second": asdict(bootstrap(measured.likeness_second)),
-        }
-    return rows
+        rows[name] = measured.intervals("likeness", "likeness_second")
+    return {"methods": rows}
 
 
 def extrapolate(sizes: Sequence[int], likeness: Sequence[float]) -> tuple[float, float, float]:
@@ -149,5 +142,4 @@ def draw_growth(reports: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set(xscale="log", xlabel="adapters in the library", ylabel="likeness")
     axes.legend(fontsize=7)
     figure.tight_layout()
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png")
+    save_figure(figure, path)

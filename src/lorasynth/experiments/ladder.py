@@ -5,29 +5,21 @@ prompts and noise.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from lorasynth.adapter import Factors
-from lorasynth.atomic import atomic_file
-from lorasynth.condition import sphere_mean
 from lorasynth.config import to_dict
 from lorasynth.experiments.bundle import Bundle
-from lorasynth.experiments.trial import Measured, Trial, TrialConfig
+from lorasynth.experiments.figures import save_figure
+from lorasynth.experiments.trial import COMPARED, Trial, TrialConfig
 from lorasynth.hypernet import LatentDiffusion
-from lorasynth.measure.bootstrap import bootstrap
 from lorasynth.progress import progress
 
 #: sigma/alpha of the noise that is added to a trained adapter's latent.
 LEVELS = (0.3, 1.0, 3.0)
-
-_FIGURES = ("likeness", "likeness_second", "attribute_accuracy")
 
 
 def ladder(bundle: Bundle, config: TrialConfig, cache: Path) -> dict[str, Any]:
@@ -49,7 +41,10 @@ def ladder(bundle: Bundle, config: TrialConfig, cache: Path) -> dict[str, Any]:
     return {
         "config": to_dict(config),
         "library": len(bundle.library.ids),
-        "rungs": [_row(name, values) for name, values in measured.items()],
+        "rungs": [
+            {"rung": name, "n": config.subjects, **values.intervals(*COMPARED)}
+            for name, values in measured.items()
+        ],
     }
 
 
@@ -60,7 +55,7 @@ def _rungs(bundle: Bundle, run: Trial, trained: Factors) -> Iterator[tuple[str, 
     yield "trained adapter", trained
     yield "in canonical form", bundle.canonical(trained)
     yield "through the codec", bundle.decode(latents)
-    ten = torch.stack([_subject_condition(run, name) for name in names])
+    ten = synthesizer.conditions([run.subjects.load(name) for name in names])
     if isinstance(hypernet, LatentDiffusion):
         noise = hypernet.draw_noise(run.config.seed, names)
         for level in LEVELS:
@@ -75,22 +70,12 @@ def _rungs(bundle: Bundle, run: Trial, trained: Factors) -> Iterator[tuple[str, 
     yield "base model", None
 
 
-def _subject_condition(run: Trial, name: str) -> Float[Tensor, " m"]:
-    """The condition of the pictures that the subject's trained adapter learned from."""
-    return sphere_mean(run.instruments.encoder.embed(run.subjects.load(name).pictures))
-
-
-def _row(name: str, measured: Measured) -> dict[str, Any]:
-    figures = {figure: asdict(bootstrap(getattr(measured, figure))) for figure in _FIGURES}
-    return {"rung": name, "n": len(measured.likeness), **figures}
-
-
 def draw_ladder(report: dict[str, Any], path: Path) -> None:
     """Write the ladder as a PNG: a row for each rung, a mark for each figure."""
     rungs = report["rungs"]
     figure = Figure(figsize=(7.5, 0.6 + 0.33 * len(rungs)), dpi=150)
     axes = figure.subplots()
-    for offset, name in enumerate(_FIGURES):
+    for offset, name in enumerate(COMPARED):
         rows = [rung[name] for rung in rungs]
         means = [row["mean"] for row in rows]
         ends = [[m - r["lo"], r["hi"] - m] for m, r in zip(means, rows, strict=True)]
@@ -104,5 +89,4 @@ def draw_ladder(report: dict[str, Any], path: Path) -> None:
     axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1)
     axes.legend(fontsize=7, loc="lower right")
     figure.tight_layout()
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png")
+    save_figure(figure, path)

@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from lorasynth.atomic import atomic_file, write_json
 from lorasynth.collect import Anchor, Recipe
-from lorasynth.config import read_json, to_dict
+from lorasynth.config import to_dict
+from lorasynth.experiments.figures import save_figure
 from lorasynth.experiments.repeatability import repeatability_report
+from lorasynth.experiments.reports import kept_report
 from lorasynth.experiments.trial import Instruments, TrialConfig
-from lorasynth.progress import console
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +47,15 @@ def compare_recipes(
     """
     reports = {}
     for name, candidate in candidates.items():
-        path = folder / f"{name}.json"
         asked = {
             "recipe": to_dict(candidate.recipe),
             "anchor": None if candidate.anchor is None else candidate.anchor.fingerprint,
             "config": to_dict(config),
         }
-        report = read_json(path) if path.is_file() else {}
-        if not asked.items() <= report.items():
-            console.print(f"recipe {name}")
-            report = repeatability_report(instruments, candidate.recipe, config, candidate.anchor)
-            write_json(path, report)
-        reports[name] = report
+        measure = partial(
+            repeatability_report, instruments, candidate.recipe, config, candidate.anchor
+        )
+        reports[name] = kept_report(folder / f"{name}.json", asked, f"recipe {name}", measure)
     return reports
 
 
@@ -96,5 +94,4 @@ def draw_recipes(reports: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     )
     axes.set_title("filled: trained from what a pretrained synthesizer foretells", fontsize=8)
     figure.tight_layout()
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png")
+    save_figure(figure, path)

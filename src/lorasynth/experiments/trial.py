@@ -5,7 +5,7 @@ more train the `trained` adapter.  Nothing of a test subject, nor its combinatio
 seen by base model, encoders, judge, library, codec or hypernetwork.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from lorasynth.errors import ConfigError
 from lorasynth.library import Library
 from lorasynth.measure import AttributeJudge
 from lorasynth.measure.attributes import attribute_accuracy, prompt_following
+from lorasynth.measure.bootstrap import bootstrap
 from lorasynth.measure.diversity import mean_pairwise_distance
 from lorasynth.measure.likeness import likeness, self_likeness
 from lorasynth.pictures import AvatarSubjects, captions
@@ -75,6 +76,10 @@ class TrialConfig:
             )
 
 
+#: Figures of `Measured` that say how like their subjects adapters are.
+COMPARED = ("likeness", "likeness_second", "attribute_accuracy")
+
+
 @dataclass(frozen=True)
 class Measured:
     """What one method's pictures are worth, one number per subject."""
@@ -84,6 +89,10 @@ class Measured:
     attribute_accuracy: Float[Tensor, " n"]
     prompt_following: Float[Tensor, " n"]
     diversity: Float[Tensor, " n"]
+
+    def intervals(self, *figures: str) -> dict[str, dict[str, float]]:
+        """Means over subjects with their intervals, as JSON values."""
+        return {name: asdict(bootstrap(getattr(self, name))) for name in figures}
 
 
 class Trial:

@@ -124,26 +124,29 @@ class LatentDiffusion(Hypernetwork):
         return self.latent_normaliser.inverse(found)
 
     def centre(
-        self, condition: Float[Tensor, "b m"] | None, keep: Bool[Tensor, " b"], rows: int
+        self,
+        condition: Float[Tensor, "b m"] | None,
+        rows: int,
+        keep: Bool[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b k"]:
         """What the denoiser's latents are relative to, in normalised units.
 
         Args:
             condition: in the encoder's units; None for no condition in any row.
-            keep: rows whose condition counts.
             rows: b.
+            keep: rows whose condition counts; None for all.
         """
         none = torch.zeros(rows, self.latents).to(self.latent_normaliser.mean)
         if self.anchor is None or condition is None:
             return none
-        return torch.where(keep[:, None], self.latent_normaliser(self.anchor(condition)), none)
+        centre: Tensor = self.latent_normaliser(self.anchor(condition))
+        return centre if keep is None else torch.where(keep[:, None], centre, none)
 
     def _prepare(
         self, condition: Float[Tensor, "b m"] | None, rows: int
     ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b k"]]:
         """The condition as the denoiser takes it, and what its latents are relative to."""
-        keep = torch.ones(rows, dtype=torch.bool, device=self.latent_normaliser.mean.device)
-        centre = self.centre(condition, keep, rows)
+        centre = self.centre(condition, rows)
         if condition is not None:
             condition = self.condition_normaliser(condition)
         return self.denoiser.fill(condition, rows), centre

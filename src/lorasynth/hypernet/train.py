@@ -199,7 +199,7 @@ class _Run:
         """The weighted terms of the loss."""
         model, config = self.model, self.config
         condition = batch.condition
-        centre = model.centre(condition, batch.keep, len(batch.t))
+        centre = model.centre(condition, len(batch.t), batch.keep)
         if condition is not None and batch.condition_noise is not None:
             condition = model.condition_normaliser(condition)
             condition = condition + config.condition_noise * batch.condition_noise

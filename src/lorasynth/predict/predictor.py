@@ -96,5 +96,5 @@ class Predictor(nn.Module):
         overall = (variances.sum() / size).sqrt()
         scaled.unit.fill_(torch.where(overall > 0, overall, 1.0))
         flat = self.layout.flatten(self._factors(components.T.float()))
-        flat = flat - self.layout.flatten(self._factors(torch.zeros_like(components.T).float()))
+        flat = flat - self.layout.flatten(self._factors(torch.zeros_like(centre[None]).float()))
         return PCA.of(PCAConfig(), scaled, flat, variances / overall.square())
