@@ -13,7 +13,7 @@ from lorasynth.base import BaseModel
 from lorasynth.collect import Recipe, train_fleet
 from lorasynth.collect.draws import draw_steps
 from lorasynth.collect.encoded import encode_subjects
-from lorasynth.collect.fleet import clip_each
+from lorasynth.collect.loop import clip_each
 from lorasynth.errors import CollectionError, ConfigError, LayoutError
 
 SHORT = Recipe(steps=6, rank=2, targets=("to_q", "to_v", "ff.net.2"), pictures_per_step=2)

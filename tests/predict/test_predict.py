@@ -14,7 +14,8 @@ from lorasynth.base import BaseModel, StackedAdapters
 from lorasynth.collect import Recipe
 from lorasynth.collect.draws import Draw
 from lorasynth.collect.encoded import encode_subjects
-from lorasynth.collect.fleet import denoising_losses, start_factors
+from lorasynth.collect.fleet import start_factors
+from lorasynth.collect.loop import denoising_losses
 from lorasynth.errors import ConfigError
 from lorasynth.hypernet import LatentRegressionConfig
 from lorasynth.pictures import Subject

@@ -10,6 +10,7 @@ from lorasynth.cli import (
     bundle,
     collect,
     demo,
+    edit,
     encoders,
     evaluate,
     growth,
@@ -18,6 +19,7 @@ from lorasynth.cli import (
     ladder,
     library,
     lora,
+    optimise,
     pretrain,
     repeatability,
     synth,
@@ -64,6 +66,12 @@ app.command("import")(importing.import_)
 app.command("convert")(lora.convert)
 app.command("inspect")(lora.inspect)
 app.command("check")(lora.check)
+app.command("blend")(optimise.blend)
+app.command("invert")(optimise.invert)
+app.command("refine")(optimise.refine)
+app.command("edit")(edit.edit)
+app.command("interpolate")(edit.interpolate)
+app.command("sample")(edit.sample)
 app.command("demo")(demo.demo)
 app.command("evaluate")(evaluate.evaluate)
 app.command("growth")(growth.growth)

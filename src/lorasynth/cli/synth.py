@@ -62,7 +62,7 @@ def synth(
     )
     with stages.stage("write"):
         written = [writer.write(*pair) for pair in zip(adapters, subjects, strict=True)]
-    _print_times(stages)
+    print_times(stages)
     for path in written:
         typer.echo(path)
 
@@ -91,7 +91,8 @@ def subjects_of(photos: Sequence[Path], out: Path, suffix: str) -> dict[Path, li
     return subjects
 
 
-def _print_times(stages: "Stages") -> None:
+def print_times(stages: "Stages") -> None:
+    """Show the seconds of each stage."""
     from rich.table import Table
 
     table = Table("stage", "seconds")

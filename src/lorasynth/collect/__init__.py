@@ -1,7 +1,8 @@
 """Collection: train an adapter for each of many subjects, in fleets, into a library."""
 
-from lorasynth.collect.collector import CollectionReport, collect
+from lorasynth.collect.collector import RUN_COLUMNS, CollectionReport, collect
 from lorasynth.collect.contract import Anchor, Gate, Verdict
+from lorasynth.collect.descent import Descent
 from lorasynth.collect.fleet import Fleet, train_fleet
 from lorasynth.collect.gate import LikenessGate
 from lorasynth.collect.recipe import PRESETS, Recipe
@@ -14,8 +15,10 @@ from lorasynth.collect.repeatability import (
 
 __all__ = [
     "PRESETS",
+    "RUN_COLUMNS",
     "Anchor",
     "CollectionReport",
+    "Descent",
     "Fleet",
     "Gate",
     "LikenessGate",

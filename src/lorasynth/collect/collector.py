@@ -27,6 +27,9 @@ from lorasynth.library import Library
 from lorasynth.pictures import Subject, SubjectSource
 from lorasynth.progress import Advance, console, progress
 
+#: What the library's table says of the training of each adapter, rather than of its subject.
+RUN_COLUMNS = ("seed", "recipe", "pictures", "loss", "seconds")
+
 #: Subject id -> the reason why it has no adapter, and what was measured.
 Broken = dict[str, dict[str, float | str]]
 
@@ -238,15 +241,12 @@ class _Run:
         """Append the adapters that are fit for use; list the others as failures."""
         factors = map_factors(lambda part: part.float().cpu(), fleet.factors)
         losses = fleet.losses[:, -self.recipe.averaged_steps :].mean(dim=1)
+        run = (self.recipe.seed, self.recipe.fingerprint)
         rows: list[dict[str, Any]] = [
             {
                 **subject.attributes,
                 "id": subject.id,
-                "seed": self.recipe.seed,
-                "recipe": self.recipe.fingerprint,
-                "pictures": len(subject.pictures),
-                "loss": loss,
-                "seconds": seconds,
+                **dict(zip(RUN_COLUMNS, (*run, len(subject.pictures), loss, seconds), strict=True)),
             }
             for subject, loss in zip(subjects, losses.tolist(), strict=True)
         ]

@@ -1,6 +1,6 @@
 """The random numbers of a fleet's training, drawn from one set of streams per subject.
 
-What subject s draws at step i depends on (seed, s, i) and the recipe alone: not on the other
+What subject s draws at step i depends on (seed, s, i) and the `Descent` alone: not on the other
 subjects of its fleet, their order, the device, or the number of steps after i.
 """
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from lorasynth.collect.recipe import Recipe
+from lorasynth.collect.descent import Descent
 from lorasynth.randomness import torch_stream
 
 #: Steps whose noise is drawn in one call per subject.  Part of the streams: the vectorised
@@ -36,7 +36,7 @@ class Draw(NamedTuple):
 
 
 def draw_steps(
-    recipe: Recipe,
+    config: Descent,
     subject_ids: Sequence[str],
     picture_counts: Sequence[int],
     *,
@@ -45,38 +45,38 @@ def draw_steps(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[Draw]:
-    """Yield the draws of each step of `recipe`, on `device`, with noise in `dtype`."""
-    n, shape = len(subject_ids), (recipe.steps, recipe.pictures_per_step)
+    """Yield the draws of each step of `config`, on `device`, with noise in `dtype`."""
+    n, shape = len(subject_ids), (config.steps, config.pictures_per_step)
 
     def stacked(values: list[Tensor]) -> Tensor:  # (steps, n, m); one value serves all subjects
         return torch.stack(values, dim=1).expand(-1, n, -1).to(device)
 
     noise_paths = [("subject", name) for name in subject_ids]
-    if recipe.noise == "shared":
+    if config.noise == "shared":
         noise_paths = [("shared", "noise")]
-    streams = [torch_stream(recipe.seed, *path, "noise") for path in noise_paths]
+    streams = [torch_stream(config.seed, *path, "noise") for path in noise_paths]
     times = stacked(
         [
-            torch.randint(timesteps, shape, generator=torch_stream(recipe.seed, *path, "timesteps"))
+            torch.randint(timesteps, shape, generator=torch_stream(config.seed, *path, "timesteps"))
             for path in noise_paths
         ]
     )
     pictures = stacked(
         [
-            _rounds(count, shape, torch_stream(recipe.seed, "subject", name, "pictures"))
+            _rounds(count, shape, torch_stream(config.seed, "subject", name, "pictures"))
             for name, count in zip(subject_ids, picture_counts, strict=True)
         ]
     )
     dropped = stacked(
         [
-            torch.rand(shape, generator=torch_stream(recipe.seed, "subject", name, "captions"))
-            < recipe.caption_dropout
+            torch.rand(shape, generator=torch_stream(config.seed, "subject", name, "captions"))
+            < config.caption_dropout
             for name in subject_ids
         ]
     )
-    for step in range(recipe.steps):
+    for step in range(config.steps):
         if step % NOISE_CHUNK == 0:
-            size = (NOISE_CHUNK, recipe.pictures_per_step, *latent_shape)
+            size = (NOISE_CHUNK, config.pictures_per_step, *latent_shape)
             chunk = torch.stack([torch.randn(size, generator=s) for s in streams], dim=1)
             chunk = chunk.to(device, dtype).expand(-1, n, *size[1:])
         yield Draw(pictures[step], times[step], chunk[step % NOISE_CHUNK], dropped[step])

@@ -1,13 +1,10 @@
 """Train many adapters in one batch of the frozen base model.
 
-The adapters share every pass through the network, and nothing else: the sum of their losses has
-for each the gradient of its own loss, the optimisers act element by element, gradients are clipped
-adapter by adapter, and random numbers come from streams of their own (`lorasynth.collect.draws`).
-So an adapter is the same whatever fleet it is trained in.
+An adapter is the same whatever fleet it is trained in (`lorasynth.collect.descent`).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,16 +12,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lorasynth.adapter import Factor, Factors
-from lorasynth.base import BaseModel, StackedAdapters
-from lorasynth.collect.draws import Draw, draw_steps
-from lorasynth.collect.encoded import EncodedSubjects, encode_subjects
+from lorasynth.base import BaseModel
+from lorasynth.collect.loop import OnStep, descend
 from lorasynth.collect.recipe import Recipe
 from lorasynth.errors import CollectionError, ConfigError
 from lorasynth.pictures import Subject
 from lorasynth.randomness import torch_stream
-
-#: Called after each step with the number of steps done and each adapter's loss, on the device.
-OnStep = Callable[[int, Tensor], None]
 
 
 class Fleet(NamedTuple):
@@ -66,7 +59,6 @@ def train_fleet(
         CollectionError: there is no subject, or one has no pictures or captions.
         ConfigError: a target matches no module, or is narrower than the rank.
     """
-    encoded = encode_subjects(base, subjects)
     ids = [subject.id for subject in subjects]
     targets = base.target_linears(recipe.targets)
     if anchor is None:
@@ -74,96 +66,21 @@ def train_fleet(
     else:
         start = {name: Factor(f.A, f.B / recipe.scale) for name, f in anchor.items()}
     factors = _leaves(start, recipe, len(ids), base.device, dtype)
-    trainer = _Trainer(recipe, factors, anchored=anchor is not None)
-    draws = draw_steps(
+    losses = descend(
+        base,
         recipe,
-        ids,
-        encoded.counts,
-        timesteps=base.scheduler.config.num_train_timesteps,
-        latent_shape=tuple(encoded.latents.shape[1:]),
-        device=base.device,
-        dtype=encoded.latents.dtype,
+        subjects,
+        [part for factor in factors.values() for part in factor if part.requires_grad],
+        lambda: factors,
+        scale=recipe.scale,
+        anchored=anchor is not None,
+        autocast=autocast,
+        on_step=on_step,
     )
-    losses = []
-    with StackedAdapters(base.unet, factors, recipe.scale):
-        for step, draw in enumerate(draws):
-            with torch.autocast(base.device.type, autocast, enabled=autocast is not None):
-                loss = denoising_losses(base, encoded, draw)
-            trainer.step(loss)
-            losses.append(loss.detach())
-            if on_step is not None:
-                on_step(step + 1, losses[-1])
-    return Fleet(trainer.result(), torch.stack(losses, dim=1))
-
-
-def denoising_losses(base: BaseModel, encoded: EncodedSubjects, draw: Draw) -> Float[Tensor, " n"]:
-    """Each subject's mean squared error of what the base model predicts, over its own samples."""
-    latents, texts = encoded.pick(draw.pictures, draw.dropped)
-    noise, timesteps = draw.noise.flatten(0, 1), draw.timesteps.flatten()
-    noisy, target = base.add_noise(latents, noise, timesteps)
-    predicted = base.denoise(noisy, timesteps, texts)
-    exact = torch.promote_types(predicted.dtype, torch.float32)
-    error = predicted.to(exact) - target.to(exact)
-    losses: Tensor = error.square().reshape(len(draw.pictures), -1).mean(dim=1)
-    return losses
-
-
-class _Trainer:
-    """The optimiser, clipping, decay and averaging of n adapters, each as if it were alone."""
-
-    def __init__(self, recipe: Recipe, factors: Factors, *, anchored: bool) -> None:
-        self.recipe = recipe
-        self.factors = factors
-        self.trained = [p for factor in factors.values() for p in factor if p.requires_grad]
-        self.anchors = [
-            p.detach().clone() if anchored else torch.zeros_like(p) for p in self.trained
-        ]
-        self.means = [torch.zeros_like(p) for p in self.trained]
-        self.steps = 0
-        self.optimiser: torch.optim.Optimizer = (
-            torch.optim.Adam(self.trained, lr=recipe.learning_rate)
-            if recipe.optimiser == "adam"
-            else torch.optim.SGD(self.trained, lr=recipe.learning_rate, momentum=recipe.momentum)
-        )
-
-    def step(self, losses: Float[Tensor, " n"]) -> None:
-        self.optimiser.zero_grad()
-        losses.sum().backward()
-        if self.recipe.clip is not None:
-            clip_each([p.grad for p in self.trained if p.grad is not None], self.recipe.clip)
-        rate = self.recipe.rate(self.steps)
-        self.optimiser.param_groups[0]["lr"] = rate
-        with torch.no_grad():
-            if self.recipe.weight_decay:
-                weight = rate * self.recipe.weight_decay
-                torch._foreach_lerp_(self.trained, self.anchors, weight)
-            self.optimiser.step()
-            self.steps += 1
-            averaged = self.steps - (self.recipe.steps - self.recipe.averaged_steps)
-            if averaged > 0:
-                torch._foreach_lerp_(self.means, self.trained, 1 / averaged)
-
-    def result(self) -> Factors:
-        """The averaged factors, with the recipe's scale folded into B."""
-        means = dict(zip(map(id, self.trained), self.means, strict=True))
-        return {
-            name: Factor(
-                means.get(id(factor.A), factor.A).detach(),
-                means[id(factor.B)] * self.recipe.scale,
-            )
-            for name, factor in self.factors.items()
-        }
-
-
-def clip_each(gradients: Sequence[Float[Tensor, "n _ _"]], limit: float) -> None:
-    """Scale down, in place, the gradients of each adapter whose norm over all modules is too large.
-
-    As `torch.nn.utils.clip_grad_norm_` does for one adapter.
-    """
-    norms = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1).norm(dim=1)
-    factor = (limit / (norms + 1e-6)).clamp(max=1.0)[:, None, None]
-    for gradient in gradients:
-        gradient.mul_(factor)
+    folded = {
+        name: Factor(f.A.detach(), f.B.detach() * recipe.scale) for name, f in factors.items()
+    }
+    return Fleet(folded, losses)
 
 
 def start_factors(

@@ -15,7 +15,8 @@ from torch import Tensor
 from lorasynth.adapter import Factors, cosines, map_factors
 from lorasynth.base import BaseModel
 from lorasynth.collect.contract import Anchor
-from lorasynth.collect.fleet import OnStep, train_fleet
+from lorasynth.collect.fleet import train_fleet
+from lorasynth.collect.loop import OnStep
 from lorasynth.collect.recipe import Recipe
 from lorasynth.errors import CollectionError
 from lorasynth.pictures import Subject

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth import checksums
-from lorasynth.adapter import Factors, canonicalise
+from lorasynth.adapter import Factors
 from lorasynth.atomic import write_json
 from lorasynth.base import BaseModel
 from lorasynth.collect.recipe import Recipe
@@ -63,11 +63,12 @@ class Bundle:
 
     def canonical(self, adapters: Factors) -> Factors:
         """The canonical form of any stacked adapters, in the library's gauge."""
-        return canonicalise(adapters, self.sample.info.gauge, self.sample.reference)
+        layout = self.synthesizer.layout
+        return layout.unflatten(self.library.vectors(adapters, layout))
 
     def encode(self, adapters: Factors) -> Float[Tensor, "n k"]:
         """Latents of any stacked adapters, as the library's are."""
-        vectors = self.synthesizer.layout.flatten(self.canonical(adapters))
+        vectors = self.library.vectors(adapters, self.synthesizer.layout)
         return self.synthesizer.codec.encode(vectors)
 
     def decode(self, latents: Float[Tensor, "n k"]) -> Factors:

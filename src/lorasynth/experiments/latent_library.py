@@ -1,13 +1,18 @@
-"""A library small enough to ship: each adapter as its codec's latent, with its conditions."""
+"""A library small enough to ship: each adapter as its codec's latent, with what is known of it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lorasynth.adapter import Factors, Layout, canonicalise
 from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.codec import Codec
+from lorasynth.collect import RUN_COLUMNS
 from lorasynth.config import read_json
 from lorasynth.errors import BundleError
 from lorasynth.hypernet.library_data import training_set
@@ -16,6 +21,8 @@ from lorasynth.weights import read_weights, write_weights
 
 _WEIGHTS = "latents.safetensors"
 _SUBJECTS = "subjects.json"
+#: Columns of a library's table that say nothing of the subjects.
+_NO_FACTS = {"id", *RUN_COLUMNS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,26 +32,70 @@ class LatentLibrary:
     Attributes:
         ids: of the subjects.
         latents: of their adapters, in the codec's units.
-        conditions: embeddings of P pictures of each.
+        conditions: embeddings of P pictures of each; P is 0 where nobody asked for them.
+        columns: what else the library's table says of the subjects.
+        gauge: of the vectors behind the latents.
+        reference: the vector that the gauge aligns with; None if it needs none.
     """
 
     ids: tuple[str, ...]
     latents: Float[Tensor, "N k"]
     conditions: Float[Tensor, "N P m"]
+    columns: Mapping[str, list[Any]] = field(default_factory=dict)
+    gauge: str = "none"
+    reference: Float[Tensor, " D"] | None = None
 
     @classmethod
-    def encode(cls, library: Library | LibraryView, codec: Codec, column: str) -> "LatentLibrary":
-        """Encode a library or a part of one; `column` holds the conditions."""
+    def encode(
+        cls, library: Library | LibraryView, codec: Codec, column: str | None
+    ) -> "LatentLibrary":
+        """Encode a library or a part of one; `column` holds the conditions, if they are needed."""
         data = training_set(library, codec, column)
-        assert data.conditions is not None, "a column was named"
-        return cls(ids=tuple(library.ids), latents=data.latents, conditions=data.conditions)
+        none = torch.zeros(len(library), 0, 0)
+        whole = library.library if isinstance(library, LibraryView) else library
+        reference = whole.reference
+        return cls(
+            ids=tuple(library.ids),
+            latents=data.latents,
+            conditions=none if data.conditions is None else data.conditions,
+            columns={k: v for k, v in library.table.to_pydict().items() if k not in _NO_FACTS},
+            gauge=whole.info.gauge,
+            reference=None if reference is None else whole.layout.flatten(reference),
+        )
+
+    @classmethod
+    def open(cls, folder: Path, codec: Codec) -> "LatentLibrary":
+        """Read a library of latents, or encode a library of adapters (without conditions).
+
+        Raises:
+            BundleError: the folder is neither.
+            LibraryError: it is a damaged library.
+            LayoutError: the codec is for adapters of another layout.
+        """
+        if Library.is_at(folder):
+            return cls.encode(Library.open(folder), codec, column=None)
+        return cls.load(folder)
+
+    @torch.no_grad()
+    def vectors(self, adapters: Factors, layout: Layout) -> Float[Tensor, "n D"]:
+        """Canonical vectors of stacked adapters, in the library's gauge.
+
+        Raises:
+            LayoutError: they are of another layout, or the gauge refuses them.
+        """
+        layout.require(adapters)
+        reference = None if self.reference is None else layout.unflatten(self.reference)
+        return layout.flatten(canonicalise(adapters, self.gauge, reference))
 
     def save(self, folder: Path) -> None:
-        """Write the latents and conditions (fp16) and the subjects' names."""
+        """Write the latents and conditions (fp16) and the rest."""
         with atomic_directory(folder) as temporary:
             tensors = {"latents": self.latents, "conditions": self.conditions}
+            if self.reference is not None:
+                tensors["reference"] = self.reference
             write_weights(temporary / _WEIGHTS, tensors, half=True)
-            write_json(temporary / _SUBJECTS, {"ids": list(self.ids)})
+            facts = {"ids": list(self.ids), "gauge": self.gauge, "columns": dict(self.columns)}
+            write_json(temporary / _SUBJECTS, facts)
 
     @classmethod
     def load(cls, folder: Path) -> "LatentLibrary":
@@ -53,11 +104,24 @@ class LatentLibrary:
         Raises:
             BundleError: the folder is damaged or incomplete.
         """
-        tensors = read_weights(folder / _WEIGHTS)
-        ids = tuple(read_json(folder / _SUBJECTS).get("ids", ()))
-        if {len(ids)} != {len(tensor) for tensor in tensors.values()}:
-            raise BundleError(
-                f"{folder} must hold as many latents and conditions as subjects ({len(ids)}), but "
-                "does not: fetch or make it again"
+        tensors, stated = read_weights(folder / _WEIGHTS), read_json(folder / _SUBJECTS)
+        try:
+            library = cls(
+                ids=tuple(stated["ids"]),
+                columns=stated["columns"],
+                gauge=stated["gauge"],
+                **tensors,
             )
-        return cls(ids=ids, **tensors)
+        except (KeyError, TypeError) as error:
+            raise BundleError(
+                f"{folder} must be a library of latents, but lacks or garbles {error}: fetch or "
+                "make it again"
+            ) from error
+        counts = {len(library.latents), len(library.conditions)}
+        counts |= {len(values) for values in library.columns.values()}
+        if counts != {len(library.ids)}:
+            raise BundleError(
+                f"{folder} must hold as many latents, conditions and facts as subjects "
+                f"({len(library.ids)}), but does not: fetch or make it again"
+            )
+        return library

@@ -8,12 +8,13 @@ from lorasynth.library import Library, LibraryView
 
 
 @torch.no_grad()
-def training_set(library: Library | LibraryView, codec: Codec, column: str) -> TrainingSet:
-    """Latents of all adapters, with the conditions that are attached as `column` (N, P, m).
+def training_set(library: Library | LibraryView, codec: Codec, column: str | None) -> TrainingSet:
+    """Latents of all adapters, with the conditions that are attached as `column` (N, P, m), if any.
 
     Raises:
         LayoutError: the codec was fitted to another layout.
         LibraryError: the column is absent or damaged, or there are fewer than two adapters.
     """
     latents = torch.cat([codec.encode(vectors).cpu() for vectors in library.batches()])
-    return TrainingSet(latents=latents, conditions=library.column(column))
+    conditions = None if column is None else library.column(column)
+    return TrainingSet(latents=latents, conditions=conditions)

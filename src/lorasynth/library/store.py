@@ -139,6 +139,11 @@ class Library:
                 library._freeze(layout.flatten(reference))
         return library
 
+    @staticmethod
+    def is_at(path: Path | str) -> bool:
+        """Whether there is a library at a path."""
+        return (Path(path) / _INFO).is_file()
+
     @classmethod
     def open(cls, path: Path | str) -> "Library":
         """Open a library for reading and appending.

@@ -1,5 +1,6 @@
 """Subjects as folders of pictures: one folder per subject, a caption in a text file of its name."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,23 @@ import torch
 from lorasynth.errors import PictureError
 from lorasynth.pictures.contract import Subject
 from lorasynth.pictures.files import pictures_in, read_picture
+
+DEFAULT_CAPTION = "a portrait of sks"
+
+
+def read_subject(
+    name: str, paths: Sequence[Path], size: int, default_caption: str = DEFAULT_CAPTION
+) -> Subject:
+    """Read one subject from its picture files, each with its caption as `FolderSubjects` says.
+
+    Raises:
+        PictureError: a picture or a caption cannot be read.
+    """
+    return Subject(
+        id=name,
+        pictures=torch.stack([read_picture(path, size) for path in paths]),
+        captions=[_caption(path, default_caption) for path in paths],
+    )
 
 
 @dataclass(frozen=True)
@@ -20,7 +38,7 @@ class FolderSubjects:
 
     root: Path
     size: int
-    default_caption: str = "a portrait of sks"
+    default_caption: str = DEFAULT_CAPTION
 
     @cached_property
     def _folders(self) -> dict[str, Path]:
@@ -48,19 +66,16 @@ class FolderSubjects:
                 "none: check the name"
             )
         paths = pictures_in(self._folders[subject_id])
-        return Subject(
-            id=subject_id,
-            pictures=torch.stack([read_picture(path, self.size) for path in paths]),
-            captions=[self._caption(path) for path in paths],
-        )
+        return read_subject(subject_id, paths, self.size, self.default_caption)
 
-    def _caption(self, picture: Path) -> str:
-        text = picture.with_suffix(".txt")
-        if not text.is_file():
-            return self.default_caption
-        try:
-            return text.read_text(encoding="utf-8-sig").strip()
-        except UnicodeDecodeError as error:
-            raise PictureError(
-                f"a caption must be text in UTF-8, but {text} is not ({error}): save it as UTF-8"
-            ) from error
+
+def _caption(picture: Path, default: str) -> str:
+    text = picture.with_suffix(".txt")
+    if not text.is_file():
+        return default
+    try:
+        return text.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise PictureError(
+            f"a caption must be text in UTF-8, but {text} is not ({error}): save it as UTF-8"
+        ) from error

@@ -20,7 +20,8 @@ from lorasynth.codec import PCA
 from lorasynth.collect import Recipe
 from lorasynth.collect.draws import Draw
 from lorasynth.collect.encoded import EncodedSubjects, encode_subjects
-from lorasynth.collect.fleet import denoising_losses, start_factors
+from lorasynth.collect.fleet import start_factors
+from lorasynth.collect.loop import denoising_losses
 from lorasynth.condition import ConditionEncoder
 from lorasynth.config import to_dict
 from lorasynth.errors import ConfigError

@@ -1,0 +1,189 @@
+"""`lorasynth edit`, `interpolate` and `sample`: adapters as points in a codec's latents."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorasynth.cli.known import Known, Where, space_of
+from lorasynth.cli.options import Base, Seed
+from lorasynth.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lorasynth.adapter import Adapter
+
+LoraFile = Annotated[Path, typer.Argument(metavar="LORA", help="LoRA file.", show_default=False)]
+Format = Annotated[str, typer.Option("--format", help="diffusers, kohya or peft.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="LoRA file (peft: folder) to write.")]
+Folder = Annotated[Path, typer.Option("--out", "-o", help="Folder for the LoRA files.")]
+Strip = Annotated[
+    Path | None, typer.Option(help="PNG to write: a picture made with each, in a row.")
+]
+Prompt = Annotated[str, typer.Option(help="Of the strip's pictures.")]
+
+PORTRAIT = "a portrait of sks"
+
+
+def edit(
+    lora: LoraFile,
+    out: Out,
+    attribute: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=STEP",
+            help="Attribute and by how much it rises: glasses=+1, hair:red=-0.3; may be repeated.",
+        ),
+    ],
+    synthesizer: Where = Path("bundle/synthesizer"),
+    library: Known = Path("bundle/library"),
+    base: Base = Path("bundle/base"),
+    file_format: Format = "diffusers",
+    strip: Strip = None,
+    prompt: Prompt = PORTRAIT,
+    seed: Seed = 0,
+) -> None:
+    """Change attributes of an adapter's subject, all others kept.
+
+    The strip shows the adapter as it was, and changed by a half, the whole and one and a half.
+
+    Example: lorasynth edit me.safetensors --attribute glasses=+1 -o glasses.safetensors
+    """
+    import torch
+
+    from lorasynth.adapter import Adapter
+    from lorasynth.adapter.files import get_format
+    from lorasynth.edit import direction, moved
+
+    steps = [_step(text) for text in attribute]
+    writer, adapter = get_format(file_format), Adapter.load(lora)
+    space = space_of(synthesizer, library)
+    known = space.library
+    change = torch.stack(
+        [size * direction(known.latents, known.columns, name) for name, size in steps]
+    ).sum(dim=0)
+    vectors, codec = space.vectors([adapter]), space.synthesizer.codec
+    metadata = replace(
+        adapter.metadata, extra=adapter.metadata.extra | {"edited": " ".join(attribute)}
+    )
+    [edited] = space.adapters(moved(codec, vectors, change), metadata)
+    typer.echo(writer.write(edited, out))
+    if strip is not None:
+        shown = [adapter]
+        for share in (0.5, 1.0, 1.5):
+            shown += space.adapters(moved(codec, vectors, share * change), metadata)
+        _draw_strip(shown, strip, base, prompt, seed)
+
+
+def _step(text: str) -> tuple[str, float]:
+    """An attribute and by how much it rises."""
+    name, _, size = text.partition("=")
+    try:
+        return name.strip(), float(size)
+    except ValueError as error:
+        raise ConfigError(
+            f"--attribute must be NAME=STEP with a number, such as glasses=+1, but is {text!r}"
+        ) from error
+
+
+def interpolate(
+    start: LoraFile,
+    end: LoraFile,
+    out: Folder,
+    steps: Annotated[int, typer.Option(help="LoRA files, both ends included.", min=2)] = 7,
+    path: Annotated[str, typer.Option(help="lerp or slerp.")] = "lerp",
+    synthesizer: Where = Path("bundle/synthesizer"),
+    library: Known = Path("bundle/library"),
+    base: Base = Path("bundle/base"),
+    file_format: Format = "diffusers",
+    strip: Strip = None,
+    prompt: Prompt = PORTRAIT,
+    seed: Seed = 0,
+) -> None:
+    """Write adapters on the way from one to another.
+
+    Example: lorasynth interpolate a.safetensors b.safetensors --steps 7 -o between
+    """
+    import torch
+
+    from lorasynth.adapter import Adapter
+    from lorasynth.edit import PATHS
+    from lorasynth.edit import interpolate as interpolate_vectors
+
+    if path not in PATHS:
+        raise ConfigError(f"--path must be one of {', '.join(PATHS)}, but is {path!r}")
+    ends, space = [Adapter.load(start), Adapter.load(end)], space_of(synthesizer, library)
+    first, last = space.vectors(ends)
+    shares, codec = torch.linspace(0, 1, steps), space.synthesizer.codec
+    vectors = interpolate_vectors(codec, first, last, shares, PATHS[path])
+    extra = {"interpolated": f"{start.name} to {end.name}"}
+    between = space.adapters(vectors, replace(ends[0].metadata, extra=extra))
+    _write_all(between, out, file_format)
+    if strip is not None:
+        _draw_strip(between, strip, base, prompt, seed)
+
+
+def sample(
+    out: Folder,
+    number: Annotated[int, typer.Option("-n", help="How many.", min=1)] = 4,
+    prior: Annotated[
+        str, typer.Option(help="gaussian, standard (a VAE's), convex, or diffusion.")
+    ] = "diffusion",
+    synthesizer: Where = Path("bundle/synthesizer"),
+    library: Known = Path("bundle/library"),
+    base: Base = Path("bundle/base"),
+    file_format: Format = "diffusers",
+    strip: Strip = None,
+    prompt: Prompt = PORTRAIT,
+    seed: Seed = 0,
+) -> None:
+    """Write adapters of nobody in particular.
+
+    gaussian draws each latent with the library's mean and spread, standard from the standard normal
+    distribution, convex mixes three of the library, and diffusion samples without a condition.
+
+    Example: lorasynth sample --prior gaussian -n 8 -o nobody --strip nobody.png
+    """
+    from lorasynth.sample import PRIORS
+
+    space = space_of(synthesizer, library)
+    names, loaded = [f"{i:03d}" for i in range(number)], space.synthesizer
+    if prior == "diffusion":
+        vectors = loaded.layout.flatten(loaded.synthesise(None, names, seed=seed))
+    else:
+        draw = PRIORS.get(prior)
+        vectors = loaded.codec.decode(draw(space.library.latents, names, seed))
+    metadata = loaded.metadata(seed)
+    metadata = replace(metadata, extra=metadata.extra | {"prior": prior})
+    made = space.adapters(vectors, metadata)
+    _write_all(made, out, file_format)
+    if strip is not None:
+        _draw_strip(made, strip, base, prompt, seed)
+
+
+def _write_all(adapters: "Sequence[Adapter]", folder: Path, file_format: str) -> None:
+    from lorasynth.adapter.files import get_format
+
+    writer = get_format(file_format)
+    for i, adapter in enumerate(adapters):
+        typer.echo(writer.write(adapter, folder / f"{i:03d}{writer.suffix}"))
+
+
+def _draw_strip(
+    adapters: "Sequence[Adapter]", path: Path, base: Path, prompt: str, seed: int
+) -> None:
+    """One picture with each adapter, from the same noise, as a PNG."""
+    from lorasynth.adapter import stack
+    from lorasynth.base import BaseModel
+    from lorasynth.base.compatibility import require_made_for
+    from lorasynth.pictures.png import contact_sheet, write_synthetic
+
+    model = BaseModel.load(base)
+    if made_for := adapters[0].metadata.base_fingerprint:
+        require_made_for(model, made_for, "LoRA file")
+    stacked = stack([adapter.factors for adapter in adapters])
+    count = len(adapters)
+    pictures = model.sample([prompt] * count, [seed] * count, stacked)
+    write_synthetic(path, contact_sheet(pictures, count), {"Description": prompt})
+    typer.echo(path)

@@ -1,0 +1,225 @@
+"""`lorasynth blend`, `invert` and `refine`: adapters by gradient descent on a few pictures."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorasynth.cli.known import Known, Space, Where, space_of
+from lorasynth.cli.options import Base, Device, Seed, Settings, override
+from lorasynth.cli.synth import Format, Out, Photos, print_times, subjects_of
+from lorasynth.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from lorasynth.adapter import AdapterMetadata, Factors, Layout
+    from lorasynth.adapter.files import LoraFormat
+    from lorasynth.collect.loop import OnStep
+    from lorasynth.optimise import Coordinates, Decode
+    from lorasynth.pictures import Subject
+
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps.", min=1)]
+Caption = Annotated[
+    str, typer.Option(help="Of pictures without a text file of their name beside them.")
+]
+
+PORTRAIT = "a portrait of sks"
+
+
+def blend(
+    photos: Photos,
+    out: Out,
+    over: Annotated[
+        str, typer.Option(help="latents, or adapters: then --library holds adapters.")
+    ] = "latents",
+    caption: Caption = PORTRAIT,
+    synthesizer: Where = Path("bundle/synthesizer"),
+    library: Known = Path("bundle/library"),
+    base: Base = Path("bundle/base"),
+    file_format: Format = "diffusers",
+    steps: Steps = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Mix the adapters of a library so that the mixture denoises the pictures best.
+
+    Example: lorasynth blend photo.png -o me.safetensors --set simplex=true --steps 100
+    """
+    from lorasynth.library import Library
+    from lorasynth.optimise import Mixture, MixtureConfig
+
+    if over not in ("latents", "adapters"):
+        raise ConfigError(f"--over must be latents or adapters, but is {over!r}")
+    config = override(MixtureConfig(), _descent(steps, seed, settings))
+    job = _Job(photos, out, caption, base, file_format, device)
+    space = space_of(synthesizer, library)
+    if over == "latents":
+        rows, layout = space.library.latents, space.synthesizer.layout
+        decode = _decoder(space, job.base.device)
+    else:
+        opened = Library.open(library)
+        rows, layout = opened.all_vectors(), opened.layout
+        decode = layout.unflatten
+    mixture = Mixture(config, len(job.subjects), rows, decode)
+    job.descend(mixture, layout, space.synthesizer.metadata(seed), "blend")
+
+
+def invert(
+    photos: Photos,
+    out: Out,
+    start: Annotated[str, typer.Option(help="mean, or synthesised: from the pictures.")] = "mean",
+    caption: Caption = PORTRAIT,
+    synthesizer: Where = Path("bundle/synthesizer"),
+    library: Known = Path("bundle/library"),
+    base: Base = Path("bundle/base"),
+    file_format: Format = "diffusers",
+    steps: Steps = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Find the latent whose adapter denoises the pictures best, under the library's spread.
+
+    Example: lorasynth invert photo.png -o me.safetensors --steps 400 --set prior=0
+    """
+    import torch
+
+    from lorasynth.optimise import Inversion, InversionConfig
+
+    if start not in ("mean", "synthesised"):
+        raise ConfigError(f"--start must be mean or synthesised, but is {start!r}")
+    config = override(InversionConfig(), _descent(steps, seed, settings))
+    job = _Job(photos, out, caption, base, file_format, device)
+    space = space_of(synthesizer, library)
+    synth, known = space.synthesizer, space.library.latents
+    mean = known.mean(dim=0)
+    begin = mean.expand(len(job.subjects), -1)
+    if start == "synthesised":
+        embeddings = torch.stack([synth.embed(paths) for paths in job.paths])
+        names = [subject.id for subject in job.subjects]
+        begin = synth.hypernet.sample(embeddings, synth.hypernet.draw_noise(seed, names))
+    decode = _decoder(space, job.base.device)
+    inversion = Inversion(config, begin, mean, known.std(dim=0), decode)
+    job.descend(inversion, synth.layout, synth.metadata(seed), "invert")
+
+
+def refine(
+    lora: Annotated[Path, typer.Argument(metavar="LORA", help="What to start from.")],
+    photos: Photos,
+    out: Out,
+    caption: Caption = PORTRAIT,
+    base: Base = Path("bundle/base"),
+    file_format: Format = "diffusers",
+    steps: Steps = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Train a LoRA file on with a few pictures of its subject.
+
+    Example: lorasynth refine me.safetensors photo.png -o better.safetensors --steps 50
+    """
+    from lorasynth.adapter import Adapter, map_factors
+    from lorasynth.base.compatibility import require_made_for
+    from lorasynth.collect import PRESETS, train_fleet
+
+    adapter = Adapter.load(lora)
+    stated = [] if steps is None else [f"steps={steps}"]
+    recipe = override(PRESETS["refine"], [*stated, f"seed={seed}", *(settings or [])])
+    job = _Job(photos, out, caption, base, file_format, device)
+    if len(job.subjects) > 1:
+        raise ConfigError(
+            f"a LoRA is refined with pictures of its one subject, but got {len(job.subjects)} "
+            "folders of pictures: give one"
+        )
+    if made_for := adapter.metadata.base_fingerprint:
+        require_made_for(job.base, made_for, f"LoRA file {lora}")
+    anchor = map_factors(lambda part: part[None].float(), adapter.factors)
+    with job.progress("refine", recipe.steps) as on_step:
+        trained = train_fleet(job.base, recipe, job.subjects, anchor=anchor, on_step=on_step)
+    job.write(trained.factors, adapter.layout, adapter.metadata, f"refine {recipe.steps}")
+
+
+class _Job:
+    """Pictures to learn from, the base model to learn through, and where the files go."""
+
+    def __init__(
+        self,
+        photos: Sequence[Path],
+        out: Path,
+        caption: str,
+        base: Path,
+        file_format: str,
+        device: str,
+    ) -> None:
+        from lorasynth.adapter.files import get_format
+        from lorasynth.atomic import make_parent
+        from lorasynth.base import BaseModel
+        from lorasynth.device import pick_device
+        from lorasynth.pictures.folders import read_subject
+        from lorasynth.synthesizer import Stages
+
+        self.writer: LoraFormat = get_format(file_format)
+        found = subjects_of(photos, out, self.writer.suffix)
+        for path in found:
+            make_parent(path)
+        self.stages = Stages()
+        with self.stages.stage("load"):
+            self.base = BaseModel.load(base, pick_device(device))
+        self.outs, self.paths = list(found), list(found.values())
+        self.subjects: list[Subject] = [
+            read_subject(path.stem, pictures, self.base.picture_size, caption)
+            for path, pictures in found.items()
+        ]
+
+    @contextmanager
+    def progress(self, title: str, steps: int) -> "Iterator[OnStep]":
+        """Show each step and the mean loss, and time them all."""
+        from lorasynth.progress import progress
+
+        with self.stages.stage(title), progress(title, steps) as advance:
+            yield lambda _, losses: advance(note=f"loss {losses.mean().item():.4f}")
+
+    def descend(
+        self, coordinates: "Coordinates", layout: "Layout", metadata: "AdapterMetadata", how: str
+    ) -> None:
+        """Optimise for all subjects at once, and write a file for each."""
+        from lorasynth.base.compatibility import require_made_for
+        from lorasynth.optimise import personalise
+
+        require_made_for(self.base, metadata.base_fingerprint, "synthesizer")
+        with self.progress(how, coordinates.descent.steps) as on_step:
+            made = personalise(self.base, self.subjects, coordinates, on_step=on_step)
+        self.write(made.factors, layout, metadata, f"{how} {coordinates.descent.steps}")
+
+    def write(
+        self, factors: "Factors", layout: "Layout", metadata: "AdapterMetadata", how: str
+    ) -> None:
+        """Write a file for each subject; `how` is noted in its metadata."""
+        from lorasynth.adapter import Adapter, map_factors, unstack
+
+        stated = replace(metadata, extra=metadata.extra | {"optimised": how})
+        singles = unstack(map_factors(lambda part: part.cpu(), factors))
+        with self.stages.stage("write"):
+            for single, out in zip(singles, self.outs, strict=True):
+                self.writer.write(Adapter(single, stated, layout.kernels), out)
+        print_times(self.stages)
+        for out in self.outs:
+            typer.echo(out)
+
+
+def _descent(steps: int | None, seed: int, settings: Sequence[str] | None) -> list[str]:
+    """Settings of a method's config, from options of their own and from `--set`."""
+    stated = [] if steps is None else [f"descent.steps={steps}"]
+    return [*stated, f"descent.seed={seed}", *(settings or [])]
+
+
+def _decoder(space: Space, device: "torch.device") -> "Decode":
+    """Latents to stacked adapters, on a device."""
+    codec, layout = space.synthesizer.codec.to(device), space.synthesizer.layout
+    return lambda latents: layout.unflatten(codec.decode(latents))

@@ -1,0 +1,49 @@
+"""Columns of a library's table as numbers that latents can be regressed on."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+#: The value of an attribute that a subject does not have.
+ABSENT = "none"
+
+_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+_CHANNELS = ("red", "green", "blue")
+
+#: A column of a table: facts of subjects, one text or one number each.
+Column = Sequence[str | float]
+
+
+def labels_of(columns: Mapping[str, Column]) -> dict[str, dict[str, Float[Tensor, " N"]]]:
+    """For each column, the labels that can be asked of it, by name.
+
+    A number is a label as it is.  A colour (#rrggbb) is three, `hair:red` and so on, from 0 to 1.
+    A text is one label for each of its values, `glasses:round`, 1 where a subject has it, else 0;
+    where some subjects have "none", there is also `glasses` itself: has any.  Columns in which
+    all subjects agree have no labels.
+    """
+    labels = {name: _labels(name, values) for name, values in columns.items()}
+    return {name: found for name, found in labels.items() if found}
+
+
+def _labels(name: str, values: Column) -> dict[str, Float[Tensor, " N"]]:
+    texts = [value for value in values if isinstance(value, str)]
+    if not texts:
+        found = {name: torch.tensor([float(value) for value in values])}
+    elif len(texts) < len(values):
+        return {}  # neither all texts nor all numbers: nothing to regress on
+    elif all(_COLOUR.fullmatch(text) for text in texts):
+        rgb = torch.tensor([[int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)] for text in texts])
+        found = {f"{name}:{channel}": rgb[:, i] for i, channel in enumerate(_CHANNELS)}
+    else:
+        found = {} if ABSENT not in texts else {name: _where(texts, ABSENT, same=False)}
+        kinds = sorted(set(texts) - {ABSENT})
+        found |= {f"{name}:{kind}": _where(texts, kind, same=True) for kind in kinds}
+    return {label: numbers for label, numbers in found.items() if numbers.std() > 0}
+
+
+def _where(texts: Sequence[str], value: str, *, same: bool) -> Float[Tensor, " N"]:
+    return torch.tensor([float((text == value) == same) for text in texts])

@@ -1,0 +1,132 @@
+"""`blend`, `invert`, `refine`, `edit`, `interpolate` and `sample` on the tiny world."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from command_line import Run
+from lorasynth.adapter import Adapter
+
+from .conftest import World, write_picture
+
+FEW = ("--steps", 2, "--device", "cpu")
+
+
+def places(world: World) -> tuple[object, ...]:
+    return ("--synthesizer", world.synthesizer, "--library", world.library, "--base", world.base)
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("blend", ()),
+        ("blend", ("--over", "adapters", "--set", "simplex=true")),
+        ("invert", ("--set", "prior=0.1")),
+        ("invert", ("--start", "synthesised")),
+    ],
+)
+def test_a_photo_becomes_a_file_by_descent(
+    world: World, run: Run, tmp_path: Path, command: str, options: tuple[object, ...]
+) -> None:
+    out = tmp_path / "me.safetensors"
+    result = run(command, world.photo, "-o", out, *places(world), *options, *FEW)
+    assert result.status == 0, result.err
+    assert result.out.strip() == str(out)
+    made = Adapter.load(out)
+    assert made.layout == Adapter.load(world.lora).layout
+    assert made.metadata.synthesised
+    assert made.metadata.extra["optimised"] == f"{command} 2"
+
+
+def test_several_subjects_are_optimised_at_once(world: World, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "all"
+    assert run("blend", world.subjects, "-o", out, *places(world), *FEW).status == 0
+    files = sorted(path.name for path in out.iterdir())
+    assert files == ["ann.safetensors", "ben.safetensors", "cyd.safetensors"]
+    first, second = (Adapter.load(out / name).to_vector() for name in files[:2])
+    assert not torch.equal(first, second)
+
+
+def test_refining_moves_a_file_and_says_so(world: World, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "better.safetensors"
+    result = run("refine", world.lora, world.photo, "-o", out, "--base", world.base, *FEW)
+    assert result.status == 0, result.err
+    before, after = Adapter.load(world.lora), Adapter.load(out)
+    assert after.metadata.extra["optimised"] == "refine 2"
+    assert not torch.equal(before.to_vector(), after.to_vector())
+    module = next(iter(before.factors))
+    torch.testing.assert_close(before.factors[module].A, after.factors[module].A)
+
+
+def test_the_ends_of_an_interpolation_are_the_files(world: World, run: Run, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    photo = write_picture(tmp_path / "other.png", 5)
+    assert run("synth", photo, "-o", other, "--synthesizer", world.synthesizer).status == 0
+    out, strip = tmp_path / "between", tmp_path / "strip.png"
+    result = run(
+        "interpolate", world.lora, other, "--steps", 3, "-o", out, "--strip", strip, *places(world)
+    )
+    assert result.status == 0, result.err
+    files = sorted(out.iterdir())
+    assert [path.name for path in files] == [f"{i:03d}.safetensors" for i in range(3)]
+    for end, file in ((world.lora, files[0]), (other, files[-1])):
+        expected = Adapter.load(end).to_vector()
+        torch.testing.assert_close(Adapter.load(file).to_vector(), expected, rtol=1e-3, atol=1e-4)
+    with Image.open(strip) as picture:
+        assert picture.size == (3 * 16 + 2 * 2, 16)
+        assert "synthetic" in picture.text["Comment"]
+
+
+@pytest.mark.parametrize("prior", ["gaussian", "standard", "convex", "diffusion"])
+def test_sampling_writes_adapters_of_nobody(
+    world: World, run: Run, tmp_path: Path, prior: str
+) -> None:
+    where = ("--synthesizer", world.synthesizer, "--library", world.library)
+    assert run("sample", "--prior", prior, "-n", 2, "-o", tmp_path / "out", *where).status == 0
+    first, second = (Adapter.load(path) for path in sorted((tmp_path / "out").iterdir()))
+    assert first.metadata.extra["prior"] == prior
+    assert first.metadata.synthesised
+    assert not torch.equal(first.to_vector(), second.to_vector())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--attribute", "glasses"), ("NAME=STEP", "'glasses'")),
+        (("--attribute", "glasses=+1"), ("attribute must be one of", "'glasses'")),
+    ],
+)
+def test_edit_refuses_what_the_library_does_not_know(
+    world: World, run: Run, tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    out = tmp_path / "edited.safetensors"
+    where = ("--synthesizer", world.synthesizer, "--library", world.library)
+    run("edit", world.lora, "-o", out, *arguments, *where).is_one_error(*words)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "words"),
+    [
+        ("blend", ("--over", "pictures"), ("latents or adapters", "'pictures'")),
+        ("invert", ("--start", "photo"), ("mean or synthesised", "'photo'")),
+        ("blend", ("--set", "penalty=-1"), ("at least 0", "-1")),
+    ],
+)
+def test_bad_options_are_one_line(
+    world: World,
+    run: Run,
+    tmp_path: Path,
+    command: str,
+    options: tuple[str, ...],
+    words: tuple[str, ...],
+) -> None:
+    out = tmp_path / "me.safetensors"
+    run(command, world.photo, "-o", out, *places(world), *options).is_one_error(*words)
+
+
+def test_refine_takes_one_subject(world: World, run: Run, tmp_path: Path) -> None:
+    result = run("refine", world.lora, world.subjects, "-o", tmp_path / "x", "--base", world.base)
+    result.is_one_error("one subject", "3 folders")

@@ -1,0 +1,161 @@
+"""Every kind of coordinates: what descent on them promises, on a tiny base model."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from lorasynth.adapter import Factors, Layout, cosines
+from lorasynth.base import BaseModel
+from lorasynth.collect import Descent, Recipe, train_fleet
+from lorasynth.collect.loop import descend
+from lorasynth.errors import ConfigError
+from lorasynth.optimise import (
+    Coordinates,
+    Inversion,
+    InversionConfig,
+    Mixture,
+    MixtureConfig,
+    personalise,
+)
+from lorasynth.pictures import Subject
+from lorasynth.randomness import torch_stream
+
+RECIPE = Recipe(rank=2, targets=("to_q", "to_v", "ff.net.2"), steps=20, learning_rate=2e-2)
+DESCENT = Descent(steps=25, learning_rate=0.5, pictures_per_step=2, average=0.0, clip=None)
+
+
+def subject(name: str) -> Subject:
+    stream = torch_stream(5, name)
+    colour = torch.randint(0, 256, (1, 1, 1, 3), generator=stream)
+    pixels = (colour + torch.randint(-20, 20, (3, 16, 16, 3), generator=stream)).clamp(0, 255)
+    return Subject(id=name, pictures=pixels.to(torch.uint8), captions=["a portrait"] * 3)
+
+
+@pytest.fixture(scope="module")
+def base(pipeline_folder: Any) -> BaseModel:
+    return BaseModel.load(pipeline_folder)
+
+
+@pytest.fixture(scope="module")
+def library(base: BaseModel) -> tuple[torch.Tensor, Layout]:
+    """Vectors of six trained adapters."""
+    factors = train_fleet(base, RECIPE, [subject(f"known-{i}") for i in range(6)]).factors
+    layout = Layout.from_factors(factors)
+    return layout.flatten(factors), layout
+
+
+def mixture(config: MixtureConfig) -> Callable[..., Coordinates]:
+    def make(n: int, rows: torch.Tensor, layout: Layout, descent: Descent) -> Coordinates:
+        return Mixture(replace(config, descent=descent), n, rows, layout.unflatten)
+
+    return make
+
+
+def inversion(config: InversionConfig) -> Callable[..., Coordinates]:
+    def make(n: int, rows: torch.Tensor, layout: Layout, descent: Descent) -> Coordinates:
+        mean = rows.mean(dim=0)
+        centred = rows - mean
+        spread = centred.norm(dim=1)  # along each direction, itself of unit length
+        basis = centred / spread[:, None]
+        start = torch.zeros(n, len(rows))
+        return Inversion(
+            replace(config, descent=descent),
+            start,
+            torch.zeros(len(rows)),
+            spread,
+            lambda z: layout.unflatten(mean + z @ basis),
+        )
+
+    return make
+
+
+ROWS = {
+    "mixture": mixture(MixtureConfig()),
+    "mixture, penalised": mixture(MixtureConfig(penalty=1e-3)),
+    "mixture, simplex": mixture(MixtureConfig(simplex=True)),
+    "inversion": inversion(InversionConfig()),
+    "inversion, equal steps off": inversion(InversionConfig(equal_steps=False)),
+}
+SUBJECTS = ["known-1", "new-0", "new-1"]
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_starts_at_the_mean_and_lowers_the_loss(base: BaseModel, library: Any, kind: str) -> None:
+    rows, layout = library
+    people = [subject(name) for name in SUBJECTS]
+    coordinates = ROWS[kind](3, rows, layout, DESCENT)
+    begin = layout.flatten(coordinates()).detach()
+    torch.testing.assert_close(begin, rows.mean(dim=0).expand(3, -1), rtol=1e-3, atol=1e-5)
+    found = personalise(base, people, coordinates)
+    assert found.losses.shape == (3, 25)
+    before = loss_of(base, people, layout.unflatten(begin))
+    assert (loss_of(base, people, found.factors) < before).all()
+
+
+def loss_of(base: BaseModel, people: list[Subject], factors: Factors) -> torch.Tensor:
+    """Mean denoising loss of fixed adapters over the draws of `DESCENT`."""
+    still = replace(DESCENT, learning_rate=1e-30)
+    number = torch.zeros(len(people), 1, requires_grad=True)
+    tied = partial(tied_to, factors, number)
+    return descend(base, still, people, [number], tied).mean(dim=1)
+
+
+def tied_to(factors: Factors, number: torch.Tensor) -> Factors:
+    return {n: type(f)(f.A, f.B.detach() + 0 * number[:, :, None]) for n, f in factors.items()}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_a_subject_alone_gets_what_it_gets_among_others(
+    base: BaseModel, library: Any, kind: str
+) -> None:
+    rows, layout = library
+    descent = replace(DESCENT, steps=4)
+    together = ROWS[kind](3, rows, layout, descent)
+    alone = ROWS[kind](1, rows, layout, descent)
+    personalise(base, [subject(name) for name in SUBJECTS], together)
+    personalise(base, [subject(SUBJECTS[1])], alone)
+    torch.testing.assert_close(alone.numbers[0], together.numbers[1], rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(together.numbers[0], together.numbers[1], atol=1e-3)
+
+
+def test_coefficients_on_the_simplex_stay_there(base: BaseModel, library: Any) -> None:
+    rows, layout = library
+    one = Mixture(MixtureConfig(simplex=True, descent=DESCENT), 1, rows, layout.unflatten)
+    personalise(base, [subject("known-1")], one)
+    assert one.coefficients.std() > 0.01
+    torch.testing.assert_close(one.coefficients.sum(), torch.tensor(1.0))
+    assert (one.coefficients >= 0).all()
+
+
+def test_a_strong_prior_and_a_strong_penalty_keep_the_mean(base: BaseModel, library: Any) -> None:
+    rows, layout = library
+    people = [subject("new-0")]
+    for kind, strong in (
+        ("mixture", mixture(MixtureConfig(penalty=1e3))),
+        ("inversion", inversion(InversionConfig(prior=1e3))),
+    ):
+        free = ROWS[kind](1, rows, layout, replace(DESCENT, learning_rate=0.05))
+        held = strong(1, rows, layout, replace(DESCENT, learning_rate=0.05))
+        for coordinates in (free, held):
+            personalise(base, people, coordinates)
+        assert held.numbers.norm() < 0.5 * free.numbers.norm()
+
+
+def test_mixing_vectors_of_one_shared_a_mixes_their_updates(library: Any) -> None:
+    rows, layout = library
+    mixed = layout.unflatten(torch.tensor([[0.5, 0.5, 0.0, 0.0, 0.0, 0.0]]) @ rows)
+    one, other = (layout.unflatten(rows[i : i + 1]) for i in (0, 1))
+    summed = {name: type(f)(f.A, 0.5 * (one[name].B + other[name].B)) for name, f in mixed.items()}
+    assert cosines(mixed, summed).item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "weight"), [(MixtureConfig, "penalty"), (InversionConfig, "prior")]
+)
+def test_negative_weights_are_refused(kind: Callable[..., object], weight: str) -> None:
+    with pytest.raises(ConfigError, match="at least 0"):
+        kind(**{weight: -1.0})
