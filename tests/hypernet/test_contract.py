@@ -22,6 +22,7 @@ K, M, B = 6, 5, 7
 #: Options that make each denoiser small.
 SMALL: dict[str, dict[str, Any]] = {
     "mlp": {"width": 16, "depth": 2, "embedding": 12},
+    "unet": {"channels": (16, 16), "blocks": 1, "embedding": 12},
 }
 MODULATION_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "ada_norm": ("ada_norm", {}),

@@ -17,6 +17,7 @@ from lorasynth.hypernet.contract import (
     Probe,
 )
 from lorasynth.hypernet.denoiser_mlp import MLPDenoiser, MLPDenoiserConfig
+from lorasynth.hypernet.denoiser_unet import UNetDenoiser, UNetDenoiserConfig
 from lorasynth.hypernet.hypernetwork import HYPERNETWORKS, Hypernetwork, load_hypernet
 from lorasynth.hypernet.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from lorasynth.hypernet.modulation import (
@@ -50,6 +51,8 @@ __all__ = [
     "Prediction",
     "Probe",
     "TrainingSet",
+    "UNetDenoiser",
+    "UNetDenoiserConfig",
     "in_latents_of",
     "load_hypernet",
 ]

@@ -1,11 +1,9 @@
 """The residual MLP: the denoiser of the paper's Figure 2."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,6 +13,7 @@ from lorasynth.config import from_dict
 from lorasynth.errors import ConfigError
 from lorasynth.hypernet.contract import DENOISERS, MODULATIONS, Denoiser, Modulation, State
 from lorasynth.hypernet.modulation import ScaleAndShift
+from lorasynth.hypernet.time_embedding import TimeEmbedding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,24 +114,4 @@ class Block(nn.Module):
         """One residual step."""
         inner = self.modulation(self.up, self.norm(h), time, state)
         out: Tensor = h + self.down(self.drop(functional.silu(inner)))
-        return out
-
-
-class TimeEmbedding(nn.Module):
-    """Sines and cosines of the time (Vaswani et al. 2017, sec. 3.5), then a small network."""
-
-    frequencies: Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        count = width // 2
-        # Periods from 1/1000 of the whole process to 10 times it.
-        exponents = -math.log(10_000) * torch.arange(count) / max(count - 1, 1)
-        self.register_buffer("frequencies", 1000 * exponents.exp())
-        self.mlp = nn.Sequential(nn.Linear(2 * count, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b tw"]:
-        """Embed times in [0, 1]."""
-        angles = t[:, None] * self.frequencies
-        out: Tensor = self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
         return out
