@@ -96,8 +96,14 @@ def embeddings() -> Tensor:
 
 def losses(base: BaseModel, factors: Factors) -> Tensor:
     """Each subject's loss under the adapter of the same row."""
+    with StackedAdapters(base.unet, factors):
+        return losses_of_all(base)
+
+
+def losses_of_all(base: BaseModel) -> Tensor:
+    """Each subject's loss under whatever is attached."""
     encoded = encode_subjects(base, [Colours().load(name) for name in Colours().ids])
-    n, stream = count(factors), torch.Generator().manual_seed(0)
+    n, stream = len(encoded.counts), torch.Generator().manual_seed(0)
     shape = (n, 24)
     noise = torch.randn(1, 24, *encoded.latents.shape[1:], generator=stream)
     draw = Draw(
@@ -106,7 +112,7 @@ def losses(base: BaseModel, factors: Factors) -> Tensor:
         noise=noise.expand(n, -1, -1, -1, -1),
         dropped=torch.zeros(shape, dtype=torch.bool),
     )
-    with torch.no_grad(), StackedAdapters(base.unet, factors):
+    with torch.no_grad():
         return denoising_losses(base, encoded, draw)
 
 

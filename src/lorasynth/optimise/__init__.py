@@ -1,6 +1,7 @@
 """Adapters found by gradient descent on few numbers: mixtures of a library, latents of a codec."""
 
 from lorasynth.optimise.contract import Coordinates, Decode
+from lorasynth.optimise.full import fine_tune, weights_of
 from lorasynth.optimise.inversion import Inversion, InversionConfig
 from lorasynth.optimise.mixture import Mixture, MixtureConfig
 from lorasynth.optimise.personalise import Personalised, personalise
@@ -13,5 +14,7 @@ __all__ = [
     "Mixture",
     "MixtureConfig",
     "Personalised",
+    "fine_tune",
     "personalise",
+    "weights_of",
 ]

@@ -5,30 +5,26 @@ them to denoise other pictures of the same subjects.  No adapter is trained by i
 learned is a function of the condition, without the noise of training runs.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.adapter import Layout
 from lorasynth.base import BaseModel, StackedAdapters
 from lorasynth.codec import PCA
 from lorasynth.collect import Recipe
-from lorasynth.collect.draws import Draw
-from lorasynth.collect.encoded import EncodedSubjects, encode_subjects
 from lorasynth.collect.fleet import start_factors
 from lorasynth.collect.loop import denoising_losses
 from lorasynth.condition import ConditionEncoder
 from lorasynth.config import to_dict
 from lorasynth.errors import ConfigError
 from lorasynth.hypernet import LatentRegression, LatentRegressionConfig
-from lorasynth.pictures import Subject, SubjectSource
+from lorasynth.pictures import SubjectSource
 from lorasynth.predict.predictor import Predictor
-from lorasynth.progress import progress
+from lorasynth.predict.tasks import draw_task, encode_with_embeddings
 from lorasynth.randomness import stream_seed
 from lorasynth.training import Optimisation, Trainer
 
@@ -88,70 +84,22 @@ def train_predictor(
             f'a predictor needs one A for all adapters, but the recipe trains "{recipe.trained}": '
             'use trained="B"'
         )
-    encoded, embeddings = _encode(base, encoder, source)
+    encoded, embeddings = encode_with_embeddings(base, encoder, source)
     start = start_factors(base.target_linears(recipe.targets), recipe)
-    torch.manual_seed(stream_seed(config.optimisation.seed, "predictor"))
+    options = config.optimisation
+    torch.manual_seed(stream_seed(options.seed, "predictor"))
     model = Predictor(config.model, config.latents, embeddings.shape[2], start)
     model.regression.condition_normaliser.fit(embeddings.flatten(0, 1).cpu(), whitening=0.0)
 
     def loss(model: Any, step: int) -> tuple[Tensor, str]:
-        rows, seen, draw = _draw(base, encoded, embeddings, config, step)
-        some = replace(encoded, first=encoded.first[rows])
+        seen, some, draw = draw_task(base, encoded, embeddings, options, config.pictures, step)
         with StackedAdapters(base.unet, model(seen)):
             value = denoising_losses(base, some, draw).mean()
         return value, f"loss {value.item():.4f}" if step % 50 == 0 else ""
 
     settings = to_dict(config) | {"recipe": to_dict(recipe), "subjects": len(embeddings)}
-    trainer = Trainer(model, config.optimisation, checkpoint, base.device, settings)
+    trainer = Trainer(model, options, checkpoint, base.device, settings)
     trainer.run("predictor", loss)
     hypernet, codec = model.split(embeddings.flatten(0, 1))
     hypernet.eval().requires_grad_(requires_grad=False)
     return Predicting(hypernet, codec, model.layout)
-
-
-def _draw(
-    base: BaseModel,
-    encoded: EncodedSubjects,
-    embeddings: Float[Tensor, "n k m"],
-    config: PredictorTraining,
-    step: int,
-) -> tuple[Tensor, Float[Tensor, "b m"], Draw]:
-    """Rows of the subjects of a step, one embedding of each, and what each denoises."""
-    device, batch = base.device, config.optimisation.batch
-    seed = stream_seed(config.optimisation.seed, "predict", step)
-    generator = torch.Generator(device).manual_seed(seed)
-    shape = (batch, config.pictures)
-
-    def below(high: int, *size: int) -> Tensor:
-        return torch.randint(high, size, generator=generator, device=device)
-
-    rows = below(len(embeddings), batch)
-    seen = embeddings[rows, below(embeddings.shape[1], batch)]
-    noise = torch.randn(*shape, *encoded.latents.shape[1:], generator=generator, device=device)
-    draw = Draw(
-        pictures=below(embeddings.shape[1], *shape),
-        timesteps=below(base.scheduler.config.num_train_timesteps, *shape),
-        noise=noise,
-        dropped=torch.zeros(shape, dtype=torch.bool, device=device),
-    )
-    return rows, seen, draw
-
-
-@torch.no_grad()
-def _encode(
-    base: BaseModel, encoder: ConditionEncoder, source: SubjectSource
-) -> tuple[EncodedSubjects, Float[Tensor, "n k m"]]:
-    """All subjects as the base model sees them, and the embeddings of the same pictures."""
-    embeddings: list[Tensor] = []
-    with progress("encode subjects", len(source.ids)) as advance:
-
-        def subjects() -> Iterator[Subject]:
-            for name in source.ids:
-                subject = source.load(name)
-                embeddings.append(encoder.embed(subject.pictures))
-                yield subject
-                advance()
-
-        encoded = encode_subjects(base, subjects())
-    pictures = min(encoded.counts)
-    return encoded, torch.stack([rows[:pictures] for rows in embeddings]).to(base.device)

@@ -1,0 +1,78 @@
+"""Full fine-tuning of the base model on one subject: what LoRA is compared with."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from lorasynth.base import BaseModel
+from lorasynth.collect.descent import Descent
+from lorasynth.collect.draws import draw_steps
+from lorasynth.collect.encoded import encode_subjects
+from lorasynth.collect.loop import denoising_losses
+from lorasynth.pictures import Subject
+
+#: All weights of a U-Net, by name.
+Weights: TypeAlias = dict[str, Tensor]
+
+
+def fine_tune(base: BaseModel, subject: Subject, config: Descent) -> Weights:
+    """Train every weight of the U-Net by Adam, with the draws that a LoRA of the subject would see.
+
+    Subjects cannot share passes here, since nothing is common to them.
+
+    Args:
+        base: whose U-Net is trained, and is as it was afterwards.
+        subject: who.
+        config: how; its averaging, anchor and optimiser do not apply.
+
+    Returns:
+        The trained weights.
+
+    Raises:
+        CollectionError: the subject has no pictures or captions.
+    """
+    encoded = encode_subjects(base, [subject])
+    draws = draw_steps(
+        config,
+        [subject.id],
+        encoded.counts,
+        timesteps=base.scheduler.config.num_train_timesteps,
+        latent_shape=tuple(encoded.latents.shape[1:]),
+        device=base.device,
+        dtype=encoded.latents.dtype,
+    )
+    before = _copy(base)
+    base.unet.requires_grad_(True)
+    parameters = list(base.unet.parameters())
+    optimiser = torch.optim.Adam(parameters, lr=config.learning_rate)
+    try:
+        for step, draw in enumerate(draws):
+            optimiser.param_groups[0]["lr"] = config.rate(step)
+            optimiser.zero_grad()
+            denoising_losses(base, encoded, draw).sum().backward()
+            if config.clip is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+            optimiser.step()
+        return _copy(base)
+    finally:
+        base.unet.load_state_dict(before)
+        base.unet.requires_grad_(False)
+        optimiser.zero_grad()
+
+
+@contextmanager
+def weights_of(base: BaseModel, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """The base model with other weights of its U-Net inside the context."""
+    before = _copy(base)
+    base.unet.load_state_dict(dict(weights))
+    try:
+        yield
+    finally:
+        base.unet.load_state_dict(before)
+
+
+def _copy(base: BaseModel) -> Weights:
+    return {name: value.detach().clone() for name, value in base.unet.state_dict().items()}

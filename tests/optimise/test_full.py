@@ -1,0 +1,42 @@
+"""Full fine-tuning, beside a LoRA of full rank and on its own."""
+
+import pytest
+import torch
+
+from lorasynth.base import BaseModel
+from lorasynth.collect import Descent
+from lorasynth.optimise import fine_tune, weights_of
+
+from .test_coordinates import subject
+
+
+@pytest.fixture(scope="module")
+def base(pipeline_folder) -> BaseModel:
+    return BaseModel.load(pipeline_folder)
+
+
+def state(base: BaseModel) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in base.unet.parameters()])
+
+
+def test_the_base_model_stays_as_it_was_and_pictures_change_inside_the_context(
+    base: BaseModel,
+) -> None:
+    before = state(base)
+    plain = base.sample(["a portrait"], [0])
+    trained = fine_tune(base, subject("one"), Descent(steps=10, learning_rate=1e-3))
+    assert torch.equal(state(base), before)
+    assert not any(p.requires_grad for p in base.unet.parameters())
+    with weights_of(base, trained):
+        assert not torch.equal(state(base), before)
+        changed = base.sample(["a portrait"], [0])
+    assert torch.equal(base.sample(["a portrait"], [0]), plain)
+    assert not torch.equal(changed, plain)
+
+
+def test_every_kind_of_weight_is_trained(base: BaseModel) -> None:
+    trained = fine_tune(base, subject("one"), Descent(steps=2, learning_rate=1e-2))
+    moved = {
+        name for name, value in base.unet.state_dict().items() if not value.equal(trained[name])
+    }
+    assert len(moved) > 0.9 * len(trained)

@@ -1,0 +1,69 @@
+"""The IP-Adapter learns who has which colour, and leaves the base model as it was."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorasynth.base import BaseModel
+from lorasynth.predict.ip_adapter import IPAdapter, IPAdapterConfig, train_ip_adapter
+from lorasynth.training import Optimisation
+
+from .test_predict import Colours, MeanColour, losses_of_all
+
+SMALL = IPAdapterConfig(
+    tokens=2, optimisation=Optimisation(steps=60, batch=6, lr=3e-2, warmup=1, ema=0.9)
+)
+
+
+@pytest.fixture(scope="module")
+def base(pipeline_folder: Path) -> BaseModel:
+    model = BaseModel.load(pipeline_folder)
+    model.scaling = 8.0  # latents of unit size, so that noise does not hide the subjects
+    return model
+
+
+@pytest.fixture(scope="module")
+def trained(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> IPAdapter:
+    checkpoint = tmp_path_factory.mktemp("run") / "ip.safetensors"
+    return train_ip_adapter(base, MeanColour(), Colours(), SMALL, checkpoint)
+
+
+def test_a_subjects_own_condition_denoises_it_best(base: BaseModel, trained: IPAdapter) -> None:
+    own = torch.cat(
+        [MeanColour().embed(Colours().load(name).pictures)[:1] for name in Colours().ids]
+    )
+    found = {}
+    for name, conditions in (("own", own), ("other", own.roll(1, dims=0)), ("none", 0 * own)):
+        with trained.attached(base.unet, conditions):
+            found[name] = losses_of_all(base).mean()
+    assert found["own"] < 0.998 * min(found["other"], found["none"])
+
+
+def test_the_base_model_is_as_it_was(base: BaseModel, trained: IPAdapter) -> None:
+    plain = base.sample(["a portrait"], [0])
+    with trained.attached(base.unet, torch.zeros(1, 4)):
+        assert not torch.equal(base.sample(["a portrait"], [0]), plain)
+    assert torch.equal(base.sample(["a portrait"], [0]), plain)
+    assert base.unet.encoder_hid_proj is None
+
+
+def test_blocks_of_the_batch_have_their_own_conditions(base: BaseModel, trained: IPAdapter) -> None:
+    conditions = torch.nn.functional.normalize(torch.randn(2, 4), dim=1)
+    noisy = torch.randn(1, *base.latent_shape).expand(4, -1, -1, -1)
+    times, text = torch.full((4,), 500), base.encode_prompts(["a portrait"] * 4)
+    with trained.attached(base.unet, conditions):
+        both = base.denoise(noisy, times, text)
+    with trained.attached(base.unet, conditions[1:]):
+        one = base.denoise(noisy, times, text)
+    torch.testing.assert_close(both[2:], one[2:])
+    assert not torch.allclose(both[0], one[0])
+
+
+def test_a_killed_run_goes_on(base: BaseModel, tmp_path: Path) -> None:
+    few = replace(SMALL, optimisation=replace(SMALL.optimisation, steps=3))
+    first = train_ip_adapter(base, MeanColour(), Colours(), few, tmp_path / "a")
+    again = train_ip_adapter(base, MeanColour(), Colours(), few, tmp_path / "a")
+    for one, other in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
