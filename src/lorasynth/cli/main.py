@@ -22,6 +22,7 @@ from lorasynth.cli import (
     optimise,
     pretrain,
     repeatability,
+    reproduce,
     synth,
     train,
 )
@@ -75,6 +76,7 @@ app.command("sample")(edit.sample)
 app.command("demo")(demo.demo)
 app.command("evaluate")(evaluate.evaluate)
 app.command("growth")(growth.growth)
+app.command("reproduce")(reproduce.reproduce)
 app.command("ladder")(ladder.ladder)
 app.command("collect")(collect.collect)
 app.command("pretrain")(pretrain.pretrain)

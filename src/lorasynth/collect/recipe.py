@@ -67,12 +67,14 @@ class Recipe(Descent):
 
 
 #: Named recipes: `ours` is the default; `anchored` starts from a synthesizer's prediction, so it
-#: needs few steps; `refine` goes on from a synthesised adapter with one picture or a few;
+#: needs few steps; `refine` goes on from a synthesised adapter with one picture or a few; `usual`
+#: trains A and B by Adam, as most do, so that adapters of one subject hardly agree;
 #: `weights2weights` is the one of the paper's data set (https://arxiv.org/abs/2406.09413), without
 #: its prior preservation.
 PRESETS: dict[str, Recipe] = {
     "ours": Recipe(),
     "anchored": Recipe(steps=100, learning_rate=2e-3),
+    "usual": Recipe(trained="both", start="own", noise="own", average=0.0),
     "refine": Recipe(steps=50, learning_rate=1e-3, noise="own"),
     "weights2weights": Recipe(
         targets=("attn1.to_q", "attn1.to_v", "attn2.to_q", "attn2.to_v"),

@@ -154,8 +154,12 @@ class Trial:
     ) -> UInt8[Tensor, "nk h w 3"]:
         """Make every subject's pictures with the same prompts and noise for all methods."""
         prompts = self.prompts(described=described)
-        seeds = [stream_seed(self.config.seed, "evaluation", i) for i in range(len(prompts))]
-        return self.instruments.base.sample(prompts, seeds, adapters, self.config.sampling)
+        return self.instruments.base.sample(prompts, self.seeds(), adapters, self.config.sampling)
+
+    def seeds(self) -> list[int]:
+        """Of the noise of every picture."""
+        count = self.config.subjects * self.config.pictures
+        return [stream_seed(self.config.seed, "evaluation", i) for i in range(count)]
 
     def measure(self, pictures: UInt8[Tensor, "nk h w 3"]) -> Measured:
         """Measure one method's pictures."""

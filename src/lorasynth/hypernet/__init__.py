@@ -26,7 +26,7 @@ from lorasynth.hypernet.modulation import (
     LowRankModulation,
     LowRankModulationConfig,
 )
-from lorasynth.hypernet.probes import CleanError
+from lorasynth.hypernet.probes import CleanError, GradientNorms
 from lorasynth.hypernet.regression import LatentRegression, LatentRegressionConfig
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "AdaNormConfig",
     "CleanError",
     "Denoiser",
+    "GradientNorms",
     "Hypernetwork",
     "LatentDiffusion",
     "LatentDiffusionConfig",

@@ -47,3 +47,26 @@ class CleanError:
             error = model.latent_normaliser(found) - model.latent_normaliser(truth)
             errors[f"x0_error_{level:g}"] = float(error.square().mean())
         return {"x0_error": sum(errors.values()) / len(errors), **errors}
+
+
+class GradientNorms:
+    """The gradient's norm in each layer at the last step, as a share of the whole (paper, 4.3).
+
+    `gradient_<i>_<layer>`, in the order in which the denoiser names its layers: the first part of a
+    parameter's name, with its number where it is one of several.  Clipping does not change shares.
+    """
+
+    def __call__(self, step: int, model: LatentDiffusion) -> Mapping[str, float]:  # noqa: ARG002
+        """Read the gradients that the last step left."""
+        squares: dict[str, Tensor] = {}
+        for name, parameter in model.denoiser.named_parameters():
+            if parameter.grad is None:
+                continue
+            first, second, *_ = [*name.split("."), ""]
+            layer = f"{first}{second}" if second.isdigit() else first
+            squares[layer] = squares.get(layer, 0) + parameter.grad.square().sum()
+        whole = torch.stack(list(squares.values())).sum().clamp(min=1e-30)
+        return {
+            f"gradient_{i:02d}_{layer}": float((value / whole).sqrt())
+            for i, (layer, value) in enumerate(squares.items())
+        }

@@ -1,0 +1,51 @@
+"""`lorasynth reproduce`: the paper's claims, one by one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorasynth.cli.options import Device, Run, Settings, override
+
+
+def reproduce(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report.")] = Path(
+        "docs/report"
+    ),
+    claim: Annotated[
+        list[str] | None, typer.Option(help="Look into this claim alone; may be repeated.")
+    ] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="As little as can be: minutes, and no verdicts.")
+    ] = False,
+    bundle: Annotated[Path, typer.Option(help="Bundle to study.")] = Path("bundle"),
+    run: Run = Path("runs/reproduce"),
+    settings: Settings = None,
+    device: Device = "auto",
+) -> None:
+    """Look into each claim of the paper and write a report; run again to resume.
+
+    Example: lorasynth reproduce --smoke -o runs/smoke-report
+    """
+    from lorasynth.device import pick_device
+    from lorasynth.experiments.bundle import Bundle
+    from lorasynth.experiments.reproduce import (
+        CLAIMS,
+        ORDER,
+        ReproduceConfig,
+        Study,
+        write_report,
+    )
+    from lorasynth.experiments.reproduce import smoke as as_small_as_can_be
+    from lorasynth.progress import console
+
+    config = override(as_small_as_can_be() if smoke else ReproduceConfig(), settings)
+    chosen = [(name, CLAIMS.get(name)) for name in claim or ORDER]
+    folder = run / "smoke" if smoke else run
+    study, findings = Study(Bundle.open(bundle, pick_device(device)), config, folder), []
+    for name, look_into in chosen:
+        console.print(f"claim: {name}", highlight=False)
+        findings.append(look_into(study))
+    command = "lorasynth reproduce" + (" --smoke" if smoke else "")
+    write_report(findings, config.seeds, out, smoke=smoke, command=command)
+    typer.echo(out / "report.md")

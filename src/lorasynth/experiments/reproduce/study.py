@@ -1,0 +1,300 @@
+"""What all claims share: libraries, subjects, and the trainings that several of them look at."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lorasynth.adapter import Factors, Layout
+from lorasynth.base import SamplingConfig
+from lorasynth.codec import Codec, fit_codec
+from lorasynth.collect import PRESETS, Recipe, collect
+from lorasynth.collect.embedding import column_of, embed_library
+from lorasynth.config import to_dict
+from lorasynth.experiments.bundle import Bundle
+from lorasynth.experiments.reports import kept_report
+from lorasynth.experiments.reproduce.finding import listed
+from lorasynth.experiments.trial import Measured, Trial, TrialConfig
+from lorasynth.hypernet import (
+    CleanError,
+    GradientNorms,
+    LatentDiffusion,
+    LatentDiffusionConfig,
+    TrainingSet,
+)
+from lorasynth.hypernet.train import HypernetConfig
+from lorasynth.hypernet.train import train as train_hypernet
+from lorasynth.library import Library
+from lorasynth.pictures import AvatarSubjects
+from lorasynth.predict.ip_adapter import IPAdapterConfig
+from lorasynth.training import Optimisation
+
+#: Kinds of libraries: ours (the bundle's recipe), and the paper's (A and B trained by Adam).
+KINDS = ("ours", "usual")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceConfig:
+    """How much is measured.
+
+    Attributes:
+        smoke: so little that no verdict follows.
+        seeds: of every training.
+        library: adapters of each kind that are learned from.
+        held_out: further adapters of each kind, to measure errors on.
+        trial: the test subjects, the same for all claims.
+        curve: validation subjects whose likeness is measured during training.
+        hypernet: training of every hypernetwork, but for what a claim varies.
+        latents: of codecs, but for where a claim varies it.
+        widths: of codecs that are compared.
+        betas: of VAEs that are compared.
+        depths: of VAEs that are compared.
+        vae_epochs: of every VAE.
+        sizes: of libraries that are compared.
+        ranks: of low-rank modulations that are compared.
+        refined: steps of refining that are compared.
+        trained: steps of training a LoRA, and all weights, that are compared.
+        optimised: steps of mixtures and inversions; 400 are weights2weights' own.
+        fully_trained: subjects for whom all weights are trained.
+        ip_adapter: training of the IP-Adapter.
+        ip_subjects: whose pictures it is trained on.
+    """
+
+    smoke: bool = False
+    seeds: tuple[int, ...] = (0, 1, 2)
+    library: int = 1000
+    held_out: int = 100
+    trial: TrialConfig = field(default_factory=lambda: TrialConfig(subjects=50))
+    curve: TrialConfig = field(
+        default_factory=lambda: TrialConfig(subjects=12, pictures=4, split="validation")
+    )
+    hypernet: HypernetConfig = field(
+        default_factory=lambda: HypernetConfig(
+            optimisation=Optimisation(steps=4000, batch=64, lr=5e-4), record_every=500
+        )
+    )
+    latents: int = 128
+    widths: tuple[int, ...] = (32, 128, 512)
+    betas: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
+    depths: tuple[int, ...] = (1, 2)
+    vae_epochs: int = 200
+    sizes: tuple[int, ...] = (125, 250, 500, 1000)
+    ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    refined: tuple[int, ...] = (10, 50, 200)
+    trained: tuple[int, ...] = (50, 100, 300)
+    optimised: int = 400
+    fully_trained: int = 8
+    ip_adapter: IPAdapterConfig = field(default_factory=IPAdapterConfig)
+    ip_subjects: int = 2000
+
+
+def smoke() -> ReproduceConfig:
+    """Every cell once, as small as can be."""
+    few = TrialConfig(subjects=2, pictures=2, training_pictures=2, sampling=SamplingConfig(steps=2))
+    brief = Optimisation(steps=4, batch=4, lr=5e-4, warmup=1)
+    return ReproduceConfig(
+        smoke=True,
+        seeds=(0, 1),
+        library=12,
+        held_out=4,
+        trial=few,
+        curve=replace(few, split="validation"),
+        hypernet=HypernetConfig(optimisation=brief, record_every=2),
+        latents=4,
+        widths=(2, 4),
+        betas=(0.1, 1.0),
+        depths=(1, 2),
+        vae_epochs=2,
+        sizes=(6, 8, 12),
+        ranks=(1, 2),
+        refined=(1, 2),
+        trained=(1, 2),
+        optimised=2,
+        fully_trained=2,
+        ip_adapter=IPAdapterConfig(optimisation=brief),
+        ip_subjects=4,
+    )
+
+
+class Study:
+    """The bundle's parts and libraries of both kinds, with every measurement kept on disk.
+
+    Args:
+        bundle: what is studied.
+        config: how much is measured.
+        folder: for libraries and measurements; the same folder resumes.
+    """
+
+    def __init__(self, bundle: Bundle, config: ReproduceConfig, folder: Path) -> None:
+        self.bundle = bundle
+        self.config = config
+        self.folder = folder
+        self._libraries: dict[str, Library] = {}
+
+    def cell(self, name: str, facts: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
+        """One measurement, or what an earlier run kept of it.
+
+        Args:
+            name: in words.
+            facts: JSON values that decide it, beside the base model and the synthesizer.
+            measure: returns JSON values.
+        """
+        decided = {**facts, "base": self.bundle.base.fingerprint, "smoke": self.config.smoke}
+        asked = {"name": name, "facts": json.loads(json.dumps(decided))}
+        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+        path = self.folder / "cells" / f"{digest}.json"
+        return kept_report(path, asked, name, lambda: {"found": measure()})["found"]
+
+    @cached_property
+    def trial(self) -> Trial:
+        """The test subjects."""
+        return Trial(self.bundle.instruments, self.config.trial)
+
+    @cached_property
+    def curve(self) -> Trial:
+        """The validation subjects."""
+        return Trial(self.bundle.instruments, self.config.curve)
+
+    def recipe(self, kind: str) -> Recipe:
+        """How the adapters of a kind are trained."""
+        if kind == "ours":
+            return self.bundle.recipe
+        targets, rank = self.bundle.recipe.targets, self.bundle.recipe.rank
+        return replace(PRESETS["usual"], targets=targets, rank=rank)
+
+    def library(self, kind: str) -> Library:
+        """The library of a kind, collected as far as it is not yet; the last rows are held out."""
+        if kind not in self._libraries:
+            self._libraries[kind] = self._collect(kind)
+        return self._libraries[kind]
+
+    def _collect(self, kind: str) -> Library:
+        path = self.folder / f"library-{kind}"
+        count = self.config.library + self.config.held_out
+        size = self.bundle.base.picture_size
+        source = AvatarSubjects(split="train", count=count, size=size, series="reproduce")
+        anchor = self.bundle.pretrained if kind == "ours" else None
+        collect(self.bundle.base, source, path, self.recipe(kind), anchor=anchor)
+        library = Library.open(path)
+        embed_library(library, source, self.bundle.synthesizer.encoder)
+        return library
+
+    def layout(self, kind: str) -> Layout:
+        """The layout of a kind's vectors."""
+        return self.library(kind).layout
+
+    def vectors(self, kind: str) -> tuple[Float[Tensor, "N D"], Float[Tensor, "h D"]]:
+        """Canonical vectors to learn from, and held-out ones."""
+        known = self.library(kind).all_vectors()
+        return known[: self.config.library], known[self.config.library :]
+
+    def raw(self, kind: str) -> Factors:
+        """All factors as they were trained, the held-out ones last."""
+        library = self.library(kind)
+        return library.factors(range(len(library)))
+
+    def conditions(self, kind: str) -> Float[Tensor, "N P m"]:
+        """Embeddings of all subjects, the held-out ones last."""
+        return self.library(kind).column(column_of(self.bundle.synthesizer.encoder))
+
+    def codec(self, kind: str, name: str, options: Mapping[str, Any], size: int | None) -> Codec:
+        """A codec fitted to the first `size` vectors."""
+        known, _ = self.vectors(kind)
+        return fit_codec(name, known[:size], options)
+
+    def trained(self) -> Factors:
+        """Adapters really trained for the test subjects with our recipe: the ceiling."""
+        recipe, anchor = self.bundle.recipe, self.bundle.pretrained
+        return self.trial.trained(recipe, anchor, self.folder / "trained")
+
+    def figures(self, adapters: Factors | None) -> dict[str, Any]:
+        """What test subjects' adapters are worth: each figure of `Measured`, subject by subject."""
+        return as_json(self.trial.measure(self.trial.pictures(adapters)))
+
+    def diffusion(
+        self,
+        seed: int,
+        *,
+        kind: str = "ours",
+        codec: str = "pca",
+        codec_options: Mapping[str, Any] | None = None,
+        model: LatentDiffusionConfig | None = None,
+        probe: bool = True,
+    ) -> dict[str, Any]:
+        """Train a hypernetwork; its curve, and what the adapters of the test subjects are worth."""
+        wanted = {"latents": self.config.latents} if codec != "scaled" else {}
+        options = {**wanted, **(codec_options or {})}
+        training = replace(
+            self.config.hypernet,
+            model=model or LatentDiffusionConfig(),
+            optimisation=replace(self.config.hypernet.optimisation, seed=seed),
+        )
+        facts = {
+            "kind": kind,
+            "codec": [codec, options],
+            "training": to_dict(training),
+            "library": self.config.library,
+            "trial": to_dict(self.config.trial),
+            "curve": to_dict(self.config.curve) if probe else None,
+        }
+
+        def measure() -> dict[str, Any]:
+            fitted = self.codec(kind, codec, options, None)
+            return _train_and_measure(self, kind, fitted, training, probe)
+
+        found: dict[str, Any] = self.cell("hypernetwork", facts, measure)
+        return found
+
+
+def _train_and_measure(
+    study: Study, kind: str, codec: Codec, training: HypernetConfig, probe: bool
+) -> dict[str, Any]:
+    known, held = study.vectors(kind)
+    conditions, layout = study.conditions(kind), study.layout(kind)
+    count = len(known)
+    data = TrainingSet(latents=codec.encode(known), conditions=conditions[:count])
+    probes: list[Any] = [CleanError(codec.encode(held), conditions[count:, 0]), GradientNorms()]
+    if probe:
+        probes.append(LikenessProbe(run=study.curve, codec=codec, layout=layout))
+    begun = time.monotonic()
+    model = train_hypernet(data, training, probes=probes)
+    seconds = time.monotonic() - begun
+    run = study.trial
+    noise = model.draw_noise(training.optimisation.seed, run.subjects.ids)
+    adapters = layout.unflatten(codec.decode(model.sample(run.conditions, noise)))
+    return {
+        **study.figures(adapters),
+        "curve": model.history,
+        "seconds": seconds,
+        "parameters": sum(p.numel() for p in model.denoiser.parameters()),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikenessProbe:
+    """Likeness of pictures made for validation subjects, during training (Figures 5b and 6b)."""
+
+    run: Trial
+    codec: Codec
+    layout: Layout
+
+    def __call__(self, step: int, model: LatentDiffusion) -> Mapping[str, float]:  # noqa: ARG002
+        """`likeness` is the mean over subjects."""
+        noise = model.draw_noise(0, self.run.subjects.ids)
+        latents = model.sample(self.run.conditions.to(noise), noise).cpu()
+        adapters = self.layout.unflatten(self.codec.decode(latents))
+        measured = self.run.measure(self.run.pictures(adapters))
+        return {"likeness": float(measured.likeness.mean())}
+
+
+def as_json(measured: Measured) -> dict[str, list[float]]:
+    """Each figure, subject by subject."""
+    return {name: listed(torch.as_tensor(values)) for name, values in vars(measured).items()}
