@@ -19,15 +19,7 @@ FORMS = ("raw", "none", "sign", "procrustes")
 @CLAIMS.register("norms")
 def norms(study: Study) -> Finding:
     """Holds: norms of A and B agree better after the SVD, and vectors are learned better too."""
-    rows = [
-        study.cell(
-            "norms",
-            {"kind": k, "form": f, "library": study.config.library},
-            lambda k=k, f=f: _row(study, k, f),
-        )
-        for k in KINDS
-        for f in FORMS
-    ]
+    rows = [_row(study, kind, form) for kind in KINDS for form in FORMS]
     usual = {row["form"]: row for row in rows if row["kind"] == "usual"}
     ours = {row["form"]: row for row in rows if row["kind"] == "ours"}
     uniform = usual["none"]["norm_ratio_spread"] < usual["raw"]["norm_ratio_spread"]
@@ -39,8 +31,8 @@ def norms(study: Study) -> Finding:
         verdict=judged(holds=uniform and learned, partly=uniform),
         why=(
             "Among adapters whose A and B were trained by Adam, the ratio of the two norms of a "
-            f"module scatters by {usual['raw']['norm_ratio_spread']:.3f} (standard deviation of its "
-            f"logarithm), after the SVD by {usual['none']['norm_ratio_spread']:.1e}. Ridge "
+            f"module scatters by {usual['raw']['norm_ratio_spread']:.3f} (standard deviation of "
+            f"its logarithm), after the SVD by {usual['none']['norm_ratio_spread']:.1e}. Ridge "
             f"regression misses {usual['raw']['ridge_missed']:.3f} of the variance of held-out "
             f"adapters before it and {min(usual[f]['ridge_missed'] for f in FORMS[1:]):.3f} after "
             f"it; on a library of our recipe it misses {best:.3f}. So the recipe decides whether a "
@@ -53,18 +45,24 @@ def norms(study: Study) -> Finding:
 
 
 def _row(study: Study, kind: str, form: str) -> dict[str, Any]:
-    factors, layout = _in_form(study, kind, form)
-    ratio = _log_ratios(factors)
-    vectors, count = layout.flatten(factors), study.config.library
-    known, held = vectors[:count], vectors[count:]
-    codec = PCA.fit(known, PCAConfig(latents=min(study.config.latents, count - 1)))
-    return {
-        "kind": kind,
-        "form": form,
-        "norm_ratio_spread": float(ratio.std(dim=0).mean()),
-        "pca_missed": missed(codec.decode(codec.encode(held)), held, known),
-        "ridge_missed": ridge_missed(vectors, study.conditions(kind), count),
-    }
+    count = study.config.library
+
+    def measure() -> dict[str, Any]:
+        factors, layout = _in_form(study, kind, form)
+        vectors = layout.flatten(factors)
+        known, held = vectors[:count], vectors[count:]
+        codec = PCA.fit(known, PCAConfig(latents=min(study.config.latents, count - 1)))
+        return {
+            "kind": kind,
+            "form": form,
+            "norm_ratio_spread": float(_log_ratios(factors).std(dim=0).mean()),
+            "pca_missed": missed(codec.decode(codec.encode(held)), held, known),
+            "ridge_missed": ridge_missed(vectors, study.conditions(kind), count),
+        }
+
+    facts = {"kind": kind, "form": form, "library": count, "held_out": study.config.held_out}
+    row: dict[str, Any] = study.cell("norms", facts, measure)
+    return row
 
 
 def _in_form(study: Study, kind: str, form: str) -> tuple[Factors, Layout]:

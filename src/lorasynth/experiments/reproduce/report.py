@@ -66,8 +66,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     heads = list(rows[0])
     lines = ["| " + " | ".join(head.replace("_", " ") for head in heads) + " |"]
     lines.append("|" + "---|" * len(heads))
-    for row in rows:
-        lines.append("| " + " | ".join(_shown(row[head]) for head in heads) + " |")
+    lines += ["| " + " | ".join(_shown(row[head]) for head in heads) + " |" for row in rows]
     return lines
 
 

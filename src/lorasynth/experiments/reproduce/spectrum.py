@@ -24,7 +24,9 @@ def spectrum(study: Study) -> Finding:
     """Holds: 95 % of the variance in a fifth of the components, and attributes in single ones."""
     curves = {f"{kind}, {gauge}": _curve(study, kind, gauge) for kind in KINDS for gauge in GAUGES}
     curves["ours, shared"] = _curve(study, "ours", None)
-    rows = [{"vectors": name, **_components(curve)} for name, curve in curves.items()]
+    rows: list[dict[str, Any]] = [
+        {"vectors": name, **_components(curve)} for name, curve in curves.items()
+    ]
     probes = _probes(study)
     count = study.config.library
     few = rows[-1]["95 %"] <= count / 5

@@ -48,6 +48,7 @@ class ReproduceConfig:
     Attributes:
         smoke: so little that no verdict follows.
         seeds: of every training.
+        usual: the paper's kind of recipe, in the layout of ours.
         library: adapters of each kind that are learned from.
         held_out: further adapters of each kind, to measure errors on.
         trial: the test subjects, the same for all claims.
@@ -70,6 +71,7 @@ class ReproduceConfig:
 
     smoke: bool = False
     seeds: tuple[int, ...] = (0, 1, 2)
+    usual: Recipe = field(default_factory=lambda: PRESETS["usual"])
     library: int = 1000
     held_out: int = 100
     trial: TrialConfig = field(default_factory=lambda: TrialConfig(subjects=50))
@@ -103,6 +105,7 @@ def smoke() -> ReproduceConfig:
     return ReproduceConfig(
         smoke=True,
         seeds=(0, 1),
+        usual=replace(PRESETS["usual"], steps=2),
         library=12,
         held_out=4,
         trial=few,
@@ -168,7 +171,7 @@ class Study:
         if kind == "ours":
             return self.bundle.recipe
         targets, rank = self.bundle.recipe.targets, self.bundle.recipe.rank
-        return replace(PRESETS["usual"], targets=targets, rank=rank)
+        return replace(self.config.usual, targets=targets, rank=rank)
 
     def library(self, kind: str) -> Library:
         """The library of a kind, collected as far as it is not yet; the last rows are held out."""

@@ -136,7 +136,7 @@ def _over_seeds(study: Study, name: str, width: int, depth: int, weight: float) 
         "missed": interval([cell["missed_by_adapter"] for cell in cells]),
         "divergence": sum(cell["divergence"] for cell in cells) / len(cells),
         "likeness": interval([cell["likeness"] for cell in cells]),
-        "likeness_halfway": interval([cell["faces_halfway"] for cell in cells]),
+        "faces_halfway": interval([cell["faces_halfway"] for cell in cells]),
         "likeness_by_seed": [cell["likeness"] for cell in cells],
     }
 
@@ -191,8 +191,7 @@ def _flat(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows for a table: intervals in words, lists left out."""
     flat = []
     for row in rows:
-        shown = {k: v for k, v in row.items() if not isinstance(v, list)}
-        flat.append(
-            {k: text(v) if isinstance(v, dict) and "lo" in v else v for k, v in shown.items()}
-        )
+        shown = {name: value for name, value in row.items() if not isinstance(value, list)}
+        intervals = {k: text(v) for k, v in shown.items() if isinstance(v, dict) and "lo" in v}
+        flat.append(shown | intervals)
     return flat

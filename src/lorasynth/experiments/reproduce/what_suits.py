@@ -1,6 +1,7 @@
-"""4.3: VAE latents are Gaussian and suit diffusion; raw vectors fail; a U-Net learns at its ends."""
+"""4.3: VAE latents are Gaussian and suit diffusion; a U-Net on vectors learns at its ends."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def unet(space: str) -> LatentDiffusionConfig:
 
 @CLAIMS.register("spaces")
 def spaces(study: Study) -> Finding:
-    """Holds: diffusion on VAE latents beats scaled vectors, and VAE latents are nearer to Gaussian."""
+    """Holds: diffusion on VAE latents beats that on scaled vectors, which are less Gaussian."""
     cells = {
         name: [
             study.diffusion(
@@ -48,9 +49,8 @@ def spaces(study: Study) -> Finding:
     }
     rows = []
     for name in SPACES:
-        normality = study.cell(
-            "normality", _facts(study, name), lambda n=name: _normality(study, n)
-        )
+        measure = partial(_normality, study, name)
+        normality = study.cell("normality", _facts(study, name), measure)
         likeness = interval([cell["likeness"] for cell in cells[name]])
         rows.append({"space": name, **normality, "likeness": likeness})
     layers = study.cell("layers", _facts(study, "scaled vectors"), lambda: _layers(study))
@@ -164,7 +164,7 @@ _ENDS = ("enter", "leave")
 def _ends_over_middle(rows: Sequence[dict[str, float]]) -> float:
     """Mean share of a layer at the ends over that of one in the middle."""
 
-    def mean(parts: Sequence[str]) -> float:
+    def mean(parts: tuple[str, ...]) -> float:
         values = [v for row in rows for k, v in row.items() if k.split("_")[2].startswith(parts)]
         return sum(values) / max(len(values), 1)
 

@@ -1,0 +1,52 @@
+"""The paper's claims, each looked into once on the tiny bundle."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from command_line import Run
+from lorasynth.experiments.reproduce import CLAIMS, ORDER
+from lorasynth.experiments.reproduce.finding import difference, interval, judged
+
+
+def test_every_claim_is_in_the_report() -> None:
+    assert sorted(ORDER) == CLAIMS.names()
+
+
+def test_intervals_are_over_subjects_and_spreads_over_seeds() -> None:
+    first, second = [[0.1, 0.3], [0.3, 0.5]], [[0.0, 0.2], [0.2, 0.4]]
+    found = interval(first)
+    assert found["mean"] == pytest.approx(0.3)
+    assert found["spread_over_seeds"] == pytest.approx(0.2 / 2**0.5)
+    assert found["lo"] == pytest.approx(0.2)
+    paired = difference(first, second)
+    assert (paired["lo"], paired["hi"]) == pytest.approx((0.1, 0.1))
+
+
+def test_verdicts() -> None:
+    assert judged(holds=True) == "holds"
+    assert judged(holds=False, partly=True) == "holds partly"
+    assert judged(holds=False) == "does not hold here"
+
+
+def test_a_smoke_run_writes_a_report_without_verdicts_and_resumes(
+    bundle_run: Path, run: Run, tmp_path: Path
+) -> None:
+    out, folder = tmp_path / "report", tmp_path / "run"
+    arguments = ("reproduce", "--smoke", "--bundle", bundle_run / "bundle", "-o", out, "--run", folder)
+    result = run(*arguments, "--device", "cpu")
+    assert result.status == 0, result.err
+    report = json.loads((out / "report.json").read_text())
+    assert len(report["claims"]) == len(ORDER)
+    for claim in report["claims"]:
+        assert claim["verdict"] == "smoke, no verdict"
+        assert claim["seeds"] == [0, 1]
+        assert claim["values"]
+    text = (out / "report.md").read_text()
+    assert "no verdicts" in text
+    for picture in ("norms", "spectrum", "spaces", "gradient-flow", "adalora", "cost"):
+        assert (out / f"{picture}.png").is_file()
+    cells = {path: path.stat().st_mtime_ns for path in folder.rglob("cells/*.json")}
+    assert run(*arguments, "--device", "cpu").status == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("cells/*.json")} == cells
