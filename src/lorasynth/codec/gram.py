@@ -98,8 +98,7 @@ def eigen_of_columns(
     Returns:
         The r leading components, and all eigenvalues, falling.
     """
-    wide = {"dtype": torch.float64, "device": unit.device}
-    sums = {"covariance": torch.zeros(source.width, source.width, **wide)}
+    sums = {"covariance": unit.new_zeros(source.width, source.width)}
 
     def add(_row: int, block: Float32[Tensor, "n D"]) -> None:
         _add_square(sums["covariance"], block.double().sub_(moments.mean).div_(unit).T)

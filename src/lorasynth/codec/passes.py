@@ -32,7 +32,7 @@ class BlockSource(Protocol):
         """Changes when the vectors do."""
         ...
 
-    def __len__(self) -> int: ...  # noqa: D105
+    def __len__(self) -> int: ...
 
     def read_block(
         self,
@@ -113,7 +113,7 @@ def accumulate(
     device = next(iter(sums.values())).device
     start = 0
     saved = checkpoint.load("pass", device)
-    if saved is not None and saved.facts["name"] == name:
+    if saved is not None and saved.facts["of"] == name:
         start = saved.facts["row"]
         for key, value in sums.items():
             value.copy_(saved.tensors[key])
@@ -122,7 +122,7 @@ def accumulate(
             add(row, block)
             advance(len(block))
             if checkpoint.due():
-                checkpoint.save("pass", sums, name=name, row=row + len(block))
+                checkpoint.save("pass", sums, of=name, row=row + len(block))
 
 
 def moments(
@@ -154,11 +154,10 @@ def moments(
         found = Moments(done.tensors["mean"], done.tensors["variance"])
         return found, done.tensors["mixtures"]
     shift = _first_mean(source, rows)
-    wide = {"dtype": torch.float64, "device": device}
     sums = {
-        "sum": torch.zeros(source.width, **wide),
-        "squares": torch.zeros(source.width, **wide),
-        "weights": torch.zeros(width, **wide),
+        "sum": torch.zeros(source.width, dtype=torch.float64, device=device),
+        "squares": torch.zeros(source.width, dtype=torch.float64, device=device),
+        "weights": torch.zeros(width, dtype=torch.float64, device=device),
         "mixtures": torch.zeros(width, source.width, device=device),
     }
 
@@ -177,7 +176,7 @@ def moments(
     moved = sums["sum"] / len(source)
     mixtures = sums["mixtures"].addr_(sums["weights"].float(), moved.float(), alpha=-1)
     variance = (sums["squares"] / len(source) - moved.square()).clamp_min_(0)
-    found = Moments(shift.to(**wide) + moved, variance)
+    found = Moments(shift.to(moved) + moved, variance)
     checkpoint.save(
         "moments", {"mean": found.mean, "variance": found.variance, "mixtures": mixtures}
     )

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-
 import torch
 from jaxtyping import Float, Float32, Float64
 from numpy.lib import format as npy

@@ -130,16 +130,16 @@ class VectorFile:
 
     def _fill(self, descriptor: int, piece: Tensor, row: int, column: int) -> None:
         """Read rows from `row` on, from `column` on, into a tensor of the stored type."""
-        data = memoryview(piece.view(torch.uint8).numpy())
+        start = self._offset + row * self._row_bytes + column * self.dtype.itemsize
         if piece.shape[1] == self.width:
-            self._read(descriptor, data.cast("B"), self._offset + row * self._row_bytes)
+            self._read(descriptor, piece, start)
             return
         for place in range(len(piece)):
-            start = self._offset + (row + place) * self._row_bytes + column * self.dtype.itemsize
-            self._read(descriptor, data[place], start)
+            self._read(descriptor, piece[place], start + place * self._row_bytes)
 
-    def _read(self, descriptor: int, data: memoryview, start: int) -> None:
-        done = 0
+    def _read(self, descriptor: int, piece: Tensor, start: int) -> None:
+        """Fill a contiguous tensor from a place in the file on."""
+        data, done = memoryview(piece.view(-1).view(torch.uint8).numpy()), 0  # type: ignore[arg-type]
         while done < len(data):
             try:
                 count = os.preadv(descriptor, [data[done:]], start + done)
