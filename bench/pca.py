@@ -7,9 +7,9 @@
 Vectors have a power-law spectrum and known components (`library.synthetic`), so the captured
 variance is exact, whatever an implementation reports.  They are made once, as an .npy file, and
 each implementation runs in a process of its own, where time and peak memory (resident set) are
-taken.  Those that want the vectors in memory read the file within the time.  `loss` is the share of the
-variance of the true k components that the found ones miss.  `core s` is the time that processors
-spent: on a machine with other work it compares better than the time that passed.
+taken.  Those that want the vectors in memory read the file within the time.  `loss` is the share of
+the variance of the true k components that the found ones miss.  `core s` is the time that
+processors spent: on a machine with other work it compares better than the time that passed.
 
 scikit-learn is not a dependency: `pip install scikit-learn`, or leave it out by --only.
 

@@ -24,6 +24,9 @@ _USED_STEP = 256 << 20
 #: What an operation in float64 costs, in those of float32.
 _WIDE = 2.0
 
+#: Operations that are quick enough to be exact whatever else is quicker: about half a minute.
+_QUICK = 2e12
+
 #: Vectors in a Krylov basis, in those wanted, when it ends; the default tolerance took 2 to 2.5.
 _GROWTH = 2.25
 
@@ -78,7 +81,7 @@ def _resident() -> int:
 def make_plan(
     n: int, d: int, k: int | None, budget: int, method: Method = "auto", *, spill: bool = True
 ) -> Plan:
-    """The quickest way among those that fit.
+    """The quickest way among those that fit; all at once in memory where that is quick.
 
     Args:
         n: number of vectors.
@@ -106,6 +109,9 @@ def make_plan(
             f"{needed / 1e9:.2f} GB beside the program's own, but {max(budget, 0) / 1e9:.2f} GB "
             "are left: give it more memory, or ask for fewer latents"
         )
+    first = fitting[0]
+    if first.way == "memory" and first.cost <= _QUICK:
+        return first
     return min(fitting, key=lambda way: way.cost)
 
 
