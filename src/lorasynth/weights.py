@@ -18,7 +18,7 @@ from lorasynth.errors import BundleError
 CONFIG_FILE = "config.json"
 
 #: Numbers that are tested or widened at a time.
-_PIECE = 1 << 24
+_PIECE = 1 << 22
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

@@ -83,6 +83,13 @@ def test_the_codec_is_that_of_the_vectors_in_memory(
     assert found.report["computation"]["way"] == way
 
 
+def test_equal_vectors_have_no_components(tmp_path: Path, monkeypatch) -> None:
+    for way in ("gram", "krylov"):
+        plans(monkeypatch, way=way)
+        with pytest.raises(ConfigError, match="from 1 to 0 components"):
+            fit_out_of_core(on_disk(torch.full((5, 9), 0.3), tmp_path), PCAConfig(latents=1), how())
+
+
 def test_all_components_of_repeated_vectors(tmp_path: Path, monkeypatch) -> None:
     x = example(12).repeat(5, 1)
     for rows in (x, x.T.contiguous()):

@@ -110,18 +110,16 @@ def eigen_of_columns(
 
 
 def _add_square(total: Float64[Tensor, "s s"], rows: Float64[Tensor, "s w"]) -> None:
-    """Add rows·rowsᵀ, on and below the diagonal."""
+    """Add rows·rowsᵀ, on and below the diagonal: in strips, whose first squares are whole."""
     step = -(-len(rows) // _STRIPS)
     for start in range(0, len(rows), step):
         total[start:, start : start + step].addmm_(rows[start:], rows[start : start + step].T)
 
 
 def _whole(lower: Float64[Tensor, "s s"]) -> Float64[Tensor, "s s"]:
-    """The symmetric matrix of which the lower half is given, in its memory."""
+    """The symmetric matrix of which `_add_square` made the lower half, in its memory."""
     step = -(-len(lower) // _STRIPS)
     for start in range(0, len(lower), step):
-        strip = lower[start:, start : start + step]
-        lower[start : start + step, start:] = strip.T
-        corner = strip[: strip.shape[1]].tril()
-        lower[start : start + step, start : start + step] = corner + corner.tril(-1).T
+        below = lower[start + step :, start : start + step]
+        lower[start : start + step, start + step :] = below.T
     return lower

@@ -131,6 +131,8 @@ def orthonormalise(rows: Float32[Tensor, "l D"], noise: float = 0.0) -> Float32[
 
     Directions whose length is at most `noise` are left out.
     """
+    if len(rows) == 0:
+        return rows
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
     for part in rows.split(_COLUMNS, dim=1):
         wide = part.double()

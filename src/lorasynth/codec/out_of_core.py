@@ -186,6 +186,8 @@ class _Fit:
         mixtures: Float32[Tensor, "l D"],
     ) -> tuple[Float32[Tensor, "k D"], Float64[Tensor, " k"]]:
         wanted = self.config.latents or min(len(self.source) - 1, self.source.width)
+        if moments.total == 0:
+            require_latents(wanted, 0, len(self.source))
         inverse, less = (1 / unit).float(), moments.mean.float().cpu()
 
         def apply(rows: Float32[Tensor, "l D"], name: str) -> Float32[Tensor, "l D"]:
