@@ -238,6 +238,17 @@ def test_interrupted_after_any_checkpoint_it_ends_with_the_same_bits(
     assert found.report == expected.report
 
 
+def test_a_basis_that_leaves_memory_for_a_while_comes_back_as_it_was(
+    tmp_path: Path, monkeypatch
+) -> None:
+    source, config = on_disk(example(), tmp_path), PCAConfig(latents=20)
+    plans(monkeypatch, way="krylov", capacity=36)
+    expected = fit_out_of_core(source, config, how(tolerance=1e-6))
+    plans(monkeypatch, way="krylov", capacity=36, spill=True)
+    found = fit_out_of_core(source, config, how(tolerance=1e-6), run=tmp_path / "run")
+    assert found.components.equal(expected.components)
+
+
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path) -> None:
     vectors = SyntheticVectors(SyntheticConfig(rows=3_000, width=6_000))
     path = tmp_path / "vectors.npy"

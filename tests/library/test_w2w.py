@@ -306,3 +306,8 @@ def test_another_library_is_not_gone_on_with(files: Path, fill, tmp_path: Path) 
         import_w2w(str(files), tmp_path / "lib")
     with pytest.raises(LibraryError, match="must be a folder or a hub id"):
         import_w2w("no/such-repository", tmp_path / "other")
+
+
+def test_the_docs_show_the_same_conversion() -> None:
+    docs = Path(__file__).parents[2] / "docs/libraries.md"
+    assert PANDAS in docs.read_text()

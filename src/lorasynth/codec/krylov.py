@@ -108,8 +108,10 @@ def leading_eigenvectors(
         image = apply(run.basis[run.used - run.newest : run.used], f"block {run.blocks + 1}")
         run.blocks += 1
         fresh = _extend(run, image)
-        with spilled():
-            missing = _judge(run, k)
+        missing = float("inf")
+        if run.used >= k:
+            with spilled():
+                missing = _judge(run, k)
         if len(fresh) == 0:  # the basis holds all that there is
             missing = 0.0
         if missing <= tolerance or run.blocks >= _MOST_BLOCKS:
@@ -198,8 +200,6 @@ def _extend(run: _Iteration, image: Float32[Tensor, "l D"]) -> Float32[Tensor, "
 
 def _judge(run: _Iteration, k: int) -> float:
     """The share of the captured variance that is estimated to be missing."""
-    if run.used < k:
-        return float("inf")
     run.captured.append(float(torch.linalg.eigvalsh(run.known)[-k:].sum()))
     if len(run.captured) < 3:
         return float("inf")

@@ -30,6 +30,10 @@ _QUICK = 2e12
 #: Vectors in a Krylov basis, in those wanted, when it ends; the default tolerance took 2 to 2.5.
 _GROWTH = 2.25
 
+#: What part of the memory a Krylov block, its image and its scaled copy may take: one in so many.
+#: Smaller blocks need fewer vectors in all, but read the data more often.
+_BLOCK_SHARE = 5
+
 #: Bytes that a decomposition of an s x s matrix takes for each of its numbers, the matrix included.
 _EIGEN = 32
 
@@ -136,8 +140,8 @@ def _gram(n: int, d: int, k: int, budget: int) -> Plan:
 
 def _krylov(n: int, d: int, k: int, budget: int, *, spill: bool) -> Plan:
     rows, least = _rows(n, d, budget), min(n, d)
-    block = max(8, min(-(-k // 4), budget // (12 * 16 * d)))
-    fixed = 4 * d * 4 * block + 8 * rows * d + _SLACK
+    block = max(8, min(-(-k // 4), budget // (_BLOCK_SHARE * 12 * d)))
+    fixed = 12 * d * block + 8 * rows * d + _SLACK
     smallest, best = k + 2 * block, math.ceil(1.2 * _GROWTH * k) + 3 * block
     room = max(budget - fixed, 0)
     # 4·d·m + 32·m² <= room, or the larger of the two where the basis may leave memory
