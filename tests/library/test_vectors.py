@@ -126,3 +126,13 @@ def test_two_processes_read_while_one_appends(fill, tmp_path: Path) -> None:
             assert other.communicate(timeout=60)[0] == b"intact\n"
         finally:
             writer.kill()
+
+
+def test_a_shard_of_another_width_is_named(fill, tmp_path: Path) -> None:
+    library = fill(tmp_path / "lib", 2, 4)
+    write_vectors(tmp_path / "lib/shards/000001/vectors.npy", torch.zeros(2, library.width + 1))
+    damaged = Library.open(tmp_path / "lib")
+    out = torch.empty(4, library.width)
+    for read in (damaged.all_vectors, lambda: damaged.read_block(0, 0, out)):
+        with pytest.raises(LibraryError, match=r"shard 000001: .* it has the shape \(2, \d+\)"):
+            read()

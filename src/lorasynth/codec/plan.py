@@ -34,6 +34,12 @@ _GROWTH = 2.25
 #: Smaller blocks need fewer vectors in all, but read the data more often.
 _BLOCK_SHARE = 5
 
+#: Vectors in a Krylov block at least.
+_LEAST_VECTORS = 8
+
+#: Below so many, products are slow and reading takes longer than they do.
+_GOOD_VECTORS = 64
+
 #: Bytes that a decomposition of an s x s matrix takes for each of its numbers, the matrix included.
 _EIGEN = 32
 
@@ -139,8 +145,18 @@ def _gram(n: int, d: int, k: int, budget: int) -> Plan:
 
 
 def _krylov(n: int, d: int, k: int, budget: int, *, spill: bool) -> Plan:
+    """With blocks of k/4 vectors, or smaller ones where these leave too little for the basis."""
+    block = max(_LEAST_VECTORS, -(-k // 4), min(k, _GOOD_VECTORS))
+    while True:
+        plan = _krylov_in_blocks(n, d, k, budget, block, spill=spill)
+        fits = plan.peak <= budget and 12 * d * block <= budget // _BLOCK_SHARE
+        if fits or block == _LEAST_VECTORS:
+            return plan
+        block = max(_LEAST_VECTORS, block // 2)
+
+
+def _krylov_in_blocks(n: int, d: int, k: int, budget: int, block: int, *, spill: bool) -> Plan:
     rows, least = _rows(n, d, budget), min(n, d)
-    block = max(8, min(-(-k // 4), budget // (_BLOCK_SHARE * 12 * d)))
     fixed = 12 * d * block + 8 * rows * d + _SLACK
     smallest, best = k + 2 * block, math.ceil(1.2 * _GROWTH * k) + 3 * block
     room = max(budget - fixed, 0)
