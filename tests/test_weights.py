@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,55 @@ def test_values_that_do_not_fit_are_refused(tmp_path: Path, value: float, half: 
     with pytest.raises(BundleError, match="'bad'"):
         write_weights(tmp_path / "w", {"bad": torch.full((2, 2), value)}, half=half)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (5, 3), (2, 3, 4)])
+@pytest.mark.parametrize("piece", [1, 7, 1 << 24])
+def test_fp16_of_any_shape_is_read_as_fp32(tmp_path: Path, shape, piece: int, monkeypatch) -> None:
+    monkeypatch.setattr("lorasynth.weights._PIECE", piece)
+    tensor = torch.randn(shape).half()
+    write_weights(tmp_path / "w", {"x": tensor, "y": torch.ones(2)})
+    read = read_weights(tmp_path / "w")
+    assert read["x"].dtype == torch.float32
+    assert read["x"].equal(tensor.float())
+
+
+def test_tensors_that_share_memory_and_parts_of_others_are_written(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(4, 3)
+    stated = {"a": whole[:2], "b": whole, "c": whole.T}
+    write_weights(tmp_path / "w", stated)
+    read = read_weights(tmp_path / "w")
+    assert all(read[name].equal(tensor) for name, tensor in stated.items())
+
+
+MEMORY = """
+import sys, torch
+import subprocess
+import sys
+from pathlib import Path
+from lorasynth.weights import read_weights, write_weights
+
+def peak():
+    return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+x = torch.full((1024, 1 << 16), 0.5)  # 268 MB
+before = peak()
+write_weights(sys.argv[1], {"x": x})
+write_weights(sys.argv[2], {"x": x}, half=True)
+print(peak() - before)
+del x
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+before = peak()
+x = read_weights(sys.argv[2])["x"]
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_large_tensors_are_not_in_memory_twice(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", MEMORY, tmp_path / "whole", tmp_path / "half"]
+    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    written, read = map(int, done.stdout.split())
+    size = 4 << 26
+    assert written < 0.8 * size, "half of it for fp16, and a piece that is tested"
+    assert read < 1.2 * size

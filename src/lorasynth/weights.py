@@ -1,6 +1,7 @@
 """A module on disk: weights, whole or in half precision, and a description; their hash."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,11 +17,14 @@ from lorasynth.errors import BundleError
 #: What describes the module in a folder that `save_module` wrote.
 CONFIG_FILE = "config.json"
 
+#: Numbers that are tested or widened at a time.
+_PIECE = 1 << 22
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def write_weights(path: Path | str, tensors: Mapping[str, Tensor], *, half: bool = False) -> None:
-    """Atomically write named tensors.
+    """Atomically write named tensors, without a copy of those that are stored as they are.
 
     Args:
         path: the file to write.
@@ -31,38 +35,63 @@ def write_weights(path: Path | str, tensors: Mapping[str, Tensor], *, half: bool
     Raises:
         BundleError: a value does not fit into fp16, or is not finite.
     """
-    stored = {}
+    stored, places = {}, set()
     for name, tensor in tensors.items():
         small = half and tensor.dtype == torch.float32 and tensor.dim() > 1
         value = tensor.detach().cpu().to(torch.float16 if small else tensor.dtype).contiguous()
-        if value.is_floating_point() and not value.isfinite().all():
+        if value.is_floating_point() and not _is_finite(value):
             raise BundleError(
                 f"weights must be finite{' and below 65504 for fp16' if small else ''}, but "
                 f"{name!r} is not: train with a smaller learning rate, or store whole precision"
             )
-        stored[name] = value.clone()
+        place = value.untyped_storage().data_ptr()
+        stored[name] = value.clone() if place in places else value  # files hold no shared memory
+        places.add(place)
     with atomic_file(path) as temporary:
         save_file(stored, temporary)
 
 
 def read_weights(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Read named tensors; fp16 becomes fp32.
+    """Read named tensors; fp16 becomes fp32, with no more than a piece of it in memory twice.
 
     Raises:
         BundleError: the file is missing or is not an intact safetensors file.
     """
     try:
         with safetensors.safe_open(str(path), framework="pt", device=str(device)) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            stored = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+            tensors = {
+                name: file.get_tensor(name) for name, dtype in stored.items() if dtype != "F16"
+            }
+        halves = [name for name, dtype in stored.items() if dtype == "F16"]
+        return tensors | {name: _read_widened(path, name, device) for name in halves}
     except (OSError, safetensors.SafetensorError) as error:
         raise BundleError(
             f"{path} must be an intact safetensors file, but is not ({error}): fetch or make it "
             "again"
         ) from error
-    return {
-        name: tensor.float() if tensor.dtype == torch.float16 else tensor
-        for name, tensor in tensors.items()
-    }
+
+
+def _read_widened(path: Path | str, name: str, device: torch.device | str) -> Tensor:
+    """A tensor in fp32.  The file is mapped anew for each piece, so that none stays in memory."""
+    result, start = torch.empty(0), 0
+    while True:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            piece = file.get_slice(name)
+            shape = piece.get_shape()
+            step = max(1, _PIECE // max(math.prod(shape[1:]), 1)) if shape else 1
+            if start == 0:
+                result = torch.empty(shape, device=device)
+            if not shape:
+                return result.copy_(file.get_tensor(name))
+            result[start : start + step] = piece[start : start + step]
+        start += step
+        if start >= shape[0]:
+            return result
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return all(bool(piece.isfinite().all()) for piece in tensor.reshape(-1).split(_PIECE))
 
 
 def load_weights(module: nn.Module, path: Path | str, device: torch.device | str = "cpu") -> None:

@@ -64,10 +64,10 @@ def test_wrong_content_with_right_checksums_is_found(fill, tmp_path: Path) -> No
     library = fill(tmp_path / "lib", 2)
     shard = Shard(tmp_path / "lib/shards/000000", library.layout)
     factors, table = shard.factors([0, 1]), shard.subjects
-    good = np.array(shard.vectors)
+    good = shard.vectors.all_vectors()
     cases = {
         "it has the shape": good[:, 1:],
-        "non-finite": np.full_like(good, np.nan),
+        "non-finite": torch.full_like(good, torch.nan),
         "subjects.parquet has 2 rows for 1": good[:1],
     }
     for number, (message, vectors) in enumerate(cases.items(), start=1):

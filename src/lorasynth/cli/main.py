@@ -63,7 +63,7 @@ app = typer.Typer(
 )
 app.command("synth")(synth.synth)
 app.command("images")(images.images)
-app.command("import")(importing.import_)
+app.add_typer(importing.app, name="import")
 app.command("convert")(lora.convert)
 app.command("inspect")(lora.inspect)
 app.command("check")(lora.check)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -96,6 +97,21 @@ def override(config: ConfigT, settings: Sequence[str] | None) -> ConfigT:
             )
         place[last] = _value(text)
     return from_dict(type(config), stated)
+
+
+def memory_of(text: str | None) -> int:
+    """Bytes of an amount of memory such as 8GB, 500MB or 7.5GiB; half of the machine's for None.
+
+    Raises:
+        ConfigError: it is no amount.
+    """
+    if text is None:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])(I?)B?", text.strip().upper())
+    if match is None:
+        raise ConfigError(f"--memory must be a number with its unit, such as 8GB, but is {text!r}")
+    number, unit, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** (1 + "KMGT".index(unit)))
 
 
 def _value(text: str) -> Any:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorasynth.cli.options import Base, Device, Run, Settings, anchor_of, override
+from lorasynth.cli.options import Base, Device, Run, Settings, anchor_of, memory_of, override
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,22 +26,59 @@ def fit(
     library: Library,
     out: Annotated[Path, typer.Option("--out", "-o", help="Codec folder to write.")],
     settings: Settings = None,
+    split: Annotated[
+        str | None, typer.Option(help="Fit to the adapters of this split of the table alone.")
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="What pca may take, such as 8GB; by default half of the machine's. How it is "
+            "computed follows from it."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            help="Share of what its components could capture that pca may miss where it cannot be "
+            "exact.",
+            min=1e-6,
+        ),
+    ] = 1e-3,
+    half: Annotated[bool, typer.Option("--half", help="Store the codec's matrices as fp16.")] = (
+        False
+    ),
+    run: Run = Path("runs/fit"),
     device: Device = "auto",
 ) -> None:
     """Fit a codec, which turns adapters into latents and back, to a library.
 
+    pca takes any number of adapters; run again to go on. It draws the share of variance by number
+    of components beside the codec, as explained_variance.png.
+
     Example: lorasynth fit pca library -o codec --set latents=128
     """
     from lorasynth.atomic import make_parent
-    from lorasynth.codec import CODECS
+    from lorasynth.codec import CODECS, PCA, Codec, PCAConfig
+    from lorasynth.codec.out_of_core import OutOfCoreConfig, fit_out_of_core, forget
     from lorasynth.device import pick_device
+    from lorasynth.experiments.explained_variance import draw_explained_variance
     from lorasynth.library import Library
 
     kind = CODECS.get(codec)
     config = override(kind.config_class(), settings)
+    how = OutOfCoreConfig(memory=memory_of(memory), tolerance=tolerance)
     make_parent(out)
-    fitted = kind.fit(Library.open(library), config, device=pick_device(device))
-    fitted.save(out)
+    adapters = Library.open(library)
+    source = adapters if split is None else adapters.where("split", split)
+    place = pick_device(device)
+    if isinstance(config, PCAConfig):
+        fitted: Codec = fit_out_of_core(source, config, how, run=run / "pca", device=place)
+    else:
+        fitted = kind.fit(source, config, device=place)
+    fitted.save(out, half=half)
+    if isinstance(fitted, PCA):
+        draw_explained_variance(fitted, out / "explained_variance.png")
+        forget(run / "pca")
     typer.echo(f"{out}: {codec}, {fitted.width} numbers to {fitted.latents} latents")
 
 

@@ -1,9 +1,12 @@
-"""Principal components (the paper's 4.1), exact, in memory."""
+"""Principal components (the paper's 4.1); `fit` is exact and in memory.
+
+For more vectors than fit in memory there is `out_of_core`.
+"""
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
@@ -14,6 +17,9 @@ from lorasynth.errors import ConfigError
 #: Components whose variance is a smaller share of the largest are rounding errors: the eigenvalues
 #: come from a product in float64, whose own error is about 1e-14 of the largest.
 RANK_TOLERANCE = 1e-12
+
+#: Components whose signs are fixed at a time.
+_SIGN_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +72,7 @@ class PCA(Codec):
         scaled = Scaled.fit(x, ScaledConfig(scale=config.scale), device=device)
         components, variances = principal_components(scaled.encode(x))
         latents = config.latents if config.latents is not None else len(variances)
-        if not 1 <= latents <= len(variances):
-            raise ConfigError(
-                f"PCA of these {len(x)} vectors has from 1 to {len(variances)} components, but got "
-                f"latents={latents}: ask for fewer, or for None to take all"
-            )
+        require_latents(latents, len(variances), len(x))
         codec = cls.of(config, scaled, components[:latents], variances[:latents])
         codec.report = {
             "explained_variance": (variances[:latents].cumsum(0) / variances.sum()).tolist()
@@ -120,17 +122,38 @@ def principal_components(
     n, width = x.shape
     if n <= width:
         values, vectors = torch.linalg.eigh(x @ x.T / n)
-        keep = _substantial(values)
+        keep = substantial(values)
         components = (x.T @ vectors[:, keep]) / (values[keep] * n).sqrt()
     else:
         values, vectors = torch.linalg.eigh(x.T @ x / n)
-        keep = _substantial(values)
+        keep = substantial(values)
         components = vectors[:, keep]
-    largest = components.gather(0, components.abs().argmax(0, keepdim=True))
-    return (components * largest.sign()).T.contiguous(), values[keep]
+    components = components.T.contiguous()
+    fix_signs(components)
+    return components, values[keep]
 
 
-def _substantial(values: Float[Tensor, " m"]) -> Tensor:
+def require_latents(latents: int, rank: int, vectors: int) -> None:
+    """Refuse more components than there are.
+
+    Raises:
+        ConfigError: says how many there are.
+    """
+    if not 1 <= latents <= rank:
+        raise ConfigError(
+            f"PCA of these {vectors} vectors has from 1 to {rank} components, but got "
+            f"latents={latents}: ask for fewer, or for None to take all"
+        )
+
+
+def fix_signs(components: Float[Tensor, "k D"]) -> None:
+    """Make the largest entry of each component positive, in place."""
+    for rows in components.split(_SIGN_ROWS):
+        largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
+        rows *= largest.sign()
+
+
+def substantial(values: Float[Tensor, " m"]) -> Int[Tensor, " r"]:
     """Indices of the eigenvalues that are not rounding errors, largest first."""
     order = values.argsort(descending=True)
     return order[values[order] > RANK_TOLERANCE * values.max().clamp(min=0)]

@@ -58,12 +58,17 @@ class Scaled(Codec):
         device: torch.device | str = "cpu",
     ) -> "Scaled":
         x = gather(vectors, device)
-        config = config or ScaledConfig()
-        codec = cls(config, x.shape[1], x.shape[1]).to(device)
+        return cls.of(config or ScaledConfig(), x.mean(0), x.std(0, correction=0))
+
+    @classmethod
+    def of(
+        cls, config: ScaledConfig, mean: Float[Tensor, " D"], spread: Float[Tensor, " D"]
+    ) -> "Scaled":
+        """A codec of vectors with this mean and these standard deviations."""
+        codec = cls(config, len(mean), len(mean)).to(mean.device)
         if config.scale == "none":
             return codec
-        codec.mean = x.mean(0)
-        spread = x.std(0, correction=0)
+        codec.mean = mean
         overall = spread.square().mean().sqrt()
         unit = spread.clamp(min=FLOOR * overall) if config.scale == "parameter" else overall
         # All vectors equal: nothing to scale by.

@@ -1,6 +1,6 @@
 """One shard of a library: a folder that appears whole, by one rename, and never changes.
 
-vectors.npy           canonical vectors, N x D
+vectors.npy           canonical vectors, N x D (see `vectors`)
 factors.safetensors   raw factors as they were trained; a factor that all share is stored once
 subjects.parquet      one row per adapter: `id` and free columns
 checksums.json        number of rows, and size and SHA-256 of each file
@@ -11,11 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,6 +24,7 @@ from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.checksums import file_hash
 from lorasynth.config import read_json
 from lorasynth.errors import ConfigError, LibraryError
+from lorasynth.library.vectors import VectorFile, write_vectors
 
 VECTORS = "vectors.npy"
 FACTORS = "factors.safetensors"
@@ -35,14 +35,16 @@ CHECKSUMS = "checksums.json"
 _CHECK_ROWS = 256
 
 
-def write_shard(path: Path, vectors: NDArray[Any], factors: Factors, subjects: pa.Table) -> None:
+def write_shard(
+    path: Path, vectors: Float[Tensor, "n D"], factors: Factors, subjects: pa.Table
+) -> None:
     """Write a shard; it appears at `path` whole or not at all.
 
     Raises:
         LorasynthError: the folder cannot be written, or the disk is full.
     """
     with atomic_directory(path) as folder:
-        np.save(folder / VECTORS, vectors, allow_pickle=False)
+        write_vectors(folder / VECTORS, vectors)
         save_file(_to_tensors(factors), folder / FACTORS)
         pq.write_table(subjects, folder / SUBJECTS)
         files = {
@@ -69,15 +71,21 @@ class Shard:
         return int(self._stated["rows"])
 
     @cached_property
-    def vectors(self) -> NDArray[Any]:
-        """Canonical vectors (count, D), mapped from disk."""
+    def vectors(self) -> VectorFile:
+        """Canonical vectors (count, D), on disk."""
         try:
-            array: NDArray[Any] = np.load(self.path / VECTORS, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            found = VectorFile(self.path / VECTORS)
+        except LibraryError as error:
             raise self._damaged(VECTORS, error) from error
-        if array.shape != (self.count, self.layout.size):
-            raise self._damaged(VECTORS, f"it has the shape {array.shape}")
-        return array
+        if (len(found), found.width) != (self.count, self.layout.size):
+            raise self._damaged(VECTORS, f"it has the shape {(len(found), found.width)}")
+        return found
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when a file of the shard is written anew."""
+        stated = self._stated["files"].get(VECTORS, {})
+        return f"{self.path.name} {self.count} {stated.get('sha256')}"
 
     @cached_property
     def subjects(self) -> pa.Table:
@@ -120,7 +128,8 @@ class Shard:
                     f"{self.count} adapters"
                 )
             for start in range(0, self.count, _CHECK_ROWS):
-                if not np.isfinite(self.vectors[start : start + _CHECK_ROWS]).all():
+                rows = range(start, min(start + _CHECK_ROWS, self.count))
+                if not self.vectors.rows(rows).isfinite().all():
                     yield f"shard {self.path.name}: {VECTORS} holds non-finite values"
                     return
         except (LibraryError, ValueError, TypeError) as error:

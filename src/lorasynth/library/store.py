@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import filelock
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -44,6 +44,7 @@ from lorasynth.config import from_dict, read_json, to_dict
 from lorasynth.errors import ConfigError, LibraryError
 from lorasynth.library.columns import read_column, write_column
 from lorasynth.library.shard import Shard, write_shard
+from lorasynth.library.vectors import Stored
 
 #: Version of the folder's form.
 VERSION = 1
@@ -61,7 +62,7 @@ class LibraryInfo:
     #: Gauge of the canonical vectors.
     gauge: str
     #: Type in which vectors are stored; raw factors keep their own.
-    dtype: Literal["float32", "float16"] = "float32"
+    dtype: Stored = "float32"
     #: Fingerprint of the base model that the adapters change.
     base_fingerprint: str = ""
     #: How the adapters were made.
@@ -102,7 +103,7 @@ class Library:
         recipe: Mapping[str, Any] | None = None,
         *,
         gauge: str = "procrustes",
-        dtype: Literal["float32", "float16"] = "float32",
+        dtype: Stored = "float32",
         reference: Factors | None = None,
     ) -> "Library":
         """Make an empty library.
@@ -187,11 +188,42 @@ class Library:
         """Canonical vectors of some rows, in float32, in the order asked for."""
         result = torch.empty(len(rows), self.width)
         for shard, places, local in self._locate(rows):
-            # A memory map is read fastest in ascending order.
-            order = np.argsort(local)
-            found = torch.from_numpy(shard.vectors[local[order]].astype(np.float32))
-            result[torch.from_numpy(places[order])] = found
+            result[torch.from_numpy(places)] = shard.vectors.rows(local.tolist())
         return result
+
+    def read_block(
+        self,
+        row: int,
+        column: int,
+        out: Float32[Tensor, "n w"],
+        less: Float32[Tensor, " w"] | None = None,
+    ) -> None:
+        """Fill `out` with the block of canonical vectors that begins at (row, column).
+
+        What is read is not mapped, so it takes no memory beside `out`.
+
+        Args:
+            row: first row.
+            column: first column.
+            out: n x w numbers; its shape says how much is read.
+            less: what to subtract from every row on the way.
+
+        Raises:
+            LibraryError: the block reaches beyond the vectors, or a shard is damaged.
+        """
+        starts, end = self._starts, row + len(out)
+        if not 0 <= row <= end <= starts[-1]:
+            raise LibraryError(f"rows must be from 0 to {starts[-1] - 1}, but got {row} to {end}")
+        for shard, start in zip(self._shards, starts, strict=False):
+            first, last = max(row, int(start)), min(end, int(start) + shard.count)
+            if first < last:
+                part = out[first - row : last - row]
+                shard.vectors.read_block(first - int(start), column, part, less)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the vectors: a hash of the shards' own checksums."""
+        return _hash_text([shard.fingerprint for shard in self._shards])
 
     def all_vectors(self) -> Float[Tensor, "n D"]:
         """All canonical vectors, in float32."""
@@ -343,7 +375,7 @@ class Library:
                 )
             number = 1 + max((int(shard.path.name) for shard in self._shards), default=-1)
             raw = map_factors(lambda tensor: tensor.detach().cpu(), factors)
-            write_shard(self.path / "shards" / f"{number:06d}", stored.cpu().numpy(), raw, table)
+            write_shard(self.path / "shards" / f"{number:06d}", stored.cpu(), raw, table)
             self._load_shards()
 
     def attach(self, name: str, values: Tensor | NDArray[Any]) -> None:
@@ -464,6 +496,35 @@ class LibraryView:
         """The table of subjects."""
         return self.library.table.take(self.rows)
 
+    @property
+    def width(self) -> int:
+        """Length D of a vector."""
+        return self.library.width
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the vectors and their order."""
+        return _hash_text([self.library.fingerprint, *map(str, self.rows.tolist())])
+
+    def read_block(
+        self,
+        row: int,
+        column: int,
+        out: Float32[Tensor, "n w"],
+        less: Float32[Tensor, " w"] | None = None,
+    ) -> None:
+        """Fill `out` with a block of the canonical vectors (see `Library.read_block`)."""
+        wanted = self.rows[row : row + len(out)]
+        if len(wanted) < len(out):
+            raise LibraryError(
+                f"rows must be from 0 to {len(self) - 1}, but got {row} to {row + len(out)}"
+            )
+        breaks = np.flatnonzero(np.diff(wanted) != 1) + 1
+        for run in np.split(np.arange(len(wanted)), breaks):
+            if len(run):
+                part = out[run[0] : run[-1] + 1]
+                self.library.read_block(int(wanted[run[0]]), column, part, less)
+
     def all_vectors(self) -> Float[Tensor, "n D"]:
         """Canonical vectors, in float32."""
         return self.library.vectors(self.rows)
@@ -501,6 +562,10 @@ def _complaints(read: Callable[[], object]) -> list[str]:
     except LibraryError as error:
         return [str(error)]
     return []
+
+
+def _hash_text(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _hash_vector(vector: Tensor) -> str:

@@ -1,0 +1,174 @@
+"""Vectors in an `.npy` file, read in blocks by plain reads.
+
+Mapped pages count as memory of the process that reads them; what is read here lands in the caller's
+own tensor, so a job's memory is what it asked for.  bf16, which `.npy` does not know, is stored as
+the 16-bit integers of the same bits; nothing else here is stored as integers.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from numpy.lib import format as npy
+from torch import Tensor
+
+from lorasynth.errors import LibraryError
+
+#: Types that vectors are stored in.
+Stored: TypeAlias = Literal["float32", "float16", "bfloat16"]
+
+_TYPES = {"<f4": torch.float32, "<f2": torch.float16, "<u2": torch.bfloat16}
+
+#: Bytes of one read: few enough to stay in the processor's cache until they are converted.
+_READ_BYTES = 1 << 21
+
+
+def write_vectors(path: Path, vectors: Float[Tensor, "n D"]) -> None:
+    """Write vectors as they are, in float32, float16 or bfloat16."""
+    array = vectors.detach().cpu().contiguous()
+    bits = array.view(torch.uint16) if array.dtype == torch.bfloat16 else array
+    np.save(path, bits.numpy(), allow_pickle=False)
+
+
+class VectorFile:
+    """N vectors of width D in an `.npy` file that `write_vectors` (or NumPy) wrote.
+
+    Attributes:
+        width: D.
+        dtype: type that they are stored in; they are read as float32.
+
+    Raises:
+        LibraryError: the file is missing or damaged, or is not a C-ordered matrix of such a type.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        try:
+            shape, self._offset, code = _read_header(self.path)
+        except (OSError, ValueError, EOFError) as error:
+            raise self._unusable(str(error)) from error
+        if len(shape) != 2 or code not in _TYPES:
+            raise self._unusable(f"it has the shape {shape} and the type {code}")
+        self._count, self.width = shape
+        self.dtype = _TYPES[code]
+        size, expected = self.path.stat().st_size, self._offset + self._count * self._row_bytes
+        if size != expected:
+            raise self._unusable(f"it has {size} bytes instead of {expected}")
+
+    def __len__(self) -> int:
+        """Number of vectors N."""
+        return self._count
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the file does."""
+        stat = self.path.stat()
+        return f"{self.path.name} {self._count} {self.width} {stat.st_size} {stat.st_mtime_ns}"
+
+    def read_block(
+        self,
+        row: int,
+        column: int,
+        out: Float32[Tensor, "n w"],
+        less: Float32[Tensor, " w"] | None = None,
+    ) -> None:
+        """Fill `out` with the block that begins at (row, column).
+
+        Args:
+            row: first row.
+            column: first column.
+            out: n x w numbers in the processor's memory; its shape says how much is read.
+            less: what to subtract from every row on the way.
+
+        Raises:
+            LibraryError: the block reaches beyond the vectors, or the file cannot be read.
+        """
+        count, width = out.shape
+        if row < 0 or column < 0 or row + count > self._count or column + width > self.width:
+            raise LibraryError(
+                f"a block must lie within the {self._count} x {self.width} vectors of {self.path}, "
+                f"but got {count} x {width} at ({row}, {column})"
+            )
+        step = max(1, _READ_BYTES // (max(width, 1) * self.dtype.itemsize))
+        scratch = torch.empty(min(step, count), width, dtype=self.dtype)
+        with self._open() as file:
+            for start in range(0, count, step):
+                rows = out[start : start + step]
+                piece = scratch[: len(rows)]
+                self._fill(file.fileno(), piece, row + start, column)
+                _convert(piece, rows, less)
+
+    def rows(self, index: Sequence[int]) -> Float32[Tensor, "n D"]:
+        """Some vectors, in the order asked for."""
+        result = torch.empty(len(index), self.width)
+        scratch = torch.empty(1, self.width, dtype=self.dtype)
+        with self._open() as file:
+            for place in np.argsort(np.asarray(index, dtype=np.int64), kind="stable"):
+                self._fill(file.fileno(), scratch, int(index[place]), 0)
+                result[place] = scratch[0]
+        return result
+
+    def all_vectors(self) -> Float32[Tensor, "n D"]:
+        """All vectors."""
+        result = torch.empty(self._count, self.width)
+        self.read_block(0, 0, result)
+        return result
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.width * self.dtype.itemsize
+
+    def _open(self) -> Any:
+        try:
+            return self.path.open("rb", buffering=0)
+        except OSError as error:
+            raise self._unusable(str(error)) from error
+
+    def _fill(self, descriptor: int, piece: Tensor, row: int, column: int) -> None:
+        """Read rows from `row` on, from `column` on, into a tensor of the stored type."""
+        start = self._offset + row * self._row_bytes + column * self.dtype.itemsize
+        if piece.shape[1] == self.width:
+            self._read(descriptor, piece, start)
+            return
+        for place in range(len(piece)):
+            self._read(descriptor, piece[place], start + place * self._row_bytes)
+
+    def _read(self, descriptor: int, piece: Tensor, start: int) -> None:
+        """Fill a contiguous tensor from a place in the file on."""
+        data, done = memoryview(piece.view(-1).view(torch.uint8).numpy()), 0  # type: ignore[arg-type]
+        while done < len(data):
+            try:
+                count = os.preadv(descriptor, [data[done:]], start + done)
+            except OSError as error:
+                raise self._unusable(str(error)) from error
+            if count == 0:
+                raise self._unusable("it is shorter than its header says")
+            done += count
+
+    def _unusable(self, reason: str) -> LibraryError:
+        first = (reason.splitlines() or ["it is damaged"])[0]
+        return LibraryError(f"{self.path} must be an .npy file of vectors, but is not ({first})")
+
+
+def _convert(piece: Tensor, rows: Tensor, less: Tensor | None) -> None:
+    if less is None:
+        rows.copy_(piece)
+    elif piece.dtype == torch.float32:
+        torch.sub(piece, less, out=rows)
+    else:
+        rows.copy_(piece).sub_(less)
+
+
+def _read_header(path: Path) -> tuple[tuple[int, ...], int, str]:
+    """Shape, where the numbers begin, and the code of their type."""
+    with path.open("rb") as file:
+        version = npy.read_magic(file)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+        if fortran or dtype.hasobject:
+            raise ValueError("it is not a C-ordered matrix of numbers")
+        return shape, file.tell(), dtype.str

@@ -1,0 +1,88 @@
+"""Files of exactly weights2weights' form with vectors whose components are known, of any size.
+
+Written block by block into the place that `torch.save` left for the numbers, so the 26 GB of the
+full size take no memory.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as csv
+import torch
+
+from lorasynth.adapter import Layout
+from lorasynth.atomic import atomic_directory, write_json
+from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
+from lorasynth.library.w2w import ALPHA, CONFIG, DIMENSIONS, TABLES, WEIGHTS, published_layout
+from lorasynth.randomness import torch_stream
+
+#: Rows of the published file.
+PUBLISHED_ROWS = 64_974
+
+#: Adapters of one person, in the mean: 64,974 of 10,177.
+_PER_PERSON = 6
+
+
+def imitate_w2w(folder: Path, rows: int = PUBLISHED_ROWS, shrink: int = 1, seed: int = 0) -> Layout:
+    """Write all_weights.pt, weight_dimensions.pt, adapter_config.json and identity_df.csv.
+
+    Args:
+        folder: where; an earlier one is replaced.
+        rows: number of adapters.
+        shrink: divides all widths: 1, 2, 4, ... 64.
+        seed: of all numbers.
+
+    Returns:
+        The layout of the adapters.
+    """
+    layout = published_layout(shrink)
+    config = SyntheticConfig(rows=rows, width=layout.size, seed=seed)
+    with atomic_directory(folder) as temporary:
+        _write_matrix(temporary / WEIGHTS, SyntheticVectors(config))
+        torch.save(_dimensions(layout), temporary / DIMENSIONS)
+        write_json(temporary / CONFIG, {"peft_type": "LORA", "r": 1, "lora_alpha": ALPHA})
+        csv.write_csv(_table(rows, seed), temporary / TABLES[1])
+    return layout
+
+
+def _write_matrix(path: Path, vectors: SyntheticVectors) -> None:
+    """What `torch.save` writes of the matrix, which is never in memory."""
+    shape = (len(vectors), vectors.config.width)
+    with tempfile.TemporaryFile(dir=path.parent) as empty:
+        name = f"/proc/self/fd/{empty.fileno()}"
+        storage = torch.UntypedStorage.from_file(name, shared=True, nbytes=4 * shape[0] * shape[1])
+        matrix = torch.empty(0).set_(storage, 0, shape)  # type: ignore[call-overload]
+        with torch.serialization.skip_data():
+            torch.save(matrix, path)
+        del matrix, storage
+    reader: Any = torch._C.PyTorchFileReader(str(path))
+    start = reader.get_record_offset("data/0")
+    with path.open("rb+") as file:
+        file.seek(start)
+        for block in vectors.blocks():
+            block.numpy().tofile(file)
+
+
+def _dimensions(layout: Layout) -> dict[str, tuple[tuple[int], torch.Size]]:
+    """Shapes by PEFT's key, as weights2weights keeps them."""
+    shapes = {}
+    for slot in layout.slots:
+        for side, shape in (
+            ("A", (slot.rank, slot.in_features)),
+            ("B", (slot.out_features, slot.rank)),
+        ):
+            key = f"base_model.model.{slot.module}.lora_{side}.weight"
+            shapes[key] = ((shape[0] * shape[1],), torch.Size(shape))
+    return shapes
+
+
+def _table(rows: int, seed: int) -> pa.Table:
+    """Folders in the order of their numbers, which have gaps, with a person and labels for each."""
+    stream = torch_stream(seed, "w2w", "table")
+    numbers = torch.randperm(rows + rows // 100 + 1, generator=stream)[:rows].sort().values
+    people = torch.randint(0, -(-rows // _PER_PERSON), (rows,), generator=stream)
+    labels = torch.randint(0, 2, (2, rows), generator=stream)
+    columns = {"file": numbers, "identity": people, "Male": labels[0], "Young": labels[1]}
+    return pa.table({name: values.tolist() for name, values in columns.items()})
