@@ -21,7 +21,7 @@ from lorasynth.collect import Recipe
 from lorasynth.collect.draws import Draw
 from lorasynth.collect.encoded import EncodedSubjects, encode_subjects
 from lorasynth.collect.fleet import denoising_losses, start_factors
-from lorasynth.condition import ConditionEncoder
+from lorasynth.condition import ConditionEncoder, embed_subject
 from lorasynth.config import to_dict
 from lorasynth.errors import ConfigError
 from lorasynth.hypernet import LatentRegression, LatentRegressionConfig
@@ -147,7 +147,7 @@ def _encode(
         def subjects() -> Iterator[Subject]:
             for name in source.ids:
                 subject = source.load(name)
-                embeddings.append(encoder.embed(subject.pictures))
+                embeddings.append(embed_subject(encoder, subject))
                 yield subject
                 advance()
 
