@@ -17,7 +17,7 @@ def _dlib(argument: str) -> FaceConfig:
 
 def _insightface(pack: str) -> FaceConfig:
     spec = f"insightface:{pack}"
-    return FaceConfig(name=_word(spec), detector=spec, network=spec)
+    return FaceConfig(name=_word(f"insightface-{Path(pack).name}"), detector=spec, network=spec)
 
 
 def _onnx(file: str) -> FaceConfig:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,13 +28,6 @@ _LICENCES = {
     "laion/CLIP": "MIT",
     "facebook/dinov2": "Apache-2.0",
     "google/siglip": "Apache-2.0",
-}
-#: The class that holds no more than the image half of a model, by the model's type.
-_CLASSES = {
-    "clip": "CLIPVisionModelWithProjection",
-    "clip_vision_model": "CLIPVisionModelWithProjection",
-    "siglip": "SiglipVisionModel",
-    "siglip_vision_model": "SiglipVisionModel",
 }
 
 
@@ -193,9 +187,11 @@ def named(model: str) -> VisionConfig:
 
 
 def _class_of(kind: str) -> Any:
+    """What holds the image half of a model, with CLIP's projection."""
     import transformers
 
-    return getattr(transformers, _CLASSES.get(kind, "AutoModel"))
+    clip = kind == "clip_vision_model"
+    return transformers.CLIPVisionModelWithProjection if clip else transformers.AutoModel
 
 
 def _built(config: VisionConfig) -> nn.Module:
@@ -227,11 +223,14 @@ def _fetched(model: str) -> tuple[Any, dict[str, Any]]:
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:
-        kind = transformers.AutoConfig.from_pretrained(model).model_type
-        network, report = _class_of(kind).from_pretrained(
-            model, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+        stated = transformers.AutoConfig.from_pretrained(model)
+        own = getattr(stated, "vision_config", stated)
+        if hasattr(stated, "projection_dim"):
+            own.projection_dim = stated.projection_dim
+        network, report = _class_of(own.model_type).from_pretrained(
+            model, config=own, use_safetensors=True, output_loading_info=True, dtype=torch.float32
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BundleError(
             f"an image encoder must be a folder or hub id of transformers with weights in "
             f"safetensors, but {model!r} is none ({str(error).strip().splitlines()[0]})"
@@ -252,10 +251,9 @@ def _resolved(config: VisionConfig, own: Any, processing: dict[str, Any]) -> Vis
     """The config with what the model says in place of each None."""
     from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-    vision = getattr(own, "vision_config", own)
     crop = processing.get("crop_size") or processing.get("size") or {}
     side = crop if isinstance(crop, int) else crop.get("height") or crop.get("shortest_edge")
-    size = config.picture_size or side or getattr(vision, "image_size", None)
+    size = config.picture_size or side or getattr(own, "image_size", None)
     if not isinstance(size, int):
         raise ConfigError(
             f"an image encoder needs the size of its pictures, but {config.model!r} does not say "

@@ -44,14 +44,18 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes() + _centre().tobytes()).hexdigest()
 
 
+@cache
+def _loaded(kind: str, path: Path) -> Any:
+    """A model; the landmarks' file has 100 MB, so it is read once in a process."""
+    return getattr(need("dlib", _EXTRA), kind)(str(path))
+
+
 class DlibDetector:
     """Histograms of oriented gradients (King 2009), and regression trees for the points."""
 
     def __init__(self) -> None:
-        dlib = need("dlib", _EXTRA)
-        self._dlib = dlib
-        self._detector: Any = dlib.get_frontal_face_detector()
-        self._landmarks: Any = dlib.shape_predictor(str(_weights("pose_predictor")))
+        self._detector: Any = need("dlib", _EXTRA).get_frontal_face_detector()
+        self._landmarks = _loaded("shape_predictor", _weights("pose_predictor"))
 
     def detect(self, picture: UInt8[np.ndarray, "h w 3"]) -> list[Face]:
         """See `FaceDetector`."""
@@ -79,7 +83,7 @@ class DlibNetwork:
     def __init__(self) -> None:
         path = _weights("face_recognition")
         self.sha256 = _sha256(path)
-        self._network: Any = need("dlib", _EXTRA).face_recognition_model_v1(str(path))
+        self._network = _loaded("face_recognition_model_v1", path)
 
     def __call__(self, squares: UInt8[Tensor, "b side side 3"]) -> Float[Tensor, "b m"]:
         """See `FaceNetwork`."""

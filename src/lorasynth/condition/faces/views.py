@@ -39,12 +39,14 @@ class View:
 
 #: A photo is never shown larger than this many times its size.
 MAX_GROWTH = 3.0
+#: For what is small; a photo whose faces are all smaller than this share of it may have more.
+CLOSER, SMALL = View(side=1600), 1 / 6
 #: Rounds, until one has a view that shows a face: the photo as it is; a face that fills the frame
 #: or is cut off by it; a small one; a photo on its side or head, or a head that leans; a tiny face.
 ROUNDS: tuple[tuple[View, ...], ...] = (
     (View(side=640),),
     (View(side=400, border=0.5),),
-    (View(side=1600),),
+    (CLOSER,),
     tuple(View(side=640, turn=turn) for turn in (45.0, 90.0, 135.0, 180.0, -135.0, -90.0, -45.0)),
     (View(side=3200),),
 )
@@ -65,8 +67,17 @@ def find_faces(
     for views in rounds:
         faces = max((_straight(detector, image, view) for view in views), key=_surest)
         if faces:
+            faces = _closer(detector, image, faces)
             return sorted(faces, key=lambda face: face.box[0] + face.box[2])
     return []
+
+
+def _closer(detector: FaceDetector, image: Image.Image, faces: list[Face]) -> list[Face]:
+    """These faces or, if all are small and a closer look shows more, those."""
+    if max(face.area for face in faces) > (SMALL * max(image.size)) ** 2:
+        return faces
+    again = _look(detector, image, CLOSER)
+    return again if len(again) > len(faces) else faces
 
 
 def _surest(faces: Sequence[Face]) -> float:
