@@ -16,7 +16,8 @@ def _dlib(argument: str) -> FaceConfig:
 
 
 def _insightface(pack: str) -> FaceConfig:
-    spec = f"insightface:{pack}"
+    folder = Path(pack).expanduser()
+    spec = f"insightface:{folder.absolute() if pack and folder.is_dir() else pack}"
     return FaceConfig(name=_word(f"insightface-{Path(pack).name}"), detector=spec, network=spec)
 
 

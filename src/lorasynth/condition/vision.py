@@ -1,5 +1,6 @@
 """Image encoders of transformers (CLIP, SigLIP, DINO): conditions that are not faces."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,8 +104,9 @@ class VisionEncoder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the weights."""
-        return fingerprint(self)
+        """Identifies the weights, and how pictures are prepared for them."""
+        parts = (fingerprint(self), self.picture_size, self.config.mean, self.config.std)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     @torch.no_grad()
     def forward(self, pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b m"]:
