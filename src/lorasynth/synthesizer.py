@@ -26,11 +26,17 @@ from lorasynth import checksums
 from lorasynth.adapter import Adapter, AdapterMetadata, Factors, Layout, unstack
 from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.codec import Codec, load_codec
-from lorasynth.condition import ConditionEncoder, load_encoder, sphere_mean, subject_embedding
+from lorasynth.condition import (
+    ConditionEncoder,
+    embed_subject,
+    load_encoder,
+    sphere_mean,
+    subject_embedding,
+)
 from lorasynth.config import read_json
 from lorasynth.errors import BundleError, ConfigError, LayoutError
 from lorasynth.hypernet import Hypernetwork, LatentRegression, in_latents_of, load_hypernet
-from lorasynth.pictures import Subject, captions, read_picture
+from lorasynth.pictures import Subject, captions, read_photo
 from lorasynth.weights import fingerprint
 
 _DESCRIPTION = "synthesizer.json"
@@ -137,6 +143,7 @@ class Synthesizer:
         seed: int = 0,
         guidance: float | None = None,
         steps: int | None = None,
+        face: int | None = None,
         stages: Stages | None = None,
     ) -> Adapter:
         """Make an adapter for the subject of one or several pictures.
@@ -146,12 +153,15 @@ class Synthesizer:
             seed: of the noise that diffusion starts from; another seed gives another adapter.
             guidance: see `LatentDiffusionConfig`; None for the trained default.
             steps: solver steps; None for the trained default.
+            face: which face of each picture, counted from the left, from 1; None for the largest.
             stages: collects the time of each stage.
 
         Raises:
             PictureError: a picture cannot be read or shows no face.
         """
-        [adapter] = self.many([photos], seed=seed, guidance=guidance, steps=steps, stages=stages)
+        [adapter] = self.many(
+            [photos], seed=seed, guidance=guidance, steps=steps, face=face, stages=stages
+        )
         return adapter
 
     def many(
@@ -161,6 +171,7 @@ class Synthesizer:
         seed: int = 0,
         guidance: float | None = None,
         steps: int | None = None,
+        face: int | None = None,
         stages: Stages | None = None,
     ) -> list[Adapter]:
         """Make an adapter for each of several subjects, all in one batch.
@@ -170,13 +181,14 @@ class Synthesizer:
             seed: of the noise.
             guidance: see `LatentDiffusionConfig`.
             steps: solver steps.
+            face: which face of each picture, as in a single call.
             stages: collects the time of each stage.
 
         Raises:
             PictureError: a picture cannot be read or shows no face.
         """
         stages = stages or Stages()
-        conditions = torch.stack([self.embed(photos, stages) for photos in subjects])
+        conditions = torch.stack([self.embed(photos, stages, face) for photos in subjects])
         names = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in conditions]
         factors = self.synthesise(
             conditions, names, seed=seed, guidance=guidance, steps=steps, stages=stages
@@ -186,12 +198,16 @@ class Synthesizer:
         return [Adapter(single, metadata, kernels) for single in unstack(factors)]
 
     def embed(
-        self, photos: Photo | Sequence[Photo], stages: Stages | None = None
+        self,
+        photos: Photo | Sequence[Photo],
+        stages: Stages | None = None,
+        face: int | None = None,
     ) -> Float[Tensor, " m"]:
         """The condition of one subject, from one or several pictures of it.
 
         Raises:
-            PictureError: a picture cannot be read or shows no face.
+            PictureError: a picture cannot be read, or shows no face, or not so many.
+            ConfigError: a face is chosen, but the encoder looks for none.
         """
         stages = stages or Stages()
         several = [photos] if isinstance(photos, str | Path | Tensor) else list(photos)
@@ -199,14 +215,9 @@ class Synthesizer:
             f"picture {i + 1}" if isinstance(p, Tensor) else str(p) for i, p in enumerate(several)
         ]
         with stages.stage("read"):
-            pictures = [
-                photo
-                if isinstance(photo, Tensor)
-                else read_picture(photo, self.encoder.picture_size)
-                for photo in several
-            ]
+            whole = [photo if isinstance(photo, Tensor) else read_photo(photo) for photo in several]
         with stages.stage("embed"):
-            return subject_embedding(self.encoder, torch.stack(pictures), names)
+            return subject_embedding(self.encoder, whole, names, face)
 
     @torch.no_grad()
     def synthesise(
@@ -245,7 +256,7 @@ class Synthesizer:
 
     def conditions(self, subjects: Sequence[Subject]) -> Float[Tensor, "n m"]:
         """The condition of all pictures of each subject."""
-        return torch.stack([sphere_mean(self.encoder.embed(one.pictures)) for one in subjects])
+        return torch.stack([sphere_mean(embed_subject(self.encoder, one)) for one in subjects])
 
     def foretell(self, subjects: Sequence[Subject]) -> Factors:
         """Adapters from all pictures of each subject, for a collection to start from."""

@@ -24,7 +24,11 @@ Gauge = Annotated[
     typer.Option(help="Gauge of a new library; default: shared where A is, else procrustes."),
 ]
 Encoder = Annotated[
-    Path | None, typer.Option(help="Also embed the subjects with this condition encoder.")
+    Path | None,
+    typer.Option(
+        help="Also embed the subjects with this condition encoder: a folder, or a name that "
+        "`lorasynth conditions` lists."
+    ),
 ]
 LeastLikeness = Annotated[
     float | None,

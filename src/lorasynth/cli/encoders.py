@@ -1,4 +1,4 @@
-"""`lorasynth encoders`: train the avatar encoders and the attribute judge."""
+"""`lorasynth encoders`: condition encoders as folders, trained or by name; the judge."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,13 +7,38 @@ import typer
 
 from lorasynth.cli.options import CORES, Device, Run, Seed, Settings, Workers, override
 
-app = typer.Typer(help="The avatar encoders and the attribute judge.", no_args_is_help=True)
+app = typer.Typer(help="Condition encoders and the attribute judge.", no_args_is_help=True)
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
 Series = Annotated[str, typer.Option(help="Series of training subjects; series share none.")]
 Subjects = Annotated[int, typer.Option(help="Subjects drawn for training.", min=1)]
 
 Siblings = Annotated[int, typer.Option(help="Subjects who share all colours.", min=1)]
+
+
+@app.command()
+def make(
+    name: Annotated[str, typer.Argument(help="As `lorasynth conditions` lists it.")],
+    out: Out,
+    settings: Settings = None,
+) -> None:
+    """Save an encoder that comes trained as a folder, to set its options or to pass it on.
+
+    Example: lorasynth encoders make onnx:arcface.onnx -o encoder --set std=128
+    --set detector=insightface:buffalo_l --set licence=MIT
+    """
+    from lorasynth.atomic import make_parent
+    from lorasynth.condition.named import by_name
+
+    encoder, argument = by_name(name)
+    config = override(encoder.configure(argument), settings)
+    make_parent(out)
+    made = encoder.build(config)
+    made.save(out)
+    typer.echo(
+        f"{out}: {made.name}, {made.picture_size} pixels to {made.width} numbers, licence of the "
+        f"weights: {made.licence}"
+    )
 
 
 @app.command()

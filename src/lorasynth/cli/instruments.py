@@ -8,8 +8,10 @@ import typer
 if TYPE_CHECKING:
     from lorasynth.experiments.trial import Instruments
 
-Encoder = Annotated[Path, typer.Option(help="Encoder whose embeddings are the conditions.")]
-Second = Annotated[Path, typer.Option(help="Encoder that measures and does nothing else.")]
+Encoder = Annotated[
+    Path, typer.Option(help="Encoder, by folder or name, whose embeddings are conditions.")
+]
+Second = Annotated[Path, typer.Option(help="Encoder, by folder or name, that only measures.")]
 Judge = Annotated[Path, typer.Option(help="Judge of attributes.")]
 Split = Annotated[str, typer.Option(help="Subjects' split: validation, or test.")]
 

@@ -9,6 +9,7 @@ from lorasynth.cli import (
     base,
     bundle,
     collect,
+    conditions,
     demo,
     edit,
     encoders,
@@ -82,6 +83,7 @@ app.command("collect")(collect.collect)
 app.command("pretrain")(pretrain.pretrain)
 app.command("repeatability")(repeatability.repeatability)
 app.command("recipes")(repeatability.recipes)
+app.command("conditions")(conditions.conditions)
 app.add_typer(library.app, name="library")
 app.command("fit")(train.fit)
 app.command("train")(train.train)

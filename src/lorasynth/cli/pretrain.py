@@ -16,7 +16,7 @@ RecipeSettings = Annotated[
 
 def pretrain(
     out: Annotated[Path, typer.Option("--out", "-o", help="Synthesizer folder to write.")],
-    encoder: Annotated[Path, typer.Option(help="Condition encoder.")],
+    encoder: Annotated[Path, typer.Option(help="Condition encoder: a folder or a name.")],
     folder: Folder = None,
     avatars: Avatars = None,
     split: Split = "train",

@@ -32,6 +32,13 @@ Where = Annotated[Path, typer.Option(help="Synthesizer: a folder or hub id.")]
 Format = Annotated[str, typer.Option("--format", help="diffusers, kohya or peft.")]
 Guidance = Annotated[float | None, typer.Option(help="Weight of the condition.")]
 Steps = Annotated[int | None, typer.Option(help="Solver steps, at most 30.")]
+Face = Annotated[
+    int | None,
+    typer.Option(
+        help="Which face of each photo, counted from the left, from 1; default: the largest.",
+        min=1,
+    ),
+]
 
 
 def synth(
@@ -42,6 +49,7 @@ def synth(
     seed: Seed = 0,
     guidance: Guidance = None,
     steps: Steps = None,
+    face: Face = None,
     device: Device = "auto",
 ) -> None:
     """Make a LoRA file for the subject of one or several pictures.
@@ -58,7 +66,7 @@ def synth(
     with stages.stage("load"):
         synthesise = Synthesizer.from_pretrained(str(synthesizer), device=pick_device(device))
     adapters = synthesise.many(
-        list(subjects.values()), seed=seed, guidance=guidance, steps=steps, stages=stages
+        list(subjects.values()), seed=seed, guidance=guidance, steps=steps, face=face, stages=stages
     )
     with stages.stage("write"):
         written = [writer.write(*pair) for pair in zip(adapters, subjects, strict=True)]

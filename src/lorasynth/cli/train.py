@@ -85,7 +85,9 @@ def fit(
 def train(
     library: Library,
     codec: Annotated[Path, typer.Option(help="Codec that was fitted to the library.")],
-    encoder: Annotated[Path, typer.Option(help="Condition encoder that embedded its subjects.")],
+    encoder: Annotated[
+        Path, typer.Option(help="Condition encoder that embedded its subjects: a folder or a name.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Synthesizer folder to write.")],
     anchor: Around = None,
     base: Base = Path("bundle/base"),

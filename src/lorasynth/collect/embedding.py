@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.condition import ConditionEncoder
+from lorasynth.condition import ConditionEncoder, embed_subject
 from lorasynth.errors import LibraryError
 from lorasynth.library import Library
 from lorasynth.pictures import SubjectSource
@@ -30,7 +30,8 @@ def embed_library(
 
     Raises:
         LibraryError: the library is empty.
-        PictureError: the source lacks a subject, or a picture cannot be read.
+        PictureError: the source lacks a subject, or a picture cannot be read, or shows no face to
+            an encoder of faces.
     """
     if not len(library):
         raise LibraryError(
@@ -44,7 +45,7 @@ def embed_library(
         rows = []
     with progress("embed subjects", len(library)) as advance:
         for subject_id in library.ids:
-            rows.append(encoder.embed(source.load(subject_id).pictures))
+            rows.append(embed_subject(encoder, source.load(subject_id)))
             advance()
     pictures = min(len(row) for row in rows)
     embeddings = torch.stack([row[:pictures] for row in rows])

@@ -1,19 +1,32 @@
 """Conditions: encoders that turn pictures of a subject into the embedding that steers synthesis."""
 
+import lorasynth.condition.catalogue  # noqa: F401  its encoders become known by name
 from lorasynth.condition.avatar import AvatarEncoder, AvatarEncoderConfig
 from lorasynth.condition.contract import (
     ENCODERS,
     ConditionEncoder,
-    load_encoder,
+    PhotoEncoder,
+    embed_subject,
     sphere_mean,
     subject_embedding,
 )
+from lorasynth.condition.faces import FaceConfig, FaceEncoder
+from lorasynth.condition.named import NAMED, NamedEncoder, load_encoder
+from lorasynth.condition.vision import VisionConfig, VisionEncoder
 
 __all__ = [
     "ENCODERS",
+    "NAMED",
     "AvatarEncoder",
     "AvatarEncoderConfig",
     "ConditionEncoder",
+    "FaceConfig",
+    "FaceEncoder",
+    "NamedEncoder",
+    "PhotoEncoder",
+    "VisionConfig",
+    "VisionEncoder",
+    "embed_subject",
     "load_encoder",
     "sphere_mean",
     "subject_embedding",

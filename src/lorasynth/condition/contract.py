@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from lorasynth.config import read_json
-from lorasynth.errors import BundleError, ConfigError, PictureError
+from lorasynth.errors import ConfigError, PictureError
+from lorasynth.pictures.contract import Subject
+from lorasynth.pictures.files import middle_square
 from lorasynth.registry import Registry
 
 
@@ -19,7 +21,7 @@ class ConditionEncoder(Protocol):
 
     Attributes:
         name: written into every file that depends on the encoder.
-        picture_size: pictures are given as squares of this many pixels.
+        picture_size: side in pixels of the squares that it looks at; others are scaled to it.
         width: of an embedding.
         licence: of the weights.
         fingerprint: identifies the weights; embeddings of other weights are not comparable.
@@ -52,18 +54,32 @@ ENCODERS: Registry[Callable[[Path], ConditionEncoder]] = Registry(
 )
 
 
-def load_encoder(folder: Path) -> ConditionEncoder:
-    """Load an encoder of any kind that `save` wrote.
+@runtime_checkable
+class PhotoEncoder(ConditionEncoder, Protocol):
+    """An encoder that finds what it knows in a photo by itself, as those of faces do.
 
-    Raises:
-        BundleError: the folder is not a whole encoder, or of a kind that is not installed.
+    Its `embed` and `presence` do so in each picture.  Of a photo that other encoders get, they see
+    the middle square.
     """
-    try:
-        return ENCODERS.get(str(read_json(folder / "config.json").get("kind")))(folder)
-    except ConfigError as error:
-        raise BundleError(
-            f"{folder} must hold a condition encoder, but does not: {error}"
-        ) from error
+
+    def prepare(
+        self, photo: UInt8[Tensor, "h w 3"], *, name: str = "the picture", face: int | None = None
+    ) -> UInt8[Tensor, "side side 3"]:
+        """The square of a photo of any size that is embedded.
+
+        Args:
+            photo: the photo.
+            name: what to call it in an error.
+            face: which one, counted from the left, from 1; None for the largest.
+
+        Raises:
+            PictureError: the photo does not show what the encoder knows, or not so many of it.
+        """
+        ...
+
+    def embed_prepared(self, squares: UInt8[Tensor, "b side side 3"]) -> Float[Tensor, "b m"]:
+        """Embed squares that `prepare` gave as unit vectors."""
+        ...
 
 
 def sphere_mean(embeddings: Float[Tensor, "k m"]) -> Float[Tensor, " m"]:
@@ -72,18 +88,31 @@ def sphere_mean(embeddings: Float[Tensor, "k m"]) -> Float[Tensor, " m"]:
 
 
 def subject_embedding(
-    encoder: ConditionEncoder, pictures: UInt8[Tensor, "k h w 3"], names: Sequence[str]
+    encoder: ConditionEncoder,
+    photos: Sequence[UInt8[Tensor, "_ _ 3"]] | UInt8[Tensor, "k h w 3"],
+    names: Sequence[str],
+    face: int | None = None,
 ) -> Float[Tensor, " m"]:
-    """Embed one subject from k pictures of it.
+    """Embed one subject from photos of it.
 
     Args:
         encoder: any condition encoder.
-        pictures: the pictures.
-        names: what to call each picture in an error.
+        photos: of any sizes.
+        names: what to call each in an error.
+        face: which face of each photo, counted from the left, from 1; None for the largest.
 
     Raises:
-        PictureError: a picture shows no face.
+        PictureError: a photo shows no face, or not so many.
+        ConfigError: a face is chosen, but the encoder looks for none.
     """
+    if isinstance(encoder, PhotoEncoder):
+        return sphere_mean(_embed_photos(encoder, photos, names, face))
+    if face is not None:
+        raise ConfigError(
+            f"--face chooses among faces, but the encoder {encoder.name!r} looks at the middle of "
+            "a picture and finds none by itself: leave it out, and crop the picture"
+        )
+    pictures = torch.stack([middle_square(photo, encoder.picture_size) for photo in photos])
     presence = encoder.presence(pictures)
     for name, probability in zip(names, presence.tolist(), strict=True):
         if probability < 0.5:
@@ -92,3 +121,29 @@ def subject_embedding(
                 f"none in {name} (probability {probability:.2f}): crop it to the face and shoulders"
             )
     return sphere_mean(encoder.embed(pictures))
+
+
+def embed_subject(encoder: ConditionEncoder, subject: Subject) -> Float[Tensor, "k m"]:
+    """Embed each picture of a subject that is to be learned from.
+
+    Raises:
+        PictureError: an encoder of faces finds none in one of them.
+    """
+    if not isinstance(encoder, PhotoEncoder):
+        return encoder.embed(subject.pictures)
+    count = len(subject.pictures)
+    names = [f"picture {i} of {count} of the subject {subject.id!r}" for i in range(1, count + 1)]
+    return _embed_photos(encoder, subject.pictures, names)
+
+
+def _embed_photos(
+    encoder: PhotoEncoder,
+    photos: Sequence[UInt8[Tensor, "_ _ 3"]] | UInt8[Tensor, "k h w 3"],
+    names: Sequence[str],
+    face: int | None = None,
+) -> Float[Tensor, "k m"]:
+    squares = [
+        encoder.prepare(photo, name=name, face=face)
+        for photo, name in zip(photos, names, strict=True)
+    ]
+    return encoder.embed_prepared(torch.stack(squares))

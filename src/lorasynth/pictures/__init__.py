@@ -3,7 +3,7 @@
 from lorasynth.pictures import captions
 from lorasynth.pictures.avatars import AvatarSubjects
 from lorasynth.pictures.contract import Subject, SubjectSource
-from lorasynth.pictures.files import pictures_in, read_picture, to_image
+from lorasynth.pictures.files import pictures_in, read_photo, read_picture, to_image
 from lorasynth.pictures.folders import FolderSubjects
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "SubjectSource",
     "captions",
     "pictures_in",
+    "read_photo",
     "read_picture",
     "to_image",
 ]

@@ -21,6 +21,21 @@ def read_picture(path: Path | str, size: int) -> UInt8[Tensor, "h w 3"]:
     """Read a picture, turn it upright, crop it to its middle square and scale it to `size`.
 
     Raises:
+        PictureError: see `read_photo`.
+    """
+    return middle_square(read_photo(path), size)
+
+
+def middle_square(photo: UInt8[Tensor, "h w 3"], size: int) -> UInt8[Tensor, "side side 3"]:
+    """The largest square in the middle of a photo, scaled to `size`."""
+    square = ImageOps.fit(to_image(photo), (size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(square))
+
+
+def read_photo(path: Path | str) -> UInt8[Tensor, "h w 3"]:
+    """Read a picture whole and turn it upright.
+
+    Raises:
         PictureError: missing, not a picture, truncated, of more than 8 bits per channel, or larger
             than `MAX_MEGAPIXELS`.
     """
@@ -46,8 +61,7 @@ def read_picture(path: Path | str, size: int) -> UInt8[Tensor, "h w 3"]:
             f"a picture must be a whole image file (PNG, JPEG, WebP, ...), but {path} is not "
             f"({error}): export it again"
         ) from error
-    square = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(square))
+    return torch.from_numpy(np.array(upright))
 
 
 def _check_pixels(path: Path, size: tuple[int, int]) -> None:

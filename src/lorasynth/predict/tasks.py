@@ -10,7 +10,7 @@ from torch import Tensor
 from lorasynth.base import BaseModel
 from lorasynth.collect.draws import Draw
 from lorasynth.collect.encoded import EncodedSubjects, encode_subjects
-from lorasynth.condition import ConditionEncoder
+from lorasynth.condition import ConditionEncoder, embed_subject
 from lorasynth.pictures import Subject, SubjectSource
 from lorasynth.progress import progress
 from lorasynth.randomness import stream_seed
@@ -68,7 +68,7 @@ def encode_with_embeddings(
         def subjects() -> Iterator[Subject]:
             for name in source.ids:
                 subject = source.load(name)
-                embeddings.append(encoder.embed(subject.pictures))
+                embeddings.append(embed_subject(encoder, subject))
                 yield subject
                 advance()
 

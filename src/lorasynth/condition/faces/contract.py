@@ -1,0 +1,110 @@
+"""What a face encoder is made of: a detector that finds faces, and a network that embeds them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Float64, UInt8
+from torch import Tensor
+
+from lorasynth.registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Face:
+    """A face in a picture, in pixels from the picture's upper left corner.
+
+    Attributes:
+        box: left, top, right and bottom.
+        score: the probability that it is one.
+        points: x and y of the left eye, the right eye, the tip of the nose, and the left and the
+            right corner of the mouth; left is what is left in an upright picture.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    points: Float64[np.ndarray, "5 2"]
+
+    @property
+    def area(self) -> float:
+        """In square pixels."""
+        return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
+
+
+@runtime_checkable
+class FaceDetector(Protocol):
+    """Finds upright faces.  What is turned, small or cut off is shown to it in other views."""
+
+    def detect(self, picture: UInt8[np.ndarray, "h w 3"]) -> list[Face]:
+        """The faces of an RGB picture, in any order; none if it is smaller than a face can be."""
+        ...
+
+
+@runtime_checkable
+class FaceNetwork(Protocol):
+    """Embeds faces that were laid on its template.
+
+    Attributes:
+        size: side in pixels of the squares that it looks at.
+        width: of an embedding.
+        licence: of the weights.
+        sha256: of what an embedding depends on: the weights, and constants beside them.
+        stored_as: how a folder that `save` wrote names it, as `onnx:model.onnx`.
+        template: where the five points of a face lie in a square of side 1.
+    """
+
+    size: int
+    width: int
+    licence: str
+    sha256: str
+    stored_as: str
+    template: Float64[np.ndarray, "5 2"]
+
+    def __call__(self, squares: UInt8[Tensor, "b side side 3"]) -> Float[Tensor, "b m"]:
+        """Embed squares; the length of an embedding does not matter."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write to a folder what loading from it needs; nothing where a package has the weights."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaceConfig:
+    """What a face encoder is.
+
+    Attributes:
+        name: written into files that depend on it.
+        detector: what finds faces, as `dlib`, `insightface:PACK`.
+        network: what embeds them, as `dlib`, `insightface:PACK`, `onnx:FILE`.
+        mean: what is subtracted from the pixels (0 to 255) of an ONNX file's input; None: what
+            the graph says, as insightface reads it.
+        std: what they are then divided by.
+        licence: of an ONNX file, which cannot say it.
+        picture_size: side in pixels of the squares that the network looks at; None: its own.
+        width: of an embedding; None: the network's own.
+        sha256: of the network's weights; None: not yet known.
+    """
+
+    name: str
+    detector: str = "dlib"
+    network: str = "dlib"
+    mean: float | None = None
+    std: float | None = None
+    licence: str = "unknown: ask whoever made the file"
+    picture_size: int | None = None
+    width: int | None = None
+    sha256: str | None = None
+
+
+#: How to make each kind of detector, from what follows its name and a colon.
+DETECTORS: Registry[Callable[[str], FaceDetector]] = Registry(
+    "face detector", "lorasynth.face_detectors"
+)
+#: How to make each kind of network, from what follows its name and a colon, the config that names
+#: it, and the folder that a relative path starts from.
+NETWORKS: Registry[Callable[[str, FaceConfig, Path], FaceNetwork]] = Registry(
+    "face network", "lorasynth.face_networks"
+)

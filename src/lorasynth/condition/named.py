@@ -1,0 +1,87 @@
+"""Encoders by name: `dlib`, `onnx:FILE`, `clip:MODEL`, beside the folders that `save` writes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorasynth.condition.contract import ENCODERS, ConditionEncoder
+from lorasynth.condition.packages import is_installed
+from lorasynth.config import read_json
+from lorasynth.errors import BundleError, ConfigError
+from lorasynth.registry import Registry
+from lorasynth.weights import CONFIG_FILE
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedEncoder:
+    """An encoder that comes trained; all but the two functions is for a reader.
+
+    Attributes:
+        configure: the config of what follows the name and a colon.
+        build: an encoder of a config.
+        spelling: how it is written, as `insightface:PACK`.
+        embeds: what it knows, from how many pixels to how many numbers, in words.
+        licence: of the weights.
+        packages: what it imports.
+        extra: of lorasynth, which installs them; None: lorasynth itself.
+        needs: in words, what must be there beside lorasynth itself.
+    """
+
+    configure: Callable[[str], Any]
+    build: Callable[[Any], ConditionEncoder]
+    spelling: str
+    embeds: str
+    licence: str
+    packages: tuple[str, ...]
+    extra: str | None
+    needs: str
+
+    @property
+    def missing(self) -> list[str]:
+        """The packages that are not installed."""
+        return [package for package in self.packages if not is_installed(package)]
+
+
+#: Encoders by what stands before the colon.
+NAMED: Registry[NamedEncoder] = Registry("condition encoder", "lorasynth.named_encoders")
+
+
+def load_encoder(source: Path | str) -> ConditionEncoder:
+    """Load an encoder: from a folder of any kind that `save` wrote, or by name.
+
+    Raises:
+        BundleError: it is neither a whole encoder's folder nor a name, or something that it needs
+            is missing.
+        ConfigError: what follows the name is not what that kind of encoder takes.
+    """
+    folder = Path(source)
+    if (folder / CONFIG_FILE).exists() or not is_name(source):
+        return _from_folder(folder)
+    named, argument = by_name(source)
+    return named.build(named.configure(argument))
+
+
+def is_name(source: Path | str) -> bool:
+    """Whether a source begins with the name of an encoder."""
+    return str(source).partition(":")[0] in NAMED.names()
+
+
+def by_name(source: Path | str) -> tuple[NamedEncoder, str]:
+    """A named encoder, and what follows its name.
+
+    Raises:
+        ConfigError: no encoder has that name.
+    """
+    name, _, argument = str(source).partition(":")
+    return NAMED.get(name), argument
+
+
+def _from_folder(folder: Path) -> ConditionEncoder:
+    try:
+        return ENCODERS.get(str(read_json(folder / CONFIG_FILE).get("kind")))(folder)
+    except ConfigError as error:
+        raise BundleError(
+            f"{folder} must hold a condition encoder (or be one of the names that `lorasynth "
+            f"conditions` lists), but does not: {error}"
+        ) from error

@@ -1,0 +1,273 @@
+"""Image encoders of transformers (CLIP, SigLIP, DINO): conditions that are not faces."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lorasynth import config as configs
+from lorasynth.condition.contract import ENCODERS
+from lorasynth.device import pick_device
+from lorasynth.errors import BundleError, ConfigError
+from lorasynth.pictures.files import to_unit_range
+from lorasynth.weights import fingerprint, load_weights, save_module
+
+_Colour = tuple[float, float, float]
+_WEIGHTS = "model.safetensors"
+#: Pictures that the network sees at once.
+_BATCH = 64
+#: By the beginning of a name on the hub.
+_LICENCES = {
+    "openai/clip": "MIT",
+    "laion/CLIP": "MIT",
+    "facebook/dinov2": "Apache-2.0",
+    "google/siglip": "Apache-2.0",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """What an image encoder is.  None: what the model itself says.
+
+    Attributes:
+        name: written into files that depend on it.
+        model: a folder or hub id that transformers loads.
+        licence: of the weights.
+        picture_size: in pixels.
+        mean: of red, green and blue (0 to 1), which is subtracted.
+        std: what they are then divided by.
+        width: of an embedding.
+        architecture: the model's own config; None until it was loaded.
+    """
+
+    name: str
+    model: str
+    licence: str = "that of its model card"
+    picture_size: int | None = None
+    mean: _Colour | None = None
+    std: _Colour | None = None
+    width: int | None = None
+    architecture: dict[str, Any] | None = None
+
+
+class VisionEncoder(nn.Module):
+    """Embeds pictures of anything.
+
+    Args:
+        config: whole, as `resolved` makes it.
+        network: what it names, from transformers.
+
+    Raises:
+        ConfigError: the network does not embed pictures.
+        BundleError: its embeddings have another width.
+    """
+
+    _mean: Tensor
+    _std: Tensor
+
+    def __init__(self, config: VisionConfig, network: nn.Module) -> None:
+        super().__init__()
+        assert config.picture_size
+        assert config.mean
+        assert config.std
+        self.name = config.name
+        self.licence = config.licence
+        self.picture_size = config.picture_size
+        self.network = network
+        self.register_buffer("_mean", torch.tensor(config.mean)[:, None, None], persistent=False)
+        self.register_buffer("_std", torch.tensor(config.std)[:, None, None], persistent=False)
+        self.width = self._width(config.model)
+        if config.width not in (None, self.width):
+            raise BundleError(
+                f"the encoder {config.name!r} must have the width {config.width}, but has "
+                f"{self.width}: its config and its weights come from different models"
+            )
+        self.config = replace(config, width=self.width)
+
+    def _width(self, model: str) -> int:
+        grey = torch.zeros(1, 3, self.picture_size, self.picture_size)
+        try:
+            found = self.eval()(grey)
+        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise ConfigError(
+                f"an image encoder embeds pictures, but {model!r} cannot "
+                f"({str(error).splitlines()[0]}): give the name of a CLIP, SigLIP or DINO model"
+            ) from error
+        return int(found.shape[1])
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the weights, and how pictures are prepared for them."""
+        parts = (fingerprint(self), self.picture_size, self.config.mean, self.config.std)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    @torch.no_grad()
+    def forward(self, pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b m"]:
+        """Unit embeddings of pictures from -1 to 1: CLIP's projection, else the class token."""
+        found = self.network(pixel_values=((pictures + 1) / 2 - self._mean) / self._std)
+        embedding: Tensor | None = getattr(found, "image_embeds", None)
+        if embedding is None and type(self.network).__name__ == "SiglipVisionModel":
+            embedding = found.pooler_output  # SigLIP has no class token
+        if embedding is None:
+            embedding = found.last_hidden_state[:, 0]
+        return functional.normalize(embedding.float(), dim=1)
+
+    def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
+        """Embed pictures as unit vectors on the CPU, in batches."""
+        return torch.cat([self(part).cpu() for part in self._batches(pictures)])
+
+    def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
+        """Always 1: there is always something to see."""
+        return torch.ones(len(pictures))
+
+    def _batches(
+        self, pictures: UInt8[Tensor, "b h w 3"]
+    ) -> Iterator[Float[Tensor, "part 3 side side"]]:
+        size = (self.picture_size, self.picture_size)
+        for part in pictures.split(_BATCH):
+            unit = to_unit_range(part.to(self._mean.device))
+            if unit.shape[2:] != size:
+                unit = functional.interpolate(unit, size, mode="bilinear", antialias=True)
+            yield unit
+
+    def save(self, folder: Path) -> None:
+        """Write config and weights (fp16) to a folder, which then needs no hub."""
+        kind = {"kind": "vision", **configs.to_dict(self.config)}
+        save_module(folder, self, _WEIGHTS, kind, half=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> "VisionEncoder":
+        """Read an encoder from a folder, ready for use on a GPU where there is one.
+
+        Raises:
+            BundleError: the folder is not a whole image encoder.
+        """
+        stored = configs.read_json(folder / "config.json")
+        stored.pop("kind", None)
+        config = configs.from_dict(VisionConfig, stored)
+        encoder = cls(config, _built(config))
+        load_weights(encoder, folder / _WEIGHTS)
+        return encoder.eval().to(pick_device())
+
+    @classmethod
+    def fetch(cls, config: VisionConfig) -> "VisionEncoder":
+        """Load a model from a folder or the Hugging Face hub.
+
+        Raises:
+            BundleError: it is neither here nor there, or lacks weights.
+            ConfigError: it does not embed pictures.
+        """
+        network, processing = _fetched(config.model)
+        whole = _resolved(config, network.config, processing)
+        return cls(whole, network).eval().to(pick_device())
+
+
+def named(model: str) -> VisionConfig:
+    """The config of a model by its name.
+
+    Raises:
+        ConfigError: there is no name.
+    """
+    if not model:
+        raise ConfigError(
+            "an image encoder needs the name or folder of a model: as in "
+            "clip:openai/clip-vit-large-patch14 or dino:facebook/dinov2-base"
+        )
+    licences = [value for start, value in _LICENCES.items() if model.startswith(start)]
+    stem = "".join(
+        c if c.isascii() and c.isalnum() else "-" for c in model.rstrip("/").split("/")[-1]
+    )
+    config = VisionConfig(name=stem, model=model)
+    return replace(config, licence=licences[0]) if licences else config
+
+
+def _class_of(kind: str) -> Any:
+    """What holds the image half of a model, with CLIP's projection."""
+    import transformers
+
+    clip = kind == "clip_vision_model"
+    return transformers.CLIPVisionModelWithProjection if clip else transformers.AutoModel
+
+
+def _built(config: VisionConfig) -> nn.Module:
+    """A network with the config's architecture, and weights that mean nothing yet.
+
+    Raises:
+        ConfigError: transformers knows no such architecture.
+    """
+    import transformers
+
+    stated = dict(config.architecture or {})
+    kind = str(stated.pop("model_type", None))
+    try:
+        architecture = transformers.AutoConfig.for_model(kind, **stated)
+        build = _class_of(kind)
+        made = build.from_config if build is transformers.AutoModel else build
+        network: nn.Module = made(architecture)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"an image encoder needs an architecture that transformers knows, but {config.name!r} "
+            f"has {kind!r} ({str(error).splitlines()[0]})"
+        ) from error
+    return network.eval().requires_grad_(requires_grad=False)
+
+
+def _fetched(model: str) -> tuple[Any, dict[str, Any]]:
+    """The network, and how its pictures are prepared (empty where that is not said)."""
+    import transformers
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        stated = transformers.AutoConfig.from_pretrained(model)
+        own = getattr(stated, "vision_config", stated)
+        if hasattr(stated, "projection_dim"):
+            own.projection_dim = stated.projection_dim
+        network, report = _class_of(own.model_type).from_pretrained(
+            model, config=own, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise BundleError(
+            f"an image encoder must be a folder or hub id of transformers with weights in "
+            f"safetensors, but {model!r} is none ({str(error).strip().splitlines()[0]})"
+        ) from error
+    if missing := sorted(key for key in report["missing_keys"] if "pooler" not in key):
+        raise BundleError(
+            f"an image encoder must have all its weights, but {model!r} lacks {len(missing)}, the "
+            f"first {missing[0]}: it is another kind of model"
+        )
+    try:
+        processing, _ = ImageProcessingMixin.get_image_processor_dict(model)
+    except OSError:
+        processing = {}
+    return network.requires_grad_(requires_grad=False), dict(processing)
+
+
+def _resolved(config: VisionConfig, own: Any, processing: dict[str, Any]) -> VisionConfig:
+    """The config with what the model says in place of each None."""
+    from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+    crop = processing.get("crop_size") or processing.get("size") or {}
+    side = crop if isinstance(crop, int) else crop.get("height") or crop.get("shortest_edge")
+    size = config.picture_size or side or getattr(own, "image_size", None)
+    if not isinstance(size, int):
+        raise ConfigError(
+            f"an image encoder needs the size of its pictures, but {config.model!r} does not say "
+            "it: give a CLIP, SigLIP or DINO model, or --set picture_size=224"
+        )
+    return replace(
+        config,
+        picture_size=size,
+        mean=config.mean or tuple(processing.get("image_mean") or IMAGENET_DEFAULT_MEAN),
+        std=config.std or tuple(processing.get("image_std") or IMAGENET_DEFAULT_STD),
+        architecture=own.to_dict(),
+    )
+
+
+ENCODERS.register("vision")(VisionEncoder.load)

@@ -1,0 +1,189 @@
+"""Encoders by name and faces in photos, from the command line."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from command_line import Run
+from condition.drawn import canvas, draw_face
+from condition.models import write_clip
+from condition.onnx_files import write_arcface
+from lorasynth.condition import FaceConfig, FaceEncoder, load_encoder
+from lorasynth.library import Library
+from lorasynth.synthesizer import Synthesizer
+
+from .conftest import World, collect_arguments
+
+pytest.importorskip("onnxruntime", reason="needs lorasynth[face]")
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an encoder of drawn faces, as wide as the one of the world."""
+    folder = tmp_path_factory.mktemp("faces")
+    path = write_arcface(folder / "arcface.onnx", width=6)
+    config = FaceConfig(name="drawn", detector="drawn", network=f"onnx:{path}")
+    FaceEncoder(config).save(folder / "encoder")
+    return folder / "encoder"
+
+
+@pytest.fixture(scope="module")
+def synthesizer(world: World, faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("synthesizer") / "faces"
+    made = replace(Synthesizer.from_pretrained(world.synthesizer), encoder=load_encoder(faces))
+    made.save(folder)
+    return folder
+
+
+def write_two(path: Path) -> Path:
+    picture = canvas(210, 100)
+    draw_face(picture, 10, 30, 45)
+    draw_face(picture, 90, 5, 90, 12.0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    return path
+
+
+def write_one(path: Path, side: int = 100, share: float = 0.6) -> Path:
+    picture = canvas(side, side)
+    draw_face(picture, side * (1 - share) / 2, side * (1 - share) / 2, side * share)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    return path
+
+
+def test_the_table_has_all_encoders_and_their_licences(run: Run) -> None:
+    result = run("conditions")
+    assert (result.status, result.err) == (0, "")
+    for word in ("dlib", "insightface:PACK", "onnx:FILE", "clip:MODEL", "CC0-1.0", "FOLDER"):
+        assert word in result.out
+    assert "non-commercial" in " ".join(result.out.split())
+    assert "lorasynth encoders make" in result.out
+
+
+def test_what_is_not_installed_is_listed_with_its_command(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorasynth.condition.named.is_installed", lambda package: package != "dlib")
+    out = run("conditions").out
+    assert "dlib lacks dlib: pip install 'lorasynth[face]'" in out
+
+
+def test_an_encoder_by_name_becomes_a_folder_with_its_options(run: Run, tmp_path: Path) -> None:
+    path = write_arcface(tmp_path / "my.onnx")
+    sets = ("--set", "detector=drawn", "--set", "std=128", "--set", "licence=MIT")
+    result = run("encoders", "make", f"onnx:{path}", "-o", tmp_path / "encoder", *sets)
+    assert result.status == 0, result.err
+    assert "my, 112 pixels to 16 numbers" in result.out
+    assert "MIT" in result.out
+    stated = json.loads((tmp_path / "encoder" / "config.json").read_text())
+    assert (stated["std"], stated["network"], stated["width"]) == (128.0, "onnx:model.onnx", 16)
+    assert load_encoder(tmp_path / "encoder").licence == "MIT"
+
+
+def test_an_image_encoder_by_name_becomes_a_folder(run: Run, tmp_path: Path) -> None:
+    model = write_clip(tmp_path / "model")
+    result = run("encoders", "make", f"clip:{model}", "-o", tmp_path / "encoder")
+    assert result.status == 0, result.err
+    assert load_encoder(tmp_path / "encoder").width == 12
+
+
+def test_a_name_that_is_none_an_option_that_is_none_and_a_file_that_is_none(
+    run: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run("encoders", "make", "psychic", "-o", out).is_one_error("dlib", "'psychic'")
+    run("encoders", "make", "dlib", "-o", out, "--set", "colour=blue").is_one_error("colour")
+    run("encoders", "make", "onnx:none.onnx", "-o", out).is_one_error("none.onnx")
+    detector = write_arcface(tmp_path / "detector.onnx", outputs=9)
+    run("encoders", "make", f"onnx:{detector}", "-o", out).is_one_error("detector.onnx", "outputs")
+    assert not out.exists()
+
+
+def test_any_encoder_option_takes_a_name(world: World, run: Run, tmp_path: Path) -> None:
+    library = shutil.copytree(world.library, tmp_path / "library")
+    model = write_clip(tmp_path / "model")
+    result = run(*collect_arguments(world, library), "--encoder", f"clip:{model}")
+    assert result.status == 0, result.err
+    [column] = [path for path in library.rglob("model_*") if path.is_file()]
+    assert Library.open(library).column(column.stem).shape == (3, 2, 12)
+
+
+def test_one_face_of_several(run: Run, synthesizer: Path, tmp_path: Path) -> None:
+    photo = write_two(tmp_path / "us.png")
+
+    def lora(*options: object) -> Tensor:
+        out = tmp_path / "me.safetensors"
+        result = run("synth", photo, "-o", out, "--synthesizer", synthesizer, *options)
+        assert result.status == 0, result.err
+        return torch.cat([part.flatten() for _, part in sorted(load_file(out).items())])
+
+    assert lora().equal(lora("--face", 2))
+    assert not lora().equal(lora("--face", 1))
+
+
+def test_a_face_that_is_not_there(run: Run, synthesizer: Path, tmp_path: Path) -> None:
+    photo, out = write_two(tmp_path / "us.png"), tmp_path / "out" / "me.safetensors"
+    arguments = ("synth", photo, "-o", out, "--synthesizer", synthesizer)
+    run(*arguments, "--face", 3).is_one_error("shows 2", str(photo))
+    assert run(*arguments, "--face", 0).status == 2
+    assert not out.parent.exists()
+
+
+def test_a_face_of_an_encoder_that_finds_none(world: World, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "me.safetensors"
+    arguments = ("synth", world.photo, "-o", out, "--synthesizer", world.synthesizer)
+    run(*arguments, "--face", 1).is_one_error("--face", "'tiny-one'")
+    assert not out.parent.exists()
+
+
+def test_no_face_in_one_of_several_photos(run: Run, synthesizer: Path, tmp_path: Path) -> None:
+    good = write_one(tmp_path / "in" / "1.png")
+    canvas(90, 60).save(tmp_path / "in" / "2.png")
+    out = tmp_path / "me.safetensors"
+    result = run("synth", tmp_path / "in", "-o", out, "--synthesizer", synthesizer)
+    result.is_one_error("finds none in", "2.png", "crop it")
+    assert not out.exists()
+    alone = run("synth", good, "-o", out, "--synthesizer", synthesizer)
+    assert alone.status == 0, alone.err
+
+
+def test_photos_of_several_sizes(run: Run, synthesizer: Path, tmp_path: Path) -> None:
+    write_one(tmp_path / "in" / "1.png")
+    write_one(tmp_path / "in" / "2.png", side=160)
+    write_two(tmp_path / "in" / "3.png")
+    out = tmp_path / "me.safetensors"
+    result = run("synth", tmp_path / "in", "-o", out, "--synthesizer", synthesizer)
+    assert result.status == 0, result.err
+
+
+def test_subjects_without_a_face_or_with_an_unreadable_picture(
+    world: World, run: Run, faces: Path, tmp_path: Path
+) -> None:
+    """Adapters that were trained are kept; the picture is named."""
+    for name in ("ann", "ben"):
+        for i in range(2):
+            write_one(tmp_path / "in" / name / f"{i}.png", share=1.1)  # seen at 16 pixels
+    Image.fromarray(torch.zeros(60, 60, 3, dtype=torch.uint8).numpy()).save(
+        tmp_path / "in" / "ben" / "1.png"
+    )
+    (tmp_path / "in" / "cyd").mkdir()
+    (tmp_path / "in" / "cyd" / "1.png").write_text("no picture")
+    library = tmp_path / "library"
+    there = replace(world, subjects=tmp_path / "in")
+    arguments = (*collect_arguments(there, library), "--encoder", faces)
+    run(*arguments).is_one_error("picture 2 of 2 of the subject 'ben'")
+    assert len(Library.open(library)) == 2
+    write_one(tmp_path / "in" / "ben" / "1.png", share=1.1)
+    result = run(*arguments)
+    assert result.status == 0, result.err
+    assert "2 adapters, 0 of them new" in result.out
+    failures = json.loads((tmp_path / "library.failures.json").read_text())
+    assert "cyd/1.png" in str(failures["cyd"])

@@ -1,0 +1,49 @@
+"""Encoders by name, and packages that are missing."""
+
+from pathlib import Path
+
+import pytest
+
+from lorasynth.condition import NAMED, load_encoder
+from lorasynth.condition.packages import is_installed, need
+from lorasynth.errors import BundleError, ConfigError
+
+
+def test_all_named_encoders_state_what_they_are() -> None:
+    assert NAMED.names() == ["clip", "dino", "dlib", "insightface", "onnx"]
+    for name in NAMED.names():
+        one = NAMED.get(name)
+        assert one.spelling.partition(":")[0] == name
+        assert one.licence
+        assert one.packages
+    assert "non-commercial" in NAMED.get("insightface").licence
+
+
+@pytest.mark.parametrize("source", ["dlb", "somewhere/encoder", "psychic:1"])
+def test_what_is_neither_folder_nor_name_is_told_with_the_way_to_the_names(source: str) -> None:
+    with pytest.raises(BundleError, match=r"lorasynth conditions.*does not exist") as caught:
+        load_encoder(source)
+    assert source in str(caught.value)
+
+
+def test_a_folder_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dlib").mkdir()
+    (tmp_path / "dlib" / "config.json").write_text('{"kind": "psychic"}')
+    with pytest.raises(BundleError, match="'psychic'"):
+        load_encoder("dlib")
+
+
+def test_names_that_need_more_or_less_say_so() -> None:
+    with pytest.raises(ConfigError, match="nothing after its name, but got 'x'"):
+        load_encoder("dlib:x")
+    with pytest.raises(ConfigError, match=r"onnx:arcface\.onnx"):
+        load_encoder("onnx")
+
+
+def test_a_missing_package_is_told_with_the_command_that_installs_it() -> None:
+    assert is_installed("json")
+    assert not is_installed("no_such_package")
+    with pytest.raises(BundleError, match=r"pip install 'lorasynth\[face\]'") as caught:
+        need("no_such_package", "face")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,168 @@
+"""CLIP, SigLIP and DINO through transformers, untrained and tiny, from folders."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from torch.nn import functional
+
+from lorasynth.condition import VisionEncoder, load_encoder
+from lorasynth.errors import BundleError, ConfigError, LorasynthError
+from lorasynth.randomness import torch_stream
+
+from .models import PROCESSING, write_clip, write_dino, write_siglip
+
+MODELS: dict[str, Callable[[Path], Path]] = {
+    "clip": write_clip,
+    "dino": write_dino,
+    "siglip": write_siglip,
+}
+models = pytest.mark.parametrize("name", MODELS)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {name: write(root / f"my.{name}") for name, write in MODELS.items()}
+
+
+def pictures(size: int = 32) -> Tensor:
+    stream = torch_stream(0, "pictures")
+    return torch.randint(0, 256, (3, size, size, 3), generator=stream).to(torch.uint8)
+
+
+def by_transformers(name: str, folder: Path) -> Tensor:
+    """The embeddings that transformers' own classes give."""
+    mean, std = (
+        torch.tensor(PROCESSING[f"image_{what}"])[:, None, None] for what in ("mean", "std")
+    )
+    unit = (pictures().permute(0, 3, 1, 2) / 255 - mean) / std
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        if name == "clip":
+            found = model.visual_projection(model.vision_model(unit).pooler_output)
+        elif name == "siglip":
+            found = model.vision_model(unit).pooler_output
+        else:
+            found = model(unit).pooler_output
+    return functional.normalize(found, dim=1)
+
+
+@models
+def test_embeddings_are_those_of_transformers(folders: dict[str, Path], name: str) -> None:
+    encoder = load_encoder(f"clip:{folders[name]}")
+    assert isinstance(encoder, VisionEncoder)
+    assert (encoder.name, encoder.picture_size) == (f"my-{name}", 32)
+    expected = by_transformers(name, folders[name])
+    assert encoder.width == expected.shape[1]
+    torch.testing.assert_close(encoder.embed(pictures()), expected, atol=1e-5, rtol=1e-4)
+    assert encoder.presence(pictures()).tolist() == [1, 1, 1]
+
+
+@models
+def test_a_saved_encoder_needs_the_model_no_more(
+    folders: dict[str, Path], name: str, tmp_path: Path
+) -> None:
+    source = shutil.copytree(folders[name], tmp_path / "source")
+    encoder = load_encoder(f"dino:{source}")
+    encoder.save(tmp_path / "encoder")
+    shutil.rmtree(source)
+    loaded = load_encoder(tmp_path / "encoder")
+    assert loaded.fingerprint == encoder.fingerprint
+    assert (loaded.embed(pictures()) * encoder.embed(pictures())).sum(dim=1).min() > 0.999
+
+
+def test_the_licence_is_stated_where_it_is_known() -> None:
+    from lorasynth.condition.vision import named
+
+    assert named("openai/clip-vit-large-patch14").licence == "MIT"
+    assert named("facebook/dinov2-base").licence == "Apache-2.0"
+    assert "model card" in named("somebody/something").licence
+
+
+def test_a_model_without_a_word_on_preparation_has_defaults(tmp_path: Path) -> None:
+    folder = write_dino(tmp_path / "dino")
+    (folder / "preprocessor_config.json").unlink()
+    encoder = load_encoder(f"dino:{folder}")
+    assert encoder.picture_size == 40  # what the model learned from
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def pickled_weights(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def truncated_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def more_layers(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 3}))
+
+
+def other_width(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_size": 18}))
+
+
+def no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def another_type(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "psychic"}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        no_weights,
+        pickled_weights,
+        truncated_weights,
+        more_layers,
+        other_width,
+        no_config,
+        another_type,
+    ],
+)
+def test_a_damaged_model_is_told_in_one_line(
+    folders: dict[str, Path], tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    folder = shutil.copytree(folders["dino"], tmp_path / "model")
+    damage(folder)
+    with pytest.raises(BundleError, match="image encoder must") as caught:
+        load_encoder(f"dino:{folder}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_text_is_refused(tmp_path: Path) -> None:
+    config = transformers.BertConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=30,
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ConfigError, match="size of its pictures") as caught:
+        load_encoder(f"clip:{tmp_path / 'bert'}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_is_nowhere_is_told_in_one_line() -> None:
+    with pytest.raises(LorasynthError, match=r"'nobody/nothing' is none") as caught:
+        load_encoder("clip:nobody/nothing")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="clip:openai/clip-vit-large-patch14"):
+        load_encoder("clip")
