@@ -1,7 +1,8 @@
-"""Real photos, which are not in this repository: they come with packages that `dev` installs.
+"""Real photos, which are not in this repository: they come with packages.
 
-insightface brings a photo of six people, scikit-image (which insightface needs) NASA's portrait of
-an astronaut.  Neither package is imported.
+matplotlib brings the US Navy's portrait of Grace Hopper, which is in the public domain.  insightface
+brings a photo of six people; it is heavy, so `dev` leaves it out, and what needs it is skipped.
+Neither package is imported.
 """
 
 from importlib.util import find_spec
@@ -17,13 +18,13 @@ def photo(package: str, name: str) -> Tensor:
     found = find_spec(package)
     folder = Path(found.origin).parent if found and found.origin else Path("nowhere")
     if not (folder / name).is_file():
-        pytest.skip(f"needs the photo {name} of the package {package}: lorasynth[dev]")
+        pytest.skip(f"needs the photo {name} of the package {package}")
     return read_photo(folder / name)
 
 
-def astronaut() -> Tensor:
-    """512 x 512 pixels, a face of 100 above the middle."""
-    return photo("skimage", "data/astronaut.png")
+def hopper() -> Tensor:
+    """600 pixels high and 512 wide, a face of 200 in the middle."""
+    return photo("matplotlib", "mpl-data/sample_data/grace_hopper.jpg")
 
 
 def six_people() -> Tensor:

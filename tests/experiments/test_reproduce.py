@@ -34,7 +34,16 @@ def test_a_smoke_run_writes_a_report_without_verdicts_and_resumes(
     bundle_run: Path, run: Run, tmp_path: Path
 ) -> None:
     out, folder = tmp_path / "report", tmp_path / "run"
-    arguments = ("reproduce", "--smoke", "--bundle", bundle_run / "bundle", "-o", out, "--run", folder)
+    arguments = (
+        "reproduce",
+        "--smoke",
+        "--bundle",
+        bundle_run / "bundle",
+        "-o",
+        out,
+        "--run",
+        folder,
+    )
     result = run(*arguments, "--device", "cpu")
     assert result.status == 0, result.err
     report = json.loads((out / "report.json").read_text())
