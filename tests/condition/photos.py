@@ -1,8 +1,8 @@
 """Real photos, which are not in this repository: they come with packages.
 
-matplotlib brings the US Navy's portrait of Grace Hopper, which is in the public domain.  insightface
-brings a photo of six people; it is heavy, so `dev` leaves it out, and what needs it is skipped.
-Neither package is imported.
+matplotlib brings the US Navy's portrait of Grace Hopper, which is in the public domain.
+insightface brings a photo of six people; it is heavy, so `dev` leaves it out, and what needs it is
+skipped.  Neither package is imported.
 """
 
 from importlib.util import find_spec

@@ -9,6 +9,7 @@ from lorasynth.cli import (
     base,
     bundle,
     collect,
+    compare,
     conditions,
     demo,
     edit,
@@ -76,6 +77,7 @@ app.command("interpolate")(edit.interpolate)
 app.command("sample")(edit.sample)
 app.command("demo")(demo.demo)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("growth")(growth.growth)
 app.command("reproduce")(reproduce.reproduce)
 app.command("ladder")(ladder.ladder)

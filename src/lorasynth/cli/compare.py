@@ -1,0 +1,158 @@
+"""`lorasynth compare`: LoRA files of any origin in one table."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorasynth.cli.options import Base, Device, Seed, Settings, override
+from lorasynth.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lorasynth.adapter import Adapter
+    from lorasynth.experiments.compare import Comparison, Contender
+    from lorasynth.pictures import Subject
+
+Named = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="NAME=PATH",
+        help="A contender: a folder with a LoRA file for each subject, named after its folder, or "
+        "one file if there is one subject; may be repeated.",
+    ),
+]
+
+
+def compare(
+    subjects: Annotated[
+        Path, typer.Argument(help="Folder with a folder of pictures for each subject.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for table and pictures.")],
+    lora: Named = None,
+    synthesizer: Annotated[
+        Path | None, typer.Option(help="A contender: what it makes of each first picture.")
+    ] = None,
+    style: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH=STRENGTH", help="LoRA added to every contender; may be repeated."
+        ),
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
+    strength: Annotated[list[float] | None, typer.Option(help="May be repeated.")] = None,
+    pictures: Annotated[int, typer.Option(help="Of each prompt.", min=1)] = 4,
+    encoder: Annotated[str, typer.Option(help="Encoder: a name or folder.")] = (
+        "bundle/encoders/avatar"
+    ),
+    second: Annotated[str | None, typer.Option(help="A second one, trained apart.")] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="CLIP model that scores prompts: a folder or hub id.")
+    ] = None,
+    base: Base = Path("bundle/base"),
+    seed: Seed = 0,
+    settings: Settings = None,
+    device: Device = "auto",
+) -> None:
+    """Compare adapters by the pictures made with them; the base model alone is the first row.
+
+    The first picture of each subject is what --synthesizer sees; the others judge.
+
+    Example: lorasynth compare people -o table --lora trained=loras --synthesizer bundle/synthesizer
+    --strength 0.5 --strength 1 --strength 1.5
+    """
+    from lorasynth.atomic import make_parent
+    from lorasynth.base import BaseModel
+    from lorasynth.condition import load_encoder
+    from lorasynth.device import pick_device
+    from lorasynth.experiments.compare import CompareConfig, Contender, Judges
+    from lorasynth.experiments.compare import compare as run
+    from lorasynth.measure.clip_score import ClipScore
+    from lorasynth.pictures import FolderSubjects
+
+    config = replace(override(CompareConfig(), settings), pictures=pictures, seed=seed)
+    if prompt:
+        config = replace(config, prompts=tuple(prompt))
+    if strength:
+        config = replace(config, strengths=tuple(strength))
+    make_parent(out / "table.json")
+    model = BaseModel.load(base, pick_device(device))
+    source = FolderSubjects(subjects, model.picture_size)
+    people = [source.load(name) for name in source.ids]
+    besides = [_style(text) for text in style or []]
+    contenders = [Contender(name="base model", adapters=None, besides=besides)]
+    if synthesizer is not None:
+        made = _synthesised(synthesizer, people)
+        contenders.append(Contender(name="synthesised", adapters=made, besides=besides))
+    contenders += [_named(text, source.ids, besides) for text in lora or []]
+    judges = Judges(
+        encoder=load_encoder(encoder),
+        second=None if second is None else load_encoder(second),
+        prompts=None if clip is None else ClipScore.load(clip),
+    )
+    _write(run(model, judges, people, contenders, config), out)
+
+
+def _named(text: str, ids: Sequence[str], besides: "Sequence[Adapter]") -> "Contender":
+    """A contender of LoRA files."""
+    from lorasynth.adapter import Adapter
+    from lorasynth.experiments.compare import Contender
+
+    name, equals, place = text.partition("=")
+    path = Path(place)
+    if not equals or not name or not path.exists():
+        raise ConfigError(f"--lora must be NAME=PATH of what exists, but is {text!r}")
+    if path.is_file():
+        files = dict.fromkeys(ids[:1], path)
+    else:
+        files = {i: path / f"{i}.safetensors" for i in ids if (path / f"{i}.safetensors").exists()}
+    adapters = {subject: Adapter.load(file) for subject, file in files.items()}
+    return Contender(name=name, adapters=adapters, besides=besides)
+
+
+def _style(text: str) -> "Adapter":
+    from lorasynth.adapter import Adapter
+
+    place, _, size = text.rpartition("=")
+    try:
+        strength = float(size)
+    except ValueError as error:
+        raise ConfigError(
+            f"--style must be PATH=STRENGTH, such as ink.safetensors=0.7, but is {text!r}"
+        ) from error
+    return Adapter.load(Path(place)).scaled(strength)
+
+
+def _synthesised(folder: Path, people: "Sequence[Subject]") -> "dict[str, Adapter]":
+    from lorasynth.synthesizer import Synthesizer
+
+    made = Synthesizer.from_pretrained(str(folder)).many([[one.pictures[0]] for one in people])
+    return {one.id: adapter for one, adapter in zip(people, made, strict=True)}
+
+
+def _write(found: "Comparison", out: Path) -> None:
+    """The table on the screen and as JSON, a sheet for each subject, and the curves."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from lorasynth.atomic import write_json
+    from lorasynth.experiments.compare import draw_strengths
+    from lorasynth.experiments.figures import save_figure
+    from lorasynth.pictures.png import contact_sheet, write_synthetic
+
+    rows = found.report["rows"]
+    figures = [name for name, value in rows[0].items() if isinstance(value, dict) and "lo" in value]
+    table = Table("contender", "strength", *(name.replace("_", " ") for name in figures))
+    for row in rows:
+        cells = (f"{row[n]['mean']:.3f} [{row[n]['lo']:.3f}, {row[n]['hi']:.3f}]" for n in figures)
+        table.add_row(row["contender"], f"{row['strength']:g}", *cells)
+    Console().print(table)
+    write_json(out / "table.json", found.report)
+    save_figure(draw_strengths(found.report), out / "strengths.png")
+    for subject, made in found.pictures.items():
+        sheet = contact_sheet(torch.cat(list(made.values())), len(next(iter(made.values()))))
+        write_synthetic(out / f"{subject}.png", sheet, {"Description": "\n".join(made)})
+    typer.echo(out / "table.json")

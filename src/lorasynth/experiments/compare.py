@@ -1,0 +1,240 @@
+"""Adapters of any origin in one table, on real pictures: ours, peers', trained ones.
+
+The first picture of each subject is the condition of what is synthesised; the others judge.  Where
+a subject has one picture only, it judges too, which flatters every method that has seen it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lorasynth.adapter import Adapter, Factors, map_factors
+from lorasynth.adapter.addition import add
+from lorasynth.base import BaseModel, SamplingConfig
+from lorasynth.condition import ConditionEncoder, embed_subject
+from lorasynth.config import to_dict
+from lorasynth.errors import ConfigError
+from lorasynth.measure.bootstrap import bootstrap
+from lorasynth.measure.diversity import mean_pairwise_distance
+from lorasynth.measure.likeness import likeness
+from lorasynth.pictures import Subject
+from lorasynth.progress import progress
+from lorasynth.randomness import stream_seed
+
+#: Pictures and their prompts to a score of each, such as CLIP's.
+Score = Callable[[Tensor, Sequence[str]], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """How pictures are made.
+
+    Attributes:
+        prompts: each is asked of each adapter.
+        pictures: of each prompt.
+        strengths: that every adapter is tried with; 1 is as it was trained.
+        seed: of the noise, which is the same for all adapters.
+        sampling: how.
+    """
+
+    prompts: tuple[str, ...] = ("a portrait of sks",)
+    pictures: int = 4
+    strengths: tuple[float, ...] = (1.0,)
+    seed: int = 0
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        if not self.prompts or not self.strengths or self.pictures * len(self.prompts) < 2:
+            raise ConfigError(
+                "a comparison needs a prompt, a strength and two pictures of each subject, but got "
+                f"{len(self.prompts)} prompts, {len(self.strengths)} strengths and {self.pictures} "
+                "pictures of each prompt"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One method.
+
+    Attributes:
+        name: in the table.
+        adapters: of each subject, by its id; None: the base model alone.
+        besides: adapters that are added to each, such as a style.
+    """
+
+    name: str
+    adapters: Mapping[str, Adapter] | None
+    besides: Sequence[Adapter] = ()
+
+    def factors(self, subject: str, strength: float, base: BaseModel) -> Factors | None:
+        """What is attached for a subject: a stack of one; None for nothing."""
+        own = [] if self.adapters is None else [self.adapters[subject].scaled(strength)]
+        parts = [one.to(base.dtype).factors for one in (*own, *self.besides)]
+        return map_factors(lambda part: part[None].to(base.device), add(parts)) if parts else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judges:
+    """What measures pictures.
+
+    Attributes:
+        encoder: the first to measure likeness.
+        second: another, trained apart; None without one.
+        prompts: scores what pictures show against their prompts; None without.
+    """
+
+    encoder: ConditionEncoder
+    second: ConditionEncoder | None = None
+    prompts: Score | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is found.
+
+    Attributes:
+        report: JSON values.
+        pictures: subject -> contender and strength -> its pictures.
+    """
+
+    report: dict[str, Any]
+    pictures: dict[str, dict[str, UInt8[Tensor, "k h w 3"]]]
+
+
+def compare(
+    base: BaseModel,
+    judges: Judges,
+    subjects: Sequence[Subject],
+    contenders: Sequence[Contender],
+    config: CompareConfig,
+) -> Comparison:
+    """Measure every contender at every strength on every subject.
+
+    Raises:
+        ConfigError: a contender lacks a subject's adapter.
+        LayoutError: an adapter does not fit the base model.
+        PictureError: an encoder finds no face in a subject's pictures.
+    """
+    _require_all(contenders, subjects)
+    references = [replace_first(subject) for subject in subjects]
+    tried = [(one, s) for one in contenders for s in _strengths(one, config)]
+    pictures: dict[str, dict[str, Tensor]] = {subject.id: {} for subject in subjects}
+    rows = {}
+    with progress("compare", len(tried) * len(subjects)) as advance:
+        for contender, strength in tried:
+            label = _label(contender, strength, config)
+            found = []
+            for subject in references:
+                made = _make(base, contender.factors(subject.id, strength, base), subject, config)
+                pictures[subject.id][label] = made
+                found.append(_measure(judges, made, subject, config))
+                advance(note=label)
+            values = {name: torch.tensor([one[name] for one in found]) for name in found[0]}
+            rows[label] = {"contender": contender.name, "strength": strength, "values": values}
+    first, *_ = rows.values()
+    report = {
+        "config": to_dict(config),
+        "base": base.name,
+        "base_fingerprint": base.fingerprint,
+        "encoders": [one.name for one in (judges.encoder, judges.second) if one is not None],
+        "subjects": [subject.id for subject in subjects],
+        "rows": [_row(row, first) for row in rows.values()],
+    }
+    return Comparison(report=report, pictures=pictures)
+
+
+def replace_first(subject: Subject) -> Subject:
+    """The subject without its first picture, unless it is the only one."""
+    if len(subject.pictures) == 1:
+        return subject
+    return replace(subject, pictures=subject.pictures[1:], captions=subject.captions[1:])
+
+
+def _strengths(contender: Contender, config: CompareConfig) -> tuple[float, ...]:
+    return (1.0,) if contender.adapters is None else config.strengths
+
+
+def _label(contender: Contender, strength: float, config: CompareConfig) -> str:
+    several = len(_strengths(contender, config)) > 1
+    return f"{contender.name} at {strength:g}" if several else contender.name
+
+
+def _require_all(contenders: Sequence[Contender], subjects: Sequence[Subject]) -> None:
+    for contender in contenders:
+        for subject in subjects:
+            if contender.adapters is not None and subject.id not in contender.adapters:
+                raise ConfigError(
+                    f"every contender needs an adapter for every subject, but {contender.name} has "
+                    f"none for {subject.id}: name the files after the subjects' folders"
+                )
+
+
+def _make(
+    base: BaseModel, factors: Factors | None, subject: Subject, config: CompareConfig
+) -> UInt8[Tensor, "k h w 3"]:
+    prompts = _prompts(config)
+    seeds = [stream_seed(config.seed, "compare", subject.id, i) for i in range(len(prompts))]
+    return base.sample(prompts, seeds, factors, config.sampling)
+
+
+def _prompts(config: CompareConfig) -> list[str]:
+    return [prompt for prompt in config.prompts for _ in range(config.pictures)]
+
+
+def _measure(
+    judges: Judges, pictures: UInt8[Tensor, "k h w 3"], subject: Subject, config: CompareConfig
+) -> dict[str, float]:
+    """One subject's figures."""
+
+    def alike(encoder: ConditionEncoder) -> tuple[float, Float[Tensor, "k m"]]:
+        made = encoder.embed(pictures)
+        return float(likeness(made[None], embed_subject(encoder, subject)[None])), made
+
+    value, made = alike(judges.encoder)
+    figures = {"likeness": value}
+    if judges.second is not None:
+        figures["likeness_second"] = alike(judges.second)[0]
+    if judges.prompts is not None:
+        figures["prompt_score"] = float(judges.prompts(pictures, _prompts(config)).mean())
+    figures["diversity"] = float(mean_pairwise_distance(made[None]))
+    found = judges.encoder.presence(pictures) >= 0.5
+    return {**figures, "shown": float(found.float().mean())}
+
+
+def _row(row: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
+    """Means with intervals over subjects, and paired differences from the first row."""
+    values: dict[str, Tensor] = row["values"]
+    return {
+        "contender": row["contender"],
+        "strength": row["strength"],
+        **{name: asdict(bootstrap(figures)) for name, figures in values.items()},
+        "less_the_first": {
+            name: asdict(bootstrap(figures - first["values"][name]))
+            for name, figures in values.items()
+        },
+    }
+
+
+def draw_strengths(report: Mapping[str, Any]) -> Figure:
+    """Likeness and prompt score against strength, a line for each contender."""
+    figure = Figure(figsize=(8, 3.4), dpi=130)
+    names = [n for n in ("likeness", "prompt_score", "diversity") if n in report["rows"][0]]
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for contender in dict.fromkeys(row["contender"] for row in report["rows"]):
+            rows = [row for row in report["rows"] if row["contender"] == contender]
+            means = [row[name]["mean"] for row in rows]
+            spans = [
+                [row[name]["mean"] - row[name]["lo"] for row in rows],
+                [row[name]["hi"] - row[name]["mean"] for row in rows],
+            ]
+            strengths = [row["strength"] for row in rows]
+            axes.errorbar(strengths, means, yerr=spans, fmt="o-", capsize=2, label=contender)
+        axes.set(xlabel="strength", title=name.replace("_", " "))
+    figure.axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    return figure

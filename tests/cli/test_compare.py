@@ -1,0 +1,103 @@
+"""`lorasynth compare` on the tiny world: files of any origin, strengths, a style, CLIP's score."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+
+from command_line import Run
+from lorasynth.adapter import Adapter
+from lorasynth.measure.clip_score import ClipScore
+
+from .conftest import SUBJECTS, World
+
+FEW = ("--pictures", 2, "--set", "sampling.steps=2", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def clip(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP model with random weights and the base model's tokenizer."""
+    folder = tmp_path_factory.mktemp("clip")
+    tokenizer = AutoTokenizer.from_pretrained(world.base / "tokenizer")
+    tokenizer.save_pretrained(folder)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    small |= {"num_attention_heads": 2, "projection_dim": 8}
+    ends = {"bos_token_id": 0, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
+    text = {**small, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": 24}
+    vision = {**small, "image_size": 16, "patch_size": 8}
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def test_a_score_is_of_each_picture_and_its_own_prompt(clip: Path) -> None:
+    score = ClipScore.load(str(clip))
+    pictures = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8)
+    prompts = ["a portrait of sks", "a portrait of sks, smiling", "a portrait of sks"]
+    found = score(pictures, prompts)
+    assert found.shape == (3,)
+    torch.testing.assert_close(score(pictures[1:2], prompts[1:2]), found[1:2])
+    assert not torch.allclose(score(pictures, prompts[::-1])[1:], found[1:][[1, 0]])
+
+
+def test_files_strengths_a_style_and_prompts_in_one_table(
+    world: World, clip: Path, run: Run, tmp_path: Path
+) -> None:
+    loras, out = tmp_path / "loras", tmp_path / "out"
+    adapter = Adapter.load(world.lora)
+    for i, name in enumerate(SUBJECTS):
+        adapter.scaled(1.0 + i).save(loras / f"{name}.safetensors", "kohya")
+    result = run(
+        *("compare", world.subjects, "-o", out, "--base", world.base),
+        *("--encoder", world.encoder, "--second", world.encoder, "--clip", clip),
+        *("--lora", f"peer={loras}", "--synthesizer", world.synthesizer),
+        *("--strength", 0, "--strength", 1, "--style", f"{world.lora}=0.5"),
+        *FEW,
+    )
+    assert result.status == 0, result.err
+    report = json.loads((out / "table.json").read_text())
+    found = [(row["contender"], row["strength"]) for row in report["rows"]]
+    expected = [(name, float(s)) for name in ("synthesised", "peer") for s in (0, 1)]
+    assert found == [("base model", 1.0), *expected]
+    base, without, *_ = report["rows"]
+    for name in ("likeness", "likeness_second", "prompt_score", "diversity"):
+        assert base[name]["lo"] <= base[name]["mean"] <= base[name]["hi"]
+        assert without[name]["mean"] == pytest.approx(base[name]["mean"], abs=1e-3)
+    assert report["rows"][2]["less_the_first"]["likeness"]["mean"] == pytest.approx(
+        report["rows"][2]["likeness"]["mean"] - base["likeness"]["mean"], abs=1e-6
+    )
+    for name in SUBJECTS:
+        with Image.open(out / f"{name}.png") as sheet:
+            assert sheet.size == (2 * 16 + 2, 5 * 16 + 4 * 2)
+    assert (out / "strengths.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--lora", "peer"), ("NAME=PATH", "'peer'")),
+        (("--lora", "peer=nowhere"), ("NAME=PATH", "'peer=nowhere'")),
+        (("--style", "ink.safetensors"), ("PATH=STRENGTH",)),
+        (("--clip", "nowhere"), ("CLIP model", "nowhere")),
+        (("--set", "prompts=[]"), ("a prompt",)),
+    ],
+)
+def test_bad_options_are_one_line(
+    world: World, run: Run, tmp_path: Path, options: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    arguments = ("--base", world.base, "--encoder", world.encoder, *FEW)
+    result = run("compare", world.subjects, "-o", tmp_path / "out", *arguments, *options)
+    result.is_one_error(*words)
+
+
+def test_a_missing_file_names_its_subject(world: World, run: Run, tmp_path: Path) -> None:
+    Adapter.load(world.lora).save(tmp_path / "loras" / "ann.safetensors")
+    arguments = ("--base", world.base, "--encoder", world.encoder, *FEW)
+    lora = ("--lora", f"peer={tmp_path / 'loras'}")
+    result = run("compare", world.subjects, "-o", tmp_path / "out", *arguments, *lora)
+    result.is_one_error("peer has none for ben")
