@@ -102,11 +102,11 @@ def losses(base: BaseModel, factors: Factors) -> Tensor:
     noise = torch.randn(1, 24, *encoded.latents.shape[1:], generator=stream)
     draw = Draw(
         pictures=torch.arange(24).expand(shape) % 3,
-        timesteps=torch.arange(20, 980, 40).expand(shape),
+        times=torch.arange(20, 980, 40).expand(shape),
         noise=noise.expand(n, -1, -1, -1, -1),
         dropped=torch.zeros(shape, dtype=torch.bool),
     )
-    with torch.no_grad(), StackedAdapters(base.unet, factors):
+    with torch.no_grad(), StackedAdapters(base.denoiser, factors):
         return denoising_losses(base, encoded, draw)
 
 

@@ -66,13 +66,13 @@ def descend(
         config,
         [subject.id for subject in subjects],
         encoded.counts,
-        timesteps=base.scheduler.config.num_train_timesteps,
+        draw_times=base.draw_times,
         latent_shape=tuple(encoded.latents.shape[1:]),
         device=base.device,
         dtype=encoded.latents.dtype,
     )
     losses = []
-    with StackedAdapters(base.unet, factors(), scale) as stacked:
+    with StackedAdapters(base.denoiser, factors(), scale) as stacked:
         for step, draw in enumerate(draws):
             stacked.factors = factors()
             with torch.autocast(base.device.type, autocast, enabled=autocast is not None):
@@ -88,9 +88,9 @@ def descend(
 def denoising_losses(base: BaseModel, encoded: EncodedSubjects, draw: Draw) -> Float[Tensor, " n"]:
     """Each subject's mean squared error of what the base model predicts, over its own samples."""
     latents, texts = encoded.pick(draw.pictures, draw.dropped)
-    noise, timesteps = draw.noise.flatten(0, 1), draw.timesteps.flatten()
-    noisy, target = base.add_noise(latents, noise, timesteps)
-    predicted = base.denoise(noisy, timesteps, texts)
+    noise, times = draw.noise.flatten(0, 1), draw.times.flatten()
+    noisy, target = base.add_noise(latents, noise, times)
+    predicted = base.denoise(noisy, times, texts)
     exact = torch.promote_types(predicted.dtype, torch.float32)
     error = predicted.to(exact) - target.to(exact)
     losses: Tensor = error.square().reshape(len(draw.pictures), -1).mean(dim=1)

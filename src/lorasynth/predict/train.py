@@ -97,13 +97,15 @@ def train_predictor(
     def loss(model: Any, step: int) -> tuple[Tensor, str]:
         rows, seen, draw = _draw(base, encoded, embeddings, config, step)
         some = replace(encoded, first=encoded.first[rows])
-        with StackedAdapters(base.unet, model(seen)):
-            value = denoising_losses(base, some, draw).mean()
+        stacked.factors = model(seen)
+        value = denoising_losses(base, some, draw).mean()
         return value, f"loss {value.item():.4f}" if step % 50 == 0 else ""
 
     settings = to_dict(config) | {"recipe": to_dict(recipe), "subjects": len(embeddings)}
     trainer = Trainer(model, config.optimisation, checkpoint, base.device, settings)
-    trainer.run("predictor", loss)
+    # Attached in the backward pass too, where gradient checkpointing computes blocks again.
+    with StackedAdapters(base.denoiser, start) as stacked:
+        trainer.run("predictor", loss)
     hypernet, codec = model.split(embeddings.flatten(0, 1))
     hypernet.eval().requires_grad_(requires_grad=False)
     return Predicting(hypernet, codec, model.layout)
@@ -130,7 +132,7 @@ def _draw(
     noise = torch.randn(*shape, *encoded.latents.shape[1:], generator=generator, device=device)
     draw = Draw(
         pictures=below(embeddings.shape[1], *shape),
-        timesteps=below(base.scheduler.config.num_train_timesteps, *shape),
+        times=base.draw_times(shape, generator),
         noise=noise,
         dropped=torch.zeros(shape, dtype=torch.bool, device=device),
     )
