@@ -99,7 +99,7 @@ class BaseModel(ABC):
         }
         for part in self._networks():
             part.requires_grad_(False).eval()
-        self.picture_size = picture_size or self._own_picture_size()
+        self.picture_size = picture_size or self.own_picture_size()
         self.latent_shape = (self._latent_channels(), *[self._latent_side()] * 2)
         self.scaling = float(self.vae.config.scaling_factor)
         self.shift = float(getattr(self.vae.config, "shift_factor", None) or 0.0)
@@ -141,7 +141,7 @@ class BaseModel(ABC):
     # What a kind of pipeline must say
 
     @abstractmethod
-    def _own_picture_size(self) -> int:
+    def own_picture_size(self) -> int:
         """Side in pixels of the pictures that the model was trained for."""
 
     @abstractmethod

@@ -40,7 +40,7 @@ class Flux(BaseModel):
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)
 
     @override
-    def _own_picture_size(self) -> int:
+    def own_picture_size(self) -> int:
         return int(self.vae.config.sample_size)
 
     @override

@@ -34,7 +34,7 @@ class StableDiffusion(BaseModel):
         return str(self.scheduler.config.prediction_type)
 
     @override
-    def _own_picture_size(self) -> int:
+    def own_picture_size(self) -> int:
         return int(self.denoiser.config.sample_size) * int(self.pipeline.vae_scale_factor)
 
     @override

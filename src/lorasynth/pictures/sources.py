@@ -1,5 +1,6 @@
 """Which kind of source a path is."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from lorasynth.pictures.contract import SubjectSource
@@ -17,7 +18,10 @@ def subjects_in(root: Path, size: int) -> SubjectSource:
         root: where they are.
         size: side of their pictures in pixels.
     """
-    kinds = {".tar": TarSubjects, ".parquet": ParquetSubjects}
+    kinds: dict[str, Callable[[Path, int], SubjectSource]] = {
+        ".tar": TarSubjects,
+        ".parquet": ParquetSubjects,
+    }
     for suffix, kind in kinds.items():
         if root.suffix == suffix or any(root.glob(f"*{suffix}")):
             return kind(root, size)

@@ -101,7 +101,7 @@ def train_predictor(
         value = denoising_losses(base, some, draw).mean()
         return value, f"loss {value.item():.4f}" if step % 50 == 0 else ""
 
-    settings = to_dict(config) | {"recipe": to_dict(recipe), "subjects": len(embeddings)}
+    settings = to_dict(config) | {"recipe": recipe.stated, "subjects": len(embeddings)}
     trainer = Trainer(model, config.optimisation, checkpoint, base.device, settings)
     # Attached in the backward pass too, where gradient checkpointing computes blocks again.
     with StackedAdapters(base.denoiser, start) as stacked:
