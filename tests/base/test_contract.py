@@ -361,6 +361,20 @@ def test_pictures_may_have_another_size(kind: Kind) -> None:
         BaseModel.load(kind.folder, picture_size=15)
 
 
+def test_a_hub_id_is_read_from_the_cache(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, repository = 40 * "a", tmp_path / "models--someone--tiny"
+    shutil.copytree(kind.folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    found = BaseModel.load("someone/tiny")
+    assert found.fingerprint == kind.base.fingerprint
+    with pytest.raises(BaseModelError, match=r"model_index\.json, but someone/none cannot"):
+        BaseModel.load("someone/none")
+
+
 PARTS = {
     "StableDiffusionPipeline": ["unet", "vae", "text_encoder", "tokenizer", "scheduler"],
     "StableDiffusionXLPipeline": ["unet", "text_encoder_2", "tokenizer_2", "tokenizer"],

@@ -1,4 +1,7 @@
-"""One step of a fleet on the whole U-Net of Stable Diffusion 1.5, of random weights, in bf16."""
+"""One step of a fleet on the whole U-Net of Stable Diffusion 1.5, of random weights, in bf16.
+
+Takes minutes where bf16 products are emulated, and 2.3 GB: `pytest -m slow tests/collect`.
+"""
 
 from dataclasses import replace
 
@@ -48,7 +51,9 @@ def base():
         hidden_size=768,
         intermediate_size=64,
         num_hidden_layers=1,
+        bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     vae = AutoencoderKL(
         block_out_channels=(4,) * 4,
@@ -62,7 +67,7 @@ def base():
         text_encoder=CLIPTextModel(text).bfloat16(),
         tokenizer=tokenizer,
         unet=whole_unet(),
-        scheduler=DDIMScheduler(beta_schedule="scaled_linear"),
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
