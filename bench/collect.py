@@ -22,7 +22,7 @@ from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
 
-from lorasynth.base import BaseModel
+from lorasynth.base import BaseModel, StableDiffusion, Texts
 from lorasynth.base.avatar_model import AvatarModelConfig, build_pipeline
 from lorasynth.collect import PRESETS, Recipe, train_fleet
 from lorasynth.device import pick_device
@@ -47,7 +47,7 @@ def now(base: BaseModel) -> float:
     return time.perf_counter()
 
 
-def inputs(base: BaseModel, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs(base: BaseModel, batch: int) -> tuple[torch.Tensor, torch.Tensor, Texts]:
     latents = torch.randn(batch, *base.latent_shape).to(base.device, base.dtype)
     timesteps = torch.randint(1000, (batch,), device=base.device)
     return latents, timesteps, base.encode_prompts(["a portrait of sks"] * batch)
@@ -86,7 +86,7 @@ def fleet_run(base: BaseModel, recipe: Recipe, fleet: int, steps: int) -> Run:
 
 
 def peft_run(base: BaseModel, recipe: Recipe, steps: int) -> Run:
-    unet = copy.deepcopy(base.unet)
+    unet = copy.deepcopy(base.denoiser)
     names = list(base.target_linears(recipe.targets))
     unet.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=names))
     for name, parameter in unet.named_parameters():
@@ -98,7 +98,7 @@ def peft_run(base: BaseModel, recipe: Recipe, steps: int) -> Run:
 
     def step() -> None:
         noisy, target = base.add_noise(latents, torch.randn_like(latents), timesteps)
-        loss = (unet(noisy, timesteps, text).sample - target).square().mean()
+        loss = (unet(noisy, timesteps, **text.parts).sample - target).square().mean()
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, recipe.clip or 1.0)
@@ -143,7 +143,7 @@ def main() -> None:
     if options.base:
         base = BaseModel.load(options.base, device, dtype)
     else:
-        base = BaseModel(build_pipeline(AvatarModelConfig()).to(device, dtype), "random")
+        base = StableDiffusion(build_pipeline(AvatarModelConfig()).to(device, dtype), "random")
     table = Table(title=f"{device}, {torch.get_num_threads()} threads, ms per sample")
     fleet = options.fleet
     for name in ("pictures/step", "frozen x1", f"frozen x{fleet}", "gain", "fleet of 1"):

@@ -29,21 +29,9 @@ def make_pipeline() -> MakePipeline:
     """Save the embedded base model, tiny and untrained, with pictures of 16 pixels."""
 
     def make(folder: Path, prediction_type: str = "v_prediction") -> Path:
-        from lorasynth.base.avatar_model import AvatarModelConfig, build_pipeline
+        from tiny_pipelines import build
 
-        torch.manual_seed(0)
-        config = AvatarModelConfig(
-            picture_size=16,
-            latent_channels=4,
-            vae_channels=(8, 8),
-            unet_channels=(32,),
-            attention=(True,),
-            text_width=16,
-            text_layers=1,
-            tokens=24,
-            heads=2,
-        )
-        pipeline = build_pipeline(config)
+        pipeline = build("StableDiffusionPipeline")
         pipeline.scheduler.register_to_config(prediction_type=prediction_type)
         pipeline.save_pretrained(folder)
         return folder

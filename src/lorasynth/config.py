@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -49,8 +49,10 @@ def _refuse_unknown(kind: type, value: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{kind.__qualname__} has no option {name!r}: its options are {', '.join(fields)}"
             )
-        if isinstance(part, Mapping) and dataclasses.is_dataclass(fields[name]):
-            _refuse_unknown(fields[name], part)
+        inner: type
+        for inner in (fields[name], *get_args(fields[name])):  # a config, or a config or None
+            if isinstance(part, Mapping) and dataclasses.is_dataclass(inner):
+                _refuse_unknown(inner, part)
 
 
 def read_json(path: Path | str) -> dict[str, Any]:

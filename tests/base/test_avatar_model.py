@@ -13,7 +13,7 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from lorasynth.base import BaseModel
+from lorasynth.base import BaseModel, StableDiffusion
 from lorasynth.base.avatar_model import AvatarModelConfig, build_pipeline, build_tokenizer
 from lorasynth.errors import ConfigError
 from lorasynth.pictures import captions
@@ -60,9 +60,10 @@ def test_saving_loses_nothing(pipeline_folder: Path, tmp_path: Path) -> None:
     base.pipeline.save_pretrained(tmp_path / "again")
     again = BaseModel.load(tmp_path / "again")
     for part in ("unet", "vae", "text_encoder"):
-        for name, value in getattr(base, part).state_dict().items():
-            assert getattr(again, part).state_dict()[name].equal(value), name
-    assert again.encode_prompts(["sks, sad"]).equal(base.encode_prompts(["sks, sad"]))
+        for name, value in getattr(base.pipeline, part).state_dict().items():
+            assert getattr(again.pipeline, part).state_dict()[name].equal(value), name
+    first, second = (one.encode_prompts(["sks, sad"]).parts for one in (base, again))
+    assert all(second[name].equal(part) for name, part in first.items())
     assert again.scheduler.config == base.scheduler.config
 
 
@@ -86,10 +87,10 @@ def test_sizes_follow_the_config() -> None:
         tokens=16,
         heads=2,
     )
-    base = BaseModel(build_pipeline(config), "sizes")
+    base = StableDiffusion(build_pipeline(config), "sizes")
     assert base.latent_shape == (3, 4, 4)
     assert base.picture_size == 32
-    assert base.encode_prompts(["sks"]).shape == (1, 16, 24)
+    assert base.encode_prompts(["sks"]).parts["encoder_hidden_states"].shape == (1, 16, 24)
 
 
 # The tokenizer

@@ -21,7 +21,7 @@ def pair(width: int, out: int) -> Factor:
 
 def test_it_has_the_modules_and_widths_of_the_pipeline(pipeline_folder: Path) -> None:
     base, drawn = BaseModel.load(pipeline_folder), outline(str(pipeline_folder))
-    for component, network in (("", base.unet), ("text_encoder", base.text_encoder)):
+    for component, network in {"": base.denoiser, **base.text_encoders}.items():
         shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
         assert {n: tuple(p.shape) for n, p in drawn.parts[component].named_parameters()} == shapes
     assert all(p.device.type == "meta" for p in drawn.parts[""].parameters())

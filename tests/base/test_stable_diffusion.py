@@ -6,13 +6,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from lorasynth.adapter import Adapter, Factor, Factors, unstack
+from lorasynth.adapter import Factor, Factors
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.errors import BaseModelError, LayoutError
 from lorasynth.randomness import torch_stream
@@ -109,31 +107,6 @@ def test_stacked_adapters_sample_as_each_does_alone(
     assert distance(together, base.sample(PROMPTS, SEEDS, config=config)) > 10 * ROUNDING
 
 
-def test_one_adapter_makes_the_pictures_that_diffusers_makes_with_its_file(
-    base: BaseModel, pipeline_folder: Path, tmp_path: Path
-) -> None:
-    adapters = random_adapters(base, 1)
-    ours = base.sample(PROMPTS[:2], SEEDS[:2], adapters, QUICK)
-    Adapter(unstack(adapters)[0]).save(tmp_path / "lora.safetensors")
-
-    pipe = StableDiffusionPipeline.from_pretrained(pipeline_folder, dtype=torch.float64)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = DDIMScheduler.from_config(base.scheduler.config)
-
-    def theirs() -> Tensor:
-        images = pipe(
-            PROMPTS[:2],
-            latents=base.noise(SEEDS[:2]),
-            num_inference_steps=QUICK.steps,
-            guidance_scale=QUICK.guidance,
-        ).images
-        return torch.from_numpy(np.stack(images))
-
-    assert distance(theirs(), base.sample(PROMPTS[:2], SEEDS[:2], config=QUICK)) <= ROUNDING
-    pipe.load_lora_weights(tmp_path / "lora.safetensors")
-    assert distance(theirs(), ours) <= ROUNDING
-
-
 @pytest.mark.parametrize(
     ("prompts", "seeds", "adapters"), [(5, 5, 2), (1, 1, 2), (2, 3, 1), (4, 2, 2), (0, 0, 1)]
 )
@@ -153,8 +126,9 @@ def test_sizes_are_those_of_the_pipeline(base: BaseModel) -> None:
     assert base.picture_size == 16
     assert base.prediction_type == "v_prediction"
     assert base.dtype == torch.float64
-    assert base.encode_prompts(["sad", "a b c"]).shape == (2, 24, 16)
-    assert not any(p.requires_grad for p in base.unet.parameters())
+    [text] = base.encode_prompts(["sad", "a b c"]).parts.values()
+    assert text.shape == (2, 24, 16)
+    assert not any(p.requires_grad for p in base.denoiser.parameters())
     assert not base.scheduler.config.clip_sample
 
 
@@ -194,7 +168,7 @@ def test_targets_name_linear_layers(base: BaseModel) -> None:
     assert list(found) == sorted(found)
     assert all(name.endswith((".attn2.to_k", ".to_out.0")) for name in found)
     assert any(".attn1.to_out.0" in name for name in found)
-    every = dict(base.unet.named_modules())
+    every = dict(base.denoiser.named_modules())
     assert all(every[name] is module for name, module in found.items())
     whole = base.target_linears([next(iter(found))])
     assert list(whole) == [next(iter(found))]
@@ -226,7 +200,7 @@ def test_the_fingerprint_is_of_the_weights_not_of_their_format(
 def test_other_weights_have_another_fingerprint(pipeline_folder: Path, tmp_path: Path) -> None:
     base = BaseModel.load(pipeline_folder)
     with torch.no_grad():
-        next(base.unet.parameters()).mul_(1.01)
+        next(base.denoiser.parameters()).mul_(1.01)
     base.pipeline.save_pretrained(tmp_path / "other")
     assert BaseModel.load(tmp_path / "other").fingerprint != base.fingerprint
 

@@ -106,6 +106,21 @@ def test_subjects_from_two_places_or_none(world: World, run: Run, tmp_path) -> N
     run("collect", *where, *both).is_one_error("--folder or --avatars")
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--fleet", "many"), ("auto or a number", "many")),
+        (("--fleet", 0), ("auto or a number",)),
+        (("--dtype", "float8"), ("float32, bfloat16, float16", "float8")),
+        (("--size", 15), ("multiple of 2 pixels", "15")),
+    ],
+)
+def test_options_of_a_collection(world: World, run: Run, tmp_path, options, words) -> None:
+    result = run(*collect_arguments(world, tmp_path / "library"), *options)
+    result.is_one_error(*words)
+    assert left_in(tmp_path) == []
+
+
 def test_a_library_of_failures_only(world: World, run: Run, tmp_path) -> None:
     (tmp_path / "in" / "ann").mkdir(parents=True)
     no_picture(tmp_path / "in" / "ann" / "1.png")

@@ -1,5 +1,7 @@
 """From pictures to pictures by commands alone."""
 
+import io
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,15 @@ from lorasynth.hypernet import LatentDiffusion
 from lorasynth.library import Library
 from lorasynth.pictures import FolderSubjects
 
-from .conftest import SIDE, SUBJECTS, World, collect_arguments, train_arguments, write_picture
+from .conftest import (
+    QUICK,
+    SIDE,
+    SUBJECTS,
+    World,
+    collect_arguments,
+    train_arguments,
+    write_picture,
+)
 
 
 def test_the_library_holds_every_subject_with_its_embeddings(world: World) -> None:
@@ -77,6 +87,30 @@ def test_diffusion_is_trained_around_a_pretrained_synthesizer(
     assert isinstance(hypernet, LatentDiffusion)
     assert hypernet.anchor is not None
     run(*where, "--anchor", world.synthesizer).is_one_error("regression", "LatentDiffusion")
+
+
+def test_a_frugal_collection_of_half_precise_numbers_from_a_tar(
+    world: World, run: Run, tmp_path
+) -> None:
+    with tarfile.open(tmp_path / "subjects.tar", "w") as tar:
+        for path in sorted(world.subjects.glob("*/*.png")):
+            tar.add(path, f"{path.parent.name}.{path.name}")
+        bad = tarfile.TarInfo("dan.0.png")
+        bad.size = 3
+        tar.addfile(bad, io.BytesIO(b"bad"))
+    where = ["--folder", tmp_path / "subjects.tar", "--base", world.base, "--device", "cpu", *QUICK]
+    frugal = ("--dtype", "bfloat16", "--gradient-checkpointing", "--attention-slicing")
+    arguments = ["collect", "-o", tmp_path / "library", *where, *frugal, "--size", 8]
+    prior = ("--set", 'prior={"prompt":"a portrait","pictures":1,"steps":1}')
+    result = run(*arguments, *prior, "--fleet", 2)
+    assert "3 adapters, 3 of them new" in result.out
+    assert "1 failed" in result.out
+    library = Library.open(tmp_path / "library")
+    assert library.info.recipe["picture_size"] == 8
+    assert library.info.recipe["prior"]["prompt"] == "a portrait"
+    assert "dan.0.png" in (tmp_path / "library.failures.json").read_text()
+    assert "0 failed" in run(*arguments, *prior).out
+    assert "1 failed" in run(*arguments, *prior, "--retry-failed").out
 
 
 def test_library_info_says_what_it_holds(world: World, run: Run) -> None:
@@ -200,6 +234,15 @@ def test_strength_scales_and_files_add_up(world: World, run: Run, tmp_path) -> N
     for same in (picture(*half, *half), picture(*half, "--strength", 2)):
         difference = [abs(a - b) for a, b in zip(same, strong, strict=True)]
         assert max(difference) <= 1
+
+
+def test_pictures_of_another_size_in_half_precision(world: World, run: Run, tmp_path) -> None:
+    out = tmp_path / "small.png"
+    frugal = ("--dtype", "bfloat16", "--attention-slicing", "--size", 8)
+    result = run(*image_arguments(world, out), "--prompt", "sks", "--lora", world.lora, *frugal)
+    assert result.status == 0, result.err
+    with Image.open(out) as sheet:
+        assert sheet.size == (2 * 8 + 2, 8)
 
 
 def test_loading_a_base_model_is_silent(world: World, run: Run, tmp_path) -> None:

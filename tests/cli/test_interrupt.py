@@ -69,9 +69,9 @@ def test_synth(world: World, run: Run, tmp_path, monkeypatch, moment) -> None:
 @pytest.mark.parametrize("moment", ["sampling", "writing"])
 def test_images(world: World, run: Run, tmp_path, monkeypatch, moment) -> None:
     from lorasynth import atomic
-    from lorasynth.base import BaseModel
+    from lorasynth.base import StableDiffusion
 
-    moments = {"sampling": (BaseModel, "denoise"), "writing": (atomic, "_sync_file")}
+    moments = {"sampling": (StableDiffusion, "denoise"), "writing": (atomic, "_sync_file")}
     interrupt(monkeypatch, *moments[moment])
     options = ("--base", world.base, "--steps", 1, "-n", 1, "--device", "cpu")
     arguments = ("--lora", world.lora, "--prompt", "sks", "-o", tmp_path / "me.png")

@@ -85,6 +85,26 @@ def test_an_anchor_is_where_adapters_start_and_part_of_the_recipe(tmp_path, base
         collect(base, source, tmp_path / "lib", still, anchor=other)
 
 
+def test_subject_that_the_anchor_cannot_read_does_not_stop_the_others(tmp_path, base, source):
+    class Choosy(MeanAnchor):
+        def foretell(self, subjects):
+            if any(subject.id == source.ids[1] for subject in subjects):
+                raise PictureError("a picture must show a face, but this one does not")
+            return super().foretell(subjects)
+
+    report = collect(base, source, tmp_path / "lib", RECIPE, anchor=Choosy(base, RECIPE))
+    assert report.collected == [source.ids[0], *source.ids[2:]]
+    assert report.failed == {source.ids[1]: "a picture must show a face, but this one does not"}
+
+
+def test_pictures_of_another_size_are_another_recipe(tmp_path, folder, source):
+    small = BaseModel.load(folder, picture_size=8)
+    collect(small, source, tmp_path / "lib", RECIPE)
+    assert Library.open(tmp_path / "lib").info.recipe["picture_size"] == 8
+    with pytest.raises(CollectionError, match="has picture_size=8 and this run picture_size=None"):
+        collect(BaseModel.load(folder), source, tmp_path / "lib", RECIPE)
+
+
 def test_other_recipe_or_base_is_refused(tmp_path, base, source, make_pipeline):
     collect(base, replace(source, count=1), tmp_path / "lib", RECIPE)
     with pytest.raises(CollectionError, match="has seed=0 and this run seed=1"):

@@ -26,7 +26,7 @@ def draw_all(recipe, names, counts=None):
         recipe,
         names,
         counts or [len(name) + 1 for name in names],
-        timesteps=50,
+        draw_times=lambda shape, stream: torch.randint(50, tuple(shape), generator=stream),
         latent_shape=(2, 3, 2),
         device=torch.device("cpu"),
         dtype=torch.float64,
@@ -67,7 +67,7 @@ def test_noise_is_shared_or_own():
     shared = draw_all(Recipe(steps=3, noise="shared"), ["a", "b"])
     own = draw_all(Recipe(steps=3, noise="own"), ["a", "b"])
     assert torch.equal(shared.noise[:, 0], shared.noise[:, 1])
-    assert torch.equal(shared.timesteps[:, 0], shared.timesteps[:, 1])
+    assert torch.equal(shared.times[:, 0], shared.times[:, 1])
     assert not torch.isclose(own.noise[:, 0], own.noise[:, 1]).any()
 
 
@@ -75,8 +75,8 @@ def test_distributions():
     draw = draw_all(Recipe(steps=2000, caption_dropout=0.25, noise="own"), ["a", "b"], [4, 4])
     assert abs(draw.noise.mean()) < 0.01
     assert abs(draw.noise.std() - 1) < 0.01
-    assert draw.timesteps.min() == 0
-    assert draw.timesteps.max() == 49
-    assert abs(draw.timesteps.double().mean() - 24.5) < 0.5
+    assert draw.times.min() == 0
+    assert draw.times.max() == 49
+    assert abs(draw.times.double().mean() - 24.5) < 0.5
     assert abs(draw.dropped.double().mean() - 0.25) < 0.02
     assert torch.equal(draw.pictures[:, 0].flatten().bincount(), torch.full((4,), 2000))

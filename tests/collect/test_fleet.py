@@ -60,7 +60,7 @@ def distance(left, right, row, other):
 
 def train_with_peft(base, recipe, subject, start):
     """One adapter as anyone would train it: PEFT layers, a torch optimiser, a loop."""
-    unet = copy.deepcopy(base.unet)
+    unet = copy.deepcopy(base.denoiser)
     names = list(start)
     alpha = recipe.alpha or recipe.rank
     unet.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=alpha, target_modules=names))
@@ -79,20 +79,23 @@ def train_with_peft(base, recipe, subject, start):
         optimiser, lambda step: recipe.rate(min(step, recipe.steps - 1)) / recipe.learning_rate
     )
     latents = base.encode_pictures(subject.pictures)
-    texts, empty = base.encode_prompts(subject.captions), base.encode_prompts([""])[0]
+    texts, empty = (
+        base.encode_prompts(said).parts["encoder_hidden_states"]
+        for said in (subject.captions, [""])
+    )
     draws = draw_steps(
         recipe,
         [subject.id],
         [len(latents)],
-        timesteps=1000,
+        draw_times=base.draw_times,
         latent_shape=base.latent_shape,
         device=base.device,
         dtype=base.dtype,
     )
     for draw in draws:
         text = texts[draw.pictures[0]].clone()
-        text[draw.dropped[0]] = empty
-        times, noise = draw.timesteps[0], draw.noise[0]
+        text[draw.dropped[0]] = empty[0]
+        times, noise = draw.times[0], draw.noise[0]
         noisy = base.scheduler.add_noise(latents[draw.pictures[0]], noise, times)
         loss = mse_loss(unet(noisy, times, text).sample, noise)
         optimiser.zero_grad()
@@ -152,18 +155,18 @@ def test_other_prediction_types(tmp_path, make_pipeline, subjects, kind):
         SHORT,
         [subjects[0].id],
         [3],
-        timesteps=1000,
+        draw_times=base.draw_times,
         latent_shape=base.latent_shape,
         device=base.device,
         dtype=base.dtype,
     )
     draw = next(iter(draws))
-    x, noise, times = encoded.latents[draw.pictures[0]], draw.noise[0], draw.timesteps[0]
+    x, noise, times = encoded.latents[draw.pictures[0]], draw.noise[0], draw.times[0]
     signal = base.scheduler.alphas_cumprod[times].double()[:, None, None, None]
     noisy = signal.sqrt() * x + (1 - signal).sqrt() * noise
     velocity = signal.sqrt() * noise - (1 - signal).sqrt() * x
     with torch.no_grad():
-        predicted = base.unet(noisy, times, encoded.texts[draw.pictures[0]]).sample
+        predicted = base.denoise(noisy, times, encoded.texts[draw.pictures[0]])
     expected = mse_loss(predicted, velocity if kind == "v_prediction" else x)
     torch.testing.assert_close(fleet.losses[0, 0], expected, rtol=1e-6, atol=0)
 
@@ -233,13 +236,13 @@ def test_gradients_are_clipped_adapter_by_adapter():
 
 
 def test_base_model_is_left_as_it_was(base, subjects):
-    before = {name: value.clone() for name, value in base.unet.state_dict().items()}
+    before = {name: value.clone() for name, value in base.denoiser.state_dict().items()}
     train_fleet(base, SHORT, subjects[:2])
-    after = base.unet.state_dict()
+    after = base.denoiser.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
-    assert all(not module._forward_hooks for module in base.unet.modules())
-    assert all(p.grad is None for p in base.unet.parameters())
+    assert all(not module._forward_hooks for module in base.denoiser.modules())
+    assert all(p.grad is None for p in base.denoiser.parameters())
 
 
 def test_low_precision(folder, subjects):

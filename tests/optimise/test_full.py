@@ -16,7 +16,7 @@ def base(pipeline_folder) -> BaseModel:
 
 
 def state(base: BaseModel) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in base.unet.parameters()])
+    return torch.cat([p.detach().flatten() for p in base.denoiser.parameters()])
 
 
 def test_the_base_model_stays_as_it_was_and_pictures_change_inside_the_context(
@@ -26,7 +26,7 @@ def test_the_base_model_stays_as_it_was_and_pictures_change_inside_the_context(
     plain = base.sample(["a portrait"], [0])
     trained = fine_tune(base, subject("one"), Descent(steps=10, learning_rate=1e-3))
     assert torch.equal(state(base), before)
-    assert not any(p.requires_grad for p in base.unet.parameters())
+    assert not any(p.requires_grad for p in base.denoiser.parameters())
     with weights_of(base, trained):
         assert not torch.equal(state(base), before)
         changed = base.sample(["a portrait"], [0])
@@ -37,6 +37,6 @@ def test_the_base_model_stays_as_it_was_and_pictures_change_inside_the_context(
 def test_every_kind_of_weight_is_trained(base: BaseModel) -> None:
     trained = fine_tune(base, subject("one"), Descent(steps=2, learning_rate=1e-2))
     moved = {
-        name for name, value in base.unet.state_dict().items() if not value.equal(trained[name])
+        name for name, value in base.denoiser.state_dict().items() if not value.equal(trained[name])
     }
     assert len(moved) > 0.9 * len(trained)

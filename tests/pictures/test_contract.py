@@ -1,13 +1,26 @@
 """Every source of subjects keeps the contract; one row each."""
 
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lorasynth.pictures import AvatarSubjects, FolderSubjects, Subject, SubjectSource, to_image
+from lorasynth.pictures import (
+    AvatarSubjects,
+    FolderSubjects,
+    ParquetSubjects,
+    Subject,
+    SubjectSource,
+    TarSubjects,
+    subjects_in,
+    to_image,
+)
 
 COUNT, PICTURES, SIZE = 3, 2, 16
 
@@ -26,7 +39,33 @@ def folders(root: Path) -> SubjectSource:
     return FolderSubjects(root, SIZE)
 
 
-rows = pytest.mark.parametrize("make", [avatars, folders], ids=lambda make: make.__name__)
+def encoded(subject: int, picture: int) -> bytes:
+    colours = torch.full((20, 30, 3), 40 * subject + picture, dtype=torch.uint8)
+    file = io.BytesIO()
+    to_image(colours).save(file, "PNG")
+    return file.getvalue()
+
+
+def tars(root: Path) -> SubjectSource:
+    for subject in range(COUNT):
+        with tarfile.open(root / f"{subject}.tar", "w") as tar:
+            for picture in range(PICTURES):
+                data = encoded(subject, picture)
+                entry = tarfile.TarInfo(f"subject {subject}.{picture}.png")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+    return TarSubjects(root, SIZE)
+
+
+def parquet(root: Path) -> SubjectSource:
+    pairs = [(subject, picture) for subject in range(COUNT) for picture in range(PICTURES)]
+    table = {"id": [s for s, _ in pairs], "picture": [encoded(*pair) for pair in pairs]}
+    pq.write_table(pa.table(table), root / "subjects.parquet", row_group_size=3)
+    return ParquetSubjects(root, SIZE)
+
+
+MAKERS = [avatars, folders, tars, parquet]
+rows = pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 Make = Callable[[Path], SubjectSource]
 
 
@@ -65,3 +104,12 @@ def test_loading_again_gives_the_same(tmp_path: Path, make: Make) -> None:
     backwards = [make(tmp_path).load(name) for name in reversed(source.ids)][::-1]
     assert all(map(same, forwards, backwards))
     assert not same(forwards[0], forwards[1])
+
+
+@pytest.mark.parametrize("make", MAKERS[1:], ids=lambda make: make.__name__)
+def test_the_kind_of_source_is_told_by_what_is_there(tmp_path: Path, make: Make) -> None:
+    source = make(tmp_path)
+    found = subjects_in(tmp_path, SIZE)
+    assert found == source
+    first = found.load(found.ids[0])
+    assert first.pictures[:, 0, 0, 0].tolist() == [0, 1]

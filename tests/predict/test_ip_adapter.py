@@ -36,26 +36,26 @@ def test_a_subjects_own_condition_denoises_it_best(base: BaseModel, trained: IPA
     )
     found = {}
     for name, conditions in (("own", own), ("other", own.roll(1, dims=0)), ("none", 0 * own)):
-        with trained.attached(base.unet, conditions):
+        with trained.attached(base.denoiser, conditions):
             found[name] = losses_of_all(base).mean()
     assert found["own"] < 0.998 * min(found["other"], found["none"])
 
 
 def test_the_base_model_is_as_it_was(base: BaseModel, trained: IPAdapter) -> None:
     plain = base.sample(["a portrait"], [0])
-    with trained.attached(base.unet, torch.zeros(1, 4)):
+    with trained.attached(base.denoiser, torch.zeros(1, 4)):
         assert not torch.equal(base.sample(["a portrait"], [0]), plain)
     assert torch.equal(base.sample(["a portrait"], [0]), plain)
-    assert base.unet.encoder_hid_proj is None
+    assert base.denoiser.encoder_hid_proj is None
 
 
 def test_blocks_of_the_batch_have_their_own_conditions(base: BaseModel, trained: IPAdapter) -> None:
     conditions = torch.nn.functional.normalize(torch.randn(2, 4), dim=1)
     noisy = torch.randn(1, *base.latent_shape).expand(4, -1, -1, -1)
     times, text = torch.full((4,), 500), base.encode_prompts(["a portrait"] * 4)
-    with trained.attached(base.unet, conditions):
+    with trained.attached(base.denoiser, conditions):
         both = base.denoise(noisy, times, text)
-    with trained.attached(base.unet, conditions[1:]):
+    with trained.attached(base.denoiser, conditions[1:]):
         one = base.denoise(noisy, times, text)
     torch.testing.assert_close(both[2:], one[2:])
     assert not torch.allclose(both[0], one[0])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lorasynth.adapter import Factors, count
-from lorasynth.base import BaseModel, StackedAdapters
+from lorasynth.base import BaseModel, Memory, StackedAdapters
 from lorasynth.collect import Recipe
 from lorasynth.collect.draws import Draw
 from lorasynth.collect.encoded import encode_subjects
@@ -96,7 +96,7 @@ def embeddings() -> Tensor:
 
 def losses(base: BaseModel, factors: Factors) -> Tensor:
     """Each subject's loss under the adapter of the same row."""
-    with StackedAdapters(base.unet, factors):
+    with StackedAdapters(base.denoiser, factors):
         return losses_of_all(base)
 
 
@@ -108,7 +108,7 @@ def losses_of_all(base: BaseModel) -> Tensor:
     noise = torch.randn(1, 24, *encoded.latents.shape[1:], generator=stream)
     draw = Draw(
         pictures=torch.arange(24).expand(shape) % 3,
-        timesteps=torch.arange(20, 980, 40).expand(shape),
+        times=torch.arange(20, 980, 40).expand(shape),
         noise=noise.expand(n, -1, -1, -1, -1),
         dropped=torch.zeros(shape, dtype=torch.bool),
     )
@@ -182,6 +182,21 @@ def test_training_resumes_to_the_same_weights(
         train_predictor(base, MeanColour(), Colours(), RECIPE, config, tmp_path / "cut")
     resumed = train_predictor(base, MeanColour(), Colours(), RECIPE, config, tmp_path / "cut")
     expected, found = predict(whole, torch.eye(4)), predict(resumed, torch.eye(4))
+    for module, factor in expected.items():
+        torch.testing.assert_close(found[module].B, factor.B)
+
+
+def test_gradient_checkpointing_trains_the_same_weights(
+    base: BaseModel, pipeline_folder: Path, tmp_path: Path
+) -> None:
+    config = replace(SMALL, optimisation=replace(SMALL.optimisation, steps=4))
+    frugal = BaseModel.load(pipeline_folder, memory=Memory(gradient_checkpointing=True))
+    frugal.scaling = base.scaling
+    made = [
+        train_predictor(model, MeanColour(), Colours(), RECIPE, config, tmp_path / name)
+        for name, model in (("plain", base), ("frugal", frugal))
+    ]
+    expected, found = (predict(one, torch.eye(4)) for one in made)
     for module, factor in expected.items():
         torch.testing.assert_close(found[module].B, factor.B)
 

@@ -1,6 +1,6 @@
 """Whether something was made for a base model."""
 
-from lorasynth.base.stable_diffusion import BaseModel
+from lorasynth.base.contract import BaseModel
 from lorasynth.errors import BaseModelError
 
 

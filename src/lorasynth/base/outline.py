@@ -4,20 +4,17 @@ Only the configurations of the parts are read, so this takes no memory and, from
 kilobytes.
 """
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import diffusers
 import torch
 import transformers
-from huggingface_hub import hf_hub_download
 from torch import nn
 
 from lorasynth.adapter import Adapter
 from lorasynth.adapter.components import DENOISER, TEXT_ENCODERS, component_of
+from lorasynth.base.pipeline_files import read_description
 from lorasynth.errors import BaseModelError
 
 _DENOISERS = ("unet", "transformer")
@@ -83,7 +80,7 @@ def outline(name: str) -> Outline:
     Raises:
         BaseModelError: it is not a pipeline, or lacks a part.
     """
-    index = _json(name, "model_index.json")
+    index = read_description(name, "model_index.json")
     wanted = (*_DENOISERS, *TEXT_ENCODERS)
     parts = {part: index[part] for part in wanted if index.get(part, [None])[0] is not None}
     if not parts.keys() & set(_DENOISERS):
@@ -97,7 +94,7 @@ def outline(name: str) -> Outline:
 
 
 def _build(name: str, part: str, library: str, kind: str) -> nn.Module:
-    config = _json(f"{name}", f"{part}/config.json")
+    config = read_description(name, f"{part}/config.json")
     try:
         if library == "diffusers":
             network: nn.Module = getattr(diffusers, kind).from_config(config)
@@ -110,18 +107,3 @@ def _build(name: str, part: str, library: str, kind: str) -> nn.Module:
             f"({str(error).splitlines()[0]})"
         ) from error
     return network
-
-
-def _json(name: str, file: str) -> dict[str, Any]:
-    try:
-        local = Path(name)
-        path = local / file if local.exists() else Path(hf_hub_download(name, file))
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except Exception as error:
-        raise BaseModelError(
-            f"a base model must be a pipeline folder or hub id with {file}, but {name} is not "
-            f"({(str(error).splitlines() or [type(error).__name__])[0]})"
-        ) from error
-    if not isinstance(value, dict):
-        raise BaseModelError(f"{file} of {name} must hold a JSON object, but does not")
-    return value

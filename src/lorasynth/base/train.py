@@ -14,7 +14,7 @@ from torch.nn import functional
 from lorasynth import config as configs
 from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.base.avatar_model import AvatarModelConfig, build_pipeline
-from lorasynth.base.stable_diffusion import BaseModel
+from lorasynth.base.stable_diffusion import StableDiffusion
 from lorasynth.pictures.files import to_unit_range
 from lorasynth.pictures.pool import CAPTIONS, Pool
 from lorasynth.progress import progress
@@ -192,7 +192,7 @@ def _train_unet(
     device: torch.device,
 ) -> None:
     options = config.unet
-    base = BaseModel(pipeline.to(device), "avatars")
+    base = StableDiffusion(pipeline.to(device), "avatars")
     tokens = _tokenize(pipeline, pool).to(device)
     empty = pipeline.tokenizer("", padding="max_length", return_tensors="pt").input_ids.to(device)
     steps = base.scheduler.config.num_train_timesteps

@@ -8,11 +8,16 @@ import typer
 from lorasynth.cli.options import (
     Anchor,
     Base,
+    Checkpointing,
     Device,
+    DType,
     Preset,
     Seed,
     Settings,
+    Size,
+    Slicing,
     anchor_of,
+    load_base,
     override,
     preset_of,
 )
@@ -37,6 +42,16 @@ LeastLikeness = Annotated[
     ),
 ]
 
+Fleet = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|NUMBER", help="Adapters trained at once; auto: as many as fit into memory."
+    ),
+]
+Retry = Annotated[
+    bool, typer.Option("--retry-failed", help="Try subjects again that failed in an earlier run.")
+]
+
 
 def collect(
     out: Annotated[Path, typer.Option("--out", "-o", help="Library to make or to go on with.")],
@@ -53,24 +68,37 @@ def collect(
     encoder: Encoder = None,
     anchor: Anchor = None,
     least_likeness: LeastLikeness = None,
-    fleet: Annotated[int, typer.Option(help="Adapters trained at once.", min=1)] = 32,
+    retry_failed: Retry = False,
+    fleet: Fleet = "auto",
+    dtype: DType = "float32",
+    gradient_checkpointing: Checkpointing = False,
+    attention_slicing: Slicing = False,
+    size: Size = None,
     device: Device = "auto",
 ) -> None:
     """Train an adapter for each subject into a library; run again to resume.
+
+    What failed, and why, is listed in <library>.failures.json.
 
     Example: lorasynth collect --avatars 200 -o library --set rank=4 --set steps=300
     --anchor bundle/pretrained
     """
     from lorasynth import collect as room
-    from lorasynth.base import BaseModel
     from lorasynth.collect.embedding import embed_library
     from lorasynth.condition import load_encoder
-    from lorasynth.device import pick_device
     from lorasynth.library import Library
 
     recipe = override(preset_of(preset), [f"seed={seed}", *(settings or [])])
     embedder = load_encoder(encoder) if encoder else None
-    model = BaseModel.load(base, pick_device(device))
+    at_once = None if fleet == "auto" else _number(fleet)
+    model = load_base(
+        base,
+        device,
+        dtype,
+        size,
+        slicing=attention_slicing,
+        checkpointing=gradient_checkpointing,
+    )
     foretells = anchor_of(anchor, model)
     drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
     source = source_of(folder, avatars, drawn, model.picture_size)
@@ -80,7 +108,15 @@ def collect(
             raise ConfigError("--least-likeness needs an encoder that compares: give --encoder")
         gate = room.LikenessGate(base=model, encoder=embedder, least=least_likeness)
     report = room.collect(
-        model, source, out, recipe, fleet_size=fleet, gauge=gauge, anchor=foretells, gate=gate
+        model,
+        source,
+        out,
+        recipe,
+        fleet_size=at_once,
+        gauge=gauge,
+        anchor=foretells,
+        gate=gate,
+        retry_failed=retry_failed,
     )
     library, failed = Library.open(out), report.failed
     if failed and not len(library):
@@ -95,3 +131,9 @@ def collect(
         f"{out}: {len(library)} adapters, {len(report.collected)} of them new "
         f"({pace:.1f} s each), {len(failed)} failed"
     )
+
+
+def _number(fleet: str) -> int:
+    if not fleet.isdecimal() or int(fleet) < 1:
+        raise ConfigError(f"--fleet must be auto or a number of at least 1, but is {fleet!r}")
+    return int(fleet)

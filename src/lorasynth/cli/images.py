@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorasynth.cli.options import Base, Device, Seed
+from lorasynth.cli.options import Base, Device, DType, Seed, Size, Slicing, load_base
 
 if TYPE_CHECKING:
     from lorasynth.adapter import Factors
@@ -36,6 +36,9 @@ def images(
     seed: Seed = 0,
     steps: Annotated[int, typer.Option(help="Sampler steps.", min=1)] = 20,
     guidance: Annotated[float, typer.Option(help="Weight of the prompt; 1 for none.")] = 3.0,
+    dtype: DType = "float32",
+    attention_slicing: Slicing = False,
+    size: Size = None,
     device: Device = "auto",
 ) -> None:
     """Make pictures; their metadata says that they are synthetic.
@@ -43,13 +46,12 @@ def images(
     Example: lorasynth images --lora me.safetensors --prompt "a portrait of sks, smiling" -o me.png
     """
     from lorasynth.atomic import make_parent
-    from lorasynth.base import BaseModel, SamplingConfig
-    from lorasynth.device import pick_device
+    from lorasynth.base import SamplingConfig
     from lorasynth.pictures.png import contact_sheet, write_synthetic
 
     sheet = out.suffix.lower() == ".png"
     make_parent(out if sheet else out / "picture.png")
-    model = BaseModel.load(base, pick_device(device))
+    model = load_base(base, device, dtype, size, slicing=attention_slicing)
     factors = _factors(model, lora or [], strength, allow_other_base)
     prompts = [text for text in prompt for _ in range(number)]
     seeds = [seed + i for _ in prompt for i in range(number)]

@@ -28,12 +28,29 @@ Settings = Annotated[
     typer.Option("--set", metavar="NAME=VALUE", help="Override an option; may be repeated."),
 ]
 
-Preset = Annotated[str, typer.Option(help="Recipe: ours or weights2weights.")]
+Preset = Annotated[str, typer.Option(help="Recipe: ours, anchored, refine or weights2weights.")]
 Anchor = Annotated[
     Path | None,
     typer.Option(
         help="Synthesizer that foretells the adapters to start from; the recipe's weight_decay "
         "pulls toward them."
+    ),
+]
+
+DType = Annotated[
+    str, typer.Option(help="Number format of the base model: float32, bfloat16 or float16.")
+]
+Size = Annotated[
+    int | None, typer.Option(help="Side of the pictures in pixels; default: the base model's.")
+]
+Slicing = Annotated[
+    bool,
+    typer.Option("--attention-slicing", help="Less memory for attention without a fused kernel."),
+]
+Checkpointing = Annotated[
+    bool,
+    typer.Option(
+        "--gradient-checkpointing", help="Much less memory for training, for a third more time."
     ),
 ]
 
@@ -52,6 +69,34 @@ def preset_of(name: str) -> "Recipe":
     if name not in PRESETS:
         raise ConfigError(f"--preset must be one of {', '.join(PRESETS)}, but is {name!r}")
     return PRESETS[name]
+
+
+def load_base(
+    base: Path,
+    device: str,
+    dtype: str,
+    size: int | None,
+    *,
+    slicing: bool = False,
+    checkpointing: bool = False,
+) -> "BaseModel":
+    """The base model of a command's options.
+
+    Raises:
+        ConfigError: there is no such device or number format.
+        BaseModelError: the model is not whole, or cannot do what is asked.
+    """
+    import torch
+
+    from lorasynth.base import BaseModel, Memory
+    from lorasynth.device import pick_device
+
+    formats = ("float32", "bfloat16", "float16")
+    if dtype not in formats:
+        raise ConfigError(f"--dtype must be one of {', '.join(formats)}, but is {dtype!r}")
+    memory = Memory(gradient_checkpointing=checkpointing, attention_slicing=slicing)
+    number: torch.dtype = getattr(torch, dtype)
+    return BaseModel.load(base, pick_device(device), number, memory=memory, picture_size=size)
 
 
 def anchor_of(folder: Path | None, base: "BaseModel") -> "Synthesizer | None":

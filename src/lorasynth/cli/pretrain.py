@@ -5,7 +5,21 @@ from typing import Annotated
 
 import typer
 
-from lorasynth.cli.options import Base, Device, Preset, Run, Seed, Settings, override, preset_of
+from lorasynth.cli.options import (
+    Base,
+    Checkpointing,
+    Device,
+    DType,
+    Preset,
+    Run,
+    Seed,
+    Settings,
+    Size,
+    Slicing,
+    load_base,
+    override,
+    preset_of,
+)
 from lorasynth.cli.subjects import Avatars, Folder, Pictures, Series, Split, source_of
 
 RecipeSettings = Annotated[
@@ -28,6 +42,10 @@ def pretrain(
     recipe: RecipeSettings = None,
     run: Run = Path("runs/pretrain"),
     settings: Settings = None,
+    dtype: DType = "float32",
+    gradient_checkpointing: Checkpointing = False,
+    attention_slicing: Slicing = False,
+    size: Size = None,
     device: Device = "auto",
 ) -> None:
     """Train a synthesizer through the base model's denoising loss; run again to resume.
@@ -39,15 +57,21 @@ def pretrain(
     --set optimisation.steps=4000
     """
     from lorasynth.atomic import make_parent
-    from lorasynth.base import BaseModel
     from lorasynth.condition import load_encoder
-    from lorasynth.device import pick_device
     from lorasynth.predict import PredictorTraining, train_predictor
     from lorasynth.synthesizer import Synthesizer
 
     config = override(PredictorTraining(), [f"optimisation.seed={seed}", *(settings or [])])
     adapted = override(preset_of(preset), [f"seed={seed}", *(recipe or [])])
-    model, embedder = BaseModel.load(base, pick_device(device)), load_encoder(encoder)
+    embedder = load_encoder(encoder)
+    model = load_base(
+        base,
+        device,
+        dtype,
+        size,
+        slicing=attention_slicing,
+        checkpointing=gradient_checkpointing,
+    )
     drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
     source = source_of(folder, avatars, drawn, model.picture_size)
     make_parent(out)

@@ -11,7 +11,11 @@ if TYPE_CHECKING:
     from lorasynth.pictures import SubjectSource
 
 Folder = Annotated[
-    Path | None, typer.Option(help="Subjects: a folder with a folder of pictures for each.")
+    Path | None,
+    typer.Option(
+        help="Subjects: a folder with a folder of pictures for each, or tar files (webdataset's "
+        "names: ann.0.jpg, ann.0.txt) or Parquet files (columns id, picture, caption)."
+    ),
 ]
 Avatars = Annotated[int | None, typer.Option(help="Subjects: this many drawn avatars.")]
 Split = Annotated[str, typer.Option(help="Avatars' split: train, validation, test.")]
@@ -29,10 +33,10 @@ def source_of(
         PictureError: the folder holds no subjects.
     """
     from lorasynth.config import from_dict
-    from lorasynth.pictures import AvatarSubjects, FolderSubjects
+    from lorasynth.pictures import AvatarSubjects, subjects_in
 
     if folder is not None and avatars is None:
-        return FolderSubjects(folder, size)
+        return subjects_in(folder, size)
     if avatars is None or folder is not None:
         raise ConfigError("subjects must come from either --folder or --avatars: give exactly one")
     return from_dict(AvatarSubjects, {**drawn, "count": avatars, "size": size})

@@ -5,6 +5,7 @@ from lorasynth.collect.contract import Anchor, Gate, Verdict
 from lorasynth.collect.descent import Descent
 from lorasynth.collect.fleet import Fleet, train_fleet
 from lorasynth.collect.gate import LikenessGate
+from lorasynth.collect.prior import Prior
 from lorasynth.collect.recipe import PRESETS, Recipe
 from lorasynth.collect.repeatability import (
     Repeatability,
@@ -22,6 +23,7 @@ __all__ = [
     "Fleet",
     "Gate",
     "LikenessGate",
+    "Prior",
     "Recipe",
     "Repeatability",
     "Verdict",

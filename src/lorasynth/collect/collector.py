@@ -7,7 +7,8 @@ library holds, and ends with the same adapters as an undisturbed run.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from lorasynth.base import BaseModel
 from lorasynth.collect.contract import Anchor, Gate
 from lorasynth.collect.failures import Failures
 from lorasynth.collect.fleet import Fleet, train_fleet
+from lorasynth.collect.fleet_size import fitting_size
+from lorasynth.collect.prior import kept_class_latents
 from lorasynth.collect.recipe import Recipe
-from lorasynth.config import to_dict
 from lorasynth.errors import CollectionError, PictureError
 from lorasynth.library import Library
 from lorasynth.pictures import Subject, SubjectSource
@@ -57,7 +59,7 @@ def collect(
     library_path: Path | str,
     recipe: Recipe,
     *,
-    fleet_size: int = 32,
+    fleet_size: int | None = 32,
     gauge: str | None = None,
     anchor: Anchor | None = None,
     gate: Gate | None = None,
@@ -72,7 +74,8 @@ def collect(
         source: where subjects come from.
         library_path: the library, which is created if absent.
         recipe: how each adapter is trained; a library has one recipe.
-        fleet_size: adapters per fleet; decides speed and memory, not the result.
+        fleet_size: adapters per fleet; decides speed and memory, not the result.  None: as many
+            as fit into the free memory (`lorasynth.collect.fleet_size`).
         gauge: of the canonical vectors of a new library; the raw factors are kept beside them.
             None: `shared` where only B is trained, else `procrustes`.
         anchor: foretells the adapters that training starts from, and that the recipe's decay pulls
@@ -90,15 +93,19 @@ def collect(
     """
     path, start = Path(library_path), time.monotonic()
     ids = _checked_ids(source)
-    if fleet_size < 1:
+    if fleet_size is not None and fleet_size < 1:
         raise CollectionError(f"a fleet must have at least 1 adapter, but fleet_size={fleet_size}")
     gauge = gauge or ("shared" if recipe.trained == "B" else "procrustes")
     library, failures = _open(path, base, recipe, anchor, gauge), Failures(path)
-    run = _Run(base, source, library, failures, recipe, anchor, gate, fleet_size, dtype, autocast)
+    run = _Run(
+        base, source, library, failures, recipe, anchor, gate, fleet_size or 1, dtype, autocast
+    )
     try:
         with library.locked():
             skipped = {*library.ids, *([] if retry_failed else failures.ids)}
             pending = [name for name in ids if name not in skipped]
+            if pending:
+                run.prepare(pending, choose_size=fleet_size is None)
             total, left = (recipe.steps * len(names) for names in (ids, pending))
             with progress("collect", total, done=total - left) as advance:
                 run.train(pending, advance)
@@ -119,7 +126,9 @@ def _open(
     path: Path, base: BaseModel, recipe: Recipe, anchor: Anchor | None, gauge: str
 ) -> Library:
     """Open the library of this base model and recipe; create it in an absent or empty folder."""
-    stated = to_dict(recipe)
+    stated = recipe.stated
+    if base.picture_size != base.own_picture_size():
+        stated["picture_size"] = base.picture_size
     if anchor is not None:
         stated["anchor"] = anchor.fingerprint
     if not path.exists() or all(entry.name.startswith(".") for entry in path.iterdir()):
@@ -168,16 +177,45 @@ class _Run:
     fleet_size: int
     dtype: torch.dtype
     autocast: torch.dtype | None
+    classes: Float[Tensor, "p c h w"] | None = None
     collected: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+
+    def prepare(self, pending: Sequence[str], *, choose_size: bool) -> None:
+        """Make what all fleets share, and choose their size if it is not given."""
+        if self.recipe.prior is not None:
+            prior, seed = self.recipe.prior, self.recipe.seed
+            self.classes = kept_class_latents(self.base, prior, seed, self.library.path)
+        if choose_size:
+            self.fleet_size = self._fitting_size(pending)
+
+    def _fitting_size(self, pending: Sequence[str]) -> int:
+        """As many as fit, tried with the first two subjects that can be read."""
+        subjects: list[Subject] = []
+        for name in pending:
+            subjects += self._load([name])
+            if len(subjects) == 2:
+                recipe = replace(self.recipe, steps=2, warmup_steps=0)
+                return fitting_size(partial(self._trial, recipe, subjects), self.base.device)
+        return 1
+
+    def _trial(self, recipe: Recipe, subjects: Sequence[Subject]) -> None:
+        train_fleet(
+            self.base,
+            recipe,
+            subjects,
+            classes=self.classes,
+            dtype=self.dtype,
+            autocast=self.autocast,
+        )
 
     def train(self, pending: Sequence[str], advance: Advance) -> None:
         """Train `pending` subjects, fleet after fleet."""
         while pending:
             ids, rest = pending[: self.fleet_size], pending[self.fleet_size :]
-            subjects = self._load(ids)
+            subjects, anchors = self._foretold(self._load(ids))
             start = time.monotonic()
-            fleet = self._fleet(subjects, advance) if subjects else None
+            fleet = self._fleet(subjects, anchors, advance) if subjects else None
             if fleet is not None:
                 self._keep(fleet, subjects, (time.monotonic() - start) / len(subjects))
             elif subjects:
@@ -197,7 +235,21 @@ class _Run:
         self._fail(broken)
         return subjects
 
-    def _fleet(self, subjects: Sequence[Subject], advance: Advance) -> Fleet | None:
+    def _foretold(self, subjects: list[Subject]) -> tuple[list[Subject], Factors | None]:
+        """What the anchor says of subjects; those that it cannot read become failures."""
+        if self.anchor is None or not subjects:
+            return subjects, None
+        try:
+            return subjects, self.anchor.foretell(subjects)
+        except PictureError as error:  # no face in a picture, for example
+            if len(subjects) == 1:
+                self._fail({subjects[0].id: {"reason": str(error)}})
+                return [], None
+        return self._foretold([one for each in subjects for one in self._foretold([each])[0]])
+
+    def _fleet(
+        self, subjects: Sequence[Subject], anchors: Factors | None, advance: Advance
+    ) -> Fleet | None:
         """Train one fleet; None if it does not fit into memory."""
         size = len(subjects)
         done = 0
@@ -215,7 +267,8 @@ class _Run:
                 self.base,
                 self.recipe,
                 subjects,
-                anchor=None if self.anchor is None else self.anchor.foretell(subjects),
+                anchor=anchors,
+                classes=self.classes,
                 dtype=self.dtype,
                 autocast=self.autocast,
                 on_step=on_step,

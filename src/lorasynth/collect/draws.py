@@ -4,15 +4,18 @@ What subject s draws at step i depends on (seed, s, i) and the `Descent` alone: 
 subjects of its fleet, their order, the device, or the number of steps after i.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Real
 from torch import Tensor
 
 from lorasynth.collect.descent import Descent
 from lorasynth.randomness import torch_stream
+
+#: Draws times of some shape from a stream, as a base model does.
+DrawTimes: TypeAlias = Callable[[Sequence[int], torch.Generator], Tensor]
 
 #: Steps whose noise is drawn in one call per subject.  Part of the streams: the vectorised
 #: generator gives other numbers for other lengths, so a change makes other adapters.
@@ -24,13 +27,13 @@ class Draw(NamedTuple):
 
     Attributes:
         pictures: index among the subject's own pictures.
-        timesteps: in [0, number of training timesteps).
+        times: to denoise at, as the base model counts them.
         noise: standard normal.
         dropped: whether the caption is replaced by the empty one.
     """
 
     pictures: Int64[Tensor, "n m"]
-    timesteps: Int64[Tensor, "n m"]
+    times: Real[Tensor, "n m"]
     noise: Float[Tensor, "n m c h w"]
     dropped: Bool[Tensor, "n m"]
 
@@ -40,7 +43,7 @@ def draw_steps(
     subject_ids: Sequence[str],
     picture_counts: Sequence[int],
     *,
-    timesteps: int,
+    draw_times: DrawTimes,
     latent_shape: tuple[int, ...],
     device: torch.device,
     dtype: torch.dtype,
@@ -56,10 +59,7 @@ def draw_steps(
         noise_paths = [("shared", "noise")]
     streams = [torch_stream(config.seed, *path, "noise") for path in noise_paths]
     times = stacked(
-        [
-            torch.randint(timesteps, shape, generator=torch_stream(config.seed, *path, "timesteps"))
-            for path in noise_paths
-        ]
+        [draw_times(shape, torch_stream(config.seed, *path, "timesteps")) for path in noise_paths]
     )
     pictures = stacked(
         [

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from lorasynth.base import BaseModel
+from lorasynth.base import BaseModel, Texts
 from lorasynth.errors import CollectionError
 from lorasynth.pictures import Subject
 
@@ -18,25 +18,24 @@ class EncodedSubjects:
 
     Attributes:
         latents: scaled latents of all pictures.
-        texts: embeddings of all captions.
-        empty: embedding of the empty caption.
+        texts: all captions.
+        empty: what the base model takes where nothing is said.
         first: where each subject's pictures begin.
         counts: pictures of each subject.
     """
 
     latents: Float[Tensor, "pictures c h w"]
-    texts: Float[Tensor, "pictures tokens width"]
-    empty: Float[Tensor, "tokens width"]
+    texts: Texts
+    empty: Texts
     first: Int64[Tensor, " n"]
     counts: tuple[int, ...]
 
     def pick(
         self, pictures: Int64[Tensor, "n m"], dropped: Bool[Tensor, "n m"]
-    ) -> tuple[Float[Tensor, "nm c h w"], Float[Tensor, "nm tokens width"]]:
+    ) -> tuple[Float[Tensor, "nm c h w"], Texts]:
         """Latents and texts of each subject's own `pictures`, without the captions `dropped`."""
         index = (pictures + self.first[:, None]).flatten()
-        texts = torch.where(dropped.flatten()[:, None, None], self.empty, self.texts[index])
-        return self.latents[index], texts
+        return self.latents[index], self.texts[index].replaced(dropped.flatten(), self.empty)
 
 
 def encode_subjects(base: BaseModel, subjects: Iterable[Subject]) -> EncodedSubjects:
@@ -62,8 +61,8 @@ def encode_subjects(base: BaseModel, subjects: Iterable[Subject]) -> EncodedSubj
     counts = tuple(len(part) for part in latents)
     return EncodedSubjects(
         latents=torch.cat(latents),
-        texts=torch.cat(texts),
-        empty=base.encode_prompts([""])[0],
+        texts=Texts.cat(texts),
+        empty=base.empty_prompts(1),
         first=torch.tensor([0, *counts[:-1]], device=base.device).cumsum(0),
         counts=counts,
     )

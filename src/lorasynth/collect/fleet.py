@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lorasynth.adapter import Factor, Factors
 from lorasynth.base import BaseModel
 from lorasynth.collect.loop import OnStep, descend
+from lorasynth.collect.prior import class_latents, prior_losses
 from lorasynth.collect.recipe import Recipe
 from lorasynth.errors import CollectionError, ConfigError
 from lorasynth.pictures import Subject
@@ -38,6 +39,7 @@ def train_fleet(
     subjects: Sequence[Subject],
     *,
     anchor: Factors | None = None,
+    classes: Float[Tensor, "p c h w"] | None = None,
     dtype: torch.dtype = torch.float32,
     autocast: torch.dtype | None = None,
     on_step: OnStep | None = None,
@@ -50,9 +52,11 @@ def train_fleet(
         subjects: what each adapter is trained on.
         anchor: factors (n or 1 adapters, any scale folded in) to start from, and to be pulled
             toward by weight decay; None: start as the recipe says, decay toward zero.
+        classes: latents of the pictures that the recipe's prior asks for; None: make them, if it
+            does.
         dtype: of the factors and their optimiser.
-        autocast: precision for the network's products (bfloat16; float16 has no loss scaling
-            here); None: that of the base model's weights.
+        autocast: precision for the network's products (bfloat16); None: that of the base model's
+            weights.
         on_step: called after each step.
 
     Raises:
@@ -66,6 +70,11 @@ def train_fleet(
     else:
         start = {name: Factor(f.A, f.B / recipe.scale) for name, f in anchor.items()}
     factors = _leaves(start, recipe, len(ids), base.device, dtype)
+    penalties = None
+    if recipe.prior is not None:
+        if classes is None:
+            classes = class_latents(base, recipe.prior, recipe.seed)
+        penalties = prior_losses(base, recipe, recipe.prior, classes, ids)
     losses = descend(
         base,
         recipe,
@@ -73,6 +82,7 @@ def train_fleet(
         [part for factor in factors.values() for part in factor if part.requires_grad],
         lambda: factors,
         scale=recipe.scale,
+        penalties=penalties,
         anchored=anchor is not None,
         autocast=autocast,
         on_step=on_step,

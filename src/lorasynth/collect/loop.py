@@ -21,6 +21,10 @@ from lorasynth.collect.draws import Draw, draw_steps
 from lorasynth.collect.encoded import EncodedSubjects, encode_subjects
 from lorasynth.pictures import Subject
 
+#: Multiplies the loss of models in float16, whose small gradients would be lost otherwise; divided
+#: out again before they are used.
+_HALF_GAIN = 1024.0
+
 #: Called after each step with the number of steps done and each subject's loss, on the device.
 OnStep = Callable[[int, Tensor], None]
 
@@ -50,8 +54,8 @@ def descend(
         scale: multiplies ΔW of all adapters.
         penalties: added to the losses of the subjects.
         anchored: weight decay pulls toward where the numbers start, not toward zero.
-        autocast: precision for the network's products (bfloat16; float16 has no loss scaling
-            here); None: that of the base model's weights.
+        autocast: precision for the network's products (bfloat16); None: that of the base model's
+            weights.
         on_step: called after each step.
 
     Returns:
@@ -61,23 +65,25 @@ def descend(
         CollectionError: there is no subject, or one has no pictures or captions.
     """
     encoded = encode_subjects(base, subjects)
-    stepper = _Stepper(config, numbers, anchored=anchored)
+    gain = _HALF_GAIN if base.dtype == torch.float16 else 1.0
+    stepper = _Stepper(config, numbers, anchored=anchored, gain=gain)
     draws = draw_steps(
         config,
         [subject.id for subject in subjects],
         encoded.counts,
-        timesteps=base.scheduler.config.num_train_timesteps,
+        draw_times=base.draw_times,
         latent_shape=tuple(encoded.latents.shape[1:]),
         device=base.device,
         dtype=encoded.latents.dtype,
     )
     losses = []
-    with StackedAdapters(base.unet, factors(), scale) as stacked:
+    with StackedAdapters(base.denoiser, factors(), scale) as stacked:
         for step, draw in enumerate(draws):
             stacked.factors = factors()
             with torch.autocast(base.device.type, autocast, enabled=autocast is not None):
                 loss = denoising_losses(base, encoded, draw)
-            stepper.step(loss if penalties is None else loss + penalties())
+                total = loss if penalties is None else loss + penalties()
+            stepper.step(total)
             losses.append(loss.detach())
             if on_step is not None:
                 on_step(step + 1, losses[-1])
@@ -88,9 +94,9 @@ def descend(
 def denoising_losses(base: BaseModel, encoded: EncodedSubjects, draw: Draw) -> Float[Tensor, " n"]:
     """Each subject's mean squared error of what the base model predicts, over its own samples."""
     latents, texts = encoded.pick(draw.pictures, draw.dropped)
-    noise, timesteps = draw.noise.flatten(0, 1), draw.timesteps.flatten()
-    noisy, target = base.add_noise(latents, noise, timesteps)
-    predicted = base.denoise(noisy, timesteps, texts)
+    noise, times = draw.noise.flatten(0, 1), draw.times.flatten()
+    noisy, target = base.add_noise(latents, noise, times)
+    predicted = base.denoise(noisy, times, texts)
     exact = torch.promote_types(predicted.dtype, torch.float32)
     error = predicted.to(exact) - target.to(exact)
     losses: Tensor = error.square().reshape(len(draw.pictures), -1).mean(dim=1)
@@ -100,8 +106,11 @@ def denoising_losses(base: BaseModel, encoded: EncodedSubjects, draw: Draw) -> F
 class _Stepper:
     """The optimiser, clipping, decay and averaging of n subjects, each as if it were alone."""
 
-    def __init__(self, config: Descent, numbers: Sequence[Tensor], *, anchored: bool) -> None:
+    def __init__(
+        self, config: Descent, numbers: Sequence[Tensor], *, anchored: bool, gain: float
+    ) -> None:
         self.config = config
+        self.gain = gain
         self.numbers = list(numbers)
         self.anchors = [
             p.detach().clone() if anchored else torch.zeros_like(p) for p in self.numbers
@@ -117,9 +126,12 @@ class _Stepper:
 
     def step(self, losses: Float[Tensor, " n"]) -> None:
         self.optimiser.zero_grad()
-        losses.sum().backward()
+        (losses.sum() * self.gain).backward()
+        gradients = [p.grad for p in self.numbers if p.grad is not None]
+        if self.gain != 1:
+            torch._foreach_div_(gradients, self.gain)
         if self.config.clip is not None:
-            clip_each([p.grad for p in self.numbers if p.grad is not None], self.config.clip)
+            clip_each(gradients, self.config.clip)
         rate = self.config.rate(self.steps)
         self.optimiser.param_groups[0]["lr"] = rate
         with torch.no_grad():

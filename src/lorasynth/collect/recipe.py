@@ -7,11 +7,12 @@ size, device, precision of the base model) is not here.
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from typing_extensions import override
 
 from lorasynth.collect.descent import Descent
+from lorasynth.collect.prior import Prior
 from lorasynth.config import to_dict
 
 
@@ -32,6 +33,7 @@ class Recipe(Descent):
         start: where A starts.  "shared": one A for all subjects, orthonormal rows of norm
             `start_scale`; "own": each subject draws its own, uniform as in PEFT.  B starts at zero.
         start_scale: norm of the rows of a shared A; scales the learning rate of B's ΔW.
+        prior: pictures of the subject's class that each adapter also learns; None: none.
     """
 
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
@@ -40,6 +42,7 @@ class Recipe(Descent):
     trained: Literal["B", "both"] = "B"
     start: Literal["shared", "own"] = "shared"
     start_scale: float = 1.0
+    prior: Prior | None = None
 
     @override
     def _rules(self) -> dict[str, tuple[bool, str]]:
@@ -60,17 +63,24 @@ class Recipe(Descent):
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     @property
+    def stated(self) -> dict[str, Any]:
+        """All options in JSON values; the prior, which came later, only where there is one.
+
+        So what was made without one before keeps its recipe.
+        """
+        return {k: v for k, v in to_dict(self).items() if k != "prior" or v is not None}
+
+    @property
     def fingerprint(self) -> str:
         """Hash of all options, recorded with every adapter."""
-        text = json.dumps(to_dict(self), sort_keys=True)
+        text = json.dumps(self.stated, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 #: Named recipes: `ours` is the default; `anchored` starts from a synthesizer's prediction, so it
 #: needs few steps; `refine` goes on from a synthesised adapter with one picture or a few; `usual`
 #: trains A and B by Adam, as most do, so that adapters of one subject hardly agree;
-#: `weights2weights` is the one of the paper's data set (https://arxiv.org/abs/2406.09413), without
-#: its prior preservation.
+#: `weights2weights` is the one of the paper's data set (https://arxiv.org/abs/2406.09413).
 PRESETS: dict[str, Recipe] = {
     "ours": Recipe(),
     "anchored": Recipe(steps=100, learning_rate=2e-3),
@@ -88,5 +98,6 @@ PRESETS: dict[str, Recipe] = {
         noise="own",
         average=0.0,
         weight_decay=1e-2,
+        prior=Prior(prompt="person"),
     ),
 }

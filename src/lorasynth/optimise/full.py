@@ -14,17 +14,17 @@ from lorasynth.collect.encoded import encode_subjects
 from lorasynth.collect.loop import denoising_losses
 from lorasynth.pictures import Subject
 
-#: All weights of a U-Net, by name.
+#: All weights of a denoiser, by name.
 Weights: TypeAlias = dict[str, Tensor]
 
 
 def fine_tune(base: BaseModel, subject: Subject, config: Descent) -> Weights:
-    """Train every weight of the U-Net by Adam, with the draws that a LoRA of the subject would see.
+    """Train every weight of the denoiser by Adam, with the draws that a LoRA would see.
 
     Subjects cannot share passes here, since nothing is common to them.
 
     Args:
-        base: whose U-Net is trained, and is as it was afterwards.
+        base: whose denoiser is trained, and is as it was afterwards.
         subject: who.
         config: how; its averaging, anchor and optimiser do not apply.
 
@@ -39,14 +39,14 @@ def fine_tune(base: BaseModel, subject: Subject, config: Descent) -> Weights:
         config,
         [subject.id],
         encoded.counts,
-        timesteps=base.scheduler.config.num_train_timesteps,
+        draw_times=base.draw_times,
         latent_shape=tuple(encoded.latents.shape[1:]),
         device=base.device,
         dtype=encoded.latents.dtype,
     )
     before = _copy(base)
-    base.unet.requires_grad_(True)
-    parameters = list(base.unet.parameters())
+    base.denoiser.requires_grad_(True)
+    parameters = list(base.denoiser.parameters())
     optimiser = torch.optim.Adam(parameters, lr=config.learning_rate)
     try:
         for step, draw in enumerate(draws):
@@ -58,21 +58,21 @@ def fine_tune(base: BaseModel, subject: Subject, config: Descent) -> Weights:
             optimiser.step()
         return _copy(base)
     finally:
-        base.unet.load_state_dict(before)
-        base.unet.requires_grad_(False)
+        base.denoiser.load_state_dict(before)
+        base.denoiser.requires_grad_(False)
         optimiser.zero_grad()
 
 
 @contextmanager
 def weights_of(base: BaseModel, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """The base model with other weights of its U-Net inside the context."""
+    """The base model with other weights of its denoiser inside the context."""
     before = _copy(base)
-    base.unet.load_state_dict(dict(weights))
+    base.denoiser.load_state_dict(dict(weights))
     try:
         yield
     finally:
-        base.unet.load_state_dict(before)
+        base.denoiser.load_state_dict(before)
 
 
 def _copy(base: BaseModel) -> Weights:
-    return {name: value.detach().clone() for name, value in base.unet.state_dict().items()}
+    return {name: value.detach().clone() for name, value in base.denoiser.state_dict().items()}

@@ -1,19 +1,25 @@
-"""Pictures and their subjects: folders of photos, and the avatars that the embedded model draws."""
+"""Pictures and their subjects: photos in folders, tar and Parquet files; avatars that are drawn."""
 
 from lorasynth.pictures import captions
 from lorasynth.pictures.avatars import AvatarSubjects
 from lorasynth.pictures.contract import Subject, SubjectSource
 from lorasynth.pictures.files import pictures_in, read_photo, read_picture, to_image
 from lorasynth.pictures.folders import FolderSubjects
+from lorasynth.pictures.parquet import ParquetSubjects
+from lorasynth.pictures.sources import subjects_in
+from lorasynth.pictures.tars import TarSubjects
 
 __all__ = [
     "AvatarSubjects",
     "FolderSubjects",
+    "ParquetSubjects",
     "Subject",
     "SubjectSource",
+    "TarSubjects",
     "captions",
     "pictures_in",
     "read_photo",
     "read_picture",
+    "subjects_in",
     "to_image",
 ]

@@ -1,5 +1,6 @@
 """Read pictures that people bring: any format that Pillow knows, checked before it is decoded."""
 
+import io
 import warnings
 from pathlib import Path
 
@@ -42,41 +43,59 @@ def read_photo(path: Path | str) -> UInt8[Tensor, "h w 3"]:
     path = Path(path)
     if not path.is_file():
         raise PictureError(f"a picture must be a file, but {path} is not one: check the path")
+    return _decode(path, str(path))
+
+
+def decode_picture(file: io.BytesIO, size: int, name: str) -> UInt8[Tensor, "side side 3"]:
+    """As `read_picture`, of a picture that is part of another file.
+
+    Args:
+        file: the picture.
+        size: side of the result.
+        name: what messages call it.
+
+    Raises:
+        PictureError: see `read_photo`.
+    """
+    return middle_square(_decode(file, name), size)
+
+
+def _decode(file: Path | io.BytesIO, name: str) -> UInt8[Tensor, "h w 3"]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of broken tags that nothing here reads
-            with Image.open(path) as picture:
-                _check_pixels(path, picture.size)
-                _check_depth(path, picture.mode)
+            with Image.open(file) as picture:
+                _check_pixels(name, picture.size)
+                _check_depth(name, picture.mode)
                 upright = _flatten(ImageOps.exif_transpose(picture))
     except PictureError:
         raise
     except Image.DecompressionBombError as error:
         raise PictureError(
-            f"a picture may have {MAX_MEGAPIXELS} megapixels, but {path} has far more: "
+            f"a picture may have {MAX_MEGAPIXELS} megapixels, but {name} has far more: "
             "scale it down first"
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise PictureError(
-            f"a picture must be a whole image file (PNG, JPEG, WebP, ...), but {path} is not "
+            f"a picture must be a whole image file (PNG, JPEG, WebP, ...), but {name} is not "
             f"({error}): export it again"
         ) from error
     return torch.from_numpy(np.array(upright))
 
 
-def _check_pixels(path: Path, size: tuple[int, int]) -> None:
+def _check_pixels(name: str, size: tuple[int, int]) -> None:
     megapixels = size[0] * size[1] / 1e6
     if megapixels > MAX_MEGAPIXELS:
         raise PictureError(
-            f"a picture may have {MAX_MEGAPIXELS} megapixels, but {path} has {megapixels:.0f} "
+            f"a picture may have {MAX_MEGAPIXELS} megapixels, but {name} has {megapixels:.0f} "
             f"({size[0]} x {size[1]}): scale it down first"
         )
 
 
-def _check_depth(path: Path, mode: str) -> None:
+def _check_depth(name: str, mode: str) -> None:
     if mode.startswith(("I", "F")):  # converted to RGB, they would be white
         raise PictureError(
-            f"a picture must have 8 bits per channel, but {path} has more (mode {mode}): export it "
+            f"a picture must have 8 bits per channel, but {name} has more (mode {mode}): export it "
             "with 8"
         )
 

@@ -117,13 +117,13 @@ def train_ip_adapter(
     encoded, embeddings = encode_with_embeddings(base, encoder, source)
     options = config.optimisation
     torch.manual_seed(stream_seed(options.seed, "ip-adapter"))
-    adapter = IPAdapter(config, base.unet, embeddings.shape[2])
+    adapter = IPAdapter(config, base.denoiser, embeddings.shape[2])
 
     def loss(model: Any, step: int) -> tuple[Tensor, str]:
         seen, some, draw = draw_task(base, encoded, embeddings, options, 1, step)
         stream = torch_stream(options.seed, "ip-adapter", step)
         kept = torch.rand(len(seen), 1, generator=stream) >= config.dropped
-        with model.attached(base.unet, seen * kept.to(seen)):
+        with model.attached(base.denoiser, seen * kept.to(seen)):
             value = denoising_losses(base, some, draw).mean()
         return value, f"loss {value.item():.4f}" if step % 50 == 0 else ""
 

@@ -50,7 +50,7 @@ def draw_task(
     noise = torch.randn(*shape, *encoded.latents.shape[1:], generator=generator, device=device)
     draw = Draw(
         pictures=below(embeddings.shape[1], *shape),
-        timesteps=below(base.scheduler.config.num_train_timesteps, *shape),
+        times=base.draw_times(shape, generator),
         noise=noise,
         dropped=torch.zeros(shape, dtype=torch.bool, device=device),
     )

@@ -93,13 +93,15 @@ def train_predictor(
 
     def loss(model: Any, step: int) -> tuple[Tensor, str]:
         seen, some, draw = draw_task(base, encoded, embeddings, options, config.pictures, step)
-        with StackedAdapters(base.unet, model(seen)):
-            value = denoising_losses(base, some, draw).mean()
+        stacked.factors = model(seen)
+        value = denoising_losses(base, some, draw).mean()
         return value, f"loss {value.item():.4f}" if step % 50 == 0 else ""
 
-    settings = to_dict(config) | {"recipe": to_dict(recipe), "subjects": len(embeddings)}
+    settings = to_dict(config) | {"recipe": recipe.stated, "subjects": len(embeddings)}
     trainer = Trainer(model, options, checkpoint, base.device, settings)
-    trainer.run("predictor", loss)
+    # Attached in the backward pass too, where gradient checkpointing computes blocks again.
+    with StackedAdapters(base.denoiser, start) as stacked:
+        trainer.run("predictor", loss)
     hypernet, codec = model.split(embeddings.flatten(0, 1))
     hypernet.eval().requires_grad_(requires_grad=False)
     return Predicting(hypernet, codec, model.layout)

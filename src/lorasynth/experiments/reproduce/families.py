@@ -73,6 +73,6 @@ def _pictures(study: Study, adapter: IPAdapter) -> torch.Tensor:
         rows = slice(i * each, (i + 1) * each)
         guided = run.config.sampling.guidance != 1
         seen = torch.stack([condition, 0 * condition] if guided else [condition])
-        with adapter.attached(base.unet, seen.to(base.device)):
+        with adapter.attached(base.denoiser, seen.to(base.device)):
             pictures.append(base.sample(prompts[rows], seeds[rows], None, run.config.sampling))
     return torch.cat(pictures)

@@ -1,0 +1,425 @@
+"""What a base model must do, and what follows from that for all kinds of pipelines.
+
+Nothing here or above knows which model it is: widths, latent shape, noise schedule and prediction
+type are read from the pipeline, and a kind of pipeline is one class.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from jaxtyping import Float, Real, UInt8
+from torch import Tensor, nn
+
+from lorasynth.adapter import Factor, Factors, count
+from lorasynth.adapter.components import DENOISER, split
+from lorasynth.base.memory import Memory
+from lorasynth.base.pipeline_files import load_pipeline, read_description
+from lorasynth.base.stacked import StackedAdapters
+from lorasynth.base.texts import Texts
+from lorasynth.errors import BaseModelError, LayoutError
+from lorasynth.pictures.files import to_unit_range
+from lorasynth.randomness import torch_stream
+from lorasynth.registry import Registry
+from lorasynth.weights import fingerprint
+
+#: Pixels that the autoencoder takes at once, and that a denoiser makes at once: 64 pictures of
+#: 64 pixels, or one of 512; 16 of 512.
+_ENCODED_AT_ONCE, _MADE_AT_ONCE = 1 << 18, 1 << 22
+
+#: In tokens, where a text encoder has no limit of its own.
+_LONGEST_TEXT = 4096
+
+#: Noisy latents and their time -> the prediction that a solver takes.
+Guided: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How pictures are made.
+
+    Attributes:
+        steps: solver steps.
+        guidance: weight of classifier-free guidance, 1 turns it off; or what a model that was
+            distilled with guidance is told.
+        batch: most latents denoised at once (twice as many samples with guidance); large pictures
+            are made in smaller batches.
+    """
+
+    steps: int = 20
+    guidance: float = 3.0
+    batch: int = 64
+
+
+class BaseModel(ABC):
+    """A text-to-image model that adapters are made for; all of its weights are frozen.
+
+    Attributes:
+        pipeline_class: the pipeline of diffusers that this is for.
+        denoiser_part: the pipeline's name for the denoiser.
+        text_parts: the pipeline's names for each tokenizer and its text encoder.
+        left_out: arguments that keep a pipeline from loading parts that are not used.
+        patch: latents along one side that the denoiser takes as one token.
+        name: the folder or hub id it came from.
+        fingerprint: identifies the denoiser's weights; written into every adapter.
+        denoiser: the U-Net or transformer.
+        text_encoders: by their names in the pipeline.
+        picture_size: side of its pictures in pixels.
+        latent_shape: channels, height and width of a latent.
+    """
+
+    pipeline_class: ClassVar[type[Any]]
+    denoiser_part: ClassVar[str] = "unet"
+    text_parts: ClassVar[Mapping[str, str]] = {"tokenizer": "text_encoder"}
+    left_out: ClassVar[Mapping[str, Any]] = {}
+    patch: ClassVar[int] = 1
+
+    def __init__(self, pipeline: Any, name: str, picture_size: int | None = None) -> None:
+        """Freeze a pipeline.
+
+        Args:
+            pipeline: of `pipeline_class`.
+            name: for messages.
+            picture_size: side of the pictures in pixels; None: the model's own.
+
+        Raises:
+            BaseModelError: a part is missing, or the model cannot make pictures of that size.
+        """
+        _require_parts(pipeline, name, (self.denoiser_part, "vae", *self.text_parts.values()))
+        self.pipeline = pipeline
+        self.name = name
+        self.denoiser: Any = getattr(pipeline, self.denoiser_part)
+        self.vae: Any = pipeline.vae
+        self.text_encoders: dict[str, Any] = {
+            part: getattr(pipeline, part) for part in self.text_parts.values()
+        }
+        for part in self._networks():
+            part.requires_grad_(False).eval()
+        self.picture_size = picture_size or self.own_picture_size()
+        self.latent_shape = (self._latent_channels(), *[self._latent_side()] * 2)
+        self.scaling = float(self.vae.config.scaling_factor)
+        self.shift = float(getattr(self.vae.config, "shift_factor", None) or 0.0)
+        self.fingerprint = fingerprint(self.denoiser)
+
+    @staticmethod
+    def load(
+        name: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        memory: Memory | None = None,
+        picture_size: int | None = None,
+    ) -> "BaseModel":
+        """Load a pipeline of any known kind from a folder or the hub.
+
+        Args:
+            name: the folder or hub id.
+            device: where to.
+            dtype: number format of all weights; an autoencoder that is known to overflow in
+                float16 stays in float32.
+            memory: what is given up for memory; None: nothing.
+            picture_size: side of the pictures in pixels; None: the model's own.
+
+        Raises:
+            BaseModelError: the folder or repository is missing a part or is of no known kind.
+        """
+        kind = _kind_of(str(name))
+        pipeline = load_pipeline(str(name), kind.pipeline_class, kind.left_out)
+        pipeline.set_progress_bar_config(disable=True)
+        # The fingerprint is of the weights as stored, so the cast comes after it.
+        base = kind(pipeline, str(name), picture_size)
+        _check_tokenizers(base)
+        (memory or Memory()).apply(base.denoiser, str(name))
+        for part in base._networks():
+            nn.Module.to(part, device, _format_of(part, dtype))
+        return base
+
+    # What a kind of pipeline must say
+
+    @abstractmethod
+    def own_picture_size(self) -> int:
+        """Side in pixels of the pictures that the model was trained for."""
+
+    @abstractmethod
+    def _latent_channels(self) -> int: ...
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Sequence[str]) -> Texts:
+        """Prompts as the denoiser takes them."""
+
+    @abstractmethod
+    def draw_times(self, shape: Sequence[int], generator: torch.Generator) -> Real[Tensor, "..."]:
+        """Random times to denoise at in training, on the generator's device."""
+
+    @abstractmethod
+    def add_noise(
+        self,
+        latents: Float[Tensor, "b c i j"],
+        noise: Float[Tensor, "b c i j"],
+        times: Real[Tensor, " b"],
+    ) -> tuple[Float[Tensor, "b c i j"], Float[Tensor, "b c i j"]]:
+        """Noisy latents, and what the denoiser must predict for them."""
+
+    @abstractmethod
+    def denoise(
+        self, noisy: Float[Tensor, "b c i j"], times: Real[Tensor, " b"], texts: Texts
+    ) -> Float[Tensor, "b c i j"]:
+        """The denoiser's prediction."""
+
+    @abstractmethod
+    def schedule(self, steps: int) -> Iterator[Real[Tensor, ""]]:
+        """The times of a solver that starts at noise; `step` is called after each."""
+
+    @abstractmethod
+    def step(
+        self,
+        prediction: Float[Tensor, "b c i j"],
+        time: Real[Tensor, ""],
+        latents: Float[Tensor, "b c i j"],
+    ) -> Float[Tensor, "b c i j"]:
+        """Latents at the time after `time`."""
+
+    @abstractmethod
+    def guided(self, texts: Texts, count: int, guidance: float) -> Guided:
+        """The denoiser with guidance, for the prompts of `count` attached adapters."""
+
+    def empty_prompts(self, count: int) -> Texts:
+        """What the model takes where nothing is said."""
+        return self.encode_prompts([""] * count)
+
+    # What follows
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        device: torch.device = self.denoiser.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The denoiser's number format."""
+        dtype: torch.dtype = self.denoiser.dtype
+        return dtype
+
+    def target_linears(self, targets: Sequence[str]) -> dict[str, nn.Linear]:
+        """The denoiser's linear layers whose name ends with one of `targets`, sorted by name.
+
+        Raises:
+            LayoutError: a target matches no layer.
+        """
+        linears = {n: m for n, m in self.denoiser.named_modules() if isinstance(m, nn.Linear)}
+        for target in targets:
+            if not any(_ends_with(name, target) for name in linears):
+                endings = sorted({n.rsplit(".", 1)[-1] for n in linears if not n[-1].isdigit()})
+                raise LayoutError(
+                    f"a target must end the name of a linear layer of the denoiser, but {target!r} "
+                    f"ends none: use names such as {', '.join(endings[:8])}"
+                )
+        return {
+            name: linears[name]
+            for name in sorted(linears)
+            if any(_ends_with(name, target) for target in targets)
+        }
+
+    @torch.no_grad()
+    def encode_pictures(
+        self, pictures: UInt8[Tensor, "b h w 3"], batch: int | None = None
+    ) -> Float[Tensor, "b c i j"]:
+        """The means of the pictures' latents, scaled as the denoiser takes them."""
+        parts = []
+        for part in pictures.split(batch or self._at_once(_ENCODED_AT_ONCE)):
+            unit = to_unit_range(part.to(self.device)).to(self.vae.dtype)
+            mean = self.vae.encode(unit).latent_dist.mean
+            parts.append(((mean - self.shift) * self.scaling).to(self.dtype))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def decode_latents(
+        self, latents: Float[Tensor, "b c i j"], batch: int | None = None
+    ) -> UInt8[Tensor, "b h w 3"]:
+        """Pictures of latents, on the CPU."""
+        parts = []
+        for part in latents.split(batch or self._at_once(_ENCODED_AT_ONCE)):
+            unscaled = (part / self.scaling + self.shift).to(self.vae.dtype)
+            decoded = self.vae.decode(unscaled).sample.float()
+            pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            parts.append(pixels.permute(0, 2, 3, 1).cpu())
+        return torch.cat(parts)
+
+    @contextmanager
+    def attached(self, adapters: Factors | None) -> Iterator[None]:
+        """Stacked adapters, attached to denoiser and text encoders inside the context.
+
+        Raises:
+            LayoutError: a module is absent or has other widths.
+        """
+        parts = {DENOISER: self.denoiser, **self.text_encoders}
+        with ExitStack() as stack:
+            for component, factors in split(adapters or {}).items():
+                if component not in parts:
+                    raise LayoutError(
+                        f"an adapter may change the denoiser and {', '.join(self.text_encoders)} "
+                        f"of {self.name}, but this one changes {component}: it is made for another "
+                        "kind of model"
+                    )
+                network = parts[component]
+                stack.enter_context(StackedAdapters(network, _present(network, factors)))
+            yield
+
+    def noise(self, seeds: Sequence[int]) -> Float[Tensor, "b c i j"]:
+        """Starting noise, one stream per seed, so that a picture does not depend on its batch."""
+        drawn = [torch.randn(self.latent_shape, generator=torch_stream(s, "image")) for s in seeds]
+        return torch.stack(drawn).to(self.device, self.dtype)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        adapters: Factors | None = None,
+        config: SamplingConfig | None = None,
+    ) -> UInt8[Tensor, "b h w 3"]:
+        """Make one picture per prompt.
+
+        Args:
+            prompts: b prompts; with n stacked adapters, b = n * m in the order of the adapters.
+            seeds: one per prompt.
+            adapters: n stacked adapters, or None for the base model.
+            config: sampler options.
+
+        Raises:
+            LayoutError: the numbers of prompts, seeds and adapters do not fit.
+        """
+        config = config or SamplingConfig()
+        n = 1 if adapters is None else count(adapters)
+        if not prompts or len(prompts) % n or len(seeds) != len(prompts):
+            raise LayoutError(
+                "each picture needs a prompt and a seed, and each adapter the same number of "
+                f"pictures, but got {len(prompts)} prompts, {len(seeds)} seeds and {n} "
+                f"adapters: give a multiple of {n} of both"
+            )
+        batch = min(config.batch, self._at_once(_MADE_AT_ONCE))
+        if adapters is None:
+            return self._sample_in_batches(prompts, seeds, None, 1, config, batch)
+        per_adapter = len(prompts) // n
+        fleet = max(batch // per_adapter, 1)
+        pictures = []
+        for start in range(0, n, fleet):
+            rows = slice(start, min(start + fleet, n))
+            part = {name: Factor(f.A[rows], f.B[rows]) for name, f in adapters.items()}
+            images = slice(rows.start * per_adapter, rows.stop * per_adapter)
+            size = rows.stop - rows.start
+            pictures.append(
+                self._sample_in_batches(prompts[images], seeds[images], part, size, config, batch)
+            )
+        return torch.cat(pictures)
+
+    def _sample_in_batches(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        adapters: Factors | None,
+        n: int,
+        config: SamplingConfig,
+        batch: int,
+    ) -> UInt8[Tensor, "b h w 3"]:
+        # With adapters the batch is one block per adapter, so it is cut within each block alike.
+        per_adapter = len(prompts) // n
+        order = torch.arange(len(prompts)).reshape(n, per_adapter)
+        columns = [c.flatten().tolist() for c in order.split(max(batch // n, 1), dim=1)]
+        latents = torch.empty(len(prompts), *self.latent_shape, device=self.device)
+        with self.attached(adapters):
+            for rows in columns:
+                latents[rows] = self._sample_batch(
+                    [prompts[i] for i in rows], [seeds[i] for i in rows], n, config
+                ).float()
+        return self.decode_latents(latents)
+
+    def _sample_batch(
+        self, prompts: Sequence[str], seeds: Sequence[int], n: int, config: SamplingConfig
+    ) -> Float[Tensor, "b c i j"]:
+        texts, latents = self.encode_prompts(prompts), self.noise(seeds)
+        predict = self.guided(texts, n, config.guidance)
+        for time in self.schedule(config.steps):
+            latents = self.step(predict(latents, time), time, latents)
+        return latents
+
+    def _networks(self) -> tuple[Any, ...]:
+        return (self.denoiser, self.vae, *self.text_encoders.values())
+
+    def _latent_side(self) -> int:
+        unit = int(self.pipeline.vae_scale_factor) * self.patch
+        if self.picture_size < unit or self.picture_size % unit:
+            raise BaseModelError(
+                f"pictures of {self.name} must have a multiple of {unit} pixels on each side, but "
+                f"--size is {self.picture_size}"
+            )
+        return self.picture_size // unit * self.patch
+
+    def _at_once(self, pixels: int) -> int:
+        """Pictures in a batch of so many pixels; from 1 to 64."""
+        return max(1, min(64, pixels // self.picture_size**2))
+
+
+BASE_MODELS: Registry[type[BaseModel]] = Registry("base model", "lorasynth.base_models")
+
+
+def _kind_of(name: str) -> type[BaseModel]:
+    """The class for a pipeline, by what its `model_index.json` says."""
+    if Path(name).is_file():
+        raise BaseModelError(f"a base model is a pipeline folder, but {name} is a file")
+    stated = str(read_description(name, "model_index.json").get("_class_name"))
+    if stated not in BASE_MODELS.names():
+        raise BaseModelError(
+            f"a base model must be a {', '.join(BASE_MODELS.names())}, but {name} is a {stated}"
+        )
+    return BASE_MODELS.get(stated)
+
+
+def _require_parts(pipeline: Any, name: str, parts: Sequence[str]) -> None:
+    for part in parts:
+        if getattr(pipeline, part, None) is None:
+            raise BaseModelError(
+                f"a base model must be a whole {type(pipeline).__name__}, but {name} has no {part}"
+            )
+
+
+def _check_tokenizers(base: BaseModel) -> None:
+    # Without its files transformers makes a tokenizer that knows no words, in silence.
+    for name, part in base.text_parts.items():
+        tokenizer, config = getattr(base.pipeline, name), base.text_encoders[part].config
+        known = 0 if tokenizer is None else len(tokenizer)
+        length = 0 if tokenizer is None else tokenizer.model_max_length
+        longest = getattr(config, "max_position_embeddings", _LONGEST_TEXT)
+        # T5's table of embeddings has a few rows more than there are words.
+        if known < 0.99 * config.vocab_size or length > longest:
+            raise BaseModelError(
+                f"a base model's {name} must be that of its {part} ({config.vocab_size} tokens, "
+                f"texts of {longest}), but that of {base.name} has {known} and texts of {length}: "
+                f"is its folder {name}/ complete?"
+            )
+
+
+def _format_of(part: Any, dtype: torch.dtype) -> torch.dtype:
+    """The number format for a part: in float16 T5 overflows, and so may an autoencoder."""
+    if dtype != torch.float16:
+        return dtype
+    if getattr(part.config, "force_upcast", False):
+        return torch.float32
+    return torch.bfloat16 if getattr(part.config, "model_type", "") == "t5" else dtype
+
+
+def _present(network: nn.Module, factors: Factors) -> Factors:
+    # transformers 5 took the layer `text_model` out of CLIP's text encoder; files still name it.
+    outer = "text_model."
+    if hasattr(network, outer[:-1]):
+        return factors
+    return {module.removeprefix(outer): factor for module, factor in factors.items()}
+
+
+def _ends_with(name: str, target: str) -> bool:
+    return f".{name}".endswith(f".{target}")

@@ -1,0 +1,28 @@
+"""Which kind of source a path is."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lorasynth.pictures.contract import SubjectSource
+from lorasynth.pictures.folders import FolderSubjects
+from lorasynth.pictures.parquet import ParquetSubjects
+from lorasynth.pictures.tars import TarSubjects
+
+
+def subjects_in(root: Path, size: int) -> SubjectSource:
+    """The subjects in a tar or Parquet file, in a folder of such, or in a folder of folders.
+
+    Nothing is read yet.
+
+    Args:
+        root: where they are.
+        size: side of their pictures in pixels.
+    """
+    kinds: dict[str, Callable[[Path, int], SubjectSource]] = {
+        ".tar": TarSubjects,
+        ".parquet": ParquetSubjects,
+    }
+    for suffix, kind in kinds.items():
+        if root.suffix == suffix or any(root.glob(f"*{suffix}")):
+            return kind(root, size)
+    return FolderSubjects(root, size)

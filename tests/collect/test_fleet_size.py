@@ -1,0 +1,109 @@
+"""Fleets as large as memory allows."""
+
+import os
+import sys
+
+import pytest
+import torch
+
+from lorasynth.collect import Recipe, collect, collector, fleet_size
+from lorasynth.collect.fleet_size import (
+    LARGEST,
+    LARGEST_ON_CPU,
+    fitting_size,
+    free_memory,
+    peak_memory,
+)
+from lorasynth.errors import PictureError
+from lorasynth.library import Library
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), pictures_per_step=2)
+MEBI = 1 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_peak_of_an_action_is_what_it_held_at_once():
+    def action():
+        for _ in range(3):
+            torch.ones(50 * MEBI // 4).add_(1)
+
+    peak = peak_memory(action, CPU)
+    if peak is None:
+        pytest.skip("the system does not let a process reset its peak")
+    assert 45 * MEBI < peak < 80 * MEBI
+
+
+def test_free_memory_is_less_than_all():
+    free = free_memory(CPU)
+    assert free is not None
+    assert 0 < free < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_container_has_less(tmp_path):
+    assert fleet_size._left_to_container(tmp_path) is None
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 150\n")
+    assert fleet_size._left_to_container(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert fleet_size._left_to_container(tmp_path) == 450
+
+
+@pytest.mark.parametrize(
+    ("device", "needed", "free", "size"),
+    [
+        (CPU, 200 * MEBI, 1000 * MEBI, 7),  # 0.7 of 1000 in parts of 100
+        (CPU, 200 * MEBI, 90 * MEBI, 1),
+        (CPU, 0, 90 * MEBI, LARGEST_ON_CPU),
+        (GPU, 2, 90 * MEBI, LARGEST),
+        (GPU, None, 90 * MEBI, LARGEST_ON_CPU),
+        (CPU, 2, None, LARGEST_ON_CPU),
+    ],
+)
+def test_the_size_follows_from_the_trial(monkeypatch, device, needed, free, size):
+    monkeypatch.setattr(fleet_size, "peak_memory", lambda *_: needed)
+    monkeypatch.setattr(fleet_size, "free_memory", lambda *_: free)
+    assert fitting_size(lambda: None, device) == size
+
+
+def test_two_that_do_not_fit_are_trained_one_by_one():
+    def trial():
+        raise torch.OutOfMemoryError("out of memory")
+
+    assert fitting_size(trial, CPU) == 1
+
+
+def test_a_chosen_size_changes_no_adapter(tmp_path, base, source, monkeypatch):
+    load = type(source).load
+
+    def load_but_the_first(self, name):
+        if name == source.ids[0]:
+            raise PictureError("a picture must be whole, but this one is cut off")
+        return load(self, name)
+
+    monkeypatch.setattr(type(source), "load", load_but_the_first)
+    tried = []
+
+    def chosen(trial, device):
+        trial()
+        tried.append(device)
+        return 3
+
+    monkeypatch.setattr(collector, "fitting_size", chosen)
+    report = collect(base, source, tmp_path / "auto", RECIPE, fleet_size=None, dtype=torch.float64)
+    assert (report.fleet_size, report.collected) == (3, source.ids[1:])
+    assert list(report.failed) == source.ids[:1]
+    assert tried == [base.device]
+    collect(base, source, tmp_path / "one", RECIPE, fleet_size=1, dtype=torch.float64)
+    first, second = (
+        library.layout.flatten(library.factors(range(len(library))))
+        for library in (Library.open(tmp_path / name) for name in ("auto", "one"))
+    )
+    torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-9)
+
+
+def test_nothing_is_tried_for_one_subject(tmp_path, base, source, monkeypatch):
+    monkeypatch.setattr(collector, "fitting_size", lambda *_: pytest.fail("tried"))
+    monkeypatch.setattr(type(source), "ids", source.ids[:1])
+    assert collect(base, source, tmp_path / "lib", RECIPE, fleet_size=None).fleet_size == 1
