@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lorasynth.adapter import Factors, Layout, cosines
+from lorasynth.adapter import Factor, Factors, Layout, cosines
 from lorasynth.base import BaseModel
 from lorasynth.collect import Descent, Recipe, train_fleet
 from lorasynth.collect.loop import descend
@@ -42,10 +42,12 @@ def base(pipeline_folder: Any) -> BaseModel:
 
 @pytest.fixture(scope="module")
 def library(base: BaseModel) -> tuple[torch.Tensor, Layout]:
-    """Vectors of six trained adapters."""
-    factors = train_fleet(base, RECIPE, [subject(f"known-{i}") for i in range(6)]).factors
+    """Vectors of three trained adapters, and their opposites thrice: the mean is a bad adapter."""
+    factors = train_fleet(base, RECIPE, [subject(f"known-{i}") for i in range(3)]).factors
     layout = Layout.from_factors(factors)
-    return layout.flatten(factors), layout
+    vectors = layout.flatten(factors)
+    opposite = layout.flatten({name: Factor(f.A, -3 * f.B) for name, f in factors.items()})
+    return torch.cat([vectors, opposite]), layout
 
 
 def mixture(config: MixtureConfig) -> Callable[..., Coordinates]:
@@ -93,9 +95,7 @@ def test_starts_at_the_mean_and_lowers_the_loss(base: BaseModel, library: Any, k
     found = personalise(base, people, coordinates)
     assert found.losses.shape == (3, 25)
     before = loss_of(base, people, layout.unflatten(begin))
-    # In the simplex of six adapters there is next to nothing better than their mean.
-    room = 1e-3 if "simplex" in kind else 0.0
-    assert (loss_of(base, people, found.factors) < before + room).all()
+    assert (loss_of(base, people, found.factors) < before).all()
 
 
 def loss_of(base: BaseModel, people: list[Subject], factors: Factors) -> torch.Tensor:
@@ -120,8 +120,10 @@ def test_a_subject_alone_gets_what_it_gets_among_others(
     alone = ROWS[kind](1, rows, layout, descent)
     personalise(base, [subject(name) for name in SUBJECTS], together)
     personalise(base, [subject(SUBJECTS[1])], alone)
-    torch.testing.assert_close(alone.numbers[0], together.numbers[1], rtol=1e-3, atol=1e-4)
-    assert not torch.allclose(together.numbers[0], together.numbers[1], atol=1e-3)
+    same = (alone.numbers[0] - together.numbers[1]).norm()
+    other = (together.numbers[0] - together.numbers[1]).norm()
+    assert same < 1e-3 * together.numbers[1].norm()
+    assert same < 0.5 * other
 
 
 def test_coefficients_on_the_simplex_stay_there(base: BaseModel, library: Any) -> None:
