@@ -248,10 +248,16 @@ def test_base_model_is_left_as_it_was(base, subjects):
 def test_low_precision(folder, subjects):
     exact = train_fleet(BaseModel.load(folder), SHORT, subjects[:2])
     low = train_fleet(BaseModel.load(folder, dtype=torch.bfloat16), SHORT, subjects[:2])
+    half = train_fleet(BaseModel.load(folder, dtype=torch.float16), SHORT, subjects[:2])
     mixed = train_fleet(BaseModel.load(folder), SHORT, subjects[:2], autocast=torch.bfloat16)
-    for fleet in (low, mixed):
+    for fleet in (low, half, mixed):
         assert all(f.B.dtype == torch.float32 for f in fleet.factors.values())
         torch.testing.assert_close(fleet.losses, exact.losses, rtol=0.05, atol=0)
+    # Small gradients are not lost: with SGD, steps are as large as the gradients.
+    plain = replace(SHORT, optimiser="sgd", learning_rate=1e-3, average=0.0, clip=None)
+    fine = train_fleet(BaseModel.load(folder), plain, subjects[:1]).factors
+    rough = train_fleet(BaseModel.load(folder, dtype=torch.float16), plain, subjects[:1]).factors
+    assert distance(rough, fine, 0, 0) < 0.05
 
 
 def test_reports_each_step(base, subjects):

@@ -42,11 +42,12 @@ def test_an_adapter_does_not_depend_on_its_fleet(tmp_path, folder, source):
     assert not one[0].allclose(one[1], atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_half_precise_model_with_checkpointing_trains_nearly_alike(folder, subjects, dtype):
+def test_a_half_precise_model_with_checkpointing_trains_nearly_alike(folder, subjects):
     memory = Memory(gradient_checkpointing=True)
     exact = train_fleet(BaseModel.load(folder), RECIPE, subjects[:2])
-    low = train_fleet(BaseModel.load(folder, dtype=dtype, memory=memory), RECIPE, subjects[:2])
+    low = train_fleet(
+        BaseModel.load(folder, dtype=torch.bfloat16, memory=memory), RECIPE, subjects[:2]
+    )
     torch.testing.assert_close(low.losses, exact.losses, rtol=0.05, atol=0)
     for module, factor in low.factors.items():
         assert factor.B.dtype == torch.float32

@@ -6,6 +6,7 @@ what two adapters share is counted too, so the estimate errs toward small fleets
 not fit after all is halved on devices that say so.
 """
 
+import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -74,10 +75,15 @@ def peak_memory(action: Callable[[], None], device: torch.device) -> int | None:
 
 
 def _forget_peak() -> bool:
-    """Let the largest resident size of this process count from now; whether that can be done."""
+    """Let the largest resident size of this process count from now; whether that can be done.
+
+    Memory that was freed, but is kept for later by the C library, is given back first: it would not
+    be counted when it is used again.
+    """
     try:
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
+    except (OSError, AttributeError):  # another system, another C library, or not allowed
         return False
     return True
 
