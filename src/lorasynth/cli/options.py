@@ -150,8 +150,10 @@ def memory_of(text: str | None) -> int:
     Raises:
         ConfigError: it is no amount.
     """
+    import psutil
+
     if text is None:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        return int(psutil.virtual_memory().total) // 2
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])(I?)B?", text.strip().upper())
     if match is None:
         raise ConfigError(f"--memory must be a number with its unit, such as 8GB, but is {text!r}")

@@ -7,10 +7,10 @@ not fit after all is halved on devices that say so.
 """
 
 import ctypes
-import os
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import torch
 
 from lorasynth.progress import console
@@ -52,11 +52,8 @@ def free_memory(device: torch.device) -> int | None:
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type != "cpu":
         return None
-    stated = _kibibytes(Path("/proc/meminfo"), "MemAvailable")
-    if stated is None and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        stated = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limits = [value for value in (stated, _left_to_container()) if value is not None]
-    return min(limits, default=None)
+    stated, container = int(psutil.virtual_memory().available), _left_to_container()
+    return stated if container is None else min(stated, container)
 
 
 def peak_memory(action: Callable[[], None], device: torch.device) -> int | None:
