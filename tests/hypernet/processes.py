@@ -1,29 +1,36 @@
-"""Trains the toy problem as one of several processes; run by its test under accelerate or torchrun.
+"""Trains the toy problem as one of two processes; run by its test under accelerate's launcher.
 
-Usage: processes.py KIND OUT CHECKPOINT.  KIND is `ddp` or `fsdp2`.  The main process writes the
-curve to OUT/curve.json and the weights to OUT/weights.safetensors.
+Usage: -m hypernet.processes KIND FOLDER, where KIND is `ddp` or `fsdp2`.  Goes on from
+FOLDER/begun.safetensors, and writes the curve to FOLDER/curve.json; then begins again and is
+stopped, which leaves FOLDER/stopped.safetensors.
 """
 
 import json
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import toy
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from safetensors.torch import save_file
+from torch import Tensor
 
-from lorasynth.hypernet import CleanError
+from lorasynth.hypernet import CleanError, LatentDiffusion, Prediction
 from lorasynth.hypernet.probes import GradientNorms
 from lorasynth.hypernet.train import HypernetConfig, train
 
-HELD_OUT = toy.conditions(20, seed=60)
+from . import toy
 
 
-def config(steps: int) -> HypernetConfig:
-    """Everything that draws random numbers is on."""
+class StoppedError(Exception):
+    pass
+
+
+def config() -> HypernetConfig:
+    """All that is random is in use, and the figures too."""
     plain = toy.config(30, denoiser_options={"dropout": 0.2, "modulation": "low_rank"})
     return replace(
         plain,
@@ -35,28 +42,46 @@ def config(steps: int) -> HypernetConfig:
     )
 
 
-def fit(accelerator: Accelerator, out: Path, checkpoint: Path | None) -> None:
-    probes = [CleanError(toy.truth(HELD_OUT), HELD_OUT), GradientNorms()]
-    model = train(
-        toy.data(50), config(30), probes=probes, checkpoint=checkpoint, accelerator=accelerator
+def fit(
+    checkpoint: Path | None = None, accelerator: Accelerator | None = None, stop: int = -1
+) -> LatentDiffusion:
+    def objective(prediction: Prediction) -> Mapping[str, Tensor]:
+        if prediction.step == stop:
+            raise StoppedError
+        return {"size": prediction.x0.square().mean()}
+
+    held_out = toy.conditions(20, seed=60)
+    return train(
+        toy.data(50),
+        config(),
+        objectives=[objective],
+        probes=[CleanError(toy.truth(held_out), held_out), GradientNorms()],
+        checkpoint=checkpoint,
+        accelerator=accelerator,
     )
-    if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "curve.json").write_text(json.dumps(model.history))
-        save_file(model.state_dict(), out / "weights.safetensors")
+
+
+def shard_on_cpus() -> None:
+    """Choose FSDP2, which accelerate chooses on GPUs alone."""
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
+    AcceleratorState._shared_state["fsdp_plugin"] = plugin
+    for state in (PartialState, AcceleratorState):
+        state._shared_state["distributed_type"] = DistributedType.FSDP
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    kind, out, checkpoint = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    kind, folder = sys.argv[1], Path(sys.argv[2])
     accelerator = Accelerator(cpu=True)
-    assert accelerator.num_processes == (1 if kind == "one" else 2)
-    if kind == "fsdp2":  # which accelerate itself chooses on GPUs alone
-        accelerator.state._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(
-            fsdp_version=2, cpu_ram_efficient_loading=False
-        )
-        accelerator.state._shared_state["distributed_type"] = DistributedType.FSDP
-    fit(accelerator, out, checkpoint)
+    assert accelerator.num_processes == 2
+    if kind == "fsdp2":
+        shard_on_cpus()
+    assert accelerator.is_fsdp2 == (kind == "fsdp2")
+    model = fit(folder / "begun.safetensors", accelerator)
+    if accelerator.is_main_process:
+        (folder / "curve.json").write_text(json.dumps(model.history))
+    with suppress(StoppedError):
+        fit(folder / "stopped.safetensors", accelerator, stop=24)
     accelerator.end_training()
 
 

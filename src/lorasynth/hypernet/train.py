@@ -162,7 +162,8 @@ class _Run:
         )
         self.parallel: nn.Module
         self.parallel, self.stepper = accelerator.prepare(denoiser, self.optimiser)
-        self.average = AveragedWeights(denoiser, self.optimisation.ema)
+        at_once = not accelerator.is_fsdp2
+        self.average = AveragedWeights(denoiser, self.optimisation.ema, foreach=at_once)
         #: Sums of each loss term since the last row of the curve.
         self.window: dict[str, Tensor] = {}
         #: The weights that `keep_lowest` chose so far.
