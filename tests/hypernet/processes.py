@@ -80,6 +80,7 @@ def main() -> None:
     model = fit(folder / "begun.safetensors", accelerator)
     if accelerator.is_main_process:
         (folder / "curve.json").write_text(json.dumps(model.history))
+    accelerator.free_memory()  # under FSDP2, accelerate clips the gradients of one model alone
     with suppress(StoppedError):
         fit(folder / "stopped.safetensors", accelerator, stop=24)
     accelerator.end_training()

@@ -36,6 +36,13 @@ LeastLikeness = Annotated[
         help="Adapters whose samples are less like their subjects, to the encoder, stay out."
     ),
 ]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        metavar="i/n",
+        help="Collect part i of n alone, into OUT/parts; `lorasynth library join OUT` joins them.",
+    ),
+]
 
 
 def collect(
@@ -53,6 +60,7 @@ def collect(
     encoder: Encoder = None,
     anchor: Anchor = None,
     least_likeness: LeastLikeness = None,
+    shard: Shard = None,
     fleet: Annotated[int, typer.Option(help="Adapters trained at once.", min=1)] = 32,
     device: Device = "auto",
 ) -> None:
@@ -64,6 +72,7 @@ def collect(
     from lorasynth import collect as room
     from lorasynth.base import BaseModel
     from lorasynth.collect.embedding import embed_library
+    from lorasynth.collect.part import Part, begin_part
     from lorasynth.condition import load_encoder
     from lorasynth.device import pick_device
     from lorasynth.library import Library
@@ -74,6 +83,8 @@ def collect(
     foretells = anchor_of(anchor, model)
     drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
     source = source_of(folder, avatars, drawn, model.picture_size)
+    if shard is not None:
+        source, out = begin_part(source, out, Part.parse(shard))
     gate = None
     if least_likeness is not None:
         if embedder is None:
