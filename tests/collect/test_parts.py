@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_embedding import Colours
 
 from lorasynth.collect import Recipe, collect
 from lorasynth.collect.embedding import embed_library
@@ -13,8 +14,6 @@ from lorasynth.collect.join import join
 from lorasynth.collect.part import Part, begin_part
 from lorasynth.errors import CollectionError, ConfigError, LibraryError, PictureError
 from lorasynth.library import Library
-
-from test_embedding import Colours
 
 RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), pictures_per_step=2, trained="both")
 

@@ -1,7 +1,9 @@
 """`lorasynth collect`: train an adapter for each of many subjects."""
 
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -18,6 +20,14 @@ from lorasynth.cli.options import (
 )
 from lorasynth.cli.subjects import Avatars, Folder, Pictures, Series, Split, source_of
 from lorasynth.errors import CollectionError, ConfigError
+
+if TYPE_CHECKING:
+    from lorasynth.collect.spread import Equipment
+
+PathT = TypeVar("PathT", Path, Path | None)
+
+#: What can train: this process, or the workers of a cluster.
+ENGINES = ("here", "ray")
 
 Gauge = Annotated[
     str | None,
@@ -45,6 +55,51 @@ Shard = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Equip:
+    """Loads what training and judging need, here or in a worker."""
+
+    base: Path
+    device: str
+    encoder: Path | None
+    anchor: Path | None
+    least_likeness: float | None
+
+    def anywhere(self) -> "Equip":
+        """The same with whole paths, for workers that run in other folders."""
+        return replace(
+            self, base=_whole(self.base), encoder=_whole(self.encoder), anchor=_whole(self.anchor)
+        )
+
+    def __call__(self) -> "Equipment":
+        """Load it.
+
+        Raises:
+            LorasynthError: a part is damaged, or for another base model, or a gate has no encoder.
+        """
+        from lorasynth.base import BaseModel
+        from lorasynth.collect import LikenessGate
+        from lorasynth.collect.spread import Equipment
+        from lorasynth.condition import load_encoder
+        from lorasynth.device import pick_device
+
+        embedder = load_encoder(self.encoder) if self.encoder else None
+        model = BaseModel.load(self.base, pick_device(self.device))
+        gate = None
+        if self.least_likeness is not None:
+            if embedder is None:
+                raise ConfigError("--least-likeness needs an encoder that compares: give --encoder")
+            gate = LikenessGate(base=model, encoder=embedder, least=self.least_likeness)
+        return Equipment(
+            base=model, anchor=anchor_of(self.anchor, model), gate=gate, encoder=embedder
+        )
+
+
+def _whole(path: PathT) -> PathT:
+    """The whole path of what is on this disk; a name stays as it is."""
+    return path.resolve() if path is not None and path.exists() else path
+
+
 def collect(
     out: Annotated[Path, typer.Option("--out", "-o", help="Library to make or to go on with.")],
     folder: Folder = None,
@@ -61,6 +116,16 @@ def collect(
     anchor: Anchor = None,
     least_likeness: LeastLikeness = None,
     shard: Shard = None,
+    engine: Annotated[
+        str, typer.Option(help="What does the work: this process, or the workers of a ray cluster.")
+    ] = "here",
+    address: Annotated[
+        str,
+        typer.Option(
+            help="Ray cluster: host:port of its head, auto for one that runs on this machine; "
+            "local starts one."
+        ),
+    ] = "local",
     fleet: Annotated[int, typer.Option(help="Adapters trained at once.", min=1)] = 32,
     device: Device = "auto",
 ) -> None:
@@ -70,37 +135,42 @@ def collect(
     --anchor bundle/pretrained
     """
     from lorasynth import collect as room
-    from lorasynth.base import BaseModel
+    from lorasynth.collect.cluster import ClusterConfig, connected
     from lorasynth.collect.embedding import embed_library
     from lorasynth.collect.part import Part, begin_part
-    from lorasynth.condition import load_encoder
-    from lorasynth.device import pick_device
+    from lorasynth.collect.spread import collect_spread, embed_spread
     from lorasynth.library import Library
 
+    if engine not in ENGINES:
+        raise ConfigError(f"--engine must be one of {', '.join(ENGINES)}, but is {engine!r}")
     recipe = override(preset_of(preset), [f"seed={seed}", *(settings or [])])
-    embedder = load_encoder(encoder) if encoder else None
-    model = BaseModel.load(base, pick_device(device))
-    foretells = anchor_of(anchor, model)
+    equip = Equip(base, device, encoder, anchor, least_likeness)
+    if engine == "ray":
+        equip, folder = equip.anywhere(), folder and folder.resolve()
+    here = (equip if engine == "here" else replace(equip, device="cpu"))()
     drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
-    source = source_of(folder, avatars, drawn, model.picture_size)
+    source = source_of(folder, avatars, drawn, here.base.picture_size)
     if shard is not None:
         source, out = begin_part(source, out, Part.parse(shard))
-    gate = None
-    if least_likeness is not None:
-        if embedder is None:
-            raise ConfigError("--least-likeness needs an encoder that compares: give --encoder")
-        gate = room.LikenessGate(base=model, encoder=embedder, least=least_likeness)
-    report = room.collect(
-        model, source, out, recipe, fleet_size=fleet, gauge=gauge, anchor=foretells, gate=gate
-    )
-    library, failed = Library.open(out), report.failed
-    if failed and not len(library):
-        raise CollectionError(
-            f"at least one subject must give an adapter, but all {len(failed)} failed, the first "
-            f"because: {next(iter(failed.values()))}"
-        )
-    if embedder:
-        embed_library(library, source, embedder)
+    options: dict[str, Any] = {"fleet_size": fleet, "gauge": gauge}
+    with ExitStack() as stack:
+        embed = None
+        if engine == "ray":
+            cluster = stack.enter_context(connected(ClusterConfig(address=address)))
+            report = collect_spread(cluster, here, equip, source, out, recipe, **options)
+            embed = embed_spread(cluster, equip, source)
+        else:
+            report = room.collect(
+                here.base, source, out, recipe, anchor=here.anchor, gate=here.gate, **options
+            )
+        library, failed = Library.open(out), report.failed
+        if failed and not len(library):
+            raise CollectionError(
+                f"at least one subject must give an adapter, but all {len(failed)} failed, the "
+                f"first because: {next(iter(failed.values()))}"
+            )
+        if here.encoder:
+            embed_library(library, source, here.encoder, embed)
     pace = report.seconds / max(len(report.collected), 1)
     typer.echo(
         f"{out}: {len(library)} adapters, {len(report.collected)} of them new "

@@ -138,9 +138,7 @@ def _open(out: Path, parts: Sequence[_Collected]) -> Library:
     if not Library.is_at(out):
         layout = parts[0].library.layout
         fingerprint, recipe = info.base_fingerprint, info.recipe
-        return Library.create(
-            out, layout, fingerprint, recipe, gauge=info.gauge, dtype=info.dtype
-        )
+        return Library.create(out, layout, fingerprint, recipe, gauge=info.gauge, dtype=info.dtype)
     library = Library.open(out)
     _require_same_form(library, parts[0].library)
     return library

@@ -1,7 +1,7 @@
 """Training batches: what is drawn at a step depends on nothing but the seed and the step."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -69,7 +69,7 @@ class Batch:
     def map(self, rows: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch of some rows: `rows` picks them from each of its tensors."""
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
-        return Batch(**{k: None if part is None else rows(part) for k, part in parts.items()})
+        return replace(self, **{k: rows(part) for k, part in parts.items() if part is not None})
 
 
 def draw_batch(

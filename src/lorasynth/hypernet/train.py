@@ -13,8 +13,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,8 +35,8 @@ from lorasynth.hypernet.batches import Batch, TrainingSet, draw_batch
 from lorasynth.hypernet.contract import Objective, Prediction, Probe
 from lorasynth.hypernet.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from lorasynth.hypernet.regression import LatentRegression
-from lorasynth.hypernet.share import Share, share_dropout
 from lorasynth.hypernet.sharded import all_whole, placed_like, whole
+from lorasynth.hypernet.share import Share, share_dropout
 from lorasynth.progress import progress
 from lorasynth.randomness import stream_seed, torch_stream
 from lorasynth.training import Optimisation
