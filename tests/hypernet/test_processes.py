@@ -1,10 +1,6 @@
 """Two processes (gloo, on CPUs) learn what one does, whoever began the run."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -17,23 +13,9 @@ from torch import nn
 from lorasynth.errors import ConfigError
 from lorasynth.hypernet import LatentDiffusion
 from lorasynth.hypernet.share import Share, share_dropout
+from two_processes import launch
 
 from .processes import StoppedError, fit
-
-
-def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a script or module in two processes.  `--multi_gpu` is the launcher's word for that."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    command += ["--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
-    command += ["--dynamo_backend=no", f"--main_process_port={port}", *map(str, arguments)]
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    return subprocess.run(
-        command, check=False, capture_output=True, text=True, timeout=200, env=environment
-    )
 
 
 @cache
