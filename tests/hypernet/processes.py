@@ -31,12 +31,12 @@ class StoppedError(Exception):
 
 def config() -> HypernetConfig:
     """All that is random is in use, and the figures too."""
-    plain = toy.config(30, denoiser_options={"dropout": 0.2, "modulation": "low_rank"})
+    plain = toy.config(16, denoiser_options={"dropout": 0.2, "modulation": "low_rank"})
     return replace(
         plain,
         mixing=0.3,
         condition_noise=0.1,
-        record_every=7,
+        record_every=5,
         keep_lowest="x0_error",
         optimisation=replace(plain.optimisation, checkpoint_seconds=0.0, warmup=5),
     )
@@ -82,7 +82,7 @@ def main() -> None:
         (folder / "curve.json").write_text(json.dumps(model.history))
     accelerator.free_memory()  # under FSDP2, accelerate clips the gradients of one model alone
     with suppress(StoppedError):
-        fit(folder / "stopped.safetensors", accelerator, stop=24)
+        fit(folder / "stopped.safetensors", accelerator, stop=13)
     accelerator.end_training()
 
 

@@ -1,6 +1,7 @@
 """`lorasynth collect`: train an adapter for each of many subjects."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -22,6 +23,7 @@ from lorasynth.cli.subjects import Avatars, Folder, Pictures, Series, Split, sou
 from lorasynth.errors import CollectionError, ConfigError
 
 if TYPE_CHECKING:
+    from lorasynth.collect.cluster import Cluster
     from lorasynth.collect.spread import Equipment
 
 PathT = TypeVar("PathT", Path, Path | None)
@@ -95,6 +97,18 @@ class Equip:
         )
 
 
+@contextmanager
+def _workers(engine: str, address: str) -> Iterator["Cluster | None"]:
+    """The cluster that works; None for this process."""
+    from lorasynth.collect.cluster import ClusterConfig, connected
+
+    if engine == "here":
+        yield None
+    else:
+        with connected(ClusterConfig(address=address)) as cluster:
+            yield cluster
+
+
 def _whole(path: PathT) -> PathT:
     """The whole path of what is on this disk; a name stays as it is."""
     return path.resolve() if path is not None and path.exists() else path
@@ -133,9 +147,10 @@ def collect(
 
     Example: lorasynth collect --avatars 200 -o library --set rank=4 --set steps=300
     --anchor bundle/pretrained
+
+    On many machines: --shard 1/8 to 8/8, or --engine ray (docs/cluster.md).
     """
     from lorasynth import collect as room
-    from lorasynth.collect.cluster import ClusterConfig, connected
     from lorasynth.collect.embedding import embed_library
     from lorasynth.collect.part import Part, begin_part
     from lorasynth.collect.spread import collect_spread, embed_spread
@@ -153,16 +168,15 @@ def collect(
     if shard is not None:
         source, out = begin_part(source, out, Part.parse(shard))
     options: dict[str, Any] = {"fleet_size": fleet, "gauge": gauge}
-    with ExitStack() as stack:
-        embed = None
-        if engine == "ray":
-            cluster = stack.enter_context(connected(ClusterConfig(address=address)))
-            report = collect_spread(cluster, here, equip, source, out, recipe, **options)
-            embed = embed_spread(cluster, equip, source)
-        else:
+    with _workers(engine, address) as cluster:
+        if cluster is None:
+            embed = None
             report = room.collect(
                 here.base, source, out, recipe, anchor=here.anchor, gate=here.gate, **options
             )
+        else:
+            embed = embed_spread(cluster, equip, source)
+            report = collect_spread(cluster, here, equip, source, out, recipe, **options)
         library, failed = Library.open(out), report.failed
         if failed and not len(library):
             raise CollectionError(
