@@ -33,13 +33,22 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
-    """Show the progress of `total` steps of which `done` were finished by an earlier run."""
-    if console.is_terminal:
+def progress(title: str, total: int, done: int = 0, *, shown: bool = True) -> Iterator[Advance]:
+    """Show the progress of `total` steps of which `done` were finished by an earlier run.
+
+    Of several processes that do one work, one has it `shown`.
+    """
+    if not shown:
+        yield _silent
+    elif console.is_terminal:
         with _bar(title, total, done) as advance:
             yield advance
     else:
         yield _log(title, total, done)
+
+
+def _silent(steps: int = 1, note: str = "") -> None:
+    """Show nothing."""
 
 
 @contextmanager

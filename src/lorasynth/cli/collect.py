@@ -1,7 +1,10 @@
 """`lorasynth collect`: train an adapter for each of many subjects."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -24,6 +27,18 @@ from lorasynth.cli.options import (
 from lorasynth.cli.subjects import Avatars, Folder, Pictures, Series, Split, source_of
 from lorasynth.errors import CollectionError, ConfigError
 
+if TYPE_CHECKING:
+    from lorasynth.collect.cluster import Cluster
+    from lorasynth.collect.spread import Equipment
+
+PathT = TypeVar("PathT", Path, Path | None)
+
+#: What can train: this process, or the workers of a cluster.
+ENGINES = ("here", "ray")
+
+#: Adapters of one task of a cluster, where nobody says how many: its workers may differ.
+SPREAD_FLEET = 32
+
 Gauge = Annotated[
     str | None,
     typer.Option(help="Gauge of a new library; default: shared where A is, else procrustes."),
@@ -41,6 +56,80 @@ LeastLikeness = Annotated[
         help="Adapters whose samples are less like their subjects, to the encoder, stay out."
     ),
 ]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        metavar="i/n",
+        help="Collect part i of n alone, into OUT/parts; `lorasynth library join OUT` joins them.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Equip:
+    """Loads what training and judging need, here or in a worker."""
+
+    base: Path
+    device: str
+    encoder: Path | None
+    anchor: Path | None
+    least_likeness: float | None
+    dtype: str = "float32"
+    size: int | None = None
+    slicing: bool = False
+    checkpointing: bool = False
+
+    def anywhere(self) -> "Equip":
+        """The same with whole paths, for workers that run in other folders."""
+        return replace(
+            self, base=_whole(self.base), encoder=_whole(self.encoder), anchor=_whole(self.anchor)
+        )
+
+    def __call__(self) -> "Equipment":
+        """Load it.
+
+        Raises:
+            LorasynthError: a part is damaged, or for another base model, or a gate has no encoder.
+        """
+        from lorasynth.collect import LikenessGate
+        from lorasynth.collect.spread import Equipment
+        from lorasynth.condition import load_encoder
+
+        embedder = load_encoder(self.encoder) if self.encoder else None
+        model = load_base(
+            self.base,
+            self.device,
+            self.dtype,
+            self.size,
+            slicing=self.slicing,
+            checkpointing=self.checkpointing,
+        )
+        gate = None
+        if self.least_likeness is not None:
+            if embedder is None:
+                raise ConfigError("--least-likeness needs an encoder that compares: give --encoder")
+            gate = LikenessGate(base=model, encoder=embedder, least=self.least_likeness)
+        return Equipment(
+            base=model, anchor=anchor_of(self.anchor, model), gate=gate, encoder=embedder
+        )
+
+
+@contextmanager
+def _workers(engine: str, address: str) -> Iterator["Cluster | None"]:
+    """The cluster that works; None for this process."""
+    from lorasynth.collect.cluster import ClusterConfig, connected
+
+    if engine == "here":
+        yield None
+    else:
+        with connected(ClusterConfig(address=address)) as cluster:
+            yield cluster
+
+
+def _whole(path: PathT) -> PathT:
+    """The whole path of what is on this disk; a name stays as it is."""
+    return path.resolve() if path is not None and path.exists() else path
+
 
 Fleet = Annotated[
     str,
@@ -74,6 +163,17 @@ def collect(
     gradient_checkpointing: Checkpointing = False,
     attention_slicing: Slicing = False,
     size: Size = None,
+    shard: Shard = None,
+    engine: Annotated[
+        str, typer.Option(help="What does the work: this process, or the workers of a ray cluster.")
+    ] = "here",
+    address: Annotated[
+        str,
+        typer.Option(
+            help="Ray cluster: host:port of its head, auto for one that runs on this machine; "
+            "local starts one."
+        ),
+    ] = "local",
     device: Device = "auto",
 ) -> None:
     """Train an adapter for each subject into a library; run again to resume.
@@ -82,50 +182,48 @@ def collect(
 
     Example: lorasynth collect --avatars 200 -o library --set rank=4 --set steps=300
     --anchor bundle/pretrained
+
+    On many machines: --shard 1/8 to 8/8, or --engine ray (docs/cluster.md).
     """
     from lorasynth import collect as room
     from lorasynth.collect.embedding import embed_library
-    from lorasynth.condition import load_encoder
+    from lorasynth.collect.part import Part, begin_part
+    from lorasynth.collect.spread import collect_spread, embed_spread
     from lorasynth.library import Library
 
+    if engine not in ENGINES:
+        raise ConfigError(f"--engine must be one of {', '.join(ENGINES)}, but is {engine!r}")
     recipe = override(preset_of(preset), [f"seed={seed}", *(settings or [])])
-    embedder = load_encoder(encoder) if encoder else None
     at_once = None if fleet == "auto" else _number(fleet)
-    model = load_base(
-        base,
-        device,
-        dtype,
-        size,
-        slicing=attention_slicing,
-        checkpointing=gradient_checkpointing,
-    )
-    foretells = anchor_of(anchor, model)
+    memory = {"slicing": attention_slicing, "checkpointing": gradient_checkpointing}
+    equip = Equip(base, device, encoder, anchor, least_likeness, dtype, size, **memory)
+    if engine == "ray":
+        equip, folder = equip.anywhere(), folder and folder.resolve()
+    here = (equip if engine == "here" else replace(equip, device="cpu"))()
     drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
-    source = source_of(folder, avatars, drawn, model.picture_size)
-    gate = None
-    if least_likeness is not None:
-        if embedder is None:
-            raise ConfigError("--least-likeness needs an encoder that compares: give --encoder")
-        gate = room.LikenessGate(base=model, encoder=embedder, least=least_likeness)
-    report = room.collect(
-        model,
-        source,
-        out,
-        recipe,
-        fleet_size=at_once,
-        gauge=gauge,
-        anchor=foretells,
-        gate=gate,
-        retry_failed=retry_failed,
-    )
-    library, failed = Library.open(out), report.failed
-    if failed and not len(library):
-        raise CollectionError(
-            f"at least one subject must give an adapter, but all {len(failed)} failed, the first "
-            f"because: {next(iter(failed.values()))}"
-        )
-    if embedder:
-        embed_library(library, source, embedder)
+    source = source_of(folder, avatars, drawn, here.base.picture_size)
+    if shard is not None:
+        source, out = begin_part(source, out, Part.parse(shard))
+    options: dict[str, Any] = {"fleet_size": at_once, "gauge": gauge}
+    options |= {"retry_failed": retry_failed}
+    with _workers(engine, address) as cluster:
+        if cluster is None:
+            embed = None
+            report = room.collect(
+                here.base, source, out, recipe, anchor=here.anchor, gate=here.gate, **options
+            )
+        else:
+            embed = embed_spread(cluster, equip, source)
+            options["fleet_size"] = at_once or SPREAD_FLEET
+            report = collect_spread(cluster, here, equip, source, out, recipe, **options)
+        library, failed = Library.open(out), report.failed
+        if failed and not len(library):
+            raise CollectionError(
+                f"at least one subject must give an adapter, but all {len(failed)} failed, the "
+                f"first because: {next(iter(failed.values()))}"
+            )
+        if here.encoder:
+            embed_library(library, source, here.encoder, embed)
     pace = report.seconds / max(len(report.collected), 1)
     typer.echo(
         f"{out}: {len(library)} adapters, {len(report.collected)} of them new "

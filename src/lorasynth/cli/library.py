@@ -47,6 +47,28 @@ def imitate(
 
 
 @app.command()
+def join(
+    out: Annotated[Path, typer.Argument(help="Library to make.", show_default=False)],
+    parts: Annotated[
+        list[Path] | None,
+        typer.Argument(help="The parts' libraries; by default OUT/parts/*.", show_default=False),
+    ] = None,
+) -> None:
+    """Join the parts that `lorasynth collect --shard` made: each adapter once, in one order.
+
+    Example: lorasynth library join library
+    """
+    from lorasynth.collect.join import join as join_parts
+
+    report = join_parts(out, parts or ())
+    with_columns = f", with {', '.join(report.columns)}" if report.columns else ""
+    typer.echo(
+        f"{out}: {report.adapters} adapters, {report.joined} of them new, {report.failed} failed"
+        f"{with_columns}"
+    )
+
+
+@app.command()
 def info(path: Where) -> None:
     """Say what a library holds."""
     from lorasynth.library import Library

@@ -97,6 +97,8 @@ def train(
 ) -> None:
     """Train the hypernetwork on a library and save the synthesizer; run again to resume.
 
+    Under `accelerate launch -m lorasynth train ...` all processes share one batch.
+
     Example: lorasynth train library --codec codec --encoder bundle/encoders/avatar -o synthesizer
     --set optimisation.steps=2000 --set model.parameterisation=x0
     """
@@ -117,27 +119,30 @@ def train(
     require_made_for(model, adapters.info.base_fingerprint, f"library {library}")
     around = anchor_of(anchor, model)
     make_parent(out)
+    accelerator = _accelerator(device)
     data = training_set(adapters, fitted, column_of(embedder))
     hypernet = training.train(
         data,
         config,
         anchor=None if around is None else around.regression_in(fitted),
         checkpoint=run / "hypernet.safetensors",
-        accelerator=_accelerator(device),
+        accelerator=accelerator,
     )
-    Synthesizer.of(model, adapters.layout, embedder, hypernet, fitted).save(out)
-    typer.echo(f"{out}: trained on {len(adapters)} adapters")
+    if accelerator.is_main_process:
+        Synthesizer.of(model, adapters.layout, embedder, hypernet, fitted).save(out)
+        typer.echo(f"{out}: trained on {len(adapters)} adapters")
+    accelerator.end_training()
 
 
-def _accelerator(device: str) -> "Accelerator | None":
-    """What accelerate computes on; None for its own choice, as under `accelerate launch`."""
+def _accelerator(device: str) -> "Accelerator":
+    """What accelerate computes on; its own choice for `auto`."""
     import torch
     from accelerate import Accelerator
 
     from lorasynth.device import pick_device
 
     if device == "auto":
-        return None
+        return Accelerator()
     picked = pick_device(device)
     if picked.type == "cuda":
         torch.cuda.set_device(picked)

@@ -6,7 +6,8 @@ library holds, and ends with the same adapters as an undisturbed run.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -92,28 +93,21 @@ def collect(
         KeyboardInterrupt: on Ctrl-C; its message says what is safe.
     """
     path, start = Path(library_path), time.monotonic()
-    ids = _checked_ids(source)
+    ids = checked_ids(source)
     if fleet_size is not None and fleet_size < 1:
         raise CollectionError(f"a fleet must have at least 1 adapter, but fleet_size={fleet_size}")
-    gauge = gauge or ("shared" if recipe.trained == "B" else "procrustes")
-    library, failures = _open(path, base, recipe, anchor, gauge), Failures(path)
+    library, failures = open_library(path, base, recipe, anchor, gauge), Failures(path)
     run = _Run(
         base, source, library, failures, recipe, anchor, gate, fleet_size or 1, dtype, autocast
     )
-    try:
-        with library.locked():
-            skipped = {*library.ids, *([] if retry_failed else failures.ids)}
-            pending = [name for name in ids if name not in skipped]
-            if pending:
-                run.prepare(pending, choose_size=fleet_size is None)
-            total, left = (recipe.steps * len(names) for names in (ids, pending))
-            with progress("collect", total, done=total - left) as advance:
-                run.train(pending, advance)
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(
-            f"the {len(library)} finished adapters are safe in {path}; the same command goes on "
-            "from there"
-        ) from error
+    with safe_to_stop(library), library.locked():
+        skipped = {*library.ids, *([] if retry_failed else failures.ids)}
+        pending = [name for name in ids if name not in skipped]
+        if pending:
+            run.prepare(pending, choose_size=fleet_size is None)
+        total, left = (recipe.steps * len(names) for names in (ids, pending))
+        with progress("collect", total, done=total - left) as advance:
+            run.train(pending, advance)
     return CollectionReport(
         collected=run.collected,
         failed=run.failed,
@@ -122,10 +116,28 @@ def collect(
     )
 
 
-def _open(
-    path: Path, base: BaseModel, recipe: Recipe, anchor: Anchor | None, gauge: str
+@contextmanager
+def safe_to_stop(library: Library) -> Iterator[None]:
+    """Let Ctrl-C say what is safe."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(
+            f"the {len(library)} finished adapters are safe in {library.path}; the same command "
+            "goes on from there"
+        ) from error
+
+
+def open_library(
+    path: Path, base: BaseModel, recipe: Recipe, anchor: Anchor | None, gauge: str | None
 ) -> Library:
-    """Open the library of this base model and recipe; create it in an absent or empty folder."""
+    """Open the library of this base model and recipe; create it in an absent or empty folder.
+
+    Raises:
+        CollectionError: the library has another recipe, anchor or base model.
+        LibraryError: there is something else.
+    """
+    gauge = gauge or ("shared" if recipe.trained == "B" else "procrustes")
     stated = recipe.stated
     if base.picture_size != base.own_picture_size():
         stated["picture_size"] = base.picture_size
@@ -150,7 +162,12 @@ def _open(
     return library
 
 
-def _checked_ids(source: SubjectSource) -> list[str]:
+def checked_ids(source: SubjectSource) -> list[str]:
+    """The subjects of a source.
+
+    Raises:
+        CollectionError: there is none, or an id occurs twice.
+    """
     ids = list(source.ids)
     if not ids:
         raise CollectionError(

@@ -1,5 +1,7 @@
 """The embeddings of a library's subjects, as a column beside their adapters."""
 
+from collections.abc import Callable, Iterable, Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,7 +19,10 @@ def column_of(encoder: ConditionEncoder) -> str:
 
 
 def embed_library(
-    library: Library, source: SubjectSource, encoder: ConditionEncoder
+    library: Library,
+    source: SubjectSource,
+    encoder: ConditionEncoder,
+    embed: Callable[[Sequence[str]], Iterable[Tensor]] | None = None,
 ) -> Float[Tensor, "N P m"]:
     """Embed the training pictures of every subject, attach them as a column, and return them.
 
@@ -27,6 +32,7 @@ def embed_library(
         library: what to attach the column to.
         source: where the pictures come from; P is the number that every subject has at least.
         encoder: whose name names the column.
+        embed: embeds subjects, one after another; None for this process.
 
     Raises:
         LibraryError: the library is empty.
@@ -44,8 +50,9 @@ def embed_library(
     except LibraryError:  # absent, damaged, or made before the last adapters came
         rows = []
     with progress("embed subjects", len(library)) as advance:
-        for subject_id in library.ids:
-            rows.append(embed_subject(encoder, source.load(subject_id)))
+        here = (embed_subject(encoder, source.load(name)) for name in library.ids)
+        for row in here if embed is None else embed(library.ids):
+            rows.append(row)
             advance()
     pictures = min(len(row) for row in rows)
     embeddings = torch.stack([row[:pictures] for row in rows])

@@ -24,6 +24,11 @@ class Failures:
         """The subjects that failed."""
         return list(self._found)
 
+    @property
+    def found(self) -> dict[str, Any]:
+        """Why each subject failed, and what was measured."""
+        return dict(self._found)
+
     def update(
         self, failed: Mapping[str, Mapping[str, float | str]], mended: Sequence[str]
     ) -> None:

@@ -19,11 +19,12 @@ class AveragedWeights:
     Args:
         module: the module that is trained; it is not copied.
         decay: the weight of the past at each step, once warmed up.
+        foreach: treat all tensors at once, which those that FSDP2 shards among processes refuse.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, module: nn.Module, decay: float, *, foreach: bool = True) -> None:
         self._module = module
-        self._average = EMAModel(module.parameters(), decay=decay, foreach=True)
+        self._average = EMAModel(module.parameters(), decay=decay, foreach=foreach)
 
     def step(self) -> None:
         """Take the module's present weights into the average."""

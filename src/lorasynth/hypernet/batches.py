@@ -1,6 +1,7 @@
 """Training batches: what is drawn at a step depends on nothing but the seed and the step."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -64,6 +65,11 @@ class Batch:
     eps: Float[Tensor, "b k"]
     condition_noise: Float[Tensor, "b m"] | None
     subjects: Int[Tensor, " b"]
+
+    def map(self, rows: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch of some rows: `rows` picks them from each of its tensors."""
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        return replace(self, **{k: rows(part) for k, part in parts.items() if part is not None})
 
 
 def draw_batch(

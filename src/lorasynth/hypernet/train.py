@@ -1,8 +1,12 @@
-"""Training of the hypernetwork under accelerate: on CPU, one GPU or several.
+"""Training of the hypernetwork under accelerate: on CPU, one GPU or several, on many machines.
 
 All that is random at a step comes from a stream named by the step, so the loop has no random
 state.  A checkpoint (one safetensors file, replaced atomically) holds weights, average, optimiser
 and curve; a run that was killed goes on from it and ends as if it had not been.
+
+Several processes (DDP or FSDP2) share a batch and give the curve that one would
+(`lorasynth.hypernet.share`).  Each needs the checkpoint to resume from, so its folder must be one
+that all see; the main process alone writes it, calls the probes and shows progress.
 """
 
 import hashlib
@@ -10,12 +14,14 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -29,10 +35,15 @@ from lorasynth.hypernet.batches import Batch, TrainingSet, draw_batch
 from lorasynth.hypernet.contract import Objective, Prediction, Probe
 from lorasynth.hypernet.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from lorasynth.hypernet.regression import LatentRegression
+from lorasynth.hypernet.sharded import all_whole, placed_like, whole
+from lorasynth.hypernet.share import Share, share_dropout
 from lorasynth.progress import progress
 from lorasynth.randomness import stream_seed, torch_stream
 from lorasynth.training import Optimisation
 from lorasynth.weights import fingerprint, with_prefix
+
+#: Several processes agree on whether to write a checkpoint once in so many steps.
+_AGREE_EVERY = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +105,9 @@ def train(
 
     Args:
         data: latents and conditions to learn from.
-        config: None for the defaults.
-        objectives: further losses on the predicted latents.
+        config: None for the defaults; its batch is that of all processes together.
+        objectives: further losses on the predicted latents; means over the rows they see, if
+            several processes are to give what one does.
         probes: measurements for the curve, of the averaged weights.
         anchor: a regression in the data's latents that diffusion is relative to, which stays as it
             is (`in_latents_of` makes one of a pretrained one); None for none.
@@ -103,7 +115,8 @@ def train(
         accelerator: where and how to compute; None for accelerate's own choice.
 
     Raises:
-        ConfigError: the checkpoint belongs to another config or other data, or training diverged.
+        ConfigError: the checkpoint belongs to another config or other data, or training diverged,
+            or the batch is no multiple of the number of processes.
         BundleError: the checkpoint is damaged.
     """
     config = config or HypernetConfig()
@@ -133,11 +146,14 @@ class _Run:
         self.probes = probes
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.accelerator = accelerator
+        self.share = Share(accelerator.process_index, accelerator.num_processes)
+        self.share.require_even(self.optimisation.batch)
         self.identity = _identity(config, data, anchor)
         self.data = data.to(accelerator.device)
         self.model = _build(config, self.data, anchor).to(accelerator.device)
-        denoiser = self.model.denoiser
-        self.average = AveragedWeights(denoiser, self.optimisation.ema)
+        #: The model with whole weights: itself, unless its weights are shared among processes.
+        self.plain = deepcopy(self.model) if accelerator.is_fsdp2 else self.model
+        denoiser = share_dropout(self.model.denoiser, self.share)
         self.optimiser = torch.optim.AdamW(
             denoiser.parameters(),
             lr=self.optimisation.lr,
@@ -145,6 +161,8 @@ class _Run:
         )
         self.parallel: nn.Module
         self.parallel, self.stepper = accelerator.prepare(denoiser, self.optimiser)
+        at_once = not accelerator.is_fsdp2
+        self.average = AveragedWeights(denoiser, self.optimisation.ema, foreach=at_once)
         #: Sums of each loss term since the last row of the curve.
         self.window: dict[str, Tensor] = {}
         #: The weights that `keep_lowest` chose so far.
@@ -155,35 +173,36 @@ class _Run:
         start = self._resume()
         saved = time.monotonic()
         self.model.train()
-        with progress("train hypernetwork", self.optimisation.steps, done=start) as advance:
-            for step in range(start, self.optimisation.steps):
+        shown, steps = self.accelerator.is_main_process, self.optimisation.steps
+        with progress("train hypernetwork", steps, done=start, shown=shown) as advance:
+            for step in range(start, steps):
                 self._step(step)
-                last = step + 1 == self.optimisation.steps
+                last = step + 1 == steps
                 if last or (step + 1) % self.config.record_every == 0:
                     self._record(step + 1)
                     advance(0, note=_note(self.model.history[-1]))
                 advance()
-                if last or time.monotonic() - saved > self.optimisation.checkpoint_seconds:
+                if last or self._is_late(step, saved):
                     self._save(step + 1)
                     saved = time.monotonic()
         self.average.keep()
+        model = self._whole_model()
         if self.best:
-            self.model.denoiser.load_state_dict(self.best, strict=False)
-        return self.model.eval().requires_grad_(requires_grad=False)
+            model.denoiser.load_state_dict(self.best, strict=False)
+        return model.eval().requires_grad_(requires_grad=False)
 
     def _step(self, step: int) -> None:
-        process = self.accelerator.process_index
         seed = self.optimisation.seed
-        torch.manual_seed(stream_seed(seed, "dropout", step, process))
+        torch.manual_seed(stream_seed(seed, "dropout", step, 0))
         for group in self.optimiser.param_groups:
             group["lr"] = self.optimisation.lr * self.optimisation.rate(step)
         batch = draw_batch(
             self.data,
-            max(self.optimisation.batch // self.accelerator.num_processes, 1),
-            torch_stream(seed, "batch", step, process),
+            self.optimisation.batch,
+            torch_stream(seed, "batch", step, 0),
             dropout=self.config.condition_dropout,
             mixing=self.config.mixing,
-        )
+        ).map(self.share.of)
         with self.accelerator.autocast():
             terms = self._loss(batch, step)
         self.stepper.zero_grad(set_to_none=True)
@@ -225,6 +244,7 @@ class _Run:
 
     def _record(self, step: int) -> None:
         """Add a row to the curve: mean loss terms since the last row, and the probes' figures."""
+        self._pool_window()
         count = self.window.pop("count")
         row = {"step": float(step)}
         row |= {name: float(total / count) for name, total in self.window.items()}
@@ -234,9 +254,7 @@ class _Run:
                 f"training diverged before step {step} (loss {row['loss']}): use a smaller lr than "
                 f"{self.optimisation.lr}, or a longer warm-up"
             )
-        with self.average.applied(), torch.no_grad():
-            for probe in self.probes:
-                row |= probe(step, self.model)
+        row |= self._probe(step)
         self.model.history.append(row)
         figure = self.config.keep_lowest
         if figure is None:
@@ -247,17 +265,57 @@ class _Run:
                 f"{', '.join(row)}"
             )
         if row[figure] <= min(earlier[figure] for earlier in self.model.history):
-            self.best = {name: value.clone() for name, value in self.average.weights().items()}
+            weights = all_whole(self.average.weights())
+            self.best = {name: value.clone() for name, value in weights.items()}
+
+    def _pool_window(self) -> None:
+        """Make the sums of loss terms their means over processes."""
+        if self.share.count > 1:
+            self.window = self.accelerator.reduce(self.window, "mean")
+
+    def _probe(self, step: int) -> dict[str, float]:
+        """The probes' figures, which the main process measures and tells the others."""
+        found: list[dict[str, float]] = [{}]
+        with self.average.applied(), torch.no_grad():
+            model = self._whole_model() if self.probes else self.plain
+            if self.accelerator.is_main_process:
+                for probe in self.probes:
+                    found[0] |= probe(step, model)
+        return broadcast_object_list(found)[0] if self.share.count > 1 else found[0]
+
+    def _whole_model(self) -> LatentDiffusion:
+        """The model with the weights and gradients it has now, all of them whole."""
+        if self.plain is not self.model:
+            self.plain.load_state_dict(all_whole(self.model.state_dict()))
+            self.plain.history = self.model.history
+            held = dict(self.model.named_parameters())
+            for name, parameter in self.plain.named_parameters():
+                grad = held[name].grad
+                parameter.grad = None if grad is None else whole(grad)
+            self.plain.train(self.model.training)
+            self.plain.denoiser.train(self.model.denoiser.training)
+        return self.plain
+
+    def _is_late(self, step: int, saved: float) -> bool:
+        """Whether it is time for a checkpoint, on which all processes agree."""
+        late = time.monotonic() - saved > self.optimisation.checkpoint_seconds
+        if self.share.count == 1:
+            return late
+        return step % _AGREE_EVERY == 0 and bool(broadcast_object_list([late])[0])
 
     def _save(self, step: int) -> None:
-        if self.checkpoint is None or not self.accelerator.is_main_process:
+        if self.checkpoint is None:
             return
+        self._pool_window()
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         tensors |= {f"window.{name}": value for name, value in self.window.items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         for index, moments in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
+        tensors = all_whole(tensors)
+        if not self.accelerator.is_main_process:
+            return
         state = {"identity": self.identity, "step": step, "history": self.model.history}
         with atomic_file(self.checkpoint) as temporary:
             save_file(
@@ -279,15 +337,19 @@ class _Run:
                 "training can only be resumed with the same config and data, but "
                 f"{self.checkpoint} is of another run: delete it, or choose another path"
             )
-        self.model.load_state_dict(with_prefix(tensors, "model."))
-        self.average.load_state_dict(with_prefix(tensors, "average."))
+        held = self.model.state_dict()
+        self.model.load_state_dict(placed_like(with_prefix(tensors, "model."), held))
+        average = placed_like(with_prefix(tensors, "average."), self.average.weights())
+        self.average.load_state_dict(average)
         device = self.accelerator.device
         self.window = {k: v.to(device) for k, v in with_prefix(tensors, "window.").items()}
         self.best = {k: v.to(device) for k, v in with_prefix(tensors, "best.").items()}
         moments: dict[int, dict[str, Tensor]] = {}
+        parameters = dict(enumerate(self.model.denoiser.parameters()))
         for name, value in with_prefix(tensors, "optimiser.").items():
             index, key = name.split(".", 1)
-            moments.setdefault(int(index), {})[key] = value
+            like = {key: parameters[int(index)]} if value.dim() else {}
+            moments.setdefault(int(index), {}).update(placed_like({key: value}, like))
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
         self.model.history = state["history"]

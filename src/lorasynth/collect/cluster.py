@@ -1,0 +1,146 @@
+"""Work on a Ray cluster: a function over many items, results in the order of the items.
+
+A task whose worker or machine dies is done again on another.  Ray's own answer to a lost head is to
+end the process after a minute; here it is one line before that, as long as results are waited for.
+"""
+
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from lorasynth.errors import CollectionError, LorasynthError
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+#: Seconds between two looks at the head while a result is waited for.
+_LOOK_EVERY = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Which cluster does the work, and how.
+
+    Attributes:
+        address: `local` (default) starts one on this machine; `auto` finds one that runs here;
+            else `host:port` of a head.
+        gpus: of each task; None (default): 1 where the cluster has any.
+        retries: of a task whose worker died, before the run ends with an error.
+        ahead: tasks handed out before the first of them is done: more than there are workers.
+        patience: seconds for which the head may be silent; Ray itself gives up after 60.
+    """
+
+    address: str = "local"
+    gpus: float | None = None
+    retries: int = 5
+    ahead: int = 128
+    patience: float = 20.0
+
+
+class Cluster:
+    """A cluster that this process is connected to; made by `connected`."""
+
+    def __init__(self, ray: Any, config: ClusterConfig) -> None:
+        self._ray = ray
+        self._config = config
+        self._head = str(ray.get_runtime_context().gcs_address)
+        gpus = config.gpus
+        if gpus is None:
+            gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+        # Without max_calls, Ray ends a worker after each task that had a GPU.
+        self._options = {"max_retries": config.retries, "num_gpus": gpus, "max_calls": 0}
+
+    def map(
+        self, work: Callable[..., ResultT], items: Iterable[ItemT], *shared: object
+    ) -> Iterator[ResultT]:
+        """`work(item, *shared)` for each item, in their order.
+
+        Args:
+            work: a function of a module that every worker can import.
+            items: asked for as tasks are handed out.
+            shared: sent to each machine once.
+
+        Raises:
+            LorasynthError: what `work` raised.
+            CollectionError: the head is lost, or a task killed its worker again and again.
+        """
+        task = self._ray.remote(**self._options)(work)
+        given = [self._ray.put(value) for value in shared]
+        waiting: deque[Any] = deque()
+        for item in items:
+            waiting.append(task.remote(item, *given))
+            if len(waiting) >= self._config.ahead:
+                yield self._result(waiting.popleft())
+        while waiting:
+            yield self._result(waiting.popleft())
+
+    def _result(self, task: Any) -> Any:
+        """Wait for a task."""
+        errors = self._ray.exceptions
+        heard = time.monotonic()
+        while True:
+            try:
+                return self._ray.get(task, timeout=_LOOK_EVERY)
+            except errors.GetTimeoutError:
+                now = time.monotonic()
+                heard = now if _answers(self._head) else heard
+                if now - heard > self._config.patience:
+                    raise self._lost(f"its head has not answered for {now - heard:.0f} s") from None
+            except errors.RayTaskError as error:
+                if isinstance(error.cause, LorasynthError):
+                    raise error.cause from error
+                raise
+            except errors.RayError as error:
+                reason = str(error).splitlines()[0]
+                raise self._lost(f"a task lost its worker again and again ({reason})") from error
+
+    def _lost(self, what: str) -> CollectionError:
+        return CollectionError(
+            f"a Ray cluster must stay up while it works, but of the one at {self._head} {what}: "
+            "what was finished is kept; start the cluster, and run the same command to go on"
+        )
+
+
+@contextmanager
+def connected(config: ClusterConfig) -> Iterator[Cluster]:
+    """Connect to a cluster, or start a local one, for as long as the context lasts.
+
+    Raises:
+        CollectionError: Ray is not installed, or no cluster answers.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise CollectionError(
+            'work on a cluster needs Ray, but it is not installed: pip install "lorasynth[cluster]"'
+        ) from error
+    local = config.address == "local"
+    try:
+        if not local and config.address != "auto" and not _answers(config.address):
+            raise ConnectionError("nothing answers there")
+        options = {"include_dashboard": False} if local else {}
+        ray.init(config.address, log_to_driver=False, logging_level="ERROR", **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CollectionError(
+            f"--address must be that of a running Ray cluster, but {config.address} cannot be "
+            f"reached ({reason}): use host:port of its head, or auto on one of its machines"
+        ) from error
+    try:
+        yield Cluster(ray, config)
+    finally:
+        ray.shutdown()
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens at `host:port`."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=5):
+            return True
+    except (OSError, ValueError):
+        return False

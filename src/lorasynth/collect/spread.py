@@ -1,0 +1,200 @@
+"""Collection and embedding spread over the workers of a Ray cluster.
+
+A worker is an ordinary collection of one fleet in a folder of its own, whose adapters it sends
+back.  The process that hands out fleets is the library's one writer, and appends them in the
+source's order: so the library is that of a single process, whichever workers did what and died.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lorasynth.adapter import Factors
+from lorasynth.base import BaseModel
+from lorasynth.collect.cluster import Cluster
+from lorasynth.collect.collector import (
+    CollectionReport,
+    checked_ids,
+    collect,
+    open_library,
+    safe_to_stop,
+)
+from lorasynth.collect.contract import Anchor, Gate
+from lorasynth.collect.failures import Failures
+from lorasynth.collect.part import ChosenSubjects
+from lorasynth.collect.recipe import Recipe
+from lorasynth.condition import ConditionEncoder, embed_subject
+from lorasynth.errors import CollectionError
+from lorasynth.library import Library
+from lorasynth.pictures import SubjectSource
+from lorasynth.progress import progress
+
+#: Subjects that are embedded in one task.
+_EMBEDDED = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equipment:
+    """What a worker loads once.
+
+    Attributes:
+        base: the base model.
+        anchor: see `collect`.
+        gate: see `collect`.
+        encoder: of conditions, where subjects are embedded.
+    """
+
+    base: BaseModel
+    anchor: Anchor | None = None
+    gate: Gate | None = None
+    encoder: ConditionEncoder | None = None
+
+
+#: Loads the equipment where it is called.  It travels to the workers, and is hashable by value.
+Equip = Callable[[], Equipment]
+
+
+class _Order(NamedTuple):
+    """What all tasks of a collection share."""
+
+    source: SubjectSource
+    equip: Equip
+    recipe: Recipe
+    options: Mapping[str, Any]
+
+
+class _Trained(NamedTuple):
+    """What a task gives back."""
+
+    asked: Sequence[str]
+    factors: Factors
+    rows: Sequence[dict[str, Any]]
+    failed: Mapping[str, Any]
+    fleet_size: int
+
+
+def collect_spread(
+    cluster: Cluster,
+    here: Equipment,
+    equip: Equip,
+    source: SubjectSource,
+    library_path: Path | str,
+    recipe: Recipe,
+    *,
+    fleet_size: int = 32,
+    gauge: str | None = None,
+    retry_failed: bool = False,
+    dtype: torch.dtype = torch.float32,
+    autocast: torch.dtype | None = None,
+) -> CollectionReport:
+    """Train an adapter for every subject of `source` that the library does not hold yet.
+
+    Args:
+        cluster: who trains.
+        here: as `equip` loads it, to look at; nothing is trained with it.
+        equip: loads the base model, anchor and gate in a worker; their files and those of the
+            source must be there.
+        source: where subjects come from.
+        library_path: see `collect`, as for all that follows.
+        recipe: how each adapter is trained.
+        fleet_size: adapters per task.
+        gauge: of a new library.
+        retry_failed: try subjects again that an earlier run listed as failed.
+        dtype: of the factors while training.
+        autocast: see `train_fleet`.
+
+    Raises:
+        CollectionError: as `collect` raises it, or the cluster is lost.
+        LibraryError: the library is damaged, or another process is writing it.
+        KeyboardInterrupt: on Ctrl-C; its message says what is safe.
+    """
+    path, begun = Path(library_path), time.monotonic()
+    ids = checked_ids(source)
+    if fleet_size < 1:
+        raise CollectionError(f"a fleet must have at least 1 adapter, but fleet_size={fleet_size}")
+    library, failures = open_library(path, here.base, recipe, here.anchor, gauge), Failures(path)
+    order = _Order(source, equip, recipe, {"dtype": dtype, "autocast": autocast})
+    collected: list[str] = []
+    failed: dict[str, str] = {}
+    with safe_to_stop(library), library.locked():
+        skipped = {*library.ids, *([] if retry_failed else failures.ids)}
+        pending = [name for name in ids if name not in skipped]
+
+        def fleets() -> Iterator[tuple[Sequence[str], int]]:
+            left = pending
+            while left:
+                yield left[:fleet_size], fleet_size
+                left = left[fleet_size:]
+
+        with progress("collect", len(ids), done=len(ids) - len(pending)) as advance:
+            for done in cluster.map(_train, fleets(), order):
+                if done.rows:
+                    library.append(done.factors, done.rows)
+                names = [row["id"] for row in done.rows]
+                failures.update(done.failed, names)
+                collected += names
+                failed |= {name: str(facts["reason"]) for name, facts in done.failed.items()}
+                fleet_size = min(fleet_size, done.fleet_size)
+                advance(len(done.asked), f"{len(collected)} adapters, fleets of {fleet_size}")
+    return CollectionReport(
+        collected=collected,
+        failed=failed,
+        fleet_size=fleet_size,
+        seconds=time.monotonic() - begun,
+    )
+
+
+def embed_spread(
+    cluster: Cluster, equip: Equip, source: SubjectSource
+) -> Callable[[Sequence[str]], Iterator[Tensor]]:
+    """How the workers of a cluster embed subjects, for `embed_library`."""
+
+    def embed(ids: Sequence[str]) -> Iterator[Tensor]:
+        chunks = (ids[start : start + _EMBEDDED] for start in range(0, len(ids), _EMBEDDED))
+        for rows in cluster.map(_embed, chunks, source, equip):
+            yield from rows
+
+    return embed
+
+
+@cache
+def _equipped(equip: Equip) -> Equipment:
+    """A worker's equipment, which outlives its tasks."""
+    return equip()
+
+
+def _train(fleet: tuple[Sequence[str], int], order: _Order) -> _Trained:
+    """Collect one fleet, in a worker."""
+    ids, size = fleet
+    here = _equipped(order.equip)
+    with tempfile.TemporaryDirectory(prefix="lorasynth-") as folder:
+        path = Path(folder) / "library"
+        report = collect(
+            here.base,
+            ChosenSubjects(order.source, ids),
+            path,
+            order.recipe,
+            fleet_size=size,
+            gauge="none",
+            anchor=here.anchor,
+            gate=here.gate,
+            **order.options,
+        )
+        library, failed = Library.open(path), Failures(path).found
+        rows = library.table.to_pylist()
+        factors = library.factors(range(len(rows))) if rows else {}
+    return _Trained(ids, factors, rows, failed, report.fleet_size)
+
+
+def _embed(ids: Sequence[str], source: SubjectSource, equip: Equip) -> list[Tensor]:
+    """Embed some subjects, in a worker."""
+    encoder = _equipped(equip).encoder
+    assert encoder is not None, "the caller has one"
+    return [embed_subject(encoder, source.load(name)) for name in ids]

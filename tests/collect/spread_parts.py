@@ -1,0 +1,91 @@
+"""What workers of a cluster need in tests, and a collection over one; run by its test.
+
+Usage: spread_parts.py ADDRESS BASE SUBJECTS LIBRARY.  An error is one line, and status 2.
+"""
+
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lorasynth.base import BaseModel
+from lorasynth.collect import Recipe, Verdict
+from lorasynth.collect.cluster import ClusterConfig, connected
+from lorasynth.collect.spread import Equipment, collect_spread
+from lorasynth.errors import LorasynthError
+from lorasynth.pictures import FolderSubjects
+
+RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), pictures_per_step=2, trained="both")
+OPTIONS = {"gpus": 0.0, "patience": 4.0}
+
+
+@dataclass(frozen=True)
+class Colours:
+    """An encoder that knows the mean colour."""
+
+    name: str = "mean-colour"
+    picture_size: int = 16
+    width: int = 3
+    licence: str = "Apache-2.0"
+    fingerprint: str = "0123"
+
+    def embed(self, pictures):
+        return torch.nn.functional.normalize(pictures.float().mean(dim=(1, 2)), dim=1)
+
+    def presence(self, pictures):
+        return torch.ones(len(pictures))
+
+    def save(self, folder):
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class DeadlyGate:
+    """Lets all pass; where it first sees the victim, its process dies with a trained fleet."""
+
+    victim: str
+    marker: Path
+    seconds: float
+
+    def __call__(self, _factors, subjects):
+        time.sleep(self.seconds)
+        if self.victim in [subject.id for subject in subjects] and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Verdict(passed=torch.ones(len(subjects), dtype=torch.bool))
+
+
+@dataclass(frozen=True)
+class Equip:
+    """Loads the tiny base model, and a gate that may kill."""
+
+    base: Path
+    marker: Path
+    victim: str = "nobody"
+    seconds: float = 0.0
+
+    def __call__(self):
+        torch.set_num_threads(1)
+        gate = DeadlyGate(self.victim, self.marker, self.seconds)
+        base = BaseModel.load(self.base, dtype=torch.float64)
+        return Equipment(base=base, gate=gate, encoder=Colours())
+
+
+def main() -> None:
+    address, base, subjects, library = sys.argv[1], *map(Path, sys.argv[2:])
+    equip = Equip(base, library / "nothing", seconds=1.0)
+    source = FolderSubjects(subjects, 16)
+    try:
+        with connected(ClusterConfig(address=address, **OPTIONS)) as cluster:
+            collect_spread(cluster, equip(), equip, source, library, RECIPE, fleet_size=1)
+    except LorasynthError as error:
+        print(error)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

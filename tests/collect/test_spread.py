@@ -1,0 +1,125 @@
+"""A Ray cluster of two nodes on this machine: workers die, the head dies, the library is whole."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import spread_parts
+import torch
+from PIL import Image
+from test_parts import assert_same_library
+
+from lorasynth.base import BaseModel
+from lorasynth.collect import collect
+from lorasynth.collect.cluster import ClusterConfig, connected
+from lorasynth.collect.embedding import embed_library
+from lorasynth.collect.spread import collect_spread, embed_spread
+from lorasynth.errors import CollectionError, LibraryError
+from lorasynth.library import Library
+from lorasynth.pictures import FolderSubjects
+from lorasynth.randomness import numpy_stream
+
+pytest.importorskip("ray", reason="needs ray, which dev leaves out: pip install 'ray>=2.50'")
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+RECIPE = spread_parts.RECIPE
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("spread") / "subjects"
+    for subject in range(7):
+        (root / f"{subject}").mkdir(parents=True)
+        for picture in range(3):
+            noise = numpy_stream(3, subject, picture).integers(0, 256, (16, 16, 3))
+            Image.fromarray(noise.astype(np.uint8)).save(root / f"{subject}/{picture}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(subjects, folder, tmp_path_factory) -> Path:
+    """What one process collects."""
+    path = tmp_path_factory.mktemp("spread") / "whole"
+    source, base = FolderSubjects(subjects, 16), BaseModel.load(folder, dtype=torch.float64)
+    collect(base, source, path, RECIPE, fleet_size=2)
+    embed_library(Library.open(path), source, spread_parts.Colours())
+    return path
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes, one CPU each, whose workers can import what the tests send them."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        here = str(Path(__file__).parent)
+        patch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+        node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+        found = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+        found.add_node(**node)
+        yield found
+        found.shutdown()
+
+
+def test_a_killed_worker_loses_and_doubles_nothing(tmp_path, cluster, folder, subjects, whole):
+    equip = spread_parts.Equip(folder, tmp_path / "killed", victim="3")
+    source, out = FolderSubjects(subjects, 16), tmp_path / "lib"
+    config = ClusterConfig(address=cluster.address, **spread_parts.OPTIONS)
+    with connected(config) as workers:
+        report = collect_spread(workers, equip(), equip, source, out, RECIPE, fleet_size=2)
+        assert (tmp_path / "killed").exists()
+        assert report.collected == Library.open(out).ids == source.ids
+        again = collect_spread(workers, equip(), equip, source, out, RECIPE, fleet_size=2)
+        assert again.collected == []
+        embed = embed_spread(workers, equip, source)
+        embed_library(Library.open(out), source, spread_parts.Colours(), embed)
+        with pytest.raises(CollectionError, match="begins with a letter"):
+            list(workers.map(refuse, [1]))
+    assert_same_library(out, whole)
+
+
+def refuse(item: int) -> None:
+    raise CollectionError("a name begins with a letter")
+
+
+def test_a_lost_head_is_one_line_and_the_same_command_goes_on(
+    tmp_path, cluster, folder, subjects, whole
+):
+    out = tmp_path / "lib"
+    arguments = [cluster.address, str(folder), str(subjects), str(out)]
+    command = [sys.executable, spread_parts.__file__, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as driver:
+        wait_for_a_shard(out)
+        cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+        said, _ = driver.communicate(timeout=55)
+    [line] = said.decode().splitlines()
+    assert driver.returncode == 2
+    assert "its head has not answered" in line
+    assert "run the same command to go on" in line
+    ids = FolderSubjects(subjects, 16).ids
+    assert 0 < len(Library.open(out)) < len(ids)
+    with (
+        pytest.raises(CollectionError, match="cannot be reached"),
+        connected(ClusterConfig(address=cluster.address)),
+    ):
+        pass
+    base = BaseModel.load(folder, dtype=torch.float64)
+    collect(base, FolderSubjects(subjects, 16), out, RECIPE, fleet_size=2)
+    embed_library(Library.open(out), FolderSubjects(subjects, 16), spread_parts.Colours())
+    assert_same_library(out, whole)
+
+
+def wait_for_a_shard(path: Path) -> None:
+    for _ in range(400):
+        try:
+            if len(Library.open(path)):
+                return
+        except LibraryError:
+            pass
+        time.sleep(0.1)
+    pytest.fail("nothing was collected")
