@@ -87,7 +87,7 @@ def refuse(item: int) -> None:
     raise CollectionError("a name begins with a letter")
 
 
-def test_a_lost_head_is_one_line_and_the_same_command_goes_on(
+def test_a_lost_head_ends_in_one_line_and_the_same_command_goes_on(
     tmp_path, cluster, folder, subjects, whole
 ):
     out = tmp_path / "lib"
@@ -97,8 +97,11 @@ def test_a_lost_head_is_one_line_and_the_same_command_goes_on(
         wait_for_a_shard(out)
         cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
         said, _ = driver.communicate(timeout=55)
-    [line] = said.decode().splitlines()
-    assert driver.returncode == 2
+    assert driver.returncode == 2, said
+    # Where the head was on the command's own machine, Ray may first print its daemon's log.
+    *before, line = said.decode().splitlines()
+    assert not before or "(raylet)" in before[0]
+    assert "Traceback" not in said.decode()
     assert "its head has not answered" in line
     assert "run the same command to go on" in line
     ids = FolderSubjects(subjects, 16).ids

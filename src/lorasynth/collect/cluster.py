@@ -1,7 +1,8 @@
 """Work on a Ray cluster: a function over many items, results in the order of the items.
 
 A task whose worker or machine dies is done again on another.  Ray's own answer to a lost head is to
-end the process after a minute; here it is one line before that, as long as results are waited for.
+end the process after a minute; here it is an error before that, as long as results are waited for.
+(Ray may print its daemon's log beside it, where that ran on this machine.)
 """
 
 import socket
