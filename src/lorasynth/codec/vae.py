@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 from typing_extensions import override
 
 from lorasynth.codec.contract import CODECS, Codec, VectorSource, gather
@@ -121,7 +122,11 @@ class VAE(Codec):
 
     @override
     def _encode(self, x: Float[Tensor, "n D"]) -> Float[Tensor, "n k"]:
-        return self.posterior(self.scaled.encode(x))[0]
+        *inner, last = self.encoder
+        assert isinstance(last, nn.Linear)
+        h = nn.Sequential(*inner)(self.scaled.encode(x))
+        # the other half of the last layer, at depth 1 of all, is the variance
+        return functional.linear(h, last.weight[: self.latents], last.bias[: self.latents])
 
     @override
     def _decode(self, z: Float[Tensor, "n k"]) -> Float[Tensor, "n D"]:
