@@ -104,9 +104,9 @@ def test_interrupted_after_any_checkpoint_it_ends_with_the_same_bits(
 
 
 def test_killed_at_a_random_moment_it_ends_with_the_same_bits_within_memory(tmp_path: Path) -> None:
-    """In processes of their own: in memory it would take 1.2 GB beside Python and torch."""
+    """In processes of their own: in memory it would take 0.8 GB beside Python and torch."""
     path, memory = tmp_path / "vectors.npy", int(0.85 * GB)
-    write_vectors(path, torch.randn(200, 24_576).repeat(10, 1))
+    write_vectors(path, torch.randn(200, 24_576).repeat(5, 1))
 
     def program(run: str, out: str) -> list[object]:
         return [sys.executable, HERE / "trained.py", path, tmp_path / run, memory, tmp_path / out]

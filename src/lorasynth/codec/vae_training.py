@@ -84,8 +84,8 @@ class Training:
         examples: vectors scaled by it.
         checkpoint: where to keep what there is; None for nowhere.
         large: for weights that fill the memory: those that are best so far are kept in the
-            checkpoint's folder alone, and AdamW makes one pass over the weights where it would
-            make ten.  Its last bits differ, so smaller ones are trained as ever.
+            checkpoint's folder alone, and AdamW makes one pass over the weights, not several.
+            Its last bits differ, so smaller ones are trained as ever.
     """
 
     def __init__(
