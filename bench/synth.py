@@ -1,25 +1,49 @@
-"""Photo to file, stage by stage, with a synthesizer that is loaded already.
+"""Photo or embedding to file, stage by stage, with a synthesizer that is loaded already.
 
-    python bench/synth.py --photos 50 --batch 1 16
+    python bench/synth.py --photos 50 --batch 1 16                    # the bundle
+    python bench/synth.py --width 99648 --latents 512 --batch 1 64    # weights2weights' layout
+    python bench/synth.py --width 1557 --latents 8 --photos 4         # smoke
 
-Each row is the median over calls of milliseconds per subject.  `write` makes a diffusers file on
-the disk of the temporary folder, flushed.
+Each row is the median over calls, and the best, of milliseconds per subject.  `write` makes a
+diffusers file in --folder, and `flush` is the part of it that waits for the disk; the target is
+what remains without it, since no program can hurry a disk.
+
+With --width nothing is read: weights are random, of the default denoiser's shapes, and conditions
+are random embeddings of 512 numbers, so reading and embedding a photo are left out.  Widths are
+those of weights2weights' layout (64 modules at rank 1) divided by 1, 2, 4, ... 64.
+
+The floor is that of the matrix products alone, at the rate that the same shapes have in this run:
+the solver's steps through all layers of the denoiser, what serves time and condition once, and
+latents times the decoder's matrix.  For one subject at 99,648 numbers and 512 latents these are
+memory: 204 MB of decoder (20 ms at 10 GB/s) and 5 MB of denoiser at each of 25 steps, which stay in
+a cache of 8 MB if nobody else wants it.
 """
 
 import argparse
+import os
 import statistics
 import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
-from lorasynth import Synthesizer
+from lorasynth import Synthesizer, atomic
+from lorasynth.adapter import Adapter, unstack
+from lorasynth.codec import PCA, PCAConfig
+from lorasynth.hypernet import LatentDiffusion, LatentDiffusionConfig
+from lorasynth.library.w2w import published_layout
 from lorasynth.pictures import AvatarSubjects, to_image
 from lorasynth.synthesizer import Stages
 
-STAGES = ("read", "embed", "sample", "decode", "write")
+STAGES = ("read", "embed", "sample", "decode", "cut", "write", "flush")
+CONDITION = 512
 
 
 def draw_photos(folder: Path, count: int, size: int) -> list[Path]:
@@ -31,35 +55,143 @@ def draw_photos(folder: Path, count: int, size: int) -> list[Path]:
     return paths
 
 
-def timed(synthesizer: Synthesizer, photos: list[Path], folder: Path) -> dict[str, float]:
-    stages = Stages()
-    adapters = synthesizer.many([[photo] for photo in photos], stages=stages)
-    with stages.stage("write"):
+def random_synthesizer(width: int, latents: int, steps: int) -> Synthesizer:
+    layout = next(
+        found for found in (published_layout(2**power) for power in range(7)) if found.size == width
+    )
+    torch.manual_seed(0)
+    hypernet = LatentDiffusion(LatentDiffusionConfig(steps=steps), latents, CONDITION)
+    for parameter in hypernet.parameters():
+        nn.init.normal_(parameter, std=0.02)  # what starts at zero would spare products nothing
+    codec = PCA(PCAConfig(latents=latents), width, latents)
+    codec.components.normal_(std=width**-0.5)
+    return Synthesizer(
+        base_fingerprint="none",
+        base_name="none",
+        trigger_phrase="sks",
+        layout=layout,
+        encoder=SimpleNamespace(width=CONDITION, name="none"),  # type: ignore[arg-type]
+        hypernet=hypernet.eval().requires_grad_(False),
+        codec=codec,
+    )
+
+
+@contextmanager
+def timed_flushes(stages: Stages) -> Iterator[None]:
+    flush = os.fsync
+
+    def timed(descriptor: int) -> None:
+        with stages.stage("flush"):
+            flush(descriptor)
+
+    atomic.os.fsync = timed
+    try:
+        yield
+    finally:
+        atomic.os.fsync = flush
+
+
+def written(adapters: list[Adapter], folder: Path, stages: Stages) -> dict[str, float]:
+    """Write files; milliseconds of each stage for each."""
+    with timed_flushes(stages), stages.stage("write"):
         for index, adapter in enumerate(adapters):
             adapter.save(folder / f"{index}.safetensors")
-    return {name: 1000 * stages.seconds[name] / len(photos) for name in STAGES}
+    stages.seconds["write"] -= stages.seconds["flush"]
+    return {name: 1000 * taken / len(adapters) for name, taken in stages.seconds.items()}
+
+
+def from_photos(synthesizer: Synthesizer, photos: list[Path], folder: Path) -> dict[str, float]:
+    stages = Stages()
+    adapters = synthesizer.many([[photo] for photo in photos], stages=stages)
+    return written(adapters, folder, stages)
+
+
+def from_embeddings(synthesizer: Synthesizer, count: int, folder: Path) -> dict[str, float]:
+    stages, names = Stages(), [str(index) for index in range(count)]
+    conditions = torch.randn(count, CONDITION)
+    factors = synthesizer.synthesise(conditions, names, stages=stages)
+    with stages.stage("cut"):
+        metadata, kernels = synthesizer.metadata(0), synthesizer.layout.kernels
+        adapters = [Adapter(single, metadata, kernels) for single in unstack(factors)]
+    return written(adapters, folder, stages)
+
+
+@torch.no_grad()
+def products(synthesizer: Synthesizer, count: int) -> float:
+    """Milliseconds for each of `count` that matrix products alone take."""
+    denoiser, codec = synthesizer.hypernet.denoiser, synthesizer.codec
+    steps = synthesizer.hypernet.config.steps
+    each_step = [denoiser.enter, denoiser.leave]
+    each_step += [layer for block in denoiser.blocks for layer in (block.up, block.down)]
+    once = [m for m in denoiser.modules() if isinstance(m, nn.Linear) and m not in each_step]
+    inputs = {layer: torch.randn(count, layer.in_features) for layer in each_step}
+    several = {layer: torch.randn(steps * count, layer.in_features) for layer in once}
+    latents = torch.randn(count, codec.latents)
+    start = time.perf_counter()
+    for layer in once:
+        layer(several[layer])
+    for _ in range(steps):
+        for layer in each_step:
+            layer(inputs[layer])
+    latents @ codec.components
+    return 1000 * (time.perf_counter() - start) / count
+
+
+def summary(calls: list[dict[str, float]]) -> list[str]:
+    """Median of each stage; of the whole without the flush, median and best; with it, median."""
+    medians = [statistics.median(call.get(stage, 0.0) for call in calls) for stage in STAGES]
+    whole = [sum(call.values()) for call in calls]
+    without = [all_ - call["flush"] for all_, call in zip(whole, calls, strict=True)]
+    totals = (statistics.median(without), min(without), statistics.median(whole))
+    return [f"{cell:.1f}" for cell in (*medians, *totals)]
+
+
+def repeated(task: Callable[[int], dict[str, float]], count: int) -> list[dict[str, float]]:
+    return [task(index) for index in [0, *range(count)]][1:]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--synthesizer", type=Path, default=Path("bundle/synthesizer"))
-    parser.add_argument("--photos", type=int, default=50)
+    parser.add_argument("--photos", type=int, default=50, help="photos, or embeddings, in all")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--width", type=int, help="random weights for vectors of this width")
+    parser.add_argument("--latents", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=25, help="of the solver, with --width")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--processor", action="store_true", help="time of the processor, with --threads 1"
+    )
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     options = parser.parse_args()
-    synthesizer = Synthesizer.from_pretrained(options.synthesizer)
-    table = Table("subjects at once", *STAGES, "all", "slowest call")
+    torch.set_num_threads(options.threads)
+    if options.processor:
+        time.perf_counter = time.process_time
+    if options.width:
+        synthesizer = random_synthesizer(options.width, options.latents, options.steps)
+    else:
+        synthesizer = Synthesizer.from_pretrained(options.synthesizer)
+    table = Table("at once", *STAGES, "no flush", "best", "all")
     table.title = f"{torch.get_num_threads()} threads, {synthesizer.layout.size} numbers, ms each"
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        photos = draw_photos(folder, options.photos, synthesizer.encoder.picture_size)
+        if not options.width:
+            photos = draw_photos(folder, options.photos, synthesizer.encoder.picture_size)
         for batch in options.batch:
-            parts = [photos[i : i + batch] for i in range(0, len(photos), batch)]
-            calls = [timed(synthesizer, part, folder) for part in parts[:1] + parts][1:]
-            medians = [statistics.median(call[stage] for call in calls) for stage in STAGES]
-            totals = [sum(call.values()) for call in calls]
-            cells = (*medians, statistics.median(totals), max(totals))
-            table.add_row(str(batch), *(f"{cell:.1f}" for cell in cells))
-    Console(width=120).print(table)
+            count = -(-options.photos // batch)
+            if options.width:
+                calls = repeated(lambda _: from_embeddings(synthesizer, batch, folder), count)  # noqa: B023
+                floor = min(products(synthesizer, batch) for _ in range(count + 1))
+                best = min(call["sample"] + call["decode"] for call in calls)
+                table.caption = (table.caption or "") + (
+                    f"{batch} at once: products alone {floor:.1f} ms, {floor / best:.0%} of the "
+                    "quickest sampling and decoding\n"
+                )
+            else:
+                parts = [photos[i : i + batch] for i in range(0, len(photos), batch)]
+                calls = repeated(lambda i: from_photos(synthesizer, parts[i], folder), count)  # noqa: B023
+            table.add_row(str(batch), *summary(calls))
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lorasynth.adapter import Adapter, AdapterMetadata, Factor
 from lorasynth.adapter.files import detect, get_format
+from lorasynth.adapter.files._safetensors import read_tensors, write_tensors
 from lorasynth.errors import FileFormatError
 
 PATH = "down_blocks.0.attentions.1.transformer_blocks.0"
@@ -173,3 +174,22 @@ def test_half_precision_alpha_does_not_overflow(tmp_path: Path) -> None:
     path = Adapter({"m": factor}).save(tmp_path / "k.safetensors", format="kohya")
     save_file({**load_file(path), "lora_unet_m.alpha": torch.tensor(27.0)}, path)
     assert Adapter.load(path).factors["m"].B.max() > 1e6
+
+
+def test_a_file_has_the_bytes_that_the_package_would_write(tmp_path: Path) -> None:
+    tensors = {
+        "b": torch.randn(3, 2),
+        "a": torch.randn(2, 3).half(),
+        "ö": torch.randn(4, 4)[:, 1:3],
+        "c.alpha": torch.tensor(2.0),
+        "d": torch.randn(1, 5).bfloat16(),
+        "e": torch.randn(2).double(),
+    }
+    write_tensors(tmp_path / "ours", tensors, {"key": 'quoted "value"'})
+    content = read_tensors(tmp_path / "ours")
+    assert content.header == {"format": "pt", "key": 'quoted "value"'}
+    assert all(content.tensors[key].equal(value) for key, value in tensors.items())
+    contiguous = {key: value.contiguous() for key, value in tensors.items()}
+    save_file(contiguous, tmp_path / "theirs", {"format": "pt"})
+    write_tensors(tmp_path / "ours", tensors, {})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()

@@ -236,14 +236,12 @@ def test_two_formats_in_one_file_are_refused(adapter: Adapter, tmp_path: Path) -
 
 
 def test_a_failed_write_leaves_the_old_file(name: str, saved: Path, monkeypatch) -> None:
-    import lorasynth.adapter.files._safetensors as writer
-
     before = saved.read_bytes()
 
     def full(*_args, **_kwargs) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writer, "save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(LorasynthError, match="No space left"):
         Adapter.load(saved).save(saved.parent if name == "peft" else saved, format=name)
     assert saved.read_bytes() == before

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lorasynth.codec import PCA, PCAConfig, load_codec
-from lorasynth.codec.out_of_core import OutOfCoreConfig, fit_out_of_core, forget
+from lorasynth.codec.checkpoint import forget
+from lorasynth.codec.out_of_core import OutOfCoreConfig, fit_out_of_core
 from lorasynth.codec.plan import Plan, make_plan
 from lorasynth.errors import BundleError, ConfigError, LibraryError
 from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors

@@ -109,6 +109,19 @@ def test_condition_time_and_input_change_the_output(name: str, row: str) -> None
 
 @denoisers
 @modulations
+def test_a_trajectory_is_the_denoiser_at_each_time(name: str, row: str) -> None:
+    denoiser = trained(name, row)
+    x, _, y = inputs()
+    times, state = [0.9, 0.5, 0.1], denoiser.prepare(y)
+    nets = list(denoiser.trajectory(times, state, B))
+    assert len(nets) == len(times)
+    for time, net in zip(times, nets, strict=True):
+        expected = denoiser.denoise(x, torch.full((B,), time), state)
+        torch.testing.assert_close(net(x), expected, atol=1e-5, rtol=1e-4)
+
+
+@denoisers
+@modulations
 def test_it_learns_from_its_condition(name: str, row: str) -> None:
     denoiser = trained(name, row, steps=100)
     x, t, y = inputs(200)

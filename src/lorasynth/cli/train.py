@@ -32,8 +32,8 @@ def fit(
     memory: Annotated[
         str | None,
         typer.Option(
-            help="What pca may take, such as 8GB; by default half of the machine's. How it is "
-            "computed follows from it."
+            help="What pca or vae may take, such as 8GB; by default half of the machine's. How it "
+            "is computed follows from it."
         ),
     ] = None,
     tolerance: Annotated[
@@ -52,33 +52,39 @@ def fit(
 ) -> None:
     """Fit a codec, which turns adapters into latents and back, to a library.
 
-    pca takes any number of adapters; run again to go on. It draws the share of variance by number
-    of components beside the codec, as explained_variance.png.
+    pca and vae take any number of adapters; run again to go on. pca draws the share of variance by
+    number of components beside the codec, as explained_variance.png.
 
     Example: lorasynth fit pca library -o codec --set latents=128
     """
     from lorasynth.atomic import make_parent
-    from lorasynth.codec import CODECS, PCA, Codec, PCAConfig
-    from lorasynth.codec.out_of_core import OutOfCoreConfig, fit_out_of_core, forget
+    from lorasynth.codec import CODECS, PCA, Codec, PCAConfig, VAEConfig
+    from lorasynth.codec.checkpoint import forget
+    from lorasynth.codec.out_of_core import OutOfCoreConfig, fit_out_of_core
+    from lorasynth.codec.streamed_vae import StreamingConfig, fit_streamed
     from lorasynth.device import pick_device
     from lorasynth.experiments.explained_variance import draw_explained_variance
     from lorasynth.library import Library
 
     kind = CODECS.get(codec)
     config = override(kind.config_class(), settings)
-    how = OutOfCoreConfig(memory=memory_of(memory), tolerance=tolerance)
+    limit, kept = memory_of(memory), run / codec
     make_parent(out)
     adapters = Library.open(library)
     source = adapters if split is None else adapters.where("split", split)
     place = pick_device(device)
     if isinstance(config, PCAConfig):
-        fitted: Codec = fit_out_of_core(source, config, how, run=run / "pca", device=place)
+        how = OutOfCoreConfig(memory=limit, tolerance=tolerance)
+        fitted: Codec = fit_out_of_core(source, config, how, run=kept, device=place)
+    elif isinstance(config, VAEConfig):
+        within = StreamingConfig(memory=limit)
+        fitted = fit_streamed(source, config, within, run=kept, device=place)
     else:
         fitted = kind.fit(source, config, device=place)
     fitted.save(out, half=half)
     if isinstance(fitted, PCA):
         draw_explained_variance(fitted, out / "explained_variance.png")
-        forget(run / "pca")
+    forget(kept)
     typer.echo(f"{out}: {codec}, {fitted.width} numbers to {fitted.latents} latents")
 
 

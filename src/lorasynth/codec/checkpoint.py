@@ -93,3 +93,10 @@ class Checkpoint:
     def _path(self, name: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{name}.safetensors"
+
+
+def forget(run: Path) -> None:
+    """Delete what a finished computation kept in its folder."""
+    Checkpoint(run, {}).forget("*")
+    if run.is_dir() and not any(run.iterdir()):
+        run.rmdir()

@@ -89,13 +89,6 @@ def fit_out_of_core(
     return _Fit(source, config, how, plan, run, torch.device(device)).codec()
 
 
-def forget(run: Path) -> None:
-    """Delete what a finished fit kept in its folder."""
-    Checkpoint(run, {}).forget("*")
-    if run.is_dir() and not any(run.iterdir()):
-        run.rmdir()
-
-
 def _planned(
     source: Source, config: PCAConfig, how: OutOfCoreConfig, budget: int, run: Path | None
 ) -> Plan:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from lorasynth.codec.checkpoint import Checkpoint
@@ -80,13 +80,30 @@ def row_blocks(
         source.read_block(row, 0, block, less)
         return block
 
+    for row, block in zip(starts, read_ahead(len(starts), read), strict=True):
+        yield row, block.to(device)
+
+
+def read_ahead(count: int, read: Callable[[int], Tensor]) -> Iterator[Tensor]:
+    """What `read` gives for 0, 1, ... `count` - 1; the next is read while one is used."""
     with ThreadPoolExecutor(1) as reader:
-        following = reader.submit(read, 0) if starts else None
-        for number, row in enumerate(starts):
+        following = reader.submit(read, 0) if count else None
+        for number in range(count):
             assert following is not None
             block = following.result()
-            following = reader.submit(read, number + 1) if number + 1 < len(starts) else None
-            yield row, block.to(device)
+            following = reader.submit(read, number + 1) if number + 1 < count else None
+            yield block
+
+
+def read_rows(
+    source: BlockSource,
+    rows: Int64[Tensor, " n"],
+    out: Float32[Tensor, "n D"],
+    less: Float32[Tensor, " D"] | None = None,
+) -> None:
+    """Fill `out` with some rows, in the order asked for; they are read in that of the source."""
+    for place in rows.argsort().tolist():
+        source.read_block(int(rows[place]), 0, out[place : place + 1], less)
 
 
 def accumulate(

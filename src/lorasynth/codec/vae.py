@@ -1,8 +1,8 @@
-"""A variational autoencoder of vectors (the paper's 3.3 and 4.2; Kingma & Welling 2014)."""
+"""A variational autoencoder of vectors (the paper's 3.3 and 4.2; Kingma & Welling 2014).
 
-import copy
-import math
-from collections.abc import Iterator
+`vae_training` trains it; for more vectors than fit in memory there is `streamed_vae`.
+"""
+
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -10,13 +10,14 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 from typing_extensions import override
 
 from lorasynth.codec.contract import CODECS, Codec, VectorSource, gather
 from lorasynth.codec.scaled import Scale, Scaled, ScaledConfig
+from lorasynth.codec.vae_training import InMemory, Training
 from lorasynth.errors import ConfigError
-from lorasynth.progress import progress
-from lorasynth.randomness import stream_seed, torch_stream
+from lorasynth.randomness import stream_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,17 +108,25 @@ class VAE(Codec):
         device: torch.device | str = "cpu",
     ) -> "VAE":
         x = gather(vectors, device)
-        config = config or VAEConfig()
+        codec = cls.untrained(config or VAEConfig(), x.shape[1], device)
+        codec.scaled = Scaled.fit(x, ScaledConfig(scale=codec.config.scale), device=device)
+        Training(codec, InMemory(codec.scaled.encode(x), codec.config)).run()
+        return codec
+
+    @classmethod
+    def untrained(cls, config: VAEConfig, width: int, device: torch.device | str) -> "VAE":
+        """The weights that training starts from."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(config.seed, "vae", "weights"))
-            codec = cls(config, x.shape[1], config.latents).to(device)
-        codec.scaled = Scaled.fit(x, ScaledConfig(scale=config.scale), device=device)
-        codec.report = {"epochs": _train(codec, codec.scaled.encode(x))}
-        return codec.eval().requires_grad_(requires_grad=False)
+            return cls(config, width, config.latents).to(device)
 
     @override
     def _encode(self, x: Float[Tensor, "n D"]) -> Float[Tensor, "n k"]:
-        return self.posterior(self.scaled.encode(x))[0]
+        *inner, last = self.encoder
+        assert isinstance(last, nn.Linear)
+        h = nn.Sequential(*inner)(self.scaled.encode(x))
+        # the other half of the last layer, at depth 1 of all, is the variance
+        return functional.linear(h, last.weight[: self.latents], last.bias[: self.latents])
 
     @override
     def _decode(self, z: Float[Tensor, "n k"]) -> Float[Tensor, "n D"]:
@@ -154,73 +163,3 @@ def _mlp(widths: list[int]) -> nn.Sequential:
     for inner, outer in pairwise(widths):
         layers += [nn.SiLU(), nn.Linear(inner, outer)]
     return nn.Sequential(*layers[1:])
-
-
-def _train(codec: VAE, x: Float[Tensor, "n D"]) -> list[dict[str, float]]:
-    """Train on scaled vectors, leave the best weights in place, and return the loss terms."""
-    config: VAEConfig = codec.config
-    train, held_out = _split(x, config)
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": layer.parameters(), "lr": config.lr / layer.in_features}
-            for layer in (*codec.encoder, *codec.decoder)
-            if isinstance(layer, nn.Linear)
-        ],
-        weight_decay=config.weight_decay,
-    )
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs)
-    history: list[dict[str, float]] = []
-    best, best_loss, best_epoch = copy.deepcopy(codec.state_dict()), float("inf"), 0
-    with progress("fit VAE", config.epochs) as advance:
-        for epoch in range(config.epochs):
-            for batch, noise in _batches(train, codec.latents, config, epoch):
-                terms = codec.terms(batch, noise)
-                optimiser.zero_grad(set_to_none=True)
-                (terms.reconstruction + config.beta * terms.divergence).backward()
-                optimiser.step()
-            cosine.step()
-            history.append(_evaluate(codec, train, "") | _evaluate(codec, held_out, "held_out_"))
-            loss = history[-1]["held_out_loss"]
-            if not math.isfinite(loss):
-                raise ConfigError(
-                    f"a VAE's training diverged in epoch {epoch} (loss {loss}): use a smaller lr "
-                    f"than {config.lr}"
-                )
-            advance(note=f"held-out loss {loss:.4f}")
-            if loss < best_loss:
-                best, best_loss, best_epoch = copy.deepcopy(codec.state_dict()), loss, epoch
-            if epoch - best_epoch >= config.patience:
-                break
-    codec.load_state_dict(best)
-    return history
-
-
-def _split(
-    x: Float[Tensor, "n D"], config: VAEConfig
-) -> tuple[Float[Tensor, "m D"], Float[Tensor, "l D"]]:
-    """Vectors to train on, and at least one held out."""
-    order = torch.randperm(len(x), generator=torch_stream(config.seed, "vae", "split"))
-    count = min(max(round(config.validation * len(x)), 1), len(x) - 1)
-    return x[order[count:].to(x.device)], x[order[:count].to(x.device)]
-
-
-def _batches(
-    x: Float[Tensor, "m D"], latents: int, config: VAEConfig, epoch: int
-) -> Iterator[tuple[Float[Tensor, "b D"], Float[Tensor, "b k"]]]:
-    """One pass in random order, with the noise for the latents."""
-    stream = torch_stream(config.seed, "vae", "epoch", epoch)
-    for rows in torch.randperm(len(x), generator=stream).split(config.batch):
-        noise = torch.randn(len(rows), latents, generator=stream)
-        yield x[rows.to(x.device)], noise.to(x)
-
-
-@torch.no_grad()
-def _evaluate(codec: VAE, x: Float[Tensor, "m D"], prefix: str) -> dict[str, float]:
-    """Loss terms at z = mu, without the latents' noise, so that epochs compare."""
-    terms = codec.terms(x, x.new_zeros(len(x), codec.latents))
-    loss = terms.reconstruction + codec.config.beta * terms.divergence
-    return {
-        f"{prefix}loss": float(loss),
-        f"{prefix}reconstruction": float(terms.reconstruction),
-        f"{prefix}divergence": float(terms.divergence),
-    }

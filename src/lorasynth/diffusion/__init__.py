@@ -13,7 +13,7 @@ from lorasynth.diffusion.contract import (
     Schedule,
 )
 from lorasynth.diffusion.parameterisation import X0, Epsilon, Velocity
-from lorasynth.diffusion.sampler import Solver, sample
+from lorasynth.diffusion.sampler import Solver, sample, solver_times
 from lorasynth.diffusion.schedule import Cosine, discretise
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "Velocity",
     "discretise",
     "sample",
+    "solver_times",
 ]

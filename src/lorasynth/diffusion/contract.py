@@ -80,6 +80,11 @@ class Parameterisation(ABC):
     ) -> Float[Tensor, "b *d"]:
         """The clean point that a prediction at x_t implies."""
 
+    def affine(self, t: Float[Tensor, " s"]) -> tuple[Float[Tensor, " s"], Float[Tensor, " s"]]:
+        """`to_x0` as a x_t + b prediction: a and b at each time."""
+        one, none = torch.ones_like(t), torch.zeros_like(t)
+        return self.to_x0(none, one, t), self.to_x0(one, none, t)
+
     @abstractmethod
     def gain(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
         """|d prediction / d x_0| at fixed x_t: the size of an error of 1 in x_0."""

@@ -8,6 +8,7 @@ standard deviation within 1 % from 25 steps (DDIM: 9 % too narrow).  The tests h
 diffusers' DDIM and DPM-Solver++ on the same steps.
 """
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -37,7 +38,8 @@ def sample(
     the result: the step to zero noise is first order and exact.
 
     Args:
-        denoise: maps (x_t, t) to the expected x_0; guidance, if any, happens inside it.
+        denoise: maps (x_t, t) to the expected x_0; guidance, if any, happens inside it.  It is
+            called once at each of `solver_times`, in their order.
         noise: x at t = 1, one independent draw per row; rows do not influence one another.
         schedule: the process that the denoiser was trained on.
         steps: evaluations of the denoiser, from 1 to 30.
@@ -46,8 +48,6 @@ def sample(
     Raises:
         ConfigError: `steps` or `solver` is out of range.
     """
-    if not 1 <= steps <= MAX_STEPS:
-        raise ConfigError(f"sampling takes from 1 to {MAX_STEPS} steps, but got {steps}")
     if solver not in get_args(Solver):
         known = ", ".join(get_args(Solver))
         raise ConfigError(f"a solver must be one of {known}, but got {solver!r}: choose one")
@@ -61,19 +61,31 @@ def sample(
         if solver == "dpm2m" and i > 0:
             ratio = h / (lambdas[i] - lambdas[i - 1])
             direction = clean + 0.5 * ratio * (clean - previous)
-        x = sigmas[i + 1] / sigmas[i] * x - alphas[i + 1] * torch.expm1(-h).item() * direction
+        x = sigmas[i + 1] / sigmas[i] * x - alphas[i + 1] * math.expm1(-h) * direction
         previous, clean = clean, denoise(x, _fill(times[i + 1], x))
     return clean
 
 
+def solver_times(schedule: Schedule, steps: int) -> list[float]:
+    """The times at which `sample` evaluates the denoiser, from noise to data.
+
+    Raises:
+        ConfigError: `steps` is out of range.
+    """
+    return _grid(schedule, steps)[0]
+
+
 def _grid(
     schedule: Schedule, steps: int
-) -> tuple[list[float], list[float], list[float], Float[Tensor, " steps"]]:
+) -> tuple[list[float], list[float], list[float], list[float]]:
     """Times, alphas, sigmas and half log-SNRs, evenly spaced in the last, from noise to data."""
+    if not 1 <= steps <= MAX_STEPS:
+        raise ConfigError(f"sampling takes from 1 to {MAX_STEPS} steps, but got {steps}")
     low, high = (-torch.tensor(level, dtype=torch.float64).log() for level in NOISE_RANGE[::-1])
     lambdas = low + (high - low) * torch.linspace(0, 1, steps, dtype=torch.float64)
     times = schedule.time(2 * lambdas)
-    return times.tolist(), schedule.alpha(times).tolist(), schedule.sigma(times).tolist(), lambdas
+    alphas, sigmas = schedule.alpha(times), schedule.sigma(times)
+    return times.tolist(), alphas.tolist(), sigmas.tolist(), lambdas.tolist()
 
 
 def _fill(time: float, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:

@@ -7,8 +7,9 @@ at every solver step.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -63,6 +64,27 @@ class Modulation(nn.Module, ABC):
         the condition.
         """
 
+    def at_times(self, time: Float[Tensor, "s tw"], state: State, rows: int) -> State:
+        """What depends on times and condition alone, with a leading axis of times.
+
+        Worth writing where it spares `modulate` weights that are read again at every solver step.
+
+        Args:
+            time: embedded times.
+            state: the prepared condition.
+            rows: of the batch.
+        """
+        times = time[:, None].expand(-1, rows, -1)
+        return (times, *(part.expand(len(time), *part.shape) for part in state))
+
+    def modulate(
+        self, layer: Layer, h: Float[Tensor, "b inner"], settled: State
+    ) -> Float[Tensor, "b outer"]:
+        """`forward` with what `at_times` gave for one of the times."""
+        time, *state = settled
+        out: Tensor = self(layer, h, time, tuple(state))
+        return out
+
 
 class Denoiser(nn.Module, ABC):
     """Predicts, in the training's parameterisation, from a noisy latent, a time and a condition.
@@ -91,6 +113,23 @@ class Denoiser(nn.Module, ABC):
         self, x_t: Float[Tensor, "b k"], t: Float[Tensor, " b"], state: State
     ) -> Float[Tensor, "b k"]:
         """Predict at times t in [0, 1] under a prepared condition."""
+
+    def trajectory(self, times: Sequence[float], state: State, rows: int) -> Iterator[Layer]:
+        """`denoise` at each of the times that a solver takes, which are the same for all rows.
+
+        Args:
+            times: one for each solver step.
+            state: the prepared condition.
+            rows: of the batch.
+        """
+        for time in times:
+            t = self.null_condition.new_full((rows,), time)
+            yield partial(self._denoise_at, t, state)
+
+    def _denoise_at(
+        self, t: Float[Tensor, " b"], state: State, x_t: Float[Tensor, "b k"]
+    ) -> Float[Tensor, "b k"]:
+        return self.denoise(x_t, t, state)
 
     def forward(
         self,

@@ -1,9 +1,11 @@
 """The residual MLP: the denoiser of the paper's Figure 2."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,9 +13,13 @@ from typing_extensions import override
 
 from lorasynth.config import from_dict
 from lorasynth.errors import ConfigError
-from lorasynth.hypernet.contract import DENOISERS, MODULATIONS, Denoiser, Modulation, State
+from lorasynth.hypernet.contract import DENOISERS, MODULATIONS, Denoiser, Layer, Modulation, State
 from lorasynth.hypernet.modulation import ScaleAndShift
 from lorasynth.hypernet.time_embedding import TimeEmbedding
+
+#: Rows up to which all times are prepared at once: more are bound by operations, not by reading
+#: weights, and would take memory for nothing.
+_MOST_ROWS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +88,41 @@ class MLPDenoiser(Denoiser):
     ) -> Float[Tensor, "b k"]:
         time = self.time(t)
         h = self.enter(x_t)
-        each = len(state) // len(self.blocks)
-        for i, block in enumerate(self.blocks):
-            h = block(h, time, state[i * each : (i + 1) * each])
+        for block, part in zip(self.blocks, self._parts(state), strict=True):
+            h = block(h, time, part)
         out: Tensor = self.leave(self.scale_and_shift(self.norm(h), time))
         return out
+
+    @override
+    def trajectory(self, times: Sequence[float], state: State, rows: int) -> Iterator[Layer]:
+        """Half of the weights serve time and condition alone, and are read once for all steps."""
+        if rows > _MOST_ROWS:
+            yield from super().trajectory(times, state, rows)
+            return
+        time = self.time(self.null_condition.new_tensor(times))
+        settled = [
+            block.modulation.at_times(time, part, rows)
+            for block, part in zip(self.blocks, self._parts(state), strict=True)
+        ]
+        scales, shifts = self.scale_and_shift.factors(time[:, None])
+        for i in range(len(times)):
+            blocks = [tuple(part[i] for part in parts) for parts in settled]
+            yield partial(self._denoise_settled, blocks, (scales[i], shifts[i]))
+
+    def _denoise_settled(
+        self, blocks: Sequence[State], last: State, x_t: Float[Tensor, "b k"]
+    ) -> Float[Tensor, "b k"]:
+        h = self.enter(x_t)
+        for block, settled in zip(self.blocks, blocks, strict=True):
+            h = block.settled(h, settled)
+        scale, shift = last
+        out: Tensor = self.leave(torch.addcmul(shift, self.norm(h), scale))
+        return out
+
+    def _parts(self, state: State) -> list[State]:
+        """What of a prepared condition belongs to each block."""
+        each = len(state) // len(self.blocks)
+        return [state[i * each : (i + 1) * each] for i in range(len(self.blocks))]
 
 
 class Block(nn.Module):
@@ -112,6 +148,12 @@ class Block(nn.Module):
         self, h: Float[Tensor, "b d"], time: Float[Tensor, "b tw"], state: State
     ) -> Float[Tensor, "b d"]:
         """One residual step."""
-        inner = self.modulation(self.up, self.norm(h), time, state)
+        return self._add(h, self.modulation(self.up, self.norm(h), time, state))
+
+    def settled(self, h: Float[Tensor, "b d"], settled: State) -> Float[Tensor, "b d"]:
+        """The same, with what `Modulation.at_times` gave for one time."""
+        return self._add(h, self.modulation.modulate(self.up, self.norm(h), settled))
+
+    def _add(self, h: Float[Tensor, "b d"], inner: Float[Tensor, "b i"]) -> Float[Tensor, "b d"]:
         out: Tensor = h + self.down(self.drop(functional.silu(inner)))
         return out

@@ -1,6 +1,8 @@
 """The trained diffusion hypernetwork: denoises latents under a condition."""
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,9 +11,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from lorasynth.config import from_dict
-from lorasynth.diffusion import PARAMETERISATIONS, SCHEDULES, Solver, sample
+from lorasynth.diffusion import PARAMETERISATIONS, SCHEDULES, Solver, sample, solver_times
 from lorasynth.diffusion.contract import over
-from lorasynth.hypernet.contract import DENOISERS, State
+from lorasynth.hypernet.contract import DENOISERS, Layer, State
 from lorasynth.hypernet.hypernetwork import HYPERNETWORKS, Hypernetwork
 from lorasynth.hypernet.normaliser import Normaliser
 from lorasynth.hypernet.regression import LatentRegression, LatentRegressionConfig
@@ -91,11 +93,16 @@ class LatentDiffusion(Hypernetwork):
         rows, copies = len(noise), len(branches)
         given = [self._prepare(seen, rows) for seen, _ in branches]
         state = self.denoiser.prepare(torch.cat([y for y, _ in given]))
-        centre = torch.cat([c for _, c in given])
+        centre = None if self.anchor is None else torch.cat([c for _, c in given])
+        evaluations = self._evaluations(
+            solver_times(self.schedule, steps), state, centre, rows * copies
+        )
 
-        def denoise(x_t: Float[Tensor, "n k"], t: Float[Tensor, " n"]) -> Float[Tensor, "n k"]:
-            clean = self._to_x0(x_t.repeat(copies, 1), t.repeat(copies), state, centre)
-            parts = zip(branches, clean.chunk(copies), strict=True)
+        def denoise(x_t: Float[Tensor, "n k"], _t: Float[Tensor, " n"]) -> Float[Tensor, "n k"]:
+            to_x0 = next(evaluations)
+            if copies == 1:
+                return to_x0(x_t)
+            parts = zip(branches, to_x0(x_t.repeat(copies, 1)).chunk(copies), strict=True)
             return torch.stack([weight * part for (_, weight), part in parts]).sum(0)
 
         clean = sample(denoise, noise, self.schedule, steps, self.config.solver)
@@ -151,6 +158,20 @@ class LatentDiffusion(Hypernetwork):
             condition = self.condition_normaliser(condition)
         return self.denoiser.fill(condition, rows), centre
 
+    def _evaluations(
+        self,
+        times: Sequence[float],
+        state: State,
+        centre: Float[Tensor, "b k"] | None,
+        rows: int,
+    ) -> Iterator[Callable[[Float[Tensor, "b k"]], Float[Tensor, "b k"]]]:
+        """`_to_x0` at each of the times of a solver, with all that they decide computed before."""
+        at = torch.tensor(times, dtype=torch.float64)
+        coefficients = (self.schedule.alpha(at), *self.parameterisation.affine(at))
+        nets = self.denoiser.trajectory(times, state, rows)
+        for alpha, kept, used, net in zip(*(c.tolist() for c in coefficients), nets, strict=True):
+            yield partial(_relative_x0, alpha, kept, used, net, centre)
+
     def _to_x0(
         self,
         x_t: Float[Tensor, "b k"],
@@ -162,3 +183,18 @@ class LatentDiffusion(Hypernetwork):
         relative = x_t - over(self.schedule.alpha(t), x_t) * centre
         prediction = self.denoiser.denoise(relative, t, state)
         return self.parameterisation.to_x0(prediction, relative, t) + centre
+
+
+def _relative_x0(
+    alpha: float,
+    kept: float,
+    used: float,
+    net: Layer,
+    centre: Float[Tensor, "b k"] | None,
+    x_t: Float[Tensor, "b k"],
+) -> Float[Tensor, "b k"]:
+    """The clean point, kept · x + used · net(x), with x relative to the centre if there is one."""
+    if centre is None:
+        return torch.add(used * net(x_t), x_t, alpha=kept)
+    relative = x_t - alpha * centre
+    return torch.add(used * net(relative), relative, alpha=kept) + centre

@@ -3,8 +3,12 @@
 import torch
 
 from lorasynth.codec import Codec
+from lorasynth.codec.passes import row_blocks
 from lorasynth.hypernet.batches import TrainingSet
 from lorasynth.library import Library, LibraryView
+
+#: Vectors that are encoded at a time; the next are read meanwhile.
+_ROWS = 256
 
 
 @torch.no_grad()
@@ -15,6 +19,7 @@ def training_set(library: Library | LibraryView, codec: Codec, column: str | Non
         LayoutError: the codec was fitted to another layout.
         LibraryError: the column is absent or damaged, or there are fewer than two adapters.
     """
-    latents = torch.cat([codec.encode(vectors).cpu() for vectors in library.batches()])
+    blocks = row_blocks(library, _ROWS, torch.device("cpu"))
+    latents = torch.cat([codec.encode(vectors).cpu() for _, vectors in blocks])
     conditions = None if column is None else library.column(column)
     return TrainingSet(latents=latents, conditions=conditions)

@@ -1,12 +1,13 @@
 """Safetensors in and out: one clear error for damaged files, and our metadata in the header."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lorasynth.adapter.adapter import AdapterMetadata
@@ -18,7 +19,13 @@ WEIGHT_NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 
 _PREFIX = "lorasynth."
 _EXTRA = _PREFIX + "extra."
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+#: Types that are read and written, in the order that the package gives to tensors in a file.
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+}
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -83,10 +90,30 @@ def read_tensors(path: Path) -> Content:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically."""
-    owned = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
+    """Write a safetensors file atomically.
+
+    By hand: the package spends 0.1 ms on each of the hundreds of small tensors of an adapter, more
+    than on their numbers.  The format is a JSON header with its length in 8 bytes before it, padded
+    to a multiple of 8, then all numbers by type and name.
+    """
+    places = list(_DTYPES)
+    order = sorted(tensors, key=lambda key: (places.index(tensors[key].dtype), key))
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt", **header}}
+    parts: list[Any] = []
+    end = 0
+    for key in order:
+        tensor = tensors[key].detach().cpu().contiguous()
+        start, end = end, end + tensor.nbytes
+        entries[key] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+        parts.append(tensor.view(-1).view(torch.uint8).numpy())
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
     with atomic_file(path) as temporary:
-        save_file(owned, temporary, metadata={"format": "pt", **header})
+        temporary.write_bytes(b"".join([len(text).to_bytes(8, "little"), text, *parts]))
 
 
 def to_header(metadata: AdapterMetadata) -> dict[str, str]:

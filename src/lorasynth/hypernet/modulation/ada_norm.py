@@ -5,6 +5,7 @@ Perez et al. 2018 (FiLM); what the paper's 3.4 compares its own layer with.
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -30,6 +31,13 @@ class ScaleAndShift(nn.Module):
         scale, shift = both.reshape(len(h), *[1] * (h.dim() - 2), -1).chunk(2, dim=-1)
         out: Tensor = h * (1 + scale) + shift
         return out
+
+    def factors(
+        self, embedding: Float[Tensor, "*n e"]
+    ) -> tuple[Float[Tensor, "*n d"], Float[Tensor, "*n d"]]:
+        """What to multiply by, and what to add."""
+        scale, shift = self.project(functional.silu(embedding)).chunk(2, dim=-1)
+        return 1 + scale, shift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,3 +81,15 @@ class AdaNorm(Modulation):
     ) -> Float[Tensor, "b *tokens outer"]:
         (joined,) = state
         return layer(self.scale_and_shift(h, time + joined))
+
+    @override
+    def at_times(self, time: Float[Tensor, "s tw"], state: State, rows: int) -> State:
+        (joined,) = state
+        return self.scale_and_shift.factors(time[:, None] + joined)
+
+    @override
+    def modulate(
+        self, layer: Layer, h: Float[Tensor, "b inner"], settled: State
+    ) -> Float[Tensor, "b outer"]:
+        scale, shift = settled
+        return layer(torch.addcmul(shift, h, scale))

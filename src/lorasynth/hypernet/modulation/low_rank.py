@@ -93,8 +93,25 @@ class LowRankModulation(Modulation):
         time: Float[Tensor, "b tw"],
         state: State,
     ) -> Float[Tensor, "b *tokens outer"]:
-        h = self.scale_and_shift(h, time)
-        low_rank = _apply(state, h)
+        return self._join(layer, self.scale_and_shift(h, time), state)
+
+    @override
+    def at_times(self, time: Float[Tensor, "s tw"], state: State, rows: int) -> State:
+        pair = (part.expand(len(time), *part.shape) for part in state)
+        return (*self.scale_and_shift.factors(time[:, None]), *pair)
+
+    @override
+    def modulate(
+        self, layer: Layer, h: Float[Tensor, "b inner"], settled: State
+    ) -> Float[Tensor, "b outer"]:
+        scale, shift, *pair = settled
+        return self._join(layer, torch.addcmul(shift, h, scale), tuple(pair))
+
+    def _join(
+        self, layer: Layer, h: Float[Tensor, "b *tokens inner"], pair: State
+    ) -> Float[Tensor, "b *tokens outer"]:
+        """The layer and the pair on scaled and shifted hidden states."""
+        low_rank = _apply(pair, h)
         if self.form == "layer":
             return layer(h) + low_rank
         return layer(low_rank if self.form == "product" else h + low_rank)
