@@ -44,8 +44,8 @@ def test_too_many_steps_are_told() -> None:
 
 
 def test_an_unknown_denoiser_or_modulation_is_told() -> None:
-    with pytest.raises(ConfigError, match="denoiser must be one of mlp, but got 'unet'"):
-        LatentDiffusion(LatentDiffusionConfig(denoiser="unet"), K, M)
+    with pytest.raises(ConfigError, match="denoiser must be one of mlp, unet, but got 'cnn'"):
+        LatentDiffusion(LatentDiffusionConfig(denoiser="cnn"), K, M)
     options = OPTIONS | {"modulation": "film"}
     with pytest.raises(ConfigError, match="modulation must be one of ada_norm, low_rank"):
         LatentDiffusion(LatentDiffusionConfig(denoiser_options=options), K, M)
