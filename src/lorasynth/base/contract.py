@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 import torch
-from jaxtyping import Float, Real, UInt8
+from jaxtyping import Float, Int64, Real, UInt8
 from torch import Tensor, nn
 
 from lorasynth.adapter import Factor, Factors, count
@@ -70,8 +70,10 @@ class BaseModel(ABC):
         text_encoders: by their names in the pipeline.
         picture_size: side of its pictures in pixels.
         latent_shape: channels, height and width of a latent.
+        scheduler: diffusers' solver, which each kind chooses.
     """
 
+    scheduler: Any
     pipeline_class: ClassVar[type[Any]]
     denoiser_part: ClassVar[str] = "unet"
     text_parts: ClassVar[Mapping[str, str]] = {"tokenizer": "text_encoder"}
@@ -175,6 +177,13 @@ class BaseModel(ABC):
         """The times of a solver that starts at noise; `step` is called after each."""
 
     @abstractmethod
+    def guided(self, texts: Texts, count: int, guidance: float) -> Guided:
+        """The denoiser with guidance, for the prompts of `count` attached adapters."""
+
+    def empty_prompts(self, count: int) -> Texts:
+        """What the model takes where nothing is said."""
+        return self.encode_prompts([""] * count)
+
     def step(
         self,
         prediction: Float[Tensor, "b c i j"],
@@ -182,14 +191,21 @@ class BaseModel(ABC):
         latents: Float[Tensor, "b c i j"],
     ) -> Float[Tensor, "b c i j"]:
         """Latents at the time after `time`."""
+        less_noisy: Tensor = self.scheduler.step(prediction, time, latents).prev_sample
+        return less_noisy
 
-    @abstractmethod
-    def guided(self, texts: Texts, count: int, guidance: float) -> Guided:
-        """The denoiser with guidance, for the prompts of `count` attached adapters."""
-
-    def empty_prompts(self, count: int) -> Texts:
-        """What the model takes where nothing is said."""
-        return self.encode_prompts([""] * count)
+    def _tokens(self, tokenizer: str, prompts: Sequence[str]) -> Int64[Tensor, "b tokens"]:
+        """Prompts as the tokenizer of that name writes them, padded to its full length."""
+        found = getattr(self.pipeline, tokenizer)
+        tokens = found(
+            list(prompts),
+            padding="max_length",
+            max_length=found.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        ids: Tensor = tokens.input_ids.to(self.device)
+        return ids
 
     # What follows
 

@@ -59,15 +59,7 @@ class Flux(BaseModel):
         )
 
     def _read(self, tokenizer: str, encoder: str, prompts: Sequence[str]) -> Any:
-        found = getattr(self.pipeline, tokenizer)
-        tokens = found(
-            list(prompts),
-            padding="max_length",
-            max_length=found.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        return self.text_encoders[encoder](tokens.input_ids.to(self.device))
+        return self.text_encoders[encoder](self._tokens(tokenizer, prompts))
 
     @override
     def draw_times(self, shape: Sequence[int], generator: torch.Generator) -> Float[Tensor, "..."]:
@@ -150,16 +142,6 @@ class Flux(BaseModel):
         self.scheduler.set_timesteps(sigmas=levels, device=self.device, mu=self._shift_of_size())
         self.scheduler.set_begin_index(0)
         yield from self.scheduler.sigmas[:-1]
-
-    @override
-    def step(
-        self,
-        prediction: Float[Tensor, "b c i j"],
-        time: Float[Tensor, ""],
-        latents: Float[Tensor, "b c i j"],
-    ) -> Float[Tensor, "b c i j"]:
-        less_noisy: Tensor = self.scheduler.step(prediction, time, latents).prev_sample
-        return less_noisy
 
     @override
     def guided(self, texts: Texts, count: int, guidance: float) -> Guided:

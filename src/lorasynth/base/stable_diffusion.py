@@ -48,18 +48,6 @@ class StableDiffusion(BaseModel):
         embedded: Tensor = encoder(self._tokens("tokenizer", prompts))[0]
         return Texts({"encoder_hidden_states": embedded.to(self.dtype)})
 
-    def _tokens(self, tokenizer: str, prompts: Sequence[str]) -> Int64[Tensor, "b tokens"]:
-        found = getattr(self.pipeline, tokenizer)
-        tokens = found(
-            list(prompts),
-            padding="max_length",
-            max_length=found.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        ids: Tensor = tokens.input_ids.to(self.device)
-        return ids
-
     @override
     def draw_times(self, shape: Sequence[int], generator: torch.Generator) -> Int64[Tensor, "..."]:
         high = int(self.scheduler.config.num_train_timesteps)
@@ -90,16 +78,6 @@ class StableDiffusion(BaseModel):
     def schedule(self, steps: int) -> Iterator[Int64[Tensor, ""]]:
         self.scheduler.set_timesteps(steps, device=self.device)
         yield from self.scheduler.timesteps
-
-    @override
-    def step(
-        self,
-        prediction: Float[Tensor, "b c i j"],
-        time: Int64[Tensor, ""],
-        latents: Float[Tensor, "b c i j"],
-    ) -> Float[Tensor, "b c i j"]:
-        less_noisy: Tensor = self.scheduler.step(prediction, time, latents).prev_sample
-        return less_noisy
 
     @override
     def guided(self, texts: Texts, count: int, guidance: float) -> Guided:
