@@ -5,7 +5,7 @@ A codec object is always a fitted one: `fit` is a class method.  It is a `torch.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -171,10 +171,7 @@ def gather(
         LibraryError: fewer than two vectors, or a value that is not finite.
     """
     x = vectors if isinstance(vectors, Tensor) else vectors.all_vectors()
-    if len(x) < 2:
-        raise LibraryError(
-            f"a codec is fitted to two or more adapters, but got {len(x)}: collect more"
-        )
+    require_several(x)
     if not x.isfinite().all():
         bad = int((~x.isfinite()).any(dim=1).nonzero()[0])
         raise LibraryError(
@@ -182,6 +179,18 @@ def gather(
             "infinity: check the library"
         )
     return x.to(device=device, dtype=torch.float32)
+
+
+def require_several(vectors: Sized) -> None:
+    """Refuse what no codec can be fitted to.
+
+    Raises:
+        LibraryError: there are fewer than two vectors.
+    """
+    if len(vectors) < 2:
+        raise LibraryError(
+            f"a codec is fitted to two or more adapters, but got {len(vectors)}: collect more"
+        )
 
 
 def _check(rows: Tensor, expected: int, what: str, remedy: str) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lorasynth.codec import passes
 from lorasynth.codec.checkpoint import Checkpoint
-from lorasynth.codec.contract import VectorSource
+from lorasynth.codec.contract import VectorSource, require_several
 from lorasynth.codec.gram import eigen_of_columns, eigen_of_rows
 from lorasynth.codec.krylov import leading_eigenvectors
 from lorasynth.codec.passes import BlockSource, Moments
@@ -24,7 +24,6 @@ from lorasynth.codec.pca import PCA, PCAConfig, fix_signs, require_latents, subs
 from lorasynth.codec.plan import Method, Plan, make_plan, used_bytes
 from lorasynth.codec.scaled import Scaled, ScaledConfig
 from lorasynth.config import to_dict
-from lorasynth.errors import LibraryError
 from lorasynth.randomness import torch_stream
 
 
@@ -73,10 +72,7 @@ def fit_out_of_core(
         LibraryError: fewer than two vectors, a value that is not finite, or a damaged shard.
         ConfigError: more latents than components, or nothing fits into the memory.
     """
-    if len(source) < 2:
-        raise LibraryError(
-            f"a codec is fitted to two or more adapters, but got {len(source)}: collect more"
-        )
+    require_several(source)
     if config.latents is not None:
         require_latents(config.latents, min(len(source) - 1, source.width), len(source))
     budget = how.memory - used_bytes()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lorasynth.codec import passes
 from lorasynth.codec.checkpoint import Checkpoint
-from lorasynth.codec.contract import gather
+from lorasynth.codec.contract import gather, require_several
 from lorasynth.codec.out_of_core import Source
 from lorasynth.codec.passes import read_ahead, read_rows
 from lorasynth.codec.plan import used_bytes
@@ -27,7 +27,7 @@ from lorasynth.codec.scaled import Scaled, ScaledConfig
 from lorasynth.codec.vae import VAE, VAEConfig
 from lorasynth.codec.vae_training import InMemory, Training, split
 from lorasynth.config import to_dict
-from lorasynth.errors import ConfigError, LibraryError
+from lorasynth.errors import ConfigError
 
 Way = Literal["memory", "streamed"]
 
@@ -122,10 +122,7 @@ def fit_streamed(
             checkpoint of another run.
         BundleError: the checkpoint is damaged.
     """
-    if len(source) < 2:
-        raise LibraryError(
-            f"a codec is fitted to two or more adapters, but got {len(source)}: collect more"
-        )
+    require_several(source)
     identity = {
         "config": to_dict(config),
         "memory": how.memory,

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from lorasynth.codec.checkpoint import Checkpoint, State
+from lorasynth.codec.checkpoint import Checkpoint
 from lorasynth.errors import ConfigError
 from lorasynth.progress import Advance, progress
 from lorasynth.randomness import torch_stream
-from lorasynth.weights import with_prefix
+from lorasynth.weights import optimiser_state, optimiser_tensors, with_prefix
 
 if TYPE_CHECKING:
     from lorasynth.codec.vae import VAE, VAEConfig
@@ -210,8 +210,7 @@ class Training:
     def _save(self) -> None:
         tensors = {f"codec.{name}": value for name, value in self.codec.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        for index, moments in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
+        tensors |= optimiser_tensors(self.optimiser, "optimiser.")
         rates = [group["lr"] for group in self.optimiser.param_groups]
         self.checkpoint.save("training", tensors, history=self.history, done=self.done, rates=rates)
 
@@ -225,15 +224,8 @@ class Training:
         self.best = with_prefix(saved.tensors, "best.")
         self.history, self.done = saved.facts["history"], saved.facts["done"]
         groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": _moments(saved), "param_groups": groups})
+        state = optimiser_state(saved.tensors, "optimiser.")
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
         self.cosine.last_epoch = len(self.history)
         for group, rate in zip(self.optimiser.param_groups, saved.facts["rates"], strict=True):
             group["lr"] = rate
-
-
-def _moments(saved: State) -> dict[int, dict[str, Tensor]]:
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in with_prefix(saved.tensors, "optimiser.").items():
-        index, key = name.split(".", 1)
-        moments.setdefault(int(index), {})[key] = value
-    return moments

@@ -7,7 +7,7 @@ gradients are clipped subject by subject, and random numbers come from streams o
 (`lorasynth.collect.draws`).  So the result does not depend on who else is in the batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -67,15 +67,7 @@ def descend(
     encoded = encode_subjects(base, subjects)
     gain = _HALF_GAIN if base.dtype == torch.float16 else 1.0
     stepper = _Stepper(config, numbers, anchored=anchored, gain=gain)
-    draws = draw_steps(
-        config,
-        [subject.id for subject in subjects],
-        encoded.counts,
-        draw_times=base.draw_times,
-        latent_shape=tuple(encoded.latents.shape[1:]),
-        device=base.device,
-        dtype=encoded.latents.dtype,
-    )
+    draws = draws_of(base, config, [subject.id for subject in subjects], encoded)
     losses = []
     with StackedAdapters(base.denoiser, factors(), scale) as stacked:
         for step, draw in enumerate(draws):
@@ -89,6 +81,21 @@ def descend(
                 on_step(step + 1, losses[-1])
     stepper.finish()
     return torch.stack(losses, dim=1)
+
+
+def draws_of(
+    base: BaseModel, config: Descent, subject_ids: Sequence[str], encoded: EncodedSubjects
+) -> Iterator[Draw]:
+    """The draws of each step for encoded subjects, in the form that the base model takes."""
+    return draw_steps(
+        config,
+        subject_ids,
+        encoded.counts,
+        draw_times=base.draw_times,
+        latent_shape=tuple(encoded.latents.shape[1:]),
+        device=base.device,
+        dtype=encoded.latents.dtype,
+    )
 
 
 def denoising_losses(base: BaseModel, encoded: EncodedSubjects, draw: Draw) -> Float[Tensor, " n"]:

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.collect.descent import Descent
-from lorasynth.collect.draws import draw_steps
 from lorasynth.collect.encoded import EncodedSubjects
-from lorasynth.collect.loop import denoising_losses
+from lorasynth.collect.loop import denoising_losses, draws_of
 from lorasynth.errors import CollectionError, ConfigError
 from lorasynth.progress import Advance, progress
 from lorasynth.randomness import stream_seed
@@ -118,13 +117,6 @@ def prior_losses(
         first=torch.zeros(n, dtype=torch.int64, device=base.device),
         counts=(count,) * n,
     )
-    draws = draw_steps(
-        replace(config, seed=stream_seed(config.seed, "prior"), caption_dropout=0.0),
-        subject_ids,
-        encoded.counts,
-        draw_times=base.draw_times,
-        latent_shape=base.latent_shape,
-        device=base.device,
-        dtype=latents.dtype,
-    )
+    own = replace(config, seed=stream_seed(config.seed, "prior"), caption_dropout=0.0)
+    draws = draws_of(base, own, subject_ids, encoded)
     return lambda: prior.weight * denoising_losses(base, encoded, next(draws))

@@ -40,7 +40,7 @@ from lorasynth.hypernet.share import Share, share_dropout
 from lorasynth.progress import progress
 from lorasynth.randomness import stream_seed, torch_stream
 from lorasynth.training import Optimisation
-from lorasynth.weights import fingerprint, with_prefix
+from lorasynth.weights import fingerprint, optimiser_state, optimiser_tensors, with_prefix
 
 #: Several processes agree on whether to write a checkpoint once in so many steps.
 _AGREE_EVERY = 10
@@ -311,8 +311,7 @@ class _Run:
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         tensors |= {f"window.{name}": value for name, value in self.window.items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        for index, moments in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
+        tensors |= optimiser_tensors(self.optimiser, "optimiser.")
         tensors = all_whole(tensors)
         if not self.accelerator.is_main_process:
             return
@@ -344,14 +343,15 @@ class _Run:
         device = self.accelerator.device
         self.window = {k: v.to(device) for k, v in with_prefix(tensors, "window.").items()}
         self.best = {k: v.to(device) for k, v in with_prefix(tensors, "best.").items()}
-        moments: dict[int, dict[str, Tensor]] = {}
-        parameters = dict(enumerate(self.model.denoiser.parameters()))
-        for name, value in with_prefix(tensors, "optimiser.").items():
-            index, key = name.split(".", 1)
-            like = {key: parameters[int(index)]} if value.dim() else {}
-            moments.setdefault(int(index), {}).update(placed_like({key: value}, like))
+        parameters = list(self.model.denoiser.parameters())
+        kept = {
+            index: placed_like(
+                moments, {k: parameters[index] for k, v in moments.items() if v.dim()}
+            )
+            for index, moments in optimiser_state(tensors, "optimiser.").items()
+        }
         groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        self.optimiser.load_state_dict({"state": kept, "param_groups": groups})
         self.model.history = state["history"]
         return int(state["step"])
 

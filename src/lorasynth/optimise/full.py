@@ -9,9 +9,8 @@ from torch import Tensor
 
 from lorasynth.base import BaseModel
 from lorasynth.collect.descent import Descent
-from lorasynth.collect.draws import draw_steps
 from lorasynth.collect.encoded import encode_subjects
-from lorasynth.collect.loop import denoising_losses
+from lorasynth.collect.loop import denoising_losses, draws_of
 from lorasynth.pictures import Subject
 
 #: All weights of a denoiser, by name.
@@ -35,15 +34,7 @@ def fine_tune(base: BaseModel, subject: Subject, config: Descent) -> Weights:
         CollectionError: the subject has no pictures or captions.
     """
     encoded = encode_subjects(base, [subject])
-    draws = draw_steps(
-        config,
-        [subject.id],
-        encoded.counts,
-        draw_times=base.draw_times,
-        latent_shape=tuple(encoded.latents.shape[1:]),
-        device=base.device,
-        dtype=encoded.latents.dtype,
-    )
+    draws = draws_of(base, config, [subject.id], encoded)
     before = _copy(base)
     base.denoiser.requires_grad_(True)
     parameters = list(base.denoiser.parameters())
