@@ -246,7 +246,11 @@ class Synthesizer:
             conditions = None if conditions is None else conditions.to(noise.device)
             latents = self.hypernet.sample(conditions, noise, guidance=guidance, steps=steps)
         with stages.stage("decode"):
-            return self.layout.unflatten(self.codec.decode(latents))
+            return self.decode(latents)
+
+    def decode(self, latents: Float[Tensor, "n k"]) -> Factors:
+        """Stacked adapters of latents; differentiable."""
+        return self.layout.unflatten(self.codec.decode(latents))
 
     @property
     def fingerprint(self) -> str:

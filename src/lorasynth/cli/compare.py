@@ -28,7 +28,8 @@ Named = Annotated[
 
 def compare(
     subjects: Annotated[
-        Path, typer.Argument(help="Folder with a folder of pictures for each subject.")
+        Path,
+        typer.Argument(help="As `lorasynth collect --folder` takes them."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for table and pictures.")],
     lora: Named = None,
@@ -70,7 +71,7 @@ def compare(
     from lorasynth.experiments.compare import CompareConfig, Contender, Judges
     from lorasynth.experiments.compare import compare as run
     from lorasynth.measure.clip_score import ClipScore
-    from lorasynth.pictures import FolderSubjects
+    from lorasynth.pictures import subjects_in
 
     config = replace(override(CompareConfig(), settings), pictures=pictures, seed=seed)
     if prompt:
@@ -79,7 +80,7 @@ def compare(
         config = replace(config, strengths=tuple(strength))
     make_parent(out / "table.json")
     model = BaseModel.load(base, pick_device(device))
-    source = FolderSubjects(subjects, model.picture_size)
+    source = subjects_in(subjects, model.picture_size)
     people = [source.load(name) for name in source.ids]
     besides = [_style(text) for text in style or []]
     contenders = [Contender(name="base model", adapters=None, besides=besides)]
@@ -141,13 +142,14 @@ def _write(found: "Comparison", out: Path) -> None:
     from lorasynth.atomic import write_json
     from lorasynth.experiments.compare import draw_strengths
     from lorasynth.experiments.figures import save_figure
+    from lorasynth.measure.bootstrap import in_words
     from lorasynth.pictures.png import contact_sheet, write_synthetic
 
     rows = found.report["rows"]
     figures = [name for name, value in rows[0].items() if isinstance(value, dict) and "lo" in value]
     table = Table("contender", "strength", *(name.replace("_", " ") for name in figures))
     for row in rows:
-        cells = (f"{row[n]['mean']:.3f} [{row[n]['lo']:.3f}, {row[n]['hi']:.3f}]" for n in figures)
+        cells = (in_words(row[name]) for name in figures)
         table.add_row(row["contender"], f"{row['strength']:g}", *cells)
     Console().print(table)
     write_json(out / "table.json", found.report)

@@ -8,22 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorasynth.cli.known import Known, Where, space_of
-from lorasynth.cli.options import Base, Seed
+from lorasynth.cli.options import PORTRAIT, Base, Seed
+from lorasynth.cli.synth import Format
 from lorasynth.errors import ConfigError
 
 if TYPE_CHECKING:
     from lorasynth.adapter import Adapter
 
 LoraFile = Annotated[Path, typer.Argument(metavar="LORA", help="LoRA file.", show_default=False)]
-Format = Annotated[str, typer.Option("--format", help="diffusers, kohya or peft.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="LoRA file (peft: folder) to write.")]
 Folder = Annotated[Path, typer.Option("--out", "-o", help="Folder for the LoRA files.")]
 Strip = Annotated[
     Path | None, typer.Option(help="PNG to write: a picture made with each, in a row.")
 ]
 Prompt = Annotated[str, typer.Option(help="Of the strip's pictures.")]
-
-PORTRAIT = "a portrait of sks"
 
 
 def edit(

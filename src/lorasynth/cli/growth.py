@@ -40,6 +40,7 @@ def growth(
     from lorasynth.experiments.trial import TrialConfig
     from lorasynth.hypernet.train import HypernetConfig
     from lorasynth.library import Library
+    from lorasynth.measure.bootstrap import in_words
 
     config = GrowthConfig(
         sizes=tuple(size or SIZES),
@@ -54,6 +55,5 @@ def growth(
     table = Table("adapters", *reports[0]["methods"])
     for report in reports:
         rows = [row["likeness"] for row in report["methods"].values()]
-        cells = (f"{row['mean']:.3f} [{row['lo']:.3f}, {row['hi']:.3f}]" for row in rows)
-        table.add_row(str(report["size"]), *cells)
+        table.add_row(str(report["size"]), *map(in_words, rows))
     Console().print(table)

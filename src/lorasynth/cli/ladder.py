@@ -32,15 +32,13 @@ def ladder(
     from lorasynth.experiments.ladder import draw_ladder
     from lorasynth.experiments.ladder import ladder as run
     from lorasynth.experiments.trial import COMPARED, TrialConfig
+    from lorasynth.measure.bootstrap import in_words
 
     config = from_dict(TrialConfig, {"subjects": subjects, "seed": seed, "split": split})
     report = run(Bundle.open(bundle, pick_device(device)), config, cache)
     table = Table("rung", "likeness", "second encoder", "attributes")
     for rung in report["rungs"]:
-        figures = [rung[name] for name in COMPARED]
-        table.add_row(
-            rung["rung"], *(f"{f['mean']:.3f} [{f['lo']:.3f}, {f['hi']:.3f}]" for f in figures)
-        )
+        table.add_row(rung["rung"], *(in_words(rung[name]) for name in COMPARED))
     Console().print(table)
     if json is not None:
         write_json(json, report)

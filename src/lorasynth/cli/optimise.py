@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorasynth.cli.known import Known, Space, Where, space_of
-from lorasynth.cli.options import Base, Device, Seed, Settings, override
+from lorasynth.cli.known import Known, Where, space_of
+from lorasynth.cli.options import PORTRAIT, Base, Device, Seed, Settings, override
 from lorasynth.cli.synth import Format, Out, Photos, print_times, subjects_of
 from lorasynth.errors import ConfigError
 
 if TYPE_CHECKING:
-    import torch
-
     from lorasynth.adapter import AdapterMetadata, Factors, Layout
     from lorasynth.adapter.files import LoraFormat
     from lorasynth.collect.loop import OnStep
@@ -26,8 +24,6 @@ Steps = Annotated[int | None, typer.Option(help="Optimiser steps.", min=1)]
 Caption = Annotated[
     str, typer.Option(help="Of pictures without a text file of their name beside them.")
 ]
-
-PORTRAIT = "a portrait of sks"
 
 
 def blend(
@@ -52,21 +48,22 @@ def blend(
     """
     from lorasynth.library import Library
     from lorasynth.optimise import Mixture, MixtureConfig
+    from lorasynth.synthesizer import Synthesizer
 
     if over not in ("latents", "adapters"):
         raise ConfigError(f"--over must be latents or adapters, but is {over!r}")
     config = override(MixtureConfig(), _descent(steps, seed, settings))
     job = _Job(photos, out, caption, base, file_format, device)
-    space = space_of(synthesizer, library)
+    decode: Decode
     if over == "latents":
-        rows, layout = space.library.latents, space.synthesizer.layout
-        decode = _decoder(space, job.base.device)
+        synth, known = space_of(synthesizer, library)
+        synth.codec.to(job.base.device)
+        rows, layout, decode = known.latents, synth.layout, synth.decode
     else:
-        opened = Library.open(library)
-        rows, layout = opened.all_vectors(), opened.layout
-        decode = layout.unflatten
+        synth, opened = Synthesizer.from_pretrained(str(synthesizer)), Library.open(library)
+        rows, layout, decode = opened.all_vectors(), opened.layout, opened.layout.unflatten
     mixture = Mixture(config, len(job.subjects), rows, decode)
-    job.descend(mixture, layout, space.synthesizer.metadata(seed), "blend")
+    job.descend(mixture, layout, synth.metadata(seed), "blend")
 
 
 def invert(
@@ -103,8 +100,8 @@ def invert(
         embeddings = torch.stack([synth.embed(paths) for paths in job.paths])
         names = [subject.id for subject in job.subjects]
         begin = synth.hypernet.sample(embeddings, synth.hypernet.draw_noise(seed, names))
-    decode = _decoder(space, job.base.device)
-    inversion = Inversion(config, begin, mean, known.std(dim=0), decode)
+    synth.codec.to(job.base.device)
+    inversion = Inversion(config, begin, mean, known.std(dim=0), synth.decode)
     job.descend(inversion, synth.layout, synth.metadata(seed), "invert")
 
 
@@ -217,9 +214,3 @@ def _descent(steps: int | None, seed: int, settings: Sequence[str] | None) -> li
     """Settings of a method's config, from options of their own and from `--set`."""
     stated = [] if steps is None else [f"descent.steps={steps}"]
     return [*stated, f"descent.seed={seed}", *(settings or [])]
-
-
-def _decoder(space: Space, device: "torch.device") -> "Decode":
-    """Latents to stacked adapters, on a device."""
-    codec, layout = space.synthesizer.codec.to(device), space.synthesizer.layout
-    return lambda latents: layout.unflatten(codec.decode(latents))

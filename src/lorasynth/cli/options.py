@@ -54,6 +54,9 @@ Checkpointing = Annotated[
     ),
 ]
 
+#: What a picture shows where nobody says it.
+PORTRAIT = "a portrait of sks"
+
 #: One process per core.
 CORES = os.cpu_count() or 1
 

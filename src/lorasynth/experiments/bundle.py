@@ -73,7 +73,7 @@ class Bundle:
 
     def decode(self, latents: Float[Tensor, "n k"]) -> Factors:
         """Stacked adapters of latents."""
-        return self.synthesizer.layout.unflatten(self.synthesizer.codec.decode(latents))
+        return self.synthesizer.decode(latents)
 
     @classmethod
     def open(cls, folder: Path, device: torch.device | str = "cpu") -> "Bundle":

@@ -19,10 +19,12 @@ from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.condition import ConditionEncoder, embed_subject
 from lorasynth.config import to_dict
 from lorasynth.errors import ConfigError
+from lorasynth.experiments.figures import bars
 from lorasynth.measure.bootstrap import bootstrap
 from lorasynth.measure.diversity import mean_pairwise_distance
 from lorasynth.measure.likeness import likeness
 from lorasynth.pictures import Subject
+from lorasynth.pictures.folders import DEFAULT_CAPTION
 from lorasynth.progress import progress
 from lorasynth.randomness import stream_seed
 
@@ -42,7 +44,7 @@ class CompareConfig:
         sampling: how.
     """
 
-    prompts: tuple[str, ...] = ("a portrait of sks",)
+    prompts: tuple[str, ...] = (DEFAULT_CAPTION,)
     pictures: int = 4
     strengths: tuple[float, ...] = (1.0,)
     seed: int = 0
@@ -227,12 +229,8 @@ def draw_strengths(report: Mapping[str, Any]) -> Figure:
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for contender in dict.fromkeys(row["contender"] for row in report["rows"]):
             rows = [row for row in report["rows"] if row["contender"] == contender]
-            means = [row[name]["mean"] for row in rows]
-            spans = [
-                [row[name]["mean"] - row[name]["lo"] for row in rows],
-                [row[name]["hi"] - row[name]["mean"] for row in rows],
-            ]
-            strengths = [row["strength"] for row in rows]
+            intervals, strengths = [row[name] for row in rows], [row["strength"] for row in rows]
+            means, spans = [interval["mean"] for interval in intervals], bars(intervals)
             axes.errorbar(strengths, means, yerr=spans, fmt="o-", capsize=2, label=contender)
         axes.set(xlabel="strength", title=name.replace("_", " "))
     figure.axes[0].legend(fontsize=7)

@@ -13,7 +13,7 @@ from lorasynth.codec import fit_codec
 from lorasynth.collect.embedding import column_of
 from lorasynth.config import to_dict
 from lorasynth.errors import ConfigError
-from lorasynth.experiments.figures import save_figure
+from lorasynth.experiments.figures import bars, save_figure
 from lorasynth.experiments.latent_library import LatentLibrary
 from lorasynth.experiments.methods import methods
 from lorasynth.experiments.reports import kept_report
@@ -132,8 +132,7 @@ def draw_growth(reports: Sequence[dict[str, Any]], path: Path) -> None:
     for name in reports[0]["methods"]:
         rows = [report["methods"][name]["likeness"] for report in reports]
         means = [row["mean"] for row in rows]
-        spans = zip(*((r["mean"] - r["lo"], r["hi"] - r["mean"]) for r in rows), strict=True)
-        axes.errorbar(sizes, means, yerr=list(spans), fmt="o-", capsize=2, label=name)
+        axes.errorbar(sizes, means, yerr=bars(rows), fmt="o-", capsize=2, label=name)
         if name == "diffusion" and len(sizes) > 2:
             a, b, c = extrapolate(sizes, means)
             ahead = np.geomspace(min(sizes), 10 * max(sizes), 100)

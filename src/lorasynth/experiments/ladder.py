@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from lorasynth.adapter import Factors
 from lorasynth.config import to_dict
 from lorasynth.experiments.bundle import Bundle
-from lorasynth.experiments.figures import save_figure
+from lorasynth.experiments.figures import bars, save_figure
 from lorasynth.experiments.trial import COMPARED, Trial, TrialConfig
 from lorasynth.hypernet import LatentDiffusion
 from lorasynth.progress import progress
@@ -78,10 +78,9 @@ def draw_ladder(report: dict[str, Any], path: Path) -> None:
     for offset, name in enumerate(COMPARED):
         rows = [rung[name] for rung in rungs]
         means = [row["mean"] for row in rows]
-        ends = [[m - r["lo"], r["hi"] - m] for m, r in zip(means, rows, strict=True)]
         places = [row + 0.16 * (offset - 1) for row in range(len(rungs))]
-        spans = list(zip(*ends, strict=True))
         label = name.replace("_", " ")
+        spans = bars(rows)
         axes.errorbar(means, places, xerr=spans, fmt="o", markersize=4, capsize=2, label=label)
     axes.set_yticks(range(len(rungs)), [rung["rung"] for rung in rungs], fontsize=8)
     axes.invert_yaxis()

@@ -41,8 +41,7 @@ class Regression:
     @torch.no_grad()
     def __call__(self, conditions: Float[Tensor, "n m"], names: list[str]) -> Factors:  # noqa: ARG002
         """Predict, decode, unflatten."""
-        latents = self.predict(conditions)
-        return self.synthesizer.layout.unflatten(self.synthesizer.codec.decode(latents))
+        return self.synthesizer.decode(self.predict(conditions))
 
 
 class Synthesised:

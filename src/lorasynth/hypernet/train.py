@@ -344,12 +344,10 @@ class _Run:
         self.window = {k: v.to(device) for k, v in with_prefix(tensors, "window.").items()}
         self.best = {k: v.to(device) for k, v in with_prefix(tensors, "best.").items()}
         parameters = list(self.model.denoiser.parameters())
-        kept = {
-            index: placed_like(
-                moments, {k: parameters[index] for k, v in moments.items() if v.dim()}
-            )
-            for index, moments in optimiser_state(tensors, "optimiser.").items()
-        }
+        kept = {}
+        for index, moments in optimiser_state(tensors, "optimiser.").items():
+            like = {name: parameters[index] for name, value in moments.items() if value.dim()}
+            kept[index] = placed_like(moments, like)
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": kept, "param_groups": groups})
         self.model.history = state["history"]

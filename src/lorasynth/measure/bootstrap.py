@@ -1,5 +1,6 @@
 """Intervals: bootstrap over subjects, paired across methods."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,11 @@ class Interval:
     mean: float
     lo: float
     hi: float
+
+
+def in_words(interval: Mapping[str, float]) -> str:
+    """An interval, as JSON has it, for a table: its mean, and its ends in brackets."""
+    return f"{interval['mean']:.3f} [{interval['lo']:.3f}, {interval['hi']:.3f}]"
 
 
 def bootstrap(values: Float[Tensor, " n"], seed: int = 0) -> Interval:

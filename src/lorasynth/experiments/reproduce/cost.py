@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from lorasynth.adapter import Factors
 from lorasynth.collect import PRESETS, Descent, Recipe, train_fleet
@@ -182,15 +181,10 @@ def _trained(study: Study, recipe: Recipe) -> Callable[[list[Subject]], Factors]
     return lambda people: train_fleet(study.bundle.base, recipe, people).factors
 
 
-def _decoder(study: Study) -> Callable[[Tensor], Factors]:
-    codec, layout = study.bundle.synthesizer.codec, study.bundle.synthesizer.layout
-    return lambda latents: layout.unflatten(codec.decode(latents))
-
-
 def _mixture(study: Study, count: int) -> Coordinates:
     config = MixtureConfig()
     config = replace(config, descent=replace(config.descent, steps=study.config.optimised))
-    return Mixture(config, count, study.bundle.library.latents, _decoder(study))
+    return Mixture(config, count, study.bundle.library.latents, study.bundle.synthesizer.decode)
 
 
 def _inversion(study: Study, count: int) -> Coordinates:
@@ -198,7 +192,8 @@ def _inversion(study: Study, count: int) -> Coordinates:
     config = replace(config, descent=replace(config.descent, steps=study.config.optimised))
     known = study.bundle.library.latents
     mean = known.mean(dim=0)
-    return Inversion(config, mean.expand(count, -1), mean, known.std(dim=0), _decoder(study))
+    decode = study.bundle.synthesizer.decode
+    return Inversion(config, mean.expand(count, -1), mean, known.std(dim=0), decode)
 
 
 def _like_w2w(study: Study, count: int) -> Coordinates:
