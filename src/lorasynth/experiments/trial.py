@@ -5,6 +5,8 @@ more train the `trained` adapter.  Nothing of a test subject, nor its combinatio
 seen by base model, encoders, judge, library, codec or hypernetwork.
 """
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -155,6 +157,22 @@ class Trial:
         """Make every subject's pictures with the same prompts and noise for all methods."""
         prompts = self.prompts(described=described)
         return self.instruments.base.sample(prompts, self.seeds(), adapters, self.config.sampling)
+
+    def pictures_within(
+        self, contexts: Iterable[AbstractContextManager[None]]
+    ) -> UInt8[Tensor, "nk h w 3"]:
+        """Make the first subjects' pictures, those of each inside a context of its own."""
+        prompts, seeds, each = self.prompts(), self.seeds(), self.config.pictures
+        pictures = []
+        for i, context in enumerate(contexts):
+            rows = slice(i * each, (i + 1) * each)
+            with context:
+                pictures.append(
+                    self.instruments.base.sample(
+                        prompts[rows], seeds[rows], None, self.config.sampling
+                    )
+                )
+        return torch.cat(pictures)
 
     def seeds(self) -> list[int]:
         """Of the noise of every picture."""

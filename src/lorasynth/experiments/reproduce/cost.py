@@ -1,7 +1,8 @@
 """Abstract and introduction: near-instant against thousands of steps; what each second buys."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -37,9 +38,11 @@ SHOWN = (1, 10)
 @CLAIMS.register("cost")
 def cost(study: Study) -> Finding:
     """Holds: zero-shot has 0.95 of the best trained LoRA's likeness in a hundredth of its time."""
-    rows = [_measured(study, "zero-shot", 1, 0, lambda _: _zero_shot(study))]
-    if study.bundle.pretrained is not None:
-        rows.append(_measured(study, "direct", 1, 0, lambda _: _direct(study)))
+    rows = [
+        _measured(study, "zero-shot", 1, 0, lambda _: study.synthesised(study.bundle.synthesizer))
+    ]
+    if (pretrained := study.bundle.pretrained) is not None:
+        rows.append(_measured(study, "direct", 1, 0, lambda _: study.synthesised(pretrained)))
     steps = study.config.optimised
     for shown in SHOWN:
         for name, make in (("mixture", _mixture), ("inversion", _inversion), ("w2w", _like_w2w)):
@@ -97,16 +100,19 @@ def _fully(study: Study, steps: int) -> dict[str, Any]:
 
     def measure() -> dict[str, Any]:
         run, base = study.trial, study.bundle.base
-        prompts, seeds, each = run.prompts(), run.seeds(), run.config.pictures
-        pictures, spent = torch.zeros_like(run.references), 0.0
-        for i, person in enumerate(subjects(study, SHOWN[-1])[:few]):
-            rows = slice(i * each, (i + 1) * each)
-            begun = time.perf_counter()
-            weights = fine_tune(base, person, config)
-            spent += time.perf_counter() - begun
-            with weights_of(base, weights):
-                made = base.sample(prompts[rows], seeds[rows], None, run.config.sampling)
-            pictures[rows] = made
+        spent = 0.0
+
+        def trained() -> Iterator[AbstractContextManager[None]]:
+            nonlocal spent
+            for person in subjects(study, SHOWN[-1])[:few]:
+                begun = time.perf_counter()
+                weights = fine_tune(base, person, config)
+                spent += time.perf_counter() - begun
+                yield weights_of(base, weights)
+
+        made = run.pictures_within(trained())
+        pictures = torch.zeros_like(run.references)
+        pictures[: len(made)] = made
         found = as_json(run.measure(pictures))
         return {"seconds": spent / few, **{name: values[:few] for name, values in found.items()}}
 
@@ -151,15 +157,6 @@ def subjects(study: Study, shown: int) -> list[Subject]:
     return [several.load(name) for name in source.ids]
 
 
-def _zero_shot(study: Study) -> Factors:
-    return study.bundle.synthesizer.synthesise(study.trial.conditions, study.trial.subjects.ids)
-
-
-def _direct(study: Study) -> Factors:
-    assert study.bundle.pretrained is not None
-    return study.bundle.pretrained.synthesise(study.trial.conditions, study.trial.subjects.ids)
-
-
 def _optimised(
     study: Study, make: Callable[[Study, int], Coordinates]
 ) -> Callable[[list[Subject]], Factors]:
@@ -171,7 +168,7 @@ def _optimised(
 
 def _refined(study: Study, recipe: Recipe) -> Callable[[list[Subject]], Factors]:
     def run(people: list[Subject]) -> Factors:
-        anchor = _direct(study) if study.bundle.pretrained is not None else _zero_shot(study)
+        anchor = study.synthesised(study.bundle.pretrained or study.bundle.synthesizer)
         return train_fleet(study.bundle.base, recipe, people, anchor=anchor).factors
 
     return run
@@ -209,7 +206,7 @@ def _like_w2w(study: Study, count: int) -> Coordinates:
     config = InversionConfig(prior=0.0, equal_steps=False, descent=descent)
     known, _ = study.vectors("ours")
     options = {"latents": min(1000, len(known) - 1), "scale": "parameter"}
-    codec, layout = study.codec("ours", "pca", options, None), study.layout("ours")
+    codec, layout = study.codec("pca", options), study.layout("ours")
     latents = codec.encode(known)
     mean = latents.mean(dim=0)
     return Inversion(

@@ -1,5 +1,6 @@
 """Introduction: adapter methods give up identity, or new scenes."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from lorasynth.experiments.reproduce.finding import (
 )
 from lorasynth.experiments.reproduce.study import Study, as_json
 from lorasynth.pictures import AvatarSubjects
-from lorasynth.predict.ip_adapter import IPAdapter, train_ip_adapter
+from lorasynth.predict.ip_adapter import train_ip_adapter
 
 
 @CLAIMS.register("adapter methods")
@@ -28,9 +29,8 @@ def adapter_methods(study: Study) -> Finding:
     }
     theirs = study.cell("IP-Adapter", facts, lambda: _ip_adapter(study))
     method = study.bundle.pretrained or study.bundle.synthesizer
-    adapters = method.synthesise(study.trial.conditions, study.trial.subjects.ids)
     own = {"synthesizer": method.fingerprint, "trial": facts["trial"]}
-    ours = study.cell("ours", own, lambda: study.figures(adapters))
+    ours = study.cell("ours", own, lambda: study.figures(study.synthesised(method)))
     more = {name: difference([ours[name]], [theirs[name]]) for name in ours}
     likeness, prompts = more["likeness"], more["prompt_following"]
     loses = likeness["lo"] > 0 or prompts["lo"] > 0
@@ -61,18 +61,11 @@ def _ip_adapter(study: Study) -> dict[str, Any]:
     checkpoint = study.folder / "ip-adapter.safetensors"
     encoder = bundle.synthesizer.encoder
     adapter = train_ip_adapter(bundle.base, encoder, source, config.ip_adapter, checkpoint)
-    return as_json(study.trial.measure(_pictures(study, adapter)))
+    guided = study.trial.config.sampling.guidance != 1
 
-
-def _pictures(study: Study, adapter: IPAdapter) -> torch.Tensor:
-    """The same prompts and noise as for adapters, subject after subject."""
-    run, base = study.trial, study.bundle.base
-    prompts, seeds, each = run.prompts(), run.seeds(), run.config.pictures
-    pictures = []
-    for i, condition in enumerate(run.conditions):
-        rows = slice(i * each, (i + 1) * each)
-        guided = run.config.sampling.guidance != 1
+    def attached(condition: torch.Tensor) -> AbstractContextManager[None]:
         seen = torch.stack([condition, 0 * condition] if guided else [condition])
-        with adapter.attached(base.denoiser, seen.to(base.device)):
-            pictures.append(base.sample(prompts[rows], seeds[rows], None, run.config.sampling))
-    return torch.cat(pictures)
+        return adapter.attached(bundle.base.denoiser, seen.to(bundle.base.device))
+
+    pictures = study.trial.pictures_within(map(attached, study.trial.conditions))
+    return as_json(study.trial.measure(pictures))

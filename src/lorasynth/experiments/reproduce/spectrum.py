@@ -81,7 +81,7 @@ def _probes(study: Study) -> list[dict[str, Any]]:
 
     def measure() -> list[dict[str, Any]]:
         library, count = study.library("ours"), study.config.library
-        codec = study.codec("ours", "pca", {"latents": min(study.config.latents, count - 1)}, None)
+        codec = study.codec("pca", {"latents": min(study.config.latents, count - 1)})
         latents = LatentLibrary.encode(library, codec, None)
         rows = []
         for column in labels_of(latents.columns).values():

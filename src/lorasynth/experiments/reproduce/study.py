@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from lorasynth.hypernet.train import train as train_hypernet
 from lorasynth.library import Library
 from lorasynth.pictures import AvatarSubjects
 from lorasynth.predict.ip_adapter import IPAdapterConfig
+from lorasynth.synthesizer import Synthesizer
 from lorasynth.training import Optimisation
 
 #: Kinds of libraries: ours (the bundle's recipe), and the paper's (A and B trained by Adam).
@@ -141,6 +142,7 @@ class Study:
         self.config = config
         self.folder = folder
         self._libraries: dict[str, Library] = {}
+        self._vectors: dict[str, Tensor] = {}
 
     def cell(self, name: str, facts: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
         """One measurement, or what an earlier run kept of it.
@@ -195,9 +197,11 @@ class Study:
         return self.library(kind).layout
 
     def vectors(self, kind: str) -> tuple[Float[Tensor, "N D"], Float[Tensor, "h D"]]:
-        """Canonical vectors to learn from, and held-out ones."""
-        known = self.library(kind).all_vectors()
-        return known[: self.config.library], known[self.config.library :]
+        """Canonical vectors to learn from, and held-out ones; read once."""
+        if kind not in self._vectors:
+            self._vectors[kind] = self.library(kind).all_vectors()
+        whole = self._vectors[kind]
+        return whole[: self.config.library], whole[self.config.library :]
 
     def raw(self, kind: str) -> Factors:
         """All factors as they were trained, the held-out ones last."""
@@ -208,15 +212,19 @@ class Study:
         """Embeddings of all subjects, the held-out ones last."""
         return self.library(kind).column(column_of(self.bundle.synthesizer.encoder))
 
-    def codec(self, kind: str, name: str, options: Mapping[str, Any], size: int | None) -> Codec:
-        """A codec fitted to the first `size` vectors."""
-        known, _ = self.vectors(kind)
+    def codec(self, name: str, options: Mapping[str, Any], size: int | None = None) -> Codec:
+        """A codec fitted to our library's first `size` vectors; None: to all."""
+        known, _ = self.vectors("ours")
         return fit_codec(name, known[:size], options)
 
     def trained(self) -> Factors:
         """Adapters really trained for the test subjects with our recipe: the ceiling."""
         recipe, anchor = self.bundle.recipe, self.bundle.pretrained
         return self.trial.trained(recipe, anchor, self.folder / "trained")
+
+    def synthesised(self, synthesizer: Synthesizer) -> Factors:
+        """What a synthesizer makes of the test subjects' one picture."""
+        return synthesizer.synthesise(self.trial.conditions, self.trial.subjects.ids)
 
     def figures(self, adapters: Factors | None) -> dict[str, Any]:
         """What test subjects' adapters are worth: each figure of `Measured`, subject by subject."""
@@ -226,13 +234,11 @@ class Study:
         self,
         seed: int,
         *,
-        kind: str = "ours",
         codec: str = "pca",
         codec_options: Mapping[str, Any] | None = None,
         model: LatentDiffusionConfig | None = None,
-        probe: bool = True,
     ) -> dict[str, Any]:
-        """Train a hypernetwork; its curve, and what the adapters of the test subjects are worth."""
+        """Train a hypernetwork on our library; its curve, and what test subjects' adapters are."""
         wanted = {"latents": self.config.latents} if codec != "scaled" else {}
         options = {**wanted, **(codec_options or {})}
         training = replace(
@@ -241,32 +247,27 @@ class Study:
             optimisation=replace(self.config.hypernet.optimisation, seed=seed),
         )
         facts = {
-            "kind": kind,
             "codec": [codec, options],
             "training": to_dict(training),
             "library": self.config.library,
             "trial": to_dict(self.config.trial),
-            "curve": to_dict(self.config.curve) if probe else None,
+            "curve": to_dict(self.config.curve),
         }
-
-        def measure() -> dict[str, Any]:
-            fitted = self.codec(kind, codec, options, None)
-            return _train_and_measure(self, kind, fitted, training, probe)
-
+        measure = partial(_train_and_measure, self, codec, options, training)
         found: dict[str, Any] = self.cell("hypernetwork", facts, measure)
         return found
 
 
 def _train_and_measure(
-    study: Study, kind: str, codec: Codec, training: HypernetConfig, probe: bool
+    study: Study, name: str, options: Mapping[str, Any], training: HypernetConfig
 ) -> dict[str, Any]:
-    known, held = study.vectors(kind)
-    conditions, layout = study.conditions(kind), study.layout(kind)
+    known, held = study.vectors("ours")
+    conditions, layout = study.conditions("ours"), study.layout("ours")
+    codec = study.codec(name, options)
     count = len(known)
     data = TrainingSet(latents=codec.encode(known), conditions=conditions[:count])
     probes: list[Any] = [CleanError(codec.encode(held), conditions[count:, 0]), GradientNorms()]
-    if probe:
-        probes.append(LikenessProbe(run=study.curve, codec=codec, layout=layout))
+    probes.append(LikenessProbe(run=study.curve, codec=codec, layout=layout))
     begun = time.monotonic()
     model = train_hypernet(data, training, probes=probes)
     seconds = time.monotonic() - begun

@@ -146,7 +146,7 @@ def _missed(study: Study, name: str, options: dict[str, Any], size: int) -> floa
 
     def measure() -> float:
         known, held = study.vectors("ours")
-        codec = study.codec("ours", name, options, size)
+        codec = study.codec(name, options, size)
         return missed(codec.decode(codec.encode(held)), held, known[:size])
 
     return float(study.cell("codec by size", facts, measure))
@@ -160,7 +160,7 @@ def _codec_cell(study: Study, name: str, options: dict[str, Any]) -> dict[str, A
 
     def measure() -> dict[str, Any]:
         known, held = study.vectors("ours")
-        codec = study.codec("ours", name, options, None)
+        codec = study.codec(name, options)
         layout, truth = study.layout("ours"), study.trained()
         latents = codec.encode(study.bundle.library.vectors(truth, layout))
         halfway = (latents + latents.roll(1, dims=0)) / 2

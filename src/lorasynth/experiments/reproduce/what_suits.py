@@ -94,7 +94,7 @@ def _normality(study: Study, space: str) -> dict[str, float]:
     codec, options = SPACES[space][0], _options(study, space)
     latents = {} if codec == "scaled" else {"latents": study.config.latents}
     known, _ = study.vectors("ours")
-    z = study.codec("ours", codec, {**latents, **options}, None).encode(known)
+    z = study.codec(codec, {**latents, **options}).encode(known)
     z = z[:, z.std(dim=0) > 1e-6]
     z = (z - z.mean(dim=0)) / z.std(dim=0)
     return {
