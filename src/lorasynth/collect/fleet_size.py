@@ -13,8 +13,6 @@ from pathlib import Path
 import psutil
 import torch
 
-from lorasynth.progress import console
-
 #: Larger fleets are not faster per adapter, and more is lost when a run is killed.
 LARGEST_ON_CPU, LARGEST = 32, 256
 #: Of the free memory, for one fleet; samples of the quality gate and other programs need some.
@@ -37,12 +35,7 @@ def fitting_size(trial: Callable[[], None], device: torch.device) -> int:
     if needed is None or free is None:
         return min(largest, LARGEST_ON_CPU)
     each = max(needed / 2, 1.0)
-    size = max(1, min(largest, int(_SHARE * free / each)))
-    console.print(
-        f"Fleets of {size}: an adapter needs {each / 2**20:,.0f} MiB, and {free / 2**30:,.1f} GiB "
-        "are free."
-    )
-    return size
+    return max(1, min(largest, int(_SHARE * free / each)))
 
 
 def free_memory(device: torch.device) -> int | None:
