@@ -63,6 +63,15 @@ Shard = Annotated[
         help="Collect part i of n alone, into OUT/parts; `lorasynth library join OUT` joins them.",
     ),
 ]
+Fleet = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|NUMBER", help="Adapters trained at once; auto: as many as fit into memory."
+    ),
+]
+Retry = Annotated[
+    bool, typer.Option("--retry-failed", help="Try subjects again that failed in an earlier run.")
+]
 
 
 @dataclass(frozen=True)
@@ -129,17 +138,6 @@ def _workers(engine: str, address: str) -> Iterator["Cluster | None"]:
 def _whole(path: PathT) -> PathT:
     """The whole path of what is on this disk; a name stays as it is."""
     return path.resolve() if path is not None and path.exists() else path
-
-
-Fleet = Annotated[
-    str,
-    typer.Option(
-        metavar="auto|NUMBER", help="Adapters trained at once; auto: as many as fit into memory."
-    ),
-]
-Retry = Annotated[
-    bool, typer.Option("--retry-failed", help="Try subjects again that failed in an earlier run.")
-]
 
 
 def collect(

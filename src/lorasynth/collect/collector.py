@@ -94,15 +94,13 @@ def collect(
     """
     path, start = Path(library_path), time.monotonic()
     ids = checked_ids(source)
-    if fleet_size is not None and fleet_size < 1:
-        raise CollectionError(f"a fleet must have at least 1 adapter, but fleet_size={fleet_size}")
+    require_size(fleet_size)
     library, failures = open_library(path, base, recipe, anchor, gauge), Failures(path)
     run = _Run(
         base, source, library, failures, recipe, anchor, gate, fleet_size or 1, dtype, autocast
     )
     with safe_to_stop(library), library.locked():
-        skipped = {*library.ids, *([] if retry_failed else failures.ids)}
-        pending = [name for name in ids if name not in skipped]
+        pending = still_pending(ids, library, failures, retry_failed=retry_failed)
         if pending:
             run.prepare(pending, choose_size=fleet_size is None)
         total, left = (recipe.steps * len(names) for names in (ids, pending))
@@ -160,6 +158,24 @@ def open_library(
                 f"{name}={value!r}: use that value, or another path"
             )
     return library
+
+
+def still_pending(
+    ids: Sequence[str], library: Library, failures: Failures, *, retry_failed: bool
+) -> list[str]:
+    """The subjects that a run has yet to try."""
+    skipped = {*library.ids, *([] if retry_failed else failures.ids)}
+    return [name for name in ids if name not in skipped]
+
+
+def require_size(fleet_size: int | None) -> None:
+    """Refuse fleets of nobody; None stands for a size that is yet to be found.
+
+    Raises:
+        CollectionError: it is less than 1.
+    """
+    if fleet_size is not None and fleet_size < 1:
+        raise CollectionError(f"a fleet must have at least 1 adapter, but fleet_size={fleet_size}")
 
 
 def checked_ids(source: SubjectSource) -> list[str]:

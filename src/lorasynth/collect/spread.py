@@ -24,14 +24,15 @@ from lorasynth.collect.collector import (
     checked_ids,
     collect,
     open_library,
+    require_size,
     safe_to_stop,
+    still_pending,
 )
 from lorasynth.collect.contract import Anchor, Gate
 from lorasynth.collect.failures import Failures
 from lorasynth.collect.part import ChosenSubjects
 from lorasynth.collect.recipe import Recipe
 from lorasynth.condition import ConditionEncoder, embed_subject
-from lorasynth.errors import CollectionError
 from lorasynth.library import Library
 from lorasynth.pictures import SubjectSource
 from lorasynth.progress import progress
@@ -117,15 +118,13 @@ def collect_spread(
     """
     path, begun = Path(library_path), time.monotonic()
     ids = checked_ids(source)
-    if fleet_size < 1:
-        raise CollectionError(f"a fleet must have at least 1 adapter, but fleet_size={fleet_size}")
+    require_size(fleet_size)
     library, failures = open_library(path, here.base, recipe, here.anchor, gauge), Failures(path)
     order = _Order(source, equip, recipe, {"dtype": dtype, "autocast": autocast})
     collected: list[str] = []
     failed: dict[str, str] = {}
     with safe_to_stop(library), library.locked():
-        skipped = {*library.ids, *([] if retry_failed else failures.ids)}
-        pending = [name for name in ids if name not in skipped]
+        pending = still_pending(ids, library, failures, retry_failed=retry_failed)
 
         def fleets() -> Iterator[tuple[Sequence[str], int]]:
             left = pending

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lorasynth.config import from_dict
 from lorasynth.registry import Registry
 
 if TYPE_CHECKING:
@@ -25,6 +26,24 @@ if TYPE_CHECKING:
 State = tuple[Tensor, ...]
 #: A layer on the last axis.
 Layer = Callable[[Tensor], Tensor]
+
+
+@runtime_checkable
+class Modulated(Protocol):
+    """A denoiser's config, as far as it says how the condition enters.
+
+    Attributes:
+        embedding: width of the embedded time and of the embedded condition.
+        modulation: name of the modulation.
+        modulation_options: options of its config.
+    """
+
+    @property
+    def embedding(self) -> int: ...  # noqa: D102
+    @property
+    def modulation(self) -> str: ...  # noqa: D102
+    @property
+    def modulation_options(self) -> dict[str, Any]: ...  # noqa: D102
 
 
 class Modulation(nn.Module, ABC):
@@ -198,6 +217,18 @@ class Probe(Protocol):
     def __call__(self, step: int, model: "LatentDiffusion") -> Mapping[str, float]:
         """Named figures for the curve, of the model with its averaged weights."""
         ...
+
+
+def modulation_of(config: Modulated, inner: int, outer: int) -> Modulation:
+    """The modulation that a denoiser's config names, for one of its layers."""
+    kind = MODULATIONS.get(config.modulation)
+    return kind(
+        from_dict(kind.config_class, config.modulation_options),
+        inner=inner,
+        outer=outer,
+        time_width=config.embedding,
+        condition_width=config.embedding,
+    )
 
 
 DENOISERS: Registry[type[Denoiser]] = Registry("denoiser", "lorasynth.denoisers")

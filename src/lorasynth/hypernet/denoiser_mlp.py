@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from lorasynth.config import from_dict
 from lorasynth.errors import ConfigError
-from lorasynth.hypernet.contract import DENOISERS, MODULATIONS, Denoiser, Layer, Modulation, State
+from lorasynth.hypernet.contract import DENOISERS, Denoiser, Layer, State, modulation_of
 from lorasynth.hypernet.modulation import ScaleAndShift
 from lorasynth.hypernet.time_embedding import TimeEmbedding
 
@@ -131,15 +130,8 @@ class Block(nn.Module):
     def __init__(self, config: MLPDenoiserConfig) -> None:
         super().__init__()
         hidden = config.expansion * config.width
-        kind = MODULATIONS.get(config.modulation)
         self.norm = nn.LayerNorm(config.width, elementwise_affine=False)
-        self.modulation: Modulation = kind(
-            from_dict(kind.config_class, config.modulation_options),
-            inner=config.width,
-            outer=hidden,
-            time_width=config.embedding,
-            condition_width=config.embedding,
-        )
+        self.modulation = modulation_of(config, config.width, hidden)
         self.up = nn.Linear(config.width, hidden)
         self.drop = nn.Dropout(config.dropout)
         self.down = nn.Linear(hidden, config.width)

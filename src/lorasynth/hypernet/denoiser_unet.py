@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from lorasynth.config import from_dict
 from lorasynth.errors import ConfigError
-from lorasynth.hypernet.contract import DENOISERS, MODULATIONS, Denoiser, Modulation, State
+from lorasynth.hypernet.contract import DENOISERS, Denoiser, State, modulation_of
 from lorasynth.hypernet.modulation import ScaleAndShift
 from lorasynth.hypernet.time_embedding import TimeEmbedding
 
@@ -150,15 +149,8 @@ class Block(nn.Module):
 
     def __init__(self, config: UNetDenoiserConfig, width: int) -> None:
         super().__init__()
-        kind = MODULATIONS.get(config.modulation)
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation: Modulation = kind(
-            from_dict(kind.config_class, config.modulation_options),
-            inner=width,
-            outer=width,
-            time_width=config.embedding,
-            condition_width=config.embedding,
-        )
+        self.modulation = modulation_of(config, width, width)
         self.first = Convolution(width, width, config.kernel)
         self.second = Convolution(width, width, config.kernel)
 
