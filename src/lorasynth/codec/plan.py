@@ -1,11 +1,10 @@
 """Which way to the principal components: what each costs, and what of it fits in memory."""
 
 import math
-import resource
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
+
+import psutil
 
 from lorasynth.errors import ConfigError
 
@@ -76,16 +75,7 @@ def used_bytes() -> int:
     What is left decides sizes of blocks, and these the last bits of a result: the same command on
     the same machine must find the same.
     """
-    return _USED_STEP * max(-(-_resident() // _USED_STEP), 2)
-
-
-def _resident() -> int:
-    try:
-        pages = Path("/proc/self/statm").read_text().split()[1]
-        return int(pages) * resource.getpagesize()
-    except OSError:  # not Linux: the most that it has had
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
+    return _USED_STEP * max(-(-int(psutil.Process().memory_info().rss) // _USED_STEP), 2)
 
 
 def make_plan(

@@ -5,10 +5,10 @@ own tensor, so a job's memory is what it asked for.  bf16, which `.npy` does not
 the 16-bit integers of the same bits; nothing else here is stored as integers.
 """
 
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -99,7 +99,7 @@ class VectorFile:
             for start in range(0, count, step):
                 rows = out[start : start + step]
                 piece = scratch[: len(rows)]
-                self._fill(file.fileno(), piece, row + start, column)
+                self._fill(file, piece, row + start, column)
                 _convert(piece, rows, less)
 
     def rows(self, index: Sequence[int]) -> Float32[Tensor, "n D"]:
@@ -108,7 +108,7 @@ class VectorFile:
         scratch = torch.empty(1, self.width, dtype=self.dtype)
         with self._open() as file:
             for place in np.argsort(np.asarray(index, dtype=np.int64), kind="stable"):
-                self._fill(file.fileno(), scratch, int(index[place]), 0)
+                self._fill(file, scratch, int(index[place]), 0)
                 result[place] = scratch[0]
         return result
 
@@ -122,32 +122,33 @@ class VectorFile:
     def _row_bytes(self) -> int:
         return self.width * self.dtype.itemsize
 
-    def _open(self) -> Any:
+    def _open(self) -> io.FileIO:
         try:
-            return self.path.open("rb", buffering=0)
+            return io.FileIO(self.path)
         except OSError as error:
             raise self._unusable(str(error)) from error
 
-    def _fill(self, descriptor: int, piece: Tensor, row: int, column: int) -> None:
+    def _fill(self, file: io.FileIO, piece: Tensor, row: int, column: int) -> None:
         """Read rows from `row` on, from `column` on, into a tensor of the stored type."""
         start = self._offset + row * self._row_bytes + column * self.dtype.itemsize
         if piece.shape[1] == self.width:
-            self._read(descriptor, piece, start)
+            self._read(file, piece, start)
             return
         for place in range(len(piece)):
-            self._read(descriptor, piece[place], start + place * self._row_bytes)
+            self._read(file, piece[place], start + place * self._row_bytes)
 
-    def _read(self, descriptor: int, piece: Tensor, start: int) -> None:
+    def _read(self, file: io.FileIO, piece: Tensor, start: int) -> None:
         """Fill a contiguous tensor from a place in the file on."""
         data, done = memoryview(piece.view(-1).view(torch.uint8).numpy()), 0  # type: ignore[arg-type]
-        while done < len(data):
-            try:
-                count = os.preadv(descriptor, [data[done:]], start + done)
-            except OSError as error:
-                raise self._unusable(str(error)) from error
-            if count == 0:
-                raise self._unusable("it is shorter than its header says")
-            done += count
+        try:
+            file.seek(start)
+            while done < len(data):
+                count = file.readinto(data[done:])
+                if not count:
+                    raise self._unusable("it is shorter than its header says")
+                done += count
+        except OSError as error:
+            raise self._unusable(str(error)) from error
 
     def _unusable(self, reason: str) -> LibraryError:
         first = (reason.splitlines() or ["it is damaged"])[0]
