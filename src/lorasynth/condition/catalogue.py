@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lorasynth.condition.faces import FaceConfig, FaceEncoder
 from lorasynth.condition.faces.insightface import LICENCE
-from lorasynth.condition.named import NAMED, NamedEncoder
+from lorasynth.condition.named import NAMED, NamedEncoder, as_word
 from lorasynth.condition.vision import VisionEncoder, named
 from lorasynth.errors import ConfigError
 
@@ -18,19 +18,14 @@ def _dlib(argument: str) -> FaceConfig:
 def _insightface(pack: str) -> FaceConfig:
     folder = Path(pack).expanduser()
     spec = f"insightface:{folder.absolute() if pack and folder.is_dir() else pack}"
-    return FaceConfig(name=_word(f"insightface-{Path(pack).name}"), detector=spec, network=spec)
+    return FaceConfig(name=as_word(f"insightface-{Path(pack).name}"), detector=spec, network=spec)
 
 
 def _onnx(file: str) -> FaceConfig:
     if not file:
         raise ConfigError("the encoder onnx needs an ONNX file: as in onnx:arcface.onnx")
     path = Path(file).expanduser().absolute()
-    return FaceConfig(name=_word(path.stem), network=f"onnx:{path}")
-
-
-def _word(text: str) -> str:
-    """A text as a name: letters, digits and hyphens."""
-    return "".join(c if c.isascii() and c.isalnum() else "-" for c in text)
+    return FaceConfig(name=as_word(path.stem), network=f"onnx:{path}")
 
 
 NAMED.register("dlib")(

@@ -62,6 +62,11 @@ def load_encoder(source: Path | str) -> ConditionEncoder:
     return named.build(named.configure(argument))
 
 
+def as_word(text: str) -> str:
+    """A text as an encoder's name: letters, digits and hyphens."""
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in text)
+
+
 def is_name(source: Path | str) -> bool:
     """Whether a source begins with the name of an encoder."""
     return str(source).partition(":")[0] in NAMED.names()

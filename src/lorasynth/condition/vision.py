@@ -14,10 +14,11 @@ from torch.nn import functional
 
 from lorasynth import config as configs
 from lorasynth.condition.contract import ENCODERS
+from lorasynth.condition.named import as_word
 from lorasynth.device import pick_device
 from lorasynth.errors import BundleError, ConfigError
 from lorasynth.pictures.files import to_unit_range
-from lorasynth.weights import fingerprint, load_weights, save_module
+from lorasynth.weights import CONFIG_FILE, fingerprint, load_weights, save_module
 
 _Colour = tuple[float, float, float]
 _WEIGHTS = "model.safetensors"
@@ -149,7 +150,7 @@ class VisionEncoder(nn.Module):
         Raises:
             BundleError: the folder is not a whole image encoder.
         """
-        stored = configs.read_json(folder / "config.json")
+        stored = configs.read_json(folder / CONFIG_FILE)
         stored.pop("kind", None)
         config = configs.from_dict(VisionConfig, stored)
         encoder = cls(config, _built(config))
@@ -181,10 +182,7 @@ def named(model: str) -> VisionConfig:
             "clip:openai/clip-vit-large-patch14 or dino:facebook/dinov2-base"
         )
     licences = [value for start, value in _LICENCES.items() if model.startswith(start)]
-    stem = "".join(
-        c if c.isascii() and c.isalnum() else "-" for c in model.rstrip("/").split("/")[-1]
-    )
-    config = VisionConfig(name=stem, model=model)
+    config = VisionConfig(name=as_word(model.rstrip("/").split("/")[-1]), model=model)
     return replace(config, licence=licences[0]) if licences else config
 
 
