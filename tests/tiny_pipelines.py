@@ -10,6 +10,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -39,11 +40,11 @@ SIZES = AvatarModelConfig(
 )
 
 
-def clip(kind: type, layers: int = 1) -> tuple[CLIPTokenizer, Any]:
+def clip(kind: type, layers: int = 1, width: int = 16) -> tuple[CLIPTokenizer, Any]:
     tokenizer = build_tokenizer(SIZES)
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=16,
+        hidden_size=width,
         intermediate_size=32,
         projection_dim=12,
         num_hidden_layers=layers,
@@ -70,6 +71,34 @@ def autoencoder(**options: Any) -> AutoencoderKL:
 
 def stable_diffusion() -> Any:
     return build_pipeline(SIZES)
+
+
+def shrunk_stable_diffusion(shrink: int) -> Any:
+    """Stable Diffusion 1.5's own blocks, all widths divided by `shrink`."""
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=tuple(width // shrink for width in (320, 640, 1280, 1280)),
+        cross_attention_dim=768 // shrink,
+        attention_head_dim=5,
+        norm_num_groups=5,
+    )
+    tokenizer, text_encoder = clip(CLIPTextModel, width=768 // shrink)
+    return StableDiffusionPipeline(
+        vae=autoencoder(),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            clip_sample=False,
+            timestep_spacing="trailing",
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def stable_diffusion_xl() -> Any:

@@ -120,6 +120,8 @@ class Synthesizer:
         encoder: ConditionEncoder,
         hypernet: Hypernetwork,
         codec: Codec,
+        *,
+        trigger_phrase: str = captions.TRIGGER,
     ) -> "Synthesizer":
         """Put trained parts together for the base model that they were trained for, on the CPU.
 
@@ -129,7 +131,7 @@ class Synthesizer:
         return cls(
             base_fingerprint=base.fingerprint,
             base_name=base.name,
-            trigger_phrase=captions.TRIGGER,
+            trigger_phrase=trigger_phrase,
             layout=layout,
             encoder=encoder,
             hypernet=hypernet.cpu(),

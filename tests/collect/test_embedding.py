@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from lorasynth.adapter import Factor, Layout, Slot
+from lorasynth.collect import embedding
 from lorasynth.collect.embedding import column_of, embed_library
 from lorasynth.errors import LibraryError
 from lorasynth.library import Library
@@ -94,3 +95,24 @@ def test_an_encoder_of_other_weights_has_a_column_of_its_own(library, source):
     assert column_of(retrained) == "mean_colour_4567"
     embed_library(library, source, retrained)
     assert retrained.calls == 3
+
+
+def test_a_killed_run_goes_on_with_the_next_part(library, source, monkeypatch):
+    monkeypatch.setattr(embedding, "_PART", 1)
+
+    @dataclass
+    class Killed(Colours):
+        def embed(self, pictures):
+            if self.calls == 2:
+                raise KeyboardInterrupt
+            return super().embed(pictures)
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_library(library, source, Killed())
+    encoder = Colours()
+    embeddings = embed_library(library, source, encoder)
+    assert encoder.calls == 1
+    expected = [encoder.embed(source.load(name).pictures) for name in library.ids]
+    torch.testing.assert_close(embeddings, torch.stack(expected))
+    assert [path.name for path in library.path.glob(".mean*")] == []
+    assert library.check().damages == ()

@@ -1,5 +1,8 @@
 """Whether something was made for a base model."""
 
+import torch
+
+from lorasynth.adapter import Layout
 from lorasynth.base.contract import BaseModel
 from lorasynth.errors import BaseModelError
 
@@ -7,11 +10,23 @@ from lorasynth.errors import BaseModelError
 def require_made_for(base: BaseModel, fingerprint: str, what: str) -> None:
     """Check that `what`, which was made for the base model of that fingerprint, is used with it.
 
+    What other programs made says nothing of its base model (""), and is let through.
+
     Raises:
         BaseModelError: it was made for another one.
     """
-    if fingerprint != base.fingerprint:
+    if fingerprint not in ("", base.fingerprint):
         raise BaseModelError(
             f"{what} must be used with the base model that it was made for, {fingerprint}, but "
             f"{base.name} is {base.fingerprint}: use that one"
         )
+
+
+def require_fits(base: BaseModel, layout: Layout) -> None:
+    """Check that adapters of a layout can be attached to a base model.
+
+    Raises:
+        LayoutError: a module is absent or has other widths.
+    """
+    with base.attached(layout.unflatten(torch.zeros(1, layout.size))):
+        pass

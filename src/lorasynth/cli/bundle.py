@@ -36,7 +36,7 @@ def make(
     if only is None:
         maker.make(out)
     else:
-        maker.run_stage(only)
+        maker.stages.make(only)
 
 
 @app.command()

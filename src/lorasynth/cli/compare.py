@@ -1,9 +1,9 @@
 """`lorasynth compare`: LoRA files of any origin in one table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,7 @@ from lorasynth.errors import ConfigError
 
 if TYPE_CHECKING:
     from lorasynth.adapter import Adapter
-    from lorasynth.experiments.compare import Comparison, Contender
+    from lorasynth.experiments.compare import Contender
     from lorasynth.pictures import Subject
 
 Named = Annotated[
@@ -93,7 +93,10 @@ def compare(
         second=None if second is None else load_encoder(second),
         prompts=None if clip is None else ClipScore.load(clip),
     )
-    _write(run(model, judges, people, contenders, config), out)
+    found = run(model, judges, people, contenders, config)
+    print_table(found.report)
+    found.save(out)
+    typer.echo(out / "table.json")
 
 
 def _named(text: str, ids: Sequence[str], besides: "Sequence[Adapter]") -> "Contender":
@@ -133,28 +136,17 @@ def _synthesised(folder: Path, people: "Sequence[Subject]") -> "dict[str, Adapte
     return {one.id: adapter for one, adapter in zip(people, made, strict=True)}
 
 
-def _write(found: "Comparison", out: Path) -> None:
-    """The table on the screen and as JSON, a sheet for each subject, and the curves."""
-    import torch
+def print_table(report: Mapping[str, Any]) -> None:
+    """The rows of a comparison on the screen."""
     from rich.console import Console
     from rich.table import Table
 
-    from lorasynth.atomic import write_json
-    from lorasynth.experiments.compare import draw_strengths
-    from lorasynth.experiments.figures import save_figure
     from lorasynth.measure.bootstrap import in_words
-    from lorasynth.pictures.png import contact_sheet, write_synthetic
 
-    rows = found.report["rows"]
+    rows = report["rows"]
     figures = [name for name, value in rows[0].items() if isinstance(value, dict) and "lo" in value]
     table = Table("contender", "strength", *(name.replace("_", " ") for name in figures))
     for row in rows:
         cells = (in_words(row[name]) for name in figures)
         table.add_row(row["contender"], f"{row['strength']:g}", *cells)
     Console().print(table)
-    write_json(out / "table.json", found.report)
-    save_figure(draw_strengths(found.report), out / "strengths.png")
-    for subject, made in found.pictures.items():
-        sheet = contact_sheet(torch.cat(list(made.values())), len(next(iter(made.values()))))
-        write_synthetic(out / f"{subject}.png", sheet, {"Description": "\n".join(made)})
-    typer.echo(out / "table.json")

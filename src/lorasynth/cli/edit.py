@@ -178,8 +178,7 @@ def _draw_strip(
     from lorasynth.pictures.png import contact_sheet, write_synthetic
 
     model = BaseModel.load(base)
-    if made_for := adapters[0].metadata.base_fingerprint:
-        require_made_for(model, made_for, "LoRA file")
+    require_made_for(model, adapters[0].metadata.base_fingerprint, "LoRA file")
     stacked = stack([adapter.factors for adapter in adapters])
     count = len(adapters)
     pictures = model.sample([prompt] * count, [seed] * count, stacked)

@@ -79,9 +79,8 @@ def _factors(
     adapters = []
     for file in files:
         adapter = Adapter.load(file)
-        made_for = adapter.metadata.base_fingerprint  # empty in files of other programs
-        if made_for and not allow_other_base:
-            require_made_for(model, made_for, f"LoRA file {file}")
+        if not allow_other_base:
+            require_made_for(model, adapter.metadata.base_fingerprint, f"LoRA file {file}")
         adapters.append(adapter.scaled(strength).to(model.dtype).factors)
     return (
         map_factors(lambda part: part[None].to(model.device), add(adapters)) if adapters else None

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lorasynth.cli.options import Seed
+from lorasynth.cli.options import Base, Device, Seed, Settings, override
 from lorasynth.progress import console
 
 app = typer.Typer(help="Libraries of adapters.", no_args_is_help=True)
@@ -25,6 +25,52 @@ def check(path: Where) -> None:
     if report.damages:
         raise typer.Exit(2)
     typer.echo(f"{path}: {report.adapters} adapters in {report.shards} shards, all intact")
+
+
+@app.command()
+def embed(
+    path: Where,
+    encoder: Annotated[str, typer.Option(help="Condition encoder: a folder or a name.")],
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            help="The subjects' pictures, as `collect --folder` takes them; without it, they are "
+            "made with the adapters."
+        ),
+    ] = None,
+    base: Base = Path("bundle/base"),
+    settings: Settings = None,
+    device: Device = "auto",
+) -> None:
+    """Embed the subjects of a library that was imported; run again to go on.
+
+    Where the pictures that adapters were trained on are not at hand, each adapter shows its
+    subject; --set names options of that.
+
+    Example: lorasynth library embed library --encoder dlib --base path/to/stable-diffusion-v1-5
+    --set prompt="a photo of sks person" --set pictures=4
+    """
+    from functools import partial
+
+    from lorasynth.base import BaseModel
+    from lorasynth.base.compatibility import require_fits
+    from lorasynth.collect.embedding import column_of, embed_library
+    from lorasynth.collect.generated import GeneratedConfig, GeneratedSubjects
+    from lorasynth.condition import load_encoder, size_to_embed
+    from lorasynth.device import pick_device
+    from lorasynth.library import Library
+    from lorasynth.pictures import subjects_in
+
+    config = override(GeneratedConfig(), settings)
+    library, embedder = Library.open(path), load_encoder(encoder)
+    if pictures is not None:
+        embed_library(library, subjects_in(pictures, size_to_embed(embedder)), embedder)
+    else:
+        model = BaseModel.load(base, pick_device(device))
+        require_fits(model, library.layout)
+        shown = GeneratedSubjects(model, library, config)
+        embed_library(library, shown, embedder, partial(shown.embeddings, embedder))
+    typer.echo(f"{path}: {len(library)} subjects embedded as {column_of(embedder)}")
 
 
 @app.command()

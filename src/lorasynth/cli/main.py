@@ -23,6 +23,7 @@ from lorasynth.cli import (
     lora,
     optimise,
     pretrain,
+    recipe,
     repeatability,
     reproduce,
     synth,
@@ -87,6 +88,7 @@ app.command("repeatability")(repeatability.repeatability)
 app.command("recipes")(repeatability.recipes)
 app.command("conditions")(conditions.conditions)
 app.add_typer(library.app, name="library")
+app.add_typer(recipe.app, name="recipe")
 app.command("fit")(train.fit)
 app.command("train")(train.train)
 app.add_typer(base.app, name="base")

@@ -134,8 +134,7 @@ def refine(
             f"a LoRA is refined with pictures of its one subject, but got {len(job.subjects)} "
             "folders of pictures: give one"
         )
-    if made_for := adapter.metadata.base_fingerprint:
-        require_made_for(job.base, made_for, f"LoRA file {lora}")
+    require_made_for(job.base, adapter.metadata.base_fingerprint, f"LoRA file {lora}")
     anchor = map_factors(lambda part: part[None].float(), adapter.factors)
     with job.progress("refine", recipe.steps) as on_step:
         trained = train_fleet(job.base, recipe, job.subjects, anchor=anchor, on_step=on_step)

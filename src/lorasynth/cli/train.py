@@ -58,33 +58,27 @@ def fit(
     Example: lorasynth fit pca library -o codec --set latents=128
     """
     from lorasynth.atomic import make_parent
-    from lorasynth.codec import CODECS, PCA, Codec, PCAConfig, VAEConfig
-    from lorasynth.codec.checkpoint import forget
-    from lorasynth.codec.out_of_core import OutOfCoreConfig, fit_out_of_core
-    from lorasynth.codec.streamed_vae import StreamingConfig, fit_streamed
+    from lorasynth.codec import CODECS
     from lorasynth.device import pick_device
-    from lorasynth.experiments.explained_variance import draw_explained_variance
+    from lorasynth.experiments.fitting import fit_into
     from lorasynth.library import Library
 
-    kind = CODECS.get(codec)
-    config = override(kind.config_class(), settings)
-    limit, kept = memory_of(memory), run / codec
+    config = override(CODECS.get(codec).config_class(), settings)
+    limit = memory_of(memory)
     make_parent(out)
     adapters = Library.open(library)
     source = adapters if split is None else adapters.where("split", split)
-    place = pick_device(device)
-    if isinstance(config, PCAConfig):
-        how = OutOfCoreConfig(memory=limit, tolerance=tolerance)
-        fitted: Codec = fit_out_of_core(source, config, how, run=kept, device=place)
-    elif isinstance(config, VAEConfig):
-        within = StreamingConfig(memory=limit)
-        fitted = fit_streamed(source, config, within, run=kept, device=place)
-    else:
-        fitted = kind.fit(source, config, device=place)
-    fitted.save(out, half=half)
-    if isinstance(fitted, PCA):
-        draw_explained_variance(fitted, out / "explained_variance.png")
-    forget(kept)
+    fitted = fit_into(
+        out,
+        codec,
+        source,
+        config,
+        memory=limit,
+        run=run,
+        tolerance=tolerance,
+        half=half,
+        device=pick_device(device),
+    )
     typer.echo(f"{out}: {codec}, {fitted.width} numbers to {fitted.latents} latents")
 
 
@@ -110,7 +104,7 @@ def train(
     """
     from lorasynth.atomic import make_parent
     from lorasynth.base import BaseModel
-    from lorasynth.base.compatibility import require_made_for
+    from lorasynth.base.compatibility import require_fits, require_made_for
     from lorasynth.codec import load_codec
     from lorasynth.collect.embedding import column_of
     from lorasynth.condition import load_encoder
@@ -123,6 +117,7 @@ def train(
     adapters, embedder, fitted = Library.open(library), load_encoder(encoder), load_codec(codec)
     model = BaseModel.load(base)
     require_made_for(model, adapters.info.base_fingerprint, f"library {library}")
+    require_fits(model, adapters.layout)
     around = anchor_of(anchor, model)
     make_parent(out)
     accelerator = _accelerator(device)

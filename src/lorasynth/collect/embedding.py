@@ -1,5 +1,6 @@
 """The embeddings of a library's subjects, as a column beside their adapters."""
 
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -11,6 +12,10 @@ from lorasynth.errors import LibraryError
 from lorasynth.library import Library
 from lorasynth.pictures import SubjectSource
 from lorasynth.progress import progress
+from lorasynth.weights import read_weights, write_weights
+
+#: Subjects whose embeddings are written at once; a run that was killed keeps those before.
+_PART = 256
 
 
 def column_of(encoder: ConditionEncoder) -> str:
@@ -26,7 +31,7 @@ def embed_library(
 ) -> Float[Tensor, "N P m"]:
     """Embed the training pictures of every subject, attach them as a column, and return them.
 
-    A column that is there and covers all rows is returned as it is.
+    A column that is there and covers all rows is returned as it is; a run that was killed goes on.
 
     Args:
         library: what to attach the column to.
@@ -39,22 +44,41 @@ def embed_library(
         PictureError: the source lacks a subject, or a picture cannot be read, or shows no face to
             an encoder of faces.
     """
-    if not len(library):
+    ids, name = library.ids, column_of(encoder)
+    if not ids:
         raise LibraryError(
             f"a library must hold adapters before its subjects can be embedded, but {library.path} "
             "is empty: collect some"
         )
-    name = column_of(encoder)
     try:
         return library.column(name)
     except LibraryError:  # absent, damaged, or made before the last adapters came
-        rows = []
-    with progress("embed subjects", len(library)) as advance:
-        here = (embed_subject(encoder, source.load(name)) for name in library.ids)
-        for row in here if embed is None else embed(library.ids):
-            rows.append(row)
-            advance()
-    pictures = min(len(row) for row in rows)
-    embeddings = torch.stack([row[:pictures] for row in rows])
+        pass
+    finished, parts = library.path / f".{name}", []
+    with progress("embed subjects", len(ids)) as advance:
+        for start in range(0, len(ids), _PART):
+            some = ids[start : start + _PART]
+            path = finished / f"{start:08d}-{len(some)}.safetensors"
+            if path.is_file():
+                parts.append(read_weights(path)["embeddings"])
+                advance(len(some))
+                continue
+            rows = []
+            here = (embed_subject(encoder, source.load(i)) for i in some)
+            for row in here if embed is None else embed(some):
+                rows.append(row.cpu())
+                advance()
+            parts.append(_even(rows))
+            if len(ids) > _PART:
+                write_weights(path, {"embeddings": parts[-1]})
+    pictures = min(part.shape[1] for part in parts)
+    embeddings = torch.cat([part[:, :pictures] for part in parts])
     library.attach(name, embeddings)
+    shutil.rmtree(finished, ignore_errors=True)
     return embeddings
+
+
+def _even(rows: Sequence[Float[Tensor, "_ m"]]) -> Float[Tensor, "n P m"]:
+    """As many pictures of each as all have."""
+    pictures = min(len(row) for row in rows)
+    return torch.stack([row[:pictures] for row in rows])

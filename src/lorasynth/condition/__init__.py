@@ -7,6 +7,7 @@ from lorasynth.condition.contract import (
     ConditionEncoder,
     PhotoEncoder,
     embed_subject,
+    size_to_embed,
     sphere_mean,
     subject_embedding,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "VisionEncoder",
     "embed_subject",
     "load_encoder",
+    "size_to_embed",
     "sphere_mean",
     "subject_embedding",
 ]

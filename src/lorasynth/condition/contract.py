@@ -82,6 +82,10 @@ class PhotoEncoder(ConditionEncoder, Protocol):
         ...
 
 
+#: Side of pictures in which an encoder looks for what it knows.
+_SEARCHED = 512
+
+
 def sphere_mean(embeddings: Float[Tensor, "k m"]) -> Float[Tensor, " m"]:
     """The direction of the mean of unit vectors: one embedding for several pictures."""
     return functional.normalize(embeddings.mean(dim=0), dim=0)
@@ -121,6 +125,11 @@ def subject_embedding(
                 f"none in {name} (probability {probability:.2f}): crop it to the face and shoulders"
             )
     return sphere_mean(encoder.embed(pictures))
+
+
+def size_to_embed(encoder: ConditionEncoder) -> int:
+    """The side in pixels of pictures that are read only to be embedded."""
+    return _SEARCHED if isinstance(encoder, PhotoEncoder) else encoder.picture_size
 
 
 def embed_subject(encoder: ConditionEncoder, subject: Subject) -> Float[Tensor, "k m"]:

@@ -6,6 +6,7 @@ a subject has one picture only, it judges too, which flatters every method that 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,16 +16,18 @@ from torch import Tensor
 
 from lorasynth.adapter import Adapter, Factors, map_factors
 from lorasynth.adapter.addition import add
+from lorasynth.atomic import write_json
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.condition import ConditionEncoder, embed_subject
 from lorasynth.config import to_dict
 from lorasynth.errors import ConfigError
-from lorasynth.experiments.figures import bars
+from lorasynth.experiments.figures import bars, save_figure
 from lorasynth.measure.bootstrap import bootstrap
 from lorasynth.measure.diversity import mean_pairwise_distance
 from lorasynth.measure.likeness import likeness
 from lorasynth.pictures import Subject
 from lorasynth.pictures.folders import DEFAULT_CAPTION
+from lorasynth.pictures.png import contact_sheet, write_synthetic
 from lorasynth.progress import progress
 from lorasynth.randomness import stream_seed
 
@@ -106,6 +109,14 @@ class Comparison:
 
     report: dict[str, Any]
     pictures: dict[str, dict[str, UInt8[Tensor, "k h w 3"]]]
+
+    def save(self, folder: Path) -> None:
+        """Write table.json, the curves as strengths.png, and a sheet of pictures per subject."""
+        write_json(folder / "table.json", self.report)
+        save_figure(draw_strengths(self.report), folder / "strengths.png")
+        for subject, made in self.pictures.items():
+            sheet = contact_sheet(torch.cat(list(made.values())), len(next(iter(made.values()))))
+            write_synthetic(folder / f"{subject}.png", sheet, {"Description": "\n".join(made)})
 
 
 def compare(

@@ -5,7 +5,6 @@ A stage whose output exists is skipped; a stage that was cut off goes on from it
 
 import platform
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -23,12 +22,12 @@ from lorasynth.collect import LikenessGate, Recipe, collect
 from lorasynth.collect.embedding import column_of, embed_library
 from lorasynth.condition import AvatarEncoderConfig, load_encoder
 from lorasynth.condition.train import ArcFaceConfig, train_encoder
-from lorasynth.config import read_json, to_dict
-from lorasynth.errors import ConfigError
+from lorasynth.config import to_dict
 from lorasynth.experiments.bundle import Bundle, write_manifest
 from lorasynth.experiments.evaluate import EvaluationConfig, evaluate
 from lorasynth.experiments.latent_library import LatentLibrary
 from lorasynth.experiments.parts import PartsConfig, parts_report
+from lorasynth.experiments.stages import StagedRun
 from lorasynth.hypernet.library_data import training_set
 from lorasynth.hypernet.train import HypernetConfig
 from lorasynth.hypernet.train import train as train_hypernet
@@ -38,7 +37,6 @@ from lorasynth.measure.judge import train_judge
 from lorasynth.pictures import AvatarSubjects
 from lorasynth.pictures.pool import Pool, draw_pool, training_subjects
 from lorasynth.predict import PredictorTraining, train_predictor
-from lorasynth.progress import console
 from lorasynth.synthesizer import Synthesizer
 
 
@@ -93,35 +91,23 @@ class BundleConfig:
 
 
 class BundleMaker:
-    """Makes one bundle in a folder of stages."""
+    """Makes one bundle in a folder of stages.
+
+    Stages that need nothing of one another (base model, judge, encoders) may be made side by side
+    by several processes: with one core each they take less time than one after another.  The
+    autoencoder needs the perception, the base model the autoencoder, and the library all.
+    """
 
     def __init__(self, config: BundleConfig, run: Path, device: torch.device, workers: int) -> None:
         self.config = config
         self.run = run
         self.device = device
         self.workers = workers
-        self.stages = run / "out"
-        self.seconds: dict[str, float] = {}
-
-    def make(self, out: Path) -> None:
-        """Run every stage that is missing, then assemble, evaluate and write the manifest.
-
-        Raises:
-            LorasynthError: a stage cannot be run, or `out` cannot be written.
-        """
-        for name in self._makers:
-            self.run_stage(name)
-        with atomic_directory(out) as folder:
-            self._assemble(folder)
-
-    @property
-    def _makers(self) -> dict[str, Callable[[Path], None]]:
-        """What makes each stage's folder, in an order in which they can be made."""
         makers: dict[str, Callable[[Path], None]] = {
-            "perception": lambda path: self._judge(path, "base", self.config.seed),
+            "perception": lambda path: self._judge(path, "base", config.seed),
             "autoencoder": self._autoencoder,
             "base": self._base,
-            "judge": lambda path: self._judge(path, "judge", self.config.seed + 1),
+            "judge": lambda path: self._judge(path, "judge", config.seed + 1),
             "avatar": lambda path: self._encoder(path, "first"),
             "avatar-second": lambda path: self._encoder(path, "second"),
             "pretrained": self._pretrained,
@@ -129,44 +115,33 @@ class BundleMaker:
             "codec": self._codec,
             "synthesizer": self._synthesizer,
         }
-        if self.config.pretraining is None:
+        if config.pretraining is None:
             del makers["pretrained"]
-        return makers
+        self.stages = StagedRun(run, makers)
 
-    def run_stage(self, name: str) -> None:
-        """Make one stage's folder unless it exists.
-
-        Stages that need nothing of one another (base model, judge, encoders) may be made side by
-        side by several processes: with one core each they take less time than one after another.
-        The autoencoder needs the perception, the base model the autoencoder, and the library all.
+    def make(self, out: Path) -> None:
+        """Run every stage that is missing, then assemble, evaluate and write the manifest.
 
         Raises:
-            ConfigError: there is no such stage.
-            LorasynthError: the stage cannot be run.
+            LorasynthError: a stage cannot be run, or `out` cannot be written.
         """
-        if name not in self._makers:
-            raise ConfigError(f"a stage must be one of {', '.join(self._makers)}, but is {name!r}")
-        path, start = self.stages / name, time.monotonic()
-        if path.exists():
-            return
-        console.print(f"stage {name}")
-        self._makers[name](path)
-        self.seconds[name] = round(time.monotonic() - start, 1)
-        write_json(self.run / f"seconds-{name}.json", {"seconds": self.seconds[name]})
+        self.stages.make_all()
+        with atomic_directory(out) as folder:
+            self._assemble(folder)
 
     def _pool(self, series: str, count: int, siblings: int = 1) -> Pool:
         subjects = training_subjects(series, count, self.config.seed, siblings)
         return draw_pool(subjects, self.run / "embedded" / "pictures", self.workers)
 
     def _autoencoder(self, path: Path) -> None:
-        perception = AttributeJudge.load(self.stages / "perception").to(self.device)
+        perception = AttributeJudge.load(self.stages.path("perception")).to(self.device)
         pool, run = self._pool("base", self.config.subjects), self.run / "embedded"
         maps = perception.feature_maps
         train_autoencoder(pool, self.config.base, run, path, self.device, maps)
 
     def _base(self, path: Path) -> None:
         pool, run = self._pool("base", self.config.subjects), self.run / "embedded"
-        autoencoder = self.stages / "autoencoder"
+        autoencoder = self.stages.path("autoencoder")
         train_base(pool, self.config.base, autoencoder, run, path, self.device)
 
     def _judge(self, path: Path, series: str, seed: int) -> None:
@@ -195,10 +170,10 @@ class BundleMaker:
         return AvatarSubjects(split="train", count=self.config.library, seed=self.config.seed)
 
     def _base_model(self) -> BaseModel:
-        return BaseModel.load(self.stages / "base", self.device)
+        return BaseModel.load(self.stages.path("base"), self.device)
 
     def _pretrained(self, path: Path) -> None:
-        base, encoder = self._base_model(), load_encoder(self.stages / "avatar")
+        base, encoder = self._base_model(), load_encoder(self.stages.path("avatar"))
         source = AvatarSubjects(
             split="train",
             count=self.config.pretraining_subjects,
@@ -215,27 +190,29 @@ class BundleMaker:
     def _anchor(self) -> Synthesizer | None:
         if self.config.pretraining is None:
             return None
-        return Synthesizer.from_pretrained(self.stages / "pretrained")
+        return Synthesizer.from_pretrained(self.stages.path("pretrained"))
 
     def _library(self, path: Path) -> None:
         base, anchor = self._base_model(), self._anchor()
         growing = self.run / "library"
-        encoder, least = load_encoder(self.stages / "avatar"), self.config.least_likeness
+        encoder, least = load_encoder(self.stages.path("avatar")), self.config.least_likeness
         gate = None if least is None else LikenessGate(base=base, encoder=encoder, least=least)
         report = collect(base, self.subjects, growing, self.config.recipe, anchor=anchor, gate=gate)
         embed_library(Library.open(growing), self.subjects, encoder)
         if report.collected:
-            seconds = report.seconds / len(report.collected)
-            write_json(self.run / "seconds-adapter.json", {"seconds": round(seconds, 2)})
+            self.stages.note("adapter", report.seconds / len(report.collected))
         growing.rename(path)
 
     def _codec(self, path: Path) -> None:
-        library = Library.open(self.stages / "library")
+        library = Library.open(self.stages.path("library"))
         fit_codec(self.config.codec, library, self.config.codec_options).save(path)
 
     def _synthesizer(self, path: Path) -> None:
-        library = Library.open(self.stages / "library")
-        codec, encoder = load_codec(self.stages / "codec"), load_encoder(self.stages / "avatar")
+        library = Library.open(self.stages.path("library"))
+        codec, encoder = (
+            load_codec(self.stages.path("codec")),
+            load_encoder(self.stages.path("avatar")),
+        )
         data = training_set(library, codec, column_of(encoder))
         checkpoint = self.run / "hypernet.safetensors"
         around = self._anchor()
@@ -246,16 +223,16 @@ class BundleMaker:
 
     def _assemble(self, folder: Path) -> None:
         """Put the parts in place, measure them, and write the manifest."""
-        library = Library.open(self.stages / "library")
-        shutil.copytree(self.stages / "base", folder / "base")
-        encoders = [load_encoder(self.stages / name) for name in ("avatar", "avatar-second")]
+        library = Library.open(self.stages.path("library"))
+        shutil.copytree(self.stages.path("base"), folder / "base")
+        encoders = [load_encoder(self.stages.path(name)) for name in ("avatar", "avatar-second")]
         for encoder in encoders:
             encoder.save(folder / "encoders" / encoder.name)
-        judge = AttributeJudge.load(self.stages / "judge")
+        judge = AttributeJudge.load(self.stages.path("judge"))
         judge.save(folder / "judge")
         if anchor := self._anchor():
             anchor.save(folder / "pretrained")
-        synthesizer = Synthesizer.from_pretrained(self.stages / "synthesizer")
+        synthesizer = Synthesizer.from_pretrained(self.stages.path("synthesizer"))
         synthesizer.save(folder / "synthesizer")
         column = column_of(synthesizer.encoder)
         LatentLibrary.encode(library, synthesizer.codec, column).save(folder / "library")
@@ -282,10 +259,6 @@ class BundleMaker:
         sample.append(library.factors(range(count)), rows)
 
     def _facts(self, parts: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
-        seconds = {
-            path.stem.removeprefix("seconds-"): read_json(path)["seconds"]
-            for path in sorted(self.run.glob("seconds-*.json"))
-        }
         return {
             "command": "make bundle",
             "version": __version__,
@@ -301,7 +274,7 @@ class BundleMaker:
                 'use", https://avataaars.com/, drawn by DiceBear (MIT)',
             },
             "config": to_dict(self.config),
-            "seconds": seconds,
+            "seconds": self.stages.seconds(),
             "parts": parts,
             "evaluation": table,
         }

@@ -1,0 +1,94 @@
+"""Subjects of a library whose pictures are made with its adapters, where no others are at hand."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lorasynth.adapter import map_factors
+from lorasynth.base import BaseModel, SamplingConfig
+from lorasynth.condition import ConditionEncoder
+from lorasynth.errors import ConfigError
+from lorasynth.library import Library
+from lorasynth.pictures import Subject
+from lorasynth.randomness import stream_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedConfig:
+    """How a library's adapters are made to show their subjects.
+
+    Attributes:
+        prompt: asked of every adapter; it should hold the words that it was trained with.
+        pictures: of each adapter.
+        seed: of the noise.
+        sampling: how pictures are made; its batch bounds how many adapters are attached at once.
+    """
+
+    prompt: str = "a photo of sks person"
+    pictures: int = 4
+    seed: int = 0
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        if self.pictures < 1:
+            raise ConfigError(
+                f"an adapter must make at least one picture, but pictures is {self.pictures}"
+            )
+
+
+class GeneratedSubjects:
+    """The subjects of a library, as their adapters show them."""
+
+    def __init__(self, base: BaseModel, library: Library, config: GeneratedConfig) -> None:
+        self.base = base
+        self.library = library
+        self.config = config
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The library's subjects."""
+        return self.library.ids
+
+    def load(self, subject_id: str) -> Subject:
+        """Make one subject's pictures.
+
+        Raises:
+            LibraryError: the library has no such subject.
+            LayoutError: its adapters do not fit the base model.
+        """
+        [subject] = self.many([subject_id])
+        return subject
+
+    def many(self, ids: Sequence[str]) -> Iterator[Subject]:
+        """Make the pictures of several subjects, as many at once as fit into a batch.
+
+        The noise is named by the subject, so a picture does not depend on the others.
+        """
+        config, each = self.config, self.config.pictures
+        fleet = max(config.sampling.batch // each, 1)
+        for start in range(0, len(ids), fleet):
+            some = ids[start : start + fleet]
+            stored = self.library.factors(self.library.rows_of(some))
+            adapters = map_factors(lambda part: part.to(self.base.device, self.base.dtype), stored)
+            seeds = [stream_seed(config.seed, "generated", i, k) for i in some for k in range(each)]
+            made = self.base.sample([config.prompt] * len(seeds), seeds, adapters, config.sampling)
+            for subject_id, pictures in zip(some, made.split(each), strict=True):
+                yield Subject(id=subject_id, pictures=pictures, captions=[config.prompt] * each)
+
+    def embeddings(
+        self, encoder: ConditionEncoder, ids: Sequence[str]
+    ) -> Iterator[Float[Tensor, "k m"]]:
+        """The embeddings of the pictures of each subject.
+
+        A picture in which the encoder finds nothing gives way to one in which it does; if there is
+        none, all count, since every adapter of a library needs a condition.
+        """
+        for subject in self.many(ids):
+            embedded = encoder.embed(subject.pictures)
+            shown = (encoder.presence(subject.pictures) >= 0.5).nonzero().flatten()
+            if len(shown):
+                embedded = embedded[shown[torch.arange(len(embedded)) % len(shown)]]
+            yield embedded

@@ -1,0 +1,56 @@
+"""Fitting a codec to a library of any size, into a folder, with its curve of explained variance."""
+
+from pathlib import Path
+
+import torch
+
+from lorasynth.codec import CODECS, PCA, Codec, PCAConfig, VAEConfig
+from lorasynth.codec.checkpoint import forget
+from lorasynth.codec.out_of_core import OutOfCoreConfig, Source, fit_out_of_core
+from lorasynth.codec.streamed_vae import StreamingConfig, fit_streamed
+from lorasynth.experiments.explained_variance import draw_explained_variance
+
+
+def fit_into(
+    out: Path,
+    name: str,
+    source: Source,
+    config: object,
+    *,
+    memory: int,
+    run: Path,
+    tolerance: float = 1e-3,
+    half: bool = False,
+    device: torch.device | str = "cpu",
+) -> Codec:
+    """Fit a codec and save it; PCA and VAE take any number of adapters, and resume.
+
+    Args:
+        out: folder to write; PCA's has explained_variance.png too.
+        name: of the codec.
+        source: vectors to fit to.
+        config: of the codec's kind.
+        memory: bytes that the process may have; other codecs take what they need.
+        run: folder for what is kept on the way, until the codec is written.
+        tolerance: what PCA may miss where it cannot be exact (`OutOfCoreConfig`).
+        half: store the codec's matrices as fp16.
+        device: where to compute.
+
+    Raises:
+        ConfigError: no such codec, or the memory is too little for it.
+        LibraryError: there are too few vectors, or one is not finite.
+    """
+    kept = run / name
+    if isinstance(config, PCAConfig):
+        how = OutOfCoreConfig(memory=memory, tolerance=tolerance)
+        codec: Codec = fit_out_of_core(source, config, how, run=kept, device=device)
+    elif isinstance(config, VAEConfig):
+        within = StreamingConfig(memory=memory)
+        codec = fit_streamed(source, config, within, run=kept, device=device)
+    else:
+        codec = CODECS.get(name).fit(source, config, device=device)
+    codec.save(out, half=half)
+    if isinstance(codec, PCA):
+        draw_explained_variance(codec, out / "explained_variance.png")
+    forget(kept)
+    return codec

@@ -1,0 +1,299 @@
+"""weights2weights from its published files to a measured synthesizer, as one resumable run.
+
+    library      import, canonical form
+    conditions   an embedding of each subject, and who is held out
+    codec        of the training subjects' adapters
+    synthesizer  the hypernetwork around it
+    loras        a LoRA file for each tried test subject, from one picture
+    evaluation   those files beside the subjects' own adapters and the baselines
+
+The published files hold no pictures.  Where none are given, each subject is embedded from pictures
+that its adapter makes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lorasynth.adapter import Adapter, unstack
+from lorasynth.atomic import atomic_directory, write_json
+from lorasynth.base import BaseModel
+from lorasynth.base.compatibility import require_fits
+from lorasynth.codec import CODECS, load_codec
+from lorasynth.collect.embedding import column_of, embed_library
+from lorasynth.collect.generated import GeneratedConfig, GeneratedSubjects
+from lorasynth.condition import ConditionEncoder, size_to_embed
+from lorasynth.config import from_dict, read_json, to_dict
+from lorasynth.errors import ConfigError, LibraryError, PictureError
+from lorasynth.experiments.compare import CompareConfig, Contender, Judges, compare
+from lorasynth.experiments.fitting import fit_into
+from lorasynth.experiments.latent_library import LatentLibrary
+from lorasynth.experiments.methods import methods
+from lorasynth.experiments.stages import StagedRun
+from lorasynth.hypernet.library_data import training_set
+from lorasynth.hypernet.train import HypernetConfig
+from lorasynth.hypernet.train import train as train_hypernet
+from lorasynth.library import Library, LibraryView
+from lorasynth.library.groups import groups_by_likeness
+from lorasynth.library.vectors import Stored
+from lorasynth.library.w2w import import_w2w
+from lorasynth.pictures import Subject, SubjectSource, subjects_in
+from lorasynth.randomness import torch_stream
+from lorasynth.splits import split_of
+from lorasynth.synthesizer import Synthesizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class W2WConfig:
+    """Every choice of the run.
+
+    Attributes:
+        gauge: of the canonical vectors.
+        dtype: in which the library stores them.
+        person: column of the table that says who is shown.
+        generated: how adapters show their subjects, where no pictures are given.
+        codec: its name.
+        codec_options: its options.
+        hypernet: training of the hypernetwork.
+        trigger: what calls the subject in a prompt.
+        subjects: test subjects that are tried.
+        comparison: how they are measured.
+        seed: draws them.
+    """
+
+    gauge: str = "procrustes"
+    dtype: Stored = "float16"
+    person: str = "identity"
+    generated: GeneratedConfig = field(default_factory=GeneratedConfig)
+    codec: str = "pca"
+    codec_options: dict[str, Any] = field(default_factory=lambda: {"latents": 512})
+    hypernet: HypernetConfig = field(default_factory=HypernetConfig)
+    trigger: str = "sks person"
+    subjects: int = 100
+    comparison: CompareConfig = field(
+        default_factory=lambda: CompareConfig(prompts=("a photo of sks person",))
+    )
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.subjects < 2:
+            raise ConfigError(f"at least two subjects must be tried, but subjects={self.subjects}")
+
+
+#: Options that may change between runs: they decide the last two stages alone.
+_FREE = ("subjects", "comparison", "seed")
+
+
+class W2WRecipe:
+    """One run of the recipe.
+
+    Args:
+        source: weights2weights' files, or their hub id.
+        run: folder of the run.
+        config: every choice.
+        base: the base model that the adapters were trained on.
+        encoder: makes the conditions, and measures likeness.
+        second: another encoder, which measures and nothing else; None without one.
+        pictures: the subjects' pictures by their ids, as `subjects_in` reads them; None: made.
+        memory: bytes that fitting the codec may take.
+
+    Raises:
+        ConfigError: there is no such codec, or the folder holds a run of other choices.
+        PictureError: there is nothing at `pictures`.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        run: Path,
+        config: W2WConfig,
+        *,
+        base: BaseModel,
+        encoder: ConditionEncoder,
+        memory: int,
+        second: ConditionEncoder | None = None,
+        pictures: Path | None = None,
+    ) -> None:
+        if pictures is not None and not pictures.exists():
+            raise PictureError(f"--pictures must be where the pictures are, but {pictures} is not")
+        self.source = source
+        self.run = run
+        self.config = config
+        self.base = base
+        self.encoder = encoder
+        self.second = second
+        self.pictures = pictures
+        self.memory = memory
+        kind = CODECS.get(config.codec).config_class
+        self.codec_config: object = from_dict(kind, config.codec_options)
+        self.stages = StagedRun(
+            run,
+            {
+                "library": self._library,
+                "conditions.json": self._conditions,
+                "codec": self._codec,
+                "synthesizer": self._synthesizer,
+                "loras": self._loras,
+                "evaluation": self._evaluation,
+            },
+        )
+        self._require_same_choices()
+
+    def _require_same_choices(self) -> None:
+        """Keep what decides the outputs beside them; refuse to go on with other choices."""
+        chosen = {k: v for k, v in to_dict(self.config).items() if k not in _FREE}
+        chosen |= {"source": self.source, "base": self.base.fingerprint}
+        chosen |= {"encoder": column_of(self.encoder), "pictures": str(self.pictures or "made")}
+        path = self.run / "recipe.json"
+        before = read_json(path) if path.is_file() else chosen
+        for name, value in chosen.items():
+            if before.get(name) != value:
+                raise ConfigError(
+                    f"a run goes on with the choices that it began with, but in {self.run} {name} "
+                    f"was {before.get(name)} and is now {value}: choose another folder"
+                )
+        write_json(path, chosen)
+
+    def _library(self, path: Path) -> None:
+        growing, config = self.run / "library", self.config
+        import_w2w(
+            self.source, growing, gauge=config.gauge, dtype=config.dtype, person=config.person
+        )
+        require_fits(self.base, Library.open(growing).layout)
+        growing.rename(path)
+
+    def _conditions(self, path: Path) -> None:
+        """Embed the subjects, and note each one's split beside the column's name."""
+        library = Library.open(self.stages.path("library"))
+        if self.pictures is None:
+            shown = self._generated(library)
+            embed = partial(shown.embeddings, self.encoder)
+            embeddings = embed_library(library, shown, self.encoder, embed)
+        else:
+            source = subjects_in(self.pictures, size_to_embed(self.encoder))
+            embeddings = embed_library(library, source, self.encoder)
+        split = _splits(library, embeddings)
+        write_json(path, {"column": column_of(self.encoder), "split": split})
+
+    def _codec(self, path: Path) -> None:
+        fit_into(
+            path,
+            self.config.codec,
+            self._rows("train"),
+            self.codec_config,
+            memory=self.memory,
+            run=self.run,
+            device=self.base.device,
+        )
+
+    def _synthesizer(self, path: Path) -> None:
+        codec, train = load_codec(self.stages.path("codec")), self._rows("train")
+        data = training_set(train, codec, column_of(self.encoder))
+        checkpoint = self.run / "hypernet.safetensors"
+        hypernet = train_hypernet(data, self.config.hypernet, checkpoint=checkpoint)
+        made = Synthesizer.of(
+            self.base,
+            train.layout,
+            self.encoder,
+            hypernet,
+            codec,
+            trigger_phrase=self.config.trigger,
+        )
+        made.save(path)
+
+    def _loras(self, path: Path) -> None:
+        synthesizer = Synthesizer.from_pretrained(self.stages.path("synthesizer"))
+        names = [subject.id for subject in self._tried]
+        made = unstack(synthesizer.synthesise(self._seen, names, seed=self.config.seed))
+        metadata, kernels = synthesizer.metadata(self.config.seed), synthesizer.layout.kernels
+        with atomic_directory(path) as folder:
+            for name, factors in zip(names, made, strict=True):
+                Adapter(factors, metadata, kernels).save(folder / f"{name}.safetensors")
+
+    def _evaluation(self, path: Path) -> None:
+        judges = Judges(encoder=self.encoder, second=self.second)
+        found = compare(self.base, judges, self._tried, self._contenders(), self.config.comparison)
+        with atomic_directory(path) as folder:
+            found.save(folder)
+
+    def _contenders(self) -> list[Contender]:
+        """The base model, the files, the subjects' own adapters, and the baselines."""
+        names = [subject.id for subject in self._tried]
+        library, folder = Library.open(self.stages.path("library")), self.stages.path("loras")
+        files = {name: Adapter.load(folder / f"{name}.safetensors") for name in names}
+        own = [Adapter(one) for one in unstack(library.factors(library.rows_of(names)))]
+        contenders = [
+            Contender(name="base model", adapters=None),
+            Contender(name="synthesised", adapters=files),
+            Contender(name="own", adapters=dict(zip(names, own, strict=True))),
+        ]
+        synthesizer = Synthesizer.from_pretrained(self.stages.path("synthesizer"))
+        column = column_of(self.encoder)
+        known = LatentLibrary.encode(self._rows("train"), synthesizer.codec, column)
+        for name, method in methods(synthesizer, None, known, self.config.seed).items():
+            if name != "diffusion":  # which made the files
+                made = [Adapter(one) for one in unstack(method(self._seen, names))]
+                contenders.append(
+                    Contender(name=name, adapters=dict(zip(names, made, strict=True)))
+                )
+        return contenders
+
+    def _rows(self, split: str) -> LibraryView:
+        """The library's rows of a split."""
+        library = Library.open(self.stages.path("library"))
+        stated = read_json(self.stages.path("conditions.json"))["split"]
+        return library.select([i for i, found in enumerate(stated) if found == split])
+
+    def _generated(self, library: Library) -> GeneratedSubjects:
+        return GeneratedSubjects(self.base, library, self.config.generated)
+
+    @cached_property
+    def _tried(self) -> list[Subject]:
+        """Test subjects whose pictures all show what the encoder knows, in an order by the seed.
+
+        Raises:
+            LibraryError: fewer than two are held out and shown.
+        """
+        test = self._rows("test")
+        source: SubjectSource = (
+            self._generated(test.library)
+            if self.pictures is None
+            else subjects_in(self.pictures, self.base.picture_size)
+        )
+        order = torch.randperm(len(test), generator=torch_stream(self.config.seed, "tried"))
+        tried: list[Subject] = []
+        for row in order.tolist():
+            subject = source.load(test.ids[row])
+            if len(tried) < self.config.subjects and self._is_shown(subject):
+                tried.append(subject)
+            if len(tried) == self.config.subjects:
+                break
+        if len(tried) < 2:
+            raise LibraryError(
+                "at least two held-out subjects must be shown by their pictures, but "
+                f"{len(tried)} of {len(test)} are: give more adapters, or --pictures"
+            )
+        return tried
+
+    def _is_shown(self, subject: Subject) -> bool:
+        return bool((self.encoder.presence(subject.pictures) >= 0.5).all())
+
+    @cached_property
+    def _seen(self) -> Float[Tensor, "n m"]:
+        """What synthesis sees: the embedding of each tried subject's first picture."""
+        return self.encoder.embed(torch.stack([one.pictures[0] for one in self._tried]))
+
+
+def _splits(library: Library, embeddings: Float[Tensor, "N P m"]) -> Sequence[str]:
+    """The split of each row: the table's, or that of whoever its pictures show."""
+    table = library.table
+    if "split" in table.column_names and None not in table["split"].to_pylist():
+        return [str(split) for split in table["split"].to_pylist()]
+    alike = groups_by_likeness(embeddings.mean(dim=1))
+    return [split_of(f"like {library.ids[leader]}", 0) for leader in alike]
