@@ -29,3 +29,9 @@ def test_help_imports_neither_torch_nor_diffusers() -> None:
 
 def test_consent_is_in_the_help(run: Run) -> None:
     assert "consent" in run("synth", "--help").out
+
+
+def test_only_training_is_for_several_processes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run("pretrain", "-o", "nowhere").is_one_error("lorasynth pretrain is for one process", "as 2")
+    assert run("train", "--help").status == 0

@@ -1,5 +1,6 @@
 """The command `lorasynth`: groups of commands, and what happens to errors."""
 
+import os
 from typing import Any
 
 import typer
@@ -30,12 +31,31 @@ from lorasynth.cli import (
     train,
 )
 from lorasynth.cli.quiet import quiet
-from lorasynth.errors import LorasynthError
+from lorasynth.errors import ConfigError, LorasynthError
 from lorasynth.progress import console
+
+#: Commands that several processes of a launcher run together.
+_SHARED = ("train",)
 
 
 class Commands(TyperGroup):
     """Commands in which bad input ends with one line and status 2, Ctrl-C with one line and 130."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that is called.
+
+        Raises:
+            ConfigError: one of several processes calls a command that is for one.
+        """
+        name, command, rest = super().resolve_command(ctx, args)
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        if processes > 1 and name not in _SHARED:
+            raise ConfigError(
+                f"lorasynth {name} is for one process, but was launched as {processes}: start it "
+                f"without a launcher; {', '.join(_SHARED)} shares its work among processes, and "
+                "collect has --shard and --engine"
+            )
+        return name, command, rest
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""

@@ -50,9 +50,9 @@ def imitate_w2w(folder: Path, rows: int = PUBLISHED_ROWS, shrink: int = 1, seed:
 def _write_matrix(path: Path, vectors: SyntheticVectors) -> None:
     """What `torch.save` writes of the matrix, which is never in memory."""
     shape = (len(vectors), vectors.config.width)
-    with tempfile.TemporaryFile(dir=path.parent) as empty:
-        name = f"/proc/self/fd/{empty.fileno()}"
-        storage = torch.UntypedStorage.from_file(name, shared=True, nbytes=4 * shape[0] * shape[1])
+    with tempfile.TemporaryDirectory(dir=path.parent) as empty:
+        name, size = str(Path(empty) / "empty"), 4 * shape[0] * shape[1]
+        storage = torch.UntypedStorage.from_file(name, shared=True, nbytes=size)
         matrix = torch.empty(0).set_(storage, 0, shape)  # type: ignore[call-overload]
         with torch.serialization.skip_data():
             torch.save(matrix, path)
