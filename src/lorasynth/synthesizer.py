@@ -11,7 +11,7 @@ A saved synthesizer is one folder:
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,6 +146,7 @@ class Synthesizer:
         guidance: float | None = None,
         steps: int | None = None,
         face: int | None = None,
+        facts: Mapping[str, object] | None = None,
         stages: Stages | None = None,
     ) -> Adapter:
         """Make an adapter for the subject of one or several pictures.
@@ -156,13 +157,22 @@ class Synthesizer:
             guidance: see `LatentDiffusionConfig`; None for the trained default.
             steps: solver steps; None for the trained default.
             face: which face of each picture, counted from the left, from 1; None for the largest.
+            facts: attributes of the subject, for an encoder that knows some; pictures may be none
+                then.
             stages: collects the time of each stage.
 
         Raises:
             PictureError: a picture cannot be read or shows no face.
+            ConfigError: the encoder does not know a fact, or looks for no face.
         """
         [adapter] = self.many(
-            [photos], seed=seed, guidance=guidance, steps=steps, face=face, stages=stages
+            [photos],
+            seed=seed,
+            guidance=guidance,
+            steps=steps,
+            face=face,
+            facts=facts,
+            stages=stages,
         )
         return adapter
 
@@ -174,6 +184,7 @@ class Synthesizer:
         guidance: float | None = None,
         steps: int | None = None,
         face: int | None = None,
+        facts: Mapping[str, object] | None = None,
         stages: Stages | None = None,
     ) -> list[Adapter]:
         """Make an adapter for each of several subjects, all in one batch.
@@ -184,13 +195,15 @@ class Synthesizer:
             guidance: see `LatentDiffusionConfig`.
             steps: solver steps.
             face: which face of each picture, as in a single call.
+            facts: attributes that all of them share.
             stages: collects the time of each stage.
 
         Raises:
             PictureError: a picture cannot be read or shows no face.
+            ConfigError: as for a single call.
         """
         stages = stages or Stages()
-        conditions = torch.stack([self.embed(photos, stages, face) for photos in subjects])
+        conditions = torch.stack([self.embed(photos, stages, face, facts) for photos in subjects])
         names = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in conditions]
         factors = self.synthesise(
             conditions, names, seed=seed, guidance=guidance, steps=steps, stages=stages
@@ -204,12 +217,13 @@ class Synthesizer:
         photos: Photo | Sequence[Photo],
         stages: Stages | None = None,
         face: int | None = None,
+        facts: Mapping[str, object] | None = None,
     ) -> Float[Tensor, " m"]:
-        """The condition of one subject, from one or several pictures of it.
+        """The condition of one subject, from pictures and facts as in a call.
 
         Raises:
             PictureError: a picture cannot be read, or shows no face, or not so many.
-            ConfigError: a face is chosen, but the encoder looks for none.
+            ConfigError: the encoder does not know a fact, or looks for no face.
         """
         stages = stages or Stages()
         several = [photos] if isinstance(photos, str | Path | Tensor) else list(photos)
@@ -219,7 +233,7 @@ class Synthesizer:
         with stages.stage("read"):
             whole = [photo if isinstance(photo, Tensor) else read_photo(photo) for photo in several]
         with stages.stage("embed"):
-            return subject_embedding(self.encoder, whole, names, face)
+            return subject_embedding(self.encoder, whole, names, face, facts)
 
     @torch.no_grad()
     def synthesise(

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import BatchNorm1d, BatchNorm2d
 
 from lorasynth.condition import (
+    AttributeEncoder,
+    AttributesConfig,
     AvatarEncoder,
     AvatarEncoderConfig,
     ConditionEncoder,
@@ -34,6 +36,7 @@ from .models import write_clip, write_dino
 from .onnx_files import write_arcface, write_pack
 
 SCRATCH = TemporaryDirectory()
+KNOWN = AttributesConfig(name="tiny", attributes={"hat": ["none", "top"]})
 AVATAR = AvatarEncoderConfig(name="tiny", picture_size=32, width=6, features=12)
 
 
@@ -96,6 +99,7 @@ class Row:
 ROWS: dict[str, Row] = {
     "avatar-residual": Row(lambda seed: avatar(AVATAR, seed)),
     "avatar-depthwise": Row(lambda seed: avatar(replace(AVATAR, trunk="depthwise"), seed)),
+    "attributes": Row(lambda seed: AttributeEncoder(KNOWN, avatar(AVATAR, seed))),
     "face-dlib": Row(dlib_faces, many=5, others=False),
     "face-onnx": Row(onnx_faces, many=5),
     "face-insightface": Row(insightface_faces, many=5),
@@ -104,7 +108,9 @@ ROWS: dict[str, Row] = {
 }
 rows = pytest.mark.parametrize("row", ROWS)
 #: Those that look at the middle of a picture, whatever it shows; of faces, see `test_faces.py`.
-squares = pytest.mark.parametrize("row", [row for row in ROWS if not row.startswith("face")])
+squares = pytest.mark.parametrize(
+    "row", [row for row in ROWS if not row.startswith("face") and row != "attributes"]
+)
 
 
 def pictures(count: int, size: int = 32) -> Tensor:
@@ -201,7 +207,8 @@ def test_what_is_saved_can_be_loaded(row: str, tmp_path: Path) -> None:
 def _other_config(folder: Path) -> None:
     path = folder / "config.json"
     stated = json.loads(path.read_text())
-    path.write_text(json.dumps(stated | {"width": stated["width"] + 1}))
+    other = {"width": stated["width"] + 1} if "width" in stated else {"attributes": {}}
+    path.write_text(json.dumps(stated | other))
 
 
 def _unknown_option(folder: Path) -> None:
@@ -215,12 +222,12 @@ def _unknown_kind(folder: Path) -> None:
 
 
 def _truncate_weights(folder: Path) -> None:
-    path = max(folder.iterdir(), key=lambda path: path.stat().st_size)
+    path = max(folder.rglob("*"), key=lambda path: path.stat().st_size)
     path.write_bytes(path.read_bytes()[:-5])
 
 
 def _remove_weights(folder: Path) -> None:
-    max(folder.iterdir(), key=lambda path: path.stat().st_size).unlink()
+    max(folder.rglob("*"), key=lambda path: path.stat().st_size).unlink()
 
 
 def _remove_config(folder: Path) -> None:

@@ -42,6 +42,38 @@ def make(
 
 
 @app.command()
+def attributes(
+    library: Annotated[
+        Path, typer.Argument(help="Library whose table has them.", show_default=False)
+    ],
+    out: Out,
+    column: Annotated[
+        list[str] | None, typer.Option(help="Column of the table; may be repeated.")
+    ] = None,
+    identity: Annotated[
+        str | None, typer.Option(help="Encoder of pictures beside the attributes.")
+    ] = None,
+) -> None:
+    """Make an encoder of attributes in words, alone or beside what pictures show.
+
+    Example: lorasynth encoders attributes library --column glasses --column top
+    --identity bundle/encoders/avatar -o encoder, then lorasynth library embed, train, and
+    lorasynth synth photo.png --attribute glasses=round -o me.safetensors
+    """
+    from lorasynth.atomic import atomic_directory
+    from lorasynth.condition import AttributeEncoder, AttributesConfig, load_encoder
+    from lorasynth.library import Library
+
+    rows = Library.open(library).table.to_pylist()
+    config = AttributesConfig.of(rows, column or ())
+    encoder = AttributeEncoder(config, None if identity is None else load_encoder(identity))
+    with atomic_directory(out) as folder:
+        encoder.save(folder)
+    stated = "; ".join(f"{name}: {', '.join(v)}" for name, v in config.attributes.items())
+    typer.echo(f"{out}: {encoder.width} numbers; {stated}")
+
+
+@app.command()
 def train(
     out: Out,
     name: Annotated[str, typer.Option(help="Name of the encoder.")] = "avatar",

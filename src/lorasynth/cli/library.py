@@ -45,7 +45,7 @@ def embed(
     """Embed the subjects of a library that was imported; run again to go on.
 
     Where the pictures that adapters were trained on are not at hand, each adapter shows its
-    subject; --set names options of that.
+    subject; --set names options of that. An encoder of attributes alone needs no pictures.
 
     Example: lorasynth library embed library --encoder dlib --base path/to/stable-diffusion-v1-5
     --set prompt="a photo of sks person" --set pictures=4
@@ -54,22 +54,25 @@ def embed(
 
     from lorasynth.base import BaseModel
     from lorasynth.base.compatibility import require_fits
+    from lorasynth.collect.described import DescribedSubjects
     from lorasynth.collect.embedding import column_of, embed_library
     from lorasynth.collect.generated import GeneratedConfig, GeneratedSubjects
-    from lorasynth.condition import load_encoder, size_to_embed
+    from lorasynth.condition import DescribedEncoder, load_encoder, size_to_embed
     from lorasynth.device import pick_device
     from lorasynth.library import Library
     from lorasynth.pictures import subjects_in
 
     config = override(GeneratedConfig(), settings)
     library, embedder = Library.open(path), load_encoder(encoder)
-    if pictures is not None:
-        embed_library(library, subjects_in(pictures, size_to_embed(embedder)), embedder)
+    facts_alone = isinstance(embedder, DescribedEncoder) and embedder.identity is None
+    if facts_alone or pictures is not None:
+        shown = None if pictures is None else subjects_in(pictures, size_to_embed(embedder))
+        embed_library(library, DescribedSubjects(library, shown), embedder)
     else:
         model = BaseModel.load(base, pick_device(device))
         require_fits(model, library.layout)
-        shown = GeneratedSubjects(model, library, config)
-        embed_library(library, shown, embedder, partial(shown.embeddings, embedder))
+        made = GeneratedSubjects(model, library, config)
+        embed_library(library, made, embedder, partial(made.embeddings, embedder))
     typer.echo(f"{path}: {len(library)} subjects embedded as {column_of(embedder)}")
 
 

@@ -7,21 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorasynth.cli.options import Device, Seed
-from lorasynth.errors import PictureError
+from lorasynth.errors import ConfigError, PictureError
 from lorasynth.progress import console
 
 if TYPE_CHECKING:
     from lorasynth.synthesizer import Stages
 
-Photos = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="PHOTO...",
-        help="Pictures of one subject, or a folder of them, or a folder with a folder for each of "
-        "several subjects.",
-        show_default=False,
-    ),
-]
+_PHOTOS = typer.Argument(
+    metavar="PHOTO...",
+    help="Pictures of one subject, or a folder of them, or a folder with a folder for each of "
+    "several subjects.",
+    show_default=False,
+)
+Photos = Annotated[list[Path], _PHOTOS]
 Out = Annotated[
     Path,
     typer.Option(
@@ -41,15 +39,26 @@ Face = Annotated[
 ]
 
 
+Attribute = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="What the subject has, for a synthesizer that is conditioned on attributes, with "
+        "photos or without; may be repeated.",
+    ),
+]
+
+
 def synth(
-    photos: Photos,
     out: Out,
+    photos: Annotated[list[Path] | None, _PHOTOS] = None,
     synthesizer: Where = Path("bundle/synthesizer"),
     file_format: Format = "diffusers",
     seed: Seed = 0,
     guidance: Guidance = None,
     steps: Steps = None,
     face: Face = None,
+    attribute: Attribute = None,
     device: Device = "auto",
 ) -> None:
     """Make a LoRA file for the subject of one or several pictures.
@@ -62,17 +71,31 @@ def synth(
 
     stages = Stages()
     writer = get_format(file_format)
-    subjects = subjects_of(photos, out, writer.suffix)
+    subjects = subjects_of(photos, out, writer.suffix) if photos else {out: []}
+    facts = dict(map(_fact, attribute or []))
     with stages.stage("load"):
         synthesise = Synthesizer.from_pretrained(str(synthesizer), device=pick_device(device))
     adapters = synthesise.many(
-        list(subjects.values()), seed=seed, guidance=guidance, steps=steps, face=face, stages=stages
+        list(subjects.values()),
+        seed=seed,
+        guidance=guidance,
+        steps=steps,
+        face=face,
+        facts=facts,
+        stages=stages,
     )
     with stages.stage("write"):
         written = [writer.write(*pair) for pair in zip(adapters, subjects, strict=True)]
     print_times(stages)
     for path in written:
         typer.echo(path)
+
+
+def _fact(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise ConfigError(f"--attribute must be NAME=VALUE, such as glasses=round, but is {text!r}")
+    return name, value
 
 
 def subjects_of(photos: Sequence[Path], out: Path, suffix: str) -> dict[Path, list[Path]]:

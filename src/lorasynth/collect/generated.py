@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.adapter import map_factors
 from lorasynth.base import BaseModel, SamplingConfig
-from lorasynth.condition import ConditionEncoder
+from lorasynth.collect.described import facts_of
+from lorasynth.condition import ConditionEncoder, embed_made
 from lorasynth.errors import ConfigError
 from lorasynth.library import Library
 from lorasynth.pictures import Subject
@@ -46,6 +46,7 @@ class GeneratedSubjects:
         self.base = base
         self.library = library
         self.config = config
+        self._facts = facts_of(library)
 
     @property
     def ids(self) -> Sequence[str]:
@@ -76,19 +77,15 @@ class GeneratedSubjects:
             seeds = [stream_seed(config.seed, "generated", i, k) for i in some for k in range(each)]
             made = self.base.sample([config.prompt] * len(seeds), seeds, adapters, config.sampling)
             for subject_id, pictures in zip(some, made.split(each), strict=True):
-                yield Subject(id=subject_id, pictures=pictures, captions=[config.prompt] * each)
+                yield Subject(
+                    id=subject_id,
+                    pictures=pictures,
+                    captions=[config.prompt] * each,
+                    attributes=self._facts[subject_id],
+                )
 
     def embeddings(
         self, encoder: ConditionEncoder, ids: Sequence[str]
     ) -> Iterator[Float[Tensor, "k m"]]:
-        """The embeddings of the pictures of each subject.
-
-        A picture in which the encoder finds nothing gives way to one in which it does; if there is
-        none, all count, since every adapter of a library needs a condition.
-        """
-        for subject in self.many(ids):
-            embedded = encoder.embed(subject.pictures)
-            shown = (encoder.presence(subject.pictures) >= 0.5).nonzero().flatten()
-            if len(shown):
-                embedded = embedded[shown[torch.arange(len(embedded)) % len(shown)]]
-            yield embedded
+        """The conditions of each subject, as `embed_library` takes them."""
+        return (embed_made(encoder, subject) for subject in self.many(ids))

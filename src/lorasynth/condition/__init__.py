@@ -1,11 +1,14 @@
 """Conditions: encoders that turn pictures of a subject into the embedding that steers synthesis."""
 
 import lorasynth.condition.catalogue  # noqa: F401  its encoders become known by name
+from lorasynth.condition.attributes import AttributeEncoder, AttributesConfig
 from lorasynth.condition.avatar import AvatarEncoder, AvatarEncoderConfig
 from lorasynth.condition.contract import (
     ENCODERS,
     ConditionEncoder,
+    DescribedEncoder,
     PhotoEncoder,
+    embed_made,
     embed_subject,
     size_to_embed,
     sphere_mean,
@@ -18,15 +21,19 @@ from lorasynth.condition.vision import VisionConfig, VisionEncoder
 __all__ = [
     "ENCODERS",
     "NAMED",
+    "AttributeEncoder",
+    "AttributesConfig",
     "AvatarEncoder",
     "AvatarEncoderConfig",
     "ConditionEncoder",
+    "DescribedEncoder",
     "FaceConfig",
     "FaceEncoder",
     "NamedEncoder",
     "PhotoEncoder",
     "VisionConfig",
     "VisionEncoder",
+    "embed_made",
     "embed_subject",
     "load_encoder",
     "size_to_embed",

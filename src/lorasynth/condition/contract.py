@@ -1,6 +1,6 @@
 """What a condition encoder is: a map from pictures of a subject to a point on a sphere."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -82,6 +82,37 @@ class PhotoEncoder(ConditionEncoder, Protocol):
         ...
 
 
+@runtime_checkable
+class DescribedEncoder(ConditionEncoder, Protocol):
+    """An encoder of facts about a subject, beside what another encoder sees in its pictures.
+
+    Attributes:
+        identity: the other encoder; None where conditions are facts alone.
+    """
+
+    identity: ConditionEncoder | None
+
+    def describe(
+        self, embeddings: Float[Tensor, "k m"] | None, facts: Mapping[str, object]
+    ) -> Float[Tensor, "k w"]:
+        """Conditions of what is seen and what is known; one row where nothing is seen.
+
+        Facts of other kinds than the encoder's are no part of the condition.
+
+        Raises:
+            ConfigError: a fact is impossible, or nothing is seen or known.
+        """
+        ...
+
+    def require_known(self, facts: Iterable[str]) -> None:
+        """Check that all facts are of the encoder's kinds.
+
+        Raises:
+            ConfigError: names the first that is not.
+        """
+        ...
+
+
 #: Side of pictures in which an encoder looks for what it knows.
 _SEARCHED = 512
 
@@ -96,19 +127,35 @@ def subject_embedding(
     photos: Sequence[UInt8[Tensor, "_ _ 3"]] | UInt8[Tensor, "k h w 3"],
     names: Sequence[str],
     face: int | None = None,
+    facts: Mapping[str, object] | None = None,
 ) -> Float[Tensor, " m"]:
-    """Embed one subject from photos of it.
+    """Embed one subject from photos of it, and from facts if the encoder knows any.
 
     Args:
         encoder: any condition encoder.
         photos: of any sizes.
         names: what to call each in an error.
         face: which face of each photo, counted from the left, from 1; None for the largest.
+        facts: attributes of the subject.
 
     Raises:
-        PictureError: a photo shows no face, or not so many.
-        ConfigError: a face is chosen, but the encoder looks for none.
+        PictureError: a photo shows no face, or not so many, or there is none.
+        ConfigError: a face is chosen, but the encoder looks for none; or a fact is stated that it
+            does not know.
     """
+    if isinstance(encoder, DescribedEncoder):
+        encoder.require_known(facts or {})
+        seen = None
+        if encoder.identity is not None and len(photos):
+            seen = subject_embedding(encoder.identity, photos, names, face)[None]
+        return encoder.describe(seen, facts or {})[0]
+    if facts:
+        raise ConfigError(
+            f"--attribute is for encoders of attributes, but {encoder.name!r} looks at pictures: "
+            "leave it out"
+        )
+    if not len(photos):
+        raise PictureError("a subject needs a picture, but got none: name one")
     if isinstance(encoder, PhotoEncoder):
         return sphere_mean(_embed_photos(encoder, photos, names, face))
     if face is not None:
@@ -129,20 +176,54 @@ def subject_embedding(
 
 def size_to_embed(encoder: ConditionEncoder) -> int:
     """The side in pixels of pictures that are read only to be embedded."""
+    if isinstance(encoder, DescribedEncoder) and encoder.identity is not None:
+        return size_to_embed(encoder.identity)
     return _SEARCHED if isinstance(encoder, PhotoEncoder) else encoder.picture_size
 
 
 def embed_subject(encoder: ConditionEncoder, subject: Subject) -> Float[Tensor, "k m"]:
     """Embed each picture of a subject that is to be learned from.
 
+    An encoder of facts beside pictures gives each in three: both, the picture alone, the facts
+    alone, so that what learns from them needs neither.
+
     Raises:
         PictureError: an encoder of faces finds none in one of them.
+        ConfigError: an encoder of facts does not know one.
     """
+    if isinstance(encoder, DescribedEncoder):
+        return _with_facts(encoder, subject, embed_subject)
     if not isinstance(encoder, PhotoEncoder):
         return encoder.embed(subject.pictures)
     count = len(subject.pictures)
     names = [f"picture {i} of {count} of the subject {subject.id!r}" for i in range(1, count + 1)]
     return _embed_photos(encoder, subject.pictures, names)
+
+
+def embed_made(encoder: ConditionEncoder, subject: Subject) -> Float[Tensor, "k m"]:
+    """Embed pictures of a subject that were made with its adapter.
+
+    A picture in which the encoder finds nothing gives way to one in which it does; if there is
+    none, all count, so that every adapter has a condition.
+    """
+    if isinstance(encoder, DescribedEncoder):
+        return _with_facts(encoder, subject, embed_made)
+    embedded = encoder.embed(subject.pictures)
+    shown = (encoder.presence(subject.pictures) >= 0.5).nonzero().flatten()
+    return embedded[shown[torch.arange(len(embedded)) % len(shown)]] if len(shown) else embedded
+
+
+def _with_facts(
+    encoder: DescribedEncoder,
+    subject: Subject,
+    embed: Callable[[ConditionEncoder, Subject], Float[Tensor, "k m"]],
+) -> Float[Tensor, "k m"]:
+    facts = encoder.describe(None, subject.attributes)
+    if encoder.identity is None:
+        return facts
+    seen = embed(encoder.identity, subject)
+    both, alone = encoder.describe(seen, subject.attributes), encoder.describe(seen, {})
+    return torch.cat([both, alone, facts.expand(len(seen), -1)])
 
 
 def _embed_photos(

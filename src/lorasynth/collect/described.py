@@ -1,0 +1,58 @@
+"""A library's subjects with what its table says of them, beside their pictures if there are any."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from lorasynth.collect.collector import RUN_COLUMNS
+from lorasynth.errors import LibraryError
+from lorasynth.library import Library
+from lorasynth.pictures import Subject, SubjectSource
+
+
+def facts_of(library: Library) -> dict[str, dict[str, str | float]]:
+    """What the table says of each subject: all but the columns that say how it was trained."""
+    return {
+        row["id"]: {k: v for k, v in row.items() if k not in ("id", *RUN_COLUMNS) and v is not None}
+        for row in library.table.to_pylist()
+    }
+
+
+@dataclass(frozen=True)
+class DescribedSubjects:
+    """The subjects of a library.
+
+    Attributes:
+        library: whose table describes them.
+        source: where their pictures come from; None for subjects without pictures.
+    """
+
+    library: Library
+    source: SubjectSource | None = None
+
+    @cached_property
+    def _facts(self) -> dict[str, dict[str, str | float]]:
+        return facts_of(self.library)
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The library's subjects."""
+        return self.library.ids
+
+    def load(self, subject_id: str) -> Subject:
+        """One subject, with its facts.
+
+        Raises:
+            LibraryError: the library has no such subject.
+            PictureError: the source lacks its pictures, or one cannot be read.
+        """
+        if subject_id not in self._facts:
+            raise LibraryError(f"a subject must be in the library, but {subject_id!r} is not")
+        facts = self._facts[subject_id]
+        if self.source is None:
+            none = torch.zeros(0, 1, 1, 3, dtype=torch.uint8)
+            return Subject(id=subject_id, pictures=none, captions=[], attributes=facts)
+        subject = self.source.load(subject_id)
+        return replace(subject, attributes={**subject.attributes, **facts})

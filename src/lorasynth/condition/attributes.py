@@ -1,0 +1,182 @@
+"""Conditions from facts: attributes of a subject in words, alone or beside what its pictures show.
+
+Each attribute is a block of the condition with a 1 at its value (two values make it binary, as
+CelebA's attributes are); one that is not known is a block of zeros.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from lorasynth import config as configs
+from lorasynth.atomic import write_json
+from lorasynth.condition.contract import ENCODERS, ConditionEncoder
+from lorasynth.condition.named import load_encoder
+from lorasynth.errors import BundleError, ConfigError
+from lorasynth.weights import CONFIG_FILE
+
+_IDENTITY = "identity"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributesConfig:
+    """What is known of subjects.
+
+    Attributes:
+        name: written into files that depend on the encoder.
+        attributes: name -> the values that it can have, in the order of the condition.
+    """
+
+    name: str = "attributes"
+    attributes: dict[str, list[str]]
+
+    def __post_init__(self) -> None:
+        if not self.attributes or any(len(set(v)) < 2 for v in self.attributes.values()):
+            few = [name for name, values in self.attributes.items() if len(set(values)) < 2]
+            raise ConfigError(
+                "a condition needs attributes that differ between subjects, but "
+                + (f"{', '.join(few)} has one value" if few else "got none")
+            )
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> "AttributesConfig":
+        """The values that attributes have in the rows of a table.
+
+        Raises:
+            ConfigError: the table lacks one, or all rows have one value.
+        """
+        known = rows[0].keys() if rows else ()
+        for name in names:
+            if name not in known:
+                raise ConfigError(
+                    f"an attribute must be a column of the table ({', '.join(known)}), but is "
+                    f"{name!r}"
+                )
+        values = {n: sorted({in_words(r[n]) for r in rows if r[n] is not None}) for n in names}
+        return cls(attributes=values)
+
+
+def in_words(value: object) -> str:
+    """A value as the command line spells it: 1 for true and for 1.0."""
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+class AttributeEncoder:
+    """Facts as a unit vector, beside another encoder's embedding if there is one."""
+
+    def __init__(self, config: AttributesConfig, identity: ConditionEncoder | None = None) -> None:
+        self.config = config
+        self.identity = identity
+        self.name = config.name
+        self.facts_width = sum(map(len, config.attributes.values()))
+        self.width = self.facts_width + (0 if identity is None else identity.width)
+        self.picture_size = 1 if identity is None else identity.picture_size
+        self.licence = "none: no weights" if identity is None else identity.licence
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the attributes and the other encoder's weights."""
+        seen = "" if self.identity is None else self.identity.fingerprint
+        stated = json.dumps([configs.to_dict(self.config), seen])
+        return hashlib.sha256(stated.encode()).hexdigest()[:16]
+
+    def describe(
+        self, embeddings: Float[Tensor, "k m"] | None, facts: Mapping[str, object]
+    ) -> Float[Tensor, "k w"]:
+        """Conditions of what is seen and what is known; one row where nothing is seen.
+
+        Args:
+            embeddings: by the other encoder; None where there is no picture.
+            facts: values by attribute; other facts are no part of the condition.
+
+        Raises:
+            ConfigError: an attribute cannot have that value, or nothing is seen or known.
+        """
+        blocks = []
+        for name, values in self.config.attributes.items():
+            block = torch.zeros(len(values))
+            if facts.get(name) is not None:
+                block[self._index(name, in_words(facts[name]))] = 1
+            blocks.append(block)
+        known = torch.cat(blocks) / math.sqrt(len(blocks))
+        if embeddings is None:
+            if not known.any():
+                raise ConfigError(
+                    f"a condition needs a picture or one of {', '.join(self.config.attributes)}, "
+                    "but got neither: give --attribute NAME=VALUE"
+                )
+            embeddings = torch.zeros(1, self.width - self.facts_width)
+        joined = torch.cat([embeddings, known.expand(len(embeddings), -1)], dim=1)
+        return functional.normalize(joined, dim=1)
+
+    def require_known(self, facts: Iterable[str]) -> None:
+        """Check that all facts are of attributes that the encoder knows.
+
+        Raises:
+            ConfigError: names the first that is not.
+        """
+        for name in facts:
+            if name not in self.config.attributes:
+                raise ConfigError(
+                    f"--attribute must be of {', '.join(self.config.attributes)}, but the encoder "
+                    f"knows no attribute {name!r}"
+                )
+
+    def _index(self, name: str, value: str) -> int:
+        values = self.config.attributes[name]
+        if value not in values:
+            raise ConfigError(f"{name} must be one of {', '.join(values)}, but is {value!r}")
+        return values.index(value)
+
+    def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
+        """Embed pictures of subjects of whom nothing else is known.
+
+        Raises:
+            ConfigError: there is no other encoder to look at them.
+        """
+        if self.identity is None:
+            raise ConfigError(
+                f"the encoder {self.name!r} knows attributes in words and looks at no pictures: "
+                "measure with another one"
+            )
+        return self.describe(self.identity.embed(pictures), {})
+
+    def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
+        """What the other encoder finds in pictures."""
+        if self.identity is None:
+            return torch.ones(len(pictures))
+        return self.identity.presence(pictures)
+
+    def save(self, folder: Path) -> None:
+        """Write the attributes, and the other encoder below."""
+        write_json(folder / CONFIG_FILE, {"kind": "attributes", **configs.to_dict(self.config)})
+        if self.identity is not None:
+            self.identity.save(folder / _IDENTITY)
+
+    @classmethod
+    def load(cls, folder: Path) -> "AttributeEncoder":
+        """Read an encoder from a folder.
+
+        Raises:
+            BundleError: the folder is not a whole encoder of attributes.
+        """
+        try:
+            stored = configs.read_json(folder / CONFIG_FILE)
+            stored.pop("kind", None)
+            config = configs.from_dict(AttributesConfig, stored)
+        except ConfigError as error:
+            raise BundleError(f"{folder} must hold attributes, but does not: {error}") from error
+        identity = folder / _IDENTITY
+        return cls(config, load_encoder(identity) if identity.exists() else None)
+
+
+ENCODERS.register("attributes")(AttributeEncoder.load)
