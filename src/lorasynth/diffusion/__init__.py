@@ -12,9 +12,9 @@ from lorasynth.diffusion.contract import (
     Parameterisation,
     Schedule,
 )
-from lorasynth.diffusion.parameterisation import X0, Epsilon, Velocity
+from lorasynth.diffusion.parameterisation import X0, Epsilon, Flow, Velocity
 from lorasynth.diffusion.sampler import Solver, sample, solver_times
-from lorasynth.diffusion.schedule import Cosine, discretise
+from lorasynth.diffusion.schedule import Cosine, Linear, discretise
 
 __all__ = [
     "PARAMETERISATIONS",
@@ -23,6 +23,8 @@ __all__ = [
     "Cosine",
     "Denoise",
     "Epsilon",
+    "Flow",
+    "Linear",
     "Parameterisation",
     "Schedule",
     "Solver",

@@ -1,4 +1,4 @@
-"""What a denoiser predicts: the clean point, the noise, or the velocity between them."""
+"""What a denoiser predicts: the clean point, the noise, or a velocity between them."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -59,6 +59,35 @@ class Velocity(Parameterisation):
     def gain(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
         sigma = self.schedule.sigma(t)
         return (self.schedule.alpha(t).square() + sigma.square()) / sigma
+
+
+@PARAMETERISATIONS.register("flow")
+class Flow(Parameterisation):
+    """u = eps - x_0, the velocity of the straight path (Lipman et al. 2023, eq. 23).
+
+    With the schedule `linear` this is rectified flow; it is defined on any schedule.
+    """
+
+    @override
+    def target(
+        self, x0: Float[Tensor, "b *d"], eps: Float[Tensor, "b *d"], t: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b *d"]:
+        return eps - x0
+
+    @override
+    def to_x0(
+        self,
+        prediction: Float[Tensor, "b *d"],
+        x_t: Float[Tensor, "b *d"],
+        t: Float[Tensor, " b"],
+    ) -> Float[Tensor, "b *d"]:
+        alpha, sigma = over(self.schedule.alpha(t), x_t), over(self.schedule.sigma(t), x_t)
+        return (x_t - sigma * prediction) / (alpha + sigma)
+
+    @override
+    def gain(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+        sigma = self.schedule.sigma(t)
+        return (self.schedule.alpha(t) + sigma) / sigma
 
 
 @PARAMETERISATIONS.register("epsilon")

@@ -26,8 +26,8 @@ class LatentDiffusionConfig:
     Attributes:
         denoiser: name of the denoiser.
         denoiser_options: options of that denoiser's config, its modulation among them.
-        schedule: name of the noise schedule.
-        parameterisation: what the denoiser predicts: `v`, `x0` or `epsilon`.
+        schedule: name of the noise schedule: `cosine` or `linear`.
+        parameterisation: what the denoiser predicts: `v`, `x0`, `epsilon` or `flow`.
         solver: `dpm2m` or `ddim`.
         steps: solver steps, at most 30.
         guidance: classifier-free guidance (Ho & Salimans 2022); 1 for the plain condition, above
