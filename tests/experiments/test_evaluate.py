@@ -40,6 +40,29 @@ def test_the_table_has_every_method_and_measure(bundle: Bundle, bundle_run: Path
     assert evaluate(bundle, config, bundle_run / "evaluation") == result
 
 
+def test_nothing_is_measured_twice(
+    bundle: Bundle, bundle_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config().evaluation
+    result = evaluate(bundle, config, bundle_run / "evaluation")
+    monkeypatch.setattr(type(bundle.base), "sample", None)
+    assert evaluate(bundle, config, bundle_run / "evaluation") == result
+
+
+def test_subjects_are_tried_some_at_a_time(bundle: Bundle, tmp_path: Path) -> None:
+    config = tiny_config().evaluation.trial
+    adapters = bundle.synthesizer.synthesise(
+        Trial(bundle.instruments, config).conditions, [str(i) for i in range(config.subjects)]
+    )
+    whole, parts = (
+        Trial(bundle.instruments, replace(config, fleet=fleet), tmp_path).tried("all", adapters)
+        for fleet in (config.subjects, 1)
+    )
+    for name, values in vars(whole).items():
+        torch.testing.assert_close(getattr(parts, name), values, atol=0.05, rtol=0)
+    assert len(list(tmp_path.iterdir())) == 1 + config.subjects
+
+
 def test_forecasts_are_compared_with_the_trained_adapters(bundle: Bundle, bundle_run: Path) -> None:
     config = tiny_config().evaluation
     result = evaluate(bundle, config, bundle_run / "evaluation")

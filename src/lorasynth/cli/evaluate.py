@@ -22,9 +22,9 @@ def evaluate(
     json: Annotated[Path | None, typer.Option(help="Also write the figures here.")] = None,
     split: Annotated[str, typer.Option(help="test, or validation for choices.")] = "test",
     bundle: Annotated[Path, typer.Option(help="Folder of the bundle.")] = Path("bundle"),
-    cache: Annotated[Path, typer.Option(help="Folder for trained adapters.")] = Path(
-        "runs/evaluation"
-    ),
+    cache: Annotated[
+        Path, typer.Option(help="Folder for trained adapters and measurements.")
+    ] = Path("runs/evaluation"),
     device: Device = "auto",
 ) -> None:
     """Measure likeness, attributes, prompt following and diversity of every method."""

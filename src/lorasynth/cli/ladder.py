@@ -16,9 +16,9 @@ def ladder(
     json: Annotated[Path | None, typer.Option(help="Also write the figures here.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Also draw them here, as a PNG.")] = None,
     bundle: Annotated[Path, typer.Option(help="Folder of the bundle.")] = Path("bundle"),
-    cache: Annotated[Path, typer.Option(help="Folder for trained adapters.")] = Path(
-        "runs/evaluation"
-    ),
+    cache: Annotated[
+        Path, typer.Option(help="Folder for trained adapters and measurements.")
+    ] = Path("runs/evaluation"),
     device: Device = "auto",
 ) -> None:
     """Replace the truth by what the system makes of it, stage by stage, and measure likeness."""

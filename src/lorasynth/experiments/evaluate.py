@@ -15,7 +15,6 @@ from lorasynth.experiments.trial import COMPARED, Measured, Trial, TrialConfig
 from lorasynth.measure.bootstrap import bootstrap, bootstrap_ratio
 from lorasynth.measure.calibration import calibration
 from lorasynth.measure.diversity import mean_pairwise_distance
-from lorasynth.progress import progress
 from lorasynth.randomness import torch_stream
 
 #: Methods of this system, which are compared with all others.
@@ -41,21 +40,19 @@ def evaluate(bundle: Bundle, config: EvaluationConfig, cache: Path) -> dict[str,
     Args:
         bundle: the loaded parts.
         config: subjects, seed and sampling.
-        cache: folder for trained adapters.
+        cache: folder for trained adapters and for what was measured.
     """
-    run = Trial(bundle.instruments, config.trial)
+    run = Trial(bundle.instruments, config.trial, cache / "measured")
     adapters: dict[str, Factors | None] = {"base": None, "described": None}
     seed = config.trial.seed
     table = methods(bundle.synthesizer, bundle.pretrained, bundle.library, seed)
     for name, method in table.items():
         adapters[name] = method(run.conditions, run.subjects.ids)
     adapters["trained"] = run.trained(bundle.recipe, bundle.pretrained, cache)
-    measured = {}
-    with progress("evaluate", len(adapters)) as advance:
-        for name, factors in adapters.items():
-            pictures = run.pictures(factors, described=name == "described")
-            measured[name] = run.measure(pictures)
-            advance(note=name)
+    measured = {
+        name: run.tried(name, factors, described=name == "described")
+        for name, factors in adapters.items()
+    }
     measured["real"] = run.real()
     ours = [name for name in OURS if name in measured]
     return {

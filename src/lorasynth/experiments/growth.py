@@ -70,7 +70,7 @@ def growth(
             f"the library must hold {max(config.sizes)} adapters, but holds {len(library)}: give "
             "smaller sizes, or collect more"
         )
-    run, reports = Trial(instruments, config.trial), []
+    run, reports = Trial(instruments, config.trial, folder / "measured"), []
     for size in sorted(config.sizes):
         asked = {
             "config": to_dict(config),
@@ -103,7 +103,7 @@ def _measure(
     )
     rows = {}
     for name, method in methods(synthesizer, pretrained, known, config.trial.seed).items():
-        measured = run.measure(run.pictures(method(run.conditions, run.subjects.ids)))
+        measured = run.tried(name, method(run.conditions, run.subjects.ids))
         rows[name] = measured.intervals("likeness", "likeness_second")
     return {"methods": rows}
 

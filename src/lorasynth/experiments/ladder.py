@@ -16,7 +16,6 @@ from lorasynth.experiments.bundle import Bundle
 from lorasynth.experiments.figures import bars, save_figure
 from lorasynth.experiments.trial import COMPARED, Trial, TrialConfig
 from lorasynth.hypernet import LatentDiffusion
-from lorasynth.progress import progress
 
 #: sigma/alpha of the noise that is added to a trained adapter's latent.
 LEVELS = (0.3, 1.0, 3.0)
@@ -28,16 +27,13 @@ def ladder(bundle: Bundle, config: TrialConfig, cache: Path) -> dict[str, Any]:
     Args:
         bundle: the loaded parts.
         config: the subjects; validation ones where the ladder guides choices.
-        cache: folder for trained adapters.
+        cache: folder for trained adapters and for what was measured.
     """
-    run = Trial(bundle.instruments, config)
+    run = Trial(bundle.instruments, config, cache / "measured")
     trained = run.trained(bundle.recipe, bundle.pretrained, cache)
     measured = {"two real pictures": run.real()}
-    rungs = list(_rungs(bundle, run, trained))
-    with progress("ladder", len(rungs)) as advance:
-        for name, factors in rungs:
-            measured[name] = run.measure(run.pictures(factors))
-            advance(note=name)
+    for name, factors in _rungs(bundle, run, trained):
+        measured[name] = run.tried(name, factors)
     return {
         "config": to_dict(config),
         "library": len(bundle.library.ids),

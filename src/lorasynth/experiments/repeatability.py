@@ -39,7 +39,7 @@ def repeatability_report(
             on_step=lambda _, __: advance(),
         )
     seconds = (time.monotonic() - start) / (2 * len(subjects))
-    cosines, measured, real = compare(first, second), run.measure(run.pictures(first)), run.real()
+    cosines, measured, real = compare(first, second), run.tried("trained", first), run.real()
     likeness, second_likeness = (
         bootstrap(values) for values in (measured.likeness, measured.likeness_second)
     )

@@ -5,19 +5,24 @@ more train the `trained` adapter.  Nothing of a test subject, nor its combinatio
 seen by base model, encoders, judge, library, codec or hypernetwork.
 """
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from lorasynth.adapter import Factors
+from lorasynth.adapter import Factors, map_factors
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.collect import Anchor, Recipe, collect
 from lorasynth.condition import ConditionEncoder
+from lorasynth.config import to_dict
 from lorasynth.errors import ConfigError
 from lorasynth.library import Library
 from lorasynth.measure import AttributeJudge
@@ -28,7 +33,9 @@ from lorasynth.measure.likeness import likeness, self_likeness
 from lorasynth.pictures import AvatarSubjects, captions
 from lorasynth.pictures.avatars import Split
 from lorasynth.pictures.pool import labels_of
+from lorasynth.progress import progress
 from lorasynth.randomness import stream_seed
+from lorasynth.weights import fingerprint, read_weights, write_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +99,11 @@ class Measured:
     prompt_following: Float[Tensor, " n"]
     diversity: Float[Tensor, " n"]
 
+    @classmethod
+    def cat(cls, parts: Sequence["Measured"]) -> "Measured":
+        """Of some subjects and then of others."""
+        return cls(*(torch.cat(figures) for figures in zip(*map(astuple, parts), strict=True)))
+
     def intervals(self, *figures: str) -> dict[str, dict[str, float]]:
         """Means over subjects with their intervals, as JSON values."""
         return {name: asdict(bootstrap(getattr(self, name))) for name in figures}
@@ -103,11 +115,15 @@ class Trial:
     Args:
         instruments: what makes pictures and what judges them.
         config: which subjects, and how many pictures.
+        kept: folder for what was measured, so that nothing is measured twice; None to keep nothing.
     """
 
-    def __init__(self, instruments: Instruments, config: TrialConfig) -> None:
+    def __init__(
+        self, instruments: Instruments, config: TrialConfig, kept: Path | None = None
+    ) -> None:
         self.instruments = instruments
         self.config = config
+        self.kept = kept
         self.subjects = AvatarSubjects(
             split=config.split,
             count=config.subjects,
@@ -151,12 +167,63 @@ class Trial:
                 texts.append(said)
         return texts
 
+    def tried(self, title: str, adapters: Factors | None, *, described: bool = False) -> Measured:
+        """Make every subject's pictures with its adapter and measure them, some at a time.
+
+        Args:
+            title: said while it is done.
+            adapters: stacked over the subjects; None for the base model alone.
+            described: prompts say all that words can say.
+        """
+        parts = []
+        with progress(f"pictures: {title}", self.config.subjects) as advance:
+            for start in range(0, self.config.subjects, self.config.fleet):
+                rows = range(start, min(start + self.config.fleet, self.config.subjects))
+                some = None if adapters is None else _rows_of(adapters, rows)
+                parts.append(self._tried(rows, some, described=described))
+                advance(len(rows))
+        return Measured.cat(parts)
+
+    def _tried(self, rows: range, adapters: Factors | None, *, described: bool) -> Measured:
+        """Some subjects' pictures, measured; read from what is kept if they were before."""
+        path = None
+        if self.kept is not None:
+            asked = [self._identity, rows.start, described, _hash(adapters)]
+            name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
+            path = self.kept / f"{name}.safetensors"
+            if path.is_file():
+                return Measured(**read_weights(path))
+        pictures = self.pictures(adapters, rows, described=described)
+        measured = self._measure(pictures, "evaluation", rows)
+        if path is not None:
+            write_weights(path, vars(measured))
+        return measured
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        """All that decides what pictures are worth, beside adapters and prompts."""
+        parts = self.instruments
+        weights = [one.fingerprint for one in (parts.base, parts.encoder, parts.second)]
+        return {**to_dict(self.config), "parts": [*weights, fingerprint(parts.judge)]}
+
     def pictures(
-        self, adapters: Factors | None, *, described: bool = False
+        self, adapters: Factors | None, rows: range | None = None, *, described: bool = False
     ) -> UInt8[Tensor, "nk h w 3"]:
-        """Make every subject's pictures with the same prompts and noise for all methods."""
-        prompts = self.prompts(described=described)
-        return self.instruments.base.sample(prompts, self.seeds(), adapters, self.config.sampling)
+        """Make subjects' pictures with the same prompts and noise for all methods.
+
+        Args:
+            adapters: stacked over these subjects; None for the base model alone.
+            rows: which subjects; None for all.
+            described: prompts say all that words can say.
+        """
+        some = self._pictures_of(rows)
+        prompts, seeds = self.prompts(described=described)[some], self.seeds()[some]
+        return self.instruments.base.sample(prompts, seeds, adapters, self.config.sampling)
+
+    def _pictures_of(self, rows: range | None) -> slice:
+        """Where the pictures of some subjects are among those of all."""
+        each = self.config.pictures
+        return slice(None) if rows is None else slice(rows.start * each, rows.stop * each)
 
     def pictures_within(
         self, contexts: Iterable[AbstractContextManager[None]]
@@ -181,27 +248,27 @@ class Trial:
 
     def measure(self, pictures: UInt8[Tensor, "nk h w 3"]) -> Measured:
         """Measure one method's pictures."""
-        return self._measure(pictures, "evaluation")
+        return self._measure(pictures, "evaluation", range(self.config.subjects))
 
     def real(self) -> Measured:
         """Measure the reference pictures against one another: the highest to hope for."""
-        measured = self._measure(self.references, "reference")
+        measured = self._measure(self.references, "reference", range(self.config.subjects))
         return replace(
             measured,
             likeness=self_likeness(self.first),
             likeness_second=self_likeness(self.second),
         )
 
-    def _measure(self, pictures: UInt8[Tensor, "nk h w 3"], purpose: str) -> Measured:
-        shape = (self.config.subjects, self.config.pictures)
-        instruments, asked = self.instruments, self.labels(purpose)
+    def _measure(self, pictures: UInt8[Tensor, "nk h w 3"], purpose: str, rows: range) -> Measured:
+        shape, some = (len(rows), self.config.pictures), slice(rows.start, rows.stop)
+        instruments, asked = self.instruments, self.labels(purpose)[some]
         judged = instruments.judge.labels(pictures).unflatten(0, shape)
         first = instruments.encoder.embed(pictures).unflatten(0, shape)
         second = instruments.second.embed(pictures).unflatten(0, shape)
         features = instruments.judge.features(pictures).unflatten(0, shape)
         return Measured(
-            likeness(first, self.first),
-            likeness(second, self.second),
+            likeness(first, self.first[some]),
+            likeness(second, self.second[some]),
             attribute_accuracy(judged, asked),
             prompt_following(judged, asked),
             mean_pairwise_distance(features),
@@ -221,3 +288,17 @@ class Trial:
         collect(base, self.subjects, path, recipe, anchor=anchor, fleet_size=config.fleet)
         library = Library.open(path)
         return library.factors(library.rows_of(self.subjects.ids))
+
+
+def _rows_of(adapters: Factors, rows: range) -> Factors:
+    return map_factors(lambda part: part[rows.start : rows.stop], adapters)
+
+
+def _hash(adapters: Factors | None) -> str:
+    """Identifies stacked adapters by their bits."""
+    digest = hashlib.sha256()
+    for name, factor in sorted((adapters or {}).items()):
+        digest.update(name.encode())
+        for part in factor:
+            digest.update(part.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

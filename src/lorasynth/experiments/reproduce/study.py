@@ -161,7 +161,7 @@ class Study:
     @cached_property
     def trial(self) -> Trial:
         """The test subjects."""
-        return Trial(self.bundle.instruments, self.config.trial)
+        return Trial(self.bundle.instruments, self.config.trial, self.folder / "measured")
 
     @cached_property
     def curve(self) -> Trial:
@@ -228,7 +228,7 @@ class Study:
 
     def figures(self, adapters: Factors | None) -> dict[str, Any]:
         """What test subjects' adapters are worth: each figure of `Measured`, subject by subject."""
-        return as_json(self.trial.measure(self.trial.pictures(adapters)))
+        return as_json(self.trial.tried("test subjects", adapters))
 
     def diffusion(
         self,
