@@ -23,7 +23,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lorasynth import checksums
-from lorasynth.adapter import Adapter, AdapterMetadata, Factors, Layout, unstack
+from lorasynth.adapter import Adapter, AdapterMetadata, Factors, Layout, scaled, unstack
 from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.codec import Codec, load_codec
 from lorasynth.condition import (
@@ -85,6 +85,9 @@ class Synthesizer:
         encoder: pictures to conditions.
         hypernet: conditions to latents.
         codec: latents to vectors.
+        strength: multiplies ΔW of the adapters that are handed out.  A prediction lies between all
+            that fits the condition, so it is shorter than an adapter that was trained; more than 1
+            makes up for it (chosen on validation subjects, `lorasynth evaluate --tune`).
     """
 
     base_fingerprint: str
@@ -94,6 +97,7 @@ class Synthesizer:
     encoder: ConditionEncoder
     hypernet: Hypernetwork
     codec: Codec
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         """Check that the parts fit one another.
@@ -210,7 +214,8 @@ class Synthesizer:
         )
         metadata = self.metadata(seed)
         kernels = self.layout.kernels
-        return [Adapter(single, metadata, kernels) for single in unstack(factors)]
+        strong = scaled(factors, self.strength)
+        return [Adapter(single, metadata, kernels) for single in unstack(strong)]
 
     def embed(
         self,
@@ -247,6 +252,8 @@ class Synthesizer:
         stages: Stages | None = None,
     ) -> Factors:
         """Make n stacked adapters in one batch; each depends on its own condition and name only.
+
+        They are as they were learned, whatever `strength` is.
 
         Args:
             conditions: one per adapter; None to sample without.
@@ -298,6 +305,7 @@ class Synthesizer:
     def metadata(self, seed: int) -> AdapterMetadata:
         """What is written into every file that this synthesizer makes."""
         extra = {"encoder": self.encoder.name, "seed": str(seed), "base_name": self.base_name}
+        extra |= {"strength": f"{self.strength:g}"}
         return AdapterMetadata(
             base_fingerprint=self.base_fingerprint,
             trigger_phrase=self.trigger_phrase,
@@ -320,6 +328,7 @@ class Synthesizer:
                 "base_fingerprint": self.base_fingerprint,
                 "base_name": self.base_name,
                 "trigger_phrase": self.trigger_phrase,
+                "strength": self.strength,
                 "layout": self.layout.to_dict(),
             }
             write_json(temporary / _DESCRIPTION, description)
@@ -348,6 +357,7 @@ class Synthesizer:
                 encoder=load_encoder(folder / "encoder"),
                 hypernet=load_hypernet(folder / "hypernet", device),
                 codec=load_codec(folder / "codec", device),
+                strength=float(stated.get("strength", 1.0)),
             )
         except KeyError as error:
             raise BundleError(

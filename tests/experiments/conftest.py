@@ -63,6 +63,8 @@ def tiny_config() -> BundleConfig:
             trial=TrialConfig(subjects=3, pictures=2, training_pictures=2, sampling=SAMPLING),
             resamples=2,
         ),
+        strengths=(1.0, 1.5),
+        practice=TrialConfig(subjects=2, pictures=2, split="validation", sampling=SAMPLING),
     )
 
 

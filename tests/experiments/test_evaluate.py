@@ -4,15 +4,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasynth.adapter import Adapter
+from lorasynth.adapter import Adapter, Factor, Factors
 from lorasynth.condition import AvatarEncoder
 from lorasynth.experiments.bundle import Bundle
 from lorasynth.experiments.demo import COLUMNS, draw_sheet, run_demo, write_page
-from lorasynth.experiments.evaluate import evaluate
+from lorasynth.experiments.evaluate import best_strength, evaluate
 from lorasynth.experiments.latent_library import LatentLibrary
 from lorasynth.experiments.methods import Ridge, mean, mlp, nearest
-from lorasynth.experiments.trial import Trial
+from lorasynth.experiments.trial import Measured, Trial
 from lorasynth.pictures.avatars import combinations
+from lorasynth.synthesizer import Synthesizer
 
 from .conftest import tiny_config
 
@@ -147,3 +148,61 @@ def test_a_latent_library_survives_saving(linear: LatentLibrary, tmp_path: Path)
     loaded = LatentLibrary.load(tmp_path / "library")
     assert loaded.ids == linear.ids
     torch.testing.assert_close(loaded.latents, linear.latents, rtol=1e-3, atol=1e-3)
+
+
+class Practice(Trial):
+    """A trial in which likeness is highest at strength 1.5 and prompts are lost beyond 1.2."""
+
+    def __init__(self) -> None:
+        self.tried_at: list[str] = []
+
+    def tried(self, title: str, adapters: Factors | None, *, described: bool = False) -> Measured:
+        assert not described
+        self.tried_at.append(title)
+        strength = 0.0 if adapters is None else float(adapters["module"].B.mean())
+        found = [1 - abs(strength - 1.5), 1 - max(0.0, strength - 1.2)]
+        like, follows = (torch.full((2,), value) for value in found)
+        return Measured(like, like, like, follows, like)
+
+
+@pytest.mark.parametrize(
+    ("strengths", "expected"),
+    [((1.0, 1.2, 1.5), 1.2), ((1.0, 1.5, 2.0), 1.0), ((2.0, 1.5), 1.5), ((0.5, 0.85), 0.85)],
+)
+def test_a_strength_may_not_cost_what_prompts_say(
+    strengths: tuple[float, ...], expected: float
+) -> None:
+    practice = Practice()
+    adapters = {"module": Factor(torch.ones(2, 1, 3), torch.ones(2, 4, 1))}
+    assert best_strength(practice, "ours", adapters, strengths) == expected
+    assert practice.tried_at == ["base", *(f"ours at {s:g}" for s in strengths)]
+
+
+def test_every_method_gets_the_strength_that_suits_it(bundle: Bundle, bundle_run: Path) -> None:
+    config = tiny_config().evaluation
+    tuned = replace(config, tuning=2, strengths=(0.5, 1.0))
+    rows = evaluate(bundle, tuned, bundle_run / "evaluation")["rows"]
+    assert [row["method"] for row in rows] == METHODS
+    for row in rows:
+        without = row["method"] in ("base", "described", "real")
+        assert row["strength"] is None if without else row["strength"] in (0.5, 1.0)
+    shipped = evaluate(bundle, config, bundle_run / "evaluation")["rows"]
+    strengths = {row["method"]: row["strength"] for row in shipped}
+    assert strengths["diffusion"] == bundle.synthesizer.strength
+    assert strengths["ridge"] == strengths["trained"] == 1.0
+
+
+def test_a_synthesizer_hands_out_what_its_strength_says(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tiny encoder is not trained, so what it says of faces is chance.
+    monkeypatch.setattr(AvatarEncoder, "presence", lambda _, pictures: torch.ones(len(pictures)))
+    stronger = replace(bundle.synthesizer, strength=2 * bundle.synthesizer.strength)
+    stronger.save(tmp_path / "stronger")
+    again = Synthesizer.from_pretrained(tmp_path / "stronger")
+    assert again.strength == stronger.strength
+    picture = Trial(bundle.instruments, tiny_config().evaluation.trial).condition_pictures()[0]
+    before, after = (made.many([[picture]])[0].factors for made in (bundle.synthesizer, stronger))
+    for name, factor in before.items():
+        torch.testing.assert_close(after[name].B, 2 * factor.B)
+        assert after[name].A.equal(factor.A)

@@ -16,6 +16,7 @@ from lorasynth.adapter.factors import (
     norm,
     pad_rank,
     require_finite,
+    scaled,
     stack,
     unstack,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "norm",
     "pad_rank",
     "require_finite",
+    "scaled",
     "stack",
     "unstack",
 ]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth import __version__
-from lorasynth.adapter.factors import Factor, Factors, map_factors, require_finite
+from lorasynth.adapter.factors import Factor, Factors, map_factors, require_finite, scaled
 from lorasynth.adapter.layout import Kernel, Layout
 from lorasynth.errors import LayoutError
 
@@ -78,10 +78,7 @@ class Adapter:
 
     def scaled(self, strength: float) -> "Adapter":
         """The adapter with ΔW multiplied by `strength`."""
-        factors = {
-            module: Factor(factor.A, factor.B * strength) for module, factor in self.factors.items()
-        }
-        return replace(self, factors=factors)
+        return replace(self, factors=scaled(self.factors, strength))
 
     def to(self, dtype: torch.dtype) -> "Adapter":
         """The adapter in another floating-point type."""

@@ -55,6 +55,11 @@ def map_factors(function: Callable[[Tensor], Tensor], factors: Factors) -> Facto
     }
 
 
+def scaled(factors: Factors, strength: float) -> Factors:
+    """Adapters with ΔW multiplied by `strength`."""
+    return {module: Factor(factor.A, factor.B * strength) for module, factor in factors.items()}
+
+
 def pad_rank(factor: Factor, rank: int) -> Factor:
     """Raise the rank by components that are zero; ΔW is the same."""
     missing = rank - factor.rank

@@ -21,6 +21,14 @@ def evaluate(
     seed: Seed = 0,
     json: Annotated[Path | None, typer.Option(help="Also write the figures here.")] = None,
     split: Annotated[str, typer.Option(help="test, or validation for choices.")] = "test",
+    tune: Annotated[
+        int,
+        typer.Option(
+            help="Validation subjects on whom every method's strength is chosen first; 0: as "
+            "shipped.",
+            min=0,
+        ),
+    ] = 0,
     bundle: Annotated[Path, typer.Option(help="Folder of the bundle.")] = Path("bundle"),
     cache: Annotated[
         Path, typer.Option(help="Folder for trained adapters and measurements.")
@@ -38,7 +46,7 @@ def evaluate(
     from lorasynth.experiments.evaluate import evaluate as run
 
     trial = {"subjects": subjects, "seed": seed, "split": split}
-    config = from_dict(EvaluationConfig, {"trial": trial})
+    config = from_dict(EvaluationConfig, {"trial": trial, "tuning": tune})
     result = run(Bundle.open(bundle, pick_device(device)), config, cache)
     Console().print(_table(result))
     if json is not None:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from lorasynth.adapter import Factors
+from lorasynth.adapter import Factors, scaled
 from lorasynth.atomic import write_text
 from lorasynth.experiments.bundle import Bundle
 from lorasynth.experiments.figures import save_figure
@@ -59,8 +59,12 @@ def run_demo(bundle: Bundle, config: TrialConfig, out: Path) -> Demo:
     conditions = run.condition_pictures()
     seconds = _synthesise_files(bundle, conditions, out / "loras")
     table = methods(bundle.synthesizer, bundle.pretrained, bundle.library, config.seed)
+    synthesised, nearest = (
+        table[name](run.conditions, run.subjects.ids) for name in ("diffusion", "nearest")
+    )
     adapters: dict[str, Factors | None] = {
-        name: table[name](run.conditions, run.subjects.ids) for name in ("diffusion", "nearest")
+        "diffusion": scaled(synthesised, bundle.synthesizer.strength),
+        "nearest": nearest,
     }
     start = time.perf_counter()
     adapters["trained"] = run.trained(bundle.recipe, bundle.pretrained, out / "cache")

@@ -1,16 +1,16 @@
 """The evaluation: every method on the same unseen subjects, prompts and noise (see `trial`)."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lorasynth.adapter import Factors, cosines
+from lorasynth.adapter import Factors, cosines, scaled
 from lorasynth.config import to_dict
 from lorasynth.experiments.bundle import Bundle
-from lorasynth.experiments.methods import Ridge, Synthesised, methods
+from lorasynth.experiments.methods import Method, Ridge, Synthesised, methods
 from lorasynth.experiments.trial import COMPARED, Measured, Trial, TrialConfig
 from lorasynth.measure.bootstrap import bootstrap, bootstrap_ratio
 from lorasynth.measure.calibration import calibration
@@ -19,6 +19,10 @@ from lorasynth.randomness import torch_stream
 
 #: Methods of this system, which are compared with all others.
 OURS = ("direct", "diffusion")
+#: Methods without an adapter.
+WITHOUT = ("base", "described")
+#: How much of prompt following a strength may cost.
+_LOST = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +32,15 @@ class EvaluationConfig:
     Attributes:
         trial: the subjects, and how pictures of them are made and judged.
         resamples: adapters synthesised from one condition to measure how they differ.
+        tuning: validation subjects on whom the strength of every method is chosen; 0 (default):
+            ours as they are shipped, the others as they are trained.
+        strengths: that are tried.
     """
 
     trial: TrialConfig = field(default_factory=TrialConfig)
     resamples: int = 16
+    tuning: int = 0
+    strengths: tuple[float, ...] = (0.85, 1.0, 1.15, 1.3, 1.5)
 
 
 def evaluate(bundle: Bundle, config: EvaluationConfig, cache: Path) -> dict[str, Any]:
@@ -42,24 +51,20 @@ def evaluate(bundle: Bundle, config: EvaluationConfig, cache: Path) -> dict[str,
         config: subjects, seed and sampling.
         cache: folder for trained adapters and for what was measured.
     """
+    table = methods(bundle.synthesizer, bundle.pretrained, bundle.library, config.trial.seed)
     run = Trial(bundle.instruments, config.trial, cache / "measured")
-    adapters: dict[str, Factors | None] = {"base": None, "described": None}
-    seed = config.trial.seed
-    table = methods(bundle.synthesizer, bundle.pretrained, bundle.library, seed)
-    for name, method in table.items():
-        adapters[name] = method(run.conditions, run.subjects.ids)
-    adapters["trained"] = run.trained(bundle.recipe, bundle.pretrained, cache)
-    measured = {
-        name: run.tried(name, factors, described=name == "described")
-        for name, factors in adapters.items()
-    }
+    adapters = _adapters(bundle, table, run, cache)
+    strengths = _strengths(bundle, table, config, cache)
+    measured = {name: run.tried(name, None, described=name == "described") for name in WITHOUT}
+    for name, factors in adapters.items():
+        measured[name] = run.tried(name, scaled(factors, strengths[name]))
     measured["real"] = run.real()
     ours = [name for name in OURS if name in measured]
     return {
         "config": to_dict(config),
         "base_fingerprint": bundle.base.fingerprint,
         "library": len(bundle.library.ids),
-        "rows": [_row(name, values) for name, values in measured.items()],
+        "rows": [_row(name, values, strengths.get(name)) for name, values in measured.items()],
         "paired": [row for name in ours for row in _paired(name, measured)],
         "share_of_trained": [_share(name, measured[name], measured["trained"]) for name in ours],
         "memorisation": _memorisation(bundle, adapters),
@@ -67,11 +72,56 @@ def evaluate(bundle: Bundle, config: EvaluationConfig, cache: Path) -> dict[str,
     }
 
 
-def _row(name: str, measured: Measured) -> dict[str, Any]:
+def _adapters(
+    bundle: Bundle, table: Mapping[str, Method], run: Trial, cache: Path
+) -> dict[str, Factors]:
+    """What each method makes for the subjects of a trial."""
+    made = {name: method(run.conditions, run.subjects.ids) for name, method in table.items()}
+    return made | {"trained": run.trained(bundle.recipe, bundle.pretrained, cache)}
+
+
+def _strengths(
+    bundle: Bundle, table: Mapping[str, Method], config: EvaluationConfig, cache: Path
+) -> dict[str, float]:
+    """The strength of each method, chosen on validation subjects if there are any."""
+    if not config.tuning:
+        shipped = {"diffusion": bundle.synthesizer, "direct": bundle.pretrained}
+        ours = {name: made.strength for name, made in shipped.items() if made is not None}
+        return dict.fromkeys([*table, "trained"], 1.0) | ours
+    practice = replace(config.trial, split="validation", subjects=config.tuning)
+    run = Trial(bundle.instruments, practice, cache / "measured")
+    adapters = _adapters(bundle, table, run, cache)
+    return {
+        name: best_strength(run, name, factors, config.strengths)
+        for name, factors in adapters.items()
+    }
+
+
+def best_strength(run: Trial, title: str, adapters: Factors, strengths: Sequence[float]) -> float:
+    """The strength at which adapters are most like their subjects and still follow prompts.
+
+    Args:
+        run: validation subjects.
+        title: said while pictures are made.
+        adapters: stacked over the subjects.
+        strengths: that are tried; those count at which prompts are followed within 5 points of the
+            base model alone, or as well as at any.
+    """
+    alone = run.tried("base", None).prompt_following.mean()
+    tried = {s: run.tried(f"{title} at {s:g}", scaled(adapters, s)) for s in strengths}
+    follows = {s: float(one.prompt_following.mean()) for s, one in tried.items()}
+    least = min(float(alone) - _LOST, max(follows.values()))
+    return max(
+        (s for s in strengths if follows[s] >= least), key=lambda s: tried[s].likeness.mean()
+    )
+
+
+def _row(name: str, measured: Measured, strength: float | None) -> dict[str, Any]:
     interval = bootstrap(measured.likeness)
     second = bootstrap(measured.likeness_second)
     return {
         "method": name,
+        "strength": strength,
         "likeness": interval.mean,
         "lo": interval.lo,
         "hi": interval.hi,
@@ -109,19 +159,18 @@ def _share(name: str, measured: Measured, ceiling: Measured) -> dict[str, Any]:
     return {"method": name, **shares}
 
 
-def _memorisation(bundle: Bundle, adapters: Mapping[str, Factors | None]) -> dict[str, float]:
+def _memorisation(bundle: Bundle, adapters: Mapping[str, Factors]) -> dict[str, float]:
     """Mean cosine of ΔW to the nearest adapter of the library."""
     known = bundle.decode(bundle.library.latents)
     nearest = {}
     for name in (*OURS, "trained"):
-        factors = adapters.get(name)
-        if factors is not None:
-            nearest[name] = cosines(factors, known).amax(dim=1).mean().item()
+        if name in adapters:
+            nearest[name] = cosines(adapters[name], known).amax(dim=1).mean().item()
     return nearest
 
 
 def _forecasts(
-    bundle: Bundle, run: Trial, adapters: Mapping[str, Factors | None], count: int
+    bundle: Bundle, run: Trial, adapters: Mapping[str, Factors], count: int
 ) -> dict[str, Any]:
     """How adapters of one condition differ, and whether by as much as they miss the trained one.
 
@@ -136,13 +185,11 @@ def _forecasts(
             for seed in range(count)
         ]
     )
-    trained = adapters["trained"]
-    assert trained is not None
-    truth = bundle.encode(trained)
+    truth = bundle.encode(adapters["trained"])
     forecasts = {
         name: bundle.encode(factors)[None]
         for name, factors in adapters.items()
-        if factors is not None and name != "trained"
+        if name != "trained"
     }
     ridge = Ridge(library)
     noise = torch.randn(drawn.shape, generator=torch_stream(run.config.seed, "ridge noise"))

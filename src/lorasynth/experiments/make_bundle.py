@@ -24,10 +24,11 @@ from lorasynth.condition import AvatarEncoderConfig, load_encoder
 from lorasynth.condition.train import ArcFaceConfig, train_encoder
 from lorasynth.config import to_dict
 from lorasynth.experiments.bundle import Bundle, write_manifest
-from lorasynth.experiments.evaluate import EvaluationConfig, evaluate
+from lorasynth.experiments.evaluate import EvaluationConfig, best_strength, evaluate
 from lorasynth.experiments.latent_library import LatentLibrary
 from lorasynth.experiments.parts import PartsConfig, parts_report
 from lorasynth.experiments.stages import StagedRun
+from lorasynth.experiments.trial import Instruments, Trial, TrialConfig
 from lorasynth.hypernet.library_data import training_set
 from lorasynth.hypernet.train import HypernetConfig
 from lorasynth.hypernet.train import train as train_hypernet
@@ -63,6 +64,8 @@ class BundleConfig:
         codec: name of the codec.
         codec_options: its options.
         hypernet: training of the hypernetwork.
+        strengths: of which each synthesizer gets the best on validation subjects.
+        practice: these subjects.
         sample: raw adapters shipped as a small library.
         parts: what is measured of the parts.
         evaluation: what the manifest's metrics are measured on.
@@ -84,6 +87,10 @@ class BundleConfig:
     codec: str = "pca"
     codec_options: dict[str, Any] = field(default_factory=lambda: {"latents": 128})
     hypernet: HypernetConfig = field(default_factory=HypernetConfig)
+    strengths: tuple[float, ...] = (0.85, 1.0, 1.15, 1.3, 1.5)
+    practice: TrialConfig = field(
+        default_factory=lambda: TrialConfig(subjects=48, split="validation")
+    )
     sample: int = 8
     parts: PartsConfig = field(default_factory=PartsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -185,7 +192,21 @@ class BundleMaker:
         options = self.config.pretraining
         assert options is not None, "else there is no such stage"
         made = train_predictor(base, encoder, source, recipe, options, checkpoint)
-        Synthesizer.of(base, made.layout, encoder, made.hypernet, made.codec).save(path)
+        whole = Synthesizer.of(base, made.layout, encoder, made.hypernet, made.codec)
+        self._at_its_best(base, whole).save(path)
+
+    def _at_its_best(self, base: BaseModel, synthesizer: Synthesizer) -> Synthesizer:
+        """The synthesizer with the strength that suits validation subjects."""
+        instruments = Instruments(
+            base=base,
+            encoder=synthesizer.encoder,
+            second=load_encoder(self.stages.path("avatar-second")),
+            judge=AttributeJudge.load(self.stages.path("judge")),
+        )
+        run = Trial(instruments, self.config.practice, self.run / "evaluation" / "measured")
+        adapters = synthesizer.synthesise(run.conditions, run.subjects.ids)
+        strength = best_strength(run, "synthesised", adapters, self.config.strengths)
+        return replace(synthesizer, strength=strength)
 
     def _anchor(self) -> Synthesizer | None:
         if self.config.pretraining is None:
@@ -219,7 +240,8 @@ class BundleMaker:
         anchor = None if around is None else around.regression_in(codec)
         hypernet = train_hypernet(data, self.config.hypernet, anchor=anchor, checkpoint=checkpoint)
         base = self._base_model()
-        Synthesizer.of(base, library.layout, encoder, hypernet, codec).save(path)
+        whole = Synthesizer.of(base, library.layout, encoder, hypernet, codec)
+        self._at_its_best(base, whole).save(path)
 
     def _assemble(self, folder: Path) -> None:
         """Put the parts in place, measure them, and write the manifest."""
