@@ -1,0 +1,125 @@
+"""Adapters on a sibling checkpoint, and likeness against strength from 0 to 1.5.
+
+    python bench/transfer.py --subjects 24 --json transfer.json
+
+A sibling of the base model is made first: all of its weights are trained on 512 drawn subjects in
+another style, with outlines, as checkpoints of one family are.  Adapters that were made for the
+base model are then used with both; likeness is that to the subject's real pictures, drawn in the
+style of the model.  Subjects are of the validation split.
+"""
+
+import argparse
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional
+
+from lorasynth.adapter import Factors, scaled
+from lorasynth.atomic import write_json
+from lorasynth.collect.descent import Descent
+from lorasynth.experiments.bundle import Bundle
+from lorasynth.experiments.trial import Measured, Trial, TrialConfig
+from lorasynth.optimise.full import Weights, fine_tune, weights_of
+from lorasynth.pictures import AvatarSubjects, Subject, captions
+from lorasynth.pictures.png import contact_sheet
+from lorasynth.randomness import numpy_stream
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+
+
+def outlined(pictures: Tensor) -> Tensor:
+    """The other style: dark lines wherever colours change."""
+    unit = pictures.permute(0, 3, 1, 2).float() / 255
+    around = functional.max_pool2d(unit, 3, 1, 1) + functional.max_pool2d(-unit, 3, 1, 1)
+    drawn = unit * (1 - around.amax(dim=1, keepdim=True).clamp(max=0.45))
+    return (drawn * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def sibling(bundle: Bundle, subjects: int, steps: int) -> Weights:
+    """The base model's weights after training on drawings in the other style."""
+    source = AvatarSubjects(split="train", count=subjects, pictures=1, seed=0, series="sibling")
+    drawn, said = [], []
+    for name in source.ids:
+        [scene] = source.scenes(name)
+        drawn.append(source.draw(name))
+        stream = numpy_stream(0, name, "captions")
+        said.append(captions.training_caption(source.identity(name), scene, stream))
+    style = Subject(id="style", pictures=outlined(torch.cat(drawn)), captions=said)
+    config = Descent(steps=steps, pictures_per_step=32, learning_rate=2e-4, schedule="cosine")
+    return fine_tune(bundle.base, style, config)
+
+
+def figures(run: Trial, adapters: Factors | None, sheet: list[Tensor]) -> dict[str, Any]:
+    """What a method's pictures are worth; its first ones join the sheet."""
+    pictures = run.pictures(adapters)
+    sheet.append(pictures[:: run.config.pictures][:8])
+    measured: Measured = run.measure(pictures)
+    names = ("likeness", "likeness_second", "attribute_accuracy", "prompt_following")
+    return measured.intervals(*names)
+
+
+def in_style(run: Trial) -> Trial:
+    """The same trial, whose references are drawn in the other style."""
+    other = Trial(run.instruments, run.config)
+    shape = (run.config.subjects, run.config.pictures)
+    other.references = outlined(run.references)
+    other.first = run.instruments.encoder.embed(other.references).unflatten(0, shape)
+    other.second = run.instruments.second.embed(other.references).unflatten(0, shape)
+    return other
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", type=Path, default=Path("bundle"))
+    parser.add_argument("--subjects", type=int, default=24)
+    parser.add_argument("--drawn", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--cache", type=Path, default=Path("runs/evaluation"))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--picture", type=Path)
+    options = parser.parse_args()
+    bundle = Bundle.open(options.bundle)
+    config = TrialConfig(subjects=options.subjects, split="validation")
+    run = Trial(bundle.instruments, config)
+    made = bundle.synthesizer.synthesise(run.conditions, run.subjects.ids)
+    contenders = {
+        "trained": run.trained(bundle.recipe, bundle.pretrained, options.cache),
+        "synthesised": scaled(made, bundle.synthesizer.strength),
+    }
+    weights = sibling(bundle, options.drawn, options.steps)
+    styled, rows, sheet = in_style(run), [], [run.references[:: config.pictures][:8]]
+    for model, trial, context in (
+        ("base", run, nullcontext()),
+        ("sibling", styled, weights_of(bundle.base, weights)),
+    ):
+        with context:
+            for name, adapters in contenders.items():
+                strengths = STRENGTHS if model == "base" else (1.0,)
+                for strength in strengths:
+                    found = figures(trial, scaled(adapters, strength), sheet)
+                    rows.append({"model": model, "adapters": name, "strength": strength, **found})
+            rows.append({"model": model, "adapters": "none", **figures(trial, None, sheet)})
+        real = trial.real().intervals("likeness", "likeness_second")
+        rows.append({"model": model, "adapters": "real pictures", **real})
+    table = Table("model", "adapters", "strength", "likeness", "second", "attributes", "prompts")
+    for row in rows:
+        names = ("likeness", "likeness_second", "attribute_accuracy", "prompt_following")
+        cells = [f"{row[name]['mean']:.3f}" if name in row else "" for name in names]
+        table.add_row(row["model"], row["adapters"], str(row.get("strength", "")), *cells)
+    Console().print(table)
+    if options.json:
+        write_json(options.json, {"subjects": options.subjects, "rows": rows})
+    if options.picture:
+        whole = contact_sheet(torch.cat(sheet), min(8, options.subjects))
+        Image.fromarray(np.asarray(whole)).save(options.picture)
+
+
+if __name__ == "__main__":
+    main()
