@@ -29,3 +29,4 @@ def conditions() -> None:
     for line in absent:
         typer.echo(line)
     typer.echo("Any of them as a folder, with other options: lorasynth encoders make --help")
+    typer.echo("Attributes in words, alone or beside one: lorasynth encoders attributes --help")

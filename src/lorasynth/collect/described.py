@@ -13,9 +13,14 @@ from lorasynth.pictures import Subject, SubjectSource
 
 
 def facts_of(library: Library) -> dict[str, dict[str, str | float]]:
-    """What the table says of each subject: all but the columns that say how it was trained."""
+    """The texts and numbers that the table has of each subject, but for those of its training."""
+    apart = {"id", *RUN_COLUMNS}
     return {
-        row["id"]: {k: v for k, v in row.items() if k not in ("id", *RUN_COLUMNS) and v is not None}
+        row["id"]: {
+            name: value if isinstance(value, str) else float(value)
+            for name, value in row.items()
+            if name not in apart and isinstance(value, str | int | float)
+        }
         for row in library.table.to_pylist()
     }
 
