@@ -19,7 +19,8 @@ from lorasynth.collect.loop import denoising_losses
 from lorasynth.errors import ConfigError
 from lorasynth.hypernet import LatentRegressionConfig
 from lorasynth.pictures import Subject
-from lorasynth.predict import Predicting, Predictor, PredictorTraining, train_predictor
+from lorasynth.predict import Predicting, Predictor, PredictorTraining, tasks, train_predictor
+from lorasynth.predict.tasks import encode_with_embeddings
 from lorasynth.randomness import torch_stream
 from lorasynth.training import Optimisation
 
@@ -205,3 +206,25 @@ def test_a_recipe_that_trains_both_factors_is_refused(base: BaseModel, tmp_path:
     both = replace(RECIPE, trained="both")
     with pytest.raises(ConfigError, match='trains "both"'):
         train_predictor(base, MeanColour(), Colours(), both, SMALL, tmp_path / "never")
+
+
+def test_what_is_encoded_is_kept_and_belongs_to_model_encoder_and_source(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "_PART", 4)
+    encoded, embeddings = encode_with_embeddings(base, MeanColour(), Colours(), tmp_path)
+    whole = encode_subjects(base, [Colours().load(name) for name in Colours().ids])
+    torch.testing.assert_close(encoded.latents, whole.latents)
+    assert encoded.first.equal(whole.first)
+    assert encoded.counts == whole.counts
+    for name, part in whole.texts.parts.items():
+        torch.testing.assert_close(encoded.texts.parts[name], part)
+    assert embeddings.shape == (6, 3, 4)
+    assert len(list(tmp_path.iterdir())) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(Colours, "load", lambda _, subject_id: pytest.fail(subject_id))
+        again, same = encode_with_embeddings(base, MeanColour(), Colours(), tmp_path)
+    assert again.latents.equal(encoded.latents)
+    assert same.equal(embeddings)
+    encode_with_embeddings(base, MeanColour(), Colours(5), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4

@@ -68,17 +68,16 @@ def embed_library(
             for row in here if embed is None else embed(some):
                 rows.append(row.cpu())
                 advance()
-            parts.append(_even(rows))
+            parts.append(as_many_of_each(rows))
             if len(ids) > _PART:
                 write_weights(path, {"embeddings": parts[-1]})
-    pictures = min(part.shape[1] for part in parts)
-    embeddings = torch.cat([part[:, :pictures] for part in parts])
+    embeddings = as_many_of_each([row for part in parts for row in part])
     library.attach(name, embeddings)
     shutil.rmtree(finished, ignore_errors=True)
     return embeddings
 
 
-def _even(rows: Sequence[Float[Tensor, "_ m"]]) -> Float[Tensor, "n P m"]:
-    """As many pictures of each as all have."""
+def as_many_of_each(rows: Sequence[Float[Tensor, "_ m"]]) -> Float[Tensor, "n P m"]:
+    """The embeddings of n subjects, cut to the number of pictures that all have."""
     pictures = min(len(row) for row in rows)
     return torch.stack([row[:pictures] for row in rows])

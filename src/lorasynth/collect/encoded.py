@@ -1,6 +1,6 @@
 """The subjects of a fleet as the base model sees them; each picture and caption is encoded once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,18 @@ class EncodedSubjects:
     empty: Texts
     first: Int64[Tensor, " n"]
     counts: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        latents: Float[Tensor, "pictures c h w"],
+        texts: Texts,
+        empty: Texts,
+        counts: Sequence[int],
+    ) -> "EncodedSubjects":
+        """Subjects whose pictures follow one another, `counts` of each."""
+        first = torch.tensor([0, *counts[:-1]], device=latents.device).cumsum(0)
+        return cls(latents, texts, empty, first, tuple(counts))
 
     def pick(
         self, pictures: Int64[Tensor, "n m"], dropped: Bool[Tensor, "n m"]
@@ -59,10 +71,4 @@ def encode_subjects(base: BaseModel, subjects: Iterable[Subject]) -> EncodedSubj
     if not latents:
         raise CollectionError("a fleet must have at least one subject, but got none")
     counts = tuple(len(part) for part in latents)
-    return EncodedSubjects(
-        latents=torch.cat(latents),
-        texts=Texts.cat(texts),
-        empty=base.empty_prompts(1),
-        first=torch.tensor([0, *counts[:-1]], device=base.device).cumsum(0),
-        counts=counts,
-    )
+    return EncodedSubjects.of(torch.cat(latents), Texts.cat(texts), base.empty_prompts(1), counts)

@@ -114,7 +114,8 @@ def train_ip_adapter(
         ConfigError: the checkpoint is of another run.
         BundleError: the checkpoint is damaged.
     """
-    encoded, embeddings = encode_with_embeddings(base, encoder, source)
+    kept = checkpoint.with_name(f"{checkpoint.stem}-encoded")
+    encoded, embeddings = encode_with_embeddings(base, encoder, source, kept)
     options = config.optimisation
     torch.manual_seed(stream_seed(options.seed, "ip-adapter"))
     adapter = IPAdapter(config, base.denoiser, embeddings.shape[2])

@@ -1,20 +1,29 @@
 """What a network from conditions learns by: it sees one picture, others must be denoised."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.base import BaseModel
+from lorasynth.base import BaseModel, Texts
 from lorasynth.collect.draws import Draw
+from lorasynth.collect.embedding import as_many_of_each
 from lorasynth.collect.encoded import EncodedSubjects, encode_subjects
 from lorasynth.condition import ConditionEncoder, embed_subject
 from lorasynth.pictures import Subject, SubjectSource
 from lorasynth.progress import progress
 from lorasynth.randomness import stream_seed
 from lorasynth.training import Optimisation
+from lorasynth.weights import read_weights, write_weights
+
+#: Subjects in one file.
+_PART = 128
+#: What the tensors of prompts are called there.
+_TEXT = "text."
 
 
 def draw_task(
@@ -59,19 +68,63 @@ def draw_task(
 
 @torch.no_grad()
 def encode_with_embeddings(
-    base: BaseModel, encoder: ConditionEncoder, source: SubjectSource
+    base: BaseModel, encoder: ConditionEncoder, source: SubjectSource, kept: Path
 ) -> tuple[EncodedSubjects, Float[Tensor, "n k m"]]:
-    """All subjects as the base model sees them, and the embeddings of the same pictures."""
-    embeddings: list[Tensor] = []
-    with progress("encode subjects", len(source.ids)) as advance:
+    """All subjects as the base model sees them, and the embeddings of the same pictures.
 
-        def subjects() -> Iterator[Subject]:
-            for name in source.ids:
-                subject = source.load(name)
-                embeddings.append(embed_subject(encoder, subject))
-                yield subject
-                advance()
+    Args:
+        base: the base model.
+        encoder: makes the embeddings.
+        source: the subjects.
+        kept: folder for what is encoded, some subjects in a file, so that a run that was killed
+            does not do it again.
+    """
+    ids, parts, embeddings = source.ids, [], []
+    with progress("encode subjects", len(ids)) as advance:
+        for start in range(0, len(ids), _PART):
+            names = ids[start : start + _PART]
+            path = kept / f"{_name_of(base, encoder, source, names)}.safetensors"
+            if not path.is_file():
+                write_weights(path, _encoded(base, encoder, source, names))
+            tensors = read_weights(path, base.device)
+            embeddings += tensors.pop("embeddings").split(1)
+            parts.append(tensors)
+            advance(len(names))
+    texts = [
+        {name.removeprefix(_TEXT): part for name, part in tensors.items() if name.startswith(_TEXT)}
+        for tensors in parts
+    ]
+    encoded = EncodedSubjects.of(
+        torch.cat([tensors["latents"] for tensors in parts]).to(base.dtype),
+        Texts.cat([Texts(part) for part in texts]).map(lambda part: part.to(base.dtype)),
+        base.empty_prompts(1),
+        torch.cat([tensors["counts"] for tensors in parts]).tolist(),
+    )
+    return encoded, as_many_of_each([row[0] for row in embeddings])
 
-        encoded = encode_subjects(base, subjects())
-    pictures = min(encoded.counts)
-    return encoded, torch.stack([rows[:pictures] for rows in embeddings]).to(base.device)
+
+def _encoded(
+    base: BaseModel, encoder: ConditionEncoder, source: SubjectSource, names: Sequence[str]
+) -> dict[str, Tensor]:
+    """Some subjects as named tensors."""
+    rows: list[Tensor] = []
+
+    def subjects() -> Iterator[Subject]:
+        for name in names:
+            subject = source.load(name)
+            rows.append(embed_subject(encoder, subject))
+            yield subject
+
+    encoded = encode_subjects(base, subjects())
+    texts = {_TEXT + name: part for name, part in encoded.texts.parts.items()}
+    counts = torch.tensor(encoded.counts)
+    embeddings = as_many_of_each(rows)
+    return {"latents": encoded.latents, "counts": counts, "embeddings": embeddings, **texts}
+
+
+def _name_of(
+    base: BaseModel, encoder: ConditionEncoder, source: SubjectSource, names: Sequence[str]
+) -> str:
+    """Identifies what is encoded of whom, as far as a source says what it is."""
+    stated = [base.fingerprint, base.picture_size, str(base.dtype), encoder.fingerprint]
+    return hashlib.sha256(repr([stated, source, names]).encode()).hexdigest()[:24]

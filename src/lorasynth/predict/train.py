@@ -73,7 +73,7 @@ def train_predictor(
         source: whose pictures teach.
         recipe: says what is adapted, with which rank and from which A.
         config: how.
-        checkpoint: file to save to and to resume from.
+        checkpoint: file to save to and to resume from; encoded pictures are kept beside it too.
 
     Raises:
         ConfigError: the recipe trains A too, or the checkpoint is of another run.
@@ -84,7 +84,8 @@ def train_predictor(
             f'a predictor needs one A for all adapters, but the recipe trains "{recipe.trained}": '
             'use trained="B"'
         )
-    encoded, embeddings = encode_with_embeddings(base, encoder, source)
+    kept = checkpoint.with_name(f"{checkpoint.stem}-encoded")
+    encoded, embeddings = encode_with_embeddings(base, encoder, source, kept)
     start = start_factors(base.target_linears(recipe.targets), recipe)
     options = config.optimisation
     torch.manual_seed(stream_seed(options.seed, "predictor"))
