@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from lorasynth.atomic import write_json
 from lorasynth.base import SamplingConfig
 from lorasynth.base.train import BaseTrainingConfig
-from lorasynth.condition import AvatarEncoderConfig
+from lorasynth.condition import AvatarEncoderConfig, JudgeConfig
 from lorasynth.condition.train import ArcFaceConfig
 from lorasynth.config import from_dict, read_json, to_dict
 from lorasynth.errors import ConfigError
-from lorasynth.measure import JudgeConfig
 from lorasynth.training import Optimisation
 
 

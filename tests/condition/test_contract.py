@@ -14,12 +14,16 @@ from torch.nn import BatchNorm1d, BatchNorm2d
 
 from lorasynth.condition import (
     AttributeEncoder,
+    AttributeJudge,
+    AttributeReader,
     AttributesConfig,
     AvatarEncoder,
     AvatarEncoderConfig,
     ConditionEncoder,
     FaceConfig,
     FaceEncoder,
+    JoinedEncoder,
+    JudgeConfig,
     PhotoEncoder,
     VisionConfig,
     VisionEncoder,
@@ -49,6 +53,16 @@ def avatar(config: AvatarEncoderConfig, seed: int) -> ConditionEncoder:
             module.momentum = None  # take the statistics of what is seen, all of it
     encoder(to_unit_range(pictures(64)))
     return encoder.eval()
+
+
+def reader(seed: int) -> ConditionEncoder:
+    torch.manual_seed(seed)
+    network = AttributeJudge(JudgeConfig(picture_size=32, features=12))
+    for module in network.modules():
+        if isinstance(module, BatchNorm1d | BatchNorm2d):
+            module.momentum = None
+    network(to_unit_range(pictures(64)))
+    return AttributeReader(network, "tiny")
 
 
 @cache
@@ -100,16 +114,20 @@ ROWS: dict[str, Row] = {
     "avatar-residual": Row(lambda seed: avatar(AVATAR, seed)),
     "avatar-depthwise": Row(lambda seed: avatar(replace(AVATAR, trunk="depthwise"), seed)),
     "attributes": Row(lambda seed: AttributeEncoder(KNOWN, avatar(AVATAR, seed))),
+    "reader": Row(reader),
+    "joined": Row(lambda seed: JoinedEncoder([avatar(AVATAR, seed), reader(seed)], "tiny")),
     "face-dlib": Row(dlib_faces, many=5, others=False),
     "face-onnx": Row(onnx_faces, many=5),
     "face-insightface": Row(insightface_faces, many=5),
     "vision-clip": Row(lambda seed: vision(write_clip, seed)),
     "vision-dino": Row(lambda seed: vision(write_dino, seed)),
 }
+#: Those that leave photos to other encoders.
+COMPOSED = ("attributes", "joined")
 rows = pytest.mark.parametrize("row", ROWS)
 #: Those that look at the middle of a picture, whatever it shows; of faces, see `test_faces.py`.
 squares = pytest.mark.parametrize(
-    "row", [row for row in ROWS if not row.startswith("face") and row != "attributes"]
+    "row", [row for row in ROWS if not row.startswith("face") and row not in COMPOSED]
 )
 
 

@@ -10,6 +10,7 @@ from lorasynth.base import SamplingConfig
 from lorasynth.base.avatar_model import AvatarModelConfig
 from lorasynth.base.train import BaseTrainingConfig
 from lorasynth.collect import Recipe
+from lorasynth.condition import JudgeConfig
 from lorasynth.condition.train import ArcFaceConfig
 from lorasynth.experiments.evaluate import EvaluationConfig
 from lorasynth.experiments.make_bundle import BundleConfig, BundleMaker
@@ -17,7 +18,6 @@ from lorasynth.experiments.parts import PartsConfig
 from lorasynth.experiments.trial import TrialConfig
 from lorasynth.hypernet import LatentDiffusionConfig, LatentRegressionConfig
 from lorasynth.hypernet.train import HypernetConfig
-from lorasynth.measure import JudgeConfig
 from lorasynth.predict import PredictorTraining
 from lorasynth.training import Optimisation
 
@@ -39,6 +39,7 @@ def tiny_config() -> BundleConfig:
         subjects=8,
         second_subjects=8,
         second_steps=2,
+        reads_attributes=True,
         base=BaseTrainingConfig(model=model, autoencoder=BRIEF, unet=BRIEF),
         judge=JudgeConfig(features=16, optimisation=BRIEF),
         arcface=ArcFaceConfig(negatives=8, optimisation=BRIEF),

@@ -35,8 +35,8 @@ def train(
     """
     from lorasynth.atomic import make_parent
     from lorasynth.base.train import BaseTrainingConfig, train_autoencoder, train_base
+    from lorasynth.condition import AttributeJudge
     from lorasynth.device import pick_device
-    from lorasynth.measure import AttributeJudge
     from lorasynth.pictures.pool import draw_pool, training_subjects
 
     seeds = [f"autoencoder.seed={seed}", f"unet.seed={seed}"]

@@ -55,7 +55,7 @@ def parts(
     from lorasynth.experiments.parts import PartsConfig, parts_report
 
     opened = Bundle.open(bundle, pick_device(device))
-    encoders = [opened.synthesizer.encoder, opened.second]
+    encoders = [opened.first, opened.second]
     report = parts_report(opened.base, encoders, opened.judge, PartsConfig(seed=seed))
     pprint(report, expand_all=True)
     if json is not None:

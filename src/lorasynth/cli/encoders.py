@@ -74,6 +74,51 @@ def attributes(
 
 
 @app.command()
+def reader(
+    network: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of a network that `lorasynth encoders judge` trained; not the one that "
+            "measures.",
+            show_default=False,
+        ),
+    ],
+    out: Out,
+    name: Annotated[str, typer.Option(help="Name of the encoder.")] = "reader",
+) -> None:
+    """Make an encoder of what can be read off an avatar: hair, facial hair, glasses."""
+    from lorasynth.atomic import atomic_directory
+    from lorasynth.condition import AttributeJudge, AttributeReader
+
+    encoder = AttributeReader(AttributeJudge.load(network), name)
+    with atomic_directory(out) as folder:
+        encoder.save(folder)
+    typer.echo(f"{out}: {encoder.width} numbers")
+
+
+@app.command()
+def join(
+    parts: Annotated[
+        list[str],
+        typer.Argument(help="Two encoders or more: folders or names.", show_default=False),
+    ],
+    out: Out,
+) -> None:
+    """Make one encoder of several: who it is, and what its pictures show.
+
+    Example: lorasynth encoders join insightface:buffalo_l clip:openai/clip-vit-base-patch32
+    -o encoder
+    """
+    from lorasynth.atomic import atomic_directory
+    from lorasynth.condition import JoinedEncoder, load_encoder
+
+    encoder = JoinedEncoder([load_encoder(part) for part in parts])
+    with atomic_directory(out) as folder:
+        encoder.save(folder)
+    typer.echo(f"{out}: {encoder.name}, {encoder.width} numbers, licences: {encoder.licence}")
+
+
+@app.command()
 def train(
     out: Out,
     name: Annotated[str, typer.Option(help="Name of the encoder.")] = "avatar",
@@ -121,8 +166,8 @@ def judge(
 ) -> None:
     """Train the judge that reads attributes off pictures; run again to resume."""
     from lorasynth.atomic import make_parent
+    from lorasynth.condition.judge import JudgeConfig, train_judge
     from lorasynth.device import pick_device
-    from lorasynth.measure.judge import JudgeConfig, train_judge
     from lorasynth.pictures.pool import draw_pool, training_subjects
 
     config = override(JudgeConfig(), [f"optimisation.seed={seed}", *(settings or [])])

@@ -25,10 +25,9 @@ def instruments_of(
         LorasynthError: one of them is damaged or absent.
     """
     from lorasynth.base import BaseModel
-    from lorasynth.condition import load_encoder
+    from lorasynth.condition import AttributeJudge, load_encoder
     from lorasynth.device import pick_device
     from lorasynth.experiments.trial import Instruments
-    from lorasynth.measure import AttributeJudge
 
     return Instruments(
         base=BaseModel.load(base, pick_device(device)),

@@ -5,6 +5,7 @@ from lorasynth.condition.attributes import AttributeEncoder, AttributesConfig
 from lorasynth.condition.avatar import AvatarEncoder, AvatarEncoderConfig
 from lorasynth.condition.contract import (
     ENCODERS,
+    ComposedEncoder,
     ConditionEncoder,
     DescribedEncoder,
     PhotoEncoder,
@@ -15,20 +16,28 @@ from lorasynth.condition.contract import (
     subject_embedding,
 )
 from lorasynth.condition.faces import FaceConfig, FaceEncoder
+from lorasynth.condition.joined import JoinedEncoder
+from lorasynth.condition.judge import AttributeJudge, JudgeConfig
 from lorasynth.condition.named import NAMED, NamedEncoder, load_encoder
+from lorasynth.condition.reader import AttributeReader
 from lorasynth.condition.vision import VisionConfig, VisionEncoder
 
 __all__ = [
     "ENCODERS",
     "NAMED",
     "AttributeEncoder",
+    "AttributeJudge",
+    "AttributeReader",
     "AttributesConfig",
     "AvatarEncoder",
     "AvatarEncoderConfig",
+    "ComposedEncoder",
     "ConditionEncoder",
     "DescribedEncoder",
     "FaceConfig",
     "FaceEncoder",
+    "JoinedEncoder",
+    "JudgeConfig",
     "NamedEncoder",
     "PhotoEncoder",
     "VisionConfig",

@@ -113,6 +113,21 @@ class DescribedEncoder(ConditionEncoder, Protocol):
         ...
 
 
+@runtime_checkable
+class ComposedEncoder(ConditionEncoder, Protocol):
+    """Several encoders that look at one subject, each as it does alone.
+
+    Attributes:
+        parts: the encoders.
+    """
+
+    parts: Sequence[ConditionEncoder]
+
+    def join(self, embeddings: Sequence[Float[Tensor, "k _"]]) -> Float[Tensor, "k m"]:
+        """Conditions of what each part sees."""
+        ...
+
+
 #: Side of pictures in which an encoder looks for what it knows.
 _SEARCHED = 512
 
@@ -143,6 +158,12 @@ def subject_embedding(
         ConfigError: a face is chosen, but the encoder looks for none; or a fact is stated that it
             does not know.
     """
+    if isinstance(encoder, ComposedEncoder):
+        rows = [
+            subject_embedding(part, photos, names, *_asked_of(part, encoder, face, facts))[None]
+            for part in encoder.parts
+        ]
+        return encoder.join(rows)[0]
     if isinstance(encoder, DescribedEncoder):
         encoder.require_known(facts or {})
         seen = None
@@ -174,8 +195,27 @@ def subject_embedding(
     return sphere_mean(encoder.embed(pictures))
 
 
+def _asked_of(
+    part: ConditionEncoder,
+    whole: ComposedEncoder,
+    face: int | None,
+    facts: Mapping[str, object] | None,
+) -> tuple[int | None, Mapping[str, object] | None]:
+    """The face and the facts for one of several encoders: what is for others is left out.
+
+    Where no part can use them, each is asked, and the first refuses.
+    """
+
+    def others(kind: type) -> bool:
+        return not isinstance(part, kind) and any(isinstance(p, kind) for p in whole.parts)
+
+    return None if others(PhotoEncoder) else face, None if others(DescribedEncoder) else facts
+
+
 def size_to_embed(encoder: ConditionEncoder) -> int:
     """The side in pixels of pictures that are read only to be embedded."""
+    if isinstance(encoder, ComposedEncoder):
+        return max(map(size_to_embed, encoder.parts))
     if isinstance(encoder, DescribedEncoder) and encoder.identity is not None:
         return size_to_embed(encoder.identity)
     return _SEARCHED if isinstance(encoder, PhotoEncoder) else encoder.picture_size
@@ -191,6 +231,8 @@ def embed_subject(encoder: ConditionEncoder, subject: Subject) -> Float[Tensor, 
         PictureError: an encoder of faces finds none in one of them.
         ConfigError: an encoder of facts does not know one.
     """
+    if isinstance(encoder, ComposedEncoder):
+        return encoder.join([embed_subject(part, subject) for part in encoder.parts])
     if isinstance(encoder, DescribedEncoder):
         return _with_facts(encoder, subject, embed_subject)
     if not isinstance(encoder, PhotoEncoder):
@@ -206,6 +248,8 @@ def embed_made(encoder: ConditionEncoder, subject: Subject) -> Float[Tensor, "k 
     A picture in which the encoder finds nothing gives way to one in which it does; if there is
     none, all count, so that every adapter has a condition.
     """
+    if isinstance(encoder, ComposedEncoder):
+        return encoder.join([embed_made(part, subject) for part in encoder.parts])
     if isinstance(encoder, DescribedEncoder):
         return _with_facts(encoder, subject, embed_made)
     embedded = encoder.embed(subject.pictures)

@@ -26,13 +26,12 @@ from lorasynth.adapter import Factors
 from lorasynth.atomic import write_json
 from lorasynth.base import BaseModel
 from lorasynth.collect.recipe import Recipe
-from lorasynth.condition import ConditionEncoder, load_encoder
+from lorasynth.condition import AttributeJudge, ConditionEncoder, load_encoder
 from lorasynth.config import from_dict, read_json
 from lorasynth.errors import BundleError, ConfigError
 from lorasynth.experiments.latent_library import LatentLibrary
 from lorasynth.experiments.trial import Instruments
 from lorasynth.library import Library
-from lorasynth.measure import AttributeJudge
 from lorasynth.synthesizer import Synthesizer
 
 MANIFEST = "MANIFEST.json"
@@ -45,6 +44,7 @@ class Bundle:
     base: BaseModel
     synthesizer: Synthesizer
     pretrained: Synthesizer | None
+    first: ConditionEncoder
     second: ConditionEncoder
     judge: AttributeJudge
     library: LatentLibrary
@@ -56,9 +56,10 @@ class Bundle:
         """What makes pictures, and what judges them."""
         return Instruments(
             base=self.base,
-            encoder=self.synthesizer.encoder,
+            encoder=self.first,
             second=self.second,
             judge=self.judge,
+            condition=self.synthesizer.encoder,
         )
 
     def canonical(self, adapters: Factors) -> Factors:
@@ -88,6 +89,7 @@ class Bundle:
             base=BaseModel.load(folder / "base", device),
             synthesizer=Synthesizer.from_pretrained(folder / "synthesizer"),
             pretrained=Synthesizer.from_pretrained(pretrained) if pretrained.exists() else None,
+            first=load_encoder(folder / "encoders" / "avatar"),
             second=load_encoder(folder / "encoders" / "avatar-second"),
             judge=AttributeJudge.load(folder / "judge"),
             library=LatentLibrary.load(folder / "library"),

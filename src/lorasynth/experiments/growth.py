@@ -94,12 +94,12 @@ def _measure(
 ) -> dict[str, Any]:
     instruments, part = run.instruments, library.select(range(size))
     codec = fit_codec(config.codec, part, {"latents": min(config.latents, size - 1)})
-    known = LatentLibrary.encode(part, codec, column_of(instruments.encoder))
+    known = LatentLibrary.encode(part, codec, column_of(instruments.conditioner))
     data = TrainingSet(latents=known.latents, conditions=known.conditions)
     anchor = None if pretrained is None else pretrained.regression_in(codec)
     hypernet = train_hypernet(data, config.hypernet, anchor=anchor, checkpoint=checkpoint)
     synthesizer = Synthesizer.of(
-        instruments.base, library.layout, instruments.encoder, hypernet, codec
+        instruments.base, library.layout, instruments.conditioner, hypernet, codec
     )
     rows = {}
     for name, method in methods(synthesizer, pretrained, known, config.trial.seed).items():

@@ -20,7 +20,16 @@ from lorasynth.base.train import BaseTrainingConfig, train_autoencoder, train_ba
 from lorasynth.codec import fit_codec, load_codec
 from lorasynth.collect import LikenessGate, Recipe, collect
 from lorasynth.collect.embedding import column_of, embed_library
-from lorasynth.condition import AvatarEncoderConfig, load_encoder
+from lorasynth.condition import (
+    AttributeJudge,
+    AttributeReader,
+    AvatarEncoderConfig,
+    ConditionEncoder,
+    JoinedEncoder,
+    JudgeConfig,
+    load_encoder,
+)
+from lorasynth.condition.judge import train_judge
 from lorasynth.condition.train import ArcFaceConfig, train_encoder
 from lorasynth.config import to_dict
 from lorasynth.experiments.bundle import Bundle, write_manifest
@@ -33,8 +42,6 @@ from lorasynth.hypernet.library_data import training_set
 from lorasynth.hypernet.train import HypernetConfig
 from lorasynth.hypernet.train import train as train_hypernet
 from lorasynth.library import Library
-from lorasynth.measure import AttributeJudge, JudgeConfig
-from lorasynth.measure.judge import train_judge
 from lorasynth.pictures import AvatarSubjects
 from lorasynth.pictures.pool import Pool, draw_pool, training_subjects
 from lorasynth.predict import PredictorTraining, train_predictor
@@ -55,6 +62,8 @@ class BundleConfig:
         judge: training of the judge, and of the network whose feature maps train the autoencoder;
             the two share neither subjects nor start.
         arcface: training of the encoders.
+        reads_attributes: whether conditions hold, beside the first encoder's embedding, what the
+            network of the stage `perception` reads of attributes.
         pretraining: training of the synthesizer that the library starts from; None: it starts from
             nothing.
         pretraining_subjects: other subjects, whose pictures it is trained with.
@@ -79,6 +88,7 @@ class BundleConfig:
     base: BaseTrainingConfig = field(default_factory=BaseTrainingConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     arcface: ArcFaceConfig = field(default_factory=ArcFaceConfig)
+    reads_attributes: bool = False
     pretraining: PredictorTraining | None = None
     pretraining_subjects: int = 6000
     library: int = 200
@@ -180,7 +190,7 @@ class BundleMaker:
         return BaseModel.load(self.stages.path("base"), self.device)
 
     def _pretrained(self, path: Path) -> None:
-        base, encoder = self._base_model(), load_encoder(self.stages.path("avatar"))
+        base, encoder = self._base_model(), self._conditioner()
         source = AvatarSubjects(
             split="train",
             count=self.config.pretraining_subjects,
@@ -199,14 +209,23 @@ class BundleMaker:
         """The synthesizer with the strength that suits validation subjects."""
         instruments = Instruments(
             base=base,
-            encoder=synthesizer.encoder,
+            encoder=load_encoder(self.stages.path("avatar")),
             second=load_encoder(self.stages.path("avatar-second")),
             judge=AttributeJudge.load(self.stages.path("judge")),
+            condition=synthesizer.encoder,
         )
         run = Trial(instruments, self.config.practice, self.run / "evaluation" / "measured")
         adapters = synthesizer.synthesise(run.conditions, run.subjects.ids)
         strength = best_strength(run, "synthesised", adapters, self.config.strengths)
         return replace(synthesizer, strength=strength)
+
+    def _conditioner(self) -> ConditionEncoder:
+        """The encoder that makes the conditions."""
+        identity = load_encoder(self.stages.path("avatar"))
+        if not self.config.reads_attributes:
+            return identity
+        reader = AttributeReader(AttributeJudge.load(self.stages.path("perception")))
+        return JoinedEncoder([identity, reader])
 
     def _anchor(self) -> Synthesizer | None:
         if self.config.pretraining is None:
@@ -219,7 +238,7 @@ class BundleMaker:
         encoder, least = load_encoder(self.stages.path("avatar")), self.config.least_likeness
         gate = None if least is None else LikenessGate(base=base, encoder=encoder, least=least)
         report = collect(base, self.subjects, growing, self.config.recipe, anchor=anchor, gate=gate)
-        embed_library(Library.open(growing), self.subjects, encoder)
+        embed_library(Library.open(growing), self.subjects, self._conditioner())
         if report.collected:
             self.stages.note("adapter", report.seconds / len(report.collected))
         growing.rename(path)
@@ -230,10 +249,7 @@ class BundleMaker:
 
     def _synthesizer(self, path: Path) -> None:
         library = Library.open(self.stages.path("library"))
-        codec, encoder = (
-            load_codec(self.stages.path("codec")),
-            load_encoder(self.stages.path("avatar")),
-        )
+        codec, encoder = load_codec(self.stages.path("codec")), self._conditioner()
         data = training_set(library, codec, column_of(encoder))
         checkpoint = self.run / "hypernet.safetensors"
         around = self._anchor()

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.condition import ConditionEncoder
+from lorasynth.condition.judge import AttributeJudge
 from lorasynth.config import to_dict
 from lorasynth.measure.attributes import found
 from lorasynth.measure.identification import Identification, identification
-from lorasynth.measure.judge import AttributeJudge
 from lorasynth.pictures import AvatarSubjects, captions
 from lorasynth.pictures.avatars import (
     Identity,

@@ -21,11 +21,10 @@ from torch import Tensor
 from lorasynth.adapter import Factors, map_factors
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.collect import Anchor, Recipe, collect
-from lorasynth.condition import ConditionEncoder
+from lorasynth.condition import AttributeJudge, ConditionEncoder
 from lorasynth.config import to_dict
 from lorasynth.errors import ConfigError
 from lorasynth.library import Library
-from lorasynth.measure import AttributeJudge
 from lorasynth.measure.attributes import attribute_accuracy, prompt_following
 from lorasynth.measure.bootstrap import bootstrap
 from lorasynth.measure.diversity import mean_pairwise_distance
@@ -44,15 +43,22 @@ class Instruments:
 
     Attributes:
         base: the base model.
-        encoder: whose embeddings are the conditions, and the first to measure likeness.
+        encoder: the first to measure likeness.
         second: an encoder trained apart, which measures and nothing else.
         judge: reads attributes.
+        condition: whose embeddings are the conditions; None for the first encoder.
     """
 
     base: BaseModel
     encoder: ConditionEncoder
     second: ConditionEncoder
     judge: AttributeJudge
+    condition: ConditionEncoder | None = None
+
+    @property
+    def conditioner(self) -> ConditionEncoder:
+        """The encoder that makes the conditions."""
+        return self.condition or self.encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +140,7 @@ class Trial:
         )
         self.judged = replace(self.subjects, pictures=config.pictures)
         ids = self.subjects.ids
-        self.conditions = instruments.encoder.embed(self.condition_pictures())
+        self.conditions = instruments.conditioner.embed(self.condition_pictures())
         references = torch.cat([self.judged.draw(i, "reference") for i in ids])
         self.references = references
         shape = (config.subjects, config.pictures)

@@ -165,7 +165,7 @@ def _codec_cell(study: Study, name: str, options: dict[str, Any]) -> dict[str, A
         latents = codec.encode(study.bundle.library.vectors(truth, layout))
         halfway = (latents + latents.roll(1, dims=0)) / 2
         pictures = study.trial.pictures(layout.unflatten(codec.decode(halfway)))
-        faces = study.bundle.synthesizer.encoder.presence(pictures)
+        faces = study.bundle.first.presence(pictures)
         each = (codec.decode(codec.encode(held)) - held).square().sum(dim=1)
         whole = (held - known.mean(dim=0)).square().sum() / len(held)
         return {

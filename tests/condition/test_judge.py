@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from lorasynth.condition import AttributeJudge, JudgeConfig
+from lorasynth.condition.judge import train_judge
 from lorasynth.errors import BundleError
-from lorasynth.measure import AttributeJudge, JudgeConfig
-from lorasynth.measure.judge import train_judge
 from lorasynth.pictures.pool import CAPTIONS, LABELS, Pool
 from lorasynth.randomness import torch_stream
 from lorasynth.training import Optimisation

@@ -1,0 +1,89 @@
+"""Several encoders as one condition: who it is, and what the picture shows.
+
+An encoder of identities forgets on purpose what people change, such as hair and glasses; one of
+pictures in general (CLIP, or a reader of attributes) sees them.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from lorasynth import config as configs
+from lorasynth.atomic import write_json
+from lorasynth.condition.contract import ENCODERS, ConditionEncoder
+from lorasynth.condition.named import load_encoder
+from lorasynth.errors import BundleError, ConfigError
+from lorasynth.weights import CONFIG_FILE
+
+
+class JoinedEncoder:
+    """The embeddings of several encoders side by side, all with the same weight."""
+
+    def __init__(self, parts: Sequence[ConditionEncoder], name: str | None = None) -> None:
+        """Join at least two encoders.
+
+        Raises:
+            ConfigError: there are fewer.
+        """
+        if len(parts) < 2:
+            raise ConfigError(f"two encoders or more can be joined, but got {len(parts)}")
+        self.parts = list(parts)
+        self.name = name or "-and-".join(part.name for part in parts)
+        self.width = sum(part.width for part in parts)
+        self.picture_size = max(part.picture_size for part in parts)
+        self.licence = "; ".join(dict.fromkeys(part.licence for part in parts))
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the weights of all parts."""
+        stated = " ".join(part.fingerprint for part in self.parts)
+        return hashlib.sha256(stated.encode()).hexdigest()[:16]
+
+    def join(self, embeddings: Sequence[Float[Tensor, "k _"]]) -> Float[Tensor, "k m"]:
+        """Put what each part sees side by side, as unit vectors; one row may stand for all."""
+        most = max(map(len, embeddings))
+        units = [functional.normalize(one, dim=1) for one in embeddings]
+        whole = [one.expand(most, -1) if len(one) == 1 else one for one in units]
+        return torch.cat(whole, dim=1) / math.sqrt(len(units))
+
+    def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
+        """Embed each picture with every part."""
+        return self.join([part.embed(pictures) for part in self.parts])
+
+    def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
+        """The least that any part finds."""
+        return torch.stack([part.presence(pictures) for part in self.parts]).amin(dim=0)
+
+    def save(self, folder: Path) -> None:
+        """Write the parts, each to a folder below."""
+        stated = {"kind": "joined", "name": self.name, "parts": len(self.parts)}
+        write_json(folder / CONFIG_FILE, stated)
+        for number, part in enumerate(self.parts):
+            part.save(folder / str(number))
+
+    @classmethod
+    def load(cls, folder: Path) -> "JoinedEncoder":
+        """Read joined encoders from a folder.
+
+        Raises:
+            BundleError: it lacks one, or one is damaged.
+        """
+        try:
+            stated = configs.read_json(folder / CONFIG_FILE)
+            if stated.keys() != {"kind", "name", "parts"}:
+                raise ConfigError("it states something else than kind, name and parts")
+            parts = [load_encoder(folder / str(number)) for number in range(int(stated["parts"]))]
+            return cls(parts, str(stated["name"]))
+        except (ConfigError, TypeError, ValueError) as error:
+            raise BundleError(
+                f"{folder} must hold joined encoders, but does not: {error}"
+            ) from error
+
+
+ENCODERS.register("joined")(JoinedEncoder.load)

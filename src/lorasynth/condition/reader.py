@@ -1,0 +1,81 @@
+"""A condition of what can be read off a picture: the probability of each value of attributes."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from lorasynth import config as configs
+from lorasynth.condition.contract import ENCODERS
+from lorasynth.condition.judge import AttributeJudge, JudgeConfig
+from lorasynth.errors import BundleError, ConfigError
+from lorasynth.pictures.files import to_unit_range
+from lorasynth.pictures.pool import IDENTITY_LABELS
+from lorasynth.weights import CONFIG_FILE, fingerprint, load_weights, save_module
+
+_NAME, _WEIGHTS = "reader", "model.safetensors"
+
+
+class AttributeReader:
+    """What a trained network reads of hair, facial hair and glasses, as a unit vector.
+
+    Use another network than the judge that measures.
+    """
+
+    licence = "Apache-2.0"
+
+    def __init__(self, network: AttributeJudge, name: str = _NAME) -> None:
+        self.network = network.eval()
+        self.name = name
+        self.picture_size = network.config.picture_size
+        self.width = sum(map(len, IDENTITY_LABELS.values()))
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the weights."""
+        return fingerprint(self.network)
+
+    @torch.no_grad()
+    def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
+        """The probabilities of all values, in the order of `IDENTITY_LABELS`, of unit length."""
+        size, device = (self.picture_size,) * 2, self.network.norm.weight.device
+        rows = []
+        for part in pictures.split(256):
+            unit = to_unit_range(part.to(device))
+            if unit.shape[2:] != size:
+                unit = functional.interpolate(unit, size, mode="bilinear", antialias=True)
+            logits = self.network(unit)
+            read = torch.cat([logits[name].softmax(dim=1) for name in IDENTITY_LABELS], dim=1)
+            rows.append(functional.normalize(read, dim=1).cpu())
+        return torch.cat(rows)
+
+    def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
+        """It looks for nothing, so finds it in everything."""
+        return torch.ones(len(pictures))
+
+    def save(self, folder: Path) -> None:
+        """Write config and weights (fp16) to a folder."""
+        stated = {"kind": "reader", "name": self.name, **configs.to_dict(self.network.config)}
+        save_module(folder, self.network, _WEIGHTS, stated, half=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> "AttributeReader":
+        """Read a reader from a folder.
+
+        Raises:
+            BundleError: the folder is not a whole reader.
+        """
+        try:
+            stored = configs.read_json(folder / CONFIG_FILE)
+            stored.pop("kind", None)
+            name = str(stored.pop("name", _NAME))
+            network = AttributeJudge(configs.from_dict(JudgeConfig, stored))
+        except ConfigError as error:
+            raise BundleError(f"{folder} must hold a reader, but does not: {error}") from error
+        load_weights(network, folder / _WEIGHTS)
+        return cls(network.requires_grad_(requires_grad=False), name)
+
+
+ENCODERS.register("reader")(AttributeReader.load)

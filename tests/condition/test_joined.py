@@ -1,0 +1,77 @@
+"""Several encoders as one condition."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from lorasynth.condition import (
+    AttributeEncoder,
+    AttributesConfig,
+    JoinedEncoder,
+    embed_made,
+    embed_subject,
+    size_to_embed,
+    subject_embedding,
+)
+from lorasynth.errors import ConfigError, PictureError
+from lorasynth.pictures import Subject
+
+
+class Mean:
+    """The mean of one part of each picture, with 1 beside it."""
+
+    licence = "Apache-2.0"
+
+    def __init__(self, channel: int, size: int = 8) -> None:
+        self.channel, self.picture_size, self.width = channel, size, 2
+        self.name = self.fingerprint = f"mean-{channel}"
+
+    def embed(self, pictures: Tensor) -> Tensor:
+        mean = pictures[..., self.channel].float().mean(dim=(1, 2)) / 255
+        return normalize(torch.stack([mean, torch.ones(len(mean))], dim=1), dim=1)
+
+    def presence(self, pictures: Tensor) -> Tensor:
+        return (pictures[..., self.channel].float().mean(dim=(1, 2)) > 9).float()
+
+    def save(self, folder: object) -> None:
+        raise NotImplementedError
+
+
+def test_each_part_sees_the_subject_as_it_does_alone() -> None:
+    red, green = Mean(0), Mean(1, 16)
+    both = JoinedEncoder([red, green])
+    assert (both.name, both.width, both.picture_size) == ("mean-0-and-mean-1", 4, 16)
+    assert size_to_embed(both) == 16
+    pictures = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
+    expected = torch.cat([red.embed(pictures), green.embed(pictures)], dim=1) / 2**0.5
+    torch.testing.assert_close(both.embed(pictures), expected)
+    ann = Subject(id="ann", pictures=pictures, captions=[""] * 3)
+    torch.testing.assert_close(embed_subject(both, ann), expected)
+    torch.testing.assert_close(embed_made(both, ann), expected)
+    found = subject_embedding(both, list(pictures), ["a", "b", "c"])
+    alone = [subject_embedding(part, list(pictures), ["a", "b", "c"]) for part in (red, green)]
+    torch.testing.assert_close(found, torch.cat(alone) / 2**0.5)
+
+
+def test_what_one_part_misses_is_missing() -> None:
+    both = JoinedEncoder([Mean(0), Mean(1)])
+    pictures = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
+    pictures[..., 0] = 200
+    pictures[1, ..., 1] = 200
+    assert both.presence(pictures).tolist() == [0, 1]
+    with pytest.raises(PictureError, match="'mean-1' finds none in a"):
+        subject_embedding(both, [pictures[0]], ["a"])
+
+
+def test_parts_may_know_facts() -> None:
+    facts = AttributeEncoder(AttributesConfig(attributes={"hat": ["none", "top"]}))
+    both = JoinedEncoder([Mean(0), facts])
+    pictures = torch.full((1, 8, 8, 3), 200, dtype=torch.uint8)
+    row = subject_embedding(both, list(pictures), ["a"], facts={"hat": "top"})
+    torch.testing.assert_close(row[2:], torch.tensor([0, 0.5**0.5]))
+
+
+def test_one_encoder_is_not_joined() -> None:
+    with pytest.raises(ConfigError, match="two encoders or more"):
+        JoinedEncoder([Mean(0)])
