@@ -66,7 +66,9 @@ class BundleConfig:
             network of the stage `perception` reads of attributes.
         pretraining: training of the synthesizer that the library starts from; None: it starts from
             nothing.
-        pretraining_subjects: other subjects, whose pictures it is trained with.
+        pretraining_subjects: other subjects, whose pictures it is trained with; what an embedding
+            tells is learned from many.
+        pretraining_pictures: of each; two are needed, one to see and one to denoise.
         library: adapters collected.
         recipe: how each adapter is trained.
         least_likeness: of adapters that may join the library (see `LikenessGate`); None: all may.
@@ -90,7 +92,8 @@ class BundleConfig:
     arcface: ArcFaceConfig = field(default_factory=ArcFaceConfig)
     reads_attributes: bool = False
     pretraining: PredictorTraining | None = None
-    pretraining_subjects: int = 6000
+    pretraining_subjects: int = 16000
+    pretraining_pictures: int = 4
     library: int = 200
     recipe: Recipe = field(default_factory=Recipe)
     least_likeness: float | None = None
@@ -194,7 +197,7 @@ class BundleMaker:
         source = AvatarSubjects(
             split="train",
             count=self.config.pretraining_subjects,
-            pictures=8,
+            pictures=self.config.pretraining_pictures,
             seed=self.config.seed,
             series="pretraining",
         )
