@@ -15,6 +15,7 @@ def test_every_size_is_measured_once(bundle_run: Path, run: Run, tmp_path: Path)
     words = [word for setting in sets for word in ("--set", setting)]
     library, out = bundle_run / "out" / "library", tmp_path / "growth"
     where = ["growth", library, "-o", out, "--subjects", 2, *parts_of(bundle_run / "bundle")]
+    where += ["--condition", bundle_run / "bundle" / "synthesizer" / "encoder"]
     sizes = ["--size", 3, "--size", 6]
     result = run(*where, *sizes, *words, "--device", "cpu")
     assert result.status == 0, result.err

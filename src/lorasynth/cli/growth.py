@@ -1,5 +1,6 @@
 """`lorasynth growth`: likeness against the size of the library."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,10 @@ def growth(
     base: Base = Path("bundle/base"),
     encoder: Encoder = Path("bundle/encoders/avatar"),
     second: Second = Path("bundle/encoders/avatar-second"),
+    condition: Annotated[
+        Path | None,
+        typer.Option(help="Encoder that embedded the library's subjects; default: --encoder."),
+    ] = None,
     judge: Judge = Path("bundle/judge"),
     device: Device = "auto",
 ) -> None:
@@ -34,6 +39,7 @@ def growth(
     from rich.console import Console
     from rich.table import Table
 
+    from lorasynth.condition import load_encoder
     from lorasynth.config import from_dict
     from lorasynth.experiments.growth import SIZES, GrowthConfig, draw_growth
     from lorasynth.experiments.growth import growth as run
@@ -49,6 +55,8 @@ def growth(
         trial=from_dict(TrialConfig, {"subjects": subjects, "seed": seed, "split": split}),
     )
     instruments = instruments_of(base, encoder, second, judge, device)
+    if condition is not None:
+        instruments = replace(instruments, condition=load_encoder(condition))
     start = anchor_of(anchor, instruments.base)
     reports = run(instruments, Library.open(library), config, out, start)
     draw_growth(reports, out / "growth.png")
