@@ -69,6 +69,16 @@ def autoencoder(**options: Any) -> AutoencoderKL:
     )
 
 
+def scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
+
+
 def stable_diffusion() -> Any:
     return build_pipeline(SIZES)
 
@@ -88,13 +98,7 @@ def shrunk_stable_diffusion(shrink: int) -> Any:
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=DDIMScheduler(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            clip_sample=False,
-            timestep_spacing="trailing",
-        ),
+        scheduler=scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -126,13 +130,7 @@ def stable_diffusion_xl() -> Any:
         tokenizer=tokenizer,
         tokenizer_2=tokenizer_2,
         unet=unet,
-        scheduler=DDIMScheduler(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            clip_sample=False,
-            timestep_spacing="trailing",
-        ),
+        scheduler=scheduler(),
         add_watermarker=False,
     )
 

@@ -60,15 +60,13 @@ def attributes(
     --identity bundle/encoders/avatar -o encoder, then lorasynth library embed, train, and
     lorasynth synth photo.png --attribute glasses=round -o me.safetensors
     """
-    from lorasynth.atomic import atomic_directory
     from lorasynth.condition import AttributeEncoder, AttributesConfig, load_encoder
     from lorasynth.library import Library
 
     rows = Library.open(library).table.to_pylist()
     config = AttributesConfig.of(rows, column or ())
     encoder = AttributeEncoder(config, None if identity is None else load_encoder(identity))
-    with atomic_directory(out) as folder:
-        encoder.save(folder)
+    encoder.save(out)
     stated = "; ".join(f"{name}: {', '.join(v)}" for name, v in config.attributes.items())
     typer.echo(f"{out}: {encoder.width} numbers; {stated}")
 
@@ -87,12 +85,10 @@ def reader(
     name: Annotated[str, typer.Option(help="Name of the encoder.")] = "reader",
 ) -> None:
     """Make an encoder of what can be read off an avatar: hair, facial hair, glasses."""
-    from lorasynth.atomic import atomic_directory
     from lorasynth.condition import AttributeJudge, AttributeReader
 
     encoder = AttributeReader(AttributeJudge.load(network), name)
-    with atomic_directory(out) as folder:
-        encoder.save(folder)
+    encoder.save(out)
     typer.echo(f"{out}: {encoder.width} numbers")
 
 
@@ -109,12 +105,10 @@ def join(
     Example: lorasynth encoders join insightface:buffalo_l clip:openai/clip-vit-base-patch32
     -o encoder
     """
-    from lorasynth.atomic import atomic_directory
     from lorasynth.condition import JoinedEncoder, load_encoder
 
     encoder = JoinedEncoder([load_encoder(part) for part in parts])
-    with atomic_directory(out) as folder:
-        encoder.save(folder)
+    encoder.save(out)
     typer.echo(f"{out}: {encoder.name}, {encoder.width} numbers, licences: {encoder.licence}")
 
 

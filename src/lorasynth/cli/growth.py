@@ -1,6 +1,5 @@
 """`lorasynth growth`: likeness against the size of the library."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +38,6 @@ def growth(
     from rich.console import Console
     from rich.table import Table
 
-    from lorasynth.condition import load_encoder
     from lorasynth.config import from_dict
     from lorasynth.experiments.growth import SIZES, GrowthConfig, draw_growth
     from lorasynth.experiments.growth import growth as run
@@ -54,9 +52,7 @@ def growth(
         hypernet=override(HypernetConfig(), settings),
         trial=from_dict(TrialConfig, {"subjects": subjects, "seed": seed, "split": split}),
     )
-    instruments = instruments_of(base, encoder, second, judge, device)
-    if condition is not None:
-        instruments = replace(instruments, condition=load_encoder(condition))
+    instruments = instruments_of(base, encoder, second, judge, device, condition)
     start = anchor_of(anchor, instruments.base)
     reports = run(instruments, Library.open(library), config, out, start)
     draw_growth(reports, out / "growth.png")

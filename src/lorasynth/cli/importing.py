@@ -25,6 +25,15 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+Published = Annotated[
+    str,
+    typer.Argument(
+        metavar="PATH_OR_HUB_ID",
+        help="Folder with all_weights.pt, weight_dimensions.pt and identity_df.csv, or "
+        "Snapchat/weights2weights.",
+        show_default=False,
+    ),
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Library to make or to go on with.")]
 GaugeName = Annotated[str, typer.Option(help="Gauge of a new library.")]
 
@@ -55,15 +64,7 @@ def folder(
 
 @app.command()
 def w2w(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="PATH_OR_HUB_ID",
-            help="Folder with all_weights.pt, weight_dimensions.pt and identity_df.csv, or "
-            "Snapchat/weights2weights.",
-            show_default=False,
-        ),
-    ],
+    source: Published,
     out: Out,
     gauge: GaugeName = "procrustes",
     dtype: Annotated[

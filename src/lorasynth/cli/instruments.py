@@ -17,7 +17,12 @@ Split = Annotated[str, typer.Option(help="Subjects' split: validation, or test."
 
 
 def instruments_of(
-    base: Path, encoder: Path, second: Path, judge: Path, device: str
+    base: Path,
+    encoder: Path,
+    second: Path,
+    judge: Path,
+    device: str,
+    condition: Path | None = None,
 ) -> "Instruments":
     """Load them from their folders.
 
@@ -34,4 +39,5 @@ def instruments_of(
         encoder=load_encoder(encoder),
         second=load_encoder(second),
         judge=AttributeJudge.load(judge),
+        condition=None if condition is None else load_encoder(condition),
     )

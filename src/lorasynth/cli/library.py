@@ -50,29 +50,19 @@ def embed(
     Example: lorasynth library embed library --encoder dlib --base path/to/stable-diffusion-v1-5
     --set prompt="a photo of sks person" --set pictures=4
     """
-    from functools import partial
-
     from lorasynth.base import BaseModel
-    from lorasynth.base.compatibility import require_fits
-    from lorasynth.collect.described import DescribedSubjects
-    from lorasynth.collect.embedding import column_of, embed_library
-    from lorasynth.collect.generated import GeneratedConfig, GeneratedSubjects
-    from lorasynth.condition import DescribedEncoder, load_encoder, size_to_embed
+    from lorasynth.collect.embedding import column_of
+    from lorasynth.collect.generated import GeneratedConfig, embed_imported
+    from lorasynth.condition import load_encoder
     from lorasynth.device import pick_device
     from lorasynth.library import Library
-    from lorasynth.pictures import subjects_in
+
+    def model() -> BaseModel:
+        return BaseModel.load(base, pick_device(device))
 
     config = override(GeneratedConfig(), settings)
     library, embedder = Library.open(path), load_encoder(encoder)
-    facts_alone = isinstance(embedder, DescribedEncoder) and embedder.identity is None
-    if facts_alone or pictures is not None:
-        shown = None if pictures is None else subjects_in(pictures, size_to_embed(embedder))
-        embed_library(library, DescribedSubjects(library, shown), embedder)
-    else:
-        model = BaseModel.load(base, pick_device(device))
-        require_fits(model, library.layout)
-        made = GeneratedSubjects(model, library, config)
-        embed_library(library, made, embedder, partial(made.embeddings, embedder))
+    embed_imported(library, embedder, pictures, model, config)
     typer.echo(f"{path}: {len(library)} subjects embedded as {column_of(embedder)}")
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lorasynth.cli.importing import Published
 from lorasynth.cli.options import Base, Device, DType, Settings, load_base, memory_of, override
 
 app = typer.Typer(help="Whole chains, each a resumable run.", no_args_is_help=True)
@@ -17,14 +18,7 @@ def recipe() -> None:
 
 @app.command()
 def w2w(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="PATH_OR_HUB_ID",
-            help="weights2weights' files, as `lorasynth import w2w` takes them.",
-            show_default=False,
-        ),
-    ],
+    source: Published,
     run: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
     base: Base,
     encoder: Annotated[

@@ -11,15 +11,17 @@ from lorasynth.errors import LibraryError
 from lorasynth.library import Library
 from lorasynth.pictures import Subject, SubjectSource
 
+#: Columns of a library's table that say nothing of the subjects.
+NO_FACTS = frozenset({"id", *RUN_COLUMNS})
+
 
 def facts_of(library: Library) -> dict[str, dict[str, str | float]]:
     """The texts and numbers that the table has of each subject, but for those of its training."""
-    apart = {"id", *RUN_COLUMNS}
     return {
         row["id"]: {
             name: value if isinstance(value, str) else float(value)
             for name, value in row.items()
-            if name not in apart and isinstance(value, str | int | float)
+            if name not in NO_FACTS and isinstance(value, str | int | float)
         }
         for row in library.table.to_pylist()
     }

@@ -1,18 +1,22 @@
 """Subjects of a library whose pictures are made with its adapters, where no others are at hand."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.adapter import map_factors
 from lorasynth.base import BaseModel, SamplingConfig
-from lorasynth.collect.described import facts_of
-from lorasynth.condition import ConditionEncoder, embed_made
+from lorasynth.base.compatibility import require_fits
+from lorasynth.collect.described import DescribedSubjects, facts_of
+from lorasynth.collect.embedding import embed_library
+from lorasynth.condition import ConditionEncoder, DescribedEncoder, embed_made, size_to_embed
 from lorasynth.errors import ConfigError
 from lorasynth.library import Library
-from lorasynth.pictures import Subject
+from lorasynth.pictures import Subject, subjects_in
 from lorasynth.randomness import stream_seed
 
 
@@ -68,11 +72,11 @@ class GeneratedSubjects:
 
         The noise is named by the subject, so a picture does not depend on the others.
         """
-        config, each = self.config, self.config.pictures
+        config, each, rows = self.config, self.config.pictures, self.library.rows_of(ids)
         fleet = max(config.sampling.batch // each, 1)
         for start in range(0, len(ids), fleet):
             some = ids[start : start + fleet]
-            stored = self.library.factors(self.library.rows_of(some))
+            stored = self.library.factors(rows[start : start + fleet])
             adapters = map_factors(lambda part: part.to(self.base.device, self.base.dtype), stored)
             seeds = [stream_seed(config.seed, "generated", i, k) for i in some for k in range(each)]
             made = self.base.sample([config.prompt] * len(seeds), seeds, adapters, config.sampling)
@@ -89,3 +93,35 @@ class GeneratedSubjects:
     ) -> Iterator[Float[Tensor, "k m"]]:
         """The conditions of each subject, as `embed_library` takes them."""
         return (embed_made(encoder, subject) for subject in self.many(ids))
+
+
+def embed_imported(
+    library: Library,
+    encoder: ConditionEncoder,
+    pictures: Path | None,
+    base: Callable[[], BaseModel],
+    config: GeneratedConfig,
+) -> Float[Tensor, "N P m"]:
+    """Embed the subjects of a library that others made, and attach the embeddings as a column.
+
+    Args:
+        library: whose table tells what else is known of them.
+        encoder: of any kind.
+        pictures: where theirs are, as `subjects_in` reads them; None: adapters make them, unless
+            the encoder knows facts alone.
+        base: loads the base model, if it is needed.
+        config: how adapters make pictures.
+
+    Raises:
+        LibraryError: the library is empty.
+        LayoutError: its adapters do not fit the base model.
+        PictureError: a subject has no pictures, or one cannot be read, or shows no face.
+    """
+    facts_alone = isinstance(encoder, DescribedEncoder) and encoder.identity is None
+    if pictures is not None or facts_alone:
+        source = None if pictures is None else subjects_in(pictures, size_to_embed(encoder))
+        return embed_library(library, DescribedSubjects(library, source), encoder)
+    model = base()
+    require_fits(model, library.layout)
+    made = GeneratedSubjects(model, library, config)
+    return embed_library(library, made, encoder, partial(made.embeddings, encoder))

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lorasynth import config as configs
-from lorasynth.atomic import write_json
+from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.condition.contract import ENCODERS, ConditionEncoder
 from lorasynth.condition.named import load_encoder
 from lorasynth.errors import BundleError, ConfigError
@@ -158,9 +158,11 @@ class AttributeEncoder:
 
     def save(self, folder: Path) -> None:
         """Write the attributes, and the other encoder below."""
-        write_json(folder / CONFIG_FILE, {"kind": "attributes", **configs.to_dict(self.config)})
-        if self.identity is not None:
-            self.identity.save(folder / _IDENTITY)
+        stated = {"kind": "attributes", **configs.to_dict(self.config)}
+        with atomic_directory(folder) as temporary:
+            write_json(temporary / CONFIG_FILE, stated)
+            if self.identity is not None:
+                self.identity.save(temporary / _IDENTITY)
 
     @classmethod
     def load(cls, folder: Path) -> "AttributeEncoder":

@@ -12,9 +12,8 @@ from torch.nn import functional
 
 from lorasynth import config as configs
 from lorasynth.condition.contract import ENCODERS
-from lorasynth.condition.trunks import TRUNKS
+from lorasynth.condition.trunks import TRUNKS, unit_batches
 from lorasynth.errors import BundleError, ConfigError
-from lorasynth.pictures.files import to_unit_range
 from lorasynth.weights import fingerprint, load_weights, save_module
 
 
@@ -80,12 +79,7 @@ class AvatarEncoder(nn.Module):
     def _batches(
         self, pictures: UInt8[Tensor, "b h w 3"]
     ) -> Iterator[Float[Tensor, "part 3 side side"]]:
-        size = (self.picture_size, self.picture_size)
-        for part in pictures.split(256):
-            unit = to_unit_range(part.to(self.detector.weight.device))
-            if unit.shape[2:] != size:
-                unit = functional.interpolate(unit, size, mode="bilinear", antialias=True)
-            yield unit
+        return unit_batches(pictures, self.picture_size, self.detector.weight.device)
 
     def save(self, folder: Path) -> None:
         """Write config and weights (fp16) to a folder."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lorasynth import config as configs
-from lorasynth.atomic import write_json
+from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.condition.contract import ENCODERS, ConditionEncoder
 from lorasynth.condition.named import load_encoder
 from lorasynth.errors import BundleError, ConfigError
@@ -63,9 +63,10 @@ class JoinedEncoder:
     def save(self, folder: Path) -> None:
         """Write the parts, each to a folder below."""
         stated = {"kind": "joined", "name": self.name, "parts": len(self.parts)}
-        write_json(folder / CONFIG_FILE, stated)
-        for number, part in enumerate(self.parts):
-            part.save(folder / str(number))
+        with atomic_directory(folder) as temporary:
+            write_json(temporary / CONFIG_FILE, stated)
+            for number, part in enumerate(self.parts):
+                part.save(temporary / str(number))
 
     @classmethod
     def load(cls, folder: Path) -> "JoinedEncoder":

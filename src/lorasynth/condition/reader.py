@@ -10,8 +10,8 @@ from torch.nn import functional
 from lorasynth import config as configs
 from lorasynth.condition.contract import ENCODERS
 from lorasynth.condition.judge import AttributeJudge, JudgeConfig
+from lorasynth.condition.trunks import unit_batches
 from lorasynth.errors import BundleError, ConfigError
-from lorasynth.pictures.files import to_unit_range
 from lorasynth.pictures.pool import IDENTITY_LABELS
 from lorasynth.weights import CONFIG_FILE, fingerprint, load_weights, save_module
 
@@ -40,12 +40,8 @@ class AttributeReader:
     @torch.no_grad()
     def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
         """The probabilities of all values, in the order of `IDENTITY_LABELS`, of unit length."""
-        size, device = (self.picture_size,) * 2, self.network.norm.weight.device
-        rows = []
-        for part in pictures.split(256):
-            unit = to_unit_range(part.to(device))
-            if unit.shape[2:] != size:
-                unit = functional.interpolate(unit, size, mode="bilinear", antialias=True)
+        device, rows = self.network.norm.weight.device, []
+        for unit in unit_batches(pictures, self.picture_size, device):
             logits = self.network(unit)
             read = torch.cat([logits[name].softmax(dim=1) for name in IDENTITY_LABELS], dim=1)
             rows.append(functional.normalize(read, dim=1).cpu())

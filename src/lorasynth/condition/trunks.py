@@ -1,12 +1,14 @@
 """Small picture networks: two architectures that share nothing, so that they err apart."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
+
+from lorasynth.pictures.files import to_unit_range
 
 
 class _Residual(nn.Module):
@@ -79,6 +81,17 @@ TRUNKS: dict[str, Callable[[int, int], nn.Sequential]] = {
     "residual": residual_trunk,
     "depthwise": depthwise_trunk,
 }
+
+
+def unit_batches(
+    pictures: UInt8[Tensor, "b h w 3"], size: int, device: torch.device
+) -> Iterator[Float[Tensor, "part 3 size size"]]:
+    """Pictures as networks of this kind see them, 256 at a time."""
+    for part in pictures.split(256):
+        unit = to_unit_range(part.to(device))
+        if unit.shape[2:] != (size, size):
+            unit = functional.interpolate(unit, (size, size), mode="bilinear", antialias=True)
+        yield unit
 
 
 def augment(

@@ -51,7 +51,12 @@ class Schedule(ABC):
         self, x0: Float[Tensor, "b *d"], eps: Float[Tensor, "b *d"], t: Float[Tensor, " b"]
     ) -> Float[Tensor, "b *d"]:
         """The noisy point x_t = alpha x_0 + sigma eps (Ho et al. 2020, eq. 4)."""
-        return over(self.alpha(t), x0) * x0 + over(self.sigma(t), x0) * eps
+        alpha, sigma = self.factors(t, x0)
+        return alpha * x0 + sigma * eps
+
+    def factors(self, t: Float[Tensor, " b"], like: Float[Tensor, "b *d"]) -> tuple[Tensor, Tensor]:
+        """Alpha and sigma, with axes appended so that they broadcast over `like`."""
+        return over(self.alpha(t), like), over(self.sigma(t), like)
 
 
 class Parameterisation(ABC):

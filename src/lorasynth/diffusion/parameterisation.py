@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from lorasynth.diffusion.contract import PARAMETERISATIONS, Parameterisation, over
+from lorasynth.diffusion.contract import PARAMETERISATIONS, Parameterisation
 
 
 @PARAMETERISATIONS.register("x0")
@@ -43,7 +43,8 @@ class Velocity(Parameterisation):
     def target(
         self, x0: Float[Tensor, "b *d"], eps: Float[Tensor, "b *d"], t: Float[Tensor, " b"]
     ) -> Float[Tensor, "b *d"]:
-        return over(self.schedule.alpha(t), x0) * eps - over(self.schedule.sigma(t), x0) * x0
+        alpha, sigma = self.schedule.factors(t, x0)
+        return alpha * eps - sigma * x0
 
     @override
     def to_x0(
@@ -52,7 +53,7 @@ class Velocity(Parameterisation):
         x_t: Float[Tensor, "b *d"],
         t: Float[Tensor, " b"],
     ) -> Float[Tensor, "b *d"]:
-        alpha, sigma = over(self.schedule.alpha(t), x_t), over(self.schedule.sigma(t), x_t)
+        alpha, sigma = self.schedule.factors(t, x_t)
         return (alpha * x_t - sigma * prediction) / (alpha.square() + sigma.square())
 
     @override
@@ -81,7 +82,7 @@ class Flow(Parameterisation):
         x_t: Float[Tensor, "b *d"],
         t: Float[Tensor, " b"],
     ) -> Float[Tensor, "b *d"]:
-        alpha, sigma = over(self.schedule.alpha(t), x_t), over(self.schedule.sigma(t), x_t)
+        alpha, sigma = self.schedule.factors(t, x_t)
         return (x_t - sigma * prediction) / (alpha + sigma)
 
     @override
@@ -107,7 +108,7 @@ class Epsilon(Parameterisation):
         x_t: Float[Tensor, "b *d"],
         t: Float[Tensor, " b"],
     ) -> Float[Tensor, "b *d"]:
-        alpha, sigma = over(self.schedule.alpha(t), x_t), over(self.schedule.sigma(t), x_t)
+        alpha, sigma = self.schedule.factors(t, x_t)
         return (x_t - sigma * prediction) / alpha
 
     @override

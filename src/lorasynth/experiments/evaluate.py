@@ -21,6 +21,8 @@ from lorasynth.randomness import torch_stream
 OURS = ("direct", "diffusion")
 #: Methods without an adapter.
 WITHOUT = ("base", "described")
+#: Strengths that are tried on validation subjects.
+STRENGTHS = (0.85, 1.0, 1.15, 1.3, 1.5)
 #: How much of prompt following a strength may cost.
 _LOST = 0.05
 
@@ -40,7 +42,7 @@ class EvaluationConfig:
     trial: TrialConfig = field(default_factory=TrialConfig)
     resamples: int = 16
     tuning: int = 0
-    strengths: tuple[float, ...] = (0.85, 1.0, 1.15, 1.3, 1.5)
+    strengths: tuple[float, ...] = STRENGTHS
 
 
 def evaluate(bundle: Bundle, config: EvaluationConfig, cache: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lorasynth.adapter import Factors, Layout, canonicalise
 from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.codec import Codec
-from lorasynth.collect import RUN_COLUMNS
+from lorasynth.collect.described import NO_FACTS
 from lorasynth.config import read_json
 from lorasynth.errors import BundleError
 from lorasynth.hypernet.library_data import training_set
@@ -21,8 +21,6 @@ from lorasynth.weights import read_weights, write_weights
 
 _WEIGHTS = "latents.safetensors"
 _SUBJECTS = "subjects.json"
-#: Columns of a library's table that say nothing of the subjects.
-_NO_FACTS = {"id", *RUN_COLUMNS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +56,7 @@ class LatentLibrary:
             ids=tuple(library.ids),
             latents=data.latents,
             conditions=none if data.conditions is None else data.conditions,
-            columns={k: v for k, v in library.table.to_pydict().items() if k not in _NO_FACTS},
+            columns={k: v for k, v in library.table.to_pydict().items() if k not in NO_FACTS},
             gauge=whole.info.gauge,
             reference=None if reference is None else whole.layout.flatten(reference),
         )

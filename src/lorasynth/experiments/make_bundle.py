@@ -33,7 +33,7 @@ from lorasynth.condition.judge import train_judge
 from lorasynth.condition.train import ArcFaceConfig, train_encoder
 from lorasynth.config import to_dict
 from lorasynth.experiments.bundle import Bundle, write_manifest
-from lorasynth.experiments.evaluate import EvaluationConfig, best_strength, evaluate
+from lorasynth.experiments.evaluate import STRENGTHS, EvaluationConfig, best_strength, evaluate
 from lorasynth.experiments.latent_library import LatentLibrary
 from lorasynth.experiments.parts import PartsConfig, parts_report
 from lorasynth.experiments.stages import StagedRun
@@ -100,7 +100,7 @@ class BundleConfig:
     codec: str = "pca"
     codec_options: dict[str, Any] = field(default_factory=lambda: {"latents": 128})
     hypernet: HypernetConfig = field(default_factory=HypernetConfig)
-    strengths: tuple[float, ...] = (0.85, 1.0, 1.15, 1.3, 1.5)
+    strengths: tuple[float, ...] = STRENGTHS
     practice: TrialConfig = field(
         default_factory=lambda: TrialConfig(subjects=48, split="validation")
     )

@@ -34,7 +34,7 @@ from lorasynth.pictures.avatars import Split
 from lorasynth.pictures.pool import labels_of
 from lorasynth.progress import progress
 from lorasynth.randomness import stream_seed
-from lorasynth.weights import fingerprint, read_weights, write_weights
+from lorasynth.weights import fingerprint, kept_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,21 +152,21 @@ class Trial:
         one = replace(self.subjects, pictures=1)
         return torch.cat([one.draw(i, "condition") for i in one.ids])
 
-    def labels(self, purpose: str) -> Int64[Tensor, "n k attributes"]:
-        """What the pictures of a purpose should show."""
-        rows = [
+    def labels(self, purpose: str, rows: range) -> Int64[Tensor, "n k attributes"]:
+        """What some subjects' pictures of a purpose should show."""
+        asked = [
             [
                 labels_of(self.subjects.identity(i), scene)
                 for scene in self.judged.scenes(i, purpose)
             ]
-            for i in self.subjects.ids
+            for i in self._ids(rows)
         ]
-        return torch.tensor(rows)
+        return torch.tensor(asked)
 
-    def prompts(self, *, described: bool = False) -> list[str]:
+    def prompts(self, rows: range | None = None, *, described: bool = False) -> list[str]:
         """One per picture, subject after subject; `described` says all that words can say."""
         texts = []
-        for name in self.subjects.ids:
+        for name in self._ids(rows or self._all):
             identity = self.subjects.identity(name)
             for scene in self.judged.scenes(name, "evaluation"):
                 said = captions.described(identity, scene) if described else captions.prompt(scene)
@@ -192,18 +192,16 @@ class Trial:
 
     def _tried(self, rows: range, adapters: Factors | None, *, described: bool) -> Measured:
         """Some subjects' pictures, measured; read from what is kept if they were before."""
-        path = None
-        if self.kept is not None:
-            asked = [self._identity, rows.start, described, _hash(adapters)]
-            name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
-            path = self.kept / f"{name}.safetensors"
-            if path.is_file():
-                return Measured(**read_weights(path))
-        pictures = self.pictures(adapters, rows, described=described)
-        measured = self._measure(pictures, "evaluation", rows)
-        if path is not None:
-            write_weights(path, vars(measured))
-        return measured
+
+        def measured() -> dict[str, Tensor]:
+            pictures = self.pictures(adapters, rows, described=described)
+            return vars(self._measure(pictures, "evaluation", rows))
+
+        if self.kept is None:
+            return Measured(**measured())
+        asked = [self._identity, rows.start, described, _hash(adapters)]
+        name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
+        return Measured(**kept_tensors(self.kept / f"{name}.safetensors", measured))
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
@@ -222,43 +220,39 @@ class Trial:
             rows: which subjects; None for all.
             described: prompts say all that words can say.
         """
-        some = self._pictures_of(rows)
-        prompts, seeds = self.prompts(described=described)[some], self.seeds()[some]
+        rows = rows or self._all
+        prompts, seeds = self.prompts(rows, described=described), self._seeds(rows)
         return self.instruments.base.sample(prompts, seeds, adapters, self.config.sampling)
 
-    def _pictures_of(self, rows: range | None) -> slice:
-        """Where the pictures of some subjects are among those of all."""
-        each = self.config.pictures
-        return slice(None) if rows is None else slice(rows.start * each, rows.stop * each)
+    @property
+    def _all(self) -> range:
+        return range(self.config.subjects)
+
+    def _ids(self, rows: range) -> Sequence[str]:
+        return self.subjects.ids[rows.start : rows.stop]
 
     def pictures_within(
         self, contexts: Iterable[AbstractContextManager[None]]
     ) -> UInt8[Tensor, "nk h w 3"]:
         """Make the first subjects' pictures, those of each inside a context of its own."""
-        prompts, seeds, each = self.prompts(), self.seeds(), self.config.pictures
         pictures = []
         for i, context in enumerate(contexts):
-            rows = slice(i * each, (i + 1) * each)
             with context:
-                pictures.append(
-                    self.instruments.base.sample(
-                        prompts[rows], seeds[rows], None, self.config.sampling
-                    )
-                )
+                pictures.append(self.pictures(None, range(i, i + 1)))
         return torch.cat(pictures)
 
-    def seeds(self) -> list[int]:
-        """Of the noise of every picture."""
-        count = self.config.subjects * self.config.pictures
-        return [stream_seed(self.config.seed, "evaluation", i) for i in range(count)]
+    def _seeds(self, rows: range) -> list[int]:
+        """Of the noise of every picture, whose number among those of all subjects names it."""
+        numbers = range(rows.start * self.config.pictures, rows.stop * self.config.pictures)
+        return [stream_seed(self.config.seed, "evaluation", number) for number in numbers]
 
     def measure(self, pictures: UInt8[Tensor, "nk h w 3"]) -> Measured:
         """Measure one method's pictures."""
-        return self._measure(pictures, "evaluation", range(self.config.subjects))
+        return self._measure(pictures, "evaluation", self._all)
 
     def real(self) -> Measured:
         """Measure the reference pictures against one another: the highest to hope for."""
-        measured = self._measure(self.references, "reference", range(self.config.subjects))
+        measured = self._measure(self.references, "reference", self._all)
         return replace(
             measured,
             likeness=self_likeness(self.first),
@@ -267,7 +261,7 @@ class Trial:
 
     def _measure(self, pictures: UInt8[Tensor, "nk h w 3"], purpose: str, rows: range) -> Measured:
         shape, some = (len(rows), self.config.pictures), slice(rows.start, rows.stop)
-        instruments, asked = self.instruments, self.labels(purpose)[some]
+        instruments, asked = self.instruments, self.labels(purpose, rows)
         judged = instruments.judge.labels(pictures).unflatten(0, shape)
         first = instruments.encoder.embed(pictures).unflatten(0, shape)
         second = instruments.second.embed(pictures).unflatten(0, shape)

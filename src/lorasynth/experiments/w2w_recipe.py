@@ -13,7 +13,8 @@ that its adapter makes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.adapter import Adapter, unstack
+from lorasynth.adapter import Adapter, Factors, unstack
 from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.base import BaseModel
 from lorasynth.base.compatibility import require_fits
 from lorasynth.codec import CODECS, load_codec
-from lorasynth.collect.embedding import column_of, embed_library
-from lorasynth.collect.generated import GeneratedConfig, GeneratedSubjects
-from lorasynth.condition import ConditionEncoder, size_to_embed
+from lorasynth.collect.embedding import column_of
+from lorasynth.collect.generated import GeneratedConfig, GeneratedSubjects, embed_imported
+from lorasynth.condition import ConditionEncoder
 from lorasynth.config import from_dict, read_json, to_dict
 from lorasynth.errors import ConfigError, LibraryError, PictureError
 from lorasynth.experiments.compare import CompareConfig, Contender, Judges, compare
@@ -42,7 +43,7 @@ from lorasynth.hypernet.train import train as train_hypernet
 from lorasynth.library import Library, LibraryView
 from lorasynth.library.groups import groups_by_likeness
 from lorasynth.library.vectors import Stored
-from lorasynth.library.w2w import import_w2w
+from lorasynth.library.w2w import W2WFiles, import_w2w
 from lorasynth.pictures import Subject, SubjectSource, subjects_in
 from lorasynth.randomness import torch_stream
 from lorasynth.splits import split_of
@@ -162,22 +163,18 @@ class W2WRecipe:
 
     def _library(self, path: Path) -> None:
         growing, config = self.run / "library", self.config
+        require_fits(self.base, W2WFiles.find(self.source).layout)
         import_w2w(
             self.source, growing, gauge=config.gauge, dtype=config.dtype, person=config.person
         )
-        require_fits(self.base, Library.open(growing).layout)
         growing.rename(path)
 
     def _conditions(self, path: Path) -> None:
         """Embed the subjects, and note each one's split beside the column's name."""
         library = Library.open(self.stages.path("library"))
-        if self.pictures is None:
-            shown = self._generated(library)
-            embed = partial(shown.embeddings, self.encoder)
-            embeddings = embed_library(library, shown, self.encoder, embed)
-        else:
-            source = subjects_in(self.pictures, size_to_embed(self.encoder))
-            embeddings = embed_library(library, source, self.encoder)
+        embeddings = embed_imported(
+            library, self.encoder, self.pictures, lambda: self.base, self.config.generated
+        )
         split = _splits(library, embeddings)
         write_json(path, {"column": column_of(self.encoder), "split": split})
 
@@ -225,33 +222,30 @@ class W2WRecipe:
     def _contenders(self) -> list[Contender]:
         """The base model, the files, the subjects' own adapters, and the baselines."""
         names = [subject.id for subject in self._tried]
+
+        def contender(name: str, stacked: Factors) -> Contender:
+            adapters = map(Adapter, unstack(stacked))
+            return Contender(name=name, adapters=dict(zip(names, adapters, strict=True)))
+
         library, folder = Library.open(self.stages.path("library")), self.stages.path("loras")
         files = {name: Adapter.load(folder / f"{name}.safetensors") for name in names}
-        own = [Adapter(one) for one in unstack(library.factors(library.rows_of(names)))]
-        contenders = [
-            Contender(name="base model", adapters=None),
-            Contender(name="synthesised", adapters=files),
-            Contender(name="own", adapters=dict(zip(names, own, strict=True))),
-        ]
         synthesizer = Synthesizer.from_pretrained(self.stages.path("synthesizer"))
         column = column_of(self.encoder)
         known = LatentLibrary.encode(self._rows("train"), synthesizer.codec, column)
-        for name, method in methods(synthesizer, None, known, self.config.seed).items():
-            if name != "diffusion":  # which made the files
-                made = [Adapter(one) for one in unstack(method(self._seen, names))]
-                contenders.append(
-                    Contender(name=name, adapters=dict(zip(names, made, strict=True)))
-                )
-        return contenders
+        table = methods(synthesizer, None, known, self.config.seed)
+        del table["diffusion"]  # which made the files
+        return [
+            Contender(name="base model", adapters=None),
+            Contender(name="synthesised", adapters=files),
+            contender("own", library.factors(library.rows_of(names))),
+            *(contender(name, method(self._seen, names)) for name, method in table.items()),
+        ]
 
     def _rows(self, split: str) -> LibraryView:
         """The library's rows of a split."""
         library = Library.open(self.stages.path("library"))
         stated = read_json(self.stages.path("conditions.json"))["split"]
         return library.select([i for i, found in enumerate(stated) if found == split])
-
-    def _generated(self, library: Library) -> GeneratedSubjects:
-        return GeneratedSubjects(self.base, library, self.config.generated)
 
     @cached_property
     def _tried(self) -> list[Subject]:
@@ -262,18 +256,13 @@ class W2WRecipe:
         """
         test = self._rows("test")
         source: SubjectSource = (
-            self._generated(test.library)
+            GeneratedSubjects(self.base, test.library, self.config.generated)
             if self.pictures is None
             else subjects_in(self.pictures, self.base.picture_size)
         )
         order = torch.randperm(len(test), generator=torch_stream(self.config.seed, "tried"))
-        tried: list[Subject] = []
-        for row in order.tolist():
-            subject = source.load(test.ids[row])
-            if len(tried) < self.config.subjects and self._is_shown(subject):
-                tried.append(subject)
-            if len(tried) == self.config.subjects:
-                break
+        loaded = (source.load(test.ids[row]) for row in order.tolist())
+        tried = list(islice(filter(self._is_shown, loaded), self.config.subjects))
         if len(tried) < 2:
             raise LibraryError(
                 "at least two held-out subjects must be shown by their pictures, but "

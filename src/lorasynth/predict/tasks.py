@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.base import BaseModel, Texts
+from lorasynth.collect.collector import checked_ids
 from lorasynth.collect.draws import Draw
 from lorasynth.collect.embedding import as_many_of_each
 from lorasynth.collect.encoded import EncodedSubjects, encode_subjects
@@ -18,7 +20,7 @@ from lorasynth.pictures import Subject, SubjectSource
 from lorasynth.progress import progress
 from lorasynth.randomness import stream_seed
 from lorasynth.training import Optimisation
-from lorasynth.weights import read_weights, write_weights
+from lorasynth.weights import kept_tensors
 
 #: Subjects in one file.
 _PART = 128
@@ -78,29 +80,27 @@ def encode_with_embeddings(
         source: the subjects.
         kept: folder for what is encoded, some subjects in a file, so that a run that was killed
             does not do it again.
+
+    Raises:
+        CollectionError: there is no subject, or two have one name.
     """
-    ids, parts, embeddings = source.ids, [], []
+    ids, parts = checked_ids(source), []
     with progress("encode subjects", len(ids)) as advance:
         for start in range(0, len(ids), _PART):
             names = ids[start : start + _PART]
             path = kept / f"{_name_of(base, encoder, source, names)}.safetensors"
-            if not path.is_file():
-                write_weights(path, _encoded(base, encoder, source, names))
-            tensors = read_weights(path, base.device)
-            embeddings += tensors.pop("embeddings").split(1)
-            parts.append(tensors)
+            parts.append(kept_tensors(path, partial(_encoded, base, encoder, source, names)))
             advance(len(names))
-    texts = [
-        {name.removeprefix(_TEXT): part for name, part in tensors.items() if name.startswith(_TEXT)}
-        for tensors in parts
-    ]
-    encoded = EncodedSubjects.of(
-        torch.cat([tensors["latents"] for tensors in parts]).to(base.dtype),
-        Texts.cat([Texts(part) for part in texts]).map(lambda part: part.to(base.dtype)),
-        base.empty_prompts(1),
-        torch.cat([tensors["counts"] for tensors in parts]).tolist(),
-    )
-    return encoded, as_many_of_each([row[0] for row in embeddings])
+
+    def whole(name: str, dtype: torch.dtype) -> Tensor:  # files widen fp16
+        return torch.cat([tensors[name] for tensors in parts]).to(base.device, dtype)
+
+    empty = base.empty_prompts(1)
+    texts = {name: whole(_TEXT + name, part.dtype) for name, part in empty.parts.items()}
+    counts = [int(count) for tensors in parts for count in tensors["counts"]]
+    encoded = EncodedSubjects.of(whole("latents", base.dtype), Texts(texts), empty, counts)
+    embeddings = as_many_of_each([row for tensors in parts for row in tensors["embeddings"]])
+    return encoded, embeddings.to(base.device)
 
 
 def _encoded(
