@@ -13,7 +13,7 @@ from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.base.compatibility import require_fits
 from lorasynth.collect.described import DescribedSubjects, facts_of
 from lorasynth.collect.embedding import embed_library
-from lorasynth.condition import ConditionEncoder, DescribedEncoder, embed_made, size_to_embed
+from lorasynth.condition import CompositeEncoder, ConditionEncoder, embed_made, size_to_embed
 from lorasynth.errors import ConfigError
 from lorasynth.library import Library
 from lorasynth.pictures import Subject, subjects_in
@@ -117,7 +117,7 @@ def embed_imported(
         LayoutError: its adapters do not fit the base model.
         PictureError: a subject has no pictures, or one cannot be read, or shows no face.
     """
-    facts_alone = isinstance(encoder, DescribedEncoder) and encoder.identity is None
+    facts_alone = isinstance(encoder, CompositeEncoder) and not encoder.parts
     if pictures is not None or facts_alone:
         source = None if pictures is None else subjects_in(pictures, size_to_embed(encoder))
         return embed_library(library, DescribedSubjects(library, source), encoder)

@@ -5,9 +5,8 @@ from lorasynth.condition.attributes import AttributeEncoder, AttributesConfig
 from lorasynth.condition.avatar import AvatarEncoder, AvatarEncoderConfig
 from lorasynth.condition.contract import (
     ENCODERS,
-    ComposedEncoder,
+    CompositeEncoder,
     ConditionEncoder,
-    DescribedEncoder,
     PhotoEncoder,
     embed_made,
     embed_subject,
@@ -31,9 +30,8 @@ __all__ = [
     "AttributesConfig",
     "AvatarEncoder",
     "AvatarEncoderConfig",
-    "ComposedEncoder",
+    "CompositeEncoder",
     "ConditionEncoder",
-    "DescribedEncoder",
     "FaceConfig",
     "FaceEncoder",
     "JoinedEncoder",

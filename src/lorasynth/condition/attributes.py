@@ -7,7 +7,7 @@ CelebA's attributes are); one that is not known is a block of zeros.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,15 @@ from torch.nn import functional
 
 from lorasynth import config as configs
 from lorasynth.atomic import atomic_directory, write_json
-from lorasynth.condition.contract import ENCODERS, ConditionEncoder
+from lorasynth.condition.contract import (
+    ENCODERS,
+    ConditionEncoder,
+    EmbedSubject,
+    subject_embedding,
+)
 from lorasynth.condition.named import load_encoder
 from lorasynth.errors import BundleError, ConfigError
+from lorasynth.pictures.contract import Subject
 from lorasynth.weights import CONFIG_FILE
 
 _IDENTITY = "identity"
@@ -76,6 +82,7 @@ class AttributeEncoder:
     def __init__(self, config: AttributesConfig, identity: ConditionEncoder | None = None) -> None:
         self.config = config
         self.identity = identity
+        self.parts = () if identity is None else (identity,)
         self.name = config.name
         self.facts_width = sum(map(len, config.attributes.values()))
         self.width = self.facts_width + (0 if identity is None else identity.width)
@@ -118,11 +125,19 @@ class AttributeEncoder:
         joined = torch.cat([embeddings, known.expand(len(embeddings), -1)], dim=1)
         return functional.normalize(joined, dim=1)
 
-    def require_known(self, facts: Iterable[str]) -> None:
-        """Check that all facts are of attributes that the encoder knows.
+    def of_photos(
+        self,
+        photos: Sequence[UInt8[Tensor, "_ _ 3"]] | UInt8[Tensor, "k h w 3"],
+        names: Sequence[str],
+        face: int | None,
+        facts: Mapping[str, object],
+    ) -> Float[Tensor, " m"]:
+        """The condition of one subject, from what is shown and what is stated.
 
         Raises:
-            ConfigError: names the first that is not.
+            ConfigError: a fact is of no attribute that the encoder knows, or impossible, or
+                nothing is shown or stated.
+            PictureError: the other encoder finds nothing in a photo.
         """
         for name in facts:
             if name not in self.config.attributes:
@@ -130,6 +145,25 @@ class AttributeEncoder:
                     f"--attribute must be of {', '.join(self.config.attributes)}, but the encoder "
                     f"knows no attribute {name!r}"
                 )
+        seen = None
+        if self.identity is not None and len(photos):
+            seen = subject_embedding(self.identity, photos, names, face)[None]
+        return self.describe(seen, facts)[0]
+
+    def of_subject(self, subject: Subject, embed: EmbedSubject) -> Float[Tensor, "k m"]:
+        """Each picture in three: with the facts, the picture alone, the facts alone.
+
+        So what learns from them needs neither.
+
+        Raises:
+            ConfigError: a fact is impossible, or there is none.
+        """
+        facts = self.describe(None, subject.attributes)
+        if self.identity is None:
+            return facts
+        seen = embed(self.identity, subject)
+        both, alone = self.describe(seen, subject.attributes), self.describe(seen, {})
+        return torch.cat([both, alone, facts.expand(len(seen), -1)])
 
     def _index(self, name: str, value: str) -> int:
         values = self.config.attributes[name]

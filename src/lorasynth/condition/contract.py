@@ -1,8 +1,8 @@
 """What a condition encoder is: a map from pictures of a subject to a point on a sphere."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -82,49 +82,32 @@ class PhotoEncoder(ConditionEncoder, Protocol):
         ...
 
 
-@runtime_checkable
-class DescribedEncoder(ConditionEncoder, Protocol):
-    """An encoder of facts about a subject, beside what another encoder sees in its pictures.
-
-    Attributes:
-        identity: the other encoder; None where conditions are facts alone.
-    """
-
-    identity: ConditionEncoder | None
-
-    def describe(
-        self, embeddings: Float[Tensor, "k m"] | None, facts: Mapping[str, object]
-    ) -> Float[Tensor, "k w"]:
-        """Conditions of what is seen and what is known; one row where nothing is seen.
-
-        Facts of other kinds than the encoder's are no part of the condition.
-
-        Raises:
-            ConfigError: a fact is impossible, or nothing is seen or known.
-        """
-        ...
-
-    def require_known(self, facts: Iterable[str]) -> None:
-        """Check that all facts are of the encoder's kinds.
-
-        Raises:
-            ConfigError: names the first that is not.
-        """
-        ...
+#: Embeds each picture of a subject, with any encoder.
+EmbedSubject: TypeAlias = Callable[[ConditionEncoder, Subject], Float[Tensor, "k m"]]
 
 
 @runtime_checkable
-class ComposedEncoder(ConditionEncoder, Protocol):
-    """Several encoders that look at one subject, each as it does alone.
+class CompositeEncoder(ConditionEncoder, Protocol):
+    """An encoder that leaves pictures to others, and makes its conditions of what they see.
 
     Attributes:
-        parts: the encoders.
+        parts: the others; none where conditions are facts alone.
     """
 
     parts: Sequence[ConditionEncoder]
 
-    def join(self, embeddings: Sequence[Float[Tensor, "k _"]]) -> Float[Tensor, "k m"]:
-        """Conditions of what each part sees."""
+    def of_photos(
+        self,
+        photos: Sequence[UInt8[Tensor, "_ _ 3"]] | UInt8[Tensor, "k h w 3"],
+        names: Sequence[str],
+        face: int | None,
+        facts: Mapping[str, object],
+    ) -> Float[Tensor, " m"]:
+        """The condition of one subject, as `subject_embedding` asks for it."""
+        ...
+
+    def of_subject(self, subject: Subject, embed: EmbedSubject) -> Float[Tensor, "k m"]:
+        """The conditions of a subject that is to be learned from, whose pictures `embed` embeds."""
         ...
 
 
@@ -158,18 +141,8 @@ def subject_embedding(
         ConfigError: a face is chosen, but the encoder looks for none; or a fact is stated that it
             does not know.
     """
-    if isinstance(encoder, ComposedEncoder):
-        rows = [
-            subject_embedding(part, photos, names, *_asked_of(part, encoder, face, facts))[None]
-            for part in encoder.parts
-        ]
-        return encoder.join(rows)[0]
-    if isinstance(encoder, DescribedEncoder):
-        encoder.require_known(facts or {})
-        seen = None
-        if encoder.identity is not None and len(photos):
-            seen = subject_embedding(encoder.identity, photos, names, face)[None]
-        return encoder.describe(seen, facts or {})[0]
+    if isinstance(encoder, CompositeEncoder):
+        return encoder.of_photos(photos, names, face, facts or {})
     if facts:
         raise ConfigError(
             f"--attribute is for encoders of attributes, but {encoder.name!r} looks at pictures: "
@@ -195,46 +168,22 @@ def subject_embedding(
     return sphere_mean(encoder.embed(pictures))
 
 
-def _asked_of(
-    part: ConditionEncoder,
-    whole: ComposedEncoder,
-    face: int | None,
-    facts: Mapping[str, object] | None,
-) -> tuple[int | None, Mapping[str, object] | None]:
-    """The face and the facts for one of several encoders: what is for others is left out.
-
-    Where no part can use them, each is asked, and the first refuses.
-    """
-
-    def others(kind: type) -> bool:
-        return not isinstance(part, kind) and any(isinstance(p, kind) for p in whole.parts)
-
-    return None if others(PhotoEncoder) else face, None if others(DescribedEncoder) else facts
-
-
 def size_to_embed(encoder: ConditionEncoder) -> int:
     """The side in pixels of pictures that are read only to be embedded."""
-    if isinstance(encoder, ComposedEncoder):
-        return max(map(size_to_embed, encoder.parts))
-    if isinstance(encoder, DescribedEncoder) and encoder.identity is not None:
-        return size_to_embed(encoder.identity)
+    if isinstance(encoder, CompositeEncoder):
+        return max(map(size_to_embed, encoder.parts), default=encoder.picture_size)
     return _SEARCHED if isinstance(encoder, PhotoEncoder) else encoder.picture_size
 
 
 def embed_subject(encoder: ConditionEncoder, subject: Subject) -> Float[Tensor, "k m"]:
     """Embed each picture of a subject that is to be learned from.
 
-    An encoder of facts beside pictures gives each in three: both, the picture alone, the facts
-    alone, so that what learns from them needs neither.
-
     Raises:
         PictureError: an encoder of faces finds none in one of them.
         ConfigError: an encoder of facts does not know one.
     """
-    if isinstance(encoder, ComposedEncoder):
-        return encoder.join([embed_subject(part, subject) for part in encoder.parts])
-    if isinstance(encoder, DescribedEncoder):
-        return _with_facts(encoder, subject, embed_subject)
+    if isinstance(encoder, CompositeEncoder):
+        return encoder.of_subject(subject, embed_subject)
     if not isinstance(encoder, PhotoEncoder):
         return encoder.embed(subject.pictures)
     count = len(subject.pictures)
@@ -248,26 +197,11 @@ def embed_made(encoder: ConditionEncoder, subject: Subject) -> Float[Tensor, "k 
     A picture in which the encoder finds nothing gives way to one in which it does; if there is
     none, all count, so that every adapter has a condition.
     """
-    if isinstance(encoder, ComposedEncoder):
-        return encoder.join([embed_made(part, subject) for part in encoder.parts])
-    if isinstance(encoder, DescribedEncoder):
-        return _with_facts(encoder, subject, embed_made)
+    if isinstance(encoder, CompositeEncoder):
+        return encoder.of_subject(subject, embed_made)
     embedded = encoder.embed(subject.pictures)
     shown = (encoder.presence(subject.pictures) >= 0.5).nonzero().flatten()
     return embedded[shown[torch.arange(len(embedded)) % len(shown)]] if len(shown) else embedded
-
-
-def _with_facts(
-    encoder: DescribedEncoder,
-    subject: Subject,
-    embed: Callable[[ConditionEncoder, Subject], Float[Tensor, "k m"]],
-) -> Float[Tensor, "k m"]:
-    facts = encoder.describe(None, subject.attributes)
-    if encoder.identity is None:
-        return facts
-    seen = embed(encoder.identity, subject)
-    both, alone = encoder.describe(seen, subject.attributes), encoder.describe(seen, {})
-    return torch.cat([both, alone, facts.expand(len(seen), -1)])
 
 
 def _embed_photos(

@@ -6,7 +6,7 @@ pictures in general (CLIP, or a reader of attributes) sees them.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,9 +16,17 @@ from torch.nn import functional
 
 from lorasynth import config as configs
 from lorasynth.atomic import atomic_directory, write_json
-from lorasynth.condition.contract import ENCODERS, ConditionEncoder
+from lorasynth.condition.attributes import AttributeEncoder
+from lorasynth.condition.contract import (
+    ENCODERS,
+    ConditionEncoder,
+    EmbedSubject,
+    PhotoEncoder,
+    subject_embedding,
+)
 from lorasynth.condition.named import load_encoder
 from lorasynth.errors import BundleError, ConfigError
+from lorasynth.pictures.contract import Subject
 from lorasynth.weights import CONFIG_FILE
 
 
@@ -51,6 +59,34 @@ class JoinedEncoder:
         units = [functional.normalize(one, dim=1) for one in embeddings]
         whole = [one.expand(most, -1) if len(one) == 1 else one for one in units]
         return torch.cat(whole, dim=1) / math.sqrt(len(units))
+
+    def of_photos(
+        self,
+        photos: Sequence[UInt8[Tensor, "_ _ 3"]] | UInt8[Tensor, "k h w 3"],
+        names: Sequence[str],
+        face: int | None,
+        facts: Mapping[str, object],
+    ) -> Float[Tensor, " m"]:
+        """The condition of one subject: each part is asked what it can answer.
+
+        Raises:
+            PictureError: a part finds nothing in a photo.
+            ConfigError: no part looks for faces, or for facts, though one is stated.
+        """
+        rows = []
+        for part in self.parts:
+            its_face = None if self._is_for_others(part, PhotoEncoder) else face
+            its_facts = {} if self._is_for_others(part, AttributeEncoder) else facts
+            rows.append(subject_embedding(part, photos, names, its_face, its_facts)[None])
+        return self.join(rows)[0]
+
+    def _is_for_others(self, part: ConditionEncoder, kind: type) -> bool:
+        """Whether a question is for parts of a kind: where there is none, each is asked."""
+        return not isinstance(part, kind) and any(isinstance(p, kind) for p in self.parts)
+
+    def of_subject(self, subject: Subject, embed: EmbedSubject) -> Float[Tensor, "k m"]:
+        """The pictures of a subject that is to be learned from, as every part sees them."""
+        return self.join([embed(part, subject) for part in self.parts])
 
     def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
         """Embed each picture with every part."""
