@@ -13,8 +13,8 @@ Only = Annotated[
     str | None,
     typer.Option(
         help="Make this stage alone: perception, autoencoder, base, judge, avatar, avatar-second, "
-        "library, codec or synthesizer. Judge and encoders need no other stage, so several "
-        "processes can make them side by side."
+        "pretrained, library, codec or synthesizer. Judge and encoders need no other stage, so "
+        "several processes can make them side by side."
     ),
 ]
 Folder = Annotated[Path, typer.Argument(help="Folder of the bundle.")]

@@ -41,7 +41,7 @@ class LikenessGate:
     encoder: ConditionEncoder
     least: float
     samples: int = 4
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(steps=10))
     seed: int = 0
 
     def __call__(self, factors: Factors, subjects: Sequence[Subject]) -> Verdict:

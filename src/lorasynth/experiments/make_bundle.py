@@ -18,7 +18,7 @@ from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.base import BaseModel
 from lorasynth.base.train import BaseTrainingConfig, train_autoencoder, train_base
 from lorasynth.codec import fit_codec, load_codec
-from lorasynth.collect import LikenessGate, Recipe, collect
+from lorasynth.collect import PRESETS, LikenessGate, Recipe, collect
 from lorasynth.collect.embedding import column_of, embed_library
 from lorasynth.condition import (
     AttributeJudge,
@@ -90,13 +90,13 @@ class BundleConfig:
     base: BaseTrainingConfig = field(default_factory=BaseTrainingConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     arcface: ArcFaceConfig = field(default_factory=ArcFaceConfig)
-    reads_attributes: bool = False
-    pretraining: PredictorTraining | None = None
+    reads_attributes: bool = True
+    pretraining: PredictorTraining | None = field(default_factory=PredictorTraining)
     pretraining_subjects: int = 16000
     pretraining_pictures: int = 4
-    library: int = 200
-    recipe: Recipe = field(default_factory=Recipe)
-    least_likeness: float | None = None
+    library: int = 2000
+    recipe: Recipe = PRESETS["anchored"]
+    least_likeness: float | None = 0.5
     codec: str = "pca"
     codec_options: dict[str, Any] = field(default_factory=lambda: {"latents": 128})
     hypernet: HypernetConfig = field(default_factory=HypernetConfig)
