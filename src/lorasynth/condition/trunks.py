@@ -35,10 +35,10 @@ class _Residual(nn.Module):
 class _Depthwise(nn.Module):
     """A 5 x 5 depthwise convolution and a pointwise MLP (after Liu et al. 2022)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, norm: nn.Module) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(width, width, 5, padding=2, groups=width)
-        self.norm = nn.GroupNorm(1, width)
+        self.norm = norm
         self.expand = nn.Conv2d(width, 4 * width, 1)
         self.reduce = nn.Conv2d(4 * width, width, 1)
 
@@ -69,10 +69,32 @@ def depthwise_trunk(picture_size: int, features: int) -> nn.Sequential:
                 nn.GroupNorm(1, widths[level - 1]),
                 nn.Conv2d(widths[level - 1], width, 2, 2),
             ]
-        layers += [_Depthwise(width), _Depthwise(width)]
+        layers += [_Depthwise(width, nn.GroupNorm(1, width)) for _ in range(2)]
     cells = picture_size // 16
     layers += [nn.GroupNorm(1, widths[-1]), nn.AdaptiveAvgPool2d(min(cells, 4)), nn.Flatten()]
     layers += [nn.Linear(widths[-1] * min(cells, 4) ** 2, features)]
+    return nn.Sequential(*layers)
+
+
+def separable_trunk(picture_size: int, features: int) -> nn.Sequential:
+    """Depthwise blocks between overlapping strides, then an MLP over all positions.
+
+    Batch norm, because a norm over one picture would scale what is read of a face by its scene.
+    """
+    stem, widths = 24, (32, 64, 128)
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, stem, 5, 2, padding=2, bias=False),
+        nn.BatchNorm2d(stem),
+        nn.GELU(),
+    ]
+    for before, width in pairwise((stem, *widths)):
+        if before != stem:
+            layers.append(nn.BatchNorm2d(before))
+        layers.append(nn.Conv2d(before, width, 3, 2, padding=1))
+        layers += [_Depthwise(width, nn.BatchNorm2d(width)) for _ in range(2)]
+    cells = (picture_size // 2 ** (len(widths) + 1)) ** 2
+    layers += [nn.BatchNorm2d(widths[-1]), nn.Flatten(), nn.Linear(widths[-1] * cells, 1024)]
+    layers += [nn.GELU(), nn.Linear(1024, features)]
     return nn.Sequential(*layers)
 
 
@@ -80,6 +102,7 @@ def depthwise_trunk(picture_size: int, features: int) -> nn.Sequential:
 TRUNKS: dict[str, Callable[[int, int], nn.Sequential]] = {
     "residual": residual_trunk,
     "depthwise": depthwise_trunk,
+    "separable": separable_trunk,
 }
 
 

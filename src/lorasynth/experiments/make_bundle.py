@@ -85,7 +85,7 @@ class BundleConfig:
 
     subjects: int = 6000
     second_subjects: int = 16000
-    second_steps: int = 9000
+    second_steps: int = 8000
     siblings: int = 4
     base: BaseTrainingConfig = field(default_factory=BaseTrainingConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -173,7 +173,7 @@ class BundleMaker:
 
     def _encoder(self, path: Path, series: str) -> None:
         second = series == "second"
-        config = AvatarEncoderConfig(name=path.name, trunk="depthwise" if second else "residual")
+        config = AvatarEncoderConfig(name=path.name, trunk="separable" if second else "residual")
         options = replace(self.config.arcface.optimisation, seed=self.config.seed + second)
         if second:
             options = replace(options, steps=self.config.second_steps)
