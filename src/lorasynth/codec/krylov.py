@@ -7,8 +7,8 @@ known from the same products.  When Q is as large as memory allows, it is replac
 vectors, to which the next block is added (Wu & Simon 2000).
 
 **Accuracy.**  The variance that k vectors capture grows with every block, toward that of the true
-ones.  Its gains fall at least geometrically, so what is still missing is taken to be g²/(g' - g)
-of the last two gains g' and g; it ends when that is below `tolerance` of what is captured.
+ones.  Its gains fall about geometrically: after a gain g, r times the one before, what is missing
+is taken to be g·r/(1 - r).  It ends when that is below `tolerance` of what is captured.
 Products are in float32 with sums of a block in float32 too: relative errors of the variances are
 about 1e-5; the basis is orthogonalised twice, with inner products of a block in float64, to 1e-6.
 
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float32, Float64
@@ -38,6 +39,9 @@ _COLUMNS = 4096
 
 #: Vectors in one file of a basis that was restarted.
 _PIECE = 256
+
+#: Gains that are looked at.
+_GAINS = 4
 
 #: Blocks after which it ends in any case; the report says how far it came.
 _MOST_BLOCKS = 200
@@ -203,11 +207,14 @@ def _judge(run: _Iteration, k: int) -> float:
     run.captured.append(float(torch.linalg.eigvalsh(run.known)[-k:].sum()))
     if len(run.captured) < 3:
         return float("inf")
-    first, second, third = run.captured[-3:]
-    before, last = second - first, third - second
-    if last <= 1e-7 * third:  # rounding
-        return max(last, 0.0) / third
-    return last**2 / (before - last) / third if before > last else float("inf")
+    gains = [after - before for before, after in pairwise(run.captured[-_GAINS - 1 :])]
+    last = gains[-1]
+    if last <= 1e-7 * run.captured[-1]:  # rounding
+        return max(last, 0.0) / run.captured[-1]
+    # After a restart gains fall more slowly again, so then the slowest of late falls counts.
+    falls = [after / before for before, after in pairwise(gains)]
+    rate = max(falls) if run.restarts else falls[-1]
+    return last * rate / (1 - rate) / run.captured[-1] if rate < 1 else float("inf")
 
 
 def _ritz(run: _Iteration, k: int) -> tuple[Float64[Tensor, " k"], Float32[Tensor, "k m"]]:

@@ -25,7 +25,7 @@ from lorasynth.codec.passes import read_ahead, read_rows
 from lorasynth.codec.plan import used_bytes
 from lorasynth.codec.scaled import Scaled, ScaledConfig
 from lorasynth.codec.vae import VAE, VAEConfig
-from lorasynth.codec.vae_training import InMemory, Training, split
+from lorasynth.codec.vae_training import Training, split
 from lorasynth.config import to_dict
 from lorasynth.errors import ConfigError
 
@@ -137,7 +137,7 @@ def fit_streamed(
     if way == "memory":
         x = gather(source, device)
         codec.scaled = Scaled.fit(x, scaling, device=device)
-        Training(codec, InMemory(codec.scaled.encode(x), config), checkpoint).run()
+        codec.learn(codec.scaled.encode(x), checkpoint)
     else:
         moments, _ = passes.moments(source, min(config.batch, len(source)), checkpoint, device)
         codec.scaled = Scaled.of(scaling, moments.mean.float(), moments.variance.sqrt().float())

@@ -3,7 +3,7 @@
 `vae_training` trains it; for more vectors than fit in memory there is `streamed_vae`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
+from lorasynth.codec.checkpoint import Checkpoint
 from lorasynth.codec.contract import CODECS, Codec, VectorSource, gather
 from lorasynth.codec.scaled import Scale, Scaled, ScaledConfig
+from lorasynth.codec.span import Span
 from lorasynth.codec.vae_training import InMemory, Training
 from lorasynth.errors import ConfigError
 from lorasynth.randomness import stream_seed
@@ -110,7 +112,7 @@ class VAE(Codec):
         x = gather(vectors, device)
         codec = cls.untrained(config or VAEConfig(), x.shape[1], device)
         codec.scaled = Scaled.fit(x, ScaledConfig(scale=codec.config.scale), device=device)
-        Training(codec, InMemory(codec.scaled.encode(x), codec.config)).run()
+        codec.learn(codec.scaled.encode(x))
         return codec
 
     @classmethod
@@ -119,6 +121,40 @@ class VAE(Codec):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(config.seed, "vae", "weights"))
             return cls(config, width, config.latents).to(device)
+
+    def learn(self, x: Float[Tensor, "n D"], checkpoint: Checkpoint | None = None) -> None:
+        """Train on scaled vectors in memory.
+
+        Few long ones are learned in their span, by a VAE that is as wide as they are many, with
+        the same loss; its outer layers are then written in all D numbers.
+
+        Args:
+            x: scaled vectors.
+            checkpoint: where to keep what there is; None for nowhere.
+        """
+        if 2 * len(x) > self.width or not x.any():
+            Training(self, InMemory(x, self.config), checkpoint).run()
+            return
+        span = Span.of(x, self.config.seed)
+        share = len(span.basis) / self.width
+        config = replace(self.config, beta=self.config.beta * share)
+        narrow = VAE.untrained(config, len(span.basis), x.device)
+        Training(narrow, InMemory(span.coordinates, config), checkpoint).run()
+        self._widen(narrow, span)
+        for epoch in narrow.report["epochs"]:
+            epoch |= {name: epoch[name] * share for name in epoch if "divergence" in name}
+        self.report = narrow.report
+        self.eval().requires_grad_(requires_grad=False)
+
+    @torch.no_grad()
+    def _widen(self, narrow: "VAE", span: Span) -> None:
+        """Take over a VAE of coordinates in a span."""
+        encoder, decoder = narrow.encoder.state_dict(), narrow.decoder.state_dict()
+        encoder["0.weight"] = encoder["0.weight"] @ span.basis / span.unit
+        for name in list(decoder)[-2:]:  # weight and bias of the last layer
+            decoder[name] = span.unit * (span.basis.T @ decoder[name])
+        self.encoder.load_state_dict(encoder)
+        self.decoder.load_state_dict(decoder)
 
     @override
     def _encode(self, x: Float[Tensor, "n D"]) -> Float[Tensor, "n k"]:
