@@ -72,20 +72,17 @@ def read_weights(path: Path | str, device: torch.device | str = "cpu") -> dict[s
         ) from error
 
 
-def kept_tensors(
-    path: Path | None, make: Callable[[], Mapping[str, Tensor]]
-) -> Mapping[str, Tensor]:
+def kept_tensors(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
     """The tensors in a file if it exists; else make them and write them there.
 
     Args:
-        path: of the file, whose name says all that decides them; None to keep nothing.
+        path: of the file, whose name says all that decides them.
         make: returns them.
     """
-    if path is not None and path.is_file():
+    if path.is_file():
         return read_weights(path)
     made = make()
-    if path is not None:
-        write_weights(path, made)
+    write_weights(path, made)
     return made
 
 

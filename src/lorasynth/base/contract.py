@@ -55,6 +55,10 @@ class SamplingConfig:
     batch: int = 64
 
 
+#: For pictures that are only measured: their figures are those of pictures after twenty steps.
+MEASURED = SamplingConfig(steps=10)
+
+
 class BaseModel(ABC):
     """A text-to-image model that adapters are made for; all of its weights are frozen.
 

@@ -27,6 +27,7 @@ from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from lorasynth.codec.checkpoint import Checkpoint
+from lorasynth.codec.span import orthonormalise
 
 #: Applies the covariance (times a constant) to rows; the text names the pass.
 Apply = Callable[[Float32[Tensor, "l D"], str], Float32[Tensor, "l D"]]
@@ -130,25 +131,6 @@ def leading_eigenvectors(
         values, turns = _ritz(run, k)
     _rotate(run.basis, run.used, turns)
     return Leading(run.basis[: len(values)], values, missing, run.blocks)
-
-
-def orthonormalise(rows: Float32[Tensor, "l D"], noise: float = 0.0) -> Float32[Tensor, "m D"]:
-    """An orthonormal basis of the rows' span, in their memory.
-
-    Directions whose length is at most `noise` are left out.
-    """
-    if len(rows) == 0:
-        return rows
-    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    for part in rows.split(_COLUMNS, dim=1):
-        wide = part.double()
-        gram.addmm_(wide, wide.T)
-    squares, turns = torch.linalg.eigh(gram)
-    keep = squares > max(noise**2, 1e-14 * float(squares[-1]))
-    change = (turns[:, keep] / squares[keep].sqrt()).T
-    for part in rows.split(_COLUMNS, dim=1):
-        part[: len(change)] = change @ part.double()
-    return rows[: len(change)]
 
 
 def _begin(start: Float32[Tensor, "l D"], capacity: int, checkpoint: Checkpoint) -> _Iteration:

@@ -7,14 +7,16 @@ layer that read there would stay as they were drawn, and add noise to whatever i
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from lorasynth.codec.pca import substantial
 from lorasynth.randomness import torch_stream
 
 #: Columns in float64 at a time.
 _COLUMNS = 4096
+
+#: Directions in which all vectors together are shorter, as a share of them, are rounding errors.
+_NOISE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,29 @@ class Span:
             x: vectors, at least one of them not zero; n is at most D.
             seed: of the turn.
         """
-        products = sum(part.double() @ part.double().T for part in x.split(_COLUMNS, dim=1))
-        assert isinstance(products, Tensor)
-        values, vectors = torch.linalg.eigh(products)
-        kept = substantial(values)
-        vectors, lengths = vectors[:, kept], values[kept].sqrt()
-        turn = _rotation(len(kept), seed).to(vectors)
-        combine = turn @ (vectors / lengths).T
-        parts = [(combine @ part.double()).to(x) for part in x.split(_COLUMNS, dim=1)]
-        unit = (x.shape[1] / len(kept)) ** 0.5
-        coordinates = (vectors * lengths) @ turn.T / unit
-        return cls(torch.cat(parts, dim=1), coordinates.to(x), unit)
+        basis = orthonormalise(x.clone(), _NOISE * float(x.norm()))
+        basis = _rotation(len(basis), seed).to(x) @ basis
+        unit = (x.shape[1] / len(basis)) ** 0.5
+        return cls(basis, x @ basis.T / unit, unit)
+
+
+def orthonormalise(rows: Float32[Tensor, "l D"], noise: float = 0.0) -> Float32[Tensor, "m D"]:
+    """An orthonormal basis of the rows' span, in their memory.
+
+    Directions whose length is at most `noise` are left out.
+    """
+    if len(rows) == 0:
+        return rows
+    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+    for part in rows.split(_COLUMNS, dim=1):
+        wide = part.double()
+        gram.addmm_(wide, wide.T)
+    squares, turns = torch.linalg.eigh(gram)
+    keep = squares > max(noise**2, 1e-14 * float(squares[-1]))
+    change = (turns[:, keep] / squares[keep].sqrt()).T
+    for part in rows.split(_COLUMNS, dim=1):
+        part[: len(change)] = change @ part.double()
+    return rows[: len(change)]
 
 
 def _rotation(size: int, seed: int) -> Float64[Tensor, "r r"]:

@@ -1,7 +1,7 @@
 """A quality gate: are a few pictures made with an adapter like its subject?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import cycle, islice
 
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lorasynth.adapter import Factors
-from lorasynth.base import BaseModel, SamplingConfig
+from lorasynth.base import MEASURED, BaseModel, SamplingConfig
 from lorasynth.collect.contract import Verdict
 from lorasynth.condition import ConditionEncoder
 from lorasynth.errors import PictureError
@@ -41,7 +41,7 @@ class LikenessGate:
     encoder: ConditionEncoder
     least: float
     samples: int = 4
-    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(steps=10))
+    sampling: SamplingConfig = MEASURED
     seed: int = 0
 
     def __call__(self, factors: Factors, subjects: Sequence[Subject]) -> Verdict:

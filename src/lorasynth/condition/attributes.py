@@ -23,6 +23,7 @@ from lorasynth.condition.contract import (
     ENCODERS,
     ConditionEncoder,
     EmbedSubject,
+    Photos,
     subject_embedding,
 )
 from lorasynth.condition.named import load_encoder
@@ -126,11 +127,7 @@ class AttributeEncoder:
         return functional.normalize(joined, dim=1)
 
     def of_photos(
-        self,
-        photos: Sequence[UInt8[Tensor, "_ _ 3"]] | UInt8[Tensor, "k h w 3"],
-        names: Sequence[str],
-        face: int | None,
-        facts: Mapping[str, object],
+        self, photos: Photos, names: Sequence[str], face: int | None, facts: Mapping[str, object]
     ) -> Float[Tensor, " m"]:
         """The condition of one subject, from what is shown and what is stated.
 

@@ -82,6 +82,9 @@ class PhotoEncoder(ConditionEncoder, Protocol):
         ...
 
 
+#: Photos of one subject, of any sizes.
+Photos: TypeAlias = Sequence[UInt8[Tensor, "_ _ 3"]] | UInt8[Tensor, "k h w 3"]
+
 #: Embeds each picture of a subject, with any encoder.
 EmbedSubject: TypeAlias = Callable[[ConditionEncoder, Subject], Float[Tensor, "k m"]]
 
@@ -97,11 +100,7 @@ class CompositeEncoder(ConditionEncoder, Protocol):
     parts: Sequence[ConditionEncoder]
 
     def of_photos(
-        self,
-        photos: Sequence[UInt8[Tensor, "_ _ 3"]] | UInt8[Tensor, "k h w 3"],
-        names: Sequence[str],
-        face: int | None,
-        facts: Mapping[str, object],
+        self, photos: Photos, names: Sequence[str], face: int | None, facts: Mapping[str, object]
     ) -> Float[Tensor, " m"]:
         """The condition of one subject, as `subject_embedding` asks for it."""
         ...
@@ -122,7 +121,7 @@ def sphere_mean(embeddings: Float[Tensor, "k m"]) -> Float[Tensor, " m"]:
 
 def subject_embedding(
     encoder: ConditionEncoder,
-    photos: Sequence[UInt8[Tensor, "_ _ 3"]] | UInt8[Tensor, "k h w 3"],
+    photos: Photos,
     names: Sequence[str],
     face: int | None = None,
     facts: Mapping[str, object] | None = None,
@@ -206,7 +205,7 @@ def embed_made(encoder: ConditionEncoder, subject: Subject) -> Float[Tensor, "k 
 
 def _embed_photos(
     encoder: PhotoEncoder,
-    photos: Sequence[UInt8[Tensor, "_ _ 3"]] | UInt8[Tensor, "k h w 3"],
+    photos: Photos,
     names: Sequence[str],
     face: int | None = None,
 ) -> Float[Tensor, "k m"]:

@@ -22,6 +22,7 @@ from lorasynth.condition.contract import (
     ConditionEncoder,
     EmbedSubject,
     PhotoEncoder,
+    Photos,
     subject_embedding,
 )
 from lorasynth.condition.named import load_encoder
@@ -61,11 +62,7 @@ class JoinedEncoder:
         return torch.cat(whole, dim=1) / math.sqrt(len(units))
 
     def of_photos(
-        self,
-        photos: Sequence[UInt8[Tensor, "_ _ 3"]] | UInt8[Tensor, "k h w 3"],
-        names: Sequence[str],
-        face: int | None,
-        facts: Mapping[str, object],
+        self, photos: Photos, names: Sequence[str], face: int | None, facts: Mapping[str, object]
     ) -> Float[Tensor, " m"]:
         """The condition of one subject: each part is asked what it can answer.
 

@@ -1,4 +1,4 @@
-"""Small picture networks: two architectures that share nothing, so that they err apart."""
+"""Small picture networks of several architectures, so that they err apart."""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -88,12 +88,11 @@ def separable_trunk(picture_size: int, features: int) -> nn.Sequential:
         nn.GELU(),
     ]
     for before, width in pairwise((stem, *widths)):
-        if before != stem:
-            layers.append(nn.BatchNorm2d(before))
         layers.append(nn.Conv2d(before, width, 3, 2, padding=1))
         layers += [_Depthwise(width, nn.BatchNorm2d(width)) for _ in range(2)]
+        layers.append(nn.BatchNorm2d(width))
     cells = (picture_size // 2 ** (len(widths) + 1)) ** 2
-    layers += [nn.BatchNorm2d(widths[-1]), nn.Flatten(), nn.Linear(widths[-1] * cells, 1024)]
+    layers += [nn.Flatten(), nn.Linear(widths[-1] * cells, 1024)]
     layers += [nn.GELU(), nn.Linear(1024, features)]
     return nn.Sequential(*layers)
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from lorasynth.adapter import Factors, map_factors
-from lorasynth.base import BaseModel, SamplingConfig
+from lorasynth.base import MEASURED, BaseModel, SamplingConfig
 from lorasynth.collect import Anchor, Recipe, collect
 from lorasynth.condition import AttributeJudge, ConditionEncoder
 from lorasynth.config import to_dict
@@ -71,7 +71,7 @@ class TrialConfig:
         split: `test`, or `validation` for choices.
         pictures: made with each adapter; as many references.
         training_pictures: that a `trained` adapter learns from.
-        sampling: how pictures are made; figures after 10 and 20 steps are the same.
+        sampling: how pictures are made.
         fleet: adapters trained at once.
     """
 
@@ -80,7 +80,7 @@ class TrialConfig:
     split: Split = "test"
     pictures: int = 8
     training_pictures: int = 10
-    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(steps=10))
+    sampling: SamplingConfig = MEASURED
     fleet: int = 25
 
     def __post_init__(self) -> None:
