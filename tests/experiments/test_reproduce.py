@@ -59,3 +59,24 @@ def test_a_smoke_run_writes_a_report_without_verdicts_and_resumes(
     cells = {path: path.stat().st_mtime_ns for path in folder.rglob("cells/*.json")}
     assert run(*arguments, "--device", "cpu").status == 0
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("cells/*.json")} == cells
+
+
+def test_a_library_that_is_given_is_studied_in_place_of_a_new_one(
+    bundle_run: Path, run: Run, tmp_path: Path
+) -> None:
+    arguments: list[str | Path] = ["reproduce", "--smoke", "--claim", "linearity", "--device"]
+    arguments += ["cpu", "--bundle", bundle_run / "bundle"]
+    arguments += ["--library", bundle_run / "out" / "library"]
+    arguments += ["--run", tmp_path / "run", "-o", tmp_path / "report"]
+    refused = run(*arguments)
+    assert refused.status == 2
+    assert refused.err == (
+        "error: the library must have 16 adapters, 4 of them held out, but has 6: give a larger "
+        "one, or --set library=N held_out=N\n"
+    )
+    fewer = ("--set", "library=4", "--set", "held_out=2", "--set", "sizes=[3,4]")
+    result = run(*arguments, *fewer)
+    assert result.status == 0, result.err
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert [row["size"] for row in report["claims"][0]["values"]["rows"]] == [3, 4]
+    assert not list((tmp_path / "run").rglob("library-ours"))

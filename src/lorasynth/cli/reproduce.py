@@ -19,6 +19,13 @@ def reproduce(
         bool, typer.Option("--smoke", help="As little as can be: minutes, and no verdicts.")
     ] = False,
     bundle: Annotated[Path, typer.Option(help="Bundle to study.")] = Path("bundle"),
+    library: Annotated[
+        Path | None,
+        typer.Option(
+            help="Library of the bundle's kind to study, such as the one it is made from"
+            " (runs/out/library); without it one is collected."
+        ),
+    ] = None,
     run: Run = Path("runs/reproduce"),
     settings: Settings = None,
     device: Device = "auto",
@@ -37,12 +44,14 @@ def reproduce(
         write_report,
     )
     from lorasynth.experiments.reproduce import smoke as as_small_as_can_be
+    from lorasynth.library import Library
     from lorasynth.progress import console
 
     config = override(as_small_as_can_be() if smoke else ReproduceConfig(), settings)
     chosen = [(name, CLAIMS.get(name)) for name in claim or ORDER]
     folder = run / "smoke" if smoke else run
-    study, findings = Study(Bundle.open(bundle, pick_device(device)), config, folder), []
+    ours = None if library is None else Library.open(library)
+    study, findings = Study(Bundle.open(bundle, pick_device(device)), config, folder, ours), []
     for name, look_into in chosen:
         console.print(f"claim: {name}", highlight=False)
         findings.append(look_into(study))

@@ -19,6 +19,7 @@ from lorasynth.codec import Codec, fit_codec
 from lorasynth.collect import PRESETS, Recipe, collect
 from lorasynth.collect.embedding import column_of, embed_library
 from lorasynth.config import to_dict
+from lorasynth.errors import LibraryError
 from lorasynth.experiments.bundle import Bundle
 from lorasynth.experiments.reports import kept_report
 from lorasynth.experiments.reproduce.finding import listed
@@ -32,7 +33,7 @@ from lorasynth.hypernet import (
 )
 from lorasynth.hypernet.train import HypernetConfig
 from lorasynth.hypernet.train import train as train_hypernet
-from lorasynth.library import Library
+from lorasynth.library import Library, LibraryView
 from lorasynth.pictures import AvatarSubjects
 from lorasynth.predict.ip_adapter import IPAdapterConfig
 from lorasynth.synthesizer import Synthesizer
@@ -135,13 +136,27 @@ class Study:
         bundle: what is studied.
         config: how much is measured.
         folder: for libraries and measurements; the same folder resumes.
+        ours: a library of our kind, such as the one that the bundle was made from; its first rows
+            are used.  None: one is collected.
+
+    Raises:
+        LibraryError: `ours` is too small.
     """
 
-    def __init__(self, bundle: Bundle, config: ReproduceConfig, folder: Path) -> None:
+    def __init__(
+        self, bundle: Bundle, config: ReproduceConfig, folder: Path, ours: Library | None = None
+    ) -> None:
         self.bundle = bundle
         self.config = config
         self.folder = folder
-        self._libraries: dict[str, Library] = {}
+        self._given = ours
+        self._count = config.library + config.held_out
+        if ours is not None and len(ours) < self._count:
+            raise LibraryError(
+                f"the library must have {self._count} adapters, {config.held_out} of them held "
+                f"out, but has {len(ours)}: give a larger one, or --set library=N held_out=N"
+            )
+        self._libraries: dict[str, LibraryView] = {}
         self._vectors: dict[str, Tensor] = {}
 
     def cell(self, name: str, facts: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
@@ -153,6 +168,8 @@ class Study:
             measure: returns JSON values.
         """
         decided = {**facts, "base": self.bundle.base.fingerprint, "smoke": self.config.smoke}
+        if self._given is not None:
+            decided["ours"] = self._given.fingerprint
         asked = {"name": name, "facts": json.loads(json.dumps(decided))}
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder / "cells" / f"{digest}.json"
@@ -175,17 +192,18 @@ class Study:
         targets, rank = self.bundle.recipe.targets, self.bundle.recipe.rank
         return replace(self.config.usual, targets=targets, rank=rank)
 
-    def library(self, kind: str) -> Library:
+    def library(self, kind: str) -> LibraryView:
         """The library of a kind, collected as far as it is not yet; the last rows are held out."""
         if kind not in self._libraries:
-            self._libraries[kind] = self._collect(kind)
+            given = self._given if kind == "ours" else None
+            whole = given if given is not None else self._collect(kind)
+            self._libraries[kind] = whole.select(range(self._count))
         return self._libraries[kind]
 
     def _collect(self, kind: str) -> Library:
         path = self.folder / f"library-{kind}"
-        count = self.config.library + self.config.held_out
         size = self.bundle.base.picture_size
-        source = AvatarSubjects(split="train", count=count, size=size, series="reproduce")
+        source = AvatarSubjects(split="train", count=self._count, size=size, series="reproduce")
         anchor = self.bundle.pretrained if kind == "ours" else None
         collect(self.bundle.base, source, path, self.recipe(kind), anchor=anchor)
         library = Library.open(path)
@@ -205,8 +223,7 @@ class Study:
 
     def raw(self, kind: str) -> Factors:
         """All factors as they were trained, the held-out ones last."""
-        library = self.library(kind)
-        return library.factors(range(len(library)))
+        return self.library(kind).factors()
 
     def conditions(self, kind: str) -> Float[Tensor, "N P m"]:
         """Embeddings of all subjects, the held-out ones last."""
