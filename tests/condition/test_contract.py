@@ -112,7 +112,6 @@ class Row:
 
 ROWS: dict[str, Row] = {
     "avatar-residual": Row(lambda seed: avatar(AVATAR, seed)),
-    "avatar-depthwise": Row(lambda seed: avatar(replace(AVATAR, trunk="depthwise"), seed)),
     "avatar-separable": Row(lambda seed: avatar(replace(AVATAR, trunk="separable"), seed)),
     "attributes": Row(lambda seed: AttributeEncoder(KNOWN, avatar(AVATAR, seed))),
     "reader": Row(reader),
@@ -162,7 +161,7 @@ def test_presence_is_a_probability(row: str) -> None:
     assert ((presence >= 0) & (presence <= 1)).all()
 
 
-@pytest.mark.parametrize("row", ["avatar-residual", "avatar-depthwise", "avatar-separable"])
+@pytest.mark.parametrize("row", ["avatar-residual", "avatar-separable"])
 def test_avatars_are_told_from_others_by_degrees(row: str) -> None:
     presence = ROWS[row]().presence(pictures(5))
     assert ((presence > 0) & (presence < 1)).all()

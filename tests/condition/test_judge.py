@@ -79,7 +79,7 @@ def _without_config(folder: Path) -> None:
 
 def _other_trunk(folder: Path) -> None:
     path = folder / "config.json"
-    path.write_text(path.read_text().replace("residual", "depthwise"))
+    path.write_text(path.read_text().replace("residual", "separable"))
 
 
 @pytest.mark.parametrize("damage", [_truncate, _without_config, _other_trunk])

@@ -116,9 +116,7 @@ def join(
 def train(
     out: Out,
     name: Annotated[str, typer.Option(help="Name of the encoder.")] = "avatar",
-    trunk: Annotated[
-        str, typer.Option(help="Architecture: residual, depthwise or separable.")
-    ] = "residual",
+    trunk: Annotated[str, typer.Option(help="Architecture: residual or separable.")] = "residual",
     series: Series = "base",
     subjects: Subjects = 6_000,
     siblings: Siblings = 4,

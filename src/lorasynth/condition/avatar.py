@@ -30,7 +30,7 @@ class AvatarEncoderConfig:
     """
 
     name: str = "avatar"
-    trunk: Literal["residual", "depthwise", "separable"] = "residual"
+    trunk: Literal["residual", "separable"] = "residual"
     picture_size: int = 64
     width: int = 128
     features: int = 256

@@ -28,7 +28,7 @@ from lorasynth.weights import load_weights, save_module
 class JudgeConfig:
     """What the judge is, and how it is trained."""
 
-    trunk: Literal["residual", "depthwise"] = "residual"
+    trunk: Literal["residual", "separable"] = "residual"
     picture_size: int = 64
     features: int = 512
     optimisation: Optimisation = field(

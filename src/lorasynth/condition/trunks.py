@@ -33,12 +33,15 @@ class _Residual(nn.Module):
 
 
 class _Depthwise(nn.Module):
-    """A 5 x 5 depthwise convolution and a pointwise MLP (after Liu et al. 2022)."""
+    """A 5 x 5 depthwise convolution and a pointwise MLP (after Liu et al. 2022).
 
-    def __init__(self, width: int, norm: nn.Module) -> None:
+    Batch norm, because a norm over one picture would scale what is read of a face by its scene.
+    """
+
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(width, width, 5, padding=2, groups=width)
-        self.norm = norm
+        self.norm = nn.BatchNorm2d(width)
         self.expand = nn.Conv2d(width, 4 * width, 1)
         self.reduce = nn.Conv2d(4 * width, width, 1)
 
@@ -59,28 +62,8 @@ def residual_trunk(picture_size: int, features: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def depthwise_trunk(picture_size: int, features: int) -> nn.Sequential:
-    """A patchifying depthwise network that ends in pooled quadrants."""
-    widths = (32, 64, 128)
-    layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 4)]
-    for level, width in enumerate(widths):
-        if level:
-            layers += [
-                nn.GroupNorm(1, widths[level - 1]),
-                nn.Conv2d(widths[level - 1], width, 2, 2),
-            ]
-        layers += [_Depthwise(width, nn.GroupNorm(1, width)) for _ in range(2)]
-    cells = picture_size // 16
-    layers += [nn.GroupNorm(1, widths[-1]), nn.AdaptiveAvgPool2d(min(cells, 4)), nn.Flatten()]
-    layers += [nn.Linear(widths[-1] * min(cells, 4) ** 2, features)]
-    return nn.Sequential(*layers)
-
-
 def separable_trunk(picture_size: int, features: int) -> nn.Sequential:
-    """Depthwise blocks between overlapping strides, then an MLP over all positions.
-
-    Batch norm, because a norm over one picture would scale what is read of a face by its scene.
-    """
+    """Depthwise blocks between overlapping strides, then an MLP over all positions."""
     stem, widths = 24, (32, 64, 128)
     layers: list[nn.Module] = [
         nn.Conv2d(3, stem, 5, 2, padding=2, bias=False),
@@ -89,7 +72,7 @@ def separable_trunk(picture_size: int, features: int) -> nn.Sequential:
     ]
     for before, width in pairwise((stem, *widths)):
         layers.append(nn.Conv2d(before, width, 3, 2, padding=1))
-        layers += [_Depthwise(width, nn.BatchNorm2d(width)) for _ in range(2)]
+        layers += [_Depthwise(width) for _ in range(2)]
         layers.append(nn.BatchNorm2d(width))
     cells = (picture_size // 2 ** (len(widths) + 1)) ** 2
     layers += [nn.Flatten(), nn.Linear(widths[-1] * cells, 1024)]
@@ -100,7 +83,6 @@ def separable_trunk(picture_size: int, features: int) -> nn.Sequential:
 #: Architectures by name, as configs give them.
 TRUNKS: dict[str, Callable[[int, int], nn.Sequential]] = {
     "residual": residual_trunk,
-    "depthwise": depthwise_trunk,
     "separable": separable_trunk,
 }
 
