@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,13 @@ def test_stages_can_be_made_alone(tmp_path: Path) -> None:
         ConfigError, match=r"a stage must be one of perception, autoencoder, .* but is 'decoder'"
     ):
         maker.stages.make("decoder")
+
+
+def test_a_run_goes_on_with_its_own_choices_alone(bundle_run: Path) -> None:
+    device = torch.device("cpu")
+    other = BundleMaker(replace(tiny_config(), library=7, seed=3), bundle_run, device, workers=1)
+    with pytest.raises(ConfigError, match=r"but library, seed differ from .*choices\.json: give"):
+        other.stages.make("avatar-second")
 
 
 @pytest.mark.parametrize("part", ["base/unet", "judge", "synthesizer/codec", "library"])

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lorasynth.cli.options import CORES, Device, Run, Seed, Workers
+from lorasynth.cli.options import CORES, Device, Run, Seed, Settings, Workers, override
 
 app = typer.Typer(help="The shipped bundle.", no_args_is_help=True)
 
@@ -26,13 +26,16 @@ def make(
     run: Run = Path("runs"),
     only: Only = None,
     workers: Workers = CORES,
+    settings: Settings = None,
     device: Device = "auto",
 ) -> None:
     """Make the bundle from nothing; run again to resume."""
     from lorasynth.device import pick_device
     from lorasynth.experiments.make_bundle import BundleConfig, BundleMaker
 
-    maker = BundleMaker(BundleConfig(), run, pick_device(device), workers)
+    config = override(BundleConfig(), settings)
+    command = " ".join(["lorasynth bundle make", *(f"--set {one}" for one in settings or ())])
+    maker = BundleMaker(config, run, pick_device(device), workers, command)
     if only is None:
         maker.make(out)
     else:

@@ -118,11 +118,19 @@ class BundleMaker:
     autoencoder needs the perception, the base model the autoencoder, and the library all.
     """
 
-    def __init__(self, config: BundleConfig, run: Path, device: torch.device, workers: int) -> None:
+    def __init__(
+        self,
+        config: BundleConfig,
+        run: Path,
+        device: torch.device,
+        workers: int,
+        command: str = "lorasynth bundle make",
+    ) -> None:
         self.config = config
         self.run = run
         self.device = device
         self.workers = workers
+        self.command = command
         makers: dict[str, Callable[[Path], None]] = {
             "perception": lambda path: self._judge(path, "base", config.seed),
             "autoencoder": self._autoencoder,
@@ -137,7 +145,7 @@ class BundleMaker:
         }
         if config.pretraining is None:
             del makers["pretrained"]
-        self.stages = StagedRun(run, makers)
+        self.stages = StagedRun(run, makers, to_dict(config))
 
     def make(self, out: Path) -> None:
         """Run every stage that is missing, then assemble, evaluate and write the manifest.
@@ -301,7 +309,7 @@ class BundleMaker:
 
     def _facts(self, parts: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
         return {
-            "command": "make bundle",
+            "command": self.command,
             "version": __version__,
             "date": datetime.now(UTC).date().isoformat(),
             "machine": {
