@@ -4,7 +4,6 @@ A stage makes its output under its own name only when it is whole, so a killed r
 stage that was cut off, and deleting an output makes that stage again.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,19 +22,19 @@ class StagedRun:
         run: folder of the run; outputs are below `run/out`, and what they took beside it.
         makers: what makes each stage's output at the path that it is given, in an order in which
             they can be made.
-        choices: JSON values that decide the outputs, kept in the run, which goes on with no others;
-            None: nothing is kept.
+        choices: JSON values that decide the outputs; they are kept in the run, which goes on with
+            no others.
     """
 
     def __init__(
         self,
         run: Path,
         makers: Mapping[str, Callable[[Path], None]],
-        choices: Mapping[str, Any] | None = None,
+        choices: Mapping[str, Any],
     ) -> None:
         self.run = run
         self.makers = makers
-        self.choices = choices
+        self.choices = dict(choices)
 
     def path(self, name: str) -> Path:
         """Where a stage's output is, or will be."""
@@ -54,7 +53,7 @@ class StagedRun:
         """
         if name not in self.makers:
             raise ConfigError(f"a stage must be one of {', '.join(self.makers)}, but is {name!r}")
-        self._same_choices()
+        self.require_same_choices()
         if self.path(name).exists():
             return
         make_parent(self.path(name))
@@ -63,17 +62,24 @@ class StagedRun:
         self.makers[name](self.path(name))
         self.note(name, time.monotonic() - start)
 
-    def _same_choices(self) -> None:
-        if self.choices is None:
-            return
-        path, mine = self.run / "choices.json", json.loads(json.dumps(self.choices))
-        if not path.exists():
+    def require_same_choices(self) -> None:
+        """Keep what decides the outputs beside them.
+
+        Raises:
+            ConfigError: the run was begun with other choices.
+        """
+        path, mine = self.run / "choices.json", self.choices
+        if not path.is_file():
             write_json(path, mine)
-        elif (kept := read_json(path)) != mine:
-            names = sorted(n for n in kept | mine if kept.get(n) != mine.get(n))
+            return
+        kept = read_json(path)
+        others = sorted(name for name in kept | mine if kept.get(name) != mine.get(name))
+        if others:
+            changes = "; ".join(f"{n} was {kept.get(n)} and is now {mine.get(n)}" for n in others)
             raise ConfigError(
-                f"a run must go on with the choices that it began with, but {', '.join(names)} "
-                f"differ from {path}: give another --run, or delete that file to keep what is made"
+                f"a run must go on with the choices that it began with, but {', '.join(others)} "
+                f"differ from {path}: give those ({changes}), choose another folder, or delete "
+                "that file to keep what is made"
             )
 
     def make_all(self) -> None:

@@ -133,6 +133,9 @@ class W2WRecipe:
         self.memory = memory
         kind = CODECS.get(config.codec).config_class
         self.codec_config: object = from_dict(kind, config.codec_options)
+        choices = {k: v for k, v in to_dict(config).items() if k not in _FREE}
+        choices |= {"source": source, "base": base.fingerprint}
+        choices |= {"encoder": column_of(encoder), "pictures": str(pictures or "made")}
         self.stages = StagedRun(
             run,
             {
@@ -143,23 +146,9 @@ class W2WRecipe:
                 "loras": self._loras,
                 "evaluation": self._evaluation,
             },
+            choices,
         )
-        self._require_same_choices()
-
-    def _require_same_choices(self) -> None:
-        """Keep what decides the outputs beside them; refuse to go on with other choices."""
-        chosen = {k: v for k, v in to_dict(self.config).items() if k not in _FREE}
-        chosen |= {"source": self.source, "base": self.base.fingerprint}
-        chosen |= {"encoder": column_of(self.encoder), "pictures": str(self.pictures or "made")}
-        path = self.run / "recipe.json"
-        before = read_json(path) if path.is_file() else chosen
-        for name, value in chosen.items():
-            if before.get(name) != value:
-                raise ConfigError(
-                    f"a run goes on with the choices that it began with, but in {self.run} {name} "
-                    f"was {before.get(name)} and is now {value}: choose another folder"
-                )
-        write_json(path, chosen)
+        self.stages.require_same_choices()
 
     def _library(self, path: Path) -> None:
         growing, config = self.run / "library", self.config

@@ -149,15 +149,21 @@ class Study:
         self.bundle = bundle
         self.config = config
         self.folder = folder
-        self._given = ours
         self._count = config.library + config.held_out
-        if ours is not None and len(ours) < self._count:
-            raise LibraryError(
-                f"the library must have {self._count} adapters, {config.held_out} of them held "
-                f"out, but has {len(ours)}: give a larger one, or --set library=N held_out=N"
-            )
+        self._given: dict[str, str] = {}
         self._libraries: dict[str, LibraryView] = {}
         self._vectors: dict[str, Tensor] = {}
+        if ours is not None:
+            self._give(ours)
+
+    def _give(self, ours: Library) -> None:
+        if len(ours) < self._count:
+            raise LibraryError(
+                f"the library must have {self._count} adapters, {self.config.held_out} of them "
+                f"held out, but has {len(ours)}: give a larger one, or --set library=N held_out=N"
+            )
+        self._given["ours"] = ours.fingerprint
+        self._libraries["ours"] = ours.select(range(self._count))
 
     def cell(self, name: str, facts: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
         """One measurement, or what an earlier run kept of it.
@@ -168,8 +174,7 @@ class Study:
             measure: returns JSON values.
         """
         decided = {**facts, "base": self.bundle.base.fingerprint, "smoke": self.config.smoke}
-        if self._given is not None:
-            decided["ours"] = self._given.fingerprint
+        decided |= self._given
         asked = {"name": name, "facts": json.loads(json.dumps(decided))}
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder / "cells" / f"{digest}.json"
@@ -195,9 +200,7 @@ class Study:
     def library(self, kind: str) -> LibraryView:
         """The library of a kind, collected as far as it is not yet; the last rows are held out."""
         if kind not in self._libraries:
-            given = self._given if kind == "ours" else None
-            whole = given if given is not None else self._collect(kind)
-            self._libraries[kind] = whole.select(range(self._count))
+            self._libraries[kind] = self._collect(kind).select(range(self._count))
         return self._libraries[kind]
 
     def _collect(self, kind: str) -> Library:
