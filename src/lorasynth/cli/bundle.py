@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lorasynth.cli.options import CORES, Device, Run, Seed, Settings, Workers, override
+from lorasynth.cli.options import CORES, Device, Run, Seed, Settings, Workers, as_typed, override
 
 app = typer.Typer(help="The shipped bundle.", no_args_is_help=True)
 
@@ -34,7 +34,7 @@ def make(
     from lorasynth.experiments.make_bundle import BundleConfig, BundleMaker
 
     config = override(BundleConfig(), settings)
-    command = " ".join(["lorasynth bundle make", *(f"--set {one}" for one in settings or ())])
+    command = as_typed(["lorasynth", "bundle", "make"], settings)
     maker = BundleMaker(config, run, pick_device(device), workers, command)
     if only is None:
         maker.make(out)

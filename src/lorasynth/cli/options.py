@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -145,6 +146,11 @@ def override(config: ConfigT, settings: Sequence[str] | None) -> ConfigT:
             )
         place[last] = _value(text)
     return from_dict(type(config), stated)
+
+
+def as_typed(words: Sequence[str], settings: Sequence[str] | None) -> str:
+    """A command with its settings, as a shell takes it."""
+    return shlex.join([*words, *(word for one in settings or () for word in ("--set", one))])
 
 
 def memory_of(text: str | None) -> int:

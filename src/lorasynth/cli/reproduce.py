@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lorasynth.cli.options import Device, Run, Settings, override
+from lorasynth.cli.options import Device, Run, Settings, as_typed, override
 
 
 def reproduce(
@@ -55,6 +55,8 @@ def reproduce(
     for name, look_into in chosen:
         console.print(f"claim: {name}", highlight=False)
         findings.append(look_into(study))
-    command = "lorasynth reproduce" + (" --smoke" if smoke else "")
+    words = ["lorasynth", "reproduce", *(["--smoke"] if smoke else [])]
+    words += [] if library is None else ["--library", str(library)]
+    command = as_typed(words, settings)
     write_report(findings, config.seeds, out, smoke=smoke, command=command)
     typer.echo(out / "report.md")

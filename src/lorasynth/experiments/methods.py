@@ -84,32 +84,37 @@ class Ridge:
         fold = torch.arange(len(library.latents)) % _FOLDS
         errors = torch.zeros(len(_PENALTIES), library.latents.shape[1])
         for k in range(_FOLDS):
+            fitted = _ridge(library, fold != k)
+            kept = library.conditions[fold == k]
             for i, penalty in enumerate(_PENALTIES):
-                predict = _fit_ridge(library, fold != k, penalty)
-                kept = library.conditions[fold == k]
-                guess = predict(kept.flatten(0, 1)).unflatten(0, kept.shape[:2])
+                guess = fitted(penalty)(kept.flatten(0, 1)).unflatten(0, kept.shape[:2])
                 missed = (guess - library.latents[fold == k][:, None]).square()
                 errors[i] += missed.mean(dim=1).sum(dim=0) / len(fold)
         best = int(errors.sum(dim=1).argmin())
         self.spread: Float[Tensor, " k"] = errors[best].sqrt()
         everyone = torch.ones_like(fold, dtype=torch.bool)
-        self._predict = _fit_ridge(library, everyone, _PENALTIES[best])
+        self._predict = _ridge(library, everyone)(_PENALTIES[best])
 
     def __call__(self, conditions: Float[Tensor, "n m"]) -> Float[Tensor, "n k"]:
         """Predict latents."""
         return self._predict(conditions)
 
 
-def _fit_ridge(library: LatentLibrary, rows: Tensor, penalty: float) -> Predictor:
+def _ridge(library: LatentLibrary, rows: Tensor) -> Callable[[float], Predictor]:
+    """Ridge regression on some subjects with any penalty, from one eigendecomposition."""
     x = library.conditions[rows].double()
     y = library.latents[rows].double()
     x_mean, y_mean = x.mean(dim=(0, 1)), y.mean(dim=0)
     centred = (x - x_mean).flatten(0, 1)
     targets = (y - y_mean).repeat_interleave(x.shape[1], dim=0)
-    gram = centred.T @ centred
-    damping = penalty * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    weights = torch.linalg.solve(gram + damping, centred.T @ targets)
-    return lambda conditions: ((conditions.double() - x_mean) @ weights + y_mean).float()
+    values, axes = torch.linalg.eigh(centred.T @ centred)
+    along = axes.T @ (centred.T @ targets)
+
+    def fitted(penalty: float) -> Predictor:
+        weights = axes @ (along / (values + penalty * values.mean())[:, None])
+        return lambda conditions: ((conditions.double() - x_mean) @ weights + y_mean).float()
+
+    return fitted
 
 
 def mlp(library: LatentLibrary, seed: int = 0, steps: int = 2000) -> Predictor:
