@@ -22,6 +22,7 @@ from lorasynth.predict.ip_adapter import train_ip_adapter
 @CLAIMS.register("adapter methods")
 def adapter_methods(study: Study) -> Finding:
     """Holds: an IP-Adapter has less likeness than ours, or follows prompts less, and not more."""
+    training = study.config.ip_adapter.optimisation
     facts = {
         "training": to_dict(study.config.ip_adapter),
         "subjects": study.config.ip_subjects,
@@ -44,8 +45,9 @@ def adapter_methods(study: Study) -> Finding:
         section="1",
         verdict=judged(holds=loses and not wins, partly=loses),
         why=(
-            f"Ours less an IP-Adapter that was trained on as many subjects: likeness "
-            f"{text(likeness)}, prompts followed {text(prompts)}."
+            f"Ours less an IP-Adapter, trained on {study.config.ip_subjects} subjects in "
+            f"{training.steps} steps of {training.batch}: likeness {text(likeness)}, prompts "
+            f"followed {text(prompts)}."
         ),
         values={"ours": ours, "ip_adapter": theirs, "ours_less_ip_adapter": more},
         tables={"Beside an IP-Adapter": rows},
