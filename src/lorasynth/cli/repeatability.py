@@ -33,6 +33,16 @@ _SHOWN = (
     *("same", "different", "likeness", "likeness_second", "real", "real_second"),
     *("attribute_accuracy", "prompt_following", "seconds"),
 )
+#: Of a table, short enough for a screen -> figure of a report.
+_COLUMNS = {
+    "same": "same",
+    "other": "different",
+    "likeness": "likeness",
+    "second": "likeness_second",
+    "attr.": "attribute_accuracy",
+    "prompts": "prompt_following",
+    "s": "seconds",
+}
 
 
 def repeatability(
@@ -86,6 +96,7 @@ def recipes(
 
     Example: lorasynth recipes bench/recipes.json -o runs/recipes --anchor bundle/pretrained
     """
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table as Rows
 
@@ -111,7 +122,7 @@ def recipes(
     config = from_dict(TrialConfig, {"subjects": subjects, "seed": seed, "split": split})
     reports = compare_recipes(instruments, candidates, config, out)
     draw_recipes(reports, out / "recipes.png")
-    rows = Rows("recipe", *(name.replace("_", " ") for name in _SHOWN))
+    rows = Rows("recipe", *_COLUMNS, box=SIMPLE)
     for name, report in reports.items():
-        rows.add_row(name, *(f"{report[column]:.3f}" for column in _SHOWN))
+        rows.add_row(name, *(f"{report[figure]:.3f}" for figure in _COLUMNS.values()))
     Console().print(rows)

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from lorasynth.collect import Anchor, Recipe
@@ -61,22 +62,22 @@ def compare_recipes(
 
 def draw_recipes(reports: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Write likeness (with its interval) against repeatability as a PNG; anchored ones filled."""
-    figure = Figure(figsize=(7, 4.6), dpi=150)
+    figure = Figure(figsize=(8.5, 4.6), dpi=150, layout="constrained")
     axes = figure.subplots()
-    for name, report in reports.items():
+    colours = colormaps["tab20"]
+    for i, (name, report) in enumerate(reports.items()):
         x, y = report["same"], report["likeness"]
-        anchored = report["anchor"] is not None
         axes.errorbar(
             x,
             y,
             yerr=[[y - report["lo"]], [report["hi"] - y]],
             fmt="o",
-            color="tab:red" if anchored else "tab:blue",
-            markerfacecolor=None if anchored else "white",
+            color=colours(i % colours.N),
+            markerfacecolor=None if report["anchor"] is not None else "white",
             capsize=2,
             linewidth=0.8,
+            label=name,
         )
-        axes.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
     [*_, last] = reports.values()
     axes.axhline(last["real"], color="grey", linewidth=0.8, linestyle="dashed")
     axes.annotate(
@@ -93,5 +94,5 @@ def draw_recipes(reports: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         ylim=(0, 1.02),
     )
     axes.set_title("filled: trained from what a pretrained synthesizer foretells", fontsize=8)
-    figure.tight_layout()
+    figure.legend(loc="outside right upper", fontsize=7)
     save_figure(figure, path)
