@@ -55,8 +55,11 @@ def reproduce(
     for name, look_into in chosen:
         console.print(f"claim: {name}", highlight=False)
         findings.append(look_into(study))
-    words = ["lorasynth", "reproduce", *(["--smoke"] if smoke else [])]
-    words += [] if library is None else ["--library", str(library)]
+    words = ["lorasynth", "reproduce"]
+    if smoke:
+        words.append("--smoke")
+    if library is not None:
+        words += ["--library", str(library)]
     command = as_typed(words, settings)
     write_report(findings, config.seeds, out, smoke=smoke, command=command)
     typer.echo(out / "report.md")
