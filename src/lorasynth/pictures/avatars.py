@@ -21,7 +21,6 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -167,7 +166,7 @@ def _style(name: str) -> Any:
 
 def render_style(
     name: str, options: dict[str, Any], size: int
-) -> UInt8[NDArray[np.uint8], "h w 3"]:
+) -> UInt8[np.ndarray, "h w 3"]:
     """Draw any DiceBear style as an RGB picture of `size` pixels.
 
     Raises:
@@ -185,7 +184,7 @@ def render_style(
     return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB"))
 
 
-def draw(identity: Identity, scene: Scene, size: int) -> UInt8[NDArray[np.uint8], "h w 3"]:
+def draw(identity: Identity, scene: Scene, size: int) -> UInt8[np.ndarray, "h w 3"]:
     """Draw one portrait.
 
     Raises:

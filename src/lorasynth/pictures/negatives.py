@@ -2,7 +2,6 @@
 
 import numpy as np
 from jaxtyping import UInt8
-from numpy.typing import NDArray
 from PIL import Image
 
 from lorasynth.pictures.avatars import render_style
@@ -10,7 +9,7 @@ from lorasynth.pictures.avatars import render_style
 _FACELESS_STYLES = ("identicon", "shapes", "rings", "glass", "icons", "initials", "landscape")
 
 
-def draw_negative(rng: np.random.Generator, size: int) -> UInt8[NDArray[np.uint8], "h w 3"]:
+def draw_negative(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "h w 3"]:
     """Draw one faceless picture of `size` pixels."""
     kind = rng.integers(4)
     if kind == 0:
@@ -37,8 +36,8 @@ def draw_negative(rng: np.random.Generator, size: int) -> UInt8[NDArray[np.uint8
 
 
 def tear(
-    picture: UInt8[NDArray[np.uint8], "h w 3"], rng: np.random.Generator
-) -> UInt8[NDArray[np.uint8], "h w 3"]:
+    picture: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator
+) -> UInt8[np.ndarray, "h w 3"]:
     """Shuffle a portrait's sixteen tiles, so that its colours stay and its face does not."""
     side = picture.shape[0] // 4
     tiles = (
@@ -48,7 +47,7 @@ def tear(
         .reshape(16, side, side, 3)
     )
     order = rng.permutation(16)
-    torn: UInt8[NDArray[np.uint8], "h w 3"] = (
+    torn: UInt8[np.ndarray, "h w 3"] = (
         tiles[order].reshape(4, 4, side, side, 3).swapaxes(1, 2).reshape(side * 4, side * 4, 3)
     )
     return torn

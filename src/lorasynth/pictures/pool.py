@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64, Shaped, UInt8
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lorasynth.atomic import atomic_file
@@ -70,7 +68,7 @@ class Pool:
     pictures: UInt8[Tensor, "n h w 3"]
     labels: Int64[Tensor, "n attributes"]
     subject: Int64[Tensor, " n"]
-    captions: Shaped[NDArray[Any], "n captions"]
+    captions: Shaped[np.ndarray, "n captions"]
 
     def __len__(self) -> int:
         return len(self.pictures)
