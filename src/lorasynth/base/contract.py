@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int64, Real, UInt8
 from torch import Tensor, nn
 
-from lorasynth.adapter import Factor, Factors, count
+from lorasynth.adapter import Factor, Factors, count, map_factors
 from lorasynth.adapter.components import DENOISER, split
 from lorasynth.base.memory import Memory
 from lorasynth.base.pipeline_files import load_pipeline, read_description
@@ -272,7 +272,7 @@ class BaseModel(ABC):
 
     @contextmanager
     def attached(self, adapters: Factors | None) -> Iterator[None]:
-        """Stacked adapters, attached to denoiser and text encoders inside the context.
+        """Stacked adapters, from any device, attached to denoiser and text encoders inside.
 
         Raises:
             LayoutError: a module is absent or has other widths.
@@ -433,12 +433,14 @@ def _format_of(part: Any, dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if getattr(part.config, "model_type", "") == "t5" else dtype
 
 
-def _present(network: nn.Module, factors: Factors) -> Factors:
+def _present(network: Any, factors: Factors) -> Factors:
+    """The factors on the network's device, under the names that its modules have."""
+    here = map_factors(lambda part: part.to(network.device), factors)
     # transformers 5 took the layer `text_model` out of CLIP's text encoder; files still name it.
     outer = "text_model."
     if hasattr(network, outer[:-1]):
-        return factors
-    return {module.removeprefix(outer): factor for module, factor in factors.items()}
+        return here
+    return {module.removeprefix(outer): factor for module, factor in here.items()}
 
 
 def _ends_with(name: str, target: str) -> bool:

@@ -82,6 +82,4 @@ def _factors(
         if not allow_other_base:
             require_made_for(model, adapter.metadata.base_fingerprint, f"LoRA file {file}")
         adapters.append(adapter.scaled(strength).to(model.dtype).factors)
-    return (
-        map_factors(lambda part: part[None].to(model.device), add(adapters)) if adapters else None
-    )
+    return map_factors(lambda part: part[None], add(adapters)) if adapters else None

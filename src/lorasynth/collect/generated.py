@@ -77,7 +77,7 @@ class GeneratedSubjects:
         for start in range(0, len(ids), fleet):
             some = ids[start : start + fleet]
             stored = self.library.factors(rows[start : start + fleet])
-            adapters = map_factors(lambda part: part.to(self.base.device, self.base.dtype), stored)
+            adapters = map_factors(lambda part: part.to(self.base.dtype), stored)
             seeds = [stream_seed(config.seed, "generated", i, k) for i in some for k in range(each)]
             made = self.base.sample([config.prompt] * len(seeds), seeds, adapters, config.sampling)
             for subject_id, pictures in zip(some, made.split(each), strict=True):

@@ -80,7 +80,7 @@ class Contender:
         """What is attached for a subject: a stack of one; None for nothing."""
         own = [] if self.adapters is None else [self.adapters[subject].scaled(strength)]
         parts = [one.to(base.dtype).factors for one in (*own, *self.besides)]
-        return map_factors(lambda part: part[None].to(base.device), add(parts)) if parts else None
+        return map_factors(lambda part: part[None], add(parts)) if parts else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -248,7 +248,15 @@ class BundleMaker:
         growing = self.run / "library"
         encoder, least = load_encoder(self.stages.path("avatar")), self.config.least_likeness
         gate = None if least is None else LikenessGate(base=base, encoder=encoder, least=least)
-        report = collect(base, self.subjects, growing, self.config.recipe, anchor=anchor, gate=gate)
+        report = collect(
+            base,
+            self.subjects,
+            growing,
+            self.config.recipe,
+            fleet_size=None,
+            anchor=anchor,
+            gate=gate,
+        )
         embed_library(Library.open(growing), self.subjects, self._conditioner())
         if report.collected:
             self.stages.note("adapter", report.seconds / len(report.collected))
@@ -256,7 +264,8 @@ class BundleMaker:
 
     def _codec(self, path: Path) -> None:
         library = Library.open(self.stages.path("library"))
-        fit_codec(self.config.codec, library, self.config.codec_options).save(path)
+        options = self.config.codec_options
+        fit_codec(self.config.codec, library, options, device=self.device).cpu().save(path)
 
     def _synthesizer(self, path: Path) -> None:
         library = Library.open(self.stages.path("library"))

@@ -1,5 +1,6 @@
 """Abstract and introduction: near-instant against thousands of steps; what each second buys."""
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -9,7 +10,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from lorasynth.adapter import Factors
+from lorasynth.adapter import Factors, Layout
+from lorasynth.codec import Codec
 from lorasynth.collect import PRESETS, Descent, Recipe, train_fleet
 from lorasynth.experiments.reproduce.finding import (
     CLAIMS,
@@ -21,6 +23,7 @@ from lorasynth.experiments.reproduce.finding import (
 from lorasynth.experiments.reproduce.study import Study, as_json
 from lorasynth.optimise import (
     Coordinates,
+    Decode,
     Inversion,
     InversionConfig,
     Mixture,
@@ -181,7 +184,9 @@ def _trained(study: Study, recipe: Recipe) -> Callable[[list[Subject]], Factors]
 def _mixture(study: Study, count: int) -> Coordinates:
     config = MixtureConfig()
     config = replace(config, descent=replace(config.descent, steps=study.config.optimised))
-    return Mixture(config, count, study.bundle.library.latents, study.bundle.synthesizer.decode)
+    synthesizer = study.bundle.synthesizer
+    decode = _decoder(study, synthesizer.codec, synthesizer.layout)
+    return Mixture(config, count, study.bundle.library.latents, decode)
 
 
 def _inversion(study: Study, count: int) -> Coordinates:
@@ -189,7 +194,8 @@ def _inversion(study: Study, count: int) -> Coordinates:
     config = replace(config, descent=replace(config.descent, steps=study.config.optimised))
     known = study.bundle.library.latents
     mean = known.mean(dim=0)
-    decode = study.bundle.synthesizer.decode
+    synthesizer = study.bundle.synthesizer
+    decode = _decoder(study, synthesizer.codec, synthesizer.layout)
     return Inversion(config, mean.expand(count, -1), mean, known.std(dim=0), decode)
 
 
@@ -209,13 +215,14 @@ def _like_w2w(study: Study, count: int) -> Coordinates:
     codec, layout = study.codec("pca", options), study.layout("ours")
     latents = codec.encode(known)
     mean = latents.mean(dim=0)
-    return Inversion(
-        config,
-        mean.expand(count, -1),
-        mean,
-        latents.std(dim=0),
-        lambda z: layout.unflatten(codec.decode(z)),
-    )
+    decode = _decoder(study, codec, layout)
+    return Inversion(config, mean.expand(count, -1), mean, latents.std(dim=0), decode)
+
+
+def _decoder(study: Study, codec: Codec, layout: Layout) -> Decode:
+    """Latents to stacked adapters, on the base model's device, where descent is."""
+    codec = copy.deepcopy(codec).to(study.bundle.base.device)
+    return lambda latents: layout.unflatten(codec.decode(latents))
 
 
 def _draw(rows: Sequence[dict[str, Any]]) -> Figure:

@@ -208,7 +208,8 @@ class Study:
         size = self.bundle.base.picture_size
         source = AvatarSubjects(split="train", count=self._count, size=size, series="reproduce")
         anchor = self.bundle.pretrained if kind == "ours" else None
-        collect(self.bundle.base, source, path, self.recipe(kind), anchor=anchor)
+        recipe = self.recipe(kind)
+        collect(self.bundle.base, source, path, recipe, fleet_size=None, anchor=anchor)
         library = Library.open(path)
         embed_library(library, source, self.bundle.synthesizer.encoder)
         return library
@@ -235,7 +236,7 @@ class Study:
     def codec(self, name: str, options: Mapping[str, Any], size: int | None = None) -> Codec:
         """A codec fitted to our library's first `size` vectors; None: to all."""
         known, _ = self.vectors("ours")
-        return fit_codec(name, known[:size], options)
+        return fit_codec(name, known[:size], options, device=self.bundle.base.device).cpu()
 
     def trained(self) -> Factors:
         """Adapters really trained for the test subjects with our recipe: the ceiling."""
@@ -289,7 +290,7 @@ def _train_and_measure(
     probes: list[Any] = [CleanError(codec.encode(held), conditions[count:, 0]), GradientNorms()]
     probes.append(LikenessProbe(run=study.curve, codec=codec, layout=layout))
     begun = time.monotonic()
-    model = train_hypernet(data, training, probes=probes)
+    model = train_hypernet(data, training, probes=probes).cpu()
     seconds = time.monotonic() - begun
     run = study.trial
     noise = model.draw_noise(training.optimisation.seed, run.subjects.ids)
