@@ -1,10 +1,12 @@
 """Throughput of fleet training beside the frozen base model and diffusers + PEFT, in one run.
 
     python bench/collect.py --fleet 32 --pictures-per-step 1 4
+    python bench/collect.py --network sd15 --dtype bfloat16 --fleet 1 2 4 8 16 32
 
 The frozen base model (a forward and a backward pass down to its input, which every training of
 adapters needs) bounds what a larger batch can gain.  `share` is the fleet's gain over that bound.
-The random embedded model is measured unless --base names another: speed does not depend on weights.
+The random embedded model is measured unless --base names another, or --network the full U-Net of
+Stable Diffusion 1.5 (random too): speed does not depend on weights.
 All rows take turns, and each reports its median, so that other load on the machine hits them alike.
 """
 
@@ -13,16 +15,18 @@ import copy
 import itertools
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
 
-from lorasynth.base import BaseModel, StableDiffusion, Texts
+from lorasynth.base import BaseModel, Memory, StableDiffusion, Texts
 from lorasynth.base.avatar_model import AvatarModelConfig, build_pipeline
 from lorasynth.collect import PRESETS, Recipe, train_fleet
 from lorasynth.device import pick_device
@@ -107,67 +111,126 @@ def peft_run(base: BaseModel, recipe: Recipe, steps: int) -> Run:
     return lambda: timed(step, base, steps)
 
 
-def measure(base: BaseModel, recipe: Recipe, fleet: int, steps: int, repeats: int) -> list[float]:
-    """Median milliseconds per sample: frozen x 1, frozen x fleet, fleet of 1, fleet, PEFT."""
+@dataclass
+class Timed:
+    """Something that is timed: what one step processes, and the seconds of its steps."""
+
+    samples: int
+    run: Run
+    seconds: list[float] = field(default_factory=list)
+    fits: bool = True
+
+    def take(self, *, warm: bool) -> None:
+        """Take some steps; they count unless they warm up."""
+        if not self.fits:
+            return
+        try:
+            found = self.run()
+        except torch.OutOfMemoryError:
+            self.fits = False
+            torch.cuda.empty_cache()
+            return
+        self.seconds.extend([] if warm else found)
+
+    @property
+    def milliseconds(self) -> float:
+        """Median of a sample; not a number where memory did not suffice."""
+        if not self.fits:
+            return float("nan")
+        return 1000 * statistics.median(self.seconds) / self.samples
+
+
+def operations(base: BaseModel, recipe: Recipe) -> float:
+    """Of one sample of a fleet's step, a multiplication and an addition counted as two."""
+    one = replace(recipe, pictures_per_step=1)
+    with FlopCounterMode(display=False) as counter:
+        fleet_run(base, one, 1, 1)()
+    with FlopCounterMode(display=False) as twice:
+        fleet_run(base, one, 1, 2)()
+    return float(twice.get_total_flops() - counter.get_total_flops())
+
+
+def measure(
+    base: BaseModel, recipe: Recipe, fleets: Sequence[int], steps: int, repeats: int
+) -> tuple[Timed, Timed, dict[int, tuple[Timed, Timed]]]:
+    """Time PEFT, the frozen model alone, and for each fleet both the frozen model and the fleet."""
     m = recipe.pictures_per_step
-    runs = [
-        (m, frozen_run(base, m, steps)),
-        (m * fleet, frozen_run(base, m * fleet, steps)),
-        (m, fleet_run(base, recipe, 1, steps)),
-        (m * fleet, fleet_run(base, recipe, fleet, steps)),
-        (m, peft_run(base, recipe, steps)),
-    ]
-    seconds: list[list[float]] = [[] for _ in runs]
+    peft, alone = Timed(m, peft_run(base, recipe, steps)), Timed(m, frozen_run(base, m, steps))
+    pairs = {
+        n: (
+            Timed(m * n, frozen_run(base, m * n, steps)),
+            Timed(m * n, fleet_run(base, recipe, n, steps)),
+        )
+        for n in sorted({1, *fleets})
+    }
     for repeat in range(repeats + 1):
-        for taken, (_, run) in zip(seconds, runs, strict=True):
-            steps_taken = run()
-            taken.extend(steps_taken if repeat else [])  # the first round warms up
-    return [
-        1000 * statistics.median(taken) / batch
-        for taken, (batch, _) in zip(seconds, runs, strict=True)
-    ]
+        for timed_one in (peft, alone, *itertools.chain(*pairs.values())):
+            timed_one.take(warm=repeat == 0)
+    return peft, alone, pairs
+
+
+def embedded(device: torch.device, dtype: torch.dtype) -> BaseModel:
+    return StableDiffusion(build_pipeline(AvatarModelConfig()).to(device, dtype), "random")
+
+
+def stable_diffusion(device: torch.device, dtype: torch.dtype) -> BaseModel:
+    """The U-Net of Stable Diffusion 1.5 with a small autoencoder and text encoder."""
+    small = AvatarModelConfig(
+        picture_size=512,
+        latent_channels=4,
+        vae_channels=(32, 64, 64, 64),
+        vae_groups=8,
+        text_width=768,
+        tokens=77,
+        heads=12,
+    )
+    pipeline = build_pipeline(small)
+    with device:
+        unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, sample_size=64)
+    pipeline.register_modules(unet=unet)
+    return StableDiffusion(pipeline.to(device, dtype), "random, of Stable Diffusion 1.5")
+
+
+NETWORKS = {"embedded": embedded, "sd15": stable_diffusion}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base", type=Path, help="pipeline folder (default: random embedded one)")
+    parser.add_argument("--base", type=Path, help="pipeline folder (default: --network)")
+    parser.add_argument("--network", choices=NETWORKS, default="embedded", help="random weights")
     parser.add_argument("--recipe", choices=PRESETS, default="ours")
-    parser.add_argument("--fleet", type=int, default=32)
+    parser.add_argument("--fleet", type=int, nargs="+", default=[32])
     parser.add_argument("--pictures-per-step", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--gradient-checkpointing", action="store_true")
     options = parser.parse_args()
     device, dtype = pick_device(options.device), getattr(torch, options.dtype)
     if options.base:
         base = BaseModel.load(options.base, device, dtype)
     else:
-        base = StableDiffusion(build_pipeline(AvatarModelConfig()).to(device, dtype), "random")
-    table = Table(title=f"{device}, {torch.get_num_threads()} threads, ms per sample")
-    fleet = options.fleet
-    for name in ("pictures/step", "frozen x1", f"frozen x{fleet}", "gain", "fleet of 1"):
-        table.add_column(name, justify="right")
-    for name in (f"fleet of {fleet}", "gain", "share", "PEFT alone", "fleet is faster"):
+        base = NETWORKS[options.network](device, dtype)
+    Memory(gradient_checkpointing=options.gradient_checkpointing).apply(base.denoiser, base.name)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    table = Table(title=f"{where}, {options.dtype}, {base.name}; ms per sample")
+    columns = ("pictures/step", "fleet", "frozen x1", "frozen", "gain", "fleet of 1", "in fleet")
+    for name in (*columns, "gain", "share", "TFLOP/s", "PEFT alone", "fleet is faster"):
         table.add_column(name, justify="right")
     for pictures in options.pictures_per_step:
         recipe = replace(PRESETS[options.recipe], pictures_per_step=pictures)
-        one, many, fleet_one, fleet_many, peft = measure(
-            base, recipe, fleet, options.steps, options.repeats
-        )
-        table.add_row(
-            str(pictures),
-            f"{one:.1f}",
-            f"{many:.1f}",
-            f"{one / many:.2f}x",
-            f"{fleet_one:.1f}",
-            f"{fleet_many:.1f}",
-            f"{fleet_one / fleet_many:.2f}x",
-            f"{fleet_one / fleet_many / (one / many):.0%}",
-            f"{peft:.1f}",
-            f"{peft / fleet_many:.2f}x",
-        )
-    Console(width=140).print(table)
+        work = operations(base, recipe)
+        peft, alone, pairs = measure(base, recipe, options.fleet, options.steps, options.repeats)
+        single = pairs[1][1].milliseconds
+        for size in options.fleet:
+            frozen, fleet = (one.milliseconds for one in pairs[size])
+            bound, gain = alone.milliseconds / frozen, single / fleet
+            cells = (f"{alone.milliseconds:.1f}", f"{frozen:.1f}", f"{bound:.2f}x")
+            cells += (f"{single:.1f}", f"{fleet:.1f}", f"{gain:.2f}x", f"{gain / bound:.0%}")
+            cells += (f"{work / fleet / 1e9:.3g}", f"{peft.milliseconds:.1f}")
+            table.add_row(str(pictures), str(size), *cells, f"{peft.milliseconds / fleet:.2f}x")
+    Console(width=150).print(table)
 
 
 if __name__ == "__main__":
