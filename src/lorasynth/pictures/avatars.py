@@ -164,9 +164,7 @@ def _style(name: str) -> Any:
     return Style(json.loads(definition))
 
 
-def render_style(
-    name: str, options: dict[str, Any], size: int
-) -> UInt8[np.ndarray, "h w 3"]:
+def render_style(name: str, options: dict[str, Any], size: int) -> UInt8[np.ndarray, "h w 3"]:
     """Draw any DiceBear style as an RGB picture of `size` pixels.
 
     Raises:
