@@ -1,6 +1,7 @@
-"""The paper's claims, one by one, on the avatar domain (`lorasynth reproduce`)."""
+"""The paper's claims, one by one, and goals beyond it, on the avatar domain (`reproduce`)."""
 
 from lorasynth.experiments.reproduce import (
+    beyond,
     cost,
     families,
     how_to_predict,
@@ -26,6 +27,8 @@ ORDER = (
     "adalora",
     "cost",
     "adapter methods",
+    "beyond",
+    "few steps",
 )
 
 __all__ = [
@@ -34,6 +37,7 @@ __all__ = [
     "Finding",
     "ReproduceConfig",
     "Study",
+    "beyond",
     "cost",
     "families",
     "how_to_predict",

@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
 
-from lorasynth.adapter import Factors, Layout
+from lorasynth.adapter import Factors, Layout, scaled
 from lorasynth.codec import Codec
 from lorasynth.collect import PRESETS, Descent, Recipe, train_fleet
 from lorasynth.experiments.reproduce.finding import (
@@ -33,30 +34,32 @@ from lorasynth.optimise import (
     weights_of,
 )
 from lorasynth.pictures import Subject
+from lorasynth.synthesizer import Synthesizer
 
 #: Pictures that a method learns from.
 SHOWN = (1, 10)
 
 
+class Bought(NamedTuple):
+    """What a method makes of the test subjects, and in which time.
+
+    Attributes:
+        method: its name.
+        pictures: of each subject that it sees.
+        steps: of training or descent.
+        found: seconds a subject, and the figures of `Measured`, subject by subject.
+    """
+
+    method: str
+    pictures: int
+    steps: int
+    found: dict[str, Any]
+
+
 @CLAIMS.register("cost")
 def cost(study: Study) -> Finding:
     """Holds: zero-shot has 0.95 of the best trained LoRA's likeness in a hundredth of its time."""
-    rows = [
-        _measured(study, "zero-shot", 1, 0, lambda _: study.synthesised(study.bundle.synthesizer))
-    ]
-    if (pretrained := study.bundle.pretrained) is not None:
-        rows.append(_measured(study, "direct", 1, 0, lambda _: study.synthesised(pretrained)))
-    steps = study.config.optimised
-    for shown in SHOWN:
-        for name, make in (("mixture", _mixture), ("inversion", _inversion), ("w2w", _like_w2w)):
-            rows.append(_measured(study, name, shown, steps, _optimised(study, make)))
-        for count in study.config.refined:
-            recipe = replace(PRESETS["refine"], steps=count)
-            rows.append(_measured(study, "refine", shown, count, _refined(study, recipe)))
-    for count in study.config.trained:
-        recipe = replace(Recipe(), targets=study.bundle.recipe.targets, steps=count)
-        rows.append(_measured(study, "LoRA", SHOWN[-1], count, _trained(study, recipe)))
-        rows.append(_fully(study, count))
+    rows = [_row(one) for one in (*zero_shot(study), *optimised(study), *trained(study))]
     ours = rows[0]
     best = max((r for r in rows if r["method"] == "LoRA"), key=lambda r: r["likeness"]["mean"])
     near = ours["likeness"]["mean"] >= 0.95 * best["likeness"]["mean"]
@@ -77,14 +80,52 @@ def cost(study: Study) -> Finding:
     )
 
 
+def zero_shot(study: Study) -> list[Bought]:
+    """The synthesizer, and the regression that it is around if there is one."""
+    ours = {"zero-shot": study.bundle.synthesizer, "direct": study.bundle.pretrained}
+    return [
+        _measured(study, name, shown, 0, partial(_synthesised, one))
+        for shown in SHOWN
+        for name, one in ours.items()
+        if one is not None
+    ]
+
+
+def optimised(study: Study) -> list[Bought]:
+    """Mixtures, inversions and refining."""
+    steps = study.config.optimised
+    found = []
+    for shown in SHOWN:
+        for name, make in (("mixture", _mixture), ("inversion", _inversion), ("w2w", _like_w2w)):
+            found.append(_measured(study, name, shown, steps, _optimised(study, make)))
+        for count in study.config.refined:
+            recipe = replace(PRESETS["refine"], steps=count)
+            found.append(_measured(study, "refine", shown, count, _refined(study, recipe)))
+    return found
+
+
+def trained(study: Study) -> list[Bought]:
+    """LoRAs from nothing and from what the regression foretells, and all weights."""
+    found = []
+    for count in study.config.trained:
+        recipe = replace(Recipe(), targets=study.bundle.recipe.targets, steps=count)
+        found.append(_measured(study, "LoRA", SHOWN[-1], count, _trained(study, recipe)))
+        found.append(_fully(study, count))
+    if (anchor := study.bundle.pretrained) is not None:
+        recipe = study.bundle.recipe
+        make = _trained(study, recipe, anchor)
+        found.append(_measured(study, "LoRA, anchored", SHOWN[-1], recipe.steps, make))
+    return found
+
+
 def _measured(
     study: Study,
     method: str,
     shown: int,
     steps: int,
     make: Callable[[list[Subject]], Factors],
-) -> dict[str, Any]:
-    """One row: likeness, attributes and prompts of a method's adapters, and seconds a subject."""
+) -> Bought:
+    """A method's adapters, measured."""
 
     def measure() -> dict[str, Any]:
         people = subjects(study, shown)
@@ -93,11 +134,11 @@ def _measured(
         seconds = (time.perf_counter() - begun) / len(people)
         return {"seconds": seconds, **study.figures(adapters)}
 
-    return _row(method, shown, steps, _cell(study, method, shown, steps, measure))
+    return Bought(method, shown, steps, _cell(study, method, shown, steps, measure))
 
 
-def _fully(study: Study, steps: int) -> dict[str, Any]:
-    """The row of training all weights, for the first few subjects one after another."""
+def _fully(study: Study, steps: int) -> Bought:
+    """Training all weights, for the first few subjects one after another."""
     few = study.config.fully_trained
     config = Descent(steps=steps, learning_rate=1e-4, clip=1.0)
 
@@ -105,7 +146,7 @@ def _fully(study: Study, steps: int) -> dict[str, Any]:
         run, base = study.trial, study.bundle.base
         spent = 0.0
 
-        def trained() -> Iterator[AbstractContextManager[None]]:
+        def contexts() -> Iterator[AbstractContextManager[None]]:
             nonlocal spent
             for person in subjects(study, SHOWN[-1])[:few]:
                 begun = time.perf_counter()
@@ -113,14 +154,14 @@ def _fully(study: Study, steps: int) -> dict[str, Any]:
                 spent += time.perf_counter() - begun
                 yield weights_of(base, weights)
 
-        made = run.pictures_within(trained())
+        made = run.pictures_within(contexts())
         pictures = torch.zeros_like(run.references)
         pictures[: len(made)] = made
         found = as_json(run.measure(pictures))
         return {"seconds": spent / few, **{name: values[:few] for name, values in found.items()}}
 
     found = _cell(study, "all weights", SHOWN[-1], steps, measure)
-    return _row("all weights", SHOWN[-1], steps, found)
+    return Bought("all weights", SHOWN[-1], steps, found)
 
 
 def _cell(
@@ -137,11 +178,12 @@ def _cell(
     return found
 
 
-def _row(method: str, shown: int, steps: int, found: dict[str, Any]) -> dict[str, Any]:
+def _row(bought: Bought) -> dict[str, Any]:
+    found = bought.found
     return {
-        "method": method,
-        "pictures": shown,
-        "steps": steps,
+        "method": bought.method,
+        "pictures": bought.pictures,
+        "steps": bought.steps,
         "seconds": found["seconds"],
         "likeness": interval([found["likeness"]]),
         "second_likeness": interval([found["likeness_second"]])["mean"],
@@ -177,8 +219,18 @@ def _refined(study: Study, recipe: Recipe) -> Callable[[list[Subject]], Factors]
     return run
 
 
-def _trained(study: Study, recipe: Recipe) -> Callable[[list[Subject]], Factors]:
-    return lambda people: train_fleet(study.bundle.base, recipe, people).factors
+def _trained(
+    study: Study, recipe: Recipe, anchor: Synthesizer | None = None
+) -> Callable[[list[Subject]], Factors]:
+    def run(people: list[Subject]) -> Factors:
+        start = None if anchor is None else anchor.foretell(people)
+        return train_fleet(study.bundle.base, recipe, people, anchor=start).factors
+
+    return run
+
+
+def _synthesised(synthesizer: Synthesizer, people: list[Subject]) -> Factors:
+    return scaled(synthesizer.foretell(people), synthesizer.strength)
 
 
 def _mixture(study: Study, count: int) -> Coordinates:

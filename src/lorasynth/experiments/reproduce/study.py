@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.adapter import Factors, Layout
+from lorasynth.adapter import Factors, Layout, scaled
 from lorasynth.base import SamplingConfig
 from lorasynth.codec import Codec, fit_codec
 from lorasynth.collect import PRESETS, Recipe, collect
@@ -31,6 +31,7 @@ from lorasynth.hypernet import (
     LatentDiffusionConfig,
     TrainingSet,
 )
+from lorasynth.hypernet.contract import Probe
 from lorasynth.hypernet.train import HypernetConfig
 from lorasynth.hypernet.train import train as train_hypernet
 from lorasynth.library import Library, LibraryView
@@ -238,14 +239,31 @@ class Study:
         known, _ = self.vectors("ours")
         return fit_codec(name, known[:size], options, device=self.bundle.base.device).cpu()
 
+    def learned(
+        self,
+        codec: Codec,
+        training: HypernetConfig,
+        *,
+        probes: Sequence[Probe] = (),
+        anchor: Synthesizer | None = None,
+    ) -> LatentDiffusion:
+        """A hypernetwork trained on our library's latents, around a regression if there is one."""
+        known, _ = self.vectors("ours")
+        conditions = self.conditions("ours")[: len(known)]
+        data = TrainingSet(latents=codec.encode(known), conditions=conditions)
+        around = None if anchor is None else anchor.regression_in(codec)
+        return train_hypernet(data, training, probes=probes, anchor=around).cpu()
+
     def trained(self) -> Factors:
         """Adapters really trained for the test subjects with our recipe: the ceiling."""
         recipe, anchor = self.bundle.recipe, self.bundle.pretrained
         return self.trial.trained(recipe, anchor, self.folder / "trained")
 
     def synthesised(self, synthesizer: Synthesizer) -> Factors:
-        """What a synthesizer makes of the test subjects' one picture."""
-        return synthesizer.synthesise(self.trial.conditions, self.trial.subjects.ids)
+        """What a synthesizer hands out for the test subjects' one picture."""
+        run = self.trial
+        adapters = synthesizer.synthesise(run.conditions, run.subjects.ids)
+        return scaled(adapters, synthesizer.strength)
 
     def figures(self, adapters: Factors | None) -> dict[str, Any]:
         """What test subjects' adapters are worth: each figure of `Measured`, subject by subject."""
@@ -285,12 +303,11 @@ def _train_and_measure(
     known, held = study.vectors("ours")
     conditions, layout = study.conditions("ours"), study.layout("ours")
     codec = study.codec(name, options)
-    count = len(known)
-    data = TrainingSet(latents=codec.encode(known), conditions=conditions[:count])
-    probes: list[Any] = [CleanError(codec.encode(held), conditions[count:, 0]), GradientNorms()]
+    held_conditions = conditions[len(known) :, 0]
+    probes: list[Probe] = [CleanError(codec.encode(held), held_conditions), GradientNorms()]
     probes.append(LikenessProbe(run=study.curve, codec=codec, layout=layout))
     begun = time.monotonic()
-    model = train_hypernet(data, training, probes=probes).cpu()
+    model = study.learned(codec, training, probes=probes)
     seconds = time.monotonic() - begun
     run = study.trial
     noise = model.draw_noise(training.optimisation.seed, run.subjects.ids)
