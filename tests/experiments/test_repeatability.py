@@ -67,3 +67,5 @@ def test_recipes_are_compared_and_what_is_measured_is_kept(
     assert "recipe still" not in result.err
     assert (out / "still.json").read_text() == still_report
     assert read_json(out / "free.json")["recipe"]["steps"] == 1
+    assert run(*anchored, "--pictures", 1).status == 0
+    assert read_json(out / "still.json")["config"]["training_pictures"] == 1

@@ -1,7 +1,7 @@
 """`lorasynth repeatability`, `lorasynth recipes`: what recipes' adapters are worth."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,7 +19,13 @@ from lorasynth.cli.options import (
 )
 from lorasynth.errors import ConfigError
 
+if TYPE_CHECKING:
+    from lorasynth.experiments.trial import TrialConfig
+
 Subjects = Annotated[int, typer.Option(help="Subjects trained twice.", min=2)]
+Pictures = Annotated[
+    int, typer.Option(help="Pictures that each training, and the anchor, sees.", min=1)
+]
 Table = Annotated[
     Path,
     typer.Argument(
@@ -47,6 +53,7 @@ _COLUMNS = {
 
 def repeatability(
     subjects: Subjects = 8,
+    pictures: Pictures = 10,
     seed: Seed = 0,
     split: Split = "validation",
     preset: Preset = "ours",
@@ -64,13 +71,11 @@ def repeatability(
     Example: lorasynth repeatability --subjects 8 --set steps=300 --set rank=1
     """
     from lorasynth.atomic import write_json
-    from lorasynth.config import from_dict
     from lorasynth.experiments.repeatability import repeatability_report
-    from lorasynth.experiments.trial import TrialConfig
 
     recipe = override(preset_of(preset), settings)
     instruments = instruments_of(base, encoder, second, judge, device)
-    config = from_dict(TrialConfig, {"subjects": subjects, "seed": seed, "split": split})
+    config = _trial(subjects, pictures, seed, split)
     start = anchor_of(anchor, instruments.base)
     report: dict[str, Any] = repeatability_report(instruments, recipe, config, start)
     for name in _SHOWN:
@@ -83,6 +88,7 @@ def recipes(
     table: Table,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for reports and picture.")],
     subjects: Subjects = 12,
+    pictures: Pictures = 10,
     seed: Seed = 0,
     split: Split = "validation",
     anchor: Anchor = None,
@@ -103,7 +109,6 @@ def recipes(
     from lorasynth.collect import Recipe
     from lorasynth.config import from_dict, read_json, to_dict
     from lorasynth.experiments.recipes import Candidate, compare_recipes, draw_recipes
-    from lorasynth.experiments.trial import TrialConfig
 
     def candidate(name: str, options: dict[str, Any]) -> Candidate:
         anchored = options.pop("anchored", False)
@@ -119,10 +124,18 @@ def recipes(
     instruments = instruments_of(base, encoder, second, judge, device)
     start = anchor_of(anchor, instruments.base)
     candidates = {name: candidate(name, dict(options)) for name, options in asked.items()}
-    config = from_dict(TrialConfig, {"subjects": subjects, "seed": seed, "split": split})
+    config = _trial(subjects, pictures, seed, split)
     reports = compare_recipes(instruments, candidates, config, out)
     draw_recipes(reports, out / "recipes.png")
     rows = Rows("recipe", *_COLUMNS, box=SIMPLE)
     for name, report in reports.items():
         rows.add_row(name, *(f"{report[figure]:.3f}" for figure in _COLUMNS.values()))
     Console().print(rows)
+
+
+def _trial(subjects: int, pictures: int, seed: int, split: str) -> "TrialConfig":
+    from lorasynth.config import from_dict
+    from lorasynth.experiments.trial import TrialConfig
+
+    stated = {"subjects": subjects, "training_pictures": pictures, "seed": seed, "split": split}
+    return from_dict(TrialConfig, stated)
