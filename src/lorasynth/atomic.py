@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,6 @@ def write_text(target: Path | str, text: str) -> None:
     write_bytes(target, text.encode())
 
 
-def write_json(target: Path | str, value: Mapping[str, Any]) -> None:
+def write_json(target: Path | str, value: Mapping[str, Any] | Sequence[Any]) -> None:
     """Atomically replace `target` by indented JSON with a final newline."""
     write_text(target, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

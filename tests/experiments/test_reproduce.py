@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from command_line import Run
-from lorasynth.experiments.reproduce import CLAIMS, ORDER
+from lorasynth.experiments.reproduce import CLAIMS, in_order
 from lorasynth.experiments.reproduce.finding import difference, interval, judged
 
 
 def test_every_claim_is_in_the_report() -> None:
-    assert sorted(ORDER) == CLAIMS.names()
+    assert sorted(in_order()) == CLAIMS.names()
 
 
 def test_intervals_are_over_subjects_and_spreads_over_seeds() -> None:
@@ -19,7 +19,7 @@ def test_intervals_are_over_subjects_and_spreads_over_seeds() -> None:
     found = interval(first)
     assert found["mean"] == pytest.approx(0.3)
     assert found["spread_over_seeds"] == pytest.approx(0.2 / 2**0.5)
-    assert found["lo"] == pytest.approx(0.2)
+    assert found["lo"] == pytest.approx(0.1)  # both seeds the first, both subjects too
     paired = difference(first, second)
     assert (paired["lo"], paired["hi"]) == pytest.approx((0.1, 0.1))
 
@@ -47,11 +47,12 @@ def test_a_smoke_run_writes_a_report_without_verdicts_and_resumes(
     result = run(*arguments, "--device", "cpu")
     assert result.status == 0, result.err
     report = json.loads((out / "report.json").read_text())
-    assert len(report["claims"]) == len(ORDER)
-    for claim in report["claims"]:
+    assert len(report) == len(in_order())
+    for claim in report:
         assert claim["verdict"] == "smoke, no verdict"
-        assert claim["seeds"] == [0, 1]
+        assert claim["seeds"] in ([], [0, 1])
         assert claim["values"]
+    assert [claim["seeds"] for claim in report if claim["section"] == "4.4"] == [[0, 1]]
     text = (out / "report.md").read_text()
     assert "no verdicts" in text
     for picture in ("norms", "spectrum", "spaces", "gradient-flow", "adalora", "cost"):
@@ -72,11 +73,11 @@ def test_a_library_that_is_given_is_studied_in_place_of_a_new_one(
     assert refused.status == 2
     assert refused.err == (
         "error: the library must have 16 adapters, 4 of them held out, but has 6: give a larger "
-        "one, or --set library=N held_out=N\n"
+        "one, or smaller numbers by --set library=N --set held_out=N\n"
     )
     fewer = ("--set", "library=4", "--set", "held_out=2", "--set", "sizes=[3,4]")
     result = run(*arguments, *fewer)
     assert result.status == 0, result.err
     report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert [row["size"] for row in report["claims"][0]["values"]["rows"]] == [3, 4]
+    assert [row["size"] for row in report[0]["values"]["rows"]] == [3, 4]
     assert not list((tmp_path / "run").rglob("library-ours"))

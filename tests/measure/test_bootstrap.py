@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lorasynth.measure.bootstrap import bootstrap, bootstrap_ratio
+from lorasynth.measure.bootstrap import bootstrap, bootstrap_ratio, bootstrap_seeds
 from lorasynth.randomness import torch_stream
 
 
@@ -56,3 +56,15 @@ def test_it_depends_on_the_seed_alone() -> None:
 def test_values_without_spread_have_no_interval() -> None:
     interval = bootstrap(torch.full((7,), 0.25))
     assert (interval.lo, interval.mean, interval.hi) == (0.25, 0.25, 0.25)
+
+
+def test_seeds_are_resampled_too() -> None:
+    """So that a spread over seeds widens the interval, though subjects agree."""
+    subjects = torch.randn(50, generator=torch_stream(0, "subjects"))
+    one = bootstrap_seeds(subjects[None])
+    assert one == bootstrap(subjects)
+    alike = bootstrap_seeds(subjects.expand(3, -1))
+    assert (alike.lo, alike.hi) == pytest.approx((one.lo, one.hi))
+    apart = bootstrap_seeds(subjects + torch.tensor([[-1.0], [0.0], [1.0]]))
+    assert apart.mean == pytest.approx(one.mean)
+    assert apart.hi - apart.lo > 2 * (one.hi - one.lo)

@@ -7,18 +7,25 @@ import typer
 
 from lorasynth.cli.options import Device, Run, Settings, as_typed, override
 
+BUNDLE = Path("bundle")
+
 
 def reproduce(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report.")] = Path(
-        "docs/report"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder of the report; docs/report, but report in --run for --smoke and --claim.",
+        ),
+    ] = None,
     claim: Annotated[
         list[str] | None, typer.Option(help="Look into this claim alone; may be repeated.")
     ] = None,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="As little as can be: minutes, and no verdicts.")
     ] = False,
-    bundle: Annotated[Path, typer.Option(help="Bundle to study.")] = Path("bundle"),
+    bundle: Annotated[Path, typer.Option(help="Bundle to study.")] = BUNDLE,
     library: Annotated[
         Path | None,
         typer.Option(
@@ -38,9 +45,9 @@ def reproduce(
     from lorasynth.experiments.bundle import Bundle
     from lorasynth.experiments.reproduce import (
         CLAIMS,
-        ORDER,
         ReproduceConfig,
         Study,
+        in_order,
         write_report,
     )
     from lorasynth.experiments.reproduce import smoke as as_small_as_can_be
@@ -48,18 +55,18 @@ def reproduce(
     from lorasynth.progress import console
 
     config = override(as_small_as_can_be() if smoke else ReproduceConfig(), settings)
-    chosen = [(name, CLAIMS.get(name)) for name in claim or ORDER]
+    chosen = [(name, CLAIMS.get(name)) for name in claim or in_order()]
     folder = run / "smoke" if smoke else run
     ours = None if library is None else Library.open(library)
     study, findings = Study(Bundle.open(bundle, pick_device(device)), config, folder, ours), []
+    if out is None:
+        out = folder / "report" if smoke or claim else Path("docs/report")
     for name, look_into in chosen:
         console.print(f"claim: {name}", highlight=False)
         findings.append(look_into(study))
-    words = ["lorasynth", "reproduce"]
-    if smoke:
-        words.append("--smoke")
-    if library is not None:
-        words += ["--library", str(library)]
-    command = as_typed(words, settings)
-    write_report(findings, config.seeds, out, smoke=smoke, command=command)
+    words = ["lorasynth", "reproduce", *(["--smoke"] if smoke else [])]
+    words += [word for name in claim or () for word in ("--claim", name)]
+    words += [] if bundle == BUNDLE else ["--bundle", str(bundle)]
+    words += [] if library is None else ["--library", str(library)]
+    write_report(findings, out, smoke=smoke, command=as_typed(words, settings))
     typer.echo(out / "report.md")

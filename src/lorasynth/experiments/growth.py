@@ -57,7 +57,7 @@ def growth(
 
     Args:
         instruments: what makes pictures, and what judges them.
-        library: its subjects embedded by the first encoder.
+        library: its subjects embedded by the encoder that makes the conditions.
         config: what is measured.
         folder: for the reports and the checkpoints of the hypernetworks.
         pretrained: what diffusion is relative to; None for nothing.
@@ -75,6 +75,8 @@ def growth(
         asked = {
             "config": to_dict(config),
             "anchor": None if pretrained is None else pretrained.fingerprint,
+            "library": library.fingerprint,
+            "parts": instruments.fingerprints,
             "size": size,
         }
         checkpoint = folder / f"{size}.safetensors"

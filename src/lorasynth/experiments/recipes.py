@@ -51,6 +51,7 @@ def compare_recipes(
         asked = {
             "recipe": to_dict(candidate.recipe),
             "anchor": None if candidate.anchor is None else candidate.anchor.fingerprint,
+            "parts": instruments.fingerprints,
             "config": to_dict(config),
         }
         measure = partial(

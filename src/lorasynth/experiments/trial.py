@@ -60,6 +60,12 @@ class Instruments:
         """The encoder that makes the conditions."""
         return self.condition or self.encoder
 
+    @property
+    def fingerprints(self) -> list[str]:
+        """Of the base model and of all that judges its pictures."""
+        weights = [one.fingerprint for one in (self.base, self.encoder, self.second)]
+        return [*weights, fingerprint(self.judge)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrialConfig:
@@ -206,9 +212,7 @@ class Trial:
     @cached_property
     def _identity(self) -> dict[str, Any]:
         """All that decides what pictures are worth, beside adapters and prompts."""
-        parts = self.instruments
-        weights = [one.fingerprint for one in (parts.base, parts.encoder, parts.second)]
-        return {**to_dict(self.config), "parts": [*weights, fingerprint(parts.judge)]}
+        return {**to_dict(self.config), "parts": self.instruments.fingerprints}
 
     def pictures(
         self, adapters: Factors | None, rows: range | None = None, *, described: bool = False

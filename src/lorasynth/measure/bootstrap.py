@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lorasynth.randomness import torch_stream
@@ -35,6 +35,27 @@ def bootstrap(values: Float[Tensor, " n"], seed: int = 0) -> Interval:
     return _interval(values.double().mean(), _resampled_means(values, seed))
 
 
+def bootstrap_seeds(values: Float[Tensor, "seeds n"], seed: int = 0) -> Interval:
+    """The interval of a mean over seeds and subjects: both are drawn anew.
+
+    With one seed it is that of `bootstrap`.  Few seeds show too little of their spread: of three
+    the interval has 0.82 (the root of two thirds) of its due width, as far as seeds decide it.
+
+    Args:
+        values: the same subjects in each row.
+        seed: of the resamples.
+    """
+    seeds, n = values.shape
+    if seeds == 1:
+        return bootstrap(values[0], seed)
+    subjects = _rows(n, seed)
+    stream = torch_stream(seed, "bootstrap seeds", seeds)
+    drawn = torch.randint(seeds, (RESAMPLES, seeds), generator=stream)
+    shares = torch.nn.functional.one_hot(drawn, seeds).double().mean(dim=1)
+    means = torch.stack([row.double()[subjects].mean(dim=1) for row in values], dim=1)
+    return _interval(values.double().mean(), (shares * means).sum(dim=1))
+
+
 def bootstrap_ratio(
     values: Float[Tensor, " n"], whole: Float[Tensor, " n"], seed: int = 0
 ) -> Interval:
@@ -53,9 +74,12 @@ def bootstrap_ratio(
 
 
 def _resampled_means(values: Float[Tensor, " n"], seed: int) -> Float[Tensor, " resamples"]:
-    n = len(values)
-    rows = torch.randint(n, (RESAMPLES, n), generator=torch_stream(seed, "bootstrap", n))
-    return values.double()[rows].mean(dim=1)
+    return values.double()[_rows(len(values), seed)].mean(dim=1)
+
+
+def _rows(n: int, seed: int) -> Int64[Tensor, "resamples n"]:
+    """Which subjects each resample has."""
+    return torch.randint(n, (RESAMPLES, n), generator=torch_stream(seed, "bootstrap", n))
 
 
 def _interval(mean: Float[Tensor, ""], resampled: Float[Tensor, " resamples"]) -> Interval:

@@ -74,13 +74,19 @@ class IPAdapter(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     @contextmanager
-    def attached(self, unet: Any, conditions: Float[Tensor, "n m"]) -> Iterator[None]:
+    def attached(
+        self, unet: Any, conditions: Float[Tensor, "n m"], *, scale: float = 1.0
+    ) -> Iterator[None]:
         """Let the U-Net attend to conditions inside the context.
 
         Args:
             unet: of the base model; as it was afterwards.
             conditions: of equal blocks of the batch; zeros stand for none.
+            scale: multiplies what attention to them adds.
         """
+        for layer in self.layers:
+            assert isinstance(layer, IPAdapterAttnProcessor2_0)
+            layer.scale = [scale]
         before = unet.attn_processors
         mine = dict(zip(self.names, self.layers, strict=True))
         unet.set_attn_processor({name: mine.get(name, old) for name, old in before.items()})
@@ -114,7 +120,7 @@ def train_ip_adapter(
         ConfigError: the checkpoint is of another run.
         BundleError: the checkpoint is damaged.
     """
-    kept = checkpoint.with_name(f"{checkpoint.stem}-encoded")
+    kept = checkpoint.with_name("ip-adapter-encoded")
     encoded, embeddings = encode_with_embeddings(base, encoder, source, kept)
     options = config.optimisation
     torch.manual_seed(stream_seed(options.seed, "ip-adapter"))
@@ -129,6 +135,7 @@ def train_ip_adapter(
         return value, f"loss {value.item():.4f}" if step % 50 == 0 else ""
 
     settings = to_dict(config) | {"subjects": len(embeddings)}
+    settings |= {"base": base.fingerprint, "encoder": encoder.fingerprint}
     trainer = Trainer(adapter, options, checkpoint, base.device, settings)
     trainer.run("IP-Adapter", loss)
     return adapter.requires_grad_(requires_grad=False)

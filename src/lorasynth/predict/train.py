@@ -99,6 +99,7 @@ def train_predictor(
         return value, f"loss {value.item():.4f}" if step % 50 == 0 else ""
 
     settings = to_dict(config) | {"recipe": recipe.stated, "subjects": len(embeddings)}
+    settings |= {"base": base.fingerprint, "encoder": encoder.fingerprint}
     trainer = Trainer(model, options, checkpoint, base.device, settings)
     # Attached in the backward pass too, where gradient checkpointing computes blocks again.
     with StackedAdapters(base.denoiser, start) as stacked:

@@ -14,8 +14,8 @@ from lorasynth.experiments.reproduce.finding import CLAIMS, Finding
 from lorasynth.experiments.reproduce.report import write_report
 from lorasynth.experiments.reproduce.study import ReproduceConfig, Study, smoke
 
-#: In the order of the report; each has looked into one claim or more.
-ORDER = (
+#: The order of the report.
+_ORDER = (
     "norms",
     "beta",
     "spectrum",
@@ -31,9 +31,14 @@ ORDER = (
     "few steps",
 )
 
+
+def in_order() -> list[str]:
+    """The names of all claims: those that come with this package first, installed ones after."""
+    return [*_ORDER, *(name for name in CLAIMS.names() if name not in _ORDER)]
+
+
 __all__ = [
     "CLAIMS",
-    "ORDER",
     "Finding",
     "ReproduceConfig",
     "Study",
@@ -41,6 +46,7 @@ __all__ = [
     "cost",
     "families",
     "how_to_predict",
+    "in_order",
     "norms",
     "smoke",
     "spectrum",

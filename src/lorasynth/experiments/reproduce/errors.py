@@ -10,22 +10,29 @@ from lorasynth.experiments.methods import Ridge
 
 def missed(
     found: Float[Tensor, "h D"], truth: Float[Tensor, "h D"], known: Float[Tensor, "N D"]
-) -> float:
-    """Squared error as a share of that of the known vectors' mean: 1 is to know nothing."""
-    return float((found - truth).square().sum() / (truth - known.mean(dim=0)).square().sum())
+) -> Float[Tensor, " h"]:
+    """Squared error of each row, as a share of what the known vectors' mean misses on average.
+
+    So a mean of 1 over the rows is to know nothing.
+    """
+    whole = (truth - known.mean(dim=0)).square().sum(dim=1).mean()
+    shares: Tensor = (found - truth).square().sum(dim=1) / whole
+    return shares
 
 
 def ridge_missed(
     vectors: Float[Tensor, "n D"], conditions: Float[Tensor, "n P m"], count: int
-) -> float:
+) -> Float[Tensor, " h"]:
     """What ridge regression from conditions misses of the vectors after the first `count`."""
     known = LatentLibrary(
         ids=tuple(map(str, range(count))), latents=vectors[:count], conditions=conditions[:count]
     )
     held = conditions[count:]
-    guess = Ridge(known)(held.flatten(0, 1)).unflatten(0, held.shape[:2])
-    truth = vectors[count:, None].expand_as(guess)
-    return missed(guess.flatten(0, 1), truth.flatten(0, 1), vectors[:count])
+    pictures = held.shape[1]
+    guess = Ridge(known)(held.flatten(0, 1))
+    truth = vectors[count:].repeat_interleave(pictures, dim=0)
+    by_picture = missed(guess, truth, vectors[:count]).unflatten(0, (-1, pictures))
+    return torch.mean(by_picture, dim=1)
 
 
 def roots(x: Float[Tensor, "n D"]) -> Float[Tensor, " n"]:

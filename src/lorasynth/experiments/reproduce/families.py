@@ -1,6 +1,7 @@
 """Introduction: adapter methods give up identity, or new scenes."""
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,64 +11,94 @@ from lorasynth.experiments.reproduce.finding import (
     CLAIMS,
     Finding,
     difference,
+    flat,
     interval,
     judged,
     text,
 )
 from lorasynth.experiments.reproduce.study import Study, as_json
+from lorasynth.experiments.trial import Measured, Trial
 from lorasynth.pictures import AvatarSubjects
-from lorasynth.predict.ip_adapter import train_ip_adapter
+from lorasynth.predict.ip_adapter import IPAdapter, IPAdapterConfig, train_ip_adapter
 
 
 @CLAIMS.register("adapter methods")
 def adapter_methods(study: Study) -> Finding:
-    """Holds: an IP-Adapter has less likeness than ours, or follows prompts less, and not more."""
-    training = study.config.ip_adapter.optimisation
-    facts = {
-        "training": to_dict(study.config.ip_adapter),
-        "subjects": study.config.ip_subjects,
-        "trial": to_dict(study.config.trial),
+    """Holds: an IP-Adapter has less likeness than ours, or follows prompts less, and not more.
+
+    The scale of its attention, as the strength of ours, is chosen on validation subjects.
+    """
+    config, method = study.config, study.bundle.pretrained or study.bundle.synthesizer
+    theirs = [_ip_cell(study, seed) for seed in config.seeds]
+    own = study.cell("ours", study.tried, lambda: study.figures(study.synthesised(method)))
+    ours = [own] * len(theirs)
+    more = {
+        name: difference([cell[name] for cell in ours], [cell[name] for cell in theirs])
+        for name in own
     }
-    theirs = study.cell("IP-Adapter", facts, lambda: _ip_adapter(study))
-    method = study.bundle.pretrained or study.bundle.synthesizer
-    own = {"synthesizer": method.fingerprint, "trial": facts["trial"]}
-    ours = study.cell("ours", own, lambda: study.figures(study.synthesised(method)))
-    more = {name: difference([ours[name]], [theirs[name]]) for name in ours}
     likeness, prompts = more["likeness"], more["prompt_following"]
     loses = likeness["lo"] > 0 or prompts["lo"] > 0
     wins = likeness["hi"] < 0 or prompts["hi"] < 0
     rows = [
-        {"method": name, **{figure: text(interval([values])) for figure, values in found.items()}}
-        for name, found in (("ours", ours), ("IP-Adapter", theirs))
+        {"method": name, **{figure: interval([cell[figure] for cell in cells]) for figure in own}}
+        for name, cells in (("ours", ours), ("IP-Adapter", theirs))
     ]
+    training = config.ip_adapter.optimisation
+    scales = ", ".join(f"{cell['scale']:g}" for cell in theirs)
     return Finding(
         claim="Adapter methods give up identity, or new scenes",
         section="1",
         verdict=judged(holds=loses and not wins, partly=loses),
         why=(
-            f"Ours less an IP-Adapter, trained on {study.config.ip_subjects} subjects in "
-            f"{training.steps} steps of {training.batch}: likeness {text(likeness)}, prompts "
-            f"followed {text(prompts)}."
+            f"Ours less an IP-Adapter, trained on {config.ip_subjects} subjects in "
+            f"{training.steps} steps of {training.batch} (scales {scales}): likeness "
+            f"{text(likeness)}, prompts followed {text(prompts)}."
         ),
-        values={"ours": ours, "ip_adapter": theirs, "ours_less_ip_adapter": more},
-        tables={"Beside an IP-Adapter": rows},
+        values={"rows": rows, "ours_less_ip_adapter": more},
+        seeds=config.seeds,
+        tables={"Beside an IP-Adapter": [flat(row) for row in rows]},
     )
 
 
-def _ip_adapter(study: Study) -> dict[str, Any]:
+def _ip_cell(study: Study, seed: int) -> dict[str, Any]:
+    config = study.config
+    optimisation = replace(config.ip_adapter.optimisation, seed=seed)
+    training = replace(config.ip_adapter, optimisation=optimisation)
+    facts = {
+        "training": to_dict(training),
+        "subjects": config.ip_subjects,
+        "scales": config.ip_scales,
+        "curve": to_dict(config.curve),
+        **study.tried,
+    }
+    found: dict[str, Any] = study.cell("IP-Adapter", facts, lambda: _ip_adapter(study, training))
+    return found
+
+
+def _ip_adapter(study: Study, training: IPAdapterConfig) -> dict[str, Any]:
+    """One training, and what it is worth at the scale that suits validation subjects best."""
     bundle, config = study.bundle, study.config
-    size = bundle.base.picture_size
     source = AvatarSubjects(
-        split="train", count=config.ip_subjects, pictures=8, size=size, series="ip-adapter"
+        split="train",
+        count=config.ip_subjects,
+        pictures=8,
+        size=bundle.base.picture_size,
+        series="ip-adapter",
     )
-    checkpoint = study.folder / "ip-adapter.safetensors"
+    checkpoint = study.folder / f"ip-adapter-{training.optimisation.seed}.safetensors"
     encoder = bundle.synthesizer.encoder
-    adapter = train_ip_adapter(bundle.base, encoder, source, config.ip_adapter, checkpoint)
-    guided = study.trial.config.sampling.guidance != 1
+    adapter = train_ip_adapter(bundle.base, encoder, source, training, checkpoint)
+    practised = {scale: _measured(study.curve, adapter, scale) for scale in config.ip_scales}
+    best = max(practised, key=lambda scale: float(practised[scale].likeness.mean()))
+    return {"scale": best, **as_json(_measured(study.trial, adapter, best))}
+
+
+def _measured(run: Trial, adapter: IPAdapter, scale: float) -> Measured:
+    """Pictures made with an IP-Adapter for the subjects of a trial."""
+    base, guided = run.instruments.base, run.config.sampling.guidance != 1
 
     def attached(condition: torch.Tensor) -> AbstractContextManager[None]:
         seen = torch.stack([condition, 0 * condition] if guided else [condition])
-        return adapter.attached(bundle.base.denoiser, seen.to(bundle.base.device))
+        return adapter.attached(base.denoiser, seen.to(base.device), scale=scale)
 
-    pictures = study.trial.pictures_within(map(attached, study.trial.conditions))
-    return as_json(study.trial.measure(pictures))
+    return run.measure(run.pictures_within(map(attached, run.conditions)))

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lorasynth.measure.bootstrap import bootstrap
+from lorasynth.measure.bootstrap import bootstrap_seeds
 from lorasynth.registry import Registry
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class Finding:
         verdict: by the rule that the claim's module states.
         why: one or two sentences with the figures that decided.
         values: all figures, as JSON values.
+        seeds: of the trainings behind them; none where nothing that was trained was compared.
         tables: title -> rows of equal keys, for the report.
         figures: name -> picture.
     """
@@ -36,6 +37,7 @@ class Finding:
     verdict: Verdict
     why: str
     values: Mapping[str, Any]
+    seeds: Sequence[int] = ()
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     figures: Mapping[str, Figure] = field(default_factory=dict)
 
@@ -59,11 +61,11 @@ def interval(seeds: Sequence[Sequence[float]]) -> dict[str, float]:
         seeds: for each seed the subjects' figures, the same subjects in the same order.
 
     Returns:
-        Its mean with the 95 % interval over subjects of their means over seeds, and how far the
-        seeds' means spread (standard deviation; 0 for one seed).
+        Its mean with the 95 % interval over seeds and subjects, and how far the seeds' means spread
+        (standard deviation; 0 for one seed).
     """
     values = torch.tensor(seeds, dtype=torch.float64)
-    found = bootstrap(values.mean(dim=0))
+    found = bootstrap_seeds(values)
     spread = float(values.mean(dim=1).std()) if len(values) > 1 else 0.0
     return {"mean": found.mean, "lo": found.lo, "hi": found.hi, "spread_over_seeds": spread}
 
@@ -79,6 +81,17 @@ def difference(
 def text(row: Mapping[str, float], digits: int = 3) -> str:
     """An interval in words."""
     return f"{row['mean']:.{digits}f} ({row['lo']:.{digits}f} to {row['hi']:.{digits}f})"
+
+
+def flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for a table: intervals in words, lists left out."""
+    shown = {name: value for name, value in row.items() if not isinstance(value, list)}
+    return {n: text(v) if isinstance(v, dict) and "lo" in v else v for n, v in shown.items()}
+
+
+def spreads(seeds: Sequence[Sequence[float]]) -> list[float]:
+    """How far a figure of each subject spreads over the seeds (standard deviation)."""
+    return listed(torch.tensor(seeds, dtype=torch.float64).std(dim=0))
 
 
 def listed(values: Tensor) -> list[float]:

@@ -11,10 +11,8 @@ from lorasynth.experiments.reproduce.finding import Finding
 SMOKE = "Smoke: every cell was run once, as small as can be, so there are no verdicts."
 
 
-def write_report(
-    findings: Sequence[Finding], seeds: Sequence[int], folder: Path, *, smoke: bool, command: str
-) -> None:
-    """Write `report.md`, `report.json` and a PNG for each figure.
+def write_report(findings: Sequence[Finding], folder: Path, *, smoke: bool, command: str) -> None:
+    """Write `report.md`, `report.json` (a list, one object a claim) and a PNG for each figure.
 
     Raises:
         LorasynthError: the folder cannot be written.
@@ -23,7 +21,7 @@ def write_report(
     for finding in findings:
         for name, figure in finding.figures.items():
             save_figure(figure, folder / f"{name}.png")
-    write_json(folder / "report.json", {"claims": [_facts(f, seeds, smoke) for f in findings]})
+    write_json(folder / "report.json", [_facts(finding, smoke) for finding in findings])
     lines = ["# The paper's claims on the avatar domain", "", f"Made by `{command}`.", ""]
     lines += [SMOKE, ""] if smoke else []
     lines += _verdicts(findings, smoke)
@@ -33,13 +31,13 @@ def write_report(
         temporary.write_text("\n".join(lines), encoding="utf-8")
 
 
-def _facts(finding: Finding, seeds: Sequence[int], smoke: bool) -> dict[str, Any]:
+def _facts(finding: Finding, smoke: bool) -> dict[str, Any]:
     return {
         "claim": finding.claim,
         "section": finding.section,
         "verdict": "smoke, no verdict" if smoke else finding.verdict,
         "why": finding.why,
-        "seeds": list(seeds),
+        "seeds": list(finding.seeds),
         "values": dict(finding.values),
     }
 

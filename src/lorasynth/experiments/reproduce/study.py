@@ -19,7 +19,7 @@ from lorasynth.codec import Codec, fit_codec
 from lorasynth.collect import PRESETS, Recipe, collect
 from lorasynth.collect.embedding import column_of, embed_library
 from lorasynth.config import to_dict
-from lorasynth.errors import LibraryError
+from lorasynth.errors import ConfigError, LibraryError
 from lorasynth.experiments.bundle import Bundle
 from lorasynth.experiments.reports import kept_report
 from lorasynth.experiments.reproduce.finding import listed
@@ -68,8 +68,10 @@ class ReproduceConfig:
         trained: steps of training a LoRA, and all weights, that are compared.
         optimised: steps of mixtures and inversions; 400 are weights2weights' own.
         fully_trained: subjects for whom all weights are trained.
+        full_rates: learning rates of that, of which validation subjects choose.
         ip_adapter: training of the IP-Adapter.
         ip_subjects: whose pictures it is trained on.
+        ip_scales: of its attention, of which validation subjects choose.
     """
 
     smoke: bool = False
@@ -87,18 +89,42 @@ class ReproduceConfig:
         )
     )
     latents: int = 128
-    widths: tuple[int, ...] = (32, 128, 512)
+    widths: tuple[int, ...] = (32, 128, 512, 1024)
     betas: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
     depths: tuple[int, ...] = (1, 2)
     vae_epochs: int = 200
     sizes: tuple[int, ...] = (125, 250, 500, 1000)
     ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     refined: tuple[int, ...] = (10, 50, 200)
-    trained: tuple[int, ...] = (50, 100, 300)
+    trained: tuple[int, ...] = (50, 100, 300, 1000)
     optimised: int = 400
     fully_trained: int = 8
+    full_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
     ip_adapter: IPAdapterConfig = field(default_factory=IPAdapterConfig)
-    ip_subjects: int = 2000
+    ip_subjects: int = 16_000
+    ip_scales: tuple[float, ...] = (0.7, 0.85, 1.0, 1.15, 1.3)
+
+    def __post_init__(self) -> None:
+        """Refuse what no verdict can follow from.
+
+        Raises:
+            ConfigError: a list lacks what its claim compares, or is of more than there is.
+        """
+        rules = {
+            "sizes": (max(self.sizes) <= self.library, f"at most library={self.library}"),
+            "held_out": (self.held_out >= 2, "at least 2, to choose by some and judge by others"),
+            "betas": (1.0 in self.betas and min(self.betas) < 1, "1.0 and some below it"),
+            "refined": (min(self.refined, default=51) <= 50, "of 50 steps or fewer, at least one"),
+            "trained": (bool(self.trained), "at least one number of steps"),
+            "seeds": (len(self.seeds) >= 2, "at least two, to have a spread"),
+            "fully_trained": (
+                2 <= self.fully_trained <= min(self.trial.subjects, self.curve.subjects),
+                "from 2 to the subjects of trial and curve",
+            ),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise ConfigError(f"{name} must be {rule}, but got {getattr(self, name)}")
 
 
 def smoke() -> ReproduceConfig:
@@ -125,8 +151,10 @@ def smoke() -> ReproduceConfig:
         trained=(1, 2),
         optimised=2,
         fully_trained=2,
+        full_rates=(1e-4, 3e-4),
         ip_adapter=IPAdapterConfig(optimisation=brief),
         ip_subjects=4,
+        ip_scales=(1.0, 1.5),
     )
 
 
@@ -151,7 +179,7 @@ class Study:
         self.config = config
         self.folder = folder
         self._count = config.library + config.held_out
-        self._given: dict[str, str] = {}
+        self._given: str | None = None
         self._libraries: dict[str, LibraryView] = {}
         self._vectors: dict[str, Tensor] = {}
         if ours is not None:
@@ -161,9 +189,10 @@ class Study:
         if len(ours) < self._count:
             raise LibraryError(
                 f"the library must have {self._count} adapters, {self.config.held_out} of them "
-                f"held out, but has {len(ours)}: give a larger one, or --set library=N held_out=N"
+                f"held out, but has {len(ours)}: give a larger one, or smaller numbers by --set "
+                "library=N --set held_out=N"
             )
-        self._given["ours"] = ours.fingerprint
+        self._given = ours.fingerprint
         self._libraries["ours"] = ours.select(range(self._count))
 
     def cell(self, name: str, facts: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
@@ -171,15 +200,33 @@ class Study:
 
         Args:
             name: in words.
-            facts: JSON values that decide it, beside the base model and the synthesizer.
+            facts: JSON values that decide it, beside the bundle and the sizes of the libraries.
             measure: returns JSON values.
         """
-        decided = {**facts, "base": self.bundle.base.fingerprint, "smoke": self.config.smoke}
-        decided |= self._given
-        asked = {"name": name, "facts": json.loads(json.dumps(decided))}
+        asked = {"name": name, "facts": json.loads(json.dumps({**facts, **self._decided}))}
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder / "cells" / f"{digest}.json"
         return kept_report(path, asked, name, lambda: {"found": measure()})["found"]
+
+    @cached_property
+    def _decided(self) -> dict[str, Any]:
+        """What decides every measurement."""
+        bundle, config = self.bundle, self.config
+        made = {"synthesizer": bundle.synthesizer, "pretrained": bundle.pretrained}
+        return {
+            "parts": bundle.instruments.fingerprints,
+            **{name: one and [one.fingerprint, one.strength] for name, one in made.items()},
+            "recipe": bundle.recipe.fingerprint,
+            "given": self._given,
+            "library": config.library,
+            "held_out": config.held_out,
+            "smoke": config.smoke,
+        }
+
+    @property
+    def tried(self) -> dict[str, Any]:
+        """Facts of cells that measure the test subjects."""
+        return {"trial": to_dict(self.config.trial)}
 
     @cached_property
     def trial(self) -> Trial:
@@ -233,6 +280,10 @@ class Study:
     def conditions(self, kind: str) -> Float[Tensor, "N P m"]:
         """Embeddings of all subjects, the held-out ones last."""
         return self.library(kind).column(column_of(self.bundle.synthesizer.encoder))
+
+    def vae_options(self, seed: int) -> dict[str, Any]:
+        """Of the VAE whose latents stand beside PCA's, where it is not what a claim varies."""
+        return {"beta": 0.01, "epochs": self.config.vae_epochs, "seed": seed}
 
     def codec(self, name: str, options: Mapping[str, Any], size: int | None = None) -> Codec:
         """A codec fitted to our library's first `size` vectors; None: to all."""
@@ -288,9 +339,8 @@ class Study:
         facts = {
             "codec": [codec, options],
             "training": to_dict(training),
-            "library": self.config.library,
-            "trial": to_dict(self.config.trial),
             "curve": to_dict(self.config.curve),
+            **self.tried,
         }
         measure = partial(_train_and_measure, self, codec, options, training)
         found: dict[str, Any] = self.cell("hypernetwork", facts, measure)

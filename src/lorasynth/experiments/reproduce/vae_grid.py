@@ -1,5 +1,6 @@
 """3.3 and 4.2: VAEs with a small beta, of 512 latents, and PCA beside them."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from lorasynth.experiments.reproduce.finding import (
     CLAIMS,
     Finding,
     difference,
+    flat,
     interval,
     judged,
+    listed,
     text,
 )
 from lorasynth.experiments.reproduce.study import Study
@@ -19,98 +22,150 @@ from lorasynth.experiments.reproduce.study import Study
 
 @CLAIMS.register("beta")
 def beta(study: Study) -> Finding:
-    """Holds: at the best width, a beta below 1 misses less than beta = 1, and 512 is the best."""
+    """Holds: at its best a beta below 1 misses less than beta = 1 at its best, and of 512 latents.
+
+    What is best is chosen on one half of the held-out adapters, and judged on the other.
+    """
     rows = [
         _over_seeds(study, "vae", width, depth, weight)
         for depth in study.config.depths
         for width in study.config.widths
         for weight in study.config.betas
     ]
-    one = min((r for r in rows if r["beta"] == 1), key=lambda r: r["missed"]["mean"])
-    best = min((r for r in rows if r["beta"] < 1), key=lambda r: r["missed"]["mean"])
-    less = best["missed"]["hi"] < one["missed"]["lo"]
-    widest = best["width"] == 512
+    one = _best(row for row in rows if row["beta"] == 1)
+    best = _best(row for row in rows if row["beta"] < 1)
+    less = difference(one["missed_by_seed"], best["missed_by_seed"])
+    clearer, paper_width = less["lo"] > 0, best["width"] == 512
     return Finding(
         claim="beta = 1 reconstructs poorly, beta < 1 well; 512 latents are best",
         section="3.3, 4.2",
-        verdict=judged(holds=less and widest, partly=less or widest),
+        verdict=judged(holds=clearer and paper_width, partly=clearer or paper_width),
         why=(
             f"Of held-out adapters beta = 1 misses {text(one['missed'])} at its best width "
-            f"({one['width']}), beta = {best['beta']:g} misses {text(best['missed'])} at width "
-            f"{best['width']} and depth {best['depth']}. Likeness of test subjects' adapters after "
-            f"them: {text(one['likeness'])} and {text(best['likeness'])}."
+            f"({one['width']}) and depth ({one['depth']}), beta = {best['beta']:g} misses "
+            f"{text(less)} less at width {best['width']} and depth {best['depth']}; the widths "
+            f"were {', '.join(map(str, study.config.widths))}. Likeness of test subjects' adapters "
+            f"after them: {text(one['likeness'])} and {text(best['likeness'])}."
         ),
-        values={"rows": rows},
-        tables={"VAEs on held-out adapters and test subjects": _flat(rows)},
+        values={"rows": rows, "missed_less": less},
+        seeds=study.config.seeds,
+        tables={"VAEs on held-out adapters and test subjects": [flat(row) for row in rows]},
     )
 
 
 @CLAIMS.register("vae or pca")
 def vae_or_pca(study: Study) -> Finding:
-    """Holds: at equal width the best VAE misses less than PCA and keeps more likeness."""
+    """Holds: at every width the best VAE misses less than PCA, and keeps more likeness at one.
+
+    Which VAE is best is chosen on one half of the held-out adapters, and judged on the other.
+    """
     rows = []
     for width in study.config.widths:
         pca = _over_seeds(study, "pca", width, 1, 0.0)
-        vaes = [
+        vae = _best(
             _over_seeds(study, "vae", width, depth, weight)
             for depth in study.config.depths
             for weight in study.config.betas
-        ]
-        vae = min(vaes, key=lambda row: row["missed"]["mean"])
-        likeness = difference(vae["likeness_by_seed"], pca["likeness_by_seed"])
+        )
         rows.append(
             {
                 "width": width,
+                "vae": {key: vae[key] for key in ("depth", "beta")},
                 "pca_missed": pca["missed"],
                 "vae_missed": vae["missed"],
-                "vae": {key: vae[key] for key in ("depth", "beta")},
-                "likeness_of_vae_less_pca": likeness,
+                "missed_less": difference(pca["missed_by_seed"], vae["missed_by_seed"]),
+                "likeness_more": difference(vae["likeness_by_seed"], pca["likeness_by_seed"]),
             }
         )
-    closer = [row["vae_missed"]["hi"] < row["pca_missed"]["lo"] for row in rows]
-    likelier = [row["likeness_of_vae_less_pca"]["lo"] > 0 for row in rows]
+    closer = [row["missed_less"]["lo"] > 0 for row in rows]
+    likelier = [row["likeness_more"]["lo"] > 0 for row in rows]
     last = rows[-1]
     return Finding(
         claim="A VAE compresses better than PCA",
         section="4.2",
         verdict=judged(holds=all(closer) and any(likelier), partly=any(closer) or any(likelier)),
         why=(
-            f"At width {last['width']} the best VAE misses {text(last['vae_missed'])} of held-out "
-            f"adapters where PCA misses {text(last['pca_missed'])}; its adapters are more like by "
-            f"{text(last['likeness_of_vae_less_pca'])}."
+            f"At width {last['width']} PCA misses {text(last['pca_missed'])} of held-out adapters, "
+            f"and the best VAE {text(last['missed_less'])} less than that; its adapters are more "
+            f"like by {text(last['likeness_more'])}. It misses less at {sum(closer)} of "
+            f"{len(rows)} widths."
         ),
         values={"rows": rows},
-        tables={"The best VAE beside PCA": _flat(rows)},
+        seeds=study.config.seeds,
+        tables={"The best VAE beside PCA": [flat(row) for row in rows]},
     )
 
 
 @CLAIMS.register("linearity")
 def linearity(study: Study) -> Finding:
-    """Holds: the share that PCA misses, over what a deep VAE misses, rises with the library."""
-    depth = max(study.config.depths)
-    rows = []
-    for size in study.config.sizes:
+    """Holds: PCA misses more than a deep VAE, and by more in a large library than in a small one.
+
+    All VAEs are trained for as many steps.  For each size the beta is chosen with the first seed,
+    on the half of the held-out adapters that does not judge.
+    """
+    rows: list[dict[str, Any]] = []
+    for size in sorted(study.config.sizes):
         width = min(study.config.latents, size - 1)
-        pca = _missed(study, "pca", {"latents": width}, size)
-        vaes = [
-            _missed(study, "vae", {**_options(study, width, depth, weight), "seed": 0}, size)
-            for weight in study.config.betas
-        ]
-        rows.append({"size": size, "pca": pca, "deep_vae": min(vaes), "ratio": pca / min(vaes)})
-    rises = rows[-1]["ratio"] > rows[0]["ratio"]
-    wins = rows[-1]["ratio"] > 1
+        pca = [_missed(study, "pca", {"latents": width}, size)] * len(study.config.seeds)
+        vae = _deep_vae(study, width, size)
+        rows.append(
+            {
+                "size": size,
+                "pca_missed": interval(_judging(pca)),
+                "vae_missed": interval(_judging(vae)),
+                "missed_less": difference(_judging(pca), _judging(vae)),
+                "by_seed": _less(_judging(pca), _judging(vae)),
+            }
+        )
+    growth = difference(rows[-1]["by_seed"], rows[0]["by_seed"])
+    rises, wins = growth["lo"] > 0, rows[-1]["missed_less"]["lo"] > 0
     return Finding(
         claim="Linear compression fails as the library grows",
         section="4.1",
         verdict=judged(holds=rises and wins, partly=rises),
         why=(
-            f"With {rows[0]['size']} adapters PCA misses {rows[0]['pca']:.3f} and a deep VAE "
-            f"{rows[0]['deep_vae']:.3f} of held-out ones; with {rows[-1]['size']} it is "
-            f"{rows[-1]['pca']:.3f} and {rows[-1]['deep_vae']:.3f}."
+            f"With {rows[0]['size']} adapters PCA misses {text(rows[0]['pca_missed'])} and a deep "
+            f"VAE {text(rows[0]['vae_missed'])} of held-out ones; with {rows[-1]['size']} it is "
+            f"{text(rows[-1]['pca_missed'])} and {text(rows[-1]['vae_missed'])}. From the least to "
+            f"the most PCA falls behind by {text(growth)}."
         ),
-        values={"rows": rows},
-        tables={"Missed of held-out adapters, one seed": rows},
+        values={"rows": rows, "growth": growth},
+        seeds=study.config.seeds,
+        tables={"Missed of held-out adapters": [flat(row) for row in rows]},
     )
+
+
+def _deep_vae(study: Study, width: int, size: int) -> list[list[float]]:
+    """What the best of the deep VAEs misses, by seed."""
+    config = study.config
+    epochs = round(config.vae_epochs * max(config.sizes) / size)
+
+    def over(weight: float, seed: int) -> list[float]:
+        options = _options(study, width, max(config.depths), weight)
+        return _missed(study, "vae", {**options, "epochs": epochs, "seed": seed}, size)
+
+    first, *others = config.seeds
+    best = min(config.betas, key=lambda weight: sum(_choosing([over(weight, first)])[0]))
+    return [over(best, seed) for seed in (first, *others)]
+
+
+def _choosing(seeds: list[list[float]]) -> list[list[float]]:
+    """The held-out adapters that choose a codec: every other one."""
+    return [values[::2] for values in seeds]
+
+
+def _judging(seeds: list[list[float]]) -> list[list[float]]:
+    """The held-out adapters that judge a codec: the rest."""
+    return [values[1::2] for values in seeds]
+
+
+def _less(first: list[list[float]], second: list[list[float]]) -> list[list[float]]:
+    return [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(first, second, strict=True)]
+
+
+def _best(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The one that misses least of the adapters that choose."""
+    return min(rows, key=lambda row: float(row["missed_of_choosing"]))
 
 
 def _options(study: Study, width: int, depth: int, weight: float) -> dict[str, Any]:
@@ -128,12 +183,15 @@ def _over_seeds(study: Study, name: str, width: int, depth: int, weight: float) 
             options = {**_options(study, width, depth, weight), "seed": seed}
         cells.append(_codec_cell(study, name, options))
     cells = cells if name == "vae" else cells * len(study.config.seeds)
+    missed_by_seed = [cell["missed_by_adapter"] for cell in cells]
     return {
         "codec": name,
         "width": width,
         "depth": depth,
         "beta": weight,
-        "missed": interval([cell["missed_by_adapter"] for cell in cells]),
+        "missed": interval(_judging(missed_by_seed)),
+        "missed_by_seed": _judging(missed_by_seed),
+        "missed_of_choosing": interval(_choosing(missed_by_seed))["mean"],
         "divergence": sum(cell["divergence"] for cell in cells) / len(cells),
         "likeness": interval([cell["likeness"] for cell in cells]),
         "faces_halfway": interval([cell["faces_halfway"] for cell in cells]),
@@ -141,22 +199,22 @@ def _over_seeds(study: Study, name: str, width: int, depth: int, weight: float) 
     }
 
 
-def _missed(study: Study, name: str, options: dict[str, Any], size: int) -> float:
-    facts = {"codec": name, "options": options, "size": size, "held_out": study.config.held_out}
+def _missed(study: Study, name: str, options: dict[str, Any], size: int) -> list[float]:
+    """What a codec of the library's first adapters misses of each held-out one."""
 
-    def measure() -> float:
+    def measure() -> list[float]:
         known, held = study.vectors("ours")
         codec = study.codec(name, options, size)
-        return missed(codec.decode(codec.encode(held)), held, known[:size])
+        return listed(missed(codec.decode(codec.encode(held)), held, known[:size]))
 
-    return float(study.cell("codec by size", facts, measure))
+    facts = {"codec": name, "options": options, "size": size}
+    found: list[float] = study.cell("codec by size", facts, measure)
+    return found
 
 
 def _codec_cell(study: Study, name: str, options: dict[str, Any]) -> dict[str, Any]:
     """A codec's errors, and the likeness of test subjects' trained adapters after it."""
-    config = study.config
-    facts = {"codec": name, "options": options, "library": config.library}
-    facts |= {"held_out": config.held_out, "trial": config.trial.subjects}
+    facts = {"codec": name, "options": options, **study.tried}
 
     def measure() -> dict[str, Any]:
         known, held = study.vectors("ours")
@@ -166,10 +224,8 @@ def _codec_cell(study: Study, name: str, options: dict[str, Any]) -> dict[str, A
         halfway = (latents + latents.roll(1, dims=0)) / 2
         pictures = study.trial.pictures(layout.unflatten(codec.decode(halfway)))
         faces = study.bundle.first.presence(pictures)
-        each = (codec.decode(codec.encode(held)) - held).square().sum(dim=1)
-        whole = (held - known.mean(dim=0)).square().sum() / len(held)
         return {
-            "missed_by_adapter": (each / whole).tolist(),
+            "missed_by_adapter": listed(missed(codec.decode(codec.encode(held)), held, known)),
             "divergence": _divergence(codec, held) if isinstance(codec, VAE) else 0.0,
             "likeness": study.figures(layout.unflatten(codec.decode(latents)))["likeness"],
             "faces_halfway": faces.unflatten(0, (len(latents), -1)).mean(dim=1).tolist(),
@@ -185,13 +241,3 @@ def _divergence(codec: VAE, held: torch.Tensor) -> float:
     x = codec.scaled.encode(held)
     terms = codec.terms(x, x.new_zeros(len(x), codec.latents))
     return float(terms.divergence) * codec.width / codec.latents
-
-
-def _flat(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows for a table: intervals in words, lists left out."""
-    flat = []
-    for row in rows:
-        shown = {name: value for name, value in row.items() if not isinstance(value, list)}
-        intervals = {k: text(v) for k, v in shown.items() if isinstance(v, dict) and "lo" in v}
-        flat.append(shown | intervals)
-    return flat

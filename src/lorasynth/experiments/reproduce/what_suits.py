@@ -14,6 +14,7 @@ from lorasynth.experiments.reproduce.finding import (
     CLAIMS,
     Finding,
     difference,
+    flat,
     interval,
     judged,
     text,
@@ -21,12 +22,8 @@ from lorasynth.experiments.reproduce.finding import (
 from lorasynth.experiments.reproduce.study import Study
 from lorasynth.hypernet import LatentDiffusionConfig
 
-#: What diffusion works on, with the codec's options.
-SPACES: dict[str, tuple[str, dict[str, Any]]] = {
-    "scaled vectors": ("scaled", {}),
-    "PCA": ("pca", {}),
-    "VAE": ("vae", {"beta": 0.01}),
-}
+#: What diffusion works on, and the codec that gives it.
+SPACES: dict[str, str] = {"scaled vectors": "scaled", "PCA": "pca", "VAE": "vae"}
 
 
 def unet(space: str) -> LatentDiffusionConfig:
@@ -41,11 +38,11 @@ def spaces(study: Study) -> Finding:
     cells = {
         name: [
             study.diffusion(
-                seed, codec=codec, codec_options=_options(study, name), model=unet(name)
+                seed, codec=codec, codec_options=_options(study, name, seed), model=unet(name)
             )
             for seed in study.config.seeds
         ]
-        for name, (codec, _) in SPACES.items()
+        for name, codec in SPACES.items()
     }
     rows = []
     for name in SPACES:
@@ -74,24 +71,28 @@ def spaces(study: Study) -> Finding:
             f"of {layers['largest'] / layers['smallest']:.1f}."
         ),
         values={"rows": rows, "layers": layers, "vae_less_scaled": more},
-        tables={"What diffusion works on": [{**r, "likeness": text(r["likeness"])} for r in rows]},
+        seeds=study.config.seeds,
+        tables={"What diffusion works on": [flat(row) for row in rows]},
         figures={"spaces": figure},
     )
 
 
-def _options(study: Study, space: str) -> dict[str, Any]:
-    options = SPACES[space][1]
-    return {**options, "epochs": study.config.vae_epochs} if space == "VAE" else options
+def _options(study: Study, space: str, seed: int) -> dict[str, Any]:
+    """Options of the codec, whose training has the seed of the hypernetwork's."""
+    return study.vae_options(seed) if space == "VAE" else {}
 
 
 def _facts(study: Study, space: str) -> dict[str, Any]:
-    latents = study.config.latents
-    return {"space": [space, _options(study, space), latents], "library": study.config.library}
+    options = _options(study, space, study.config.seeds[0])
+    return {"space": [space, options, study.config.latents]}
 
 
 def _normality(study: Study, space: str) -> dict[str, float]:
-    """How far held-out and known latents are from Gaussian, mean over the numbers that vary."""
-    codec, options = SPACES[space][0], _options(study, space)
+    """How far latents of known adapters are from Gaussian, mean over the numbers that vary.
+
+    That of a codec of the first seed.
+    """
+    codec, options = SPACES[space], _options(study, space, study.config.seeds[0])
     latents = {} if codec == "scaled" else {"latents": study.config.latents}
     known, _ = study.vectors("ours")
     z = study.codec(codec, {**latents, **options}).encode(known)
@@ -123,61 +124,70 @@ def _layers(study: Study) -> dict[str, float]:
 
 @CLAIMS.register("gradient flow")
 def gradient_flow(study: Study) -> Finding:
-    """Holds: in the U-Net, on scaled vectors, the ends' gradients are twice the bottleneck's."""
-    shares = {
-        f"{denoiser}, {space}": _shares(study, denoiser, space)
+    """Holds: on scaled vectors the gradient of a weight at the U-Net's ends is twice the middle's.
+
+    (Root mean square over weights and over training.)  Holds: with every seed; partly: on average.
+    """
+    curves = {
+        f"{denoiser}, {space}": [_flow(study, denoiser, space, s) for s in study.config.seeds]
         for denoiser in ("unet", "mlp")
         for space in ("scaled vectors", "VAE")
     }
-    ends = {name: _ends_over_middle(rows) for name, rows in shares.items()}
-    at_ends = ends["unet, scaled vectors"] > 2
+    ends = {name: [_ends_over_middle(rows) for rows in seeds] for name, seeds in curves.items()}
+    decides = ends["unet, scaled vectors"]
+    mean = {name: sum(values) / len(values) for name, values in ends.items()}
     return Finding(
         claim="A U-Net on scaled vectors learns at its ends only",
         section="4.3",
-        verdict=judged(holds=at_ends, partly=ends["unet, scaled vectors"] > 1),
-        why="Gradient norm of the first and last layers over that of the middle: "
-        + ", ".join(f"{name} {value:.1f}" for name, value in ends.items())
-        + ".",
-        values={"shares": shares, "ends_over_middle": ends},
-        figures={"gradient-flow": _draw_flow(shares)},
+        verdict=judged(holds=min(decides) > 2, partly=mean["unet, scaled vectors"] > 2),
+        why="Gradient of a weight in the first and last layers over that of one in between, mean "
+        "over seeds: " + ", ".join(f"{name} {value:.1f}" for name, value in mean.items()) + ".",
+        values={"curves": curves, "ends_over_middle": ends},
+        seeds=study.config.seeds,
+        figures={"gradient-flow": _draw_flow({name: seeds[0] for name, seeds in curves.items()})},
     )
 
 
-def _shares(study: Study, denoiser: str, space: str) -> list[dict[str, float]]:
-    """Share of the gradient in each layer, at each row of the curve; the first seed."""
-    codec = SPACES[space][0]
+def _flow(study: Study, denoiser: str, space: str, seed: int) -> list[dict[str, float]]:
+    """Each layer's gradient, at each row of the curve."""
+    codec = SPACES[space]
     model = unet(space) if denoiser == "unet" else LatentDiffusionConfig(parameterisation="x0")
-    found = study.diffusion(
-        study.config.seeds[0], codec=codec, codec_options=_options(study, space), model=model
-    )
+    options = _options(study, space, seed)
+    found = study.diffusion(seed, codec=codec, codec_options=options, model=model)
     return [
-        {name: value for name, value in row.items() if name.startswith("gradient_")}
+        {name: value for name, value in row.items() if name.startswith(("gradient_", "weight_"))}
         for row in found["curve"]
     ]
 
 
-#: Parts of a denoiser between its first and its last layers.
-_MIDDLE = ("bottleneck", "blocks")
+#: Layers at a denoiser's ends, and those that hidden states pass between them.
 _ENDS = ("enter", "leave")
+_MIDDLE = ("down", "coarser", "bottleneck", "finer", "join", "up", "blocks")
 
 
 def _ends_over_middle(rows: Sequence[dict[str, float]]) -> float:
-    """Mean share of a layer at the ends over that of one in the middle."""
+    """Mean gradient of a weight in a layer at the ends, over that in one of the middle."""
 
     def mean(parts: tuple[str, ...]) -> float:
-        values = [v for row in rows for k, v in row.items() if k.split("_")[2].startswith(parts)]
+        values = [
+            value
+            for row in rows
+            for key, value in row.items()
+            if key.startswith("weight_") and key.split("_")[2].startswith(parts)
+        ]
         return sum(values) / max(len(values), 1)
 
     return mean(_ENDS) / max(mean(_MIDDLE), 1e-12)
 
 
-def _draw_flow(shares: dict[str, list[dict[str, float]]]) -> Figure:
+def _draw_flow(curves: dict[str, list[dict[str, float]]]) -> Figure:
+    """The share of the gradient's norm in each layer, over training."""
     figure = Figure(figsize=(9, 6), dpi=130)
-    for axes, (name, rows) in zip(figure.subplots(2, 2).flat, shares.items(), strict=True):
-        labels = [key.split("_", 2)[2] for key in rows[0]]
-        image = torch.tensor([list(row.values()) for row in rows]).T
+    for axes, (name, rows) in zip(figure.subplots(2, 2).flat, curves.items(), strict=True):
+        keys = [key for key in rows[0] if key.startswith("gradient_")]
+        image = torch.tensor([[row[key] for row in rows] for key in keys])
         axes.imshow(image, aspect="auto", cmap="viridis", vmin=0)
-        axes.set_yticks(range(len(labels)), labels, fontsize=5)
+        axes.set_yticks(range(len(keys)), [key.split("_", 2)[2] for key in keys], fontsize=5)
         axes.set(title=name, xlabel="rows of the curve")
     figure.tight_layout()
     return figure

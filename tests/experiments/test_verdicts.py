@@ -1,0 +1,196 @@
+"""The rules of the claims on planted figures: each verdict can come out either way."""
+
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lorasynth.collect import Recipe
+from lorasynth.experiments.reproduce import CLAIMS, Finding, ReproduceConfig, Study
+from lorasynth.experiments.trial import TrialConfig
+from lorasynth.randomness import torch_stream
+
+SUBJECTS = 40
+#: From a cell's name and facts to what was measured.
+Plant = Callable[[str, Mapping[str, Any]], Any]
+
+
+class Planted(Study):
+    """A study whose measurements are made up."""
+
+    def __init__(self, plant: Plant) -> None:
+        trial = TrialConfig(subjects=SUBJECTS)
+        self.config = ReproduceConfig(trial=trial, held_out=SUBJECTS)
+        encoder = SimpleNamespace(width=8)
+        synthesizer = SimpleNamespace(encoder=encoder)
+        self.bundle: Any = SimpleNamespace(
+            recipe=Recipe(), pretrained=None, synthesizer=synthesizer
+        )
+        self.plant = plant
+
+    def cell(self, name: str, facts: Mapping[str, Any], measure: Callable[[], Any]) -> Any:  # noqa: ARG002
+        """What is planted."""
+        return self.plant(name, facts)
+
+
+def verdict(claim: str, plant: Plant) -> str:
+    finding: Finding = CLAIMS.get(claim)(Planted(plant))
+    return finding.verdict
+
+
+def figures(mean: float, *seed: object, spread: float = 0.02) -> list[float]:
+    """One number for each subject, around a mean."""
+    noise = torch.randn(SUBJECTS, generator=torch_stream(0, *map(str, seed)))
+    return (mean + spread * noise).tolist()
+
+
+def trained(facts: Mapping[str, Any], mean: float, spread: float = 0.02) -> dict[str, Any]:
+    """What training a hypernetwork gives."""
+    seed = facts["training"]["optimisation"]["seed"]
+    row = {"step": 1.0, "x0_error": 0.5, "likeness": mean, "loss": 1.0}
+    row |= {"weight_00_enter": 1.0, "weight_01_blocks0": 1.0, "gradient_00_enter": 1.0}
+    return {
+        "likeness": figures(mean, seed, mean, spread=spread),
+        "attribute_accuracy": figures(mean, seed, mean),
+        "curve": [row],
+        "parameters": 10,
+        "seconds": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("v", "x0", "expected"),
+    [
+        ((0.5, 0.01), (0.4, 0.1), "holds"),
+        ((0.5, 0.1), (0.4, 0.01), "holds partly"),
+        ((0.4, 0.02), (0.4, 0.02), "does not hold here"),
+    ],
+)
+def test_v_prediction(v: tuple[float, float], x0: tuple[float, float], expected: str) -> None:
+    def plant(_: str, facts: Mapping[str, Any]) -> Any:
+        predicts = facts["training"]["model"]["parameterisation"]
+        return trained(facts, *(v if predicts == "v" else x0))
+
+    assert verdict("v-prediction", plant) == expected
+
+
+@pytest.mark.parametrize(
+    ("gain", "expected"),
+    [(0.2, "holds"), (0.05, "holds partly"), (-0.05, "does not hold here")],
+)
+def test_adalora(gain: float, expected: str) -> None:
+    def plant(_: str, facts: Mapping[str, Any]) -> Any:
+        low_rank = "modulation" in facts["training"]["model"]["denoiser_options"]
+        return trained(facts, 0.4 + gain * low_rank)
+
+    assert verdict("adalora", plant) == expected
+
+
+def codec(missed: float, likeness: float, *seed: object) -> dict[str, Any]:
+    return {
+        "missed_by_adapter": figures(missed, "missed", *seed),
+        "divergence": 1.0,
+        "likeness": figures(likeness, "likeness", *seed),
+        "faces_halfway": figures(1.0, *seed),
+    }
+
+
+@pytest.mark.parametrize(
+    ("less", "best", "expected"),
+    [
+        (0.1, 512, "holds"),
+        (0.1, 1024, "holds partly"),
+        (-0.1, 128, "does not hold here"),
+    ],
+)
+def test_beta(less: float, best: int, expected: str) -> None:
+    def plant(_: str, facts: Mapping[str, Any]) -> Any:
+        options = facts["options"]
+        missed = 0.3 - less * (options["beta"] < 1) + 0.05 * (options["latents"] != best)
+        return codec(missed, 0.5, *options.values())
+
+    assert verdict("beta", plant) == expected
+
+
+@pytest.mark.parametrize(
+    ("less", "more", "expected"),
+    [
+        (0.1, 0.1, "holds"),
+        (-0.1, 0.1, "holds partly"),
+        (-0.1, 0.0, "does not hold here"),
+    ],
+)
+def test_vae_or_pca(less: float, more: float, expected: str) -> None:
+    def plant(_: str, facts: Mapping[str, Any]) -> Any:
+        vae = facts["codec"] == "vae"
+        return codec(0.3 - less * vae, 0.5 + more * vae, 0)
+
+    assert verdict("vae or pca", plant) == expected
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (-0.1, 0.1, "holds"),
+        (-0.2, -0.1, "holds partly"),
+        (-0.1, -0.1, "does not hold here"),
+    ],
+)
+def test_linearity(start: float, end: float, expected: str) -> None:
+    def plant(_: str, facts: Mapping[str, Any]) -> Any:
+        share = (facts["size"] - 125) / (1000 - 125)
+        less = (start + share * (end - start)) * (facts["codec"] == "vae")
+        return figures(0.5 - less, *facts["options"].values())
+
+    assert verdict("linearity", plant) == expected
+
+
+@pytest.mark.parametrize(
+    ("short", "lora", "full", "expected"),
+    [
+        (0.78, 0.8, 0.85, "holds"),
+        (0.78, 0.8, 0.6, "holds partly"),
+        (0.4, 0.8, 0.6, "does not hold here"),
+    ],
+)
+def test_cost(short: float, lora: float, full: float, expected: str) -> None:
+    def plant(name: str, facts: Mapping[str, Any]) -> Any:
+        means = {"zero-shot": short, "LoRA": lora, "all weights": full}
+        method = facts.get("method", name)
+        names = ("likeness", "likeness_second", "attribute_accuracy", "prompt_following")
+        likeness = {one: figures(means.get(method, 0.3), method) for one in names}
+        if method == "all weights":
+            likeness = {one: values[:8] for one, values in likeness.items()}
+        return {"seconds": 0.1 if method == "zero-shot" else 20.0, **likeness}
+
+    assert verdict("cost", plant) == expected
+
+
+@pytest.mark.parametrize(
+    ("likeness", "prompts", "expected"),
+    [
+        (0.3, 0.9, "holds"),
+        (0.3, 0.99, "holds partly"),
+        (0.6, 0.9, "does not hold here"),
+    ],
+)
+def test_adapter_methods(likeness: float, prompts: float, expected: str) -> None:
+    def plant(name: str, _: Mapping[str, Any]) -> Any:
+        theirs = name == "IP-Adapter"
+        found = {
+            "likeness": figures(likeness if theirs else 0.5),
+            "prompt_following": figures(prompts if theirs else 0.9, spread=0.001),
+        }
+        return found | ({"scale": 1.0} if theirs else {})
+
+    assert verdict("adapter methods", plant) == expected
+
+
+@pytest.mark.parametrize("setting", [{"sizes": (2000,)}, {"refined": (200,)}, {"betas": (0.1,)}])
+def test_what_no_verdict_can_follow_from_is_refused(setting: dict[str, Any]) -> None:
+    from lorasynth.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=next(iter(setting))):
+        ReproduceConfig(**setting)
