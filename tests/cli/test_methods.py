@@ -113,6 +113,7 @@ def test_edit_refuses_what_the_library_does_not_know(
         ("blend", ("--over", "pictures"), ("latents or adapters", "'pictures'")),
         ("invert", ("--start", "photo"), ("mean or synthesised", "'photo'")),
         ("blend", ("--set", "penalty=-1"), ("at least 0", "-1")),
+        ("blend", ("--over", "adapters", "--library", "nowhere"), ("library", "nowhere")),
     ],
 )
 def test_bad_options_are_one_line(
@@ -130,3 +131,10 @@ def test_bad_options_are_one_line(
 def test_refine_takes_one_subject(world: World, run: Run, tmp_path: Path) -> None:
     result = run("refine", world.lora, world.subjects, "-o", tmp_path / "x", "--base", world.base)
     result.is_one_error("one subject", "3 folders")
+
+
+def test_what_cannot_be_sampled_is_refused(world: World, run: Run, tmp_path: Path) -> None:
+    where = ("-o", tmp_path / "out", "--library", world.library)
+    refused = run("sample", "--prior", "uniform", "--synthesizer", world.synthesizer, *where)
+    refused.is_one_error("one of diffusion, convex, gaussian, standard", "'uniform'")
+    assert not (tmp_path / "out").exists()

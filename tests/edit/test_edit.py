@@ -50,6 +50,12 @@ def test_colours_are_three_attributes() -> None:
     assert attribute_names(columns) == ["hair:red", "hair:green", "hair:blue"]
 
 
+def test_a_column_with_a_gap_has_no_attributes() -> None:
+    assert attribute_names({"age": [31.0, None], "hat": [None, "cap"], "tall": [1.0, 0.0]}) == [
+        "tall"
+    ]
+
+
 @pytest.fixture(scope="module")
 def codec() -> PCA:
     generator = torch.Generator().manual_seed(1)

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -33,11 +33,16 @@ def test_the_table_has_every_method_and_measure(bundle: Bundle, bundle_run: Path
     result = evaluate(bundle, config, bundle_run / "evaluation")
     assert [row["method"] for row in result["rows"]] == METHODS
     for row in result["rows"]:
-        assert row["lo"] <= row["likeness"] <= row["hi"]
-        assert row["lo_second"] <= row["likeness_second"] <= row["hi_second"]
-        assert 0 <= row["attribute_accuracy"] <= 1
-        assert 0 <= row["prompt_following"] <= 1
+        for figure in fields(Measured):
+            assert row[figure.name]["lo"] <= row[figure.name]["mean"] <= row[figure.name]["hi"]
+        assert 0 <= row["attribute_accuracy"]["mean"] <= 1
+        assert 0 <= row["prompt_following"]["mean"] <= 1
         assert row["n"] == config.trial.subjects
+    rows = {row["method"]: row for row in result["rows"]}
+    paired = {row["method"]: row for row in result["paired"]}
+    for figure in ("likeness", "prompt_following", "diversity"):
+        less = rows["diffusion"][figure]["mean"] - rows["base"][figure]["mean"]
+        assert paired["diffusion - base"][figure]["mean"] == pytest.approx(less, abs=1e-6)
     assert evaluate(bundle, config, bundle_run / "evaluation") == result
 
 

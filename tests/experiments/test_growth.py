@@ -5,7 +5,7 @@ import pytest
 
 from command_line import Run
 from lorasynth.config import read_json
-from lorasynth.experiments.growth import extrapolate
+from lorasynth.experiments.growth import doubled, extrapolate
 
 from .test_repeatability import parts_of
 
@@ -27,6 +27,12 @@ def test_every_size_is_measured_once(bundle_run: Path, run: Run, tmp_path: Path)
     assert "library of" in result.err
     assert "library of" not in again.err
     run(*where, "--size", 7, *words).is_one_error("must hold 7 adapters, but holds 6")
+
+
+def test_sizes_double_up_to_the_whole() -> None:
+    assert doubled(1994) == [125, 250, 500, 1000, 1994]
+    assert doubled(1100) == [125, 250, 500, 1100]
+    assert doubled(100) == [100]
 
 
 def test_the_curve_is_recovered() -> None:

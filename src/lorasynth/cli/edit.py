@@ -115,8 +115,12 @@ def interpolate(
     first, last = space.vectors(ends)
     shares, codec = torch.linspace(0, 1, steps), space.synthesizer.codec
     vectors = interpolate_vectors(codec, first, last, shares, PATHS[path])
-    extra = {"interpolated": f"{start.name} to {end.name}"}
-    between = space.adapters(vectors, replace(ends[0].metadata, extra=extra))
+    metadata = replace(
+        ends[0].metadata,
+        synthesised=any(one.metadata.synthesised for one in ends),
+        extra={"interpolated": f"{start.name} to {end.name}"},
+    )
+    between = space.adapters(vectors, metadata)
     _write_all(between, out, file_format)
     if strip is not None:
         _draw_strip(between, strip, base, prompt, seed)
@@ -143,15 +147,23 @@ def sample(
 
     Example: lorasynth sample --prior gaussian -n 8 -o nobody --strip nobody.png
     """
+    from lorasynth.hypernet import LatentRegression
     from lorasynth.sample import PRIORS
 
+    if prior not in (known := ["diffusion", *PRIORS.names()]):
+        raise ConfigError(f"--prior must be one of {', '.join(known)}, but is {prior!r}")
     space = space_of(synthesizer, library)
     names, loaded = [f"{i:03d}" for i in range(number)], space.synthesizer
     if prior == "diffusion":
+        if isinstance(loaded.hypernet, LatentRegression):
+            raise ConfigError(
+                f"without a condition a synthesizer that is a regression, as {synthesizer} is, has "
+                f"one answer only: give one that diffuses, or --prior {PRIORS.names()[0]}"
+            )
         vectors = loaded.layout.flatten(loaded.synthesise(None, names, seed=seed))
     else:
-        draw = PRIORS.get(prior)
-        vectors = loaded.codec.decode(draw(space.library.latents, names, seed))
+        drawn = PRIORS.get(prior)(space.library.latents, names, seed)
+        vectors = loaded.codec.decode(drawn)
     metadata = loaded.metadata(seed)
     metadata = replace(metadata, extra=metadata.extra | {"prior": prior})
     made = space.adapters(vectors, metadata)

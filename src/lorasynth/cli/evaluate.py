@@ -56,11 +56,13 @@ def evaluate(
 def _table(result: dict[str, Any]) -> Any:
     from rich.table import Table
 
+    from lorasynth.measure.bootstrap import in_words
+
     table = Table(title=f"{result['rows'][0]['n']} subjects; likeness with its 95 % interval")
     table.add_column("method")
     for column in _COLUMNS:
         table.add_column(column.replace("_", " "), justify="right")
     for row in result["rows"]:
-        first = f"{row['likeness']:.3f} [{row['lo']:.3f}, {row['hi']:.3f}]"
-        table.add_row(row["method"], first, *(f"{row[name]:.3f}" for name in _COLUMNS[1:]))
+        rest = (f"{row[name]['mean']:.3f}" for name in _COLUMNS[1:])
+        table.add_row(row["method"], in_words(row["likeness"]), *rest)
     return table

@@ -13,7 +13,10 @@ def growth(
     library: Annotated[Path, typer.Argument(help="Library, embedded.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for reports and picture.")],
     size: Annotated[
-        list[int] | None, typer.Option(help="Size to measure; may be repeated.", min=3)
+        list[int] | None,
+        typer.Option(
+            help="Size to measure; may be repeated. Default: 125 and its doubles, and all.", min=3
+        ),
     ] = None,
     subjects: Annotated[int, typer.Option(help="Subjects drawn from the split.", min=2)] = 50,
     seed: Seed = 0,
@@ -39,22 +42,23 @@ def growth(
     from rich.table import Table
 
     from lorasynth.config import from_dict
-    from lorasynth.experiments.growth import SIZES, GrowthConfig, draw_growth
+    from lorasynth.experiments.growth import GrowthConfig, doubled, draw_growth
     from lorasynth.experiments.growth import growth as run
     from lorasynth.experiments.trial import TrialConfig
     from lorasynth.hypernet.train import HypernetConfig
     from lorasynth.library import Library
     from lorasynth.measure.bootstrap import in_words
 
+    opened = Library.open(library)
     config = GrowthConfig(
-        sizes=tuple(size or SIZES),
+        sizes=tuple(size or doubled(len(opened))),
         latents=latents,
         hypernet=override(HypernetConfig(), settings),
         trial=from_dict(TrialConfig, {"subjects": subjects, "seed": seed, "split": split}),
     )
     instruments = instruments_of(base, encoder, second, judge, device, condition)
     start = anchor_of(anchor, instruments.base)
-    reports = run(instruments, Library.open(library), config, out, start)
+    reports = run(instruments, opened, config, out, start)
     draw_growth(reports, out / "growth.png")
     table = Table("adapters", *reports[0]["methods"])
     for report in reports:

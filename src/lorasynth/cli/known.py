@@ -50,16 +50,8 @@ def space_of(synthesizer: Path, library: Path) -> Space:
     Raises:
         LorasynthError: one of them is damaged, or they do not belong together.
     """
-    from lorasynth.errors import LayoutError
     from lorasynth.experiments.latent_library import LatentLibrary
     from lorasynth.synthesizer import Synthesizer
 
     loaded = Synthesizer.from_pretrained(str(synthesizer))
-    known = LatentLibrary.open(library, loaded.codec)
-    width = known.latents.shape[1]
-    if width != loaded.codec.latents:
-        raise LayoutError(
-            f"a library of latents must be of the synthesizer's codec, which has "
-            f"{loaded.codec.latents}, but {library} has {width}: give the bundle that both are of"
-        )
-    return Space(loaded, known)
+    return Space(loaded, LatentLibrary.open(library, loaded.codec))

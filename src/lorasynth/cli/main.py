@@ -16,6 +16,7 @@ from lorasynth.cli import (
     edit,
     encoders,
     evaluate,
+    families,
     growth,
     images,
     importing,
@@ -93,6 +94,8 @@ app.command("check")(lora.check)
 app.command("blend")(optimise.blend)
 app.command("invert")(optimise.invert)
 app.command("refine")(optimise.refine)
+app.command("fine-tune")(families.fine_tune)
+app.add_typer(families.app, name="ip-adapter")
 app.command("edit")(edit.edit)
 app.command("interpolate")(edit.interpolate)
 app.command("sample")(edit.sample)

@@ -46,9 +46,10 @@ def blend(
 
     Example: lorasynth blend photo.png -o me.safetensors --set simplex=true --steps 100
     """
+    from lorasynth.adapter import AdapterMetadata
     from lorasynth.library import Library
     from lorasynth.optimise import Mixture, MixtureConfig
-    from lorasynth.synthesizer import Synthesizer
+    from lorasynth.pictures.captions import TRIGGER
 
     if over not in ("latents", "adapters"):
         raise ConfigError(f"--over must be latents or adapters, but is {over!r}")
@@ -59,11 +60,16 @@ def blend(
         synth, known = space_of(synthesizer, library)
         synth.codec.to(job.base.device)
         rows, layout, decode = known.latents, synth.layout, synth.decode
+        metadata, whose = synth.metadata(seed), "synthesizer"
     else:
-        synth, opened = Synthesizer.from_pretrained(str(synthesizer)), Library.open(library)
+        opened = Library.open(library)
         rows, layout, decode = opened.all_vectors(), opened.layout, opened.layout.unflatten
+        metadata = AdapterMetadata(
+            base_fingerprint=opened.info.base_fingerprint, trigger_phrase=TRIGGER, synthesised=True
+        )
+        whose = "library"
     mixture = Mixture(config, len(job.subjects), rows, decode)
-    job.descend(mixture, layout, synth.metadata(seed), "blend")
+    job.descend(mixture, layout, metadata, "blend", whose)
 
 
 def invert(
@@ -182,13 +188,26 @@ class _Job:
             yield lambda _, losses: advance(note=f"loss {losses.mean().item():.4f}")
 
     def descend(
-        self, coordinates: "Coordinates", layout: "Layout", metadata: "AdapterMetadata", how: str
+        self,
+        coordinates: "Coordinates",
+        layout: "Layout",
+        metadata: "AdapterMetadata",
+        how: str,
+        whose: str = "synthesizer",
     ) -> None:
-        """Optimise for all subjects at once, and write a file for each."""
+        """Optimise for all subjects at once, and write a file for each.
+
+        Args:
+            coordinates: what is optimised.
+            layout: of their adapters.
+            metadata: of the files.
+            how: said while it is done, and noted in them.
+            whose: adapters the base model must fit.
+        """
         from lorasynth.base.compatibility import require_made_for
         from lorasynth.optimise import personalise
 
-        require_made_for(self.base, metadata.base_fingerprint, "synthesizer")
+        require_made_for(self.base, metadata.base_fingerprint, whose)
         with self.progress(how, coordinates.descent.steps) as on_step:
             made = personalise(self.base, self.subjects, coordinates, on_step=on_step)
         self.write(made.factors, layout, metadata, f"{how} {coordinates.descent.steps}")

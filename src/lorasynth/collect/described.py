@@ -7,12 +7,14 @@ from functools import cached_property
 import torch
 
 from lorasynth.collect.collector import RUN_COLUMNS
+from lorasynth.collect.gate import GATE_COLUMNS
 from lorasynth.errors import LibraryError
 from lorasynth.library import Library
 from lorasynth.pictures import Subject, SubjectSource
 
-#: Columns of a library's table that say nothing of the subjects.
-NO_FACTS = frozenset({"id", *RUN_COLUMNS})
+#: Columns of a library's table that say nothing of the subjects, but name them, or tell of the
+#: training of their adapters.
+NO_FACTS = frozenset({"id", *RUN_COLUMNS, *GATE_COLUMNS})
 
 
 def facts_of(library: Library) -> dict[str, dict[str, str | float]]:

@@ -17,6 +17,9 @@ from lorasynth.measure.likeness import likeness
 from lorasynth.pictures import Subject
 from lorasynth.randomness import stream_seed
 
+#: What the library's table says of what a gate measured.
+GATE_COLUMNS = ("likeness",)
+
 #: Of pictures that the encoder cannot read, such as one without a face: the smallest cosine.
 _UNLIKE = -1.0
 

@@ -13,8 +13,8 @@ ABSENT = "none"
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _CHANNELS = ("red", "green", "blue")
 
-#: A column of a table: facts of subjects, one text or one number each.
-Column = Sequence[str | float]
+#: A column of a table: facts of subjects, one text or one number each; None where it is missing.
+Column = Sequence[str | float | None]
 
 
 def labels_of(columns: Mapping[str, Column]) -> dict[str, dict[str, Float[Tensor, " N"]]]:
@@ -23,7 +23,7 @@ def labels_of(columns: Mapping[str, Column]) -> dict[str, dict[str, Float[Tensor
     A number is a label as it is.  A colour (#rrggbb) is three, `hair:red` and so on, from 0 to 1.
     A text is one label for each of its values, `glasses:round`, 1 where a subject has it, else 0;
     where some subjects have "none", there is also `glasses` itself: has any.  Columns in which
-    all subjects agree have no labels.
+    all subjects agree, or of which something is missing, have no labels.
     """
     labels = {name: _labels(name, values) for name, values in columns.items()}
     return {name: found for name, found in labels.items() if found}
@@ -31,8 +31,9 @@ def labels_of(columns: Mapping[str, Column]) -> dict[str, dict[str, Float[Tensor
 
 def _labels(name: str, values: Column) -> dict[str, Float[Tensor, " N"]]:
     texts = [value for value in values if isinstance(value, str)]
-    if not texts:
-        found = {name: torch.tensor([float(value) for value in values])}
+    numbers = [float(value) for value in values if isinstance(value, int | float)]
+    if len(numbers) == len(values):
+        found = {name: torch.tensor(numbers)}
     elif len(texts) < len(values):
         return {}  # neither all texts nor all numbers: nothing to regress on
     elif all(_COLOUR.fullmatch(text) for text in texts):

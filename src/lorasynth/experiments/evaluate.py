@@ -12,7 +12,7 @@ from lorasynth.config import to_dict
 from lorasynth.experiments.bundle import Bundle
 from lorasynth.experiments.methods import Method, Ridge, Synthesised, methods
 from lorasynth.experiments.trial import COMPARED, Measured, Trial, TrialConfig
-from lorasynth.measure.bootstrap import bootstrap, bootstrap_ratio
+from lorasynth.measure.bootstrap import bootstrap_ratio
 from lorasynth.measure.calibration import calibration
 from lorasynth.measure.diversity import mean_pairwise_distance
 from lorasynth.randomness import torch_stream
@@ -119,34 +119,14 @@ def best_strength(run: Trial, title: str, adapters: Factors, strengths: Sequence
 
 
 def _row(name: str, measured: Measured, strength: float | None) -> dict[str, Any]:
-    interval = bootstrap(measured.likeness)
-    second = bootstrap(measured.likeness_second)
-    return {
-        "method": name,
-        "strength": strength,
-        "likeness": interval.mean,
-        "lo": interval.lo,
-        "hi": interval.hi,
-        "likeness_second": second.mean,
-        "lo_second": second.lo,
-        "hi_second": second.hi,
-        "attribute_accuracy": measured.attribute_accuracy.mean().item(),
-        "prompt_following": measured.prompt_following.mean().item(),
-        "diversity": measured.diversity.mean().item(),
-        "n": len(measured.likeness),
-    }
+    count = len(measured.likeness)
+    return {"method": name, "strength": strength, "n": count, **measured.intervals()}
 
 
 def _paired(ours: str, measured: Mapping[str, Measured]) -> list[dict[str, Any]]:
     """How much one of our methods has more than each other method, subject by subject."""
     return [
-        {
-            "method": f"{ours} - {name}",
-            **{
-                figure: asdict(bootstrap(getattr(measured[ours], figure) - getattr(other, figure)))
-                for figure in COMPARED
-            },
-        }
+        {"method": f"{ours} - {name}", **measured[ours].less(other).intervals()}
         for name, other in measured.items()
         if name not in (ours, "real")
     ]

@@ -24,7 +24,11 @@ from lorasynth.hypernet.train import train as train_hypernet
 from lorasynth.library import Library
 from lorasynth.synthesizer import Synthesizer
 
-SIZES = (125, 250, 500, 1000, 2000)
+
+def doubled(whole: int, least: int = 125) -> list[int]:
+    """Sizes of libraries: `least` and its doubles, up to two thirds of the whole; and the whole."""
+    sizes = [least << i for i in range(whole.bit_length()) if least << i <= whole / 1.5]
+    return [*sizes, whole]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,7 @@ class GrowthConfig:
         trial: the subjects.
     """
 
-    sizes: tuple[int, ...] = SIZES
+    sizes: tuple[int, ...]
     codec: str = "pca"
     latents: int = 128
     hypernet: HypernetConfig

@@ -14,10 +14,10 @@ from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.codec import Codec
 from lorasynth.collect.described import NO_FACTS
 from lorasynth.config import read_json
-from lorasynth.errors import BundleError
+from lorasynth.errors import BundleError, LayoutError
 from lorasynth.hypernet.library_data import training_set
 from lorasynth.library import Library, LibraryView
-from lorasynth.weights import read_weights, write_weights
+from lorasynth.weights import fingerprint, read_weights, write_weights
 
 _WEIGHTS = "latents.safetensors"
 _SUBJECTS = "subjects.json"
@@ -34,6 +34,7 @@ class LatentLibrary:
         columns: what else the library's table says of the subjects.
         gauge: of the vectors behind the latents.
         reference: the vector that the gauge aligns with; None if it needs none.
+        codec: fingerprint of the codec whose latents they are.
     """
 
     ids: tuple[str, ...]
@@ -42,6 +43,7 @@ class LatentLibrary:
     columns: Mapping[str, list[Any]] = field(default_factory=dict)
     gauge: str = "none"
     reference: Float[Tensor, " D"] | None = None
+    codec: str = ""
 
     @classmethod
     def encode(
@@ -59,6 +61,7 @@ class LatentLibrary:
             columns={k: v for k, v in library.table.to_pydict().items() if k not in NO_FACTS},
             gauge=whole.info.gauge,
             reference=None if reference is None else whole.layout.flatten(reference),
+            codec=fingerprint(codec),
         )
 
     @classmethod
@@ -68,11 +71,17 @@ class LatentLibrary:
         Raises:
             BundleError: the folder is neither.
             LibraryError: it is a damaged library.
-            LayoutError: the codec is for adapters of another layout.
+            LayoutError: the codec is for adapters of another layout, or not that of the latents.
         """
         if Library.is_at(folder):
             return cls.encode(Library.open(folder), codec, column=None)
-        return cls.load(folder)
+        library = cls.load(folder)
+        if library.codec != fingerprint(codec):
+            raise LayoutError(
+                f"a library of latents must be of the synthesizer's codec, {fingerprint(codec)}, "
+                f"but {folder} is of {library.codec}: give the bundle that both are of"
+            )
+        return library
 
     @torch.no_grad()
     def vectors(self, adapters: Factors, layout: Layout) -> Float[Tensor, "n D"]:
@@ -92,7 +101,12 @@ class LatentLibrary:
             if self.reference is not None:
                 tensors["reference"] = self.reference
             write_weights(temporary / _WEIGHTS, tensors, half=True)
-            facts = {"ids": list(self.ids), "gauge": self.gauge, "columns": dict(self.columns)}
+            facts = {
+                "gauge": self.gauge,
+                "codec": self.codec,
+                "ids": list(self.ids),
+                "columns": dict(self.columns),
+            }
             write_json(temporary / _SUBJECTS, facts)
 
     @classmethod
@@ -108,6 +122,7 @@ class LatentLibrary:
                 ids=tuple(stated["ids"]),
                 columns=stated["columns"],
                 gauge=stated["gauge"],
+                codec=stated["codec"],
                 **tensors,
             )
         except (KeyError, TypeError) as error:

@@ -116,9 +116,14 @@ class Measured:
         """Of some subjects and then of others."""
         return cls(*(torch.cat(figures) for figures in zip(*map(astuple, parts), strict=True)))
 
+    def less(self, other: "Measured") -> "Measured":
+        """The differences, subject by subject."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Measured(*(one - another for one, another in pairs))
+
     def intervals(self, *figures: str) -> dict[str, dict[str, float]]:
-        """Means over subjects with their intervals, as JSON values."""
-        return {name: asdict(bootstrap(getattr(self, name))) for name in figures}
+        """Means over subjects with their intervals, as JSON values; all figures by default."""
+        return {name: asdict(bootstrap(getattr(self, name))) for name in figures or vars(self)}
 
 
 class Trial:

@@ -1,6 +1,5 @@
 """Introduction: adapter methods give up identity, or new scenes."""
 
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -95,10 +94,10 @@ def _ip_adapter(study: Study, training: IPAdapterConfig) -> dict[str, Any]:
 
 def _measured(run: Trial, adapter: IPAdapter, scale: float) -> Measured:
     """Pictures made with an IP-Adapter for the subjects of a trial."""
-    base, guided = run.instruments.base, run.config.sampling.guidance != 1
-
-    def attached(condition: torch.Tensor) -> AbstractContextManager[None]:
-        seen = torch.stack([condition, 0 * condition] if guided else [condition])
-        return adapter.attached(base.denoiser, seen.to(base.device), scale=scale)
-
-    return run.measure(run.pictures_within(map(attached, run.conditions)))
+    base, config, pictures = run.instruments.base, run.config, []
+    guided = config.sampling.guidance != 1
+    for rows in torch.arange(config.subjects).split(config.fleet):
+        seen = run.conditions[rows].to(base.device)
+        with adapter.attached(base.denoiser, seen, guided=guided, scale=scale):
+            pictures.append(run.pictures(None, range(int(rows[0]), int(rows[-1]) + 1)))
+    return run.measure(torch.cat(pictures))
