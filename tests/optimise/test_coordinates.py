@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from lorasynth.adapter import Factor, Factors, Layout, cosines
+from lorasynth.adapter import Factor, Factors, Layout, cosines, map_factors
 from lorasynth.base import BaseModel
+from lorasynth.codec import VAE, VAEConfig
 from lorasynth.collect import Descent, Recipe, train_fleet
 from lorasynth.collect.loop import descend
 from lorasynth.errors import ConfigError
@@ -108,6 +109,23 @@ def loss_of(base: BaseModel, people: list[Subject], factors: Factors) -> torch.T
 
 def tied_to(factors: Factors, number: torch.Tensor) -> Factors:
     return {n: type(f)(f.A, f.B.detach() + 0 * number[:, :, None]) for n, f in factors.items()}
+
+
+def test_the_latent_of_a_vae_is_found_through_its_decoder(base: BaseModel, library: Any) -> None:
+    rows, layout = library
+    codec = VAE.fit(rows, VAEConfig(latents=3, depth=2, epochs=200, batch=6))
+    known = codec.encode(rows)
+    mean = known.mean(dim=0)
+    people = [subject(name) for name in SUBJECTS]
+    config = InversionConfig(descent=DESCENT)
+
+    def decode(latents: torch.Tensor) -> Factors:
+        return layout.unflatten(codec.decode(latents))
+
+    coordinates = Inversion(config, mean.expand(3, -1), mean, known.std(dim=0), decode)
+    begin = map_factors(torch.detach, coordinates())
+    found = personalise(base, people, coordinates)
+    assert (loss_of(base, people, found.factors) < loss_of(base, people, begin)).all()
 
 
 @pytest.mark.parametrize("kind", ROWS)

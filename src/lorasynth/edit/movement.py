@@ -9,14 +9,14 @@ from lorasynth.codec import Codec
 
 @torch.no_grad()
 def moved(
-    codec: Codec, vectors: Float[Tensor, "n D"], step: Float[Tensor, " k"]
+    codec: Codec, vectors: Float[Tensor, "n D"], step: Float[Tensor, "*n k"]
 ) -> Float[Tensor, "n D"]:
     """Vectors moved by what the step in latents changes once decoded; a step of zero keeps them.
 
     Args:
         codec: in whose latents the step is.
         vectors: canonical vectors.
-        step: the same for all, for example a `direction` times a strength.
+        step: one for all, for example a `direction` times a strength, or one for each.
     """
     latents = codec.encode(vectors)
     return vectors + codec.decode(latents + step) - codec.decode(latents)

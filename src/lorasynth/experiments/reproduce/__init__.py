@@ -3,6 +3,7 @@
 from lorasynth.experiments.reproduce import (
     beyond,
     cost,
+    edits,
     families,
     how_to_predict,
     norms,
@@ -19,6 +20,7 @@ _ORDER = (
     "norms",
     "beta",
     "spectrum",
+    "edits",
     "linearity",
     "vae or pca",
     "spaces",
@@ -44,6 +46,7 @@ __all__ = [
     "Study",
     "beyond",
     "cost",
+    "edits",
     "families",
     "how_to_predict",
     "in_order",

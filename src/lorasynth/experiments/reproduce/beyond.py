@@ -145,7 +145,7 @@ def _sampled(study: Study, name: str, anchor: Synthesizer | None, seed: int) -> 
     facts = {
         "training": to_dict(training),
         "anchor": None if anchor is None else anchor.fingerprint,
-        "latents": config.latents,
+        "latents": study.latents,
         **study.tried,
     }
     measure = partial(_train_and_sample, study, training, anchor)
@@ -157,7 +157,7 @@ def _train_and_sample(
     study: Study, training: HypernetConfig, anchor: Synthesizer | None
 ) -> dict[str, Any]:
     run, layout = study.trial, study.layout("ours")
-    codec = study.codec("pca", {"latents": study.config.latents})
+    codec = study.standard_codec("pca", training.optimisation.seed)
     model = study.learned(codec, training, anchor=anchor)
     noise = model.draw_noise(training.optimisation.seed, run.subjects.ids)
     found = {}

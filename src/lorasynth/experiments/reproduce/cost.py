@@ -239,7 +239,7 @@ def _cell(
     presets = {name: PRESETS[name].fingerprint for name in ("ours", "refine")}
     facts = {"method": method, "pictures": shown, "steps": steps, "presets": presets}
     facts |= {"fully_trained": study.config.fully_trained, "rates": study.config.full_rates}
-    facts |= {"vae": study.vae_options(study.config.seeds[0])}
+    facts |= {"vae": study.codec_options("vae", study.config.seeds[0])}
     found: dict[str, Any] = study.cell("cost", {**facts, **study.tried}, measure)
     return found
 
@@ -314,8 +314,7 @@ def _inversion(study: Study, count: int) -> Coordinates:
 def _in_vae(study: Study, count: int) -> Coordinates:
     """Through the decoder of a VAE (the paper's second approach)."""
     known, _ = study.vectors("ours")
-    options = {"latents": study.config.latents, **study.vae_options(study.config.seeds[0])}
-    codec = study.codec("vae", options)
+    codec = study.standard_codec("vae", study.config.seeds[0])
     decode = _decoder(study, codec, study.layout("ours"))
     return _inverted(study, InversionConfig(), count, codec.encode(known), decode)
 

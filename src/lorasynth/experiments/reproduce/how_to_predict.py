@@ -172,7 +172,7 @@ def _narrowed(study: Study, modulated: Modulated, cost: Callable[[nn.Module], in
 def _denoiser(study: Study, options: Mapping[str, Any]) -> MLPDenoiser:
     """An untrained one, to be counted."""
     config = from_dict(MLPDenoiserConfig, options)
-    return MLPDenoiser(config, study.config.latents, study.bundle.synthesizer.encoder.width)
+    return MLPDenoiser(config, study.latents, study.bundle.synthesizer.encoder.width)
 
 
 def _parameters(denoiser: nn.Module) -> int:

@@ -62,8 +62,7 @@ def norms(study: Study) -> Finding:
 
 def _cell(study: Study, kind: str, form: str) -> dict[str, Any]:
     """How norms scatter, by module; and what is missed, by held-out adapter."""
-    count = study.config.library
-    latents = min(study.config.latents, count - 1)
+    count, latents = study.config.library, study.latents
 
     def measure() -> dict[str, Any]:
         factors, layout = _in_form(study, kind, form)

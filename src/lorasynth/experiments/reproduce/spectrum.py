@@ -85,11 +85,10 @@ def _of(rows: list[dict[str, Any]], name: str) -> int:
 
 def _probes(study: Study) -> list[dict[str, Any]]:
     """How well each attribute is read linearly from all components, and from the best one."""
-    count = study.config.library
-    options = {"latents": min(study.config.latents, count - 1)}
 
     def measure() -> list[dict[str, Any]]:
-        library, codec = study.library("ours"), study.codec("pca", options)
+        library, seed = study.library("ours"), study.config.seeds[0]
+        codec, count = study.standard_codec("pca", seed), study.config.library
         latents = LatentLibrary.encode(library, codec, None)
         rows = []
         for column in labels_of(latents.columns).values():
@@ -97,7 +96,8 @@ def _probes(study: Study) -> list[dict[str, Any]]:
                 rows.append({"attribute": name, **_probe(latents.latents, label, count)})
         return rows
 
-    rows: list[dict[str, Any]] = study.cell("attribute probes", options, measure)
+    facts = study.codec_options("pca", study.config.seeds[0])
+    rows: list[dict[str, Any]] = study.cell("attribute probes", facts, measure)
     return rows
 
 

@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.adapter import Factors, Layout, scaled
+from lorasynth.atomic import make_parent
 from lorasynth.base import SamplingConfig
-from lorasynth.codec import Codec, fit_codec
+from lorasynth.codec import Codec, fit_codec, load_codec
 from lorasynth.collect import PRESETS, Recipe, collect
 from lorasynth.collect.embedding import column_of, embed_library
 from lorasynth.config import to_dict
@@ -281,14 +282,36 @@ class Study:
         """Embeddings of all subjects, the held-out ones last."""
         return self.library(kind).column(column_of(self.bundle.synthesizer.encoder))
 
-    def vae_options(self, seed: int) -> dict[str, Any]:
-        """Of the VAE whose latents stand beside PCA's, where it is not what a claim varies."""
-        return {"beta": 0.01, "epochs": self.config.vae_epochs, "seed": seed}
+    @property
+    def latents(self) -> int:
+        """Of codecs, where a claim does not vary it; PCA has no more than vectors less one."""
+        return min(self.config.latents, self.config.library - 1)
 
     def codec(self, name: str, options: Mapping[str, Any], size: int | None = None) -> Codec:
         """A codec fitted to our library's first `size` vectors; None: to all."""
         known, _ = self.vectors("ours")
         return fit_codec(name, known[:size], options, device=self.bundle.base.device).cpu()
+
+    def codec_options(self, name: str, seed: int) -> dict[str, Any]:
+        """Of the codec of a kind that stands for its kind, where a claim does not vary it."""
+        if name == "scaled":
+            return {}
+        latents = {"latents": self.latents}
+        if name == "pca":
+            return latents
+        return {**latents, "beta": 0.01, "epochs": self.config.vae_epochs, "seed": seed}
+
+    def standard_codec(self, name: str, seed: int) -> Codec:
+        """That codec, fitted to all known vectors; what was trained is kept on disk."""
+        options = self.codec_options(name, seed)
+        if "epochs" not in options:
+            return self.codec(name, options)
+        facts = json.dumps([name, options, self._decided], sort_keys=True)
+        path = self.folder / "codecs" / hashlib.sha256(facts.encode()).hexdigest()[:16]
+        if not path.exists():
+            make_parent(path)
+            self.codec(name, options).save(path)
+        return load_codec(path)
 
     def learned(
         self,
@@ -321,38 +344,29 @@ class Study:
         return as_json(self.trial.tried("test subjects", adapters))
 
     def diffusion(
-        self,
-        seed: int,
-        *,
-        codec: str = "pca",
-        codec_options: Mapping[str, Any] | None = None,
-        model: LatentDiffusionConfig | None = None,
+        self, seed: int, *, codec: str = "pca", model: LatentDiffusionConfig | None = None
     ) -> dict[str, Any]:
         """Train a hypernetwork on our library; its curve, and what test subjects' adapters are."""
-        wanted = {"latents": self.config.latents} if codec != "scaled" else {}
-        options = {**wanted, **(codec_options or {})}
         training = replace(
             self.config.hypernet,
             model=model or LatentDiffusionConfig(),
             optimisation=replace(self.config.hypernet.optimisation, seed=seed),
         )
         facts = {
-            "codec": [codec, options],
+            "codec": [codec, self.codec_options(codec, seed)],
             "training": to_dict(training),
             "curve": to_dict(self.config.curve),
             **self.tried,
         }
-        measure = partial(_train_and_measure, self, codec, options, training)
+        measure = partial(_train_and_measure, self, codec, training)
         found: dict[str, Any] = self.cell("hypernetwork", facts, measure)
         return found
 
 
-def _train_and_measure(
-    study: Study, name: str, options: Mapping[str, Any], training: HypernetConfig
-) -> dict[str, Any]:
+def _train_and_measure(study: Study, name: str, training: HypernetConfig) -> dict[str, Any]:
     known, held = study.vectors("ours")
     conditions, layout = study.conditions("ours"), study.layout("ours")
-    codec = study.codec(name, options)
+    codec = study.standard_codec(name, training.optimisation.seed)
     held_conditions = conditions[len(known) :, 0]
     probes: list[Probe] = [CleanError(codec.encode(held), held_conditions), GradientNorms()]
     probes.append(LikenessProbe(run=study.curve, codec=codec, layout=layout))

@@ -36,12 +36,7 @@ def unet(space: str) -> LatentDiffusionConfig:
 def spaces(study: Study) -> Finding:
     """Holds: diffusion on VAE latents beats that on scaled vectors, which are less Gaussian."""
     cells = {
-        name: [
-            study.diffusion(
-                seed, codec=codec, codec_options=_options(study, name, seed), model=unet(name)
-            )
-            for seed in study.config.seeds
-        ]
+        name: [study.diffusion(seed, codec=codec, model=unet(name)) for seed in study.config.seeds]
         for name, codec in SPACES.items()
     }
     rows = []
@@ -77,14 +72,8 @@ def spaces(study: Study) -> Finding:
     )
 
 
-def _options(study: Study, space: str, seed: int) -> dict[str, Any]:
-    """Options of the codec, whose training has the seed of the hypernetwork's."""
-    return study.vae_options(seed) if space == "VAE" else {}
-
-
 def _facts(study: Study, space: str) -> dict[str, Any]:
-    options = _options(study, space, study.config.seeds[0])
-    return {"space": [space, options, study.config.latents]}
+    return {"space": space, **study.codec_options(SPACES[space], study.config.seeds[0])}
 
 
 def _normality(study: Study, space: str) -> dict[str, float]:
@@ -92,10 +81,8 @@ def _normality(study: Study, space: str) -> dict[str, float]:
 
     That of a codec of the first seed.
     """
-    codec, options = SPACES[space], _options(study, space, study.config.seeds[0])
-    latents = {} if codec == "scaled" else {"latents": study.config.latents}
     known, _ = study.vectors("ours")
-    z = study.codec(codec, {**latents, **options}).encode(known)
+    z = study.standard_codec(SPACES[space], study.config.seeds[0]).encode(known)
     z = z[:, z.std(dim=0) > 1e-6]
     z = (z - z.mean(dim=0)) / z.std(dim=0)
     return {
@@ -150,10 +137,8 @@ def gradient_flow(study: Study) -> Finding:
 
 def _flow(study: Study, denoiser: str, space: str, seed: int) -> list[dict[str, float]]:
     """Each layer's gradient, at each row of the curve."""
-    codec = SPACES[space]
     model = unet(space) if denoiser == "unet" else LatentDiffusionConfig(parameterisation="x0")
-    options = _options(study, space, seed)
-    found = study.diffusion(seed, codec=codec, codec_options=options, model=model)
+    found = study.diffusion(seed, codec=SPACES[space], model=model)
     return [
         {name: value for name, value in row.items() if name.startswith(("gradient_", "weight_"))}
         for row in found["curve"]
