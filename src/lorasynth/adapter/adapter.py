@@ -84,12 +84,16 @@ class Adapter:
         """The adapter in another floating-point type."""
         return replace(self, factors=map_factors(lambda tensor: tensor.to(dtype), self.factors))
 
-    def save(self, path: Path | str, format: str = "diffusers") -> Path:
+    def save(self, path: Path | str, format: str = "kohya") -> Path:
         """Write a file that other programs load; returns the path that was written.
+
+        Args:
+            path: of the file; for `peft`, of a folder.
+            format: `kohya`, which diffusers, ComfyUI and A1111 read; `diffusers` or `peft`.
 
         Raises:
             ConfigError: no such format.
-            LorasynthError: the output cannot be written.
+            LorasynthError: the output cannot be written, or `path` is not named as the format asks.
         """
         from lorasynth.adapter.files import get_format
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from lorasynth.adapter.adapter import Adapter
+from lorasynth.adapter.adapter import Adapter, AdapterMetadata
 from lorasynth.adapter.components import component_of
 from lorasynth.adapter.factors import Factor, module_norms
 from lorasynth.adapter.families import family_of, is_transformer
@@ -37,8 +37,7 @@ class Inspection:
         parameters: numbers in all A and B.
         norms: Frobenius norm of ΔW of each block of the model, in the model's order.
         canonical: whether A·Aᵀ = Bᵀ·B, diagonal, in every module.
-        trigger_phrase: words that call its subject; empty if it has none.
-        synthesised: whether the file says that it was not trained.
+        metadata: what its header states.
         warnings: what some program would lose or refuse, one line each.
     """
 
@@ -52,8 +51,7 @@ class Inspection:
     parameters: int
     norms: dict[str, float]
     canonical: bool
-    trigger_phrase: str
-    synthesised: bool
+    metadata: AdapterMetadata
     warnings: tuple[str, ...]
 
 
@@ -79,8 +77,7 @@ def inspect_file(path: Path) -> Inspection:
         parameters=adapter.layout.size,
         norms=block_norms(adapter),
         canonical=all(_is_canonical(factor) for factor in factors),
-        trigger_phrase=adapter.metadata.trigger_phrase,
-        synthesised=adapter.metadata.synthesised,
+        metadata=adapter.metadata,
         warnings=tuple(_warnings(read, name)),
     )
 

@@ -37,7 +37,7 @@ def edit(
     synthesizer: Where = Path("bundle/synthesizer"),
     library: Known = Path("bundle/library"),
     base: Base = Path("bundle/base"),
-    file_format: Format = "diffusers",
+    file_format: Format = "kohya",
     strip: Strip = None,
     prompt: Prompt = PORTRAIT,
     seed: Seed = 0,
@@ -55,7 +55,9 @@ def edit(
     from lorasynth.edit import direction, moved
 
     steps = [_step(text) for text in attribute]
-    writer, adapter = get_format(file_format), Adapter.load(lora)
+    writer = get_format(file_format)
+    writer.target(out)
+    adapter = Adapter.load(lora)
     space = space_of(synthesizer, library)
     known = space.library
     change = torch.stack(
@@ -94,7 +96,7 @@ def interpolate(
     synthesizer: Where = Path("bundle/synthesizer"),
     library: Known = Path("bundle/library"),
     base: Base = Path("bundle/base"),
-    file_format: Format = "diffusers",
+    file_format: Format = "kohya",
     strip: Strip = None,
     prompt: Prompt = PORTRAIT,
     seed: Seed = 0,
@@ -135,7 +137,7 @@ def sample(
     synthesizer: Where = Path("bundle/synthesizer"),
     library: Known = Path("bundle/library"),
     base: Base = Path("bundle/base"),
-    file_format: Format = "diffusers",
+    file_format: Format = "kohya",
     strip: Strip = None,
     prompt: Prompt = PORTRAIT,
     seed: Seed = 0,

@@ -24,7 +24,7 @@ def convert(
 ) -> None:
     """Write a LoRA in another format: its update stays as it is, its scale in the numbers.
 
-    kohya is what ComfyUI and A1111 read; diffusers and kohya what diffusers does.
+    kohya is what ComfyUI, A1111 and diffusers read; diffusers what diffusers alone does.
     """
     import torch
 
@@ -33,7 +33,9 @@ def convert(
 
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"--dtype must be one of {', '.join(DTYPES)}, but is {dtype!r}")
-    writer, adapter = get_format(file_format), Adapter.load(source)
+    writer = get_format(file_format)
+    writer.target(out)
+    adapter = Adapter.load(source)
     if dtype is not None:
         adapter = adapter.to(getattr(torch, dtype))
     typer.echo(writer.write(adapter, out))
@@ -52,8 +54,10 @@ def inspect(
 
     found = inspect_file(file)
     console = Console()
-    for name, value in _facts(found).items():
-        console.print(f"{name:<10} {value}", markup=False, highlight=False, soft_wrap=True)
+    facts = _facts(found)
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        console.print(f"{name:<{width}} {value}", markup=False, highlight=False, soft_wrap=True)
     console.print(_norm_table(found))
     for warning in found.warnings:
         line = f"warning: {warning}"
@@ -67,16 +71,20 @@ def _facts(found: "Inspection") -> dict[str, str]:
     def counted(values: dict[int, int] | dict[float, int]) -> str:
         return ", ".join(f"{value:g} ({count} modules)" for value, count in values.items())
 
+    stated = found.metadata
     return {
         "file": str(found.file),
         "format": found.format,
-        "base": found.family,
+        "family": found.family,
+        "base": stated.base_fingerprint or "not stated",
         "rank": counted(found.ranks),
         "alpha": counted(found.alphas),
         "numbers": f"{found.parameters:,} {found.dtype} in {found.modules} modules",
         "canonical": "yes" if found.canonical else "no",
-        "trigger": found.trigger_phrase or "not stated",
-        "origin": "synthesised" if found.synthesised else "not stated to be synthesised",
+        "trigger": stated.trigger_phrase or "not stated",
+        "origin": "synthesised" if stated.synthesised else "not stated to be synthesised",
+        "written by": stated.created_by,
+        **stated.extra,
     }
 
 
@@ -113,7 +121,7 @@ def check(
     file: File,
     base: Annotated[str, typer.Option(help="Base model: a pipeline folder or hub id.")],
 ) -> None:
-    """Compare every key of a LoRA file with a base model; its weights are not read."""
+    """Compare every key of a LoRA file with a base model, whose weights are not read."""
     from lorasynth.adapter import Adapter
     from lorasynth.base.outline import outline
 

@@ -36,7 +36,7 @@ def blend(
     synthesizer: Where = Path("bundle/synthesizer"),
     library: Known = Path("bundle/library"),
     base: Base = Path("bundle/base"),
-    file_format: Format = "diffusers",
+    file_format: Format = "kohya",
     steps: Steps = None,
     settings: Settings = None,
     seed: Seed = 0,
@@ -80,7 +80,7 @@ def invert(
     synthesizer: Where = Path("bundle/synthesizer"),
     library: Known = Path("bundle/library"),
     base: Base = Path("bundle/base"),
-    file_format: Format = "diffusers",
+    file_format: Format = "kohya",
     steps: Steps = None,
     settings: Settings = None,
     seed: Seed = 0,
@@ -117,7 +117,7 @@ def refine(
     out: Out,
     caption: Caption = PORTRAIT,
     base: Base = Path("bundle/base"),
-    file_format: Format = "diffusers",
+    file_format: Format = "kohya",
     steps: Steps = None,
     settings: Settings = None,
     seed: Seed = 0,
@@ -169,7 +169,7 @@ class _Job:
         self.writer: LoraFormat = get_format(file_format)
         found = subjects_of(photos, out, self.writer.suffix)
         for path in found:
-            make_parent(path)
+            make_parent(self.writer.target(path))
         self.stages = Stages()
         with self.stages.stage("load"):
             self.base = BaseModel.load(base, pick_device(device))

@@ -27,7 +27,12 @@ Out = Annotated[
     ),
 ]
 Where = Annotated[Path, typer.Option(help="Synthesizer: a folder or hub id.")]
-Format = Annotated[str, typer.Option("--format", help="diffusers, kohya or peft.")]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format", help="kohya, which diffusers, ComfyUI and A1111 read; or diffusers, or peft."
+    ),
+]
 Guidance = Annotated[float | None, typer.Option(help="Weight of the condition.")]
 Steps = Annotated[int | None, typer.Option(help="Solver steps, at most 30.")]
 Face = Annotated[
@@ -53,7 +58,7 @@ def synth(
     out: Out,
     photos: Annotated[list[Path] | None, _PHOTOS] = None,
     synthesizer: Where = Path("bundle/synthesizer"),
-    file_format: Format = "diffusers",
+    file_format: Format = "kohya",
     seed: Seed = 0,
     guidance: Guidance = None,
     steps: Steps = None,
@@ -72,6 +77,8 @@ def synth(
     stages = Stages()
     writer = get_format(file_format)
     subjects = subjects_of(photos, out, writer.suffix) if photos else {out: []}
+    for path in subjects:
+        writer.target(path)
     facts = dict(map(_fact, attribute or []))
     with stages.stage("load"):
         synthesise = Synthesizer.from_pretrained(str(synthesizer), device=pick_device(device))

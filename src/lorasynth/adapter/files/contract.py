@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from lorasynth.adapter.adapter import Adapter
+from lorasynth.errors import FileFormatError
 from lorasynth.registry import Registry
 
 
@@ -51,9 +52,21 @@ class LoraFormat(ABC):
         """Read an adapter; raises what `open` does."""
         return self.open(path).adapter
 
+    def target(self, path: Path) -> Path:
+        """The file or folder that `write` writes, known before there is an adapter.
+
+        Raises:
+            FileFormatError: the name is that of something else.
+        """
+        if path.suffix != self.suffix:
+            raise FileFormatError(
+                f"a {FORMATS.name_of(type(self))} file must be named *{self.suffix}, but got {path}"
+            )
+        return path
+
     @abstractmethod
     def write(self, adapter: Adapter, path: Path) -> Path:
-        """Write an adapter atomically and return the path of the file or folder written."""
+        """Write an adapter atomically and return its `target`."""
 
 
 FORMATS: Registry[type[LoraFormat]] = Registry("LoRA format", "lorasynth.formats")

@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from lorasynth.adapter.adapter import Adapter
 from lorasynth.adapter.components import DENOISER, TEXT_ENCODERS, component_of, split
 from lorasynth.adapter.families import is_transformer
@@ -70,11 +72,25 @@ class DiffusersFormat(LoraFormat):
         alpha_of = _alpha_of_parts(parts, path)
         return read_pairs(content, _NAMING, metadata, modules_of=_renamed, alpha_of=alpha_of)
 
+    @override
+    def target(self, path: Path) -> Path:
+        """A file whose name ends with `.safetensors`, or that of the usual name in a folder.
+
+        Raises:
+            FileFormatError: the name has another ending, and there is no such folder.
+        """
+        if path.suffix == self.suffix:
+            return path
+        if path.suffix and not path.is_dir():
+            raise FileFormatError(
+                f"a diffusers file must be named *{self.suffix}, or be in a folder whose name has "
+                f"no ending, but got {path}"
+            )
+        return path / "pytorch_lora_weights.safetensors"
+
     def write(self, adapter: Adapter, path: Path) -> Path:
-        """Write a file if `path` ends with `.safetensors`, else one in the folder `path`."""
-        target = (
-            path if path.suffix == ".safetensors" else path / "pytorch_lora_weights.safetensors"
-        )
+        """Write a file, or one in a folder: see `target`."""
+        target = self.target(path)
         denoiser = _DENOISERS[is_transformer(adapter.factors)]
         tensors = {}
         for module, pair in pairs_of(adapter).items():

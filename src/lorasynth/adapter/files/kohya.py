@@ -80,8 +80,7 @@ class KohyaFormat(LoraFormat):
             FileFormatError: `path` does not end with `.safetensors`, or two module names differ
                 by dots and underscores only.
         """
-        if path.suffix != ".safetensors":
-            raise FileFormatError(f"a kohya file must be named *.safetensors, but got {path}")
+        target = self.target(path)
         family = family_of(adapter.layout)
         pairs = _spelled(adapter, family)
         if not is_transformer(adapter.factors):
@@ -91,8 +90,8 @@ class KohyaFormat(LoraFormat):
         for name, pair in pairs.items():
             tensors.update(spell(_NAMING, name, pair))
             tensors[f"{name}.alpha"] = torch.tensor(float(pair.factor.rank))
-        write_tensors(path, tensors, _header(adapter, family))
-        return path
+        write_tensors(target, tensors, _header(adapter, family))
+        return target
 
 
 # Writing

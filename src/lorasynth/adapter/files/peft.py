@@ -4,6 +4,8 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
+from typing_extensions import override
+
 from lorasynth.adapter.adapter import Adapter
 from lorasynth.adapter.components import DENOISER, component_of
 from lorasynth.adapter.files._pairs import Naming, pairs_of, read_pairs, spell
@@ -55,12 +57,12 @@ class PeftFormat(LoraFormat):
         alpha_of = alpha_from(config, config_path)
         return read_pairs(content, _NAMING, from_header(content.header), alpha_of=alpha_of)
 
-    def write(self, adapter: Adapter, path: Path) -> Path:
-        """Write the folder `path`.
+    @override
+    def target(self, path: Path) -> Path:
+        """The folder `path`.
 
         Raises:
-            FileFormatError: `path` exists and is something else than a PEFT adapter, or the adapter
-                changes a text encoder.
+            FileFormatError: it exists and is something else than a PEFT adapter.
         """
         if path.suffix == ".safetensors" or path.is_file():
             raise FileFormatError(f"a PEFT adapter is a folder, but {path} names a file")
@@ -69,6 +71,15 @@ class PeftFormat(LoraFormat):
                 f"only an empty folder or an older PEFT adapter is replaced, but {path} holds "
                 "other files: choose another folder"
             )
+        return path
+
+    def write(self, adapter: Adapter, path: Path) -> Path:
+        """Write the folder `path`.
+
+        Raises:
+            FileFormatError: `path` is something else, or the adapter changes a text encoder.
+        """
+        target = self.target(path)
         components = sorted({component_of(module) for module in adapter.factors})
         if components != [DENOISER]:
             raise FileFormatError(
@@ -79,9 +90,9 @@ class PeftFormat(LoraFormat):
         for module, pair in pairs_of(adapter).items():
             tensors.update(spell(_NAMING, f"base_model.model.{module}", pair))
         config = {"peft_type": "LORA", "inference_mode": True, **lora_config(adapter.factors)}
-        with atomic_directory(path) as folder:
+        with atomic_directory(target) as folder:
             (folder / _CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n")
             write_tensors(
                 folder / "adapter_model.safetensors", tensors, to_header(adapter.metadata)
             )
-        return path
+        return target
