@@ -55,7 +55,7 @@ def edits(study: Study) -> Finding:
             for name in done
         ),
         values={"rows": rows},
-        seeds=study.config.seeds[:1],
+        seeds=study.config.seeds,
         tables={"Glasses and facial hair put on, or taken off": [flat(row) for row in rows]},
         figures={"edits": _draw(rows)},
     )
@@ -75,16 +75,24 @@ def _done(before: dict[str, Any], after: dict[str, Any]) -> bool:
 
 
 def _figures(study: Study, space: str, name: str, step: float) -> dict[str, Any]:
-    options = study.codec_options(space, study.config.seeds[0])
-    facts = {"codec": [space, options], "attribute": name, "step": step, **study.tried}
-    found = study.cell("edits", facts, partial(_edited, study, space, name, step))
-    return {figure: interval([values]) for figure, values in found.items()}
+    """Over the seeds of the codec, of which PCA has none."""
+    seeds = study.config.seeds if space == "vae" else study.config.seeds[:1]
+    found = [_cell(study, space, seed, name, step) for seed in seeds]
+    return {figure: interval([cell[figure] for cell in found]) for figure in found[0]}
 
 
-def _edited(study: Study, space: str, name: str, step: float) -> dict[str, list[float]]:
+def _cell(study: Study, space: str, seed: int, name: str, step: float) -> dict[str, list[float]]:
+    codec = [space, study.codec_options(space, seed)]
+    facts = {"codec": codec, "attribute": name, "step": step, **study.tried}
+    measure = partial(_edited, study, space, seed, name, step)
+    found: dict[str, list[float]] = study.cell("edits", facts, measure)
+    return found
+
+
+def _edited(study: Study, space: str, seed: int, name: str, step: float) -> dict[str, list[float]]:
     """What pictures show after glasses were put on those without, and taken off the others."""
     run, bundle, layout = study.trial, study.bundle, study.layout("ours")
-    codec = study.standard_codec(space, study.config.seeds[0])
+    codec = study.standard_codec(space, seed)
     library = study.library("ours").library.select(range(study.config.library))
     known = LatentLibrary.encode(library, codec, None)
     subjects = [run.subjects.identity(subject) for subject in run.subjects.ids]
