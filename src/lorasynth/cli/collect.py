@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from lorasynth.collect.cluster import Cluster
     from lorasynth.collect.spread import Equipment
 
-PathT = TypeVar("PathT", Path, Path | None)
-
 #: What can train: this process, or the workers of a cluster.
 ENGINES = ("here", "ray")
 
@@ -44,7 +42,7 @@ Gauge = Annotated[
     typer.Option(help="Gauge of a new library; default: shared where A is, else procrustes."),
 ]
 Encoder = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         help="Also embed the subjects with this condition encoder: a folder, or a name that "
         "`lorasynth conditions` lists."
@@ -78,10 +76,10 @@ Retry = Annotated[
 class Equip:
     """Loads what training and judging need, here or in a worker."""
 
-    base: Path
+    base: str
     device: str
-    encoder: Path | None
-    anchor: Path | None
+    encoder: str | None
+    anchor: str | None
     least_likeness: float | None
     dtype: str = "float32"
     size: int | None = None
@@ -91,7 +89,10 @@ class Equip:
     def anywhere(self) -> "Equip":
         """The same with whole paths, for workers that run in other folders."""
         return replace(
-            self, base=_whole(self.base), encoder=_whole(self.encoder), anchor=_whole(self.anchor)
+            self,
+            base=_whole(self.base),
+            encoder=self.encoder and _whole(self.encoder),
+            anchor=self.anchor and _whole(self.anchor),
         )
 
     def __call__(self) -> "Equipment":
@@ -135,9 +136,12 @@ def _workers(engine: str, address: str) -> Iterator["Cluster | None"]:
             yield cluster
 
 
-def _whole(path: PathT) -> PathT:
-    """The whole path of what is on this disk; a name stays as it is."""
-    return path.resolve() if path is not None and path.exists() else path
+def _whole(name: str) -> str:
+    """A name with the whole path of what is on this disk, as in `onnx:FILE`; else as it is."""
+    if Path(name).exists():
+        return str(Path(name).resolve())
+    kind, _, file = name.partition(":")
+    return f"{kind}:{Path(file).resolve()}" if file and Path(file).exists() else name
 
 
 def collect(
@@ -148,7 +152,7 @@ def collect(
     series: Series = "library",
     seed: Seed = 0,
     pictures: Pictures = 10,
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     preset: Preset = "ours",
     settings: Settings = None,
     gauge: Gauge = None,

@@ -34,7 +34,7 @@ def compare(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for table and pictures.")],
     lora: Named = None,
     synthesizer: Annotated[
-        Path | None, typer.Option(help="A contender: what it makes of each first picture.")
+        str | None, typer.Option(help="A contender: what it makes of each first picture.")
     ] = None,
     style: Annotated[
         list[str] | None,
@@ -52,7 +52,7 @@ def compare(
     clip: Annotated[
         str | None, typer.Option(help="CLIP model that scores prompts: a folder or hub id.")
     ] = None,
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     seed: Seed = 0,
     settings: Settings = None,
     device: Device = "auto",
@@ -129,10 +129,10 @@ def _style(text: str) -> "Adapter":
     return Adapter.load(Path(place)).scaled(strength)
 
 
-def _synthesised(folder: Path, people: "Sequence[Subject]") -> "dict[str, Adapter]":
+def _synthesised(name: str, people: "Sequence[Subject]") -> "dict[str, Adapter]":
     from lorasynth.synthesizer import Synthesizer
 
-    made = Synthesizer.from_pretrained(str(folder)).many([[one.pictures[0]] for one in people])
+    made = Synthesizer.from_pretrained(name).many([[one.pictures[0]] for one in people])
     return {one.id: adapter for one, adapter in zip(people, made, strict=True)}
 
 

@@ -9,20 +9,20 @@ if TYPE_CHECKING:
     from lorasynth.experiments.trial import Instruments
 
 Encoder = Annotated[
-    Path, typer.Option(help="Encoder, by folder or name, whose embeddings are conditions.")
+    str, typer.Option(help="Encoder, by folder or name, whose embeddings are conditions.")
 ]
-Second = Annotated[Path, typer.Option(help="Encoder, by folder or name, that only measures.")]
+Second = Annotated[str, typer.Option(help="Encoder, by folder or name, that only measures.")]
 Judge = Annotated[Path, typer.Option(help="Judge of attributes.")]
 Split = Annotated[str, typer.Option(help="Subjects' split: validation, or test.")]
 
 
 def instruments_of(
-    base: Path,
-    encoder: Path,
-    second: Path,
+    base: str,
+    encoder: str,
+    second: str,
     judge: Path,
     device: str,
-    condition: Path | None = None,
+    condition: str | None = None,
 ) -> "Instruments":
     """Load them from their folders.
 

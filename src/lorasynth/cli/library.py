@@ -38,7 +38,7 @@ def embed(
             "made with the adapters."
         ),
     ] = None,
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     settings: Settings = None,
     device: Device = "auto",
 ) -> None:

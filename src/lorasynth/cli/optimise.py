@@ -33,9 +33,9 @@ def blend(
         str, typer.Option(help="latents, or adapters: then --library holds adapters.")
     ] = "latents",
     caption: Caption = PORTRAIT,
-    synthesizer: Where = Path("bundle/synthesizer"),
+    synthesizer: Where = "bundle/synthesizer",
     library: Known = Path("bundle/library"),
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     file_format: Format = "diffusers",
     steps: Steps = None,
     settings: Settings = None,
@@ -60,7 +60,7 @@ def blend(
         synth.codec.to(job.base.device)
         rows, layout, decode = known.latents, synth.layout, synth.decode
     else:
-        synth, opened = Synthesizer.from_pretrained(str(synthesizer)), Library.open(library)
+        synth, opened = Synthesizer.from_pretrained(synthesizer), Library.open(library)
         rows, layout, decode = opened.all_vectors(), opened.layout, opened.layout.unflatten
     mixture = Mixture(config, len(job.subjects), rows, decode)
     job.descend(mixture, layout, synth.metadata(seed), "blend")
@@ -71,9 +71,9 @@ def invert(
     out: Out,
     start: Annotated[str, typer.Option(help="mean, or synthesised: from the pictures.")] = "mean",
     caption: Caption = PORTRAIT,
-    synthesizer: Where = Path("bundle/synthesizer"),
+    synthesizer: Where = "bundle/synthesizer",
     library: Known = Path("bundle/library"),
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     file_format: Format = "diffusers",
     steps: Steps = None,
     settings: Settings = None,
@@ -110,7 +110,7 @@ def refine(
     photos: Photos,
     out: Out,
     caption: Caption = PORTRAIT,
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     file_format: Format = "diffusers",
     steps: Steps = None,
     settings: Settings = None,
@@ -149,7 +149,7 @@ class _Job:
         photos: Sequence[Path],
         out: Path,
         caption: str,
-        base: Path,
+        base: str,
         file_format: str,
         device: str,
     ) -> None:

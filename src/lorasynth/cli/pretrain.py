@@ -30,14 +30,14 @@ RecipeSettings = Annotated[
 
 def pretrain(
     out: Annotated[Path, typer.Option("--out", "-o", help="Synthesizer folder to write.")],
-    encoder: Annotated[Path, typer.Option(help="Condition encoder: a folder or a name.")],
+    encoder: Annotated[str, typer.Option(help="Condition encoder: a folder or a name.")],
     folder: Folder = None,
     avatars: Avatars = None,
     split: Split = "train",
     series: Series = "pretraining",
     seed: Seed = 0,
     pictures: Pictures = 8,
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     preset: Preset = "ours",
     recipe: RecipeSettings = None,
     run: Run = Path("runs/pretrain"),

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Around = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--anchor",
         help="Pretrained synthesizer, whose prediction diffusion is relative to: it then learns "
@@ -86,11 +86,11 @@ def train(
     library: Library,
     codec: Annotated[Path, typer.Option(help="Codec that was fitted to the library.")],
     encoder: Annotated[
-        Path, typer.Option(help="Condition encoder that embedded its subjects: a folder or a name.")
+        str, typer.Option(help="Condition encoder that embedded its subjects: a folder or a name.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Synthesizer folder to write.")],
     anchor: Around = None,
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     run: Run = Path("runs/train"),
     settings: Settings = None,
     device: Device = "auto",
