@@ -16,7 +16,13 @@ from PIL import Image
 from lorasynth.adapter import Factor
 from lorasynth.base import BaseModel
 from lorasynth.collect import Fleet, Recipe, Verdict, collect, collector
-from lorasynth.errors import CollectionError, ConfigError, LibraryError, PictureError
+from lorasynth.errors import (
+    CollectionError,
+    ConfigError,
+    LibraryError,
+    LorasynthError,
+    PictureError,
+)
 from lorasynth.library import Library
 from lorasynth.pictures import FolderSubjects
 from lorasynth.randomness import numpy_stream
@@ -258,6 +264,24 @@ def test_subject_that_cannot_be_read_does_not_stop_the_others(tmp_path, base, so
     assert report.failed == {
         source.ids[2]: "a picture must be whole, but subject-002/1.png is cut off"
     }
+
+
+def test_failures_of_a_library_that_was_deleted_are_forgotten(tmp_path, base, source):
+    (tmp_path / "lib.failures.json").write_text(json.dumps({source.ids[0]: {"reason": "old"}}))
+    report = collect(base, source, tmp_path / "lib", RECIPE)
+    assert report.collected == source.ids
+    assert not (tmp_path / "lib.failures.json").exists()
+
+
+def test_paths_that_no_library_can_have(tmp_path, base, source, monkeypatch):
+    (tmp_path / "file").write_bytes(b"precious")
+    with pytest.raises(LibraryError, match="file is a file"):
+        collect(base, source, tmp_path / "file", RECIPE)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(LorasynthError, match="a name of its own"):
+        collect(base, source, ".", RECIPE)
+    assert not list(Path().iterdir())
 
 
 def test_bad_input(tmp_path, base, source):

@@ -188,6 +188,7 @@ def collect(
     On many machines: --shard 1/8 to 8/8, or --engine ray (docs/cluster.md).
     """
     from lorasynth import collect as room
+    from lorasynth.collect.collector import require_place
     from lorasynth.collect.embedding import embed_library
     from lorasynth.collect.part import Part, begin_part
     from lorasynth.collect.spread import collect_spread, embed_spread
@@ -195,6 +196,7 @@ def collect(
 
     if engine not in ENGINES:
         raise ConfigError(f"--engine must be one of {', '.join(ENGINES)}, but is {engine!r}")
+    require_place(out)
     recipe = override(preset_of(preset), [f"seed={seed}", *(settings or [])])
     at_once = None if fleet == "auto" else _number(fleet)
     memory = {"slicing": attention_slicing, "checkpointing": gradient_checkpointing}

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from lorasynth.adapter import Factors, Layout, map_factors
+from lorasynth.atomic import make_parent
 from lorasynth.base import BaseModel
 from lorasynth.collect.contract import Anchor, Gate
 from lorasynth.collect.failures import Failures
@@ -25,7 +26,7 @@ from lorasynth.collect.fleet import Fleet, train_fleet
 from lorasynth.collect.fleet_size import fitting_size
 from lorasynth.collect.prior import kept_class_latents
 from lorasynth.collect.recipe import Recipe
-from lorasynth.errors import CollectionError, PictureError
+from lorasynth.errors import CollectionError, LibraryError, PictureError
 from lorasynth.library import Library
 from lorasynth.pictures import Subject, SubjectSource
 from lorasynth.progress import Advance, console, progress
@@ -95,7 +96,7 @@ def collect(
     path, start = Path(library_path), time.monotonic()
     ids = checked_ids(source)
     require_size(fleet_size)
-    library, failures = open_library(path, base, recipe, anchor, gauge), Failures(path)
+    library, failures = open_library(path, base, recipe, anchor, gauge)
     run = _Run(
         base, source, library, failures, recipe, anchor, gate, fleet_size or 1, dtype, autocast
     )
@@ -126,15 +127,32 @@ def safe_to_stop(library: Library) -> Iterator[None]:
         ) from error
 
 
+def require_place(path: Path) -> None:
+    """Refuse a path that no library can have; long work calls it before it begins.
+
+    Raises:
+        LibraryError: there is a file.
+        LorasynthError: it has no name of its own, or its folder cannot be written.
+    """
+    make_parent(path)
+    if path.exists() and not path.is_dir():
+        raise LibraryError(
+            f"a library is a folder, but {path} is a file: choose another path, or delete it"
+        )
+
+
 def open_library(
     path: Path, base: BaseModel, recipe: Recipe, anchor: Anchor | None, gauge: str | None
-) -> Library:
+) -> tuple[Library, Failures]:
     """Open the library of this base model and recipe; create it in an absent or empty folder.
 
     Raises:
         CollectionError: the library has another recipe, anchor or base model.
         LibraryError: there is something else.
+        LorasynthError: see `require_place`.
     """
+    require_place(path)
+    failures = Failures(path)
     gauge = gauge or ("shared" if recipe.trained == "B" else "procrustes")
     stated = recipe.stated
     if base.picture_size != base.own_picture_size():
@@ -143,7 +161,8 @@ def open_library(
         stated["anchor"] = anchor.fingerprint
     if not path.exists() or all(entry.name.startswith(".") for entry in path.iterdir()):
         layout = Layout.from_linears(base.target_linears(recipe.targets), recipe.rank)
-        return Library.create(path, layout, base.fingerprint, stated, gauge=gauge)
+        failures.forget()
+        return Library.create(path, layout, base.fingerprint, stated, gauge=gauge), failures
     library = Library.open(path)
     if library.info.base_fingerprint != base.fingerprint:
         raise CollectionError(
@@ -157,7 +176,7 @@ def open_library(
                 f"a library has one recipe, but {path} has {name}={found!r} and this run "
                 f"{name}={value!r}: use that value, or another path"
             )
-    return library
+    return library, failures
 
 
 def still_pending(

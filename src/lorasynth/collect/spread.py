@@ -119,7 +119,7 @@ def collect_spread(
     path, begun = Path(library_path), time.monotonic()
     ids = checked_ids(source)
     require_size(fleet_size)
-    library, failures = open_library(path, here.base, recipe, here.anchor, gauge), Failures(path)
+    library, failures = open_library(path, here.base, recipe, here.anchor, gauge)
     order = _Order(source, equip, recipe, {"dtype": dtype, "autocast": autocast})
     collected: list[str] = []
     failed: dict[str, str] = {}
