@@ -13,13 +13,20 @@ from pathlib import Path
 import torch
 
 from lorasynth.base import BaseModel
-from lorasynth.collect import Recipe, Verdict
+from lorasynth.collect import Prior, Recipe, Verdict
 from lorasynth.collect.cluster import ClusterConfig, connected
 from lorasynth.collect.spread import Equipment, collect_spread
 from lorasynth.errors import LorasynthError
 from lorasynth.pictures import FolderSubjects
 
-RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), pictures_per_step=2, trained="both")
+RECIPE = Recipe(
+    steps=3,
+    rank=2,
+    targets=("to_q", "to_v"),
+    pictures_per_step=2,
+    trained="both",
+    prior=Prior(prompt="a portrait", pictures=2, steps=1),
+)
 OPTIONS = {"gpus": 0.0, "patience": 4.0}
 
 

@@ -76,6 +76,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(tmp_path, cluster, folder, su
         assert report.collected == Library.open(out).ids == source.ids
         again = collect_spread(workers, equip(), equip, source, out, RECIPE, fleet_size=2)
         assert again.collected == []
+        assert len(list(tmp_path.glob("class-*"))) == 1
         embed = embed_spread(workers, equip, source)
         embed_library(Library.open(out), source, spread_parts.Colours(), embed)
         with pytest.raises(CollectionError, match="begins with a letter"):

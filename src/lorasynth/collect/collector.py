@@ -23,9 +23,10 @@ from lorasynth.base import BaseModel
 from lorasynth.collect.contract import Anchor, Gate
 from lorasynth.collect.failures import Failures
 from lorasynth.collect.fleet import Fleet, train_fleet
-from lorasynth.collect.fleet_size import fitting_size
+from lorasynth.collect.fleet_size import empty_cache, fitting_size
 from lorasynth.collect.prior import kept_class_latents
 from lorasynth.collect.recipe import Recipe
+from lorasynth.device import is_out_of_memory
 from lorasynth.errors import CollectionError, LibraryError, PictureError
 from lorasynth.library import Library
 from lorasynth.pictures import Subject, SubjectSource
@@ -65,9 +66,9 @@ def collect(
     gauge: str | None = None,
     anchor: Anchor | None = None,
     gate: Gate | None = None,
+    classes: Float[Tensor, "p c h w"] | None = None,
     retry_failed: bool = False,
     dtype: torch.dtype = torch.float32,
-    autocast: torch.dtype | None = None,
 ) -> CollectionReport:
     """Train an adapter for every subject of `source` that the library does not hold yet.
 
@@ -83,9 +84,10 @@ def collect(
         anchor: foretells the adapters that training starts from, and that the recipe's decay pulls
             toward; a library has one anchor.  None: start as the recipe says.
         gate: judges each fleet; adapters that fail stay out of the library.
+        classes: latents of the pictures that the recipe's prior asks for; None: those that are
+            kept beside the library.
         retry_failed: try subjects again that an earlier run listed as failed.
         dtype: of the factors while training.
-        autocast: see `train_fleet`.
 
     Raises:
         CollectionError: there is no subject, or an id occurs twice; the library has another
@@ -98,7 +100,7 @@ def collect(
     require_size(fleet_size)
     library, failures = open_library(path, base, recipe, anchor, gauge)
     run = _Run(
-        base, source, library, failures, recipe, anchor, gate, fleet_size or 1, dtype, autocast
+        base, source, library, failures, recipe, anchor, gate, fleet_size or 1, dtype, classes
     )
     with safe_to_stop(library), library.locked():
         pending = still_pending(ids, library, failures, retry_failed=retry_failed)
@@ -228,16 +230,18 @@ class _Run:
     gate: Gate | None
     fleet_size: int
     dtype: torch.dtype
-    autocast: torch.dtype | None
-    classes: Float[Tensor, "p c h w"] | None = None
+    classes: Float[Tensor, "p c h w"] | None
     collected: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
     def prepare(self, pending: Sequence[str], *, choose_size: bool) -> None:
         """Make what all fleets share, and choose their size if it is not given."""
-        if self.recipe.prior is not None:
-            prior, seed = self.recipe.prior, self.recipe.seed
-            self.classes = kept_class_latents(self.base, prior, seed, self.library.path)
+        recipe, base = self.recipe, self.base
+        if recipe.prior is not None:
+            classes = self.classes
+            if classes is None:
+                classes = kept_class_latents(base, recipe.prior, recipe.seed, self.library.path)
+            self.classes = classes.to(base.device, base.dtype)
         if choose_size:
             self.fleet_size = self._fitting_size(pending)
 
@@ -252,14 +256,7 @@ class _Run:
         return 1
 
     def _trial(self, recipe: Recipe, subjects: Sequence[Subject]) -> None:
-        train_fleet(
-            self.base,
-            recipe,
-            subjects,
-            classes=self.classes,
-            dtype=self.dtype,
-            autocast=self.autocast,
-        )
+        train_fleet(self.base, recipe, subjects, classes=self.classes, dtype=self.dtype)
 
     def train(self, pending: Sequence[str], advance: Advance) -> None:
         """Train `pending` subjects, fleet after fleet."""
@@ -322,10 +319,11 @@ class _Run:
                 anchor=anchors,
                 classes=self.classes,
                 dtype=self.dtype,
-                autocast=self.autocast,
                 on_step=on_step,
             )
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             advance(-done)
             return None
 
@@ -339,8 +337,7 @@ class _Run:
         console.print(
             f"A fleet of {size} does not fit into memory; going on with {self.fleet_size}."
         )
-        if self.base.device.type == "cuda":
-            torch.cuda.empty_cache()
+        empty_cache(self.base.device)
 
     def _keep(self, fleet: Fleet, subjects: Sequence[Subject], seconds: float) -> None:
         """Append the adapters that are fit for use; list the others as failures."""
