@@ -213,9 +213,8 @@ def collect(
     with _workers(engine, address) as cluster:
         if cluster is None:
             embed = None
-            report = room.collect(
-                here.base, source, out, recipe, anchor=here.anchor, gate=here.gate, **options
-            )
+            options |= {"anchor": here.anchor, "gate": here.gate}
+            report = room.collect(here.base, here.trainable(source), out, recipe, **options)
         else:
             embed = embed_spread(cluster, equip, source)
             options["fleet_size"] = at_once or SPREAD_FLEET

@@ -41,8 +41,8 @@ def embed_library(
 
     Raises:
         LibraryError: the library is empty.
-        PictureError: the source lacks a subject, or a picture cannot be read, or shows no face to
-            an encoder of faces.
+        PictureError: the source lacks a subject, or a picture cannot be read, or none of a
+            subject's shows a face to an encoder of faces.
     """
     ids, name = library.ids, column_of(encoder)
     if not ids:

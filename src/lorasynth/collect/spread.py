@@ -34,6 +34,7 @@ from lorasynth.collect.failures import Failures
 from lorasynth.collect.part import ChosenSubjects
 from lorasynth.collect.prior import class_latents, kept_class_latents
 from lorasynth.collect.recipe import Recipe
+from lorasynth.collect.shown import ShownSubjects
 from lorasynth.condition import ConditionEncoder, embed_subject
 from lorasynth.library import Library
 from lorasynth.pictures import SubjectSource
@@ -58,6 +59,10 @@ class Equipment:
     anchor: Anchor | None = None
     gate: Gate | None = None
     encoder: ConditionEncoder | None = None
+
+    def trainable(self, source: SubjectSource) -> SubjectSource:
+        """The source, of whose subjects those cannot be loaded that cannot be embedded."""
+        return source if self.encoder is None else ShownSubjects(source, self.encoder)
 
 
 #: Loads the equipment where it is called.  It travels to the workers, and is hashable by value.
@@ -198,7 +203,7 @@ def _train(fleet: tuple[Sequence[str], int], order: _Order) -> _Trained:
         path = Path(folder) / "library"
         report = collect(
             here.base,
-            ChosenSubjects(order.source, ids),
+            here.trainable(ChosenSubjects(order.source, ids)),
             path,
             order.recipe,
             fleet_size=size,

@@ -117,12 +117,18 @@ class FaceEncoder:
 
     def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
         """Embed the largest face of each picture; of one without a face, its middle square."""
-        squares = [self._largest(picture)[0] for picture in pictures]
-        return self.embed_prepared(torch.stack(squares))
+        return self.look(pictures)[0]
 
     def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
         """The probability that each picture shows a face; 0 where none is found."""
         return torch.tensor([self._largest(picture)[1] for picture in pictures])
+
+    def look(
+        self, pictures: UInt8[Tensor, "b h w 3"]
+    ) -> tuple[Float[Tensor, "b m"], Float[Tensor, " b"]]:
+        """Both `embed` and `presence`, after looking for faces once."""
+        squares, scores = zip(*map(self._largest, pictures), strict=True)
+        return self.embed_prepared(torch.stack(squares)), torch.tensor(scores)
 
     def _largest(
         self, picture: UInt8[Tensor, "h w 3"]
