@@ -87,7 +87,7 @@ class W2WConfig:
             raise ConfigError(f"at least two subjects must be tried, but subjects={self.subjects}")
 
 
-#: Options that may change between runs: they decide the last two stages alone.
+#: Options that may change between runs: they decide the last two stages, which are then made again.
 _FREE = ("subjects", "comparison", "seed")
 
 
@@ -105,7 +105,8 @@ class W2WRecipe:
         memory: bytes that fitting the codec may take.
 
     Raises:
-        ConfigError: there is no such codec, or the folder holds a run of other choices.
+        ConfigError: there is no such codec, or the folder holds a run of other choices, or an
+            encoder looks at no pictures.
         PictureError: there is nothing at `pictures`.
     """
 
@@ -133,8 +134,12 @@ class W2WRecipe:
         self.memory = memory
         kind = CODECS.get(config.codec).config_class
         self.codec_config: object = from_dict(kind, config.codec_options)
-        choices = {k: v for k, v in to_dict(config).items() if k not in _FREE}
-        choices |= {"source": source, "base": base.fingerprint}
+        for judge in self._judges:  # refuses what looks at no pictures
+            judge.embed(torch.zeros(1, judge.picture_size, judge.picture_size, 3).byte())
+        stated = to_dict(config)
+        free = {name: stated.pop(name) for name in _FREE}
+        free["second"] = None if second is None else column_of(second)
+        choices = stated | {"source": source, "base": base.fingerprint}
         choices |= {"encoder": column_of(encoder), "pictures": str(pictures or "made")}
         self.stages = StagedRun(
             run,
@@ -147,8 +152,13 @@ class W2WRecipe:
                 "evaluation": self._evaluation,
             },
             choices,
+            dict.fromkeys(("loras", "evaluation"), free),
         )
         self.stages.require_same_choices()
+
+    @property
+    def _judges(self) -> list[ConditionEncoder]:
+        return [one for one in (self.encoder, self.second) if one is not None]
 
     def _library(self, path: Path) -> None:
         growing, config = self.run / "library", self.config
@@ -238,7 +248,7 @@ class W2WRecipe:
 
     @cached_property
     def _tried(self) -> list[Subject]:
-        """Test subjects whose pictures all show what the encoder knows, in an order by the seed.
+        """Test subjects whose pictures all show what the encoders know, in an order by the seed.
 
         Raises:
             LibraryError: fewer than two are held out and shown.
@@ -260,7 +270,7 @@ class W2WRecipe:
         return tried
 
     def _is_shown(self, subject: Subject) -> bool:
-        return bool((self.encoder.presence(subject.pictures) >= 0.5).all())
+        return all(bool((one.presence(subject.pictures) >= 0.5).all()) for one in self._judges)
 
     @cached_property
     def _seen(self) -> Float[Tensor, "n m"]:
