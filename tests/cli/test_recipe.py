@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from command_line import Run, call
 from lorasynth.adapter import Adapter
 from lorasynth.condition import AttributeEncoder, AttributesConfig
+from lorasynth.hypernet.train import accelerator_on
 from lorasynth.library import Library
 from tiny_pipelines import shrunk_stable_diffusion
 
@@ -124,6 +126,23 @@ def test_other_test_subjects_or_judges_are_tried_anew(
     assert stamps(folder / "out" / "synthesizer") == hypernet
     assert "to do" not in run(*more, "--plan").out
     assert "loras           to do" in run(*more, "--second", published.encoder, "--plan").out
+
+
+def test_the_hypernetwork_is_trained_where_the_base_model_is(
+    published: Published, finished: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, seen = tmp_path / "run", []
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "out" / "synthesizer")
+
+    def noted(device: torch.device) -> Accelerator:
+        seen.append(device)
+        return accelerator_on(device)
+
+    monkeypatch.setattr("lorasynth.experiments.w2w_recipe.accelerator_on", noted)
+    result = run(*published.arguments(folder), "--only", "synthesizer")
+    assert result.status == 0, result.err
+    assert seen == [torch.device("cpu")]
 
 
 def test_test_subjects_are_shown_to_both_encoders(

@@ -104,8 +104,10 @@ class Equip:
         from lorasynth.collect import LikenessGate
         from lorasynth.collect.spread import Equipment
         from lorasynth.condition import load_encoder
+        from lorasynth.device import pick_device
 
-        embedder = load_encoder(self.encoder) if self.encoder else None
+        on = pick_device(self.device)
+        embedder = load_encoder(self.encoder, on) if self.encoder else None
         model = load_base(
             self.base,
             self.device,

@@ -34,10 +34,11 @@ def instruments_of(
     from lorasynth.device import pick_device
     from lorasynth.experiments.trial import Instruments
 
+    on = pick_device(device)
     return Instruments(
-        base=BaseModel.load(base, pick_device(device)),
-        encoder=load_encoder(encoder),
-        second=load_encoder(second),
+        base=BaseModel.load(base, on),
+        encoder=load_encoder(encoder, on),
+        second=load_encoder(second, on),
         judge=AttributeJudge.load(judge),
-        condition=None if condition is None else load_encoder(condition),
+        condition=None if condition is None else load_encoder(condition, on),
     )

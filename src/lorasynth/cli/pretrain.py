@@ -58,12 +58,13 @@ def pretrain(
     """
     from lorasynth.atomic import make_parent
     from lorasynth.condition import load_encoder
+    from lorasynth.device import pick_device
     from lorasynth.predict import PredictorTraining, train_predictor
     from lorasynth.synthesizer import Synthesizer
 
     config = override(PredictorTraining(), [f"optimisation.seed={seed}", *(settings or [])])
     adapted = override(preset_of(preset), [f"seed={seed}", *(recipe or [])])
-    embedder = load_encoder(encoder)
+    embedder = load_encoder(encoder, pick_device(device))
     model = load_base(
         base,
         device,

@@ -137,14 +137,9 @@ def train(
 
 def _accelerator(device: str) -> "Accelerator":
     """What accelerate computes on; its own choice for `auto`."""
-    import torch
     from accelerate import Accelerator
 
     from lorasynth.device import pick_device
+    from lorasynth.hypernet.train import accelerator_on
 
-    if device == "auto":
-        return Accelerator()
-    picked = pick_device(device)
-    if picked.type == "cuda":
-        torch.cuda.set_device(picked)
-    return Accelerator(cpu=picked.type == "cpu")
+    return Accelerator() if device == "auto" else accelerator_on(pick_device(device))

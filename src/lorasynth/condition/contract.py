@@ -49,8 +49,8 @@ class ConditionEncoder(Protocol):
         ...
 
 
-#: How to load each kind of encoder from a folder.
-ENCODERS: Registry[Callable[[Path], ConditionEncoder]] = Registry(
+#: How to load each kind of encoder from a folder, to a device.
+ENCODERS: Registry[Callable[[Path, torch.device], ConditionEncoder]] = Registry(
     "condition encoder", "lorasynth.encoders"
 )
 

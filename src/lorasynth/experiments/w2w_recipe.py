@@ -38,7 +38,7 @@ from lorasynth.experiments.latent_library import LatentLibrary
 from lorasynth.experiments.methods import methods
 from lorasynth.experiments.stages import StagedRun
 from lorasynth.hypernet.library_data import training_set
-from lorasynth.hypernet.train import HypernetConfig
+from lorasynth.hypernet.train import HypernetConfig, accelerator_on
 from lorasynth.hypernet.train import train as train_hypernet
 from lorasynth.library import Library, LibraryView
 from lorasynth.library.groups import groups_by_likeness
@@ -192,7 +192,10 @@ class W2WRecipe:
         codec, train = load_codec(self.stages.path("codec")), self._rows("train")
         data = training_set(train, codec, column_of(self.encoder))
         checkpoint = self.run / "hypernet.safetensors"
-        hypernet = train_hypernet(data, self.config.hypernet, checkpoint=checkpoint)
+        accelerator = accelerator_on(self.base.device)
+        hypernet = train_hypernet(
+            data, self.config.hypernet, checkpoint=checkpoint, accelerator=accelerator
+        )
         made = Synthesizer.of(
             self.base,
             train.layout,
