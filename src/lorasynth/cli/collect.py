@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorasynth.cli.options import (
+    PORTRAIT,
     Anchor,
     Base,
+    Caption,
     Checkpointing,
     Device,
     DType,
@@ -154,6 +156,7 @@ def collect(
     series: Series = "library",
     seed: Seed = 0,
     pictures: Pictures = 10,
+    caption: Caption = PORTRAIT,
     base: Base = "bundle/base",
     preset: Preset = "ours",
     settings: Settings = None,
@@ -207,7 +210,7 @@ def collect(
         equip, folder = equip.anywhere(), folder and folder.resolve()
     here = (equip if engine == "here" else replace(equip, device="cpu"))()
     drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
-    source = source_of(folder, avatars, drawn, here.base.picture_size)
+    source = source_of(folder, avatars, drawn, here.base.picture_size, caption)
     if shard is not None:
         source, out = begin_part(source, out, Part.parse(shard))
     options: dict[str, Any] = {"fleet_size": at_once, "gauge": gauge}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorasynth.cli.known import Known, Where, space_of
-from lorasynth.cli.options import PORTRAIT, Base, Device, Seed, Settings, override
+from lorasynth.cli.options import PORTRAIT, Base, Caption, Device, Seed, Settings, override
 from lorasynth.cli.synth import Format, Out, Photos, print_times, subjects_of
 from lorasynth.errors import ConfigError
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from lorasynth.pictures import Subject
 
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps.", min=1)]
-Caption = Annotated[
-    str, typer.Option(help="Of pictures without a text file of their name beside them.")
-]
 
 
 def blend(

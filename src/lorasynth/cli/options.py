@@ -58,6 +58,8 @@ Checkpointing = Annotated[
 #: What a picture shows where nobody says it.
 PORTRAIT = "a portrait of sks"
 
+Caption = Annotated[str, typer.Option(help="Of pictures that have no caption of their own.")]
+
 #: One process per core.
 CORES = os.cpu_count() or 1
 
