@@ -83,7 +83,7 @@ def test_a_missing_ray_is_told(
 def test_a_local_ray_collects_and_embeds(
     world: World, whole: Path, run: Run, tmp_path: Path
 ) -> None:
-    pytest.importorskip("ray", reason="needs ray, which dev leaves out: pip install 'ray>=2.50'")
+    pytest.importorskip("ray", reason="needs lorasynth[cluster]")
     arguments = [*cluster_arguments(world, tmp_path / "library"), "--engine", "ray"]
     run(*arguments, "--address", "127.0.0.1:9").is_one_error("127.0.0.1:9", "cannot be reached")
     result = run(*arguments)
