@@ -65,6 +65,23 @@ def test_fleet_size_does_not_matter(tmp_path, base, source):
     assert_same(vectors(tmp_path / "2"), vectors(tmp_path / "5"))
 
 
+def test_each_picture_and_caption_is_encoded_once(tmp_path, base, source, monkeypatch):
+    encode, pictures, captions = base.vae.encode, [], []
+
+    def counted(batch):
+        pictures.append(len(batch))
+        return encode(batch)
+
+    monkeypatch.setattr(base.vae, "encode", counted)
+    hook = base.text_encoders["text_encoder"].register_forward_hook(
+        lambda _, __, found: captions.append(len(found[0]))
+    )
+    with hook:
+        collect(base, source, tmp_path / "lib", replace(RECIPE, steps=9), fleet_size=2)
+    assert sum(pictures) == 5 * source.pictures
+    assert sum(captions) == 5 * source.pictures + 3  # and the empty caption, once for each fleet
+
+
 def test_goes_on_where_it_stopped(tmp_path, base, source):
     collect(base, replace(source, count=3), tmp_path / "lib", RECIPE, fleet_size=2)
     before = vectors(tmp_path / "lib")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_embedding import Colours
+from colours import Colours
 
 from lorasynth.collect import Recipe, collect
 from lorasynth.collect.embedding import embed_library
