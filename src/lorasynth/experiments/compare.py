@@ -167,7 +167,7 @@ def compare(
     return Comparison(report=report, pictures=pictures)
 
 
-def _references(judges: Judges, subject: Subject) -> list[Float[Tensor, "k _"]]:
+def _references(judges: Judges, subject: Subject) -> list[Float[Tensor, "j _"]]:
     """What each encoder sees in the pictures that judge: all but the first, if there are others."""
     if len(subject.pictures) > 1:
         subject = replace(subject, pictures=subject.pictures[1:], captions=subject.captions[1:])
@@ -214,7 +214,7 @@ def _prompts(config: CompareConfig) -> list[str]:
 def _measure(
     judges: Judges,
     pictures: UInt8[Tensor, "k h w 3"],
-    real: Sequence[Float[Tensor, "k _"]],
+    real: Sequence[Float[Tensor, "j _"]],
     config: CompareConfig,
 ) -> dict[str, float]:
     """One subject's figures; `real` is what each encoder sees in its own pictures."""
