@@ -120,7 +120,7 @@ def test_a_lost_head_ends_in_one_line_and_the_same_command_goes_on(
 
 
 def wait_for_a_shard(path: Path) -> None:
-    for _ in range(400):
+    for _ in range(1200):  # a busy machine takes a minute to start the workers
         try:
             if len(Library.open(path)):
                 return
