@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lorasynth.base import BaseModel, Memory, StableDiffusion, Texts
 from lorasynth.base.avatar_model import AvatarModelConfig, build_pipeline
 from lorasynth.collect import PRESETS, Recipe, train_fleet
-from lorasynth.device import pick_device
+from lorasynth.device import is_out_of_memory, pick_device
 from lorasynth.pictures import Subject
 
 #: Runs some steps and returns the seconds of each.
@@ -76,12 +76,16 @@ def fleet_run(base: BaseModel, recipe: Recipe, fleet: int, steps: int) -> Run:
         for index in range(fleet)
     ]
 
+    count = recipe.prior.pictures if recipe.prior else 1
+    classes = torch.randn(count, *base.latent_shape).to(base.device, base.dtype)
+
     def run() -> list[float]:
         ends: list[float] = []
         train_fleet(
             base,
             replace(recipe, steps=steps + 1),
             subjects,
+            classes=classes,
             on_step=lambda *_: ends.append(now(base)),
         )
         return [after - before for before, after in itertools.pairwise(ends)]
@@ -126,7 +130,9 @@ class Timed:
             return
         try:
             found = self.run()
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             self.fits = False
             torch.cuda.empty_cache()
             return
@@ -140,6 +146,11 @@ class Timed:
         return 1000 * statistics.median(self.seconds) / self.samples
 
 
+def samples_of(recipe: Recipe, fleet: int) -> int:
+    """What one step of a fleet processes: as many pictures of the class as of its subjects."""
+    return recipe.pictures_per_step * fleet * (1 if recipe.prior is None else 2)
+
+
 def operations(base: BaseModel, recipe: Recipe) -> float:
     """Of one sample of a fleet's step, a multiplication and an addition counted as two."""
     one = replace(recipe, pictures_per_step=1)
@@ -147,7 +158,8 @@ def operations(base: BaseModel, recipe: Recipe) -> float:
         fleet_run(base, one, 1, 1)()
     with FlopCounterMode(display=False) as twice:
         fleet_run(base, one, 1, 2)()
-    return float(twice.get_total_flops() - counter.get_total_flops())
+    total = twice.get_total_flops() - counter.get_total_flops()
+    return total / samples_of(one, 1)
 
 
 def measure(
@@ -159,7 +171,7 @@ def measure(
     pairs = {
         n: (
             Timed(m * n, frozen_run(base, m * n, steps)),
-            Timed(m * n, fleet_run(base, recipe, n, steps)),
+            Timed(samples_of(recipe, n), fleet_run(base, recipe, n, steps)),
         )
         for n in sorted({1, *fleets})
     }

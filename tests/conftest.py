@@ -1,8 +1,13 @@
-"""Beartype checks shapes in annotations while the tests run; all share a tiny base model."""
+"""Beartype checks shapes in annotations while the tests run; all share a tiny base model.
+
+The tests are of the CPU, also where there is a GPU: accelerate would choose that one, and keeps its
+choice for the whole process.
+"""
 
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("ACCELERATE_USE_CPU", "1")
 
 from jaxtyping import install_import_hook
 
@@ -18,6 +23,8 @@ from command_line import Result, Run, call  # noqa: E402
 
 # Tests run beside each other (pytest-xdist); more threads than cores only make them wait.
 torch.set_num_threads(1)
+# For what does use a GPU: convolutions as exact as those of the CPU.
+torch.backends.cudnn.allow_tf32 = False
 
 
 class MakePipeline(Protocol):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lorasynth.device import has_fast_bfloat16, pick_device
+from lorasynth.device import has_fast_bfloat16, is_out_of_memory, pick_device
 from lorasynth.errors import ConfigError
 
 
@@ -32,3 +32,15 @@ def test_half_precision_only_where_it_is_fast() -> None:
     assert isinstance(has_fast_bfloat16(torch.device("cpu")), bool)
     assert has_fast_bfloat16(torch.device("cuda"))
     assert not has_fast_bfloat16(torch.device("mps"))
+
+
+def test_memory_that_ran_out_is_told_from_other_errors() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert not isinstance(caught.value, torch.OutOfMemoryError)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(KeyboardInterrupt())

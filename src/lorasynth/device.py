@@ -1,8 +1,18 @@
-"""Which device to compute on."""
+"""Which device to compute on, and whether its memory ran out."""
 
 import torch
 
 from lorasynth.errors import ConfigError
+
+#: In the messages of errors of a class that says nothing: of a CPU, and of Apple's MPS.
+_NO_MEMORY = ("DefaultCPUAllocator", "out of memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch has an error of its own for that on CUDA alone."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -354,7 +354,7 @@ class Synthesizer:
                 base_name=str(stated["base_name"]),
                 trigger_phrase=str(stated["trigger_phrase"]),
                 layout=Layout.from_dict(stated["layout"]),
-                encoder=load_encoder(folder / "encoder"),
+                encoder=load_encoder(folder / "encoder", device),
                 hypernet=load_hypernet(folder / "hypernet", device),
                 codec=load_codec(folder / "codec", device),
                 strength=float(stated.get("strength", 1.0)),

@@ -14,7 +14,8 @@ import torch
 from diffusers import DDIMScheduler, FluxPipeline
 from torch import Tensor
 
-from lorasynth.adapter import Adapter, Factor, Factors, unstack
+from lorasynth.adapter import Adapter, Factor, Factors, map_factors, unstack
+from lorasynth.adapter.addition import add
 from lorasynth.base import BASE_MODELS, BaseModel, Memory, SamplingConfig, StackedAdapters, Texts
 from lorasynth.errors import BaseModelError, LayoutError
 from lorasynth.randomness import torch_stream
@@ -308,6 +309,17 @@ def diffusers_pipeline(kind: Kind) -> Iterator[Any]:
     pipe.unload_lora_weights()
 
 
+def made_by(pipe: Any, base: BaseModel) -> Tensor:
+    """What diffusers makes of the first two prompts and seeds."""
+    options: dict[str, Any] = {"guidance_scale": QUICK.guidance, "num_inference_steps": QUICK.steps}
+    latents = base.noise(SEEDS[:2])
+    if isinstance(pipe, FluxPipeline):
+        latents = base.pack(latents)
+        options["max_sequence_length"] = pipe.tokenizer_2.model_max_length
+    images = pipe(PROMPTS[:2], height=16, width=16, latents=latents, **options).images
+    return torch.from_numpy(np.stack(images))
+
+
 @pytest.mark.parametrize("name", ["diffusers", "kohya"])
 def test_a_file_of_an_adapter_makes_the_same_pictures_in_diffusers(
     kind: Kind, diffusers_pipeline: Any, tmp_path: Path, name: str
@@ -316,22 +328,29 @@ def test_a_file_of_an_adapter_makes_the_same_pictures_in_diffusers(
         pytest.skip("diffusers reads kohya's FLUX files at the full width only")
     base, pipe = kind.base, diffusers_pipeline
     adapters = random_adapters(base, 1)
-    options: dict[str, Any] = {"guidance_scale": QUICK.guidance, "num_inference_steps": QUICK.steps}
-    latents = base.noise(SEEDS[:2])
-    if kind.name == "FluxPipeline":
-        latents = base.pack(latents)
-        options["max_sequence_length"] = pipe.tokenizer_2.model_max_length
-
-    def theirs() -> Tensor:
-        images = pipe(PROMPTS[:2], height=16, width=16, latents=latents, **options).images
-        return torch.from_numpy(np.stack(images))
-
     bare = base.sample(PROMPTS[:2], SEEDS[:2], config=QUICK)
     ours = base.sample(PROMPTS[:2], SEEDS[:2], adapters, QUICK)
-    assert distance(theirs(), bare) <= ROUNDING
+    assert distance(made_by(pipe, base), bare) <= ROUNDING
     assert distance(bare, ours) > 5 * ROUNDING
     pipe.load_lora_weights(Adapter(unstack(adapters)[0]).save(tmp_path / "me.safetensors", name))
-    assert distance(theirs(), ours) <= ROUNDING
+    assert distance(made_by(pipe, base), ours) <= ROUNDING
+
+
+def test_set_adapters_stacks_files_as_their_sum_here(
+    base: BaseModel, diffusers_pipeline: Any, tmp_path: Path
+) -> None:
+    weights = {"me": 1.0, "style": 0.6}
+    adapters = dict(zip(weights, map(Adapter, unstack(random_adapters(base, 2))), strict=True))
+    for name, adapter in adapters.items():
+        file = adapter.save(tmp_path / f"{name}.safetensors")
+        diffusers_pipeline.load_lora_weights(file, adapter_name=name)
+    scaled = [adapter.scaled(weights[name]).factors for name, adapter in adapters.items()]
+    both = map_factors(lambda part: part[None], add(scaled))
+    ours = base.sample(PROMPTS[:2], SEEDS[:2], both, QUICK)
+    diffusers_pipeline.set_adapters(list(weights), list(weights.values()))
+    assert distance(made_by(diffusers_pipeline, base), ours) <= ROUNDING
+    diffusers_pipeline.set_adapters(["me"])
+    assert distance(made_by(diffusers_pipeline, base), ours) > 5 * ROUNDING
 
 
 def test_adapters_of_text_encoders_change_the_prompts(base: BaseModel) -> None:

@@ -180,6 +180,16 @@ def test_a_synthesizer_with_a_changed_byte(world: World, run: Run, tmp_path) -> 
     assert not out.exists()
 
 
+def test_a_library_where_none_can_be(world: World, run: Run, tmp_path: Path, monkeypatch) -> None:
+    """It is told before anything is loaded."""
+    broken = replace(world, base=tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    run(*collect_arguments(broken, tmp_path / "file")).is_one_error("a library is a folder", "file")
+    monkeypatch.chdir(tmp_path)
+    run(*collect_arguments(broken, Path())).is_one_error("name of its own")
+    assert left_in(tmp_path) == ["file"]
+
+
 def images(world: World, lora: Path, out: Path) -> list[object]:
     quick = ["--steps", 1, "-n", 1, "--device", "cpu"]
     return ["images", "--lora", lora, "--prompt", "sks", "--base", world.base, "-o", out, *quick]

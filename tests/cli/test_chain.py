@@ -12,9 +12,10 @@ from safetensors import safe_open
 from command_line import Run, call
 from lorasynth import Synthesizer
 from lorasynth.adapter import Adapter
+from lorasynth.errors import CollectionError
 from lorasynth.hypernet import LatentDiffusion
 from lorasynth.library import Library
-from lorasynth.pictures import FolderSubjects
+from lorasynth.pictures import FolderSubjects, SubjectSource
 
 from .conftest import (
     QUICK,
@@ -111,6 +112,22 @@ def test_a_frugal_collection_of_half_precise_numbers_from_a_tar(
     assert "dan.0.png" in (tmp_path / "library.failures.json").read_text()
     assert "0 failed" in run(*arguments, *prior).out
     assert "1 failed" in run(*arguments, *prior, "--retry-failed").out
+
+
+def test_pictures_without_a_caption_have_the_one_that_is_given(
+    world: World, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def collected(_: object, source: SubjectSource, *__: object, **___: object) -> None:
+        seen.extend(source.load("ann").captions)
+        raise CollectionError("enough is known")
+
+    monkeypatch.setattr("lorasynth.collect.collect", collected)
+    arguments = collect_arguments(world, tmp_path / "library")
+    run(*arguments).is_one_error("enough")
+    run(*arguments, "--caption", "a photo of sks person").is_one_error("enough")
+    assert seen == ["a portrait of sks"] * 2 + ["a photo of sks person"] * 2
 
 
 def test_library_info_says_what_it_holds(world: World, run: Run) -> None:

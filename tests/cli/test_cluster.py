@@ -1,6 +1,7 @@
 """One collection and one training on several processes, by commands."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from command_line import Run, call
 from lorasynth import Synthesizer
+from lorasynth.cli.collect import Equip
 from lorasynth.library import Library
 from two_processes import launch
 
@@ -56,6 +58,19 @@ def test_bad_shards_and_engines_are_told(world: World, run: Run, tmp_path: Path)
     run("library", "join", tmp_path / "library").is_one_error("holds none", "--shard")
 
 
+def test_workers_in_other_folders_find_what_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("base").mkdir()
+    Path("faces.onnx").touch()
+    equip = Equip("base", "cpu", "onnx:faces.onnx", "owner/model", None).anywhere()
+    assert equip.base == str(tmp_path / "base")
+    assert equip.encoder == f"onnx:{tmp_path / 'faces.onnx'}"
+    assert equip.anchor == "owner/model"
+    assert replace(equip, encoder="clip:owner/model").anywhere().encoder == "clip:owner/model"
+
+
 def test_a_missing_ray_is_told(
     world: World, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,7 +83,7 @@ def test_a_missing_ray_is_told(
 def test_a_local_ray_collects_and_embeds(
     world: World, whole: Path, run: Run, tmp_path: Path
 ) -> None:
-    pytest.importorskip("ray", reason="needs ray, which dev leaves out: pip install 'ray>=2.50'")
+    pytest.importorskip("ray", reason="needs lorasynth[cluster]")
     arguments = [*cluster_arguments(world, tmp_path / "library"), "--engine", "ray"]
     run(*arguments, "--address", "127.0.0.1:9").is_one_error("127.0.0.1:9", "cannot be reached")
     result = run(*arguments)

@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from command_line import Run
-from lorasynth.adapter import Adapter
+from lorasynth.adapter import Adapter, Factor
+from lorasynth.base import BaseModel
+from lorasynth.condition import ConditionEncoder
 from lorasynth.measure.clip_score import ClipScore
+from lorasynth.pictures import Subject
 
 from .conftest import SUBJECTS, World
 
@@ -101,3 +105,37 @@ def test_a_missing_file_names_its_subject(world: World, run: Run, tmp_path: Path
     lora = ("--lora", f"peer={tmp_path / 'loras'}")
     result = run("compare", world.subjects, "-o", tmp_path / "out", *arguments, *lora)
     result.is_one_error("peer has none for ben")
+
+
+@pytest.mark.parametrize("option", ["--lora", "--style"])
+def test_a_file_that_does_not_fit_is_told_before_any_picture_is_made(
+    world: World, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    adapter, loras = Adapter.load(world.lora), tmp_path / "loras"
+    wide = {name: Factor(torch.rand(2, 99), f.B) for name, f in adapter.factors.items()}
+    for name in SUBJECTS:
+        adapter.save(loras / f"{name}.safetensors")
+    Adapter(wide, adapter.metadata).save(loras / "cyd.safetensors")
+    monkeypatch.setattr(BaseModel, "sample", lambda *_: pytest.fail("a picture was made"))
+    given = {"--lora": f"peer={loras}", "--style": f"{loras / 'cyd.safetensors'}=1"}
+    arguments = ("--base", world.base, "--encoder", world.encoder, *FEW)
+    out = tmp_path / "out"
+    result = run("compare", world.subjects, "-o", out, *arguments, option, given[option])
+    result.is_one_error("99")
+
+
+def test_a_subjects_own_pictures_are_embedded_once(
+    world: World, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def counted(encoder: ConditionEncoder, subject: Subject) -> Tensor:
+        seen.append(subject.id)
+        return encoder.embed(subject.pictures)
+
+    monkeypatch.setattr("lorasynth.experiments.compare.embed_subject", counted)
+    arguments = ("--base", world.base, "--encoder", world.encoder, *FEW)
+    lora = ("--synthesizer", world.synthesizer, "--strength", 0, "--strength", 1)
+    result = run("compare", world.subjects, "-o", tmp_path / "out", *arguments, *lora)
+    assert result.status == 0, result.err
+    assert seen == list(SUBJECTS)

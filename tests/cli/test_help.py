@@ -2,12 +2,18 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import get_type_hints
 
 import pytest
+from typer import Typer
 from typer.main import get_command
 
 from command_line import Run
 from lorasynth.cli.main import app
+
+#: Options that take a folder or the name of something elsewhere, such as a hub id.
+NAMES = {"base", "encoder", "second", "condition", "anchor", "synthesizer", "identity", "clip"}
 
 
 @pytest.mark.parametrize("command", sorted(get_command(app).commands))
@@ -35,3 +41,21 @@ def test_only_training_is_for_several_processes(run: Run, monkeypatch: pytest.Mo
     monkeypatch.setenv("WORLD_SIZE", "2")
     run("pretrain", "-o", "nowhere").is_one_error("lorasynth pretrain is for one process", "as 2")
     assert run("train", "--help").status == 0
+
+
+def commands(group: Typer) -> list[Callable[..., object]]:
+    below = [one.typer_instance for one in group.registered_groups if one.typer_instance]
+    own = [one.callback for one in group.registered_commands if one.callback]
+    return [*own, *(command for one in below for command in commands(one))]
+
+
+def test_what_may_be_a_name_is_never_read_as_a_path() -> None:
+    """Windows would turn the slash of a hub id into a backslash."""
+    found = [
+        (name, kind)
+        for command in commands(app)
+        for name, kind in get_type_hints(command).items()
+        if name in NAMES
+    ]
+    assert {name for name, _ in found} == NAMES
+    assert {kind for _, kind in found} <= {str, str | None}

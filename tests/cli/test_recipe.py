@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from command_line import Run, call
 from lorasynth.adapter import Adapter
+from lorasynth.condition import AttributeEncoder, AttributesConfig
+from lorasynth.hypernet.train import accelerator_on
 from lorasynth.library import Library
 from tiny_pipelines import shrunk_stable_diffusion
 
@@ -106,8 +109,61 @@ def test_other_choices_need_another_folder(published: Published, finished: Path,
     result.is_one_error("codec_options", "choose another folder")
 
 
-def test_other_test_subjects_do_not(published: Published, finished: Path, run: Run) -> None:
-    assert run(*published.arguments(finished, "subjects=3"), "--plan").status == 0
+def test_other_test_subjects_or_judges_are_tried_anew(
+    published: Published, finished: Path, run: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    hypernet = stamps(folder / "out" / "synthesizer")
+    more = published.arguments(folder, "subjects=3")
+    plan = run(*more, "--plan")
+    to_do = [line.split()[0] for line in plan.out.splitlines() if "to do" in line]
+    assert to_do == ["loras", "evaluation"]
+    result = run(*more)
+    assert result.status == 0, result.err
+    report = json.loads((folder / "out" / "evaluation" / "table.json").read_text())
+    assert len(report["subjects"]) == len(list((folder / "out" / "loras").iterdir())) == 3
+    assert stamps(folder / "out" / "synthesizer") == hypernet
+    assert "to do" not in run(*more, "--plan").out
+    assert "loras           to do" in run(*more, "--second", published.encoder, "--plan").out
+
+
+def test_the_hypernetwork_is_trained_where_the_base_model_is(
+    published: Published, finished: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, seen = tmp_path / "run", []
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "out" / "synthesizer")
+
+    def noted(device: torch.device) -> Accelerator:
+        seen.append(device)
+        return accelerator_on(device)
+
+    monkeypatch.setattr("lorasynth.experiments.w2w_recipe.accelerator_on", noted)
+    result = run(*published.arguments(folder), "--only", "synthesizer")
+    assert result.status == 0, result.err
+    assert seen == [torch.device("cpu")]
+
+
+def test_test_subjects_are_shown_to_both_encoders(
+    published: Published, finished: Path, run: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    blind = save_encoder(tmp_path / "blind", face=False)
+    result = run(*published.arguments(tmp_path / "run"), "--second", blind)
+    assert result.status == 2
+    assert "must be shown by their pictures, but 0 of" in result.err
+
+
+def test_an_encoder_of_facts_alone_is_refused_before_anything_is_made(
+    published: Published, run: Run, tmp_path: Path
+) -> None:
+    facts = AttributesConfig(attributes={"hat": ["none", "top"]})
+    AttributeEncoder(facts).save(tmp_path / "facts")
+    arguments = published.arguments(tmp_path / "run")
+    arguments[arguments.index("--encoder") + 1] = tmp_path / "facts"
+    run(*arguments).is_one_error("looks at no pictures")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

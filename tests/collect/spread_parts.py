@@ -11,36 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from colours import Colours
 
 from lorasynth.base import BaseModel
-from lorasynth.collect import Recipe, Verdict
+from lorasynth.collect import Prior, Recipe, Verdict
 from lorasynth.collect.cluster import ClusterConfig, connected
 from lorasynth.collect.spread import Equipment, collect_spread
 from lorasynth.errors import LorasynthError
 from lorasynth.pictures import FolderSubjects
 
-RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), pictures_per_step=2, trained="both")
+RECIPE = Recipe(
+    steps=3,
+    rank=2,
+    targets=("to_q", "to_v"),
+    pictures_per_step=2,
+    trained="both",
+    prior=Prior(prompt="a portrait", pictures=2, steps=1),
+)
 OPTIONS = {"gpus": 0.0, "patience": 4.0}
-
-
-@dataclass(frozen=True)
-class Colours:
-    """An encoder that knows the mean colour."""
-
-    name: str = "mean-colour"
-    picture_size: int = 16
-    width: int = 3
-    licence: str = "Apache-2.0"
-    fingerprint: str = "0123"
-
-    def embed(self, pictures):
-        return torch.nn.functional.normalize(pictures.float().mean(dim=(1, 2)), dim=1)
-
-    def presence(self, pictures):
-        return torch.ones(len(pictures))
-
-    def save(self, folder):
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,13 @@ from PIL import Image
 from lorasynth.adapter import Factor
 from lorasynth.base import BaseModel
 from lorasynth.collect import Fleet, Recipe, Verdict, collect, collector
-from lorasynth.errors import CollectionError, ConfigError, LibraryError, PictureError
+from lorasynth.errors import (
+    CollectionError,
+    ConfigError,
+    LibraryError,
+    LorasynthError,
+    PictureError,
+)
 from lorasynth.library import Library
 from lorasynth.pictures import FolderSubjects
 from lorasynth.randomness import numpy_stream
@@ -57,6 +63,23 @@ def test_fleet_size_does_not_matter(tmp_path, base, source):
         collect(base, source, path, RECIPE, fleet_size=size, dtype=torch.float64)
     assert_same(vectors(tmp_path / "1"), vectors(tmp_path / "5"))
     assert_same(vectors(tmp_path / "2"), vectors(tmp_path / "5"))
+
+
+def test_each_picture_and_caption_is_encoded_once(tmp_path, base, source, monkeypatch):
+    encode, pictures, captions = base.vae.encode, [], []
+
+    def counted(batch):
+        pictures.append(len(batch))
+        return encode(batch)
+
+    monkeypatch.setattr(base.vae, "encode", counted)
+    hook = base.text_encoders["text_encoder"].register_forward_hook(
+        lambda _, __, found: captions.append(len(found[0]))
+    )
+    with hook:
+        collect(base, source, tmp_path / "lib", replace(RECIPE, steps=9), fleet_size=2)
+    assert sum(pictures) == 5 * source.pictures
+    assert sum(captions) == 5 * source.pictures + 3  # and the empty caption, once for each fleet
 
 
 def test_goes_on_where_it_stopped(tmp_path, base, source):
@@ -177,7 +200,7 @@ def test_fleet_halves_itself_when_memory_runs_out(tmp_path, base, source, monkey
 
     def small(base, recipe, subjects, **options):
         if len(subjects) > 2:
-            raise torch.OutOfMemoryError("out of memory")
+            torch.empty(1 << 60, dtype=torch.uint8)
         return real(base, recipe, subjects, **options)
 
     monkeypatch.setattr(collector, "train_fleet", small)
@@ -258,6 +281,24 @@ def test_subject_that_cannot_be_read_does_not_stop_the_others(tmp_path, base, so
     assert report.failed == {
         source.ids[2]: "a picture must be whole, but subject-002/1.png is cut off"
     }
+
+
+def test_failures_of_a_library_that_was_deleted_are_forgotten(tmp_path, base, source):
+    (tmp_path / "lib.failures.json").write_text(json.dumps({source.ids[0]: {"reason": "old"}}))
+    report = collect(base, source, tmp_path / "lib", RECIPE)
+    assert report.collected == source.ids
+    assert not (tmp_path / "lib.failures.json").exists()
+
+
+def test_paths_that_no_library_can_have(tmp_path, base, source, monkeypatch):
+    (tmp_path / "file").write_bytes(b"precious")
+    with pytest.raises(LibraryError, match="file is a file"):
+        collect(base, source, tmp_path / "file", RECIPE)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(LorasynthError, match="a name of its own"):
+        collect(base, source, ".", RECIPE)
+    assert not list(Path().iterdir())
 
 
 def test_bad_input(tmp_path, base, source):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from torch.nn.functional import normalize
+from colours import Colours
 
 from lorasynth.adapter import Factor, Layout, Slot
 from lorasynth.collect import embedding
@@ -13,29 +13,6 @@ from lorasynth.errors import LibraryError
 from lorasynth.library import Library
 
 LAYOUT = Layout.from_slots([Slot("module", 3, 4, 1)])
-
-
-@dataclass
-class Colours:
-    """An encoder that knows the mean colour, and counts how often it is asked."""
-
-    name: str = "mean-colour"
-    calls: int = 0
-
-    picture_size: int = 16
-    width: int = 3
-    licence: str = "Apache-2.0"
-    fingerprint: str = "0123"
-
-    def embed(self, pictures):
-        self.calls += 1
-        return normalize(pictures.float().mean(dim=(1, 2)), dim=1)
-
-    def presence(self, pictures):
-        return torch.ones(len(pictures))
-
-    def save(self, folder):
-        raise NotImplementedError
 
 
 def append(library, ids):
@@ -95,6 +72,14 @@ def test_an_encoder_of_other_weights_has_a_column_of_its_own(library, source):
     assert column_of(retrained) == "mean_colour_4567"
     embed_library(library, source, retrained)
     assert retrained.calls == 3
+
+
+def test_any_name_of_an_encoder_makes_a_column(library, source):
+    for name in ("112-arcface", "my encoder.v2"):
+        encoder = Colours(name=name)
+        embed_library(library, source, encoder)
+        assert column_of(encoder) in library.columns
+    assert column_of(Colours(name="112-arcface")) == "encoder_112_arcface_0123"
 
 
 def test_a_killed_run_goes_on_with_the_next_part(library, source, monkeypatch):

@@ -249,8 +249,7 @@ def test_low_precision(folder, subjects):
     exact = train_fleet(BaseModel.load(folder), SHORT, subjects[:2])
     low = train_fleet(BaseModel.load(folder, dtype=torch.bfloat16), SHORT, subjects[:2])
     half = train_fleet(BaseModel.load(folder, dtype=torch.float16), SHORT, subjects[:2])
-    mixed = train_fleet(BaseModel.load(folder), SHORT, subjects[:2], autocast=torch.bfloat16)
-    for fleet in (low, half, mixed):
+    for fleet in (low, half):
         assert all(f.B.dtype == torch.float32 for f in fleet.factors.values())
         torch.testing.assert_close(fleet.losses, exact.losses, rtol=0.05, atol=0)
     # Small gradients are not lost: with SGD, steps are as large as the gradients.

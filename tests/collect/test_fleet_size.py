@@ -17,7 +17,7 @@ from lorasynth.collect.fleet_size import (
 from lorasynth.errors import PictureError
 from lorasynth.library import Library
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
+CPU, GPU, MPS = map(torch.device, ("cpu", "cuda", "mps"))
 RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), pictures_per_step=2)
 MEBI = 1 << 20
 
@@ -70,9 +70,27 @@ def test_the_size_follows_from_the_trial(monkeypatch, device, needed, free, size
 
 def test_two_that_do_not_fit_are_trained_one_by_one():
     def trial():
-        raise torch.OutOfMemoryError("out of memory")
+        torch.empty(1 << 60, dtype=torch.uint8)
 
     assert fitting_size(trial, CPU) == 1
+
+
+def test_an_error_of_another_kind_is_no_lack_of_memory():
+    def trial():
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        fitting_size(trial, CPU)
+
+
+def test_memory_of_apples_gpu(monkeypatch):
+    allocated = iter([100 * MEBI, 300 * MEBI])
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: next(allocated))
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 1000 * MEBI)
+    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 90 * MEBI)
+    assert peak_memory(lambda: None, MPS) == 200 * MEBI
+    assert free_memory(MPS) == 910 * MEBI
 
 
 def test_a_chosen_size_changes_no_adapter(tmp_path, base, source, monkeypatch):

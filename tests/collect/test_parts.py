@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_embedding import Colours
+from colours import Colours
 
 from lorasynth.collect import Recipe, collect
 from lorasynth.collect.embedding import embed_library
@@ -139,3 +139,15 @@ def test_parts_are_every_subject_once():
 def test_more_parts_than_subjects_are_refused(tmp_path, source):
     with pytest.raises(CollectionError, match="use fewer parts"):
         begin_part(source, tmp_path / "lib", Part(6, 6))
+
+
+def test_failures_of_a_joined_library_that_was_deleted_are_forgotten(tmp_path, base, source):
+    out = tmp_path / "lib"
+    for number in (1, 2):
+        collect_part(base, replace(source, count=2), out, number)
+    (tmp_path / "lib.failures.json").write_text('{"somebody": {"reason": "old"}}')
+    join(out)
+    assert Failures(out).ids == []
+    (tmp_path / "file").touch()
+    with pytest.raises(LibraryError, match="file is a file"):
+        join(tmp_path / "file", [out / "parts" / "1-of-2", out / "parts" / "2-of-2"])

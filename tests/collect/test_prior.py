@@ -1,14 +1,13 @@
 """Prior preservation: pictures of the class are made once, and weigh in every adapter's loss."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 from lorasynth.base import BaseModel
-from lorasynth.collect import PRESETS, Recipe, collect, prior, train_fleet
-from lorasynth.collect.prior import Prior, class_latents
+from lorasynth.collect import PRESETS, Recipe, collect, collector, prior, train_fleet
+from lorasynth.collect.prior import Prior, class_latents, kept_class_latents
 from lorasynth.config import from_dict, to_dict
 from lorasynth.errors import BundleError, CollectionError, ConfigError
 from lorasynth.library import Library
@@ -65,18 +64,36 @@ def test_fleet_size_and_order_do_not_matter(base, subjects):
 def test_class_pictures_are_made_once_for_a_library(tmp_path, base, source, monkeypatch):
     path = tmp_path / "lib"
     collect(base, replace(source, count=2), path, RECIPE, fleet_size=1)
-    kept = tmp_path / "lib.class.safetensors"
-    assert kept.is_file()
-    monkeypatch.setattr(prior, "class_latents", lambda *_: pytest.fail("made again"))
-    assert collect(base, source, path, RECIPE).collected == source.ids[2:]
+    [kept] = tmp_path.glob("class-*.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(prior, "class_latents", lambda *_: pytest.fail("made again"))
+        assert collect(base, source, path, RECIPE).collected == source.ids[2:]
     library = Library.open(path)
     assert library.info.recipe["prior"]["prompt"] == "a portrait"
     with pytest.raises(CollectionError, match="has prior="):
         collect(base, source, path, replace(RECIPE, prior=None))
     kept.write_bytes(kept.read_bytes()[:100])
-    (tmp_path / "lib.failures.json").write_text(json.dumps({}))
     with pytest.raises(BundleError, match="class"):
         collect(base, replace(source, count=6), path, RECIPE)
+
+
+def test_class_pictures_of_another_prior_seed_or_base_are_not_taken(tmp_path, base, folder):
+    def kept(model, chosen, seed):
+        path = tmp_path / "lib"
+        return kept_class_latents(model, chosen, seed, path, lambda _: torch.rand(1, 1, 1, 1))
+
+    small = BaseModel.load(folder, picture_size=8)
+    asked = [(base, CLASS, 0), (base, CLASS, 1), (base, replace(CLASS, prompt="a cat"), 0)]
+    found = [kept(*one) for one in [*asked, (small, CLASS, 0)]]
+    assert all(torch.equal(one, kept(*args)) for one, args in zip(found, asked, strict=False))
+    assert len({float(one) for one in found}) == 4
+
+
+def test_latents_that_are_given_are_taken(tmp_path, base, source, monkeypatch):
+    monkeypatch.setattr(collector, "kept_class_latents", lambda *_: pytest.fail("made again"))
+    classes = class_latents(base, CLASS, 0)
+    collect(base, replace(source, count=1), tmp_path / "lib", RECIPE, classes=classes)
+    assert not list(tmp_path.glob("class-*"))
 
 
 def test_a_recipe_without_a_prior_is_stated_as_before():

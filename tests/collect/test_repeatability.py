@@ -5,7 +5,7 @@ import torch
 from mean_anchor import MeanAnchor
 
 from lorasynth.adapter import Factor, map_factors
-from lorasynth.collect import Recipe, compare, measure_repeatability, train_twice
+from lorasynth.collect import Recipe, compare, train_twice
 from lorasynth.collect.repeatability import split_pictures
 from lorasynth.errors import CollectionError
 
@@ -57,7 +57,7 @@ def test_adapters_of_one_subject_are_closer(base, subjects):
         replace(one, pictures=one.pictures[:1].repeat(4, 1, 1, 1), captions=["a"] * 4)
         for one in subjects[:3]
     ]
-    result = measure_repeatability(base, RECIPE, alike, dtype=torch.float64)
+    result = compare(*train_twice(base, RECIPE, alike, dtype=torch.float64))
     assert result.cosines.shape == (3, 3)
     assert result.same == pytest.approx(1)
     assert result.different < 0.999
@@ -75,7 +75,7 @@ def test_an_anchor_sees_one_half_only(base, subjects):
 
 def test_too_little_to_compare(base, subjects):
     with pytest.raises(CollectionError, match="at least two subjects"):
-        measure_repeatability(base, RECIPE, subjects[:1])
+        compare(*train_twice(base, RECIPE, subjects[:1]))
     single = replace(subjects[0], pictures=subjects[0].pictures[:1], captions=["a"])
     with pytest.raises(CollectionError, match="at least 2 pictures"):
-        measure_repeatability(base, RECIPE, [single, subjects[1]])
+        train_twice(base, RECIPE, [single, subjects[1]])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import spread_parts
 import torch
+from colours import Colours
 from PIL import Image
 from test_parts import assert_same_library
 
@@ -23,7 +24,7 @@ from lorasynth.library import Library
 from lorasynth.pictures import FolderSubjects
 from lorasynth.randomness import numpy_stream
 
-pytest.importorskip("ray", reason="needs ray, which dev leaves out: pip install 'ray>=2.50'")
+pytest.importorskip("ray", reason="needs lorasynth[cluster]")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -47,7 +48,7 @@ def whole(subjects, folder, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("spread") / "whole"
     source, base = FolderSubjects(subjects, 16), BaseModel.load(folder, dtype=torch.float64)
     collect(base, source, path, RECIPE, fleet_size=2)
-    embed_library(Library.open(path), source, spread_parts.Colours())
+    embed_library(Library.open(path), source, Colours())
     return path
 
 
@@ -76,8 +77,9 @@ def test_a_killed_worker_loses_and_doubles_nothing(tmp_path, cluster, folder, su
         assert report.collected == Library.open(out).ids == source.ids
         again = collect_spread(workers, equip(), equip, source, out, RECIPE, fleet_size=2)
         assert again.collected == []
+        assert len(list(tmp_path.glob("class-*"))) == 1
         embed = embed_spread(workers, equip, source)
-        embed_library(Library.open(out), source, spread_parts.Colours(), embed)
+        embed_library(Library.open(out), source, Colours(), embed)
         with pytest.raises(CollectionError, match="begins with a letter"):
             list(workers.map(refuse, [1]))
     assert_same_library(out, whole)
@@ -113,12 +115,12 @@ def test_a_lost_head_ends_in_one_line_and_the_same_command_goes_on(
         pass
     base = BaseModel.load(folder, dtype=torch.float64)
     collect(base, FolderSubjects(subjects, 16), out, RECIPE, fleet_size=2)
-    embed_library(Library.open(out), FolderSubjects(subjects, 16), spread_parts.Colours())
+    embed_library(Library.open(out), FolderSubjects(subjects, 16), Colours())
     assert_same_library(out, whole)
 
 
 def wait_for_a_shard(path: Path) -> None:
-    for _ in range(400):
+    for _ in range(1200):  # a busy machine takes a minute to start the workers
         try:
             if len(Library.open(path)):
                 return

@@ -77,4 +77,4 @@ def _face(five: tuple[np.ndarray, ...], shape: tuple[int, ...]) -> Face | None:
     return Face(box=box, score=float(0.6 + 0.3 * np.cos(np.radians(lean))), points=points)
 
 
-DETECTORS.register("drawn")(lambda _: DrawnDetector())
+DETECTORS.register("drawn")(lambda _, __: DrawnDetector())

@@ -100,7 +100,7 @@ def test_it_is_saved_with_the_encoder_beside_it(
     assert facts.fingerprint == load_encoder(tmp_path / "5").fingerprint
     assert facts.fingerprint != both.fingerprint
     (tmp_path / "5" / "config.json").write_text('{"kind": "attributes", "attributes": 3}')
-    with pytest.raises(BundleError, match="must hold attributes"):
+    with pytest.raises(BundleError, match="must hold a condition encoder"):
         load_encoder(tmp_path / "5")
 
 

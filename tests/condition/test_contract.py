@@ -89,7 +89,8 @@ def insightface_faces(seed: int) -> ConditionEncoder:
 
 
 def vision(write: Callable[..., Path], seed: int) -> ConditionEncoder:
-    return VisionEncoder.fetch(VisionConfig(name="tiny", model=str(written(write, seed))))
+    config = VisionConfig(name="tiny", model=str(written(write, seed)))
+    return VisionEncoder.fetch(config, torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,17 @@ def test_what_is_saved_can_be_loaded(row: str, tmp_path: Path) -> None:
     loaded.save(tmp_path / "again")
     reloaded = load_encoder(tmp_path / "again")
     assert reloaded.embed(pictures(3)).equal(loaded.embed(pictures(3)))
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if not row.startswith("face")])
+def test_what_is_loaded_goes_to_the_device_that_was_chosen(
+    row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ROWS[row]().save(tmp_path / "encoder")
+    seen: list[torch.device] = []
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: seen.append(device) or self)
+    load_encoder(tmp_path / "encoder", "cuda:1")
+    assert set(seen) == {torch.device("cuda:1")}
 
 
 def _other_config(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Faces found, chosen and laid straight, whatever finds them: here, drawn ones."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lorasynth.condition import FaceConfig, FaceEncoder, embed_subject, subject_embedding
+from lorasynth.condition import (
+    FaceConfig,
+    FaceEncoder,
+    embed_subject,
+    look,
+    require_shown,
+    subject_embedding,
+)
 from lorasynth.condition.faces import (
     ARCFACE,
     DLIB,
@@ -229,13 +237,26 @@ def test_what_shows_no_face_can_still_be_measured(encoder: FaceEncoder) -> None:
     assert (present > 0.5, absent) == (True, 0.0)
 
 
-def test_a_picture_that_teaches_must_show_a_face(encoder: FaceEncoder) -> None:
+def test_looking_once_tells_both(encoder: FaceEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = torch.stack([photo(), pixels(canvas(120, 120))])
-    subject = Subject(id="ann", pictures=pictures, captions=["", ""])
-    with pytest.raises(PictureError, match="picture 2 of 2 of the subject 'ann'"):
-        embed_subject(encoder, subject)
-    whole = Subject(id="ann", pictures=pictures[:1], captions=[""])
-    torch.testing.assert_close(embed_subject(encoder, whole), encoder.embed(pictures[:1]))
+    expected, found = (encoder.embed(pictures), encoder.presence(pictures)), []
+    faces = encoder.faces
+    monkeypatch.setattr(encoder, "faces", lambda picture: found.append(1) or faces(picture))
+    torch.testing.assert_close(look(encoder, pictures), expected)
+    assert len(found) == 2
+
+
+def test_a_subject_that_teaches_must_show_a_face_once(encoder: FaceEncoder) -> None:
+    nobody = pixels(canvas(120, 120))
+    subject = Subject(id="ann", pictures=torch.stack([nobody, photo(), nobody]), captions=[""] * 3)
+    require_shown(encoder, subject)
+    expected = encoder.embed(photo()[None])
+    torch.testing.assert_close(embed_subject(encoder, subject), expected.expand(3, -1))
+    hidden = replace(subject, pictures=torch.stack([nobody, nobody]), captions=[""] * 2)
+    for refuse in (require_shown, embed_subject):
+        with pytest.raises(PictureError, match=r"'drawn' finds none in the 2 of 'ann': ") as caught:
+            refuse(encoder, hidden)
+        assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_detector_or_network_is_told_with_those_there_are() -> None:

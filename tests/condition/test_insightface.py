@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lorasynth.condition import FaceEncoder, load_encoder
+from lorasynth.condition import FaceConfig, FaceEncoder, load_encoder
+from lorasynth.condition.faces import NETWORKS, insightface
 from lorasynth.errors import BundleError, ConfigError
 
 from .onnx_files import BOX, POINTS, write_pack
@@ -33,6 +34,14 @@ def test_detections_come_back_as_they_are(pack: Path) -> None:
     np.testing.assert_allclose(face.points, POINTS, atol=0.5)
     assert 0.5 < face.score < 1
     assert encoder.faces(torch.zeros(64, 64, 3, dtype=torch.uint8)) == []
+
+
+def test_a_pack_is_loaded_once_for_a_device(pack: Path) -> None:
+    spec, cpu = f"insightface:{pack}", torch.device("cpu")
+    loaded = insightface._pack(str(pack), cpu)
+    network = NETWORKS.get("insightface")(str(pack), FaceConfig(name="x", network=spec), pack, cpu)
+    assert network._session is loaded.models["recognition"].session  # type: ignore[attr-defined]
+    assert network._session.get_providers() == ["CPUExecutionProvider"]  # type: ignore[attr-defined]
 
 
 def test_a_saved_encoder_names_the_pack_and_copies_nothing(pack: Path, tmp_path: Path) -> None:

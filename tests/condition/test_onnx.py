@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from lorasynth.condition import load_encoder
 from lorasynth.condition.faces import OnnxNetwork
+from lorasynth.condition.faces.onnx import providers, session_of
 from lorasynth.errors import BundleError, ConfigError, LorasynthError
 from lorasynth.randomness import torch_stream
 
@@ -25,7 +26,18 @@ def squares(count: int = 3, size: int = 112) -> Tensor:
 
 
 def network(path: Path, **options: float) -> OnnxNetwork:
-    return OnnxNetwork(path, licence="MIT", **options)
+    session = session_of(path, torch.device("cpu"))
+    return OnnxNetwork(path, licence="MIT", session=session, **options)
+
+
+@pytest.mark.parametrize("there", [("CUDAExecutionProvider", "CPUExecutionProvider"), ()])
+def test_the_device_that_was_chosen_runs_it(
+    monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: list(there))
+    assert providers(torch.device("cpu")) == ["CPUExecutionProvider"]
+    second = [("CUDAExecutionProvider", {"device_id": 1})] if there else []
+    assert providers(torch.device("cuda:1")) == [*second, "CPUExecutionProvider"]
 
 
 def by_hand(path: Path, pictures: Tensor, mean: float, std: float) -> Tensor:

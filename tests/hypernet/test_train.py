@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from lorasynth.config import from_dict, to_dict
 from lorasynth.errors import BundleError, ConfigError, LibraryError
 from lorasynth.hypernet import CleanError, LatentDiffusion, Prediction, TrainingSet
+from lorasynth.hypernet import train as training
 from lorasynth.hypernet.normaliser import Normaliser
-from lorasynth.hypernet.train import HypernetConfig, train
+from lorasynth.hypernet.train import HypernetConfig, accelerator_on, train
 
 from . import toy
 
@@ -232,3 +234,19 @@ def test_a_model_is_what_train_returns() -> None:
     assert isinstance(model, LatentDiffusion)
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("cpu", []), ("cuda", []), ("cuda:1", ["cuda:1"])])
+def test_the_device_that_was_chosen_trains(
+    monkeypatch: pytest.MonkeyPatch, name: str, chosen: list[str]
+) -> None:
+    seen: list[object] = []
+
+    def made(cpu: bool) -> Accelerator:
+        seen.append(cpu)
+        return Accelerator.__new__(Accelerator)
+
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: seen.append(str(device)))
+    monkeypatch.setattr(training, "Accelerator", made)
+    accelerator_on(torch.device(name))
+    assert seen == [*chosen, name == "cpu"]

@@ -111,5 +111,7 @@ def test_the_kind_of_source_is_told_by_what_is_there(tmp_path: Path, make: Make)
     source = make(tmp_path)
     found = subjects_in(tmp_path, SIZE)
     assert found == source
+    asked = subjects_in(tmp_path, SIZE, "a photo of sks person")
+    assert asked.load(asked.ids[0]).captions == ["a photo of sks person"] * PICTURES
     first = found.load(found.ids[0])
     assert first.pictures[:, 0, 0, 0].tolist() == [0, 1]

@@ -55,7 +55,7 @@ def train(
 @app.command()
 def grid(
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")],
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     columns: Annotated[int, typer.Option(help="Samples of each caption.", min=1)] = 8,
     seed: Seed = 0,
     device: Device = "auto",

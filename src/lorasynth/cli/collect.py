@@ -4,13 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lorasynth.cli.options import (
+    PORTRAIT,
     Anchor,
     Base,
+    Caption,
     Checkpointing,
     Device,
     DType,
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from lorasynth.collect.cluster import Cluster
     from lorasynth.collect.spread import Equipment
 
-PathT = TypeVar("PathT", Path, Path | None)
-
 #: What can train: this process, or the workers of a cluster.
 ENGINES = ("here", "ray")
 
@@ -44,7 +44,7 @@ Gauge = Annotated[
     typer.Option(help="Gauge of a new library; default: shared where A is, else procrustes."),
 ]
 Encoder = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         help="Also embed the subjects with this condition encoder: a folder, or a name that "
         "`lorasynth conditions` lists."
@@ -78,10 +78,10 @@ Retry = Annotated[
 class Equip:
     """Loads what training and judging need, here or in a worker."""
 
-    base: Path
+    base: str
     device: str
-    encoder: Path | None
-    anchor: Path | None
+    encoder: str | None
+    anchor: str | None
     least_likeness: float | None
     dtype: str = "float32"
     size: int | None = None
@@ -91,7 +91,10 @@ class Equip:
     def anywhere(self) -> "Equip":
         """The same with whole paths, for workers that run in other folders."""
         return replace(
-            self, base=_whole(self.base), encoder=_whole(self.encoder), anchor=_whole(self.anchor)
+            self,
+            base=_whole(self.base),
+            encoder=self.encoder and _whole(self.encoder),
+            anchor=self.anchor and _whole(self.anchor),
         )
 
     def __call__(self) -> "Equipment":
@@ -103,8 +106,10 @@ class Equip:
         from lorasynth.collect import LikenessGate
         from lorasynth.collect.spread import Equipment
         from lorasynth.condition import load_encoder
+        from lorasynth.device import pick_device
 
-        embedder = load_encoder(self.encoder) if self.encoder else None
+        on = pick_device(self.device)
+        embedder = load_encoder(self.encoder, on) if self.encoder else None
         model = load_base(
             self.base,
             self.device,
@@ -135,9 +140,12 @@ def _workers(engine: str, address: str) -> Iterator["Cluster | None"]:
             yield cluster
 
 
-def _whole(path: PathT) -> PathT:
-    """The whole path of what is on this disk; a name stays as it is."""
-    return path.resolve() if path is not None and path.exists() else path
+def _whole(name: str) -> str:
+    """A name with the whole path of what is on this disk, as in `onnx:FILE`; else as it is."""
+    if Path(name).exists():
+        return str(Path(name).resolve())
+    kind, _, file = name.partition(":")
+    return f"{kind}:{Path(file).resolve()}" if file and Path(file).exists() else name
 
 
 def collect(
@@ -148,7 +156,8 @@ def collect(
     series: Series = "library",
     seed: Seed = 0,
     pictures: Pictures = 10,
-    base: Base = Path("bundle/base"),
+    caption: Caption = PORTRAIT,
+    base: Base = "bundle/base",
     preset: Preset = "ours",
     settings: Settings = None,
     gauge: Gauge = None,
@@ -184,6 +193,7 @@ def collect(
     On many machines: --shard 1/8 to 8/8, or --engine ray (docs/cluster.md).
     """
     from lorasynth import collect as room
+    from lorasynth.collect.collector import require_place
     from lorasynth.collect.embedding import embed_library
     from lorasynth.collect.part import Part, begin_part
     from lorasynth.collect.spread import collect_spread, embed_spread
@@ -191,6 +201,7 @@ def collect(
 
     if engine not in ENGINES:
         raise ConfigError(f"--engine must be one of {', '.join(ENGINES)}, but is {engine!r}")
+    require_place(out)
     recipe = override(preset_of(preset), [f"seed={seed}", *(settings or [])])
     at_once = None if fleet == "auto" else _number(fleet)
     memory = {"slicing": attention_slicing, "checkpointing": gradient_checkpointing}
@@ -199,7 +210,7 @@ def collect(
         equip, folder = equip.anywhere(), folder and folder.resolve()
     here = (equip if engine == "here" else replace(equip, device="cpu"))()
     drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
-    source = source_of(folder, avatars, drawn, here.base.picture_size)
+    source = source_of(folder, avatars, drawn, here.base.picture_size, caption)
     if shard is not None:
         source, out = begin_part(source, out, Part.parse(shard))
     options: dict[str, Any] = {"fleet_size": at_once, "gauge": gauge}
@@ -207,9 +218,8 @@ def collect(
     with _workers(engine, address) as cluster:
         if cluster is None:
             embed = None
-            report = room.collect(
-                here.base, source, out, recipe, anchor=here.anchor, gate=here.gate, **options
-            )
+            options |= {"anchor": here.anchor, "gate": here.gate}
+            report = room.collect(here.base, here.trainable(source), out, recipe, **options)
         else:
             embed = embed_spread(cluster, equip, source)
             options["fleet_size"] = at_once or SPREAD_FLEET

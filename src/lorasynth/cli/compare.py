@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorasynth.cli.options import Base, Device, Seed, Settings, override
+from lorasynth.cli.options import Base, Device, DType, Seed, Settings, Size, load_base, override
 from lorasynth.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def compare(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for table and pictures.")],
     lora: Named = None,
     synthesizer: Annotated[
-        Path | None, typer.Option(help="A contender: what it makes of each first picture.")
+        str | None, typer.Option(help="A contender: what it makes of each first picture.")
     ] = None,
     style: Annotated[
         list[str] | None,
@@ -52,9 +52,11 @@ def compare(
     clip: Annotated[
         str | None, typer.Option(help="CLIP model that scores prompts: a folder or hub id.")
     ] = None,
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     seed: Seed = 0,
     settings: Settings = None,
+    dtype: DType = "float32",
+    size: Size = None,
     device: Device = "auto",
 ) -> None:
     """Compare adapters by the pictures made with them; the base model alone is the first row.
@@ -65,9 +67,7 @@ def compare(
     --strength 0.5 --strength 1 --strength 1.5
     """
     from lorasynth.atomic import make_parent
-    from lorasynth.base import BaseModel
     from lorasynth.condition import load_encoder
-    from lorasynth.device import pick_device
     from lorasynth.experiments.compare import CompareConfig, Contender, Judges
     from lorasynth.experiments.compare import compare as run
     from lorasynth.measure.clip_score import ClipScore
@@ -79,7 +79,7 @@ def compare(
     if strength:
         config = replace(config, strengths=tuple(strength))
     make_parent(out / "table.json")
-    model = BaseModel.load(base, pick_device(device))
+    model = load_base(base, device, dtype, size)
     source = subjects_in(subjects, model.picture_size)
     people = [source.load(name) for name in source.ids]
     besides = [_style(text) for text in style or []]
@@ -89,8 +89,8 @@ def compare(
         contenders.append(Contender(name="synthesised", adapters=made, besides=besides))
     contenders += [_named(text, source.ids, besides) for text in lora or []]
     judges = Judges(
-        encoder=load_encoder(encoder),
-        second=None if second is None else load_encoder(second),
+        encoder=load_encoder(encoder, model.device),
+        second=None if second is None else load_encoder(second, model.device),
         prompts=None if clip is None else ClipScore.load(clip),
     )
     found = run(model, judges, people, contenders, config)
@@ -129,10 +129,10 @@ def _style(text: str) -> "Adapter":
     return Adapter.load(Path(place)).scaled(strength)
 
 
-def _synthesised(folder: Path, people: "Sequence[Subject]") -> "dict[str, Adapter]":
+def _synthesised(name: str, people: "Sequence[Subject]") -> "dict[str, Adapter]":
     from lorasynth.synthesizer import Synthesizer
 
-    made = Synthesizer.from_pretrained(str(folder)).many([[one.pictures[0]] for one in people])
+    made = Synthesizer.from_pretrained(name).many([[one.pictures[0]] for one in people])
     return {one.id: adapter for one, adapter in zip(people, made, strict=True)}
 
 

@@ -34,9 +34,9 @@ def edit(
             help="Attribute and by how much it rises: glasses=+1, hair:red=-0.3; may be repeated.",
         ),
     ],
-    synthesizer: Where = Path("bundle/synthesizer"),
+    synthesizer: Where = "bundle/synthesizer",
     library: Known = Path("bundle/library"),
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     file_format: Format = "kohya",
     strip: Strip = None,
     prompt: Prompt = PORTRAIT,
@@ -93,9 +93,9 @@ def interpolate(
     out: Folder,
     steps: Annotated[int, typer.Option(help="LoRA files, both ends included.", min=2)] = 7,
     path: Annotated[str, typer.Option(help="lerp or slerp.")] = "lerp",
-    synthesizer: Where = Path("bundle/synthesizer"),
+    synthesizer: Where = "bundle/synthesizer",
     library: Known = Path("bundle/library"),
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     file_format: Format = "kohya",
     strip: Strip = None,
     prompt: Prompt = PORTRAIT,
@@ -134,9 +134,9 @@ def sample(
     prior: Annotated[
         str, typer.Option(help="gaussian, standard (a VAE's), convex, or diffusion.")
     ] = "diffusion",
-    synthesizer: Where = Path("bundle/synthesizer"),
+    synthesizer: Where = "bundle/synthesizer",
     library: Known = Path("bundle/library"),
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     file_format: Format = "kohya",
     strip: Strip = None,
     prompt: Prompt = PORTRAIT,
@@ -183,7 +183,7 @@ def _write_all(adapters: "Sequence[Adapter]", folder: Path, file_format: str) ->
 
 
 def _draw_strip(
-    adapters: "Sequence[Adapter]", path: Path, base: Path, prompt: str, seed: int
+    adapters: "Sequence[Adapter]", path: Path, base: str, prompt: str, seed: int
 ) -> None:
     """One picture with each adapter, from the same noise, as a PNG."""
     from lorasynth.adapter import stack

@@ -27,13 +27,15 @@ def make(
     Example: lorasynth encoders make onnx:arcface.onnx -o encoder --set std=128
     --set detector=insightface:buffalo_l --set licence=MIT
     """
+    import torch
+
     from lorasynth.atomic import make_parent
     from lorasynth.condition.named import by_name
 
     encoder, argument = by_name(name)
     config = override(encoder.configure(argument), settings)
     make_parent(out)
-    made = encoder.build(config)
+    made = encoder.build(config, torch.device("cpu"))
     made.save(out)
     typer.echo(
         f"{out}: {made.name}, {made.picture_size} pixels to {made.width} numbers, licence of the "

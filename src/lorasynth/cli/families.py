@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from lorasynth.cli.optimise import Caption, Steps
-from lorasynth.cli.options import PORTRAIT, Base, Device, Run, Seed, Settings, override
+from lorasynth.cli.optimise import Steps
+from lorasynth.cli.options import PORTRAIT, Base, Caption, Device, Run, Seed, Settings, override
 from lorasynth.cli.subjects import Avatars, Folder, Pictures, Series, Split, source_of
 from lorasynth.cli.synth import Photos, subjects_of
 
@@ -14,7 +14,7 @@ app = typer.Typer(
     help="Image-embedding cross-attention, trained once for all subjects; makes no LoRA.",
     no_args_is_help=True,
 )
-Encoder = Annotated[Path, typer.Option(help="Condition encoder: a folder or a name.")]
+Encoder = Annotated[str, typer.Option(help="Condition encoder: a folder or a name.")]
 
 
 def fine_tune(
@@ -24,7 +24,7 @@ def fine_tune(
         typer.Option("--out", "-o", help="Folder to write; of several subjects, one in it each."),
     ],
     caption: Caption = PORTRAIT,
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     steps: Steps = None,
     settings: Settings = None,
     seed: Seed = 0,
@@ -73,7 +73,7 @@ def train_ip_adapter(
     series: Series = "ip-adapter",
     seed: Seed = 0,
     pictures: Pictures = 8,
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     run: Run = Path("runs/ip-adapter"),
     settings: Settings = None,
     device: Device = "auto",
@@ -94,8 +94,8 @@ def train_ip_adapter(
     from lorasynth.predict.ip_adapter import train_ip_adapter as train
 
     config = override(IPAdapterConfig(), [f"optimisation.seed={seed}", *(settings or [])])
-    embedder = load_encoder(encoder)
-    model = BaseModel.load(base, pick_device(device))
+    where = pick_device(device)
+    embedder, model = load_encoder(encoder, where), BaseModel.load(base, where)
     drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
     source = source_of(folder, avatars, drawn, model.picture_size)
     make_parent(out)
@@ -114,7 +114,7 @@ def ip_adapter_images(
     prompt: Annotated[str, typer.Option(help="Text.")] = PORTRAIT,
     number: Annotated[int, typer.Option("-n", help="Pictures of each subject.", min=1)] = 4,
     scale: Annotated[float, typer.Option(help="Multiplies what the adapter adds.")] = 1.0,
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -133,8 +133,8 @@ def ip_adapter_images(
     from lorasynth.pictures.png import contact_sheet, write_synthetic
     from lorasynth.predict.ip_adapter import IPAdapter
 
-    embedder = load_encoder(encoder)
-    model = BaseModel.load(base, pick_device(device))
+    where = pick_device(device)
+    embedder, model = load_encoder(encoder, where), BaseModel.load(base, where)
     loaded, made_with = IPAdapter.load(adapter, model.denoiser)
     if made_with != embedder.fingerprint:
         raise ConfigError(

@@ -31,7 +31,7 @@ def images(
     lora: Loras = None,
     strength: Annotated[float, typer.Option(help="Multiplies what the LoRA files do.")] = 1.0,
     number: Annotated[int, typer.Option("-n", help="Pictures of each prompt.", min=1)] = 4,
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     allow_other_base: Other = False,
     seed: Seed = 0,
     steps: Annotated[int, typer.Option(help="Sampler steps.", min=1)] = 20,

@@ -9,20 +9,20 @@ if TYPE_CHECKING:
     from lorasynth.experiments.trial import Instruments
 
 Encoder = Annotated[
-    Path, typer.Option(help="Encoder, by folder or name, whose embeddings are conditions.")
+    str, typer.Option(help="Encoder, by folder or name, whose embeddings are conditions.")
 ]
-Second = Annotated[Path, typer.Option(help="Encoder, by folder or name, that only measures.")]
+Second = Annotated[str, typer.Option(help="Encoder, by folder or name, that only measures.")]
 Judge = Annotated[Path, typer.Option(help="Judge of attributes.")]
 Split = Annotated[str, typer.Option(help="Subjects' split: validation, or test.")]
 
 
 def instruments_of(
-    base: Path,
-    encoder: Path,
-    second: Path,
+    base: str,
+    encoder: str,
+    second: str,
     judge: Path,
     device: str,
-    condition: Path | None = None,
+    condition: str | None = None,
 ) -> "Instruments":
     """Load them from their folders.
 
@@ -34,10 +34,11 @@ def instruments_of(
     from lorasynth.device import pick_device
     from lorasynth.experiments.trial import Instruments
 
+    on = pick_device(device)
     return Instruments(
-        base=BaseModel.load(base, pick_device(device)),
-        encoder=load_encoder(encoder),
-        second=load_encoder(second),
+        base=BaseModel.load(base, on),
+        encoder=load_encoder(encoder, on),
+        second=load_encoder(second, on),
         judge=AttributeJudge.load(judge),
-        condition=None if condition is None else load_encoder(condition),
+        condition=None if condition is None else load_encoder(condition, on),
     )

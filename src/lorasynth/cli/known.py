@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lorasynth.experiments.latent_library import LatentLibrary
     from lorasynth.synthesizer import Synthesizer
 
-Where = Annotated[Path, typer.Option(help="Synthesizer, for its codec: a folder or hub id.")]
+Where = Annotated[str, typer.Option(help="Synthesizer, for its codec: a folder or hub id.")]
 Known = Annotated[
     Path, typer.Option("--library", help="Library: of adapters, or of latents as in a bundle.")
 ]
@@ -44,7 +44,7 @@ class Space(NamedTuple):
         return [Adapter.from_vector(vector, layout, metadata) for vector in vectors]
 
 
-def space_of(synthesizer: Path, library: Path) -> Space:
+def space_of(synthesizer: str, library: Path) -> Space:
     """Load both.
 
     Raises:
@@ -53,5 +53,5 @@ def space_of(synthesizer: Path, library: Path) -> Space:
     from lorasynth.experiments.latent_library import LatentLibrary
     from lorasynth.synthesizer import Synthesizer
 
-    loaded = Synthesizer.from_pretrained(str(synthesizer))
+    loaded = Synthesizer.from_pretrained(synthesizer)
     return Space(loaded, LatentLibrary.open(library, loaded.codec))

@@ -1,11 +1,12 @@
 """`lorasynth library`: look into a library."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lorasynth.cli.options import Base, Device, Seed, Settings, override
+from lorasynth.cli.options import Base, Device, DType, Seed, Settings, Size, load_base, override
 from lorasynth.progress import console
 
 app = typer.Typer(help="Libraries of adapters.", no_args_is_help=True)
@@ -38,8 +39,10 @@ def embed(
             "made with the adapters."
         ),
     ] = None,
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     settings: Settings = None,
+    dtype: DType = "float32",
+    size: Size = None,
     device: Device = "auto",
 ) -> None:
     """Embed the subjects of a library that was imported; run again to go on.
@@ -50,18 +53,15 @@ def embed(
     Example: lorasynth library embed library --encoder dlib --base path/to/stable-diffusion-v1-5
     --set prompt="a photo of sks person" --set pictures=4
     """
-    from lorasynth.base import BaseModel
     from lorasynth.collect.embedding import column_of
     from lorasynth.collect.generated import GeneratedConfig, embed_imported
     from lorasynth.condition import load_encoder
     from lorasynth.device import pick_device
     from lorasynth.library import Library
 
-    def model() -> BaseModel:
-        return BaseModel.load(base, pick_device(device))
-
     config = override(GeneratedConfig(), settings)
-    library, embedder = Library.open(path), load_encoder(encoder)
+    library, embedder = Library.open(path), load_encoder(encoder, pick_device(device))
+    model = partial(load_base, base, device, dtype, size)
     embed_imported(library, embedder, pictures, model, config)
     typer.echo(f"{path}: {len(library)} subjects embedded as {column_of(embedder)}")
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lorasynth.cli.options import Base
 from lorasynth.errors import ConfigError, FileFormatError
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def draw_norms(found: "Inspection", path: Path) -> None:
 
 def check(
     file: File,
-    base: Annotated[str, typer.Option(help="Base model: a pipeline folder or hub id.")],
+    base: Base,
 ) -> None:
     """Compare every key of a LoRA file with a base model, whose weights are not read."""
     from lorasynth.adapter import Adapter

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorasynth.cli.known import Known, Where, space_of
-from lorasynth.cli.options import PORTRAIT, Base, Device, Seed, Settings, override
+from lorasynth.cli.options import PORTRAIT, Base, Caption, Device, Seed, Settings, override
 from lorasynth.cli.synth import Format, Out, Photos, print_times, subjects_of
 from lorasynth.errors import ConfigError
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from lorasynth.pictures import Subject
 
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps.", min=1)]
-Caption = Annotated[
-    str, typer.Option(help="Of pictures without a text file of their name beside them.")
-]
 
 
 def blend(
@@ -33,9 +30,9 @@ def blend(
         str, typer.Option(help="latents, or adapters: then --library holds adapters.")
     ] = "latents",
     caption: Caption = PORTRAIT,
-    synthesizer: Where = Path("bundle/synthesizer"),
+    synthesizer: Where = "bundle/synthesizer",
     library: Known = Path("bundle/library"),
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     file_format: Format = "kohya",
     steps: Steps = None,
     settings: Settings = None,
@@ -77,9 +74,9 @@ def invert(
     out: Out,
     start: Annotated[str, typer.Option(help="mean, or synthesised: from the pictures.")] = "mean",
     caption: Caption = PORTRAIT,
-    synthesizer: Where = Path("bundle/synthesizer"),
+    synthesizer: Where = "bundle/synthesizer",
     library: Known = Path("bundle/library"),
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     file_format: Format = "kohya",
     steps: Steps = None,
     settings: Settings = None,
@@ -116,7 +113,7 @@ def refine(
     photos: Photos,
     out: Out,
     caption: Caption = PORTRAIT,
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     file_format: Format = "kohya",
     steps: Steps = None,
     settings: Settings = None,
@@ -155,7 +152,7 @@ class _Job:
         photos: Sequence[Path],
         out: Path,
         caption: str,
-        base: Path,
+        base: str,
         file_format: str,
         device: str,
     ) -> None:

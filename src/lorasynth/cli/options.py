@@ -23,7 +23,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, mps or cuda[:N].")]
 Workers = Annotated[int, typer.Option(help="Processes that draw pictures.", min=1)]
 Seed = Annotated[int, typer.Option(help="Seed of every random stream.")]
 Run = Annotated[Path, typer.Option(help="Folder for checkpoints; the same folder resumes.")]
-Base = Annotated[Path, typer.Option(help="Base model: a pipeline folder or hub id.")]
+Base = Annotated[str, typer.Option(help="Base model: a pipeline folder or hub id.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Override an option; may be repeated."),
@@ -31,7 +31,7 @@ Settings = Annotated[
 
 Preset = Annotated[str, typer.Option(help="Recipe: ours, anchored, refine or weights2weights.")]
 Anchor = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         help="Synthesizer that foretells the adapters to start from; the recipe's weight_decay "
         "pulls toward them."
@@ -58,6 +58,8 @@ Checkpointing = Annotated[
 #: What a picture shows where nobody says it.
 PORTRAIT = "a portrait of sks"
 
+Caption = Annotated[str, typer.Option(help="Of pictures that have no caption of their own.")]
+
 #: One process per core.
 CORES = os.cpu_count() or 1
 
@@ -76,7 +78,7 @@ def preset_of(name: str) -> "Recipe":
 
 
 def load_base(
-    base: Path,
+    base: str,
     device: str,
     dtype: str,
     size: int | None,
@@ -103,7 +105,7 @@ def load_base(
     return BaseModel.load(base, pick_device(device), number, memory=memory, picture_size=size)
 
 
-def anchor_of(folder: Path | None, base: "BaseModel") -> "Synthesizer | None":
+def anchor_of(name: str | None, base: "BaseModel") -> "Synthesizer | None":
     """The synthesizer to start from, if one is named.
 
     Raises:
@@ -113,10 +115,10 @@ def anchor_of(folder: Path | None, base: "BaseModel") -> "Synthesizer | None":
     from lorasynth.base.compatibility import require_made_for
     from lorasynth.synthesizer import Synthesizer
 
-    if folder is None:
+    if name is None:
         return None
-    synthesizer = Synthesizer.from_pretrained(folder, device=base.device)
-    require_made_for(base, synthesizer.base_fingerprint, f"synthesizer {folder}")
+    synthesizer = Synthesizer.from_pretrained(name, device=base.device)
+    require_made_for(base, synthesizer.base_fingerprint, f"synthesizer {name}")
     return synthesizer
 
 

@@ -30,14 +30,14 @@ RecipeSettings = Annotated[
 
 def pretrain(
     out: Annotated[Path, typer.Option("--out", "-o", help="Synthesizer folder to write.")],
-    encoder: Annotated[Path, typer.Option(help="Condition encoder: a folder or a name.")],
+    encoder: Annotated[str, typer.Option(help="Condition encoder: a folder or a name.")],
     folder: Folder = None,
     avatars: Avatars = None,
     split: Split = "train",
     series: Series = "pretraining",
     seed: Seed = 0,
     pictures: Pictures = 8,
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     preset: Preset = "ours",
     recipe: RecipeSettings = None,
     run: Run = Path("runs/pretrain"),
@@ -58,12 +58,13 @@ def pretrain(
     """
     from lorasynth.atomic import make_parent
     from lorasynth.condition import load_encoder
+    from lorasynth.device import pick_device
     from lorasynth.predict import PredictorTraining, train_predictor
     from lorasynth.synthesizer import Synthesizer
 
     config = override(PredictorTraining(), [f"optimisation.seed={seed}", *(settings or [])])
     adapted = override(preset_of(preset), [f"seed={seed}", *(recipe or [])])
-    embedder = load_encoder(encoder)
+    embedder = load_encoder(encoder, pick_device(device))
     model = load_base(
         base,
         device,

@@ -58,13 +58,14 @@ def w2w(
     from lorasynth.config import read_json
     from lorasynth.experiments.w2w_recipe import W2WConfig, W2WRecipe
 
+    model = load_base(base, device, dtype, None)
     recipe = W2WRecipe(
         source,
         run,
         override(W2WConfig(), settings),
-        base=load_base(base, device, dtype, None),
-        encoder=load_encoder(encoder),
-        second=None if second is None else load_encoder(second),
+        base=model,
+        encoder=load_encoder(encoder, model.device),
+        second=None if second is None else load_encoder(second, model.device),
         pictures=pictures,
         memory=memory_of(memory),
     )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorasynth.cli.options import PORTRAIT
 from lorasynth.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,9 +25,15 @@ Pictures = Annotated[int, typer.Option(help="Pictures of each avatar.", min=1)]
 
 
 def source_of(
-    folder: Path | None, avatars: int | None, drawn: dict[str, Any], size: int
+    folder: Path | None,
+    avatars: int | None,
+    drawn: dict[str, Any],
+    size: int,
+    caption: str = PORTRAIT,
 ) -> "SubjectSource":
     """Subjects from a folder, or `avatars` drawn ones with the options `drawn`.
+
+    A picture of the folder that has no caption of its own has `caption`.
 
     Raises:
         ConfigError: neither is given, or both.
@@ -36,7 +43,7 @@ def source_of(
     from lorasynth.pictures import AvatarSubjects, subjects_in
 
     if folder is not None and avatars is None:
-        return subjects_in(folder, size)
+        return subjects_in(folder, size, caption)
     if avatars is None or folder is not None:
         raise ConfigError("subjects must come from either --folder or --avatars: give exactly one")
     return from_dict(AvatarSubjects, {**drawn, "count": avatars, "size": size})

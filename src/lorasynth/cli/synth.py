@@ -26,7 +26,7 @@ Out = Annotated[
         "--out", "-o", help="LoRA file (peft: folder) to write; for several subjects a folder."
     ),
 ]
-Where = Annotated[Path, typer.Option(help="Synthesizer: a folder or hub id.")]
+Where = Annotated[str, typer.Option(help="Synthesizer: a folder or hub id.")]
 Format = Annotated[
     str,
     typer.Option(
@@ -57,7 +57,7 @@ Attribute = Annotated[
 def synth(
     out: Out,
     photos: Annotated[list[Path] | None, _PHOTOS] = None,
-    synthesizer: Where = Path("bundle/synthesizer"),
+    synthesizer: Where = "bundle/synthesizer",
     file_format: Format = "kohya",
     seed: Seed = 0,
     guidance: Guidance = None,
@@ -81,7 +81,7 @@ def synth(
         writer.target(path)
     facts = dict(map(_fact, attribute or []))
     with stages.stage("load"):
-        synthesise = Synthesizer.from_pretrained(str(synthesizer), device=pick_device(device))
+        synthesise = Synthesizer.from_pretrained(synthesizer, device=pick_device(device))
     adapters = synthesise.many(
         list(subjects.values()),
         seed=seed,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Around = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--anchor",
         help="Pretrained synthesizer, whose prediction diffusion is relative to: it then learns "
@@ -86,11 +86,11 @@ def train(
     library: Library,
     codec: Annotated[Path, typer.Option(help="Codec that was fitted to the library.")],
     encoder: Annotated[
-        Path, typer.Option(help="Condition encoder that embedded its subjects: a folder or a name.")
+        str, typer.Option(help="Condition encoder that embedded its subjects: a folder or a name.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Synthesizer folder to write.")],
     anchor: Around = None,
-    base: Base = Path("bundle/base"),
+    base: Base = "bundle/base",
     run: Run = Path("runs/train"),
     settings: Settings = None,
     device: Device = "auto",
@@ -137,14 +137,9 @@ def train(
 
 def _accelerator(device: str) -> "Accelerator":
     """What accelerate computes on; its own choice for `auto`."""
-    import torch
     from accelerate import Accelerator
 
     from lorasynth.device import pick_device
+    from lorasynth.hypernet.train import accelerator_on
 
-    if device == "auto":
-        return Accelerator()
-    picked = pick_device(device)
-    if picked.type == "cuda":
-        torch.cuda.set_device(picked)
-    return Accelerator(cpu=picked.type == "cpu")
+    return Accelerator() if device == "auto" else accelerator_on(pick_device(device))

@@ -7,12 +7,7 @@ from lorasynth.collect.fleet import Fleet, train_fleet
 from lorasynth.collect.gate import LikenessGate
 from lorasynth.collect.prior import Prior
 from lorasynth.collect.recipe import PRESETS, Recipe
-from lorasynth.collect.repeatability import (
-    Repeatability,
-    compare,
-    measure_repeatability,
-    train_twice,
-)
+from lorasynth.collect.repeatability import Repeatability, compare, train_twice
 
 __all__ = [
     "PRESETS",
@@ -29,7 +24,6 @@ __all__ = [
     "Verdict",
     "collect",
     "compare",
-    "measure_repeatability",
     "train_fleet",
     "train_twice",
 ]

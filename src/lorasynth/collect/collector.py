@@ -18,14 +18,16 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from lorasynth.adapter import Factors, Layout, map_factors
+from lorasynth.atomic import make_parent
 from lorasynth.base import BaseModel
 from lorasynth.collect.contract import Anchor, Gate
 from lorasynth.collect.failures import Failures
 from lorasynth.collect.fleet import Fleet, train_fleet
-from lorasynth.collect.fleet_size import fitting_size
+from lorasynth.collect.fleet_size import empty_cache, fitting_size
 from lorasynth.collect.prior import kept_class_latents
 from lorasynth.collect.recipe import Recipe
-from lorasynth.errors import CollectionError, PictureError
+from lorasynth.device import is_out_of_memory
+from lorasynth.errors import CollectionError, LibraryError, PictureError
 from lorasynth.library import Library
 from lorasynth.pictures import Subject, SubjectSource
 from lorasynth.progress import Advance, console, progress
@@ -64,9 +66,9 @@ def collect(
     gauge: str | None = None,
     anchor: Anchor | None = None,
     gate: Gate | None = None,
+    classes: Float[Tensor, "p c h w"] | None = None,
     retry_failed: bool = False,
     dtype: torch.dtype = torch.float32,
-    autocast: torch.dtype | None = None,
 ) -> CollectionReport:
     """Train an adapter for every subject of `source` that the library does not hold yet.
 
@@ -82,9 +84,10 @@ def collect(
         anchor: foretells the adapters that training starts from, and that the recipe's decay pulls
             toward; a library has one anchor.  None: start as the recipe says.
         gate: judges each fleet; adapters that fail stay out of the library.
+        classes: latents of the pictures that the recipe's prior asks for; None: those that are
+            kept beside the library.
         retry_failed: try subjects again that an earlier run listed as failed.
         dtype: of the factors while training.
-        autocast: see `train_fleet`.
 
     Raises:
         CollectionError: there is no subject, or an id occurs twice; the library has another
@@ -95,9 +98,9 @@ def collect(
     path, start = Path(library_path), time.monotonic()
     ids = checked_ids(source)
     require_size(fleet_size)
-    library, failures = open_library(path, base, recipe, anchor, gauge), Failures(path)
+    library, failures = open_library(path, base, recipe, anchor, gauge)
     run = _Run(
-        base, source, library, failures, recipe, anchor, gate, fleet_size or 1, dtype, autocast
+        base, source, library, failures, recipe, anchor, gate, fleet_size or 1, dtype, classes
     )
     with safe_to_stop(library), library.locked():
         pending = still_pending(ids, library, failures, retry_failed=retry_failed)
@@ -126,15 +129,32 @@ def safe_to_stop(library: Library) -> Iterator[None]:
         ) from error
 
 
+def require_place(path: Path) -> None:
+    """Refuse a path that no library can have; long work calls it before it begins.
+
+    Raises:
+        LibraryError: there is a file.
+        LorasynthError: it has no name of its own, or its folder cannot be written.
+    """
+    make_parent(path)
+    if path.exists() and not path.is_dir():
+        raise LibraryError(
+            f"a library is a folder, but {path} is a file: choose another path, or delete it"
+        )
+
+
 def open_library(
     path: Path, base: BaseModel, recipe: Recipe, anchor: Anchor | None, gauge: str | None
-) -> Library:
+) -> tuple[Library, Failures]:
     """Open the library of this base model and recipe; create it in an absent or empty folder.
 
     Raises:
         CollectionError: the library has another recipe, anchor or base model.
         LibraryError: there is something else.
+        LorasynthError: see `require_place`.
     """
+    require_place(path)
+    failures = Failures(path)
     gauge = gauge or ("shared" if recipe.trained == "B" else "procrustes")
     stated = recipe.stated
     if base.picture_size != base.own_picture_size():
@@ -143,7 +163,8 @@ def open_library(
         stated["anchor"] = anchor.fingerprint
     if not path.exists() or all(entry.name.startswith(".") for entry in path.iterdir()):
         layout = Layout.from_linears(base.target_linears(recipe.targets), recipe.rank)
-        return Library.create(path, layout, base.fingerprint, stated, gauge=gauge)
+        failures.forget()
+        return Library.create(path, layout, base.fingerprint, stated, gauge=gauge), failures
     library = Library.open(path)
     if library.info.base_fingerprint != base.fingerprint:
         raise CollectionError(
@@ -157,7 +178,7 @@ def open_library(
                 f"a library has one recipe, but {path} has {name}={found!r} and this run "
                 f"{name}={value!r}: use that value, or another path"
             )
-    return library
+    return library, failures
 
 
 def still_pending(
@@ -209,16 +230,18 @@ class _Run:
     gate: Gate | None
     fleet_size: int
     dtype: torch.dtype
-    autocast: torch.dtype | None
-    classes: Float[Tensor, "p c h w"] | None = None
+    classes: Float[Tensor, "p c h w"] | None
     collected: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
     def prepare(self, pending: Sequence[str], *, choose_size: bool) -> None:
         """Make what all fleets share, and choose their size if it is not given."""
-        if self.recipe.prior is not None:
-            prior, seed = self.recipe.prior, self.recipe.seed
-            self.classes = kept_class_latents(self.base, prior, seed, self.library.path)
+        recipe, base = self.recipe, self.base
+        if recipe.prior is not None:
+            classes = self.classes
+            if classes is None:
+                classes = kept_class_latents(base, recipe.prior, recipe.seed, self.library.path)
+            self.classes = classes.to(base.device, base.dtype)
         if choose_size:
             self.fleet_size = self._fitting_size(pending)
 
@@ -233,14 +256,7 @@ class _Run:
         return 1
 
     def _trial(self, recipe: Recipe, subjects: Sequence[Subject]) -> None:
-        train_fleet(
-            self.base,
-            recipe,
-            subjects,
-            classes=self.classes,
-            dtype=self.dtype,
-            autocast=self.autocast,
-        )
+        train_fleet(self.base, recipe, subjects, classes=self.classes, dtype=self.dtype)
 
     def train(self, pending: Sequence[str], advance: Advance) -> None:
         """Train `pending` subjects, fleet after fleet."""
@@ -303,10 +319,11 @@ class _Run:
                 anchor=anchors,
                 classes=self.classes,
                 dtype=self.dtype,
-                autocast=self.autocast,
                 on_step=on_step,
             )
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             advance(-done)
             return None
 
@@ -320,8 +337,7 @@ class _Run:
         console.print(
             f"A fleet of {size} does not fit into memory; going on with {self.fleet_size}."
         )
-        if self.base.device.type == "cuda":
-            torch.cuda.empty_cache()
+        empty_cache(self.base.device)
 
     def _keep(self, fleet: Fleet, subjects: Sequence[Subject], seconds: float) -> None:
         """Append the adapters that are fit for use; list the others as failures."""

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.condition import ConditionEncoder, embed_subject
+from lorasynth.condition.named import as_word
 from lorasynth.errors import LibraryError
 from lorasynth.library import Library
 from lorasynth.pictures import SubjectSource
@@ -20,7 +21,8 @@ _PART = 256
 
 def column_of(encoder: ConditionEncoder) -> str:
     """The name of the column that holds the embeddings of an encoder with just these weights."""
-    return f"{encoder.name.replace('-', '_')}_{encoder.fingerprint}"
+    name = f"{encoder.name.replace('-', '_')}_{encoder.fingerprint}"
+    return name if name.isidentifier() else f"encoder_{as_word(name).replace('-', '_')}"
 
 
 def embed_library(
@@ -41,8 +43,8 @@ def embed_library(
 
     Raises:
         LibraryError: the library is empty.
-        PictureError: the source lacks a subject, or a picture cannot be read, or shows no face to
-            an encoder of faces.
+        PictureError: the source lacks a subject, or a picture cannot be read, or none of a
+            subject's shows a face to an encoder of faces.
     """
     ids, name = library.ids, column_of(encoder)
     if not ids:

@@ -19,6 +19,11 @@ class Failures:
         self.path = library.with_name(f"{library.name}.failures.json")
         self._found: dict[str, Any] = read_json(self.path) if self.path.exists() else {}
 
+    def forget(self) -> None:
+        """Begin anew: those of an earlier library at this path are not this one's."""
+        self._found = {}
+        self.path.unlink(missing_ok=True)
+
     @property
     def ids(self) -> list[str]:
         """The subjects that failed."""

@@ -41,7 +41,6 @@ def train_fleet(
     anchor: Factors | None = None,
     classes: Float[Tensor, "p c h w"] | None = None,
     dtype: torch.dtype = torch.float32,
-    autocast: torch.dtype | None = None,
     on_step: OnStep | None = None,
 ) -> Fleet:
     """Train one adapter for each subject, all in one batch.
@@ -55,8 +54,6 @@ def train_fleet(
         classes: latents of the pictures that the recipe's prior asks for; None: make them, if it
             does.
         dtype: of the factors and their optimiser.
-        autocast: precision for the network's products (bfloat16); None: that of the base model's
-            weights.
         on_step: called after each step.
 
     Raises:
@@ -84,7 +81,6 @@ def train_fleet(
         scale=recipe.scale,
         penalties=penalties,
         anchored=anchor is not None,
-        autocast=autocast,
         on_step=on_step,
     )
     folded = {

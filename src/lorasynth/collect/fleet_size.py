@@ -3,7 +3,7 @@
 Two adapters take two steps on their real pictures, which allocates everything that training ever
 holds.  Half of what that needed beyond what was in use before counts as the memory of one adapter;
 what two adapters share is counted too, so the estimate errs toward small fleets.  A fleet that does
-not fit after all is halved on devices that say so.
+not fit after all is halved.
 """
 
 import ctypes
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 import torch
+
+from lorasynth.device import is_out_of_memory
 
 #: Larger fleets are not faster per adapter, and more is lost when a run is killed.
 LARGEST_ON_CPU, LARGEST = 32, 256
@@ -29,7 +31,9 @@ def fitting_size(trial: Callable[[], None], device: torch.device) -> int:
     largest = LARGEST_ON_CPU if device.type == "cpu" else LARGEST
     try:
         needed = peak_memory(trial, device)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         return 1
     free = free_memory(device)
     if needed is None or free is None:
@@ -43,6 +47,8 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     if device.type != "cpu":
         return None
     stated, container = int(psutil.virtual_memory().available), _left_to_container()
@@ -56,12 +62,23 @@ def peak_memory(action: Callable[[], None], device: torch.device) -> int | None:
         before = torch.cuda.memory_allocated(device)
         action()
         return torch.cuda.max_memory_allocated(device) - before
+    if device.type == "mps":  # which keeps what is freed for later, so that it counts too
+        empty_cache(device)
+        before = torch.mps.driver_allocated_memory()
+        action()
+        return torch.mps.driver_allocated_memory() - before
     measurable = device.type == "cpu" and _forget_peak()
     status = Path("/proc/self/status")
     before = _kibibytes(status, "VmRSS") or 0
     action()
     peak = _kibibytes(status, "VmHWM")
     return max(peak - before, 0) if measurable and peak is not None else None
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give back what torch keeps for later on a device."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).empty_cache()
 
 
 def _forget_peak() -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lorasynth.adapter import Factors, concatenate, map_factors
+from lorasynth.collect.collector import require_place
 from lorasynth.collect.failures import Failures
 from lorasynth.collect.part import PartRecord
 from lorasynth.errors import CollectionError, LibraryError
@@ -79,11 +80,13 @@ def join(out: Path, paths: Sequence[Path] = ()) -> JoinReport:
     Raises:
         CollectionError: a part is missing, incomplete or of another collection.
         LibraryError: a library is damaged, is being written, or `out` holds something else.
+        LorasynthError: see `require_place`.
     """
     if not paths:
         paths = sorted(path for path in (out / "parts").glob("*-of-*") if path.is_dir())
+    require_place(out)
     parts = _complete([_Collected.open(path) for path in paths], out)
-    library, sources = _open(out, parts), _Sources.of(parts)
+    library, failures, sources = *_open(out, parts), _Sources.of(parts)
     ids = [name for name in parts[0].record.ids if name in sources.homes]
     with library.locked():
         known = set(library.ids)
@@ -94,10 +97,10 @@ def join(out: Path, paths: Sequence[Path] = ()) -> JoinReport:
                 library.append(sources.factors(chunk), [sources.facts[name] for name in chunk])
                 advance(len(chunk))
         columns = _join_columns(library, parts)
-        failures = {name: facts for part in parts for name, facts in part.failures.items()}
-        Failures(out).update(failures, library.ids)
+        failed = {name: facts for part in parts for name, facts in part.failures.items()}
+        failures.update(failed, library.ids)
     return JoinReport(
-        adapters=len(library), joined=len(pending), failed=len(failures), columns=columns
+        adapters=len(library), joined=len(pending), failed=len(failed), columns=columns
     )
 
 
@@ -130,18 +133,20 @@ def _complete(parts: list[_Collected], out: Path) -> list[_Collected]:
     return parts
 
 
-def _open(out: Path, parts: Sequence[_Collected]) -> Library:
+def _open(out: Path, parts: Sequence[_Collected]) -> tuple[Library, Failures]:
     """The library of the parts' form at `out`, made if there is none."""
-    info = parts[0].library.info
+    info, failures = parts[0].library.info, Failures(out)
     for part in parts:
         _require_same_form(part.library, parts[0].library)
     if not Library.is_at(out):
         layout = parts[0].library.layout
         fingerprint, recipe = info.base_fingerprint, info.recipe
-        return Library.create(out, layout, fingerprint, recipe, gauge=info.gauge, dtype=info.dtype)
+        failures.forget()
+        made = Library.create(out, layout, fingerprint, recipe, gauge=info.gauge, dtype=info.dtype)
+        return made, failures
     library = Library.open(out)
     _require_same_form(library, parts[0].library)
-    return library
+    return library, failures
 
 
 def _require_same_form(library: Library, other: Library) -> None:

@@ -39,7 +39,6 @@ def descend(
     scale: float = 1.0,
     penalties: Callable[[], Float[Tensor, " n"]] | None = None,
     anchored: bool = False,
-    autocast: torch.dtype | None = None,
     on_step: OnStep | None = None,
 ) -> Float[Tensor, "n steps"]:
     """Find, in place, the `numbers` whose adapters denoise their subjects' pictures best.
@@ -54,8 +53,6 @@ def descend(
         scale: multiplies ΔW of all adapters.
         penalties: added to the losses of the subjects.
         anchored: weight decay pulls toward where the numbers start, not toward zero.
-        autocast: precision for the network's products (bfloat16); None: that of the base model's
-            weights.
         on_step: called after each step.
 
     Returns:
@@ -72,10 +69,8 @@ def descend(
     with StackedAdapters(base.denoiser, factors(), scale) as stacked:
         for step, draw in enumerate(draws):
             stacked.factors = factors()
-            with torch.autocast(base.device.type, autocast, enabled=autocast is not None):
-                loss = denoising_losses(base, encoded, draw)
-                total = loss if penalties is None else loss + penalties()
-            stepper.step(total)
+            loss = denoising_losses(base, encoded, draw)
+            stepper.step(loss if penalties is None else loss + penalties())
             losses.append(loss.detach())
             if on_step is not None:
                 on_step(step + 1, losses[-1])

@@ -5,8 +5,11 @@ model itself made (Ruiz et al. 2023, https://arxiv.org/abs/2208.12242).  The pic
 for all adapters of a library: they are made and encoded once.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,10 +20,11 @@ from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.collect.descent import Descent
 from lorasynth.collect.encoded import EncodedSubjects
 from lorasynth.collect.loop import denoising_losses, draws_of
-from lorasynth.errors import CollectionError, ConfigError
+from lorasynth.config import to_dict
+from lorasynth.errors import ConfigError
 from lorasynth.progress import Advance, progress
 from lorasynth.randomness import stream_seed
-from lorasynth.weights import read_weights, write_weights
+from lorasynth.weights import kept_tensors
 
 #: Class pictures made between two reports of progress.
 _CHUNK = 16
@@ -76,25 +80,33 @@ def class_latents(
 
 
 def kept_class_latents(
-    base: BaseModel, prior: Prior, seed: int, library: Path
+    base: BaseModel,
+    prior: Prior,
+    seed: int,
+    library: Path,
+    make: Callable[[Advance], Float[Tensor, "p c h w"]] | None = None,
 ) -> Float[Tensor, "p c h w"]:
-    """As `class_latents`, made once for a library and kept in a file beside it.
+    """As `class_latents`, made once and kept in a file, which all libraries of a folder share.
+
+    Args:
+        base: the base model.
+        prior: which pictures.
+        seed: see `class_latents`.
+        library: beside which the file is; its name says what decides the latents.
+        make: returns them; None: `class_latents` does, here.
 
     Raises:
         BundleError: the file is damaged.
-        CollectionError: it is of another run.
     """
-    path = library.with_name(f"{library.name}.class.safetensors")
-    if not path.exists():
+    stated = json.dumps([to_dict(prior), seed, base.fingerprint, base.picture_size])
+    name = f"class-{hashlib.sha256(stated.encode()).hexdigest()[:16]}.safetensors"
+    make = make or partial(class_latents, base, prior, seed)
+
+    def made() -> dict[str, Tensor]:
         with progress("class pictures", prior.pictures) as advance:
-            write_weights(path, {"latents": class_latents(base, prior, seed, advance)})
-    latents = read_weights(path, base.device)["latents"]
-    if latents.shape != (prior.pictures, *base.latent_shape):
-        raise CollectionError(
-            f"{path} must hold {prior.pictures} latents of {base.latent_shape}, but holds "
-            f"{tuple(latents.shape)}: delete it, or use another path"
-        )
-    return latents.to(base.dtype)
+            return {"latents": make(advance)}
+
+    return kept_tensors(library.with_name(name), made)["latents"]
 
 
 def prior_losses(

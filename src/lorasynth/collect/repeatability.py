@@ -81,25 +81,6 @@ def split_pictures(subject: Subject) -> tuple[Subject, Subject]:
     return first, second
 
 
-def measure_repeatability(
-    base: BaseModel,
-    recipe: Recipe,
-    subjects: Sequence[Subject],
-    *,
-    anchor: Anchor | None = None,
-    dtype: torch.dtype = torch.float32,
-    on_step: OnStep | None = None,
-) -> Repeatability:
-    """Train each subject twice and compare.
-
-    Raises:
-        CollectionError: there are fewer than two subjects, or one has a single picture.
-    """
-    return compare(
-        *train_twice(base, recipe, subjects, anchor=anchor, dtype=dtype, on_step=on_step)
-    )
-
-
 def train_twice(
     base: BaseModel,
     recipe: Recipe,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.adapter import Factors
@@ -31,11 +32,13 @@ from lorasynth.collect.collector import (
 from lorasynth.collect.contract import Anchor, Gate
 from lorasynth.collect.failures import Failures
 from lorasynth.collect.part import ChosenSubjects
+from lorasynth.collect.prior import class_latents, kept_class_latents
 from lorasynth.collect.recipe import Recipe
+from lorasynth.collect.shown import ShownSubjects
 from lorasynth.condition import ConditionEncoder, embed_subject
 from lorasynth.library import Library
 from lorasynth.pictures import SubjectSource
-from lorasynth.progress import progress
+from lorasynth.progress import Advance, progress
 
 #: Subjects that are embedded in one task.
 _EMBEDDED = 32
@@ -56,6 +59,10 @@ class Equipment:
     anchor: Anchor | None = None
     gate: Gate | None = None
     encoder: ConditionEncoder | None = None
+
+    def trainable(self, source: SubjectSource) -> SubjectSource:
+        """The source, of whose subjects those cannot be loaded that cannot be embedded."""
+        return source if self.encoder is None else ShownSubjects(source, self.encoder)
 
 
 #: Loads the equipment where it is called.  It travels to the workers, and is hashable by value.
@@ -93,7 +100,6 @@ def collect_spread(
     gauge: str | None = None,
     retry_failed: bool = False,
     dtype: torch.dtype = torch.float32,
-    autocast: torch.dtype | None = None,
 ) -> CollectionReport:
     """Train an adapter for every subject of `source` that the library does not hold yet.
 
@@ -109,7 +115,6 @@ def collect_spread(
         gauge: of a new library.
         retry_failed: try subjects again that an earlier run listed as failed.
         dtype: of the factors while training.
-        autocast: see `train_fleet`.
 
     Raises:
         CollectionError: as `collect` raises it, or the cluster is lost.
@@ -119,12 +124,13 @@ def collect_spread(
     path, begun = Path(library_path), time.monotonic()
     ids = checked_ids(source)
     require_size(fleet_size)
-    library, failures = open_library(path, here.base, recipe, here.anchor, gauge), Failures(path)
-    order = _Order(source, equip, recipe, {"dtype": dtype, "autocast": autocast})
+    library, failures = open_library(path, here.base, recipe, here.anchor, gauge)
     collected: list[str] = []
     failed: dict[str, str] = {}
     with safe_to_stop(library), library.locked():
         pending = still_pending(ids, library, failures, retry_failed=retry_failed)
+        classes = _classes(cluster, here.base, equip, recipe, path) if pending else None
+        order = _Order(source, equip, recipe, {"dtype": dtype, "classes": classes})
 
         def fleets() -> Iterator[tuple[Sequence[str], int]]:
             left = pending
@@ -163,10 +169,30 @@ def embed_spread(
     return embed
 
 
+def _classes(
+    cluster: Cluster, base: BaseModel, equip: Equip, recipe: Recipe, library: Path
+) -> Float[Tensor, "p c h w"] | None:
+    """What the recipe's prior asks for, made by one worker unless it is kept beside the library."""
+    if recipe.prior is None:
+        return None
+
+    def made(_: Advance) -> Tensor:
+        [latents] = cluster.map(_class_latents, [recipe], equip)
+        return latents
+
+    return kept_class_latents(base, recipe.prior, recipe.seed, library, made)
+
+
 @cache
 def _equipped(equip: Equip) -> Equipment:
     """A worker's equipment, which outlives its tasks."""
     return equip()
+
+
+def _class_latents(recipe: Recipe, equip: Equip) -> Tensor:
+    """Make the pictures of the class, in a worker."""
+    assert recipe.prior is not None, "the caller has one"
+    return class_latents(_equipped(equip).base, recipe.prior, recipe.seed).cpu()
 
 
 def _train(fleet: tuple[Sequence[str], int], order: _Order) -> _Trained:
@@ -177,7 +203,7 @@ def _train(fleet: tuple[Sequence[str], int], order: _Order) -> _Trained:
         path = Path(folder) / "library"
         report = collect(
             here.base,
-            ChosenSubjects(order.source, ids),
+            here.trainable(ChosenSubjects(order.source, ids)),
             path,
             order.recipe,
             fleet_size=size,

@@ -27,7 +27,7 @@ from lorasynth.condition.contract import (
     subject_embedding,
 )
 from lorasynth.condition.named import load_encoder
-from lorasynth.errors import BundleError, ConfigError
+from lorasynth.errors import ConfigError
 from lorasynth.pictures.contract import Subject
 from lorasynth.weights import CONFIG_FILE
 
@@ -196,20 +196,17 @@ class AttributeEncoder:
                 self.identity.save(temporary / _IDENTITY)
 
     @classmethod
-    def load(cls, folder: Path) -> "AttributeEncoder":
-        """Read an encoder from a folder.
+    def load(cls, folder: Path, device: torch.device) -> "AttributeEncoder":
+        """Read an encoder from a folder; the other one computes on a device.
 
         Raises:
-            BundleError: the folder is not a whole encoder of attributes.
+            BundleError: the other encoder is not whole.
+            ConfigError: its config is not that of an encoder of attributes.
         """
-        try:
-            stored = configs.read_json(folder / CONFIG_FILE)
-            stored.pop("kind", None)
-            config = configs.from_dict(AttributesConfig, stored)
-        except ConfigError as error:
-            raise BundleError(f"{folder} must hold attributes, but does not: {error}") from error
-        identity = folder / _IDENTITY
-        return cls(config, load_encoder(identity) if identity.exists() else None)
+        stored = configs.read_json(folder / CONFIG_FILE)
+        stored.pop("kind", None)
+        config, identity = configs.from_dict(AttributesConfig, stored), folder / _IDENTITY
+        return cls(config, load_encoder(identity, device) if identity.exists() else None)
 
 
 ENCODERS.register("attributes")(AttributeEncoder.load)

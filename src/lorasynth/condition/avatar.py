@@ -13,7 +13,6 @@ from torch.nn import functional
 from lorasynth import config as configs
 from lorasynth.condition.contract import ENCODERS
 from lorasynth.condition.trunks import TRUNKS, unit_batches
-from lorasynth.errors import BundleError, ConfigError
 from lorasynth.weights import fingerprint, load_weights, save_module
 
 
@@ -87,22 +86,18 @@ class AvatarEncoder(nn.Module):
         save_module(folder, self, "model.safetensors", kind, half=True)
 
     @classmethod
-    def load(cls, folder: Path) -> "AvatarEncoder":
-        """Read an encoder from a folder, ready for use on the CPU.
+    def load(cls, folder: Path, device: torch.device) -> "AvatarEncoder":
+        """Read an encoder from a folder, ready for use on a device.
 
         Raises:
-            BundleError: the folder is not a whole avatar encoder.
+            BundleError: its weights are not those of an avatar encoder.
+            ConfigError: its config is not that of one.
         """
-        try:
-            stored = configs.read_json(folder / "config.json")
-            stored.pop("kind", None)
-            encoder = cls(configs.from_dict(AvatarEncoderConfig, stored))
-        except ConfigError as error:
-            raise BundleError(
-                f"{folder} must hold an avatar encoder, but does not: {error}"
-            ) from error
+        stored = configs.read_json(folder / "config.json")
+        stored.pop("kind", None)
+        encoder = cls(configs.from_dict(AvatarEncoderConfig, stored))
         load_weights(encoder, folder / "model.safetensors")
-        return encoder.eval()
+        return encoder.eval().to(device)
 
 
 ENCODERS.register("avatar")(AvatarEncoder.load)

@@ -1,6 +1,7 @@
 """What a condition encoder is: a map from pictures of a subject to a point on a sphere."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -48,8 +49,8 @@ class ConditionEncoder(Protocol):
         ...
 
 
-#: How to load each kind of encoder from a folder.
-ENCODERS: Registry[Callable[[Path], ConditionEncoder]] = Registry(
+#: How to load each kind of encoder from a folder, to a device.
+ENCODERS: Registry[Callable[[Path, torch.device], ConditionEncoder]] = Registry(
     "condition encoder", "lorasynth.encoders"
 )
 
@@ -79,6 +80,12 @@ class PhotoEncoder(ConditionEncoder, Protocol):
 
     def embed_prepared(self, squares: UInt8[Tensor, "b side side 3"]) -> Float[Tensor, "b m"]:
         """Embed squares that `prepare` gave as unit vectors."""
+        ...
+
+    def look(
+        self, pictures: UInt8[Tensor, "b h w 3"]
+    ) -> tuple[Float[Tensor, "b m"], Float[Tensor, " b"]]:
+        """Both `embed` and `presence`, after looking into each picture once."""
         ...
 
 
@@ -177,17 +184,58 @@ def size_to_embed(encoder: ConditionEncoder) -> int:
 def embed_subject(encoder: ConditionEncoder, subject: Subject) -> Float[Tensor, "k m"]:
     """Embed each picture of a subject that is to be learned from.
 
+    A picture in which an encoder of faces finds none gives way to one in which it does.
+
     Raises:
-        PictureError: an encoder of faces finds none in one of them.
+        PictureError: an encoder of faces finds none in any of them.
         ConfigError: an encoder of facts does not know one.
     """
     if isinstance(encoder, CompositeEncoder):
         return encoder.of_subject(subject, embed_subject)
     if not isinstance(encoder, PhotoEncoder):
         return encoder.embed(subject.pictures)
-    count = len(subject.pictures)
-    names = [f"picture {i} of {count} of the subject {subject.id!r}" for i in range(1, count + 1)]
-    return _embed_photos(encoder, subject.pictures, names)
+    squares = list(_prepared(encoder, subject))
+    if not squares:
+        raise _shown_nowhere(encoder, subject)
+    embedded = encoder.embed_prepared(torch.stack(squares))
+    return embedded[torch.arange(len(subject.pictures)) % len(embedded)]
+
+
+def require_shown(encoder: ConditionEncoder, subject: Subject) -> None:
+    """Refuse a subject that `embed_subject` would, after looking at no more than it takes.
+
+    Raises:
+        PictureError: an encoder of faces finds none in any of its pictures.
+    """
+    if isinstance(encoder, CompositeEncoder):
+        for part in encoder.parts:
+            require_shown(part, subject)
+    elif isinstance(encoder, PhotoEncoder) and next(_prepared(encoder, subject), None) is None:
+        raise _shown_nowhere(encoder, subject)
+
+
+def _shown_nowhere(encoder: PhotoEncoder, subject: Subject) -> PictureError:
+    return PictureError(
+        f"a subject must show a face in one picture or more, but the encoder {encoder.name!r} "
+        f"finds none in the {len(subject.pictures)} of {subject.id!r}: use pictures with both eyes "
+        "in sight, or leave the subject out"
+    )
+
+
+def _prepared(encoder: PhotoEncoder, subject: Subject) -> Iterator[UInt8[Tensor, "side side 3"]]:
+    """The squares of those pictures of a subject that show what an encoder knows."""
+    for picture in subject.pictures:
+        with suppress(PictureError):
+            yield encoder.prepare(picture)
+
+
+def look(
+    encoder: ConditionEncoder, pictures: UInt8[Tensor, "b h w 3"]
+) -> tuple[Float[Tensor, "b m"], Float[Tensor, " b"]]:
+    """The embedding of each picture, and the probability that it shows what an encoder knows."""
+    if isinstance(encoder, PhotoEncoder):
+        return encoder.look(pictures)
+    return encoder.embed(pictures), encoder.presence(pictures)
 
 
 def embed_made(encoder: ConditionEncoder, subject: Subject) -> Float[Tensor, "k m"]:
@@ -198,8 +246,8 @@ def embed_made(encoder: ConditionEncoder, subject: Subject) -> Float[Tensor, "k 
     """
     if isinstance(encoder, CompositeEncoder):
         return encoder.of_subject(subject, embed_made)
-    embedded = encoder.embed(subject.pictures)
-    shown = (encoder.presence(subject.pictures) >= 0.5).nonzero().flatten()
+    embedded, presence = look(encoder, subject.pictures)
+    shown = (presence >= 0.5).nonzero().flatten()
     return embedded[shown[torch.arange(len(embedded)) % len(shown)]] if len(shown) else embedded
 
 

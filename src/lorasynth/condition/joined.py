@@ -7,6 +7,7 @@ pictures in general (CLIP, or a reader of attributes) sees them.
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,9 +27,17 @@ from lorasynth.condition.contract import (
     subject_embedding,
 )
 from lorasynth.condition.named import load_encoder
-from lorasynth.errors import BundleError, ConfigError
+from lorasynth.errors import ConfigError
 from lorasynth.pictures.contract import Subject
 from lorasynth.weights import CONFIG_FILE
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stated:
+    """What a folder says of its parts."""
+
+    name: str
+    parts: int
 
 
 class JoinedEncoder:
@@ -95,29 +104,25 @@ class JoinedEncoder:
 
     def save(self, folder: Path) -> None:
         """Write the parts, each to a folder below."""
-        stated = {"kind": "joined", "name": self.name, "parts": len(self.parts)}
+        stated = _Stated(name=self.name, parts=len(self.parts))
         with atomic_directory(folder) as temporary:
-            write_json(temporary / CONFIG_FILE, stated)
+            write_json(temporary / CONFIG_FILE, {"kind": "joined", **configs.to_dict(stated)})
             for number, part in enumerate(self.parts):
                 part.save(temporary / str(number))
 
     @classmethod
-    def load(cls, folder: Path) -> "JoinedEncoder":
-        """Read joined encoders from a folder.
+    def load(cls, folder: Path, device: torch.device) -> "JoinedEncoder":
+        """Read joined encoders from a folder, which compute on a device.
 
         Raises:
             BundleError: it lacks one, or one is damaged.
+            ConfigError: its config is not that of joined encoders.
         """
-        try:
-            stated = configs.read_json(folder / CONFIG_FILE)
-            if stated.keys() != {"kind", "name", "parts"}:
-                raise ConfigError("it states something else than kind, name and parts")
-            parts = [load_encoder(folder / str(number)) for number in range(int(stated["parts"]))]
-            return cls(parts, str(stated["name"]))
-        except (ConfigError, TypeError, ValueError) as error:
-            raise BundleError(
-                f"{folder} must hold joined encoders, but does not: {error}"
-            ) from error
+        stored = configs.read_json(folder / CONFIG_FILE)
+        stored.pop("kind", None)
+        stated = configs.from_dict(_Stated, stored)
+        parts = [load_encoder(folder / str(number), device) for number in range(stated.parts)]
+        return cls(parts, stated.name)
 
 
 ENCODERS.register("joined")(JoinedEncoder.load)

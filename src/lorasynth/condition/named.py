@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lorasynth.condition.contract import ENCODERS, ConditionEncoder
 from lorasynth.condition.packages import is_installed
 from lorasynth.config import read_json
@@ -19,7 +21,7 @@ class NamedEncoder:
 
     Attributes:
         configure: the config of what follows the name and a colon.
-        build: an encoder of a config.
+        build: an encoder of a config, on a device.
         spelling: how it is written, as `insightface:PACK`.
         embeds: what it knows, from how many pixels to how many numbers, in words.
         licence: of the weights.
@@ -29,7 +31,7 @@ class NamedEncoder:
     """
 
     configure: Callable[[str], Any]
-    build: Callable[[Any], ConditionEncoder]
+    build: Callable[[Any, torch.device], ConditionEncoder]
     spelling: str
     embeds: str
     licence: str
@@ -47,19 +49,23 @@ class NamedEncoder:
 NAMED: Registry[NamedEncoder] = Registry("condition encoder", "lorasynth.named_encoders")
 
 
-def load_encoder(source: Path | str) -> ConditionEncoder:
+def load_encoder(source: Path | str, device: torch.device | str = "cpu") -> ConditionEncoder:
     """Load an encoder: from a folder of any kind that `save` wrote, or by name.
+
+    Args:
+        source: the folder, or the name.
+        device: where it computes, if it can there; embeddings are on the CPU.
 
     Raises:
         BundleError: it is neither a whole encoder's folder nor a name, or something that it needs
             is missing.
         ConfigError: what follows the name is not what that kind of encoder takes.
     """
-    folder = Path(source)
+    folder, device = Path(source), torch.device(device)
     if (folder / CONFIG_FILE).exists() or not is_name(source):
-        return _from_folder(folder)
+        return _from_folder(folder, device)
     named, argument = by_name(source)
-    return named.build(named.configure(argument))
+    return named.build(named.configure(argument), device)
 
 
 def as_word(text: str) -> str:
@@ -82,9 +88,9 @@ def by_name(source: Path | str) -> tuple[NamedEncoder, str]:
     return NAMED.get(name), argument
 
 
-def _from_folder(folder: Path) -> ConditionEncoder:
+def _from_folder(folder: Path, device: torch.device) -> ConditionEncoder:
     try:
-        return ENCODERS.get(str(read_json(folder / CONFIG_FILE).get("kind")))(folder)
+        return ENCODERS.get(str(read_json(folder / CONFIG_FILE).get("kind")))(folder, device)
     except ConfigError as error:
         raise BundleError(
             f"{folder} must hold a condition encoder (or be one of the names that `lorasynth "

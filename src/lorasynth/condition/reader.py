@@ -11,7 +11,6 @@ from lorasynth import config as configs
 from lorasynth.condition.contract import ENCODERS
 from lorasynth.condition.judge import AttributeJudge, JudgeConfig
 from lorasynth.condition.trunks import unit_batches
-from lorasynth.errors import BundleError, ConfigError
 from lorasynth.pictures.pool import IDENTITY_LABELS
 from lorasynth.weights import CONFIG_FILE, fingerprint, load_weights, save_module
 
@@ -57,21 +56,19 @@ class AttributeReader:
         save_module(folder, self.network, _WEIGHTS, stated, half=True)
 
     @classmethod
-    def load(cls, folder: Path) -> "AttributeReader":
-        """Read a reader from a folder.
+    def load(cls, folder: Path, device: torch.device) -> "AttributeReader":
+        """Read a reader from a folder, ready for use on a device.
 
         Raises:
-            BundleError: the folder is not a whole reader.
+            BundleError: its weights are not those of a reader.
+            ConfigError: its config is not that of one.
         """
-        try:
-            stored = configs.read_json(folder / CONFIG_FILE)
-            stored.pop("kind", None)
-            name = str(stored.pop("name", _NAME))
-            network = AttributeJudge(configs.from_dict(JudgeConfig, stored))
-        except ConfigError as error:
-            raise BundleError(f"{folder} must hold a reader, but does not: {error}") from error
+        stored = configs.read_json(folder / CONFIG_FILE)
+        stored.pop("kind", None)
+        name = str(stored.pop("name", _NAME))
+        network = AttributeJudge(configs.from_dict(JudgeConfig, stored))
         load_weights(network, folder / _WEIGHTS)
-        return cls(network.requires_grad_(requires_grad=False), name)
+        return cls(network.requires_grad_(requires_grad=False).to(device), name)
 
 
 ENCODERS.register("reader")(AttributeReader.load)

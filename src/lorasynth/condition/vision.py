@@ -15,7 +15,6 @@ from torch.nn import functional
 from lorasynth import config as configs
 from lorasynth.condition.contract import ENCODERS
 from lorasynth.condition.named import as_word
-from lorasynth.device import pick_device
 from lorasynth.errors import BundleError, ConfigError
 from lorasynth.pictures.files import to_unit_range
 from lorasynth.weights import CONFIG_FILE, fingerprint, load_weights, save_module
@@ -144,22 +143,23 @@ class VisionEncoder(nn.Module):
         save_module(folder, self, _WEIGHTS, kind, half=True)
 
     @classmethod
-    def load(cls, folder: Path) -> "VisionEncoder":
-        """Read an encoder from a folder, ready for use on a GPU where there is one.
+    def load(cls, folder: Path, device: torch.device) -> "VisionEncoder":
+        """Read an encoder from a folder, ready for use on a device.
 
         Raises:
-            BundleError: the folder is not a whole image encoder.
+            BundleError: its weights are not those of its config.
+            ConfigError: its config is not that of an image encoder.
         """
         stored = configs.read_json(folder / CONFIG_FILE)
         stored.pop("kind", None)
         config = configs.from_dict(VisionConfig, stored)
         encoder = cls(config, _built(config))
         load_weights(encoder, folder / _WEIGHTS)
-        return encoder.eval().to(pick_device())
+        return encoder.eval().to(device)
 
     @classmethod
-    def fetch(cls, config: VisionConfig) -> "VisionEncoder":
-        """Load a model from a folder or the Hugging Face hub.
+    def fetch(cls, config: VisionConfig, device: torch.device) -> "VisionEncoder":
+        """Load a model from a folder or the Hugging Face hub, ready for use on a device.
 
         Raises:
             BundleError: it is neither here nor there, or lacks weights.
@@ -167,7 +167,7 @@ class VisionEncoder(nn.Module):
         """
         network, processing = _fetched(config.model)
         whole = _resolved(config, network.config, processing)
-        return cls(whole, network).eval().to(pick_device())
+        return cls(whole, network).eval().to(device)
 
 
 def named(model: str) -> VisionConfig:

@@ -18,7 +18,8 @@ from lorasynth.adapter import Adapter, Factors, map_factors
 from lorasynth.adapter.addition import add
 from lorasynth.atomic import write_json
 from lorasynth.base import BaseModel, SamplingConfig
-from lorasynth.condition import ConditionEncoder, embed_subject
+from lorasynth.base.compatibility import require_fits
+from lorasynth.condition import ConditionEncoder, embed_subject, look
 from lorasynth.config import to_dict
 from lorasynth.errors import ConfigError
 from lorasynth.experiments.figures import bars, save_figure
@@ -97,6 +98,11 @@ class Judges:
     second: ConditionEncoder | None = None
     prompts: Score | None = None
 
+    @property
+    def encoders(self) -> list[ConditionEncoder]:
+        """Those that there are, the first one first."""
+        return [one for one in (self.encoder, self.second) if one is not None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -133,8 +139,8 @@ def compare(
         LayoutError: an adapter does not fit the base model.
         PictureError: an encoder finds no face in a subject's pictures.
     """
-    _require_all(contenders, subjects)
-    references = [replace_first(subject) for subject in subjects]
+    _require_all(base, contenders, subjects)
+    references = [_references(judges, subject) for subject in subjects]
     tried = [(one, s) for one in contenders for s in _strengths(one, config)]
     pictures: dict[str, dict[str, Tensor]] = {subject.id: {} for subject in subjects}
     rows = {}
@@ -142,10 +148,10 @@ def compare(
         for contender, strength in tried:
             label = _label(contender, strength, config)
             found = []
-            for subject in references:
+            for subject, real in zip(subjects, references, strict=True):
                 made = _make(base, contender.factors(subject.id, strength, base), subject, config)
                 pictures[subject.id][label] = made
-                found.append(_measure(judges, made, subject, config))
+                found.append(_measure(judges, made, real, config))
                 advance(note=label)
             values = {name: torch.tensor([one[name] for one in found]) for name in found[0]}
             rows[label] = {"contender": contender.name, "strength": strength, "values": values}
@@ -154,18 +160,18 @@ def compare(
         "config": to_dict(config),
         "base": base.name,
         "base_fingerprint": base.fingerprint,
-        "encoders": [one.name for one in (judges.encoder, judges.second) if one is not None],
+        "encoders": [one.name for one in judges.encoders],
         "subjects": [subject.id for subject in subjects],
         "rows": [_row(row, first) for row in rows.values()],
     }
     return Comparison(report=report, pictures=pictures)
 
 
-def replace_first(subject: Subject) -> Subject:
-    """The subject without its first picture, unless it is the only one."""
-    if len(subject.pictures) == 1:
-        return subject
-    return replace(subject, pictures=subject.pictures[1:], captions=subject.captions[1:])
+def _references(judges: Judges, subject: Subject) -> list[Float[Tensor, "j _"]]:
+    """What each encoder sees in the pictures that judge: all but the first, if there are others."""
+    if len(subject.pictures) > 1:
+        subject = replace(subject, pictures=subject.pictures[1:], captions=subject.captions[1:])
+    return [embed_subject(encoder, subject) for encoder in judges.encoders]
 
 
 def _strengths(contender: Contender, config: CompareConfig) -> tuple[float, ...]:
@@ -177,7 +183,10 @@ def _label(contender: Contender, strength: float, config: CompareConfig) -> str:
     return f"{contender.name} at {strength:g}" if several else contender.name
 
 
-def _require_all(contenders: Sequence[Contender], subjects: Sequence[Subject]) -> None:
+def _require_all(
+    base: BaseModel, contenders: Sequence[Contender], subjects: Sequence[Subject]
+) -> None:
+    """Refuse, before pictures are made, what would stop on the way."""
     for contender in contenders:
         for subject in subjects:
             if contender.adapters is not None and subject.id not in contender.adapters:
@@ -185,6 +194,9 @@ def _require_all(contenders: Sequence[Contender], subjects: Sequence[Subject]) -
                     f"every contender needs an adapter for every subject, but {contender.name} has "
                     f"none for {subject.id}: name the files after the subjects' folders"
                 )
+        own = [] if contender.adapters is None else [contender.adapters[one.id] for one in subjects]
+        for adapter in (*own, *contender.besides):
+            require_fits(base, adapter.layout)
 
 
 def _make(
@@ -200,23 +212,21 @@ def _prompts(config: CompareConfig) -> list[str]:
 
 
 def _measure(
-    judges: Judges, pictures: UInt8[Tensor, "k h w 3"], subject: Subject, config: CompareConfig
+    judges: Judges,
+    pictures: UInt8[Tensor, "k h w 3"],
+    real: Sequence[Float[Tensor, "j _"]],
+    config: CompareConfig,
 ) -> dict[str, float]:
-    """One subject's figures."""
-
-    def alike(encoder: ConditionEncoder) -> tuple[float, Float[Tensor, "k m"]]:
-        made = encoder.embed(pictures)
-        return float(likeness(made[None], embed_subject(encoder, subject)[None])), made
-
-    value, made = alike(judges.encoder)
-    figures = {"likeness": value}
+    """One subject's figures; `real` is what each encoder sees in its own pictures."""
+    made, presence = look(judges.encoder, pictures)
+    figures = {"likeness": float(likeness(made[None], real[0][None]))}
     if judges.second is not None:
-        figures["likeness_second"] = alike(judges.second)[0]
+        seen = judges.second.embed(pictures)
+        figures["likeness_second"] = float(likeness(seen[None], real[1][None]))
     if judges.prompts is not None:
         figures["prompt_score"] = float(judges.prompts(pictures, _prompts(config)).mean())
     figures["diversity"] = float(mean_pairwise_distance(made[None]))
-    found = judges.encoder.presence(pictures) >= 0.5
-    return {**figures, "shown": float(found.float().mean())}
+    return {**figures, "shown": float((presence >= 0.5).float().mean())}
 
 
 def _row(row: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:

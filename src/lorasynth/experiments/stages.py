@@ -24,6 +24,8 @@ class StagedRun:
             they can be made.
         choices: JSON values that decide the outputs; they are kept in the run, which goes on with
             no others.
+        own: by stage, JSON values that decide its output alone; what was made with others is made
+            again.
     """
 
     def __init__(
@@ -31,10 +33,12 @@ class StagedRun:
         run: Path,
         makers: Mapping[str, Callable[[Path], None]],
         choices: Mapping[str, Any],
+        own: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.run = run
         self.makers = makers
         self.choices = dict(choices)
+        self.own = dict(own or {})
 
     def path(self, name: str) -> Path:
         """Where a stage's output is, or will be."""
@@ -42,7 +46,18 @@ class StagedRun:
 
     def missing(self) -> list[str]:
         """The stages that are still to be run."""
-        return [name for name in self.makers if not self.path(name).exists()]
+        return [name for name in self.makers if not self._is_made(name)]
+
+    def _is_made(self, name: str) -> bool:
+        """Whether a stage's output exists, and with its present choices."""
+        if name not in self.own:
+            return self.path(name).exists()
+        kept = self._own_file(name)
+        same = kept.is_file() and read_json(kept) == self.own[name]
+        return same and self.path(name).exists()
+
+    def _own_file(self, name: str) -> Path:
+        return self.run / f"choices-{name}.json"
 
     def make(self, name: str) -> None:
         """Run one stage unless its output exists.
@@ -54,12 +69,14 @@ class StagedRun:
         if name not in self.makers:
             raise ConfigError(f"a stage must be one of {', '.join(self.makers)}, but is {name!r}")
         self.require_same_choices()
-        if self.path(name).exists():
+        if self._is_made(name):
             return
         make_parent(self.path(name))
         start = time.monotonic()
         console.print(f"stage {name}")
         self.makers[name](self.path(name))
+        if name in self.own:
+            write_json(self._own_file(name), self.own[name])
         self.note(name, time.monotonic() - start)
 
     def require_same_choices(self) -> None:

@@ -38,7 +38,7 @@ from lorasynth.experiments.latent_library import LatentLibrary
 from lorasynth.experiments.methods import methods
 from lorasynth.experiments.stages import StagedRun
 from lorasynth.hypernet.library_data import training_set
-from lorasynth.hypernet.train import HypernetConfig
+from lorasynth.hypernet.train import HypernetConfig, accelerator_on
 from lorasynth.hypernet.train import train as train_hypernet
 from lorasynth.library import Library, LibraryView
 from lorasynth.library.groups import groups_by_likeness
@@ -87,7 +87,7 @@ class W2WConfig:
             raise ConfigError(f"at least two subjects must be tried, but subjects={self.subjects}")
 
 
-#: Options that may change between runs: they decide the last two stages alone.
+#: Options that may change between runs: they decide the last two stages, which are then made again.
 _FREE = ("subjects", "comparison", "seed")
 
 
@@ -105,7 +105,8 @@ class W2WRecipe:
         memory: bytes that fitting the codec may take.
 
     Raises:
-        ConfigError: there is no such codec, or the folder holds a run of other choices.
+        ConfigError: there is no such codec, or the folder holds a run of other choices, or an
+            encoder looks at no pictures.
         PictureError: there is nothing at `pictures`.
     """
 
@@ -133,8 +134,12 @@ class W2WRecipe:
         self.memory = memory
         kind = CODECS.get(config.codec).config_class
         self.codec_config: object = from_dict(kind, config.codec_options)
-        choices = {k: v for k, v in to_dict(config).items() if k not in _FREE}
-        choices |= {"source": source, "base": base.fingerprint}
+        for judge in self._judges:  # refuses what looks at no pictures
+            judge.embed(torch.zeros(1, judge.picture_size, judge.picture_size, 3).byte())
+        stated = to_dict(config)
+        free = {name: stated.pop(name) for name in _FREE}
+        free["second"] = None if second is None else column_of(second)
+        choices = stated | {"source": source, "base": base.fingerprint}
         choices |= {"encoder": column_of(encoder), "pictures": str(pictures or "made")}
         self.stages = StagedRun(
             run,
@@ -147,8 +152,13 @@ class W2WRecipe:
                 "evaluation": self._evaluation,
             },
             choices,
+            dict.fromkeys(("loras", "evaluation"), free),
         )
         self.stages.require_same_choices()
+
+    @property
+    def _judges(self) -> list[ConditionEncoder]:
+        return [one for one in (self.encoder, self.second) if one is not None]
 
     def _library(self, path: Path) -> None:
         growing, config = self.run / "library", self.config
@@ -182,7 +192,10 @@ class W2WRecipe:
         codec, train = load_codec(self.stages.path("codec")), self._rows("train")
         data = training_set(train, codec, column_of(self.encoder))
         checkpoint = self.run / "hypernet.safetensors"
-        hypernet = train_hypernet(data, self.config.hypernet, checkpoint=checkpoint)
+        accelerator = accelerator_on(self.base.device)
+        hypernet = train_hypernet(
+            data, self.config.hypernet, checkpoint=checkpoint, accelerator=accelerator
+        )
         made = Synthesizer.of(
             self.base,
             train.layout,
@@ -238,7 +251,7 @@ class W2WRecipe:
 
     @cached_property
     def _tried(self) -> list[Subject]:
-        """Test subjects whose pictures all show what the encoder knows, in an order by the seed.
+        """Test subjects whose pictures all show what the encoders know, in an order by the seed.
 
         Raises:
             LibraryError: fewer than two are held out and shown.
@@ -260,7 +273,7 @@ class W2WRecipe:
         return tried
 
     def _is_shown(self, subject: Subject) -> bool:
-        return bool((self.encoder.presence(subject.pictures) >= 0.5).all())
+        return all(bool((one.presence(subject.pictures) >= 0.5).all()) for one in self._judges)
 
     @cached_property
     def _seen(self) -> Float[Tensor, "n m"]:

@@ -91,6 +91,13 @@ class HypernetConfig:
             raise ConfigError(f"record_every must be at least 1, but got {self.record_every}")
 
 
+def accelerator_on(device: torch.device) -> Accelerator:
+    """What trains on a device."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return Accelerator(cpu=device.type == "cpu")
+
+
 def train(
     data: TrainingSet,
     config: HypernetConfig | None = None,

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lorasynth.pictures.contract import SubjectSource
-from lorasynth.pictures.folders import FolderSubjects
+from lorasynth.pictures.folders import DEFAULT_CAPTION, FolderSubjects
 from lorasynth.pictures.parquet import ParquetSubjects
 from lorasynth.pictures.tars import TarSubjects
 
 
-def subjects_in(root: Path, size: int) -> SubjectSource:
+def subjects_in(root: Path, size: int, caption: str = DEFAULT_CAPTION) -> SubjectSource:
     """The subjects in a tar or Parquet file, in a folder of such, or in a folder of folders.
 
     Nothing is read yet.
@@ -17,12 +17,13 @@ def subjects_in(root: Path, size: int) -> SubjectSource:
     Args:
         root: where they are.
         size: side of their pictures in pixels.
+        caption: of pictures that have none of their own.
     """
-    kinds: dict[str, Callable[[Path, int], SubjectSource]] = {
+    kinds: dict[str, Callable[[Path, int, str], SubjectSource]] = {
         ".tar": TarSubjects,
         ".parquet": ParquetSubjects,
     }
     for suffix, kind in kinds.items():
         if root.suffix == suffix or any(root.glob(f"*{suffix}")):
-            return kind(root, size)
-    return FolderSubjects(root, size)
+            return kind(root, size, caption)
+    return FolderSubjects(root, size, caption)

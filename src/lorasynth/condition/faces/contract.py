@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
@@ -99,12 +100,12 @@ class FaceConfig:
     sha256: str | None = None
 
 
-#: How to make each kind of detector, from what follows its name and a colon.
-DETECTORS: Registry[Callable[[str], FaceDetector]] = Registry(
+#: How to make each kind of detector, from what follows its name and a colon, for a device.
+DETECTORS: Registry[Callable[[str, torch.device], FaceDetector]] = Registry(
     "face detector", "lorasynth.face_detectors"
 )
 #: How to make each kind of network, from what follows its name and a colon, the config that names
-#: it, and the folder that a relative path starts from.
-NETWORKS: Registry[Callable[[str, FaceConfig, Path], FaceNetwork]] = Registry(
+#: it, and the folder that a relative path starts from, for a device.
+NETWORKS: Registry[Callable[[str, FaceConfig, Path, torch.device], FaceNetwork]] = Registry(
     "face network", "lorasynth.face_networks"
 )

@@ -96,10 +96,10 @@ class DlibNetwork:
 
 
 @DETECTORS.register("dlib")
-def _detector(_: str) -> DlibDetector:
+def _detector(_: str, __: torch.device) -> DlibDetector:
     return DlibDetector()
 
 
 @NETWORKS.register("dlib")
-def _network(_: str, __: FaceConfig, ___: Path) -> DlibNetwork:
+def _network(_: str, __: FaceConfig, ___: Path, ____: torch.device) -> DlibNetwork:
     return DlibNetwork()

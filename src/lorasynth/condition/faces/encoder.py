@@ -29,6 +29,7 @@ class FaceEncoder:
 
     Args:
         config: what it is made of.
+        device: where it computes; what cannot do so there computes on the CPU.
         folder: where a relative path in the config starts from.
 
     Raises:
@@ -36,10 +37,13 @@ class FaceEncoder:
         BundleError: a file of weights is not what the config says.
     """
 
-    def __init__(self, config: FaceConfig, folder: Path = Path()) -> None:
-        self._detector = DETECTORS.get(_kind(config.detector))(_argument(config.detector))
-        network = NETWORKS.get(_kind(config.network))(_argument(config.network), config, folder)
-        self._network = network
+    def __init__(
+        self, config: FaceConfig, device: torch.device | str = "cpu", folder: Path = Path()
+    ) -> None:
+        device = torch.device(device)
+        self._detector = DETECTORS.get(_kind(config.detector))(_argument(config.detector), device)
+        make = NETWORKS.get(_kind(config.network))
+        network = self._network = make(_argument(config.network), config, folder, device)
         for what, stated, found in (
             ("picture_size", config.picture_size, network.size),
             ("width", config.width, network.width),
@@ -117,12 +121,18 @@ class FaceEncoder:
 
     def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
         """Embed the largest face of each picture; of one without a face, its middle square."""
-        squares = [self._largest(picture)[0] for picture in pictures]
-        return self.embed_prepared(torch.stack(squares))
+        return self.look(pictures)[0]
 
     def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
         """The probability that each picture shows a face; 0 where none is found."""
         return torch.tensor([self._largest(picture)[1] for picture in pictures])
+
+    def look(
+        self, pictures: UInt8[Tensor, "b h w 3"]
+    ) -> tuple[Float[Tensor, "b m"], Float[Tensor, " b"]]:
+        """Both `embed` and `presence`, after looking for faces once."""
+        squares, scores = zip(*map(self._largest, pictures), strict=True)
+        return self.embed_prepared(torch.stack(squares)), torch.tensor(scores)
 
     def _largest(
         self, picture: UInt8[Tensor, "h w 3"]
@@ -142,16 +152,16 @@ class FaceEncoder:
             write_json(temporary / CONFIG_FILE, {"kind": "face", **configs.to_dict(stored)})
 
     @classmethod
-    def load(cls, folder: Path) -> "FaceEncoder":
-        """Read an encoder from a folder.
+    def load(cls, folder: Path, device: torch.device) -> "FaceEncoder":
+        """Read an encoder from a folder, for a device.
 
         Raises:
             BundleError: the folder is not a whole face encoder.
-            ConfigError: a package that it needs is missing.
+            ConfigError: its config is not that of one, or a package that it needs is missing.
         """
         stored = configs.read_json(folder / CONFIG_FILE)
         stored.pop("kind", None)
-        return cls(configs.from_dict(FaceConfig, stored), folder)
+        return cls(configs.from_dict(FaceConfig, stored), device, folder)
 
 
 def _kind(spec: str) -> str:

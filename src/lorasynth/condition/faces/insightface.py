@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 
 from lorasynth.condition.faces.contract import DETECTORS, NETWORKS, Face, FaceConfig
-from lorasynth.condition.faces.onnx import OnnxNetwork
+from lorasynth.condition.faces.onnx import OnnxNetwork, providers
 from lorasynth.condition.packages import need
 from lorasynth.errors import BundleError, ConfigError
 
@@ -22,8 +23,8 @@ _USUAL, _LARGEST = 640, 1920
 
 
 @cache
-def _pack(name: str) -> Any:
-    """A pack's detector and recogniser; fetched to ~/.insightface on first use.
+def _pack(name: str, device: torch.device) -> Any:
+    """A pack's detector and recogniser on a device; fetched to ~/.insightface on first use.
 
     Raises:
         ConfigError: insightface is not installed, or no pack is named.
@@ -37,8 +38,10 @@ def _pack(name: str) -> Any:
     app = need("insightface.app", "insightface")
     try:
         with redirect_stdout(sys.stderr):  # what it says while it fetches a pack
-            pack = app.FaceAnalysis(name, allowed_modules=["detection", "recognition"])
-        pack.prepare(ctx_id=0)
+            pack = app.FaceAnalysis(
+                name, allowed_modules=["detection", "recognition"], providers=providers(device)
+            )
+        pack.prepare(ctx_id=(device.index or 0) if device.type == "cuda" else -1)
         assert "recognition" in pack.models, "it has no recognition file"
     except Exception as error:  # of requests, zipfile, onnxruntime, and assertions
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -53,8 +56,8 @@ def _pack(name: str) -> Any:
 class InsightFaceDetector:
     """The SCRFD detector of a pack (Guo et al. 2021), which gives the five points itself."""
 
-    def __init__(self, pack: str) -> None:
-        self._model: Any = _pack(pack).det_model
+    def __init__(self, pack: str, device: torch.device) -> None:
+        self._model: Any = _pack(pack, device).det_model
 
     def detect(self, picture: UInt8[np.ndarray, "h w 3"]) -> list[Face]:
         """See `FaceDetector`."""
@@ -75,21 +78,24 @@ class InsightFaceDetector:
 class InsightFaceNetwork(OnnxNetwork):
     """The recognition file of a pack, which stays where insightface put it."""
 
-    def __init__(self, pack: str) -> None:
-        model = _pack(pack).models["recognition"]
-        mean, std = float(model.input_mean), float(model.input_std)
-        super().__init__(Path(model.model_file), mean=mean, std=std, licence=LICENCE)
+    def __init__(self, pack: str, device: torch.device) -> None:
+        model = _pack(pack, device).models["recognition"]
+        super().__init__(
+            Path(model.model_file),
+            mean=float(model.input_mean),
+            std=float(model.input_std),
+            licence=LICENCE,
+            session=model.session,
+        )
         self.stored_as = f"insightface:{pack}"
 
     def save(self, folder: Path) -> None:
         """See `FaceNetwork`: the weights may not be passed on, so only the pack's name is kept."""
 
 
-@DETECTORS.register("insightface")
-def _detector(pack: str) -> InsightFaceDetector:
-    return InsightFaceDetector(pack)
+DETECTORS.register("insightface")(InsightFaceDetector)
 
 
 @NETWORKS.register("insightface")
-def _network(pack: str, _: FaceConfig, __: Path) -> InsightFaceNetwork:
-    return InsightFaceNetwork(pack)
+def _network(pack: str, _: FaceConfig, __: Path, device: torch.device) -> InsightFaceNetwork:
+    return InsightFaceNetwork(pack, device)

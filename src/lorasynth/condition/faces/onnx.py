@@ -1,4 +1,4 @@
-"""Networks like ArcFace's in ONNX files, run on a GPU where there is one."""
+"""Networks like ArcFace's in ONNX files."""
 
 import shutil
 from collections.abc import Iterator
@@ -32,6 +32,7 @@ class OnnxNetwork:
             a subtraction and a multiplication or division, as insightface reads it.
         std: what they are then divided by; None: 127.5, or 1.
         licence: of the weights.
+        session: what runs it.
 
     Raises:
         ConfigError: a package is missing, or the network has another shape.
@@ -42,17 +43,21 @@ class OnnxNetwork:
     stored_as = f"onnx:{_FILE}"
 
     def __init__(
-        self, path: Path, *, mean: float | None = None, std: float | None = None, licence: str
+        self,
+        path: Path,
+        *,
+        mean: float | None = None,
+        std: float | None = None,
+        licence: str,
+        session: Any,
     ) -> None:
         self.path = path
         self.licence = licence
-        if not path.is_file():
-            raise BundleError(f"a network must be an ONNX file, but {path} is not there: check it")
         self.sha256 = file_hash(path)
         own = _normalises_itself(path)
         self.mean = mean if mean is not None else 0.0 if own else 127.5
         self.std = std if std is not None else 1.0 if own else 127.5
-        self._session = _session(path)
+        self._session = session
         self._batched, self.size = self._input()
         self.width = self._output()
 
@@ -110,19 +115,27 @@ class OnnxNetwork:
         shutil.copyfile(self.path, folder / _FILE)
 
 
-def _session(path: Path) -> Any:
-    """A session on CUDA where onnxruntime has it, else on the CPU.
+def providers(device: torch.device) -> list[Any]:
+    """What onnxruntime is to compute with: that CUDA device where it can, else the CPU."""
+    there = need("onnxruntime", _EXTRA).get_available_providers()
+    cuda = ("CUDAExecutionProvider", {"device_id": device.index or 0})
+    wanted = [cuda] if device.type == "cuda" and cuda[0] in there else []
+    return [*wanted, "CPUExecutionProvider"]
+
+
+def session_of(path: Path, device: torch.device) -> Any:
+    """What runs a file.
 
     Raises:
-        BundleError: the file is damaged.
+        BundleError: the file is missing or damaged.
     """
+    if not path.is_file():
+        raise BundleError(f"a network must be an ONNX file, but {path} is not there: check it")
     runtime = need("onnxruntime", _EXTRA)
     options = runtime.SessionOptions()
     options.log_severity_level = 3
-    there = runtime.get_available_providers()
-    wanted = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in there]
     try:
-        return runtime.InferenceSession(str(path), options, providers=wanted)
+        return runtime.InferenceSession(str(path), options, providers=providers(device))
     except Exception as error:
         raise BundleError(
             f"{path} must be an intact ONNX file, but is not ({str(error).splitlines()[0]}): fetch "
@@ -155,6 +168,12 @@ def _normalises_itself(path: Path) -> bool:
 
 
 @NETWORKS.register("onnx")
-def _network(argument: str, config: FaceConfig, folder: Path) -> OnnxNetwork:
+def _network(argument: str, config: FaceConfig, folder: Path, device: torch.device) -> OnnxNetwork:
     path = folder / Path(argument).expanduser()
-    return OnnxNetwork(path, mean=config.mean, std=config.std, licence=config.licence)
+    return OnnxNetwork(
+        path,
+        mean=config.mean,
+        std=config.std,
+        licence=config.licence,
+        session=session_of(path, device),
+    )
