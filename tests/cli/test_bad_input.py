@@ -257,3 +257,9 @@ def test_an_output_that_cannot_be_written(world: World, run: Run, below_a_file: 
     ):
         run(*arguments).is_one_error("writable", str(below_a_file.parent))
     assert left_in(below_a_file.parents[1]) == ["file"]
+
+
+def test_more_sampler_steps_than_there_are(world: World, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "sheet.png"
+    result = run("images", "--prompt", "a", "-o", out, "--base", world.base, "--steps", 2000)
+    result.is_one_error("from 1 to 1000", "2000")

@@ -16,7 +16,7 @@ from lorasynth.condition import ConditionEncoder
 from lorasynth.measure.clip_score import ClipScore
 from lorasynth.pictures import Subject
 
-from .conftest import SUBJECTS, World
+from .conftest import SUBJECTS, World, write_picture
 
 FEW = ("--pictures", 2, "--set", "sampling.steps=2", "--device", "cpu")
 
@@ -97,6 +97,15 @@ def test_bad_options_are_one_line(
     arguments = ("--base", world.base, "--encoder", world.encoder, *FEW)
     result = run("compare", world.subjects, "-o", tmp_path / "out", *arguments, *options)
     result.is_one_error(*words)
+
+
+def test_a_picture_that_is_shown_does_not_judge(world: World, run: Run, tmp_path: Path) -> None:
+    write_picture(tmp_path / "people" / "solo" / "0.png", 1)
+    arguments = ("--base", world.base, "--encoder", world.encoder, *FEW)
+    where = (tmp_path / "people", "-o", tmp_path / "out", *arguments)
+    result = run("compare", *where, "--synthesizer", world.synthesizer)
+    result.is_one_error("two pictures", "solo has 1")
+    assert run("compare", *where).status == 0
 
 
 def test_a_missing_file_names_its_subject(world: World, run: Run, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typer import Typer
 from typer.main import get_command
 
 from command_line import Run
+from lorasynth import __version__
 from lorasynth.cli.main import app
 
 #: Options that take a folder or the name of something elsewhere, such as a hub id.
@@ -33,8 +34,14 @@ def test_help_imports_neither_torch_nor_diffusers() -> None:
     assert (found.stdout, found.stderr) == ("[]\n", "")
 
 
-def test_consent_is_in_the_help(run: Run) -> None:
-    assert "consent" in run("synth", "--help").out
+@pytest.mark.parametrize("command", ["synth", "collect", "pretrain", "blend", "invert", "refine"])
+def test_consent_is_in_the_help(run: Run, command: str) -> None:
+    assert "consent" in run(command, "--help").out
+
+
+def test_the_version_is_said(run: Run) -> None:
+    result = run("--version")
+    assert (result.status, result.out) == (0, f"lorasynth {__version__}\n")
 
 
 def test_only_training_is_for_several_processes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

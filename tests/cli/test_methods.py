@@ -128,6 +128,25 @@ def test_bad_options_are_one_line(
     run(command, world.photo, "-o", out, *places(world), *options).is_one_error(*words)
 
 
+def test_refine_takes_the_lora_first(world: World, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "x.safetensors"
+    result = run("refine", world.photo, world.lora, "-o", out, "--base", world.base)
+    result.is_one_error("the LoRA first", world.photo.name)
+
+
+@pytest.mark.parametrize("name", ["me.png", "me.ckpt"])
+def test_a_name_of_something_else_is_refused_before_work(
+    world: World, run: Run, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / name
+    for command in (("synth", world.photo), ("blend", world.photo), ("edit", world.lora)):
+        more = ("--attribute", "glasses=1") if command[0] == "edit" else ()
+        run(*command, "-o", out, *more, "--synthesizer", "nowhere").is_one_error(
+            "must be named *.safetensors", name
+        )
+    assert not out.exists()
+
+
 def test_refine_takes_one_subject(world: World, run: Run, tmp_path: Path) -> None:
     result = run("refine", world.lora, world.subjects, "-o", tmp_path / "x", "--base", world.base)
     result.is_one_error("one subject", "3 folders")

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lorasynth.base.contract import BASE_MODELS, BaseModel, Guided
 from lorasynth.base.texts import Texts, interleave, separate
+from lorasynth.errors import ConfigError
 
 
 @BASE_MODELS.register("StableDiffusionPipeline")
@@ -76,6 +77,9 @@ class StableDiffusion(BaseModel):
 
     @override
     def schedule(self, steps: int) -> Iterator[Int64[Tensor, ""]]:
+        most = self.scheduler.config.num_train_timesteps
+        if not 1 <= steps <= most:
+            raise ConfigError(f"sampler steps must be from 1 to {most}, but are {steps}")
         self.scheduler.set_timesteps(steps, device=self.device)
         yield from self.scheduler.timesteps
 

@@ -187,6 +187,8 @@ def collect(
 
     What failed, and why, is listed in <library>.failures.json.
 
+    Consent: of people only with their consent.
+
     Example: lorasynth collect --avatars 200 -o library --set rank=4 --set steps=300
     --anchor bundle/pretrained
 

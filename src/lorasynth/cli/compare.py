@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorasynth.cli.options import Base, Device, DType, Seed, Settings, Size, load_base, override
-from lorasynth.errors import ConfigError
+from lorasynth.errors import ConfigError, PictureError
 
 if TYPE_CHECKING:
     from lorasynth.adapter import Adapter
@@ -32,6 +32,7 @@ def compare(
         typer.Argument(help="As `lorasynth collect --folder` takes them."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for table and pictures.")],
+    encoder: Annotated[str, typer.Option(help="Encoder that judges: a name or folder.")],
     lora: Named = None,
     synthesizer: Annotated[
         str | None, typer.Option(help="A contender: what it makes of each first picture.")
@@ -45,9 +46,6 @@ def compare(
     prompt: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
     strength: Annotated[list[float] | None, typer.Option(help="May be repeated.")] = None,
     pictures: Annotated[int, typer.Option(help="Of each prompt.", min=1)] = 4,
-    encoder: Annotated[str, typer.Option(help="Encoder: a name or folder.")] = (
-        "bundle/encoders/avatar"
-    ),
     second: Annotated[str | None, typer.Option(help="A second one, trained apart.")] = None,
     clip: Annotated[
         str | None, typer.Option(help="CLIP model that scores prompts: a folder or hub id.")
@@ -63,8 +61,8 @@ def compare(
 
     The first picture of each subject is what --synthesizer sees; the others judge.
 
-    Example: lorasynth compare people -o table --lora trained=loras --synthesizer bundle/synthesizer
-    --strength 0.5 --strength 1 --strength 1.5
+    Example: lorasynth compare people -o table --encoder bundle/encoders/avatar --lora trained=loras
+    --synthesizer bundle/synthesizer --strength 0.5 --strength 1 --strength 1.5
     """
     from lorasynth.atomic import make_parent
     from lorasynth.condition import load_encoder
@@ -84,7 +82,10 @@ def compare(
     people = [source.load(name) for name in source.ids]
     besides = [_style(text) for text in style or []]
     contenders = [Contender(name="base model", adapters=None, besides=besides)]
+    if not people:
+        raise PictureError(f"there must be a subject with pictures, but {subjects} has none")
     if synthesizer is not None:
+        _require_judging(people)
         made = _synthesised(synthesizer, people)
         contenders.append(Contender(name="synthesised", adapters=made, besides=besides))
     contenders += [_named(text, source.ids, besides) for text in lora or []]
@@ -97,6 +98,20 @@ def compare(
     print_table(found.report)
     found.save(out)
     typer.echo(out / "table.json")
+
+
+def _require_judging(people: "Sequence[Subject]") -> None:
+    """Refuse subjects whose only picture would be what is shown and what judges.
+
+    Raises:
+        PictureError: names the first.
+    """
+    for subject in people:
+        if len(subject.pictures) < 2:
+            raise PictureError(
+                "a subject needs two pictures, one that --synthesizer sees and others that judge, "
+                f"but {subject.id} has {len(subject.pictures)}: add one, or leave --synthesizer out"
+            )
 
 
 def _named(text: str, ids: Sequence[str], besides: "Sequence[Adapter]") -> "Contender":

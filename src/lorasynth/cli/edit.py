@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorasynth.cli.known import Known, Where, space_of
-from lorasynth.cli.options import PORTRAIT, Base, Seed
+from lorasynth.cli.options import PORTRAIT, Base, Device, Seed
 from lorasynth.cli.synth import Format
 from lorasynth.errors import ConfigError
 
@@ -41,6 +41,7 @@ def edit(
     strip: Strip = None,
     prompt: Prompt = PORTRAIT,
     seed: Seed = 0,
+    device: Device = "auto",
 ) -> None:
     """Change attributes of an adapter's subject, all others kept.
 
@@ -73,7 +74,7 @@ def edit(
         shown = [adapter]
         for share in (0.5, 1.0, 1.5):
             shown += space.adapters(moved(codec, vectors, share * change), metadata)
-        _draw_strip(shown, strip, base, prompt, seed)
+        _draw_strip(shown, strip, base, prompt, seed, device)
 
 
 def _step(text: str) -> tuple[str, float]:
@@ -100,6 +101,7 @@ def interpolate(
     strip: Strip = None,
     prompt: Prompt = PORTRAIT,
     seed: Seed = 0,
+    device: Device = "auto",
 ) -> None:
     """Write adapters on the way from one to another.
 
@@ -125,7 +127,7 @@ def interpolate(
     between = space.adapters(vectors, metadata)
     _write_all(between, out, file_format)
     if strip is not None:
-        _draw_strip(between, strip, base, prompt, seed)
+        _draw_strip(between, strip, base, prompt, seed, device)
 
 
 def sample(
@@ -141,6 +143,7 @@ def sample(
     strip: Strip = None,
     prompt: Prompt = PORTRAIT,
     seed: Seed = 0,
+    device: Device = "auto",
 ) -> None:
     """Write adapters of nobody in particular.
 
@@ -171,7 +174,7 @@ def sample(
     made = space.adapters(vectors, metadata)
     _write_all(made, out, file_format)
     if strip is not None:
-        _draw_strip(made, strip, base, prompt, seed)
+        _draw_strip(made, strip, base, prompt, seed, device)
 
 
 def _write_all(adapters: "Sequence[Adapter]", folder: Path, file_format: str) -> None:
@@ -183,15 +186,16 @@ def _write_all(adapters: "Sequence[Adapter]", folder: Path, file_format: str) ->
 
 
 def _draw_strip(
-    adapters: "Sequence[Adapter]", path: Path, base: str, prompt: str, seed: int
+    adapters: "Sequence[Adapter]", path: Path, base: str, prompt: str, seed: int, device: str
 ) -> None:
     """One picture with each adapter, from the same noise, as a PNG."""
     from lorasynth.adapter import stack
     from lorasynth.base import BaseModel
     from lorasynth.base.compatibility import require_made_for
+    from lorasynth.device import pick_device
     from lorasynth.pictures.png import contact_sheet, write_synthetic
 
-    model = BaseModel.load(base)
+    model = BaseModel.load(base, pick_device(device))
     require_made_for(model, adapters[0].metadata.base_fingerprint, "LoRA file")
     stacked = stack([adapter.factors for adapter in adapters])
     count = len(adapters)

@@ -35,6 +35,8 @@ def fine_tune(
     The folder is one that the denoiser's class in diffusers loads: UNet2DConditionModel for Stable
     Diffusion. It is as large as the denoiser itself.
 
+    Consent: of people only with their consent.
+
     Example: lorasynth fine-tune photo.png -o my-unet --steps 300
     """
     from lorasynth.atomic import atomic_directory, make_parent

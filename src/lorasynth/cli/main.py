@@ -1,11 +1,12 @@
 """The command `lorasynth`: groups of commands, and what happens to errors."""
 
 import os
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from lorasynth import __version__
 from lorasynth.cli import (
     base,
     bundle,
@@ -80,43 +81,83 @@ def _say(line: str, style: str) -> None:
 app = typer.Typer(
     name="lorasynth",
     cls=Commands,
-    help="One reference picture in, a LoRA file for a text-to-image diffusion model out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command("synth")(synth.synth)
-app.command("images")(images.images)
-app.add_typer(importing.app, name="import")
-app.command("convert")(lora.convert)
-app.command("inspect")(lora.inspect)
-app.command("check")(lora.check)
-app.command("blend")(optimise.blend)
-app.command("invert")(optimise.invert)
-app.command("refine")(optimise.refine)
-app.command("fine-tune")(families.fine_tune)
-app.add_typer(families.app, name="ip-adapter")
-app.command("edit")(edit.edit)
-app.command("interpolate")(edit.interpolate)
-app.command("sample")(edit.sample)
-app.command("demo")(demo.demo)
-app.command("evaluate")(evaluate.evaluate)
-app.command("compare")(compare.compare)
-app.command("growth")(growth.growth)
-app.command("reproduce")(reproduce.reproduce)
-app.command("ladder")(ladder.ladder)
-app.command("collect")(collect.collect)
-app.command("pretrain")(pretrain.pretrain)
-app.command("repeatability")(repeatability.repeatability)
-app.command("recipes")(repeatability.recipes)
-app.command("conditions")(conditions.conditions)
-app.add_typer(library.app, name="library")
-app.add_typer(recipe.app, name="recipe")
-app.command("fit")(train.fit)
-app.command("train")(train.train)
-app.add_typer(base.app, name="base")
-app.add_typer(encoders.app, name="encoders")
-app.add_typer(bundle.app, name="bundle")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lorasynth {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """One reference picture in, a LoRA file for a text-to-image diffusion model out."""
+
+
+def _add(panel: str, *commands: tuple[str, Any]) -> None:
+    """Commands and groups of commands, under a heading of the help."""
+    for name, command in commands:
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, rich_help_panel=panel)
+        else:
+            app.command(name, rich_help_panel=panel)(command)
+
+
+_add(
+    "Use",
+    ("synth", synth.synth),
+    ("images", images.images),
+    ("edit", edit.edit),
+    ("interpolate", edit.interpolate),
+    ("sample", edit.sample),
+    ("refine", optimise.refine),
+    ("blend", optimise.blend),
+    ("invert", optimise.invert),
+    ("demo", demo.demo),
+)
+_add(
+    "LoRA files",
+    ("inspect", lora.inspect),
+    ("convert", lora.convert),
+    ("check", lora.check),
+    ("import", importing.app),
+    ("library", library.app),
+)
+_add(
+    "Make a synthesizer",
+    ("pretrain", pretrain.pretrain),
+    ("collect", collect.collect),
+    ("fit", train.fit),
+    ("train", train.train),
+    ("recipe", recipe.app),
+    ("conditions", conditions.conditions),
+    ("encoders", encoders.app),
+    ("base", base.app),
+    ("bundle", bundle.app),
+)
+_add(
+    "Measure",
+    ("evaluate", evaluate.evaluate),
+    ("compare", compare.compare),
+    ("repeatability", repeatability.repeatability),
+    ("recipes", repeatability.recipes),
+    ("ladder", ladder.ladder),
+    ("growth", growth.growth),
+    ("reproduce", reproduce.reproduce),
+    ("fine-tune", families.fine_tune),
+    ("ip-adapter", families.app),
+)
 
 
 def main() -> None:

@@ -41,6 +41,8 @@ def blend(
 ) -> None:
     """Mix the adapters of a library so that the mixture denoises the pictures best.
 
+    Consent: of people only with their consent.
+
     Example: lorasynth blend photo.png -o me.safetensors --set simplex=true --steps 100
     """
     from lorasynth.adapter import AdapterMetadata
@@ -85,6 +87,8 @@ def invert(
 ) -> None:
     """Find the latent whose adapter denoises the pictures best, under the library's spread.
 
+    Consent: of people only with their consent.
+
     Example: lorasynth invert photo.png -o me.safetensors --steps 400 --set prior=0
     """
     import torch
@@ -122,12 +126,17 @@ def refine(
 ) -> None:
     """Train a LoRA file on with a few pictures of its subject.
 
+    Consent: of people only with their consent.
+
     Example: lorasynth refine me.safetensors photo.png -o better.safetensors --steps 50
     """
     from lorasynth.adapter import Adapter, map_factors
     from lorasynth.base.compatibility import require_made_for
     from lorasynth.collect import PRESETS, train_fleet
+    from lorasynth.pictures.files import SUFFIXES
 
+    if lora.suffix.lower() in SUFFIXES:
+        raise ConfigError(f"refine takes the LoRA first and its pictures after, but got {lora}")
     adapter = Adapter.load(lora)
     stated = [] if steps is None else [f"steps={steps}"]
     recipe = override(PRESETS["refine"], [*stated, f"seed={seed}", *(settings or [])])

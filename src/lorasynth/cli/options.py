@@ -29,11 +29,13 @@ Settings = Annotated[
     typer.Option("--set", metavar="NAME=VALUE", help="Override an option; may be repeated."),
 ]
 
-Preset = Annotated[str, typer.Option(help="Recipe: ours, anchored, refine or weights2weights.")]
+Preset = Annotated[
+    str, typer.Option(help="Recipe: ours, anchored, refine, usual or weights2weights.")
+]
 Anchor = Annotated[
     str | None,
     typer.Option(
-        help="Synthesizer that foretells the adapters to start from; the recipe's weight_decay "
+        help="Synthesizer that predicts the adapters to start from; the recipe's weight_decay "
         "pulls toward them."
     ),
 ]

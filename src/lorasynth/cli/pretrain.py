@@ -53,6 +53,8 @@ def pretrain(
     Its adapters are functions of the condition by construction. `collect --anchor` starts a library
     from them; the recipe says what is adapted, and must be the library's.
 
+    Consent: of people only with their consent.
+
     Example: lorasynth pretrain --avatars 2000 --encoder bundle/encoders/avatar -o pretrained
     --set optimisation.steps=4000
     """

@@ -1,11 +1,12 @@
 """`lorasynth fit` and `lorasynth train`: from a library to a synthesizer."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorasynth.cli.options import Base, Device, Run, Settings, anchor_of, memory_of, override
+from lorasynth.cli.options import Base, Device, Run, Seed, Settings, anchor_of, memory_of, override
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -90,9 +91,13 @@ def train(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Synthesizer folder to write.")],
     anchor: Around = None,
+    strength: Annotated[
+        float, typer.Option(help="Multiplies what the synthesizer's adapters do.")
+    ] = 1.0,
     base: Base = "bundle/base",
     run: Run = Path("runs/train"),
     settings: Settings = None,
+    seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
     """Train the hypernetwork on a library and save the synthesizer; run again to resume.
@@ -113,7 +118,8 @@ def train(
     from lorasynth.library import Library
     from lorasynth.synthesizer import Synthesizer
 
-    config = override(training.HypernetConfig(), settings)
+    stated = [f"optimisation.seed={seed}", *(settings or [])]
+    config = override(training.HypernetConfig(), stated)
     adapters, embedder, fitted = Library.open(library), load_encoder(encoder), load_codec(codec)
     model = BaseModel.load(base)
     require_made_for(model, adapters.info.base_fingerprint, f"library {library}")
@@ -130,7 +136,8 @@ def train(
         accelerator=accelerator,
     )
     if accelerator.is_main_process:
-        Synthesizer.of(model, adapters.layout, embedder, hypernet, fitted).save(out)
+        made = Synthesizer.of(model, adapters.layout, embedder, hypernet, fitted)
+        replace(made, strength=strength).save(out)
         typer.echo(f"{out}: trained on {len(adapters)} adapters")
     accelerator.end_training()
 

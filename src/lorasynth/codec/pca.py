@@ -142,7 +142,7 @@ def require_latents(latents: int, rank: int, vectors: int) -> None:
     if not 1 <= latents <= rank:
         raise ConfigError(
             f"PCA of these {vectors} vectors has from 1 to {rank} components, but got "
-            f"latents={latents}: ask for fewer, or for None to take all"
+            f"latents={latents}: ask for fewer, or for all by None (null on the command line)"
         )
 
 

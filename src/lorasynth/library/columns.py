@@ -35,7 +35,7 @@ def read_column(path: Path, ids: Sequence[str]) -> Tensor:
     if not path.is_file():
         raise LibraryError(
             f"a column must be attached before it is read, but {path} is not there (embeddings are "
-            "attached by: lorasynth collect --encoder)"
+            "attached by `lorasynth collect --encoder` and `lorasynth library embed`)"
         )
     try:
         with safe_open(path, framework="pt") as file:
