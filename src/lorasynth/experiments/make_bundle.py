@@ -47,6 +47,11 @@ from lorasynth.pictures.pool import Pool, draw_pool, training_subjects
 from lorasynth.predict import PredictorTraining, train_predictor
 from lorasynth.synthesizer import Synthesizer
 
+#: Where adapters of the shipped synthesizers say that their base model is.
+_BASE = "bundle/base"
+#: Options that measure and decide no stage's output.
+_MEASURES = ("parts", "evaluation")
+
 
 @dataclass(frozen=True, kw_only=True)
 class BundleConfig:
@@ -106,7 +111,9 @@ class BundleConfig:
     )
     sample: int = 8
     parts: PartsConfig = field(default_factory=PartsConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    evaluation: EvaluationConfig = field(
+        default_factory=lambda: EvaluationConfig(trial=TrialConfig(subjects=500), tuning=48)
+    )
     seed: int = 0
 
 
@@ -145,7 +152,8 @@ class BundleMaker:
         }
         if config.pretraining is None:
             del makers["pretrained"]
-        self.stages = StagedRun(run, makers, to_dict(config))
+        choices = {name: v for name, v in to_dict(config).items() if name not in _MEASURES}
+        self.stages = StagedRun(run, makers, choices)
 
     def make(self, out: Path) -> None:
         """Run every stage that is missing, then assemble, evaluate and write the manifest.
@@ -289,9 +297,9 @@ class BundleMaker:
         judge = AttributeJudge.load(self.stages.path("judge"))
         judge.save(folder / "judge")
         if anchor := self._anchor():
-            anchor.save(folder / "pretrained")
+            replace(anchor, base_name=_BASE).save(folder / "pretrained")
         synthesizer = Synthesizer.from_pretrained(self.stages.path("synthesizer"))
-        synthesizer.save(folder / "synthesizer")
+        replace(synthesizer, base_name=_BASE).save(folder / "synthesizer")
         column = column_of(synthesizer.encoder)
         LatentLibrary.encode(library, synthesizer.codec, column).save(folder / "library")
         self._write_sample(library, folder / "sample")
