@@ -336,6 +336,7 @@ def test_a_file_of_an_adapter_makes_the_same_pictures_in_diffusers(
     assert distance(made_by(pipe, base), ours) <= ROUNDING
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # peft's word for two files
 def test_set_adapters_stacks_files_as_their_sum_here(
     base: BaseModel, diffusers_pipeline: Any, tmp_path: Path
 ) -> None:
