@@ -56,6 +56,7 @@ def eigen_of_rows(
     if saved is not None:
         start = saved.facts["column"]
         gram.copy_(saved.tensors["gram"])
+    del saved
     with progress("inner products", source.width, done=start) as advance:
         for column in blocks[start // columns :]:
             part = block(column)

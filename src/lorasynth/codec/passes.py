@@ -134,6 +134,7 @@ def accumulate(
         start = saved.facts["row"]
         for key, value in sums.items():
             value.copy_(saved.tensors[key])
+    del saved
     with progress(name, len(source), done=start) as advance:
         for row, block in row_blocks(source, rows, device, less, start):
             add(row, block)
