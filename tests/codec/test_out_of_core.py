@@ -173,6 +173,28 @@ def test_the_way_follows_from_sizes_and_memory(
         assert plan.capacity >= (sizes[2] or 0) + 2 * plan.block
 
 
+def test_the_peak_holds_the_basis_with_the_matrix_that_stays() -> None:
+    plan = make_plan(64_974, 99_648, 10_000, 8 * GB - (512 << 20))
+    assert plan.spill
+    assert plan.peak > 4 * 99_648 * (plan.capacity + 3 * plan.block) + 8 * plan.capacity**2
+
+
+@pytest.mark.parametrize("memory", [5.5, 6, 8, 16])
+def test_krylov_is_planned_only_where_its_blocks_suffice(memory: float) -> None:
+    plan = make_plan(64_974, 99_648, 10_000, int(memory * GB))
+    assert 200 * plan.block >= 2.25 * 10_000
+    with pytest.raises(ConfigError, match="ask for fewer latents"):
+        make_plan(100_000, 2_000_000, 10_000, 85 * GB)
+
+
+def test_ending_early_is_said(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("lorasynth.codec.krylov.MOST_BLOCKS", 6)
+    plans(monkeypatch, way="krylov")
+    codec = fit_out_of_core(on_disk(example(), tmp_path), PCAConfig(latents=20), how(tolerance=0.0))
+    assert codec.report["computation"]["missing"] > 0
+    assert "PCA ended after 6 blocks with" in capsys.readouterr().err
+
+
 def test_a_method_can_be_asked_for() -> None:
     assert make_plan(2_000, 30_000, 128, 8 * GB, "krylov").way == "krylov"
     assert make_plan(8_192, 99_648, 256, 8 * GB, "exact").way == "gram"

@@ -24,6 +24,7 @@ from lorasynth.codec.pca import PCA, PCAConfig, fix_signs, require_latents, subs
 from lorasynth.codec.plan import Method, Plan, make_plan, used_bytes
 from lorasynth.codec.scaled import Scaled, ScaledConfig
 from lorasynth.config import to_dict
+from lorasynth.progress import console
 from lorasynth.randomness import torch_stream
 
 
@@ -204,6 +205,13 @@ class _Fit:
         kept = substantial(found.values)
         require_latents(wanted, len(kept), len(self.source))
         self.report |= {"missing": found.missing, "blocks": found.blocks}
+        if found.missing > self.how.tolerance:
+            console.print(
+                f"PCA ended after {found.blocks} blocks with {found.missing:.2%} of the variance "
+                f"missing, by estimate, instead of {self.how.tolerance:.2%}: more memory makes "
+                "larger blocks",
+                soft_wrap=True,
+            )
         return found.vectors, found.values
 
     def _all(
