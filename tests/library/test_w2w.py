@@ -187,6 +187,46 @@ def test_rows_that_are_not_finite_are_skipped_and_listed(files: Path, tmp_path: 
     assert import_w2w(str(files), tmp_path / "lib").imported == []
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_rows_that_cannot_be_stored_are_skipped_and_listed(
+    files: Path, tmp_path: Path, dtype: Any
+) -> None:
+    weights = matrix(files)
+    weights[7, 100], weights[9, 0] = 1e5, torch.nan
+    torch.save(weights, weights_of(files))
+    report = import_w2w(str(files), tmp_path / "lib", dtype=dtype)
+    expected = {"row 9": "it has NaN or infinity"}
+    if dtype == "float16":
+        expected["row 7"] = "it does not fit float16"
+    assert report.skipped == expected
+    assert len(report.imported) == ROWS - len(expected)
+
+
+def test_what_was_skipped_is_still_listed_after_a_kill(
+    files: Path, tmp_path: Path, monkeypatch
+) -> None:
+    weights = matrix(files)
+    weights[5, 100] = torch.inf
+    torch.save(weights, weights_of(files))
+    append = Library.append
+
+    def killed_after(*arguments: Any) -> None:
+        append(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Library, "append", killed_after)
+        with pytest.raises(KeyboardInterrupt):
+            import_w2w(str(files), tmp_path / "lib", shard=16)
+    report = import_w2w(str(files), tmp_path / "lib", shard=16)
+    assert report.skipped == {"row 5": "it has NaN or infinity"}
+
+
+def test_an_empty_folder_becomes_the_library(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    assert len(import_w2w(str(files), tmp_path / "lib").imported) == ROWS
+
+
 class Evil:
     """Unpickling it makes a file."""
 
