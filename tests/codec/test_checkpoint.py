@@ -1,12 +1,13 @@
 """States in a folder: when it is time for one, what reading one takes."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from lorasynth.codec.checkpoint import Checkpoint
+from lorasynth.codec.checkpoint import Checkpoint, forget
 
 
 def test_what_is_saved_in_between_does_not_put_off_the_next(tmp_path: Path, monkeypatch) -> None:
@@ -18,6 +19,18 @@ def test_what_is_saved_in_between_does_not_put_off_the_next(tmp_path: Path, monk
             due.append(now)
         checkpoint.save("best", {"x": torch.zeros(1)})
     assert due == [10, 20, 30]
+
+
+def test_what_a_killed_run_left_is_deleted(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "run", {})
+    checkpoint.save("state", {"x": torch.zeros(1)})
+    left = tmp_path / "run/.tmp-0123456789ab-state.safetensors"
+    for done in (lambda: checkpoint.save("state", {"x": torch.zeros(1)}), partial(forget, left.parent)):
+        left.mkdir()
+        (left / "half").write_text("half")
+        done()
+        assert not left.exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

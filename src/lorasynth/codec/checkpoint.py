@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lorasynth.atomic import atomic_file
+from lorasynth.atomic import atomic_file, remove_leftovers
 from lorasynth.errors import BundleError, ConfigError
 
 
@@ -54,7 +54,7 @@ class Checkpoint:
             return
         header = {"identity": self._identity, "facts": json.dumps(facts)}
         stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        with atomic_file(self._path(name)) as temporary:
+        with atomic_file(self._path(name), alone=True) as temporary:
             save_file(stored, temporary, metadata=header)
 
     def load(self, name: str, device: torch.device | str = "cpu") -> State | None:
@@ -101,6 +101,7 @@ class Checkpoint:
 
 def forget(run: Path) -> None:
     """Delete what a finished computation kept in its folder."""
-    Checkpoint(run, {}).forget("*")
+    Checkpoint(run, {}).forget("[!.]*")
+    remove_leftovers(run)
     if run.is_dir() and not any(run.iterdir()):
         run.rmdir()

@@ -10,7 +10,6 @@ complete shard, and readers need no lock.  Writers take turns by a file lock.
 """
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,7 +38,7 @@ from lorasynth.adapter import (
     map_factors,
     require_finite,
 )
-from lorasynth.atomic import TEMPORARY_PREFIX, atomic_file, write_json
+from lorasynth.atomic import atomic_file, remove_leftovers, write_json
 from lorasynth.config import from_dict, read_json, to_dict
 from lorasynth.errors import ConfigError, LibraryError
 from lorasynth.library.columns import read_column, write_column
@@ -458,11 +457,7 @@ class Library:
     def _remove_leftovers(self) -> None:
         """Delete what a killed writer left; the lock says that nobody is writing it now."""
         for folder in (self.path, self.path / "shards", self.path / "columns"):
-            for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
-                if leftover.is_dir():
-                    shutil.rmtree(leftover, ignore_errors=True)
-                else:
-                    leftover.unlink(missing_ok=True)
+            remove_leftovers(folder)
 
     def _column_path(self, name: str) -> Path:
         return self.path / "columns" / f"{name}.safetensors"
