@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import resource
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lorasynth.adapter import canonicalise, choose_reference
-from lorasynth.errors import FileFormatError, LayoutError, LibraryError
+from lorasynth.errors import FileFormatError, LayoutError, LibraryError, LorasynthError
 from lorasynth.library import Library
 from lorasynth.library.w2w import PANDAS, import_w2w, published_layout
 from lorasynth.library.w2w_synthetic import imitate_w2w
@@ -326,6 +327,19 @@ def test_wrong_files(files: Path, tmp_path: Path, damage, kind, message: str) ->
     with pytest.raises(kind, match=message) as caught:
         import_w2w(str(files), tmp_path / "lib")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("room", [4096, 4 * ROWS * 1557 + 100])
+def test_a_disk_too_small_for_an_imitation(tmp_path: Path, room: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(LorasynthError, match="could not write") as caught:
+            imitate_w2w(tmp_path / "files", ROWS, SHRINK)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_keys_as_weights2weights_spells_them(files: Path, tmp_path: Path) -> None:
