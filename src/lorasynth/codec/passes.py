@@ -69,7 +69,7 @@ def row_blocks(
 ) -> Iterator[tuple[int, Float32[Tensor, "n D"]]]:
     """Blocks of `rows` rows from row `start` on; the next is read while one is used.
 
-    A block is overwritten when the one after the next is asked for.
+    A block is overwritten as soon as the next is asked for.
     """
     buffers = torch.empty(2, min(rows, len(source)), source.width)
     starts = range(start, len(source), rows)
