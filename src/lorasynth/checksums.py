@@ -24,9 +24,7 @@ def files_in(folder: Path) -> list[Path]:
         for path in folder.rglob("*")
         if path.is_file()
         and path.name != FILE
-        and not any(
-            part.startswith(TEMPORARY_PREFIX) for part in path.relative_to(folder).parts
-        )
+        and not any(part.startswith(TEMPORARY_PREFIX) for part in path.relative_to(folder).parts)
     )
 
 

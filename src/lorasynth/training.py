@@ -65,7 +65,9 @@ class Optimisation:
                 )
         for name in ("lr", "clip"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"training's {name} must be above 0, but got {getattr(self, name)}")
+                raise ConfigError(
+                    f"training's {name} must be above 0, but got {getattr(self, name)}"
+                )
         if not 0 <= self.ema < 1:
             raise ConfigError(f"training's ema must be from 0 to below 1, but got {self.ema}")
 

@@ -25,7 +25,10 @@ def test_what_a_killed_run_left_is_deleted(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "run", {})
     checkpoint.save("state", {"x": torch.zeros(1)})
     left = tmp_path / "run/.tmp-0123456789ab-state.safetensors"
-    for done in (lambda: checkpoint.save("state", {"x": torch.zeros(1)}), partial(forget, left.parent)):
+    for done in (
+        lambda: checkpoint.save("state", {"x": torch.zeros(1)}),
+        partial(forget, left.parent),
+    ):
         left.mkdir()
         (left / "half").write_text("half")
         done()

@@ -27,5 +27,5 @@ def test_embeddings_that_are_all_alike_are_refused(monkeypatch) -> None:
     monkeypatch.setattr("lorasynth.library.groups._ROWS", 3)
     embeddings = torch.eye(9).repeat_interleave(2, 0)
     assert len(set(groups_by_likeness(embeddings))) == 9
-    with pytest.raises(LibraryError, match="from row 3 on most pairs have a cosine of 0.5"):
+    with pytest.raises(LibraryError, match=r"from row 3 on most pairs have a cosine of 0\.5"):
         groups_by_likeness(torch.cat([torch.eye(9)[:3], torch.ones(15, 9)]))
