@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import psutil
+import torch
 
 from lorasynth.errors import ConfigError
 
@@ -17,7 +18,7 @@ _LEAST_BLOCK, _MOST_BLOCK = 1 << 20, 64 << 20
 #: Bytes for what is not counted here: buffers of matrix products, a checkpoint being written.
 _SLACK = 96 << 20
 
-#: Steps in which the memory of the process is counted; Python with torch takes less than two.
+#: Steps in which memory that is used or free is counted; Python with torch takes less than two.
 _USED_STEP = 256 << 20
 
 #: What an operation in float64 costs, in those of float32.
@@ -75,13 +76,17 @@ class Plan:
     spill: bool = False
 
 
-def used_bytes() -> int:
-    """The memory that this process has now, in coarse steps.
+def bytes_left(memory: int, device: torch.device) -> int:
+    """Bytes of `memory` that the process has left, or a GPU where it has fewer; in coarse steps.
 
     What is left decides sizes of blocks, and these the last bits of a result: the same command on
     the same machine must find the same.
     """
-    return _USED_STEP * max(-(-int(psutil.Process().memory_info().rss) // _USED_STEP), 2)
+    used = _USED_STEP * max(-(-int(psutil.Process().memory_info().rss) // _USED_STEP), 2)
+    if device.type != "cuda":
+        return memory - used
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(memory - used, free // _USED_STEP * _USED_STEP)
 
 
 def make_plan(
