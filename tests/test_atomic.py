@@ -101,6 +101,30 @@ def _dies_at_event(number: int, work: Callable[[], None]) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
+def half(folder: Path, name: str) -> Path:
+    """What a writer that was killed leaves."""
+    left = folder / f"{atomic.TEMPORARY_PREFIX}0123456789ab-{name}"
+    left.mkdir()
+    (left / ".tmpOfSafetensors").write_text("half")
+    return left
+
+
+def test_the_only_writer_of_a_file_deletes_what_a_killed_one_left_of_it(tmp_path: Path) -> None:
+    of_this, of_another = half(tmp_path, "out[1]"), half(tmp_path, "other-out[1]")
+    write_file(tmp_path / "out[1]", "new")
+    assert of_this.exists(), "another process may be writing it"
+    with atomic.atomic_file(tmp_path / "out[1]", alone=True) as temporary:
+        temporary.write_text("newer")
+    assert sorted(tmp_path.iterdir()) == [of_another, tmp_path / "out[1]"]
+
+
+def test_a_writer_that_makes_files_beside_its_own_leaves_none(tmp_path: Path) -> None:
+    with atomic.atomic_file(tmp_path / "out") as temporary:
+        temporary.with_name(".tmpOfSafetensors").write_text("half")
+        temporary.write_text("new")
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs fork, and folders swapped in one step")
 @writers
 def test_kill_9_at_any_moment_leaves_the_old_or_the_new(tmp_path: Path, write: Write) -> None:

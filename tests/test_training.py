@@ -53,6 +53,19 @@ def assert_equal(first: nn.Module, second: nn.Module) -> None:
         assert value.equal(second.state_dict()[name]), name
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("batch", 0), ("batch", -1), ("steps", -3), ("warmup", -5), ("lr", -1.0), ("lr", 0.0),
+        ("lr", float("nan")), ("weight_decay", -0.1), ("clip", 0.0), ("ema", 1.0), ("ema", -0.1),
+        ("checkpoint_seconds", -1.0),
+    ],
+)  # fmt: skip
+def test_nonsense_is_refused(option: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{option} must be .*, but got {value}"):
+        replace(CONFIG, **{option: value})
+
+
 @pytest.mark.parametrize("interruptions", [(0,), (1,), (3,), (2, 5, 7)])
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 1000.0])
 def test_an_interrupted_run_ends_like_an_undisturbed_one(

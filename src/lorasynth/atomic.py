@@ -1,12 +1,13 @@
 """Write files and folders so that a reader sees the whole of one or none of it.
 
-Each function writes to a temporary name beside the target, flushes to disk, and renames.  A
-process killed at any moment leaves the old content or the new, plus at most a temporary whose name
+Each function writes to a temporary folder beside the target, flushes to disk, and renames.  A
+process killed at any moment leaves the old content or the new, plus at most a folder whose name
 starts with `TEMPORARY_PREFIX`, which the next writer may delete.  (Where the system cannot swap two
 folders in one step, a kill between two renames leaves the old folder under a temporary name.)
 """
 
 import ctypes
+import glob
 import json
 import os
 import shutil
@@ -21,6 +22,9 @@ from safetensors import SafetensorError
 from lorasynth.errors import LorasynthError
 
 TEMPORARY_PREFIX = ".tmp-"
+
+#: Pattern of the token in a temporary name.
+_TOKEN = 12 * "[0-9a-f]"
 
 #: What the user takes from a new file's permissions; it can only be read by setting another.
 _UMASK = os.umask(0o022)
@@ -71,17 +75,42 @@ def make_parent(target: Path) -> None:
         ) from error
 
 
+def remove_leftovers(folder: Path, names: str = "*") -> None:
+    """Delete what killed writers left in a folder, where nobody is writing now.
+
+    Args:
+        folder: where; it need not exist.
+        names: pattern of what follows `TEMPORARY_PREFIX`.
+    """
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}{names}"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
 @contextmanager
-def atomic_file(target: Path | str) -> Iterator[Path]:
+def atomic_file(target: Path | str, *, alone: bool = False) -> Iterator[Path]:
     """Yield a temporary path; on success it becomes `target`, on any error it is deleted.
+
+    The temporary file has a folder of its own, since some writers (safetensors) make further files
+    beside theirs, which a kill would leave.
+
+    Args:
+        target: the file.
+        alone: no other process writes this file, so what a killed one left of it is deleted first.
 
     Raises:
         LorasynthError: the folder cannot be created or written, or the disk is full.
     """
     target = Path(target)
     make_parent(target)
-    temporary = _temporary(target)
+    if alone:
+        remove_leftovers(target.parent, f"{_TOKEN}-{glob.escape(target.name)}")
+    folder = _temporary(target)
+    temporary = folder / target.name
     try:
+        folder.mkdir()
         yield temporary
         _finish_file(temporary)
         temporary.replace(target)
@@ -89,7 +118,7 @@ def atomic_file(target: Path | str) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         raise LorasynthError(f"could not write {target}: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

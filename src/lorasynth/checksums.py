@@ -22,7 +22,9 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file() and path.name != FILE and not path.name.startswith(TEMPORARY_PREFIX)
+        if path.is_file()
+        and path.name != FILE
+        and not any(part.startswith(TEMPORARY_PREFIX) for part in path.relative_to(folder).parts)
     )
 
 

@@ -56,6 +56,21 @@ class Optimisation:
     seed: int = 0
     checkpoint_seconds: float = 120.0
 
+    def __post_init__(self) -> None:
+        least = {"steps": 0, "batch": 1, "warmup": 0, "weight_decay": 0, "checkpoint_seconds": 0}
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise ConfigError(
+                    f"training's {name} must be at least {bound}, but got {getattr(self, name)}"
+                )
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(
+                    f"training's {name} must be above 0, but got {getattr(self, name)}"
+                )
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"training's ema must be from 0 to below 1, but got {self.ema}")
+
     def rate(self, step: int) -> float:
         """The learning rate at a step, as a share of `lr`."""
         if step < self.warmup:
@@ -145,7 +160,7 @@ class Trainer:
             state = self.optimiser.state[parameter]
             tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if state}
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        with atomic_file(self.checkpoint) as temporary:
+        with atomic_file(self.checkpoint, alone=True) as temporary:
             save_file(tensors, temporary, metadata={"step": str(step), "identity": self.identity})
 
     def _resume(self) -> int:

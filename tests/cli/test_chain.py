@@ -137,6 +137,11 @@ def test_library_info_says_what_it_holds(world: World, run: Run) -> None:
     assert facts["rank"] == "2"
     assert facts["columns"].startswith("tiny_one_")
     assert "rank=2" in facts["recipe"]
+    assert "norms" not in facts
+    lines = run("library", "info", world.library, "--statistics").out.splitlines()
+    facts = dict(line.split(maxsplit=1) for line in lines)
+    norms = Library.open(world.library).all_vectors().norm(dim=1)
+    assert facts["norms"].startswith(f"{float(norms.median()):.4g} in the median")
 
 
 def test_the_synthesizer_remembers_its_base_and_trigger(world: World) -> None:

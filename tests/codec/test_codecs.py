@@ -150,6 +150,12 @@ def test_stops_early_and_keeps_the_best_weights() -> None:
     assert float(codec.encode(x).abs().max()) > 0
 
 
+@pytest.mark.parametrize("option", ["lr", "beta", "weight_decay"])
+def test_negative_rates_are_refused(option: str) -> None:
+    with pytest.raises(ConfigError, match=rf"lr must be above 0, .*{option}=-1"):
+        VAEConfig(**{option: -1.0})
+
+
 def test_divergence_is_told() -> None:
     with pytest.raises(ConfigError, match="diverged in epoch"):
         VAE.fit(_correlated(30, 6), VAEConfig(latents=2, epochs=50, lr=1e30))

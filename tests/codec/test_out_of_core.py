@@ -1,9 +1,7 @@
 """PCA of vectors on disk: the same codec as in memory, within memory, whatever kills it."""
 
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kills import kill_after_checkpoint
 from lorasynth.codec import PCA, PCAConfig, load_codec
 from lorasynth.codec.checkpoint import forget
 from lorasynth.codec.out_of_core import OutOfCoreConfig, fit_out_of_core
-from lorasynth.codec.plan import Plan, make_plan
+from lorasynth.codec.plan import Plan, bytes_left, make_plan
 from lorasynth.errors import BundleError, ConfigError, LibraryError
 from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile, write_vectors
@@ -173,6 +172,35 @@ def test_the_way_follows_from_sizes_and_memory(
         assert plan.capacity >= (sizes[2] or 0) + 2 * plan.block
 
 
+def test_the_peak_holds_the_basis_with_the_matrix_that_stays() -> None:
+    plan = make_plan(64_974, 99_648, 10_000, 8 * GB - (512 << 20))
+    assert plan.spill
+    assert plan.peak > 4 * 99_648 * (plan.capacity + 3 * plan.block) + 8 * plan.capacity**2
+
+
+@pytest.mark.parametrize("memory", [5.5, 6, 8, 16])
+def test_krylov_is_planned_only_where_its_blocks_suffice(memory: float) -> None:
+    plan = make_plan(64_974, 99_648, 10_000, int(memory * GB))
+    assert 200 * plan.block >= 2.25 * 10_000
+    with pytest.raises(ConfigError, match="ask for fewer latents"):
+        make_plan(100_000, 2_000_000, 10_000, 85 * GB)
+
+
+def test_ending_early_is_said(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("lorasynth.codec.krylov.MOST_BLOCKS", 6)
+    plans(monkeypatch, way="krylov")
+    codec = fit_out_of_core(on_disk(example(), tmp_path), PCAConfig(latents=20), how(tolerance=0.0))
+    assert codec.report["computation"]["missing"] > 0
+    assert "PCA ended after 6 blocks with" in capsys.readouterr().err
+
+
+def test_a_gpu_with_less_memory_decides(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (3 * GB, 80 * GB))
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert bytes_left(8 * GB, gpu) == 3 * GB // (256 << 20) * (256 << 20)
+    assert bytes_left(2 * GB, gpu) == bytes_left(2 * GB, cpu) < 2 * GB
+
+
 def test_a_method_can_be_asked_for() -> None:
     assert make_plan(2_000, 30_000, 128, 8 * GB, "krylov").way == "krylov"
     assert make_plan(8_192, 99_648, 256, 8 * GB, "exact").way == "gram"
@@ -258,17 +286,10 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path) -> 
     write_vectors(path, vectors.rows(0, 300).repeat(10, 1) * torch.linspace(1, 2, 3_000)[:, None])
     program = [sys.executable, HERE / "fitted.py", path, tmp_path / "run", str(2 * GB), "krylov"]
     undisturbed = tmp_path / "undisturbed"
-    kills, stream = 0, np.random.default_rng()
-    while kills < 3:
-        with subprocess.Popen(
-            [*program, tmp_path / "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as process:
-            while process.poll() is None and not (tmp_path / "run").exists():
-                time.sleep(0.01)
-            time.sleep(float(stream.uniform(0, 0.5)))
-            process.send_signal(signal.SIGKILL)
-        kills += 1
-    subprocess.run([*program, tmp_path / "killed"], check=True, capture_output=True)
+    stream, killed = np.random.default_rng(), [*program, tmp_path / "killed"]
+    for _ in range(3):
+        assert kill_after_checkpoint(killed, tmp_path / "run", stream.uniform(0, 0.1))
+    subprocess.run(killed, check=True, capture_output=True)
     program[3] = tmp_path / "other run"
     subprocess.run([*program, undisturbed], check=True, capture_output=True)
     for name in ("codec.safetensors", "config.json"):

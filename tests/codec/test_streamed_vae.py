@@ -1,9 +1,7 @@
 """Training a VAE on vectors on disk: as in memory, within memory, whatever kills it."""
 
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kills import kill_after_checkpoint
 from lorasynth.codec import VAE, VAEConfig
 from lorasynth.codec.checkpoint import Checkpoint
 from lorasynth.codec.streamed_vae import StreamingConfig, choose_way, fit_streamed
@@ -103,7 +102,7 @@ def test_interrupted_after_any_checkpoint_it_ends_with_the_same_bits(
     assert found.report == expected.report
 
 
-def test_killed_at_a_random_moment_it_ends_with_the_same_bits_within_memory(tmp_path: Path) -> None:
+def test_killed_at_random_moments_it_ends_with_the_same_bits_within_memory(tmp_path: Path) -> None:
     """In processes of their own: in memory it would take 0.8 GB beside Python and torch."""
     path, memory = tmp_path / "vectors.npy", int(0.85 * GB)
     write_vectors(path, torch.randn(200, 24_576).repeat(5, 1))
@@ -112,11 +111,9 @@ def test_killed_at_a_random_moment_it_ends_with_the_same_bits_within_memory(tmp_
         return [sys.executable, HERE / "trained.py", path, tmp_path / run, memory, tmp_path / out]
 
     killed = [str(part) for part in program("run", "killed")]
-    with subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not (tmp_path / "run/training.safetensors").exists():
-            time.sleep(0.01)
-        time.sleep(float(np.random.default_rng().uniform(0, 0.5)))
-        process.send_signal(signal.SIGKILL)
+    for _ in range(2):
+        delay = np.random.default_rng().uniform(0, 0.5)
+        assert kill_after_checkpoint(killed, tmp_path / "run", delay)
     undisturbed = [str(part) for part in program("other run", "undisturbed")]
     for command in (killed, undisturbed):
         done = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -1,4 +1,5 @@
 import json
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -10,12 +11,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+import kills
 from lorasynth.config import from_dict, to_dict
 from lorasynth.errors import BundleError, ConfigError, LibraryError
 from lorasynth.hypernet import CleanError, LatentDiffusion, Prediction, TrainingSet
 from lorasynth.hypernet import train as training
 from lorasynth.hypernet.normaliser import Normaliser
 from lorasynth.hypernet.train import HypernetConfig, accelerator_on, train
+from lorasynth.library.vectors import write_vectors
 
 from . import toy
 
@@ -108,6 +111,20 @@ def test_a_killed_run_resumes_exactly(tmp_path: Path) -> None:
     assert [row["step"] for row in found.history] == [7, 14, 21, 28, 30]
     again = train(toy.data(50), config, objectives=[_never], checkpoint=path)
     assert again.state_dict()["denoiser.leave.weight"].equal(found.denoiser.leave.weight)
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """In processes of its own."""
+    write_vectors(tmp_path / "v.npy", torch.randn(200, kills.LATENTS))
+    killed = kills.command("hypernet", tmp_path / "v.npy", tmp_path / "run", tmp_path / "killed")
+    for delay in torch.rand(2).mul(0.2).tolist():
+        assert kills.kill_after_checkpoint(killed, tmp_path / "run", delay)
+    undisturbed = kills.command(
+        "hypernet", tmp_path / "v.npy", tmp_path / "other run", tmp_path / "undisturbed"
+    )
+    for command in (killed, undisturbed):
+        subprocess.run(command, check=True, capture_output=True)
+    assert kills.contents(tmp_path / "killed") == kills.contents(tmp_path / "undisturbed")
 
 
 def test_a_checkpoint_of_another_run_or_damaged_is_refused(tmp_path: Path) -> None:

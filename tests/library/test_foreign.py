@@ -61,6 +61,7 @@ def test_good_files_are_imported_and_bad_ones_listed(tree: Path, tmp_path: Path)
 
 
 def test_updates_are_kept(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "library").mkdir()  # an empty folder becomes the library
     import_folder(tree, tmp_path / "library")
     library = Library.open(tmp_path / "library")
     for row, name in enumerate(library.ids):

@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+from lorasynth.errors import LibraryError
 from lorasynth.library.groups import groups_by_likeness
 
 
@@ -19,3 +21,11 @@ def test_a_chain_of_likenesses_joins_its_ends() -> None:
     embeddings = torch.stack([angles.cos(), angles.sin()], 1)
     assert groups_by_likeness(embeddings, like=0.6) == [0, 0, 0, 3]
     assert groups_by_likeness(embeddings, like=0.7) == [0, 1, 2, 3]
+
+
+def test_embeddings_that_are_all_alike_are_refused(monkeypatch) -> None:
+    monkeypatch.setattr("lorasynth.library.groups._ROWS", 3)
+    embeddings = torch.eye(9).repeat_interleave(2, 0)
+    assert len(set(groups_by_likeness(embeddings))) == 9
+    with pytest.raises(LibraryError, match=r"from row 3 on most pairs have a cosine of 0\.5"):
+        groups_by_likeness(torch.cat([torch.eye(9)[:3], torch.ones(15, 9)]))

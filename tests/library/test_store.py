@@ -60,7 +60,6 @@ def test_rows_come_in_the_order_asked_for(fill, tmp_path) -> None:
     assert torch.equal(library.vectors(rows), library.all_vectors()[rows])
     every = library.layout.flatten(library.factors(range(6)))
     assert torch.equal(library.layout.flatten(library.factors(rows)), every[rows])
-    assert torch.equal(torch.cat(list(library.batches(4))), library.all_vectors())
     assert library.vectors([]).shape == (0, library.width)
     with pytest.raises(LibraryError, match="rows must be from 0 to 5, but got -1 to 2"):
         library.vectors([-1, 2])
@@ -72,7 +71,6 @@ def test_views_are_parts_of_the_library(fill, tmp_path) -> None:
     red = library.where("hair", "red")
     assert red.ids == ["s1", "s3"]
     assert torch.equal(red.all_vectors(), library.all_vectors()[[1, 3]])
-    assert torch.equal(torch.cat(list(red.batches(1))), red.all_vectors())
     assert red.column("embedding").tolist() == [[2, 3], [6, 7]]
     assert red.table["id"].to_pylist() == red.ids
     assert library.select(library.rows_of(["s4", "s0"])).ids == ["s4", "s0"]

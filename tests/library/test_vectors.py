@@ -60,6 +60,9 @@ def test_blocks_beyond_the_vectors_are_refused(tmp_path: Path) -> None:
     for row, column in ((-1, 0), (2, 0), (0, 3)):
         with pytest.raises(LibraryError, match="a block must lie within the 3 x 4 vectors"):
             file.read_block(row, column, torch.empty(2, 2))
+    for row in (-1, 3):
+        with pytest.raises(LibraryError, match="a block must lie within the 3 x 4 vectors"):
+            file.rows([0, row])
 
 
 def test_what_are_no_vectors_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import resource
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lorasynth.adapter import canonicalise, choose_reference
-from lorasynth.errors import FileFormatError, LayoutError, LibraryError
+from lorasynth.errors import FileFormatError, LayoutError, LibraryError, LorasynthError
 from lorasynth.library import Library
 from lorasynth.library.w2w import PANDAS, import_w2w, published_layout
 from lorasynth.library.w2w_synthetic import imitate_w2w
@@ -187,6 +188,46 @@ def test_rows_that_are_not_finite_are_skipped_and_listed(files: Path, tmp_path: 
     assert import_w2w(str(files), tmp_path / "lib").imported == []
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_rows_that_cannot_be_stored_are_skipped_and_listed(
+    files: Path, tmp_path: Path, dtype: Any
+) -> None:
+    weights = matrix(files)
+    weights[7, 100], weights[9, 0] = 1e5, torch.nan
+    torch.save(weights, weights_of(files))
+    report = import_w2w(str(files), tmp_path / "lib", dtype=dtype)
+    expected = {"row 9": "it has NaN or infinity"}
+    if dtype == "float16":
+        expected["row 7"] = "it does not fit float16"
+    assert report.skipped == expected
+    assert len(report.imported) == ROWS - len(expected)
+
+
+def test_what_was_skipped_is_still_listed_after_a_kill(
+    files: Path, tmp_path: Path, monkeypatch
+) -> None:
+    weights = matrix(files)
+    weights[5, 100] = torch.inf
+    torch.save(weights, weights_of(files))
+    append = Library.append
+
+    def killed_after(*arguments: Any) -> None:
+        append(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Library, "append", killed_after)
+        with pytest.raises(KeyboardInterrupt):
+            import_w2w(str(files), tmp_path / "lib", shard=16)
+    report = import_w2w(str(files), tmp_path / "lib", shard=16)
+    assert report.skipped == {"row 5": "it has NaN or infinity"}
+
+
+def test_an_empty_folder_becomes_the_library(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    assert len(import_w2w(str(files), tmp_path / "lib").imported) == ROWS
+
+
 class Evil:
     """Unpickling it makes a file."""
 
@@ -286,6 +327,19 @@ def test_wrong_files(files: Path, tmp_path: Path, damage, kind, message: str) ->
     with pytest.raises(kind, match=message) as caught:
         import_w2w(str(files), tmp_path / "lib")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("room", [4096, 4 * ROWS * 1557 + 100])
+def test_a_disk_too_small_for_an_imitation(tmp_path: Path, room: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(LorasynthError, match="could not write") as caught:
+            imitate_w2w(tmp_path / "files", ROWS, SHRINK)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_keys_as_weights2weights_spells_them(files: Path, tmp_path: Path) -> None:

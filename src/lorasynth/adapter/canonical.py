@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.adapter.factors import Factor, Factors, map_factors
+from lorasynth.adapter.factors import Factor, Factors, divide, map_factors
 from lorasynth.adapter.gauge import GAUGES, Balanced, Gauge
 from lorasynth.adapter.lapack import solve_batch
 from lorasynth.adapter.layout import Layout
@@ -163,7 +163,7 @@ def _fix_vectors(
     vectors = [_merge(raw[run]).to(wide) for run in runs]
     lengths = torch.cat([torch.linalg.vector_norm(x, dim=-1) for x in vectors], 1).double()
     spectrum = lengths.unflatten(1, (-1, 2)).prod(-1)
-    change = _divide(spectrum.sqrt().repeat_interleave(2, 1), lengths)
+    change = divide(spectrum.sqrt().repeat_interleave(2, 1), lengths)
     if targets:
         goals = [torch.cat(targets[run]).to(wide) for run in runs]
         cross = [torch.linalg.vecdot(x, y) for x, y in zip(vectors, goals, strict=True)]
@@ -251,7 +251,7 @@ def _balance(
     spectrum = spectrum.where(spectrum > least, 0)
     root = spectrum.sqrt()[..., None]
     for_a = torch.linalg.solve_triangular(lower.mT, vectors, upper=True).mT
-    change = torch.stack((root * for_a, _divide((lower @ vectors).mT, root)), 2)
+    change = torch.stack((root * for_a, divide((lower @ vectors).mT, root)), 2)
     return change.flatten(1, 2), spectrum
 
 
@@ -280,13 +280,6 @@ def _merge(vectors: Matrices) -> Float[Tensor, "n k w"]:
     first = vectors[0]
     n, _, width = first.shape
     return first.as_strided((n, len(vectors), width), (first.stride(0), width, first.stride(-1)))
-
-
-def _divide(
-    numerator: Float[Tensor, "*#n"], denominator: Float[Tensor, "*#n"]
-) -> Float[Tensor, "*#n"]:
-    """The quotient, and zero where the denominator is zero."""
-    return torch.where(denominator > 0, numerator / denominator, 0)
 
 
 def _matrices(factors: Factors, modules: Sequence[str]) -> Matrices:

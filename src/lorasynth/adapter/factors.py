@@ -184,16 +184,19 @@ def inner_products(left: Factors, right: Factors) -> Float[Tensor, "n m"]:
 def cosines(left: Factors, right: Factors) -> Float[Tensor, "n m"]:
     """Cosine of ΔW between every adapter of `left` and of `right`; 0 where one of them is zero."""
     lengths = norm(left)[:, None] * norm(right)[None, :]
-    return _divide(inner_products(left, right), lengths)
+    return divide(inner_products(left, right), lengths)
 
 
 def cosine(left: Factors, right: Factors) -> Float[Tensor, "*n"]:
     """Cosine of ΔW of each pair at the same place of the batch; 0 where one of them is zero."""
-    return _divide(inner(left, right), norm(left) * norm(right))
+    return divide(inner(left, right), norm(left) * norm(right))
 
 
-def _divide(products: Tensor, lengths: Tensor) -> Tensor:
-    return torch.where(lengths > 0, products / lengths.where(lengths > 0, 1), 0)
+def divide(
+    numerator: Float[Tensor, "*#n"], denominator: Float[Tensor, "*#n"]
+) -> Float[Tensor, "*#n"]:
+    """The quotient, and zero (without a gradient of NaN) where the denominator is zero."""
+    return torch.where(denominator > 0, numerator / denominator.where(denominator > 0, 1), 0)
 
 
 def _block(left: Factors, right: Factors, start: int, stop: int) -> Float[Tensor, "rows m"]:

@@ -2,12 +2,15 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lorasynth.cli.options import Base, Device, DType, Seed, Settings, Size, load_base, override
 from lorasynth.progress import console
+
+if TYPE_CHECKING:
+    from lorasynth.library import Library
 
 app = typer.Typer(help="Libraries of adapters.", no_args_is_help=True)
 
@@ -108,7 +111,12 @@ def join(
 
 
 @app.command()
-def info(path: Where) -> None:
+def info(
+    path: Where,
+    statistics: Annotated[
+        bool, typer.Option("--statistics", help="Read all vectors for their norms and spread.")
+    ] = False,
+) -> None:
     """Say what a library holds."""
     from lorasynth.library import Library
 
@@ -125,5 +133,22 @@ def info(path: Where) -> None:
         "table": ", ".join(library.table.column_names),
         "recipe": ", ".join(f"{name}={value}" for name, value in library.info.recipe.items()),
     }
+    if statistics:
+        facts |= _statistics(library)
     for name, value in facts.items():
         typer.echo(f"{name:<12}{value}")
+
+
+def _statistics(library: "Library") -> dict[str, str]:
+    """The vectors in figures, from one pass."""
+    from lorasynth.library import streaming_statistics
+
+    found = streaming_statistics(library)
+    mean, variance = found.moments.mean, found.moments.variance
+    least, middle, most = (float(found.norms.quantile(share)) for share in (0.0, 0.5, 1.0))
+    return {
+        "norms": f"{middle:.4g} in the median, {least:.4g} to {most:.4g}",
+        "mean": f"norm {float(mean.norm()):.4g}",
+        "spread": f"{float(variance.mean().sqrt()):.4g} of a number, "
+        f"{float(variance.min().sqrt()):.4g} to {float(variance.max().sqrt()):.4g}",
+    }

@@ -53,8 +53,8 @@ def fit(
 ) -> None:
     """Fit a codec, which turns adapters into latents and back, to a library.
 
-    pca and vae take any number of adapters; run again to go on. pca draws the share of variance by
-    number of components beside the codec, as explained_variance.png.
+    All take any number of adapters; run pca or vae again to go on. pca draws the share of variance
+    by number of components beside the codec, as explained_variance.png.
 
     Example: lorasynth fit pca library -o codec --set latents=128
     """

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lorasynth.atomic import atomic_file
+from lorasynth.atomic import atomic_file, remove_leftovers
 from lorasynth.errors import BundleError, ConfigError
 
 
@@ -39,11 +39,14 @@ class Checkpoint:
         self.folder = folder
         self._identity = json.dumps(dict(identity), sort_keys=True)
         self._seconds = seconds
-        self._saved = time.monotonic()
+        self._since = time.monotonic()
 
     def due(self) -> bool:
-        """Whether it is time to save what a pass has so far."""
-        return self.folder is not None and time.monotonic() - self._saved >= self._seconds
+        """Whether it is time to save what there is so far; if so, the time runs anew."""
+        due = self.folder is not None and time.monotonic() - self._since >= self._seconds
+        if due:
+            self._since = time.monotonic()
+        return due
 
     def save(self, name: str, tensors: Mapping[str, Tensor], **facts: Any) -> None:
         """Write a state; one of the same name is replaced."""
@@ -51,9 +54,8 @@ class Checkpoint:
             return
         header = {"identity": self._identity, "facts": json.dumps(facts)}
         stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        with atomic_file(self._path(name)) as temporary:
+        with atomic_file(self._path(name), alone=True) as temporary:
             save_file(stored, temporary, metadata=header)
-        self._saved = time.monotonic()
 
     def load(self, name: str, device: torch.device | str = "cpu") -> State | None:
         """What was saved under a name; None if nothing was.
@@ -66,11 +68,13 @@ class Checkpoint:
             return None
         try:
             with safetensors.safe_open(
-                str(self._path(name)), framework="pt", device=str(device)
+                str(self._path(name)),
+                framework="pt",
+                device=str(device),
+                backend="pread",  # what is mapped would be in memory twice while it is copied
             ) as file:
                 header = file.metadata() or {}
-                # copies: tensors of an open file may still be on disk
-                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (OSError, safetensors.SafetensorError) as error:
             raise BundleError(
                 f"{self._path(name)} must be an intact checkpoint, but is not ({error}): delete "
@@ -97,6 +101,7 @@ class Checkpoint:
 
 def forget(run: Path) -> None:
     """Delete what a finished computation kept in its folder."""
-    Checkpoint(run, {}).forget("*")
+    Checkpoint(run, {}).forget("[!.]*")
+    remove_leftovers(run)
     if run.is_dir() and not any(run.iterdir()):
         run.rmdir()

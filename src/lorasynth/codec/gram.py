@@ -10,7 +10,9 @@ from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from lorasynth.codec.checkpoint import Checkpoint
-from lorasynth.codec.passes import BlockSource, Moments, accumulate
+from lorasynth.codec.passes import accumulate
+from lorasynth.library.blocks import BlockSource
+from lorasynth.library.statistics import Moments
 from lorasynth.progress import progress
 
 #: Strips that a symmetric product is computed in: only those parts that are on or below its
@@ -56,6 +58,7 @@ def eigen_of_rows(
     if saved is not None:
         start = saved.facts["column"]
         gram.copy_(saved.tensors["gram"])
+    del saved
     with progress("inner products", source.width, done=start) as advance:
         for column in blocks[start // columns :]:
             part = block(column)

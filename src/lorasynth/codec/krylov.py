@@ -27,6 +27,7 @@ from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from lorasynth.codec.checkpoint import Checkpoint
+from lorasynth.codec.plan import MOST_BLOCKS
 from lorasynth.codec.span import orthonormalise
 
 #: Applies the covariance (times a constant) to rows; the text names the pass.
@@ -43,9 +44,6 @@ _PIECE = 256
 
 #: Gains that are looked at.
 _GAINS = 4
-
-#: Blocks after which it ends in any case; the report says how far it came.
-_MOST_BLOCKS = 200
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ def leading_eigenvectors(
                 missing = _judge(run, k)
         if len(fresh) == 0:  # the basis holds all that there is
             missing = 0.0
-        if missing <= tolerance or run.blocks >= _MOST_BLOCKS:
+        if missing <= tolerance or run.blocks >= MOST_BLOCKS:
             break
         if run.used + len(fresh) > capacity:
             with spilled():

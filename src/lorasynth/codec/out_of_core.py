@@ -19,11 +19,13 @@ from lorasynth.codec.checkpoint import Checkpoint
 from lorasynth.codec.contract import VectorSource, require_several
 from lorasynth.codec.gram import eigen_of_columns, eigen_of_rows
 from lorasynth.codec.krylov import leading_eigenvectors
-from lorasynth.codec.passes import BlockSource, Moments
 from lorasynth.codec.pca import PCA, PCAConfig, fix_signs, require_latents, substantial
-from lorasynth.codec.plan import Method, Plan, make_plan, used_bytes
+from lorasynth.codec.plan import Method, Plan, bytes_left, make_plan
 from lorasynth.codec.scaled import Scaled, ScaledConfig
 from lorasynth.config import to_dict
+from lorasynth.library.blocks import BlockSource
+from lorasynth.library.statistics import Moments
+from lorasynth.progress import console
 from lorasynth.randomness import torch_stream
 
 
@@ -75,7 +77,7 @@ def fit_out_of_core(
     require_several(source)
     if config.latents is not None:
         require_latents(config.latents, min(len(source) - 1, source.width), len(source))
-    budget = how.memory - used_bytes()
+    budget = bytes_left(how.memory, torch.device(device))
     # the plan depends on what the process has by now, which differs from run to run
     plan = _planned(source, config, how, budget, run)
     if plan.way == "memory":
@@ -132,6 +134,8 @@ class _Fit:
         identity = {**_identity(source, config, how), "plan": to_dict(plan)}
         self.checkpoint = Checkpoint(run, identity, how.checkpoint_seconds)
         self.report: dict[str, Any] = {"way": plan.way, "vectors": len(source)}
+        #: Components to look for.
+        self.wanted = config.latents or min(len(source) - 1, source.width)
 
     def codec(self) -> PCA:
         """The fitted codec."""
@@ -174,9 +178,8 @@ class _Fit:
         unit: Float64[Tensor, " D"],
         mixtures: Float32[Tensor, "l D"],
     ) -> tuple[Float32[Tensor, "k D"], Float64[Tensor, " k"]]:
-        wanted = self.config.latents or min(len(self.source) - 1, self.source.width)
         if moments.total == 0:
-            require_latents(wanted, 0, len(self.source))
+            require_latents(self.wanted, 0, len(self.source))
         inverse, less = (1 / unit).float(), moments.mean.float().cpu()
 
         def apply(rows: Float32[Tensor, "l D"], name: str) -> Float32[Tensor, "l D"]:
@@ -195,29 +198,34 @@ class _Fit:
         found = leading_eigenvectors(
             apply,
             mixtures.mul_(inverse),
-            wanted,
+            self.wanted,
             self.plan.capacity,
             self.how.tolerance,
             self.checkpoint,
             spill=self.plan.spill,
         )
         kept = substantial(found.values)
-        require_latents(wanted, len(kept), len(self.source))
+        require_latents(self.wanted, len(kept), len(self.source))
         self.report |= {"missing": found.missing, "blocks": found.blocks}
+        if found.missing > self.how.tolerance:
+            console.print(
+                f"PCA ended after {found.blocks} blocks with {found.missing:.2%} of the variance "
+                f"missing, by estimate, instead of {self.how.tolerance:.2%}: more memory makes "
+                "larger blocks",
+                soft_wrap=True,
+            )
         return found.vectors, found.values
 
     def _all(
         self, moments: Moments, unit: Float64[Tensor, " D"]
     ) -> tuple[Float32[Tensor, "k D"], Float64[Tensor, " k"]]:
-        most = min(len(self.source) - 1, self.source.width)
-        wanted = self.config.latents or most
         if len(self.source) <= self.source.width:
             components, values = eigen_of_rows(
-                self.source, moments, unit, self.plan.columns, wanted, self.checkpoint
+                self.source, moments, unit, self.plan.columns, self.wanted, self.checkpoint
             )
         else:
             components, values = eigen_of_columns(
-                self.source, moments, unit, self.plan.rows, wanted, self.checkpoint
+                self.source, moments, unit, self.plan.rows, self.wanted, self.checkpoint
             )
         rank = len(substantial(values))
         latents = rank if self.config.latents is None else self.config.latents

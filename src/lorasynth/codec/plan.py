@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import psutil
+import torch
 
 from lorasynth.errors import ConfigError
 
@@ -17,7 +18,7 @@ _LEAST_BLOCK, _MOST_BLOCK = 1 << 20, 64 << 20
 #: Bytes for what is not counted here: buffers of matrix products, a checkpoint being written.
 _SLACK = 96 << 20
 
-#: Steps in which the memory of the process is counted; Python with torch takes less than two.
+#: Steps in which memory that is used or free is counted; Python with torch takes less than two.
 _USED_STEP = 256 << 20
 
 #: What an operation in float64 costs, in those of float32.
@@ -36,11 +37,17 @@ _BLOCK_SHARE = 5
 #: Vectors in a Krylov block at least.
 _LEAST_VECTORS = 8
 
+#: Krylov blocks after which it ends in any case; the report says how far it came.
+MOST_BLOCKS = 200
+
 #: Below so many, products are slow and reading takes longer than they do.
 _GOOD_VECTORS = 64
 
 #: Bytes that a decomposition of an s x s matrix takes for each of its numbers, the matrix included.
 _EIGEN = 32
+
+#: Bytes of a number of that matrix itself.
+_WHOLE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +76,17 @@ class Plan:
     spill: bool = False
 
 
-def used_bytes() -> int:
-    """The memory that this process has now, in coarse steps.
+def bytes_left(memory: int, device: torch.device) -> int:
+    """Bytes of `memory` that the process has left, or a GPU where it has fewer; in coarse steps.
 
     What is left decides sizes of blocks, and these the last bits of a result: the same command on
     the same machine must find the same.
     """
-    return _USED_STEP * max(-(-int(psutil.Process().memory_info().rss) // _USED_STEP), 2)
+    used = _USED_STEP * max(-(-int(psutil.Process().memory_info().rss) // _USED_STEP), 2)
+    if device.type != "cuda":
+        return memory - used
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(memory - used, free // _USED_STEP * _USED_STEP)
 
 
 def make_plan(
@@ -135,14 +146,18 @@ def _gram(n: int, d: int, k: int, budget: int) -> Plan:
 
 
 def _krylov(n: int, d: int, k: int, budget: int, *, spill: bool) -> Plan:
-    """With blocks of k/4 vectors, or smaller ones where these leave too little for the basis."""
-    block = max(_LEAST_VECTORS, -(-k // 4), min(k, _GOOD_VECTORS))
+    """With blocks of k/4 vectors, or smaller ones where these leave too little for the basis.
+
+    They are never so small that `MOST_BLOCKS` of them are too few.
+    """
+    least = max(_LEAST_VECTORS, math.ceil(_GROWTH * k / MOST_BLOCKS))
+    block = max(least, -(-k // 4), min(k, _GOOD_VECTORS))
     while True:
         plan = _krylov_in_blocks(n, d, k, budget, block, spill=spill)
         fits = plan.peak <= budget and 12 * d * block <= budget // _BLOCK_SHARE
-        if fits or block == _LEAST_VECTORS:
+        if fits or block == least:
             return plan
-        block = max(_LEAST_VECTORS, block // 2)
+        block = max(least, block // 2)
 
 
 def _krylov_in_blocks(n: int, d: int, k: int, budget: int, block: int, *, spill: bool) -> Plan:
@@ -150,13 +165,13 @@ def _krylov_in_blocks(n: int, d: int, k: int, budget: int, block: int, *, spill:
     fixed = 12 * d * block + 8 * rows * d + _SLACK
     smallest, best = k + 2 * block, math.ceil(1.2 * _GROWTH * k) + 3 * block
     room = max(budget - fixed, 0)
-    # 4·d·m + 32·m² <= room, or the larger of the two where the basis may leave memory
-    together = int((math.sqrt(16.0 * d**2 + 4.0 * _EIGEN * room) - 4.0 * d) / (2.0 * _EIGEN))
-    apart = int(min(room / (4 * d), math.sqrt(room / _EIGEN)))
+    together = _side(4 * d, _EIGEN, room)
+    # where the basis may leave memory, it is there with H alone, or H's decomposition is
+    apart = min(_side(4 * d, _WHOLE, room), _side(0, _EIGEN, room))
     spilled = spill and together < smallest
     capacity = max(smallest, min(best, least + block, apart if spilled else together))
-    parts = (4 * d * capacity, _EIGEN * capacity**2)
-    peak = fixed + (max(parts) if spilled else sum(parts))
+    basis, eigen = 4 * d * capacity, _EIGEN * capacity**2
+    peak = fixed + (max(basis + _WHOLE * capacity**2, eigen) if spilled else basis + eigen)
     cost = 4.0 * n * d * _GROWTH * k + 8.0 * d * (_GROWTH * k) ** 2
     return Plan(
         way="krylov",
@@ -167,6 +182,11 @@ def _krylov_in_blocks(n: int, d: int, k: int, budget: int, block: int, *, spill:
         capacity=capacity,
         spill=spilled,
     )
+
+
+def _side(linear: int, square: int, room: int) -> int:
+    """The largest m with square·m² + linear·m <= room."""
+    return int((math.sqrt(linear**2 + 4.0 * square * room) - linear) / (2.0 * square))
 
 
 def _block_bytes(budget: int) -> int:

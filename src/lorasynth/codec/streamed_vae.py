@@ -21,13 +21,13 @@ from lorasynth.codec import passes
 from lorasynth.codec.checkpoint import Checkpoint
 from lorasynth.codec.contract import gather, require_several
 from lorasynth.codec.out_of_core import Source
-from lorasynth.codec.passes import read_ahead, read_rows
-from lorasynth.codec.plan import used_bytes
+from lorasynth.codec.plan import bytes_left
 from lorasynth.codec.scaled import Scaled, ScaledConfig
 from lorasynth.codec.vae import VAE, VAEConfig
 from lorasynth.codec.vae_training import Training, split
 from lorasynth.config import to_dict
 from lorasynth.errors import ConfigError
+from lorasynth.library.blocks import read_ahead, read_rows
 
 Way = Literal["memory", "streamed"]
 
@@ -129,9 +129,9 @@ def fit_streamed(
         "vectors": source.fingerprint,
         "shape": [len(source), source.width],
     }
-    way = _way(source, config, how, Checkpoint(run, {"way of": identity}, 0.0))
-    checkpoint = Checkpoint(run, {**identity, "way": way}, how.checkpoint_seconds)
     device = torch.device(device)
+    way = _way(source, config, how, device, Checkpoint(run, {"way of": identity}, 0.0))
+    checkpoint = Checkpoint(run, {**identity, "way": way}, how.checkpoint_seconds)
     codec = VAE.untrained(config, source.width, device)
     scaling = ScaledConfig(scale=config.scale)
     if way == "memory":
@@ -146,7 +146,9 @@ def fit_streamed(
     return codec
 
 
-def _way(source: Source, config: VAEConfig, how: StreamingConfig, kept: Checkpoint) -> Way:
+def _way(
+    source: Source, config: VAEConfig, how: StreamingConfig, device: torch.device, kept: Checkpoint
+) -> Way:
     """The way of the run's first start, or the one that fits what the process has by now."""
     saved = kept.load("way")
     if saved is not None:
@@ -159,7 +161,7 @@ def _way(source: Source, config: VAEConfig, how: StreamingConfig, kept: Checkpoi
         source.width,
         config.batch,
         4 * sum(parameter.numel() for parameter in codec.parameters()),
-        how.memory - used_bytes(),
+        bytes_left(how.memory, device),
         spill=kept.folder is not None,
     )
     kept.save("way", {}, way=way)

@@ -66,6 +66,11 @@ class VAEConfig:
                 "a VAE's latents, depth, hidden, epochs and batch must be at least 1, but one is "
                 f"not: {self}"
             )
+        if not (self.lr > 0 and self.beta >= 0 and self.weight_decay >= 0):
+            raise ConfigError(
+                "a VAE's lr must be above 0, its beta and weight_decay at least 0, but got "
+                f"lr={self.lr}, beta={self.beta}, weight_decay={self.weight_decay}"
+            )
         if not 0 < self.validation < 1:
             raise ConfigError(
                 f"a VAE's validation share must be between 0 and 1, but got {self.validation}"

@@ -32,7 +32,7 @@ class Examples(Protocol):
         ...
 
     def batches(self, groups: Sequence[Int64[Tensor, "_"]]) -> Iterator[Float[Tensor, "_ D"]]:
-        """Vectors to train on, by their numbers; one may be overwritten two batches later."""
+        """Vectors to train on, by their numbers; one may be overwritten when the next is due."""
         ...
 
     def sample(self) -> Iterator[Float[Tensor, "_ D"]]:

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import torch
 
-from lorasynth.codec import CODECS, PCA, Codec, PCAConfig, VAEConfig
+from lorasynth.codec import CODECS, PCA, Codec, PCAConfig, Scaled, ScaledConfig, VAEConfig
 from lorasynth.codec.checkpoint import forget
+from lorasynth.codec.contract import require_several
 from lorasynth.codec.out_of_core import OutOfCoreConfig, Source, fit_out_of_core
 from lorasynth.codec.streamed_vae import StreamingConfig, fit_streamed
 from lorasynth.experiments.explained_variance import draw_explained_variance
+from lorasynth.library.statistics import streaming_statistics
 
 
 def fit_into(
@@ -23,14 +25,17 @@ def fit_into(
     half: bool = False,
     device: torch.device | str = "cpu",
 ) -> Codec:
-    """Fit a codec and save it; PCA and VAE take any number of adapters, and resume.
+    """Fit a codec and save it; PCA, VAE and Scaled take any number of adapters.
+
+    PCA and VAE resume; Scaled takes one pass.
 
     Args:
         out: folder to write; PCA's has explained_variance.png too.
         name: of the codec.
         source: vectors to fit to.
         config: of the codec's kind.
-        memory: bytes that the process may have; other codecs take what they need.
+        memory: bytes that PCA and VAE may take; Scaled takes two blocks of vectors, codecs of
+            other packages what they need.
         run: folder for what is kept on the way, until the codec is written.
         tolerance: what PCA may miss where it cannot be exact (`OutOfCoreConfig`).
         half: store the codec's matrices as fp16.
@@ -47,6 +52,10 @@ def fit_into(
     elif isinstance(config, VAEConfig):
         within = StreamingConfig(memory=memory)
         codec = fit_streamed(source, config, within, run=kept, device=device)
+    elif isinstance(config, ScaledConfig):
+        require_several(source)
+        found = streaming_statistics(source).moments
+        codec = Scaled.of(config, found.mean.float(), found.variance.sqrt().float()).to(device)
     else:
         codec = CODECS.get(name).fit(source, config, device=device)
     codec.save(out, half=half)

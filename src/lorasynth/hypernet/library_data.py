@@ -3,9 +3,9 @@
 import torch
 
 from lorasynth.codec import Codec
-from lorasynth.codec.passes import row_blocks
 from lorasynth.hypernet.batches import TrainingSet
 from lorasynth.library import Library, LibraryView
+from lorasynth.library.blocks import row_blocks
 
 #: Vectors that are encoded at a time; the next are read meanwhile.
 _ROWS = 256

@@ -323,7 +323,7 @@ class _Run:
         if not self.accelerator.is_main_process:
             return
         state = {"identity": self.identity, "step": step, "history": self.model.history}
-        with atomic_file(self.checkpoint) as temporary:
+        with atomic_file(self.checkpoint, alone=True) as temporary:
             save_file(
                 {
                     name: value.detach().cpu().contiguous().clone()

@@ -20,7 +20,7 @@ from lorasynth.errors import LibraryError
 def write_column(path: Path, values: Tensor, ids: Sequence[str]) -> None:
     """Write an array whose first axis runs over `ids`."""
     values = values.detach().cpu().clone().contiguous()
-    header = {"ids": _hash_ids(ids), "values": _hash_values(values)}
+    header = {"ids": hash_lines(ids), "values": hash_numbers(values)}
     with atomic_file(path) as temporary:
         save_file({"values": values}, temporary, metadata=header)
 
@@ -49,16 +49,18 @@ def read_column(path: Path, ids: Sequence[str]) -> Tensor:
             f"a column must cover all {len(ids)} adapters, but {path} covers {len(values)}: "
             f"{advice}"
         )
-    if header.get("ids") != _hash_ids(ids):
+    if header.get("ids") != hash_lines(ids):
         raise LibraryError(f"column {path} belongs to other adapters: {advice}")
-    if header.get("values") != _hash_values(values):
+    if header.get("values") != hash_numbers(values):
         raise LibraryError(f"column {path} has changed since it was written: {advice}")
     return values
 
 
-def _hash_ids(ids: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+def hash_lines(lines: Sequence[str]) -> str:
+    """SHA-256 of some lines, such as ids."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _hash_values(values: Tensor) -> str:
+def hash_numbers(values: Tensor) -> str:
+    """SHA-256 of the numbers of a contiguous tensor in the processor's memory."""
     return hashlib.sha256(values.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()

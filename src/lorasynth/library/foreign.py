@@ -110,7 +110,7 @@ class _Import:
         self.folder = folder
         self.out = out
         self.gauge = gauge
-        self.library = Library.open(out) if out.exists() else None
+        self.library = Library.open(out) if Library.is_at(out) else None
         self.report = ImportReport()
 
     def id_of(self, path: Path) -> str:

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lorasynth.errors import LibraryError
+
 #: Cosine of ArcFace embeddings above which two pictures are taken to show one person.  Pictures of
 #: two people hardly ever reach it (their cosines are about 0.05 ± 0.1).
 LIKE = 0.5
@@ -21,6 +23,9 @@ def groups_by_likeness(embeddings: Float[Tensor, "n e"], like: float = LIKE) -> 
     Args:
         embeddings: one for each row, of any length.
         like: least cosine of two rows that are joined.
+
+    Raises:
+        LibraryError: most pairs of thousands of rows are alike.
     """
     unit = torch.nn.functional.normalize(embeddings.float(), dim=1)
     leader = list(range(len(unit)))
@@ -33,7 +38,13 @@ def groups_by_likeness(embeddings: Float[Tensor, "n e"], like: float = LIKE) -> 
 
     for start in range(0, len(unit), _ROWS):
         alike = unit[start : start + _ROWS] @ unit[start:].T >= like
-        for first, second in (alike.nonzero() + start).tolist():
-            one, other = sorted((find(first), find(second)))
-            leader[other] = one
+        if alike.count_nonzero() > _ROWS * len(unit) // 2:
+            raise LibraryError(
+                f"embeddings must tell people apart, but from row {start} on most pairs have a "
+                f"cosine of {like} or more: use those of an encoder of faces"
+            )
+        for row, others in enumerate(alike, start):
+            for other in (others.nonzero().flatten() + start).tolist():
+                one, joined = sorted((find(row), find(other)))
+                leader[joined] = one
     return [find(row) for row in range(len(unit))]

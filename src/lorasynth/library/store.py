@@ -9,12 +9,10 @@ Shards appear by one rename and never change, so a process killed at any moment 
 complete shard, and readers need no lock.  Writers take turns by a file lock.
 """
 
-import hashlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +37,10 @@ from lorasynth.adapter import (
     map_factors,
     require_finite,
 )
-from lorasynth.atomic import TEMPORARY_PREFIX, atomic_file, write_json
+from lorasynth.atomic import atomic_file, remove_leftovers, write_json
 from lorasynth.config import from_dict, read_json, to_dict
 from lorasynth.errors import ConfigError, LibraryError
-from lorasynth.library.columns import read_column, write_column
+from lorasynth.library.columns import hash_lines, hash_numbers, read_column, write_column
 from lorasynth.library.shard import Shard, write_shard
 from lorasynth.library.vectors import Stored
 
@@ -214,25 +212,23 @@ class Library:
         starts, end = self._starts, row + len(out)
         if not 0 <= row <= end <= starts[-1]:
             raise LibraryError(f"rows must be from 0 to {starts[-1] - 1}, but got {row} to {end}")
-        for shard, start in zip(self._shards, starts, strict=False):
-            first, last = max(row, int(start)), min(end, int(start) + shard.count)
-            if first < last:
-                part = out[first - row : last - row]
-                shard.vectors.read_block(first - int(start), column, part, less)
+        home = int(np.searchsorted(starts, row, side="right")) - 1
+        while row < end:
+            start, last = int(starts[home]), min(end, int(starts[home + 1]))
+            part, out = out[: last - row], out[last - row :]
+            self._shards[home].vectors.read_block(row - start, column, part, less)
+            home, row = home + 1, last
 
     @property
     def fingerprint(self) -> str:
         """Identifies the vectors: a hash of the shards' own checksums."""
-        return _hash_text([shard.fingerprint for shard in self._shards])
+        return hash_lines([shard.fingerprint for shard in self._shards])
 
     def all_vectors(self) -> Float[Tensor, "n D"]:
         """All canonical vectors, in float32."""
-        return self.vectors(np.arange(len(self)))
-
-    def batches(self, size: int = 256) -> Iterator[Float[Tensor, "n D"]]:
-        """All canonical vectors in row order, at most `size` at a time."""
-        for start in range(0, len(self), size):
-            yield self.vectors(np.arange(start, min(start + size, len(self))))
+        result = torch.empty(len(self), self.width)
+        self.read_block(0, 0, result)
+        return result
 
     def factors(self, rows: Sequence[int] | NDArray[np.integer]) -> Factors:
         """Raw factors of some rows, stacked, in the order asked for.
@@ -307,7 +303,7 @@ class Library:
                 f"{self.path / _REFERENCE} must be readable, but is not ({error}): restore it from "
                 "a copy"
             ) from error
-        if _hash_vector(vector) != self.info.reference_hash:
+        if hash_numbers(vector) != self.info.reference_hash:
             raise LibraryError(
                 f"{self.path / _REFERENCE} has changed since the library began: restore it from a "
                 "copy"
@@ -400,8 +396,9 @@ class Library:
         folders = sorted((self.path / "shards").glob("[0-9]*"))
         known = {shard.path: shard for shard in getattr(self, "_shards", [])}
         self._shards = [known.get(path) or Shard(path, self.layout) for path in folders]
+        self.__dict__.pop("_starts", None)  # counted anew
 
-    @property
+    @cached_property
     def _starts(self) -> NDArray[np.int64]:
         """First row of each shard, and N."""
         return np.cumsum([0, *(shard.count for shard in self._shards)])
@@ -451,18 +448,14 @@ class Library:
         vector = vector.detach().cpu().float().contiguous()
         with atomic_file(self.path / _REFERENCE) as temporary:
             save_file({"vector": vector}, temporary)
-        stated = {**to_dict(self.info), "reference_hash": _hash_vector(vector)}
+        stated = {**to_dict(self.info), "reference_hash": hash_numbers(vector)}
         write_json(self.path / _INFO, stated)
         self.info = _read_info(self.path)
 
     def _remove_leftovers(self) -> None:
         """Delete what a killed writer left; the lock says that nobody is writing it now."""
         for folder in (self.path, self.path / "shards", self.path / "columns"):
-            for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
-                if leftover.is_dir():
-                    shutil.rmtree(leftover, ignore_errors=True)
-                else:
-                    leftover.unlink(missing_ok=True)
+            remove_leftovers(folder)
 
     def _column_path(self, name: str) -> Path:
         return self.path / "columns" / f"{name}.safetensors"
@@ -504,7 +497,7 @@ class LibraryView:
     @property
     def fingerprint(self) -> str:
         """Identifies the vectors and their order."""
-        return _hash_text([self.library.fingerprint, *map(str, self.rows.tolist())])
+        return hash_lines([self.library.fingerprint, *map(str, self.rows.tolist())])
 
     def read_block(
         self,
@@ -528,11 +521,6 @@ class LibraryView:
     def all_vectors(self) -> Float[Tensor, "n D"]:
         """Canonical vectors, in float32."""
         return self.library.vectors(self.rows)
-
-    def batches(self, size: int = 256) -> Iterator[Float[Tensor, "n D"]]:
-        """Canonical vectors, at most `size` at a time."""
-        for start in range(0, len(self), size):
-            yield self.library.vectors(self.rows[start : start + size])
 
     def factors(self) -> Factors:
         """Raw factors, stacked."""
@@ -562,11 +550,3 @@ def _complaints(read: Callable[[], object]) -> list[str]:
     except LibraryError as error:
         return [str(error)]
     return []
-
-
-def _hash_text(lines: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _hash_vector(vector: Tensor) -> str:
-    return hashlib.sha256(vector.numpy().tobytes()).hexdigest()

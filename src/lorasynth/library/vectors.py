@@ -88,11 +88,7 @@ class VectorFile:
             LibraryError: the block reaches beyond the vectors, or the file cannot be read.
         """
         count, width = out.shape
-        if row < 0 or column < 0 or row + count > self._count or column + width > self.width:
-            raise LibraryError(
-                f"a block must lie within the {self._count} x {self.width} vectors of {self.path}, "
-                f"but got {count} x {width} at ({row}, {column})"
-            )
+        self._require_within(row, column, count, width)
         step = max(1, _READ_BYTES // (max(width, 1) * self.dtype.itemsize))
         scratch = torch.empty(min(step, count), width, dtype=self.dtype)
         with self._open() as file:
@@ -103,7 +99,13 @@ class VectorFile:
                 _convert(piece, rows, less)
 
     def rows(self, index: Sequence[int]) -> Float32[Tensor, "n D"]:
-        """Some vectors, in the order asked for."""
+        """Some vectors, in the order asked for.
+
+        Raises:
+            LibraryError: there is no such vector, or the file cannot be read.
+        """
+        for row in index:
+            self._require_within(row, 0, 1, self.width)
         result = torch.empty(len(index), self.width)
         scratch = torch.empty(1, self.width, dtype=self.dtype)
         with self._open() as file:
@@ -117,6 +119,13 @@ class VectorFile:
         result = torch.empty(self._count, self.width)
         self.read_block(0, 0, result)
         return result
+
+    def _require_within(self, row: int, column: int, count: int, width: int) -> None:
+        if row < 0 or column < 0 or row + count > self._count or column + width > self.width:
+            raise LibraryError(
+                f"a block must lie within the {self._count} x {self.width} vectors of {self.path}, "
+                f"but got {count} x {width} at ({row}, {column})"
+            )
 
     @property
     def _row_bytes(self) -> int:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lorasynth.adapter import Factor, Factors, Layout, Slot, map_factors
@@ -122,7 +122,7 @@ def import_w2w(
     files = W2WFiles.find(source)
     rows = _subjects(files, person, embeddings)
     recipe = {"source": "weights2weights", "scale": files.scale, "rows": len(rows)}
-    if out.exists():
+    if Library.is_at(out):
         library = Library.open(out)
         if library.info.recipe != recipe or library.layout != files.layout:
             raise LibraryError(
@@ -138,23 +138,34 @@ def import_w2w(
             last = min(first + shard, len(rows))
             _take(library, files.factors(first, last), rows[first:last], report)
             advance(last - first, f"{len(report.imported)} in, {len(report.skipped)} skipped")
-        write_json(out / SKIPPED, report.skipped)
     return report
 
 
 def _take(
     library: Library, factors: Factors, rows: Sequence[dict[str, Any]], report: ImportReport
 ) -> None:
-    """Append the adapters whose numbers are finite as one shard; note the others."""
-    finite = torch.stack([x.flatten(1).isfinite().all(1) for f in factors.values() for x in f])
-    usable = finite.all(0)
-    for row in (~usable).nonzero().flatten().tolist():
-        report.skipped[f"row {rows[row]['row']}"] = "it has NaN or infinity"
+    """Append the adapters whose numbers can be stored as one shard; list the others before that."""
+    dtype = library.info.dtype
+    stored = map_factors(lambda x: x.to(getattr(torch, dtype)), factors)
+    finite, usable = _finite(factors), _finite(stored)
+    skipped = {
+        f"row {rows[row]['row']}": (
+            f"it does not fit {dtype}" if finite[row] else "it has NaN or infinity"
+        )
+        for row in (~usable).nonzero().flatten().tolist()
+    }
+    if skipped:
+        report.skipped |= skipped
+        write_json(library.path / SKIPPED, report.skipped)
     kept = [row for row, good in zip(rows, usable.tolist(), strict=True) if good]
     if kept:
-        wide = getattr(torch, library.info.dtype)
-        library.append(map_factors(lambda x: x[usable].to(wide), factors), kept)
+        library.append(map_factors(lambda x: x[usable], stored), kept)
         report.imported += [row["id"] for row in kept]
+
+
+def _finite(factors: Factors) -> Bool[Tensor, " n"]:
+    """Which adapters have finite numbers alone."""
+    return torch.stack([x.flatten(1).isfinite().all(1) for f in factors.values() for x in f]).all(0)
 
 
 def _skipped_before(out: Path) -> dict[str, str]:

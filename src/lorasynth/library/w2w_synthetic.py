@@ -5,6 +5,8 @@ full size take no memory.
 """
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +38,16 @@ def imitate_w2w(folder: Path, rows: int = PUBLISHED_ROWS, shrink: int = 1, seed:
 
     Returns:
         The layout of the adapters.
+
+    Raises:
+        LorasynthError: the folder cannot be written, or the disk is full.
     """
     layout = published_layout(shrink)
     config = SyntheticConfig(rows=rows, width=layout.size, seed=seed)
     with atomic_directory(folder) as temporary:
         _write_matrix(temporary / WEIGHTS, SyntheticVectors(config))
-        torch.save(_dimensions(layout), temporary / DIMENSIONS)
+        with _disk_errors():
+            torch.save(_dimensions(layout), temporary / DIMENSIONS)
         write_json(temporary / CONFIG, {"peft_type": "LORA", "r": 1, "lora_alpha": ALPHA})
         csv.write_csv(_table(rows, seed), temporary / TABLES[1])
     return layout
@@ -50,7 +56,7 @@ def imitate_w2w(folder: Path, rows: int = PUBLISHED_ROWS, shrink: int = 1, seed:
 def _write_matrix(path: Path, vectors: SyntheticVectors) -> None:
     """What `torch.save` writes of the matrix, which is never in memory."""
     shape = (len(vectors), vectors.config.width)
-    with tempfile.TemporaryDirectory(dir=path.parent) as empty:
+    with tempfile.TemporaryDirectory(dir=path.parent) as empty, _disk_errors():
         name, size = str(Path(empty) / "empty"), 4 * shape[0] * shape[1]
         storage = torch.UntypedStorage.from_file(name, shared=True, nbytes=size)
         matrix = torch.empty(0).set_(storage, 0, shape)  # type: ignore[call-overload]
@@ -63,6 +69,15 @@ def _write_matrix(path: Path, vectors: SyntheticVectors) -> None:
         file.seek(start)
         for block in vectors.blocks():
             block.numpy().tofile(file)
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """What torch reports of a file that it cannot write, as anything else does."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(str(error).splitlines()[0]) from error
 
 
 def _dimensions(layout: Layout) -> dict[str, tuple[tuple[int], torch.Size]]:

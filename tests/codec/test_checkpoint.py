@@ -1,0 +1,53 @@
+"""States in a folder: when it is time for one, what reading one takes."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorasynth.codec.checkpoint import Checkpoint, forget
+
+
+def test_what_is_saved_in_between_does_not_put_off_the_next(tmp_path: Path, monkeypatch) -> None:
+    now = 0
+    monkeypatch.setattr("lorasynth.codec.checkpoint.time.monotonic", lambda: now)
+    checkpoint, due = Checkpoint(tmp_path, {}, seconds=10.0), []
+    for now in range(1, 31):
+        if checkpoint.due():
+            due.append(now)
+        checkpoint.save("best", {"x": torch.zeros(1)})
+    assert due == [10, 20, 30]
+
+
+def test_what_a_killed_run_left_is_deleted(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "run", {})
+    checkpoint.save("state", {"x": torch.zeros(1)})
+    left = tmp_path / "run/.tmp-0123456789ab-state.safetensors"
+    for done in (
+        lambda: checkpoint.save("state", {"x": torch.zeros(1)}),
+        partial(forget, left.parent),
+    ):
+        left.mkdir()
+        (left / "half").write_text("half")
+        done()
+        assert not left.exists()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_state_is_in_memory_once_while_it_is_read(tmp_path: Path) -> None:
+    checkpoint, size = Checkpoint(tmp_path, {}), 64 << 20
+    checkpoint.save("state", {name: torch.rand(size // 16) for name in "abcd"})
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is that from here on
+    before = peak()
+    state = checkpoint.load("state")
+    assert state is not None
+    assert peak() - before < 1.3 * size
+
+
+def peak() -> int:
+    """The most memory that this process had, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
