@@ -26,8 +26,13 @@ def read_description(name: str, file: str) -> dict[str, Any]:
     Raises:
         BaseModelError: there is no such file, or it holds something else.
     """
+    local = Path(name)
+    if not local.exists() and "/" not in name:
+        raise BaseModelError(
+            f"a base model must be a pipeline folder, or a hub id as owner/name, but {name!r} is "
+            "neither: check the path"
+        )
     try:
-        local = Path(name)
         path = local / file if local.exists() else Path(hf_hub_download(name, file))
         value = json.loads(path.read_text(encoding="utf-8"))
     except Exception as error:

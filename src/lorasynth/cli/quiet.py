@@ -4,6 +4,6 @@ import os
 
 
 def quiet() -> None:
-    """Let diffusers and transformers report errors only; call before they are imported."""
-    for library in ("DIFFUSERS", "TRANSFORMERS"):
+    """Let the libraries of models report errors only; call before they are imported."""
+    for library in ("DIFFUSERS", "TRANSFORMERS", "HF_HUB"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")

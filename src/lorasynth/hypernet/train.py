@@ -165,6 +165,7 @@ class _Run:
             denoiser.parameters(),
             lr=self.optimisation.lr,
             weight_decay=self.optimisation.weight_decay,
+            fused=not accelerator.is_fsdp2,  # which shards weights as tensors that it refuses
         )
         self.parallel: nn.Module
         self.parallel, self.stepper = accelerator.prepare(denoiser, self.optimiser)

@@ -1,1 +1,1 @@
-"""Measures: likeness, prompt following, diversity, memorisation."""
+"""Measures: likeness, attributes and prompts, diversity, calibration, intervals."""

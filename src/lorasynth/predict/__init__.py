@@ -1,4 +1,4 @@
-"""The second road: a regression and its codec, trained through the base model's own loss."""
+"""Trained through the base model's own loss: a regression with its codec, and an IP-Adapter."""
 
 from lorasynth.predict.predictor import Predictor
 from lorasynth.predict.train import Predicting, PredictorTraining, train_predictor
