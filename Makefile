@@ -11,11 +11,11 @@ PINNED = .venv/.pinned
 READY = .venv/.ready
 SCRATCH = build/wheel
 
-.PHONY: help demo test check lint types imports docs wheel bundle bench lock clean
+.PHONY: help demo test test-long check lint types imports docs wheel bundle bench lock clean
 
 help:
 	@echo "make demo    synthesise adapters for unseen subjects and write one page: demo/"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests (make test-long: those with many processes)"
 	@echo "make check   lint, types, import layers, docs and the wheel"
 	@echo "make docs    build the docs: docs/_build/html"
 	@echo "make bundle  make the shipped models again from nothing (hours; resumes)"
@@ -42,6 +42,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/pytest -n $(JOBS) --dist worksteal
+
+test-long: $(READY)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m long
 
 check: lint types imports docs wheel
 

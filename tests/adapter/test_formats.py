@@ -35,14 +35,14 @@ def unet_adapter(make_factors) -> Adapter:
 
 
 def test_diffusers_folder_has_the_usual_name(unet_adapter: Adapter, tmp_path: Path) -> None:
-    path = unet_adapter.save(tmp_path / "lora")
+    path = unet_adapter.save(tmp_path / "lora", format="diffusers")
     assert path == tmp_path / "lora" / "pytorch_lora_weights.safetensors"
     assert Adapter.load(tmp_path / "lora").layout == unet_adapter.layout
 
 
 def test_kohya_keys_are_those_of_diffusers_converter(unet_adapter: Adapter, tmp_path) -> None:
     written = load_file(unet_adapter.save(tmp_path / "k.safetensors", format="kohya"))
-    diffusers = load_file(unet_adapter.save(tmp_path / "d.safetensors"))
+    diffusers = load_file(unet_adapter.save(tmp_path / "d.safetensors", format="diffusers"))
     expected = convert_state_dict_to_kohya(dict(diffusers))
     assert written.keys() == expected.keys()
     for key, tensor in expected.items():
@@ -53,7 +53,7 @@ def test_kohya_names_come_back_as_diffusers_reads_them(unet_adapter: Adapter, tm
     path = unet_adapter.save(tmp_path / "k.safetensors", format="kohya")
     theirs, alphas = _convert_non_diffusers_lora_to_diffusers(load_file(path))
     theirs = convert_unet_state_dict_to_peft(theirs)
-    ours = load_file(Adapter.load(path).save(tmp_path / "d.safetensors"))
+    ours = load_file(Adapter.load(path).save(tmp_path / "d.safetensors", format="diffusers"))
     assert theirs.keys() == ours.keys()
     assert set(alphas.values()) == {2.0}
 

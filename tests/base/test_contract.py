@@ -343,7 +343,7 @@ def test_set_adapters_stacks_files_as_their_sum_here(
     weights = {"me": 1.0, "style": 0.6}
     adapters = dict(zip(weights, map(Adapter, unstack(random_adapters(base, 2))), strict=True))
     for name, adapter in adapters.items():
-        file = adapter.save(tmp_path / f"{name}.safetensors")
+        file = adapter.save(tmp_path / f"{name}.safetensors", format="diffusers")
         diffusers_pipeline.load_lora_weights(file, adapter_name=name)
     scaled = [adapter.scaled(weights[name]).factors for name, adapter in adapters.items()]
     both = map_factors(lambda part: part[None], add(scaled))

@@ -79,6 +79,7 @@ def test_a_missing_ray_is_told(
     result.is_one_error("lorasynth[cluster]")
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_a_local_ray_collects_and_embeds(
     world: World, whole: Path, run: Run, tmp_path: Path

@@ -47,11 +47,14 @@ def test_inspect(world: World, run: Run, tmp_path: Path) -> None:
     result = run("inspect", world.lora, "--picture", picture)
     assert result.status == 0
     facts = dict(line.split(maxsplit=1) for line in result.out.splitlines() if " " in line.strip())
-    assert facts["format"] == "diffusers"
+    assert facts["format"] == "kohya"
     assert facts["origin"] == "synthesised"
     assert facts["trigger"] == "sks"
     assert "mid_block" in result.out
-    assert "warning: ComfyUI loads nothing of its attention layers" in result.out
+    assert "warning" not in result.out
+    other = tmp_path / "other.safetensors"
+    assert run("convert", world.lora, other, "--format", "diffusers").status == 0
+    assert "warning: ComfyUI loads nothing of its attention" in run("inspect", other).out
     with Image.open(picture) as image:
         assert min(image.size) > 100
 

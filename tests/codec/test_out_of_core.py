@@ -280,6 +280,7 @@ def test_a_basis_that_leaves_memory_for_a_while_comes_back_as_it_was(
     assert found.components.equal(expected.components)
 
 
+@pytest.mark.long
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path) -> None:
     vectors = SyntheticVectors(SyntheticConfig(rows=3_000, width=6_000))
     path = tmp_path / "vectors.npy"

@@ -102,6 +102,7 @@ def test_interrupted_after_any_checkpoint_it_ends_with_the_same_bits(
     assert found.report == expected.report
 
 
+@pytest.mark.long
 def test_killed_at_random_moments_it_ends_with_the_same_bits_within_memory(tmp_path: Path) -> None:
     """In processes of their own: in memory it would take 0.8 GB beside Python and torch."""
     path, memory = tmp_path / "vectors.npy", int(0.85 * GB)

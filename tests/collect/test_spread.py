@@ -26,7 +26,7 @@ from lorasynth.randomness import numpy_stream
 
 pytest.importorskip("ray", reason="needs lorasynth[cluster]")
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.long]
 
 RECIPE = spread_parts.RECIPE
 

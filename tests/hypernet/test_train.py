@@ -113,6 +113,7 @@ def test_a_killed_run_resumes_exactly(tmp_path: Path) -> None:
     assert again.state_dict()["denoiser.leave.weight"].equal(found.denoiser.leave.weight)
 
 
+@pytest.mark.long
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path) -> None:
     """In processes of its own."""
     write_vectors(tmp_path / "v.npy", torch.randn(200, kills.LATENTS))

@@ -49,7 +49,7 @@ def test_good_files_are_imported_and_bad_ones_listed(tree: Path, tmp_path: Path)
     assert library.ids == report.imported == ["a", "b/c", "b/d", "e", "low", "peft"]
     assert library.check().damages == ()
     assert library.table["format"].to_pylist() == [
-        "diffusers", "kohya", "kohya", "diffusers", "diffusers", "peft"
+        "diffusers", "kohya", "kohya", "diffusers", "kohya", "peft"
     ]  # fmt: skip
     reasons = {Path(path).stem: reason for path, reason in report.skipped.items()}
     assert reasons.keys() == {"broken", "high", "fewer", "other base"}

@@ -87,10 +87,11 @@ app = typer.Typer(
 )
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"lorasynth {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

@@ -18,7 +18,7 @@ Folder = Annotated[
         "names: ann.0.jpg, ann.0.txt) or Parquet files (columns id, picture, caption)."
     ),
 ]
-Avatars = Annotated[int | None, typer.Option(help="Subjects: this many drawn avatars.", min=1)]
+Avatars = Annotated[int | None, typer.Option(help="Subjects: this many drawn avatars.")]
 Split = Annotated[str, typer.Option(help="Avatars' split: train, validation, test.")]
 Series = Annotated[str, typer.Option(help="Avatars' series; series share none.")]
 Pictures = Annotated[int, typer.Option(help="Pictures of each avatar.", min=1)]
