@@ -140,6 +140,7 @@ def test_other_recipe_or_base_is_refused(tmp_path, base, source, make_pipeline):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks")
+@pytest.mark.long
 def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path, folder, base):
     for subject in range(3):
         place = tmp_path / "subjects" / f"{subject}"

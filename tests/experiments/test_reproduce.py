@@ -30,6 +30,7 @@ def test_verdicts() -> None:
     assert judged(holds=False) == "does not hold here"
 
 
+@pytest.mark.long
 def test_a_smoke_run_writes_a_report_without_verdicts_and_resumes(
     bundle_run: Path, run: Run, tmp_path: Path
 ) -> None:
