@@ -4,7 +4,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Bool, UInt8
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from lorasynth.edit import direction, moved
 from lorasynth.experiments.latent_library import LatentLibrary
@@ -35,11 +37,11 @@ def edits(study: Study) -> Finding:
     by less than 0.05, and likeness keeps 0.8 of what it was.  Partly: so for some attributes.
     """
     rows = [
-        {"codec": space, "attribute": name, "step": step, **_figures(study, space, name, step)}
+        {"codec": space, "attribute": name, "step": step, **figures}
         for space in SPACES
         for name in EDITED
         if _varies(study, name)
-        for step in STEPS
+        for step, figures in zip(STEPS, _figures(study, space, name), strict=True)
     ]
     pca = {(r["attribute"], r["step"]): r for r in rows if r["codec"] == "pca"}
     done = {name: _done(pca[name, 0.0], pca[name, 1.0]) for name, step in pca if step == 1}
@@ -74,34 +76,44 @@ def _done(before: dict[str, Any], after: dict[str, Any]) -> bool:
     return bool(after["changed"]["mean"] >= 0.8 and others and kept)
 
 
-def _figures(study: Study, space: str, name: str, step: float) -> dict[str, Any]:
-    """Over the seeds of the codec, of which PCA has none."""
+def _figures(study: Study, space: str, name: str) -> list[dict[str, Any]]:
+    """At each step, over the seeds of the codec, of which PCA has none."""
     seeds = study.config.seeds if space == "vae" else study.config.seeds[:1]
-    found = [_cell(study, space, seed, name, step) for seed in seeds]
-    return {figure: interval([cell[figure] for cell in found]) for figure in found[0]}
+    by_step = zip(*(_cell(study, space, seed, name) for seed in seeds), strict=True)
+    return [
+        {figure: interval([found[figure] for found in cells]) for figure in cells[0]}
+        for cells in by_step
+    ]
 
 
-def _cell(study: Study, space: str, seed: int, name: str, step: float) -> dict[str, list[float]]:
+def _cell(study: Study, space: str, seed: int, name: str) -> list[dict[str, list[float]]]:
     codec = [space, study.codec_options(space, seed)]
-    facts = {"codec": codec, "attribute": name, "step": step, **study.tried}
-    measure = partial(_edited, study, space, seed, name, step)
-    found: dict[str, list[float]] = study.cell("edits", facts, measure)
+    facts = {"codec": codec, "attribute": name, "steps": STEPS, **study.tried}
+    measure = partial(_edited, study, space, seed, name)
+    found: list[dict[str, list[float]]] = study.cell("edits", facts, measure)
     return found
 
 
-def _edited(study: Study, space: str, seed: int, name: str, step: float) -> dict[str, list[float]]:
-    """What pictures show after glasses were put on those without, and taken off the others."""
+def _edited(study: Study, space: str, seed: int, name: str) -> list[dict[str, list[float]]]:
+    """What pictures show at each step: glasses are put on those without, and taken off others."""
     run, bundle, layout = study.trial, study.bundle, study.layout("ours")
     codec = study.standard_codec(space, seed)
     library = study.library("ours").library.select(range(study.config.library))
     known = LatentLibrary.encode(library, codec, None)
     subjects = [run.subjects.identity(subject) for subject in run.subjects.ids]
     had = torch.tensor([getattr(subject, name) != NONE for subject in subjects])
-    signs = 1 - 2 * had.float()
-    along = step * signs[:, None] * direction(known.latents, known.columns, name)
+    along = (1 - 2 * had.float())[:, None] * direction(known.latents, known.columns, name)
     vectors = bundle.library.vectors(study.synthesised(bundle.synthesizer), layout)
-    pictures = run.pictures(layout.unflatten(moved(codec, vectors, along)))
-    shown = bundle.judge.labels(pictures).unflatten(0, (len(had), -1))
+    adapters = (layout.unflatten(moved(codec, vectors, step * along)) for step in STEPS)
+    return [_shown(study, run.pictures(factors), name, had) for factors in adapters]
+
+
+def _shown(
+    study: Study, pictures: UInt8[Tensor, "nk h w 3"], name: str, had: Bool[Tensor, " n"]
+) -> dict[str, list[float]]:
+    """How often an attribute is not as the subjects had it, and what else is right."""
+    run = study.trial
+    shown = study.bundle.judge.labels(pictures).unflatten(0, (len(had), -1))
     asked = run.labels("evaluation", range(len(had)))
     column, none = list(LABELS).index(name), LABELS[name].index(NONE)
     others = [list(LABELS).index(other) for other in IDENTITY_LABELS if other != name]
