@@ -88,6 +88,9 @@ class Synthesizer:
         strength: multiplies ΔW of the adapters that are handed out.  A prediction lies between all
             that fits the condition, so it is shorter than an adapter that was trained; more than 1
             makes up for it (chosen on validation subjects, `lorasynth evaluate --tune`).
+        temperature: multiplies the noise that diffusion starts from, unless a call says otherwise:
+            1 samples all that fits the condition as often as the hypernetwork believes it, less
+            keeps nearer to the likeliest, and 0 gives one adapter whatever the seed.
     """
 
     base_fingerprint: str
@@ -98,6 +101,7 @@ class Synthesizer:
     hypernet: Hypernetwork
     codec: Codec
     strength: float = 1.0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         """Check that the parts fit one another.
@@ -149,6 +153,7 @@ class Synthesizer:
         seed: int = 0,
         guidance: float | None = None,
         steps: int | None = None,
+        temperature: float | None = None,
         face: int | None = None,
         facts: Mapping[str, object] | None = None,
         stages: Stages | None = None,
@@ -160,6 +165,7 @@ class Synthesizer:
             seed: of the noise that diffusion starts from; another seed gives another adapter.
             guidance: see `LatentDiffusionConfig`; None for the trained default.
             steps: solver steps; None for the trained default.
+            temperature: of the noise; None for the synthesizer's own.
             face: which face of each picture, counted from the left, from 1; None for the largest.
             facts: attributes of the subject, for an encoder that knows some; pictures may be none
                 then.
@@ -174,6 +180,7 @@ class Synthesizer:
             seed=seed,
             guidance=guidance,
             steps=steps,
+            temperature=temperature,
             face=face,
             facts=facts,
             stages=stages,
@@ -187,6 +194,7 @@ class Synthesizer:
         seed: int = 0,
         guidance: float | None = None,
         steps: int | None = None,
+        temperature: float | None = None,
         face: int | None = None,
         facts: Mapping[str, object] | None = None,
         stages: Stages | None = None,
@@ -198,6 +206,7 @@ class Synthesizer:
             seed: of the noise.
             guidance: see `LatentDiffusionConfig`.
             steps: solver steps.
+            temperature: of the noise.
             face: which face of each picture, as in a single call.
             facts: attributes that all of them share.
             stages: collects the time of each stage.
@@ -210,7 +219,13 @@ class Synthesizer:
         conditions = torch.stack([self.embed(photos, stages, face, facts) for photos in subjects])
         names = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in conditions]
         factors = self.synthesise(
-            conditions, names, seed=seed, guidance=guidance, steps=steps, stages=stages
+            conditions,
+            names,
+            seed=seed,
+            guidance=guidance,
+            steps=steps,
+            temperature=temperature,
+            stages=stages,
         )
         metadata = self.metadata(seed)
         kernels = self.layout.kernels
@@ -249,6 +264,7 @@ class Synthesizer:
         seed: int = 0,
         guidance: float | None = None,
         steps: int | None = None,
+        temperature: float | None = None,
         stages: Stages | None = None,
     ) -> Factors:
         """Make n stacked adapters in one batch; each depends on its own condition and name only.
@@ -261,15 +277,38 @@ class Synthesizer:
             seed: of the noise.
             guidance: see `LatentDiffusionConfig`.
             steps: solver steps.
+            temperature: of the noise; None for the synthesizer's own.
             stages: collects the time of each stage.
         """
         stages = stages or Stages()
         with stages.stage("sample"):
-            noise = self.hypernet.draw_noise(seed, names)
-            conditions = None if conditions is None else conditions.to(noise.device)
-            latents = self.hypernet.sample(conditions, noise, guidance=guidance, steps=steps)
+            latents = self.latents(
+                conditions,
+                names,
+                seed=seed,
+                guidance=guidance,
+                steps=steps,
+                temperature=temperature,
+            )
         with stages.stage("decode"):
             return self.decode(latents)
+
+    @torch.no_grad()
+    def latents(
+        self,
+        conditions: Float[Tensor, "n m"] | None,
+        names: Sequence[str],
+        *,
+        seed: int = 0,
+        guidance: float | None = None,
+        steps: int | None = None,
+        temperature: float | None = None,
+    ) -> Float[Tensor, "n k"]:
+        """The latents of the adapters that `synthesise` makes of the same arguments."""
+        temperature = self.temperature if temperature is None else temperature
+        noise = temperature * self.hypernet.draw_noise(seed, names)
+        conditions = None if conditions is None else conditions.to(noise.device)
+        return self.hypernet.sample(conditions, noise, guidance=guidance, steps=steps)
 
     def decode(self, latents: Float[Tensor, "n k"]) -> Factors:
         """Stacked adapters of latents; differentiable."""
@@ -329,6 +368,7 @@ class Synthesizer:
                 "base_name": self.base_name,
                 "trigger_phrase": self.trigger_phrase,
                 "strength": self.strength,
+                "temperature": self.temperature,
                 "layout": self.layout.to_dict(),
             }
             write_json(temporary / _DESCRIPTION, description)
@@ -358,6 +398,7 @@ class Synthesizer:
                 hypernet=load_hypernet(folder / "hypernet", device),
                 codec=load_codec(folder / "codec", device),
                 strength=float(stated.get("strength", 1.0)),
+                temperature=float(stated.get("temperature", 1.0)),
             )
         except KeyError as error:
             raise BundleError(

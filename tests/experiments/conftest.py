@@ -13,7 +13,7 @@ from lorasynth.collect import Recipe
 from lorasynth.condition import JudgeConfig
 from lorasynth.condition.train import ArcFaceConfig
 from lorasynth.experiments.evaluate import EvaluationConfig
-from lorasynth.experiments.make_bundle import BundleConfig, BundleMaker
+from lorasynth.experiments.make_bundle import BundleConfig, BundleMaker, MeasuresConfig
 from lorasynth.experiments.parts import PartsConfig
 from lorasynth.experiments.trial import TrialConfig
 from lorasynth.hypernet import LatentDiffusionConfig, LatentRegressionConfig
@@ -59,10 +59,12 @@ def tiny_config() -> BundleConfig:
             optimisation=BRIEF,
         ),
         sample=2,
-        parts=PartsConfig(drawn=8, samples=4, subjects=6, sampling=SAMPLING),
-        evaluation=EvaluationConfig(
-            trial=TrialConfig(subjects=3, pictures=2, training_pictures=2, sampling=SAMPLING),
-            resamples=2,
+        measures=MeasuresConfig(
+            parts=PartsConfig(drawn=8, samples=4, subjects=6, sampling=SAMPLING),
+            evaluation=EvaluationConfig(
+                trial=TrialConfig(subjects=3, pictures=2, training_pictures=2, sampling=SAMPLING),
+                resamples=2,
+            ),
         ),
         strengths=(1.0, 1.5),
         practice=TrialConfig(subjects=2, pictures=2, split="validation", sampling=SAMPLING),

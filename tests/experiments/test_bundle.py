@@ -8,7 +8,7 @@ import torch
 
 from lorasynth.errors import BundleError, ConfigError
 from lorasynth.experiments.bundle import MANIFEST, Bundle, verify
-from lorasynth.experiments.make_bundle import BundleMaker
+from lorasynth.experiments.make_bundle import BundleMaker, measure_bundle
 from lorasynth.library import Library
 
 from .conftest import tiny_config
@@ -20,7 +20,23 @@ def test_the_manifest_covers_every_file(bundle_run: Path) -> None:
     files = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
     assert files - {MANIFEST} == set(manifest["files"])
     assert manifest["bytes"] == sum((bundle / name).stat().st_size for name in manifest["files"])
-    assert {"command", "date", "config", "seconds", "parts", "evaluation"} <= set(manifest)
+    assert {"command", "date", "config", "seconds", "measured"} <= set(manifest)
+
+
+def test_a_bundle_is_measured_again_in_its_place(bundle_run: Path, tmp_path: Path) -> None:
+    copy, device = tmp_path / "bundle", torch.device("cpu")
+    shutil.copytree(bundle_run / "bundle", copy)
+    stated = json.loads((copy / MANIFEST).read_text())
+    measures = tiny_config().measures
+    trial = replace(measures.evaluation.trial, subjects=2)
+    other = replace(measures, evaluation=replace(measures.evaluation, trial=trial))
+    measure_bundle(copy, other, bundle_run / "evaluation", device, "lorasynth bundle measure")
+    again = json.loads((copy / MANIFEST).read_text())
+    changed = {name for name in again if again[name] != stated[name]}
+    assert changed == {"measured", "evaluation"}
+    assert again["measured"]["command"] == "lorasynth bundle measure"
+    assert [row["n"] for row in stated["evaluation"]["rows"]] == [3] * 10
+    assert [row["n"] for row in again["evaluation"]["rows"]] == [2] * 10
 
 
 def test_making_again_changes_no_stage(bundle_run: Path) -> None:

@@ -29,7 +29,7 @@ def bundle(bundle_run: Path) -> Bundle:
 
 
 def test_the_table_has_every_method_and_measure(bundle: Bundle, bundle_run: Path) -> None:
-    config = tiny_config().evaluation
+    config = tiny_config().measures.evaluation
     result = evaluate(bundle, config, bundle_run / "evaluation")
     assert [row["method"] for row in result["rows"]] == METHODS
     for row in result["rows"]:
@@ -49,14 +49,14 @@ def test_the_table_has_every_method_and_measure(bundle: Bundle, bundle_run: Path
 def test_nothing_is_measured_twice(
     bundle: Bundle, bundle_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_config().evaluation
+    config = tiny_config().measures.evaluation
     result = evaluate(bundle, config, bundle_run / "evaluation")
     monkeypatch.setattr(type(bundle.base), "sample", None)
     assert evaluate(bundle, config, bundle_run / "evaluation") == result
 
 
 def test_subjects_are_tried_some_at_a_time(bundle: Bundle, tmp_path: Path) -> None:
-    config = tiny_config().evaluation.trial
+    config = tiny_config().measures.evaluation.trial
     adapters = bundle.synthesizer.synthesise(
         Trial(bundle.instruments, config).conditions, [str(i) for i in range(config.subjects)]
     )
@@ -70,7 +70,7 @@ def test_subjects_are_tried_some_at_a_time(bundle: Bundle, tmp_path: Path) -> No
 
 
 def test_forecasts_are_compared_with_the_trained_adapters(bundle: Bundle, bundle_run: Path) -> None:
-    config = tiny_config().evaluation
+    config = tiny_config().measures.evaluation
     result = evaluate(bundle, config, bundle_run / "evaluation")
     rows = {row["method"]: row for row in result["calibration"]}
     assert {"nearest", "ridge", "direct", "diffusion", "ridge with noise"} <= set(rows)
@@ -82,7 +82,7 @@ def test_forecasts_are_compared_with_the_trained_adapters(bundle: Bundle, bundle
 
 
 def test_subjects_are_unseen_and_pictures_are_apart(bundle: Bundle) -> None:
-    run = Trial(bundle.instruments, tiny_config().evaluation.trial)
+    run = Trial(bundle.instruments, tiny_config().measures.evaluation.trial)
     training = {"/".join(c) for c in combinations("train")}
     for name in run.subjects.ids:
         assert run.subjects.identity(name).combination not in training
@@ -92,13 +92,13 @@ def test_subjects_are_unseen_and_pictures_are_apart(bundle: Bundle) -> None:
 
 
 def test_prompts_name_identity_only_where_described(bundle: Bundle) -> None:
-    run = Trial(bundle.instruments, tiny_config().evaluation.trial)
+    run = Trial(bundle.instruments, tiny_config().measures.evaluation.trial)
     assert not any("skin" in prompt for prompt in run.prompts())
     assert all("skin" in prompt for prompt in run.prompts(described=True))
 
 
 def test_another_seed_gives_other_subjects(bundle: Bundle) -> None:
-    config = tiny_config().evaluation.trial
+    config = tiny_config().measures.evaluation.trial
     first, second = (
         Trial(bundle.instruments, replace(config, seed=seed)).conditions for seed in (0, 1)
     )
@@ -110,7 +110,7 @@ def test_demo_writes_page_picture_and_files(
 ) -> None:
     # The tiny encoder is not trained, so what it says of faces is chance.
     monkeypatch.setattr(AvatarEncoder, "presence", lambda _, pictures: torch.ones(len(pictures)))
-    result = run_demo(bundle, tiny_config().evaluation.trial, tmp_path)
+    result = run_demo(bundle, tiny_config().measures.evaluation.trial, tmp_path)
     draw_sheet(result, tmp_path / "demo.png", shown=2)
     write_page(result, tmp_path / "index.html")
     page = (tmp_path / "index.html").read_text()
@@ -184,7 +184,7 @@ def test_a_strength_may_not_cost_what_prompts_say(
 
 
 def test_every_method_gets_the_strength_that_suits_it(bundle: Bundle, bundle_run: Path) -> None:
-    config = tiny_config().evaluation
+    config = tiny_config().measures.evaluation
     tuned = replace(config, tuning=2, strengths=(0.5, 1.0))
     rows = evaluate(bundle, tuned, bundle_run / "evaluation")["rows"]
     assert [row["method"] for row in rows] == METHODS
@@ -197,6 +197,25 @@ def test_every_method_gets_the_strength_that_suits_it(bundle: Bundle, bundle_run
     assert strengths["ridge"] == strengths["trained"] == 1.0
 
 
+def test_a_synthesizer_samples_at_its_temperature(bundle: Bundle, tmp_path: Path) -> None:
+    conditions, names = (
+        Trial(bundle.instruments, tiny_config().measures.evaluation.trial).conditions,
+        list("abc"),
+    )
+
+    def made(of: Synthesizer, seed: int, temperature: float | None = None) -> torch.Tensor:
+        return of.latents(conditions, names, seed=seed, temperature=temperature)
+
+    replace(bundle.synthesizer, temperature=0.0).save(tmp_path / "cold", half=False)
+    cold = Synthesizer.from_pretrained(tmp_path / "cold")
+    assert cold.temperature == 0
+    assert made(cold, 0).equal(made(cold, 1))
+    warm, other = made(cold, 0, 1.0), made(cold, 1, 1.0)
+    assert not warm.equal(other)
+    noise = cold.hypernet.draw_noise(0, names)
+    torch.testing.assert_close(made(cold, 0, 0.5), cold.hypernet.sample(conditions, noise / 2))
+
+
 def test_a_synthesizer_hands_out_what_its_strength_says(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,7 +225,9 @@ def test_a_synthesizer_hands_out_what_its_strength_says(
     stronger.save(tmp_path / "stronger")
     again = Synthesizer.from_pretrained(tmp_path / "stronger")
     assert again.strength == stronger.strength
-    picture = Trial(bundle.instruments, tiny_config().evaluation.trial).condition_pictures()[0]
+    picture = Trial(
+        bundle.instruments, tiny_config().measures.evaluation.trial
+    ).condition_pictures()[0]
     before, after = (made.many([[picture]])[0].factors for made in (bundle.synthesizer, stronger))
     for name, factor in before.items():
         torch.testing.assert_close(after[name].B, 2 * factor.B)

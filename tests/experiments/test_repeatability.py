@@ -14,7 +14,7 @@ from .conftest import tiny_config
 
 def test_the_report_says_what_a_recipe_is_worth(bundle_run: Path) -> None:
     bundle = Bundle.open(bundle_run / "bundle")
-    config = replace(tiny_config().evaluation.trial, split="validation")
+    config = replace(tiny_config().measures.evaluation.trial, split="validation")
     report = repeatability_report(bundle.instruments, bundle.recipe, config)
     assert report == {**repeatability_report(bundle.instruments, bundle.recipe, config)} | {
         "seconds": report["seconds"]

@@ -43,6 +43,24 @@ def make(
 
 
 @app.command()
+def measure(
+    bundle: Folder = Path("bundle"),
+    cache: Annotated[
+        Path, typer.Option(help="Folder for trained adapters and measurements.")
+    ] = Path("runs/evaluation"),
+    settings: Settings = None,
+    device: Device = "auto",
+) -> None:
+    """Measure a bundle again, and write the figures into its manifest; run again to resume."""
+    from lorasynth.device import pick_device
+    from lorasynth.experiments.make_bundle import MeasuresConfig, measure_bundle
+
+    config = override(MeasuresConfig(), settings)
+    command = as_typed(["lorasynth", "bundle", "measure"], settings)
+    measure_bundle(bundle, config, cache, pick_device(device), command)
+
+
+@app.command()
 def parts(
     bundle: Folder = Path("bundle"),
     json: Annotated[Path | None, typer.Option(help="File to write.")] = None,

@@ -165,7 +165,8 @@ def sample(
                 f"without a condition a synthesizer that is a regression, as {synthesizer} is, has "
                 f"one answer only: give one that diffuses, or --prior {PRIORS.names()[0]}"
             )
-        vectors = loaded.layout.flatten(loaded.synthesise(None, names, seed=seed))
+        factors = loaded.synthesise(None, names, seed=seed, temperature=1.0)
+        vectors = loaded.layout.flatten(factors)
     else:
         drawn = PRIORS.get(prior)(space.library.latents, names, seed)
         vectors = loaded.codec.decode(drawn)

@@ -106,7 +106,7 @@ def invert(
     if start == "synthesised":
         embeddings = torch.stack([synth.embed(paths) for paths in job.paths])
         names = [subject.id for subject in job.subjects]
-        begin = synth.hypernet.sample(embeddings, synth.hypernet.draw_noise(seed, names))
+        begin = synth.latents(embeddings, names, seed=seed)
     synth.codec.to(job.base.device)
     inversion = Inversion(config, begin, mean, known.std(dim=0), synth.decode)
     job.descend(inversion, synth.layout, synth.metadata(seed), "invert")

@@ -35,6 +35,12 @@ Format = Annotated[
 ]
 Guidance = Annotated[float | None, typer.Option(help="Weight of the condition.")]
 Steps = Annotated[int | None, typer.Option(help="Solver steps, at most 30.")]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        help="Weight of the noise: 1 samples, less keeps nearer to the likeliest adapter.", min=0
+    ),
+]
 Face = Annotated[
     int | None,
     typer.Option(
@@ -62,6 +68,7 @@ def synth(
     seed: Seed = 0,
     guidance: Guidance = None,
     steps: Steps = None,
+    temperature: Temperature = None,
     face: Face = None,
     attribute: Attribute = None,
     device: Device = "auto",
@@ -87,6 +94,7 @@ def synth(
         seed=seed,
         guidance=guidance,
         steps=steps,
+        temperature=temperature,
         face=face,
         facts=facts,
         stages=stages,

@@ -156,17 +156,13 @@ def _forecasts(
 ) -> dict[str, Any]:
     """How adapters of one condition differ, and whether by as much as they miss the trained one.
 
+    Diffusion samples at temperature 1, whatever suits likeness: a forecast says what there may be.
     Ridge regression with its error on left-out subjects as Gaussian noise is the simplest
-    calibrated forecast.
+    calibrated one.
     """
-    synthesizer, library = bundle.synthesizer, bundle.library
-
-    drawn = torch.stack(
-        [
-            bundle.encode(Synthesised(synthesizer, seed)(run.conditions, run.subjects.ids))
-            for seed in range(count)
-        ]
-    )
+    library, names = bundle.library, run.subjects.ids
+    samplers = [Synthesised(bundle.synthesizer, seed, temperature=1.0) for seed in range(count)]
+    drawn = torch.stack([bundle.encode(sampler(run.conditions, names)) for sampler in samplers])
     truth = bundle.encode(adapters["trained"])
     forecasts = {
         name: bundle.encode(factors)[None]

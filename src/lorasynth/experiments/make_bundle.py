@@ -31,8 +31,8 @@ from lorasynth.condition import (
 )
 from lorasynth.condition.judge import train_judge
 from lorasynth.condition.train import ArcFaceConfig, train_encoder
-from lorasynth.config import to_dict
-from lorasynth.experiments.bundle import Bundle, write_manifest
+from lorasynth.config import read_json, to_dict
+from lorasynth.experiments.bundle import MANIFEST, Bundle, write_manifest
 from lorasynth.experiments.evaluate import STRENGTHS, EvaluationConfig, best_strength, evaluate
 from lorasynth.experiments.latent_library import LatentLibrary
 from lorasynth.experiments.parts import PartsConfig, parts_report
@@ -49,8 +49,21 @@ from lorasynth.synthesizer import Synthesizer
 
 #: Where adapters of the shipped synthesizers say that their base model is.
 _BASE = "bundle/base"
-#: Options that measure and decide no stage's output.
-_MEASURES = ("parts", "evaluation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuresConfig:
+    """What the manifest's figures are measured on; decides no stage's output.
+
+    Attributes:
+        parts: what is measured of the parts.
+        evaluation: of the whole.
+    """
+
+    parts: PartsConfig = field(default_factory=PartsConfig)
+    evaluation: EvaluationConfig = field(
+        default_factory=lambda: EvaluationConfig(trial=TrialConfig(subjects=500), tuning=48)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +93,11 @@ class BundleConfig:
         codec: name of the codec.
         codec_options: its options.
         hypernet: training of the hypernetwork.
+        temperature: of the shipped synthesizer's noise.
         strengths: of which each synthesizer gets the best on validation subjects.
         practice: these subjects.
         sample: raw adapters shipped as a small library.
-        parts: what is measured of the parts.
-        evaluation: what the manifest's metrics are measured on.
+        measures: what is measured of the bundle that was made.
         seed: of everything; the second encoder uses the next one.
     """
 
@@ -105,15 +118,13 @@ class BundleConfig:
     codec: str = "pca"
     codec_options: dict[str, Any] = field(default_factory=lambda: {"latents": 128})
     hypernet: HypernetConfig = field(default_factory=HypernetConfig)
+    temperature: float = 0.5
     strengths: tuple[float, ...] = STRENGTHS
     practice: TrialConfig = field(
         default_factory=lambda: TrialConfig(subjects=48, split="validation")
     )
     sample: int = 8
-    parts: PartsConfig = field(default_factory=PartsConfig)
-    evaluation: EvaluationConfig = field(
-        default_factory=lambda: EvaluationConfig(trial=TrialConfig(subjects=500), tuning=48)
-    )
+    measures: MeasuresConfig = field(default_factory=MeasuresConfig)
     seed: int = 0
 
 
@@ -152,7 +163,8 @@ class BundleMaker:
         }
         if config.pretraining is None:
             del makers["pretrained"]
-        choices = {name: v for name, v in to_dict(config).items() if name not in _MEASURES}
+        choices = to_dict(config)
+        del choices["measures"]
         self.stages = StagedRun(run, makers, choices)
 
     def make(self, out: Path) -> None:
@@ -285,6 +297,7 @@ class BundleMaker:
         hypernet = train_hypernet(data, self.config.hypernet, anchor=anchor, checkpoint=checkpoint)
         base = self._base_model()
         whole = Synthesizer.of(base, library.layout, encoder, hypernet, codec)
+        whole = replace(whole, temperature=self.config.temperature)
         self._at_its_best(base, whole).save(path)
 
     def _assemble(self, folder: Path) -> None:
@@ -304,11 +317,9 @@ class BundleMaker:
         LatentLibrary.encode(library, synthesizer.codec, column).save(folder / "library")
         self._write_sample(library, folder / "sample")
         write_json(folder / "recipe.json", to_dict(self.config.recipe))
-        write_manifest(folder, {})  # opening a bundle needs one; the last one has the metrics
-        bundle = Bundle.open(folder, self.device)
-        parts = parts_report(bundle.base, encoders, judge, self.config.parts)
-        table = evaluate(bundle, self.config.evaluation, self.run / "evaluation")
-        write_manifest(folder, self._facts(parts, table))
+        write_manifest(folder, self._facts())
+        cache = self.run / "evaluation"
+        measure_bundle(folder, self.config.measures, cache, self.device, self.command)
 
     def _write_sample(self, library: Library, path: Path) -> None:
         count = min(self.config.sample, len(library))
@@ -324,23 +335,52 @@ class BundleMaker:
         )
         sample.append(library.factors(range(count)), rows)
 
-    def _facts(self, parts: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         return {
-            "command": self.command,
-            "version": __version__,
-            "date": datetime.now(UTC).date().isoformat(),
-            "machine": {
-                "processor": platform.machine(),
-                "device": self.device.type,
-                "threads": torch.get_num_threads(),
-            },
+            **_circumstances(self.command, self.device),
             "licences": {
                 "weights": "Apache-2.0, made by this project from drawn pictures",
                 "drawings": 'style "Avataaars" by Pablo Stanley, "Free for personal and commercial '
                 'use", https://avataaars.com/, drawn by DiceBear (MIT)',
             },
-            "config": to_dict(self.config),
+            "config": self.stages.choices,
             "seconds": self.stages.seconds(),
-            "parts": parts,
-            "evaluation": table,
         }
+
+
+def measure_bundle(
+    folder: Path, config: MeasuresConfig, cache: Path, device: torch.device, command: str
+) -> None:
+    """Measure a bundle and write the figures into its manifest, in place of any older ones.
+
+    Args:
+        folder: of the bundle.
+        config: what is measured.
+        cache: folder for trained adapters and for what was measured.
+        device: where.
+        command: that asked for it.
+
+    Raises:
+        BundleError: it is damaged.
+    """
+    bundle = Bundle.open(folder, device)
+    encoders = [bundle.first, bundle.second]
+    figures = {
+        "measured": _circumstances(command, device),
+        "parts": parts_report(bundle.base, encoders, bundle.judge, config.parts),
+        "evaluation": evaluate(bundle, config.evaluation, cache),
+    }
+    write_manifest(folder, read_json(folder / MANIFEST) | figures)
+
+
+def _circumstances(command: str, device: torch.device) -> dict[str, Any]:
+    return {
+        "command": command,
+        "version": __version__,
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": {
+            "processor": platform.machine(),
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+        },
+    }

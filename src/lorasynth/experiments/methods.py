@@ -45,15 +45,20 @@ class Regression:
 
 
 class Synthesised:
-    """A synthesizer itself."""
+    """A synthesizer itself, at its own temperature or at another."""
 
-    def __init__(self, synthesizer: Synthesizer, seed: int = 0) -> None:
+    def __init__(
+        self, synthesizer: Synthesizer, seed: int = 0, temperature: float | None = None
+    ) -> None:
         self.synthesizer = synthesizer
         self.seed = seed
+        self.temperature = temperature
 
     def __call__(self, conditions: Float[Tensor, "n m"], names: list[str]) -> Factors:
         """Sample one adapter per condition."""
-        return self.synthesizer.synthesise(conditions, names, seed=self.seed)
+        return self.synthesizer.synthesise(
+            conditions, names, seed=self.seed, temperature=self.temperature
+        )
 
 
 def mean(library: LatentLibrary) -> Predictor:

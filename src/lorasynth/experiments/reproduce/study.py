@@ -216,7 +216,10 @@ class Study:
         made = {"synthesizer": bundle.synthesizer, "pretrained": bundle.pretrained}
         return {
             "parts": bundle.instruments.fingerprints,
-            **{name: one and [one.fingerprint, one.strength] for name, one in made.items()},
+            **{
+                name: one and [one.fingerprint, one.strength, one.temperature]
+                for name, one in made.items()
+            },
             "recipe": bundle.recipe.fingerprint,
             "given": self._given,
             "library": config.library,
