@@ -37,9 +37,7 @@ Guidance = Annotated[float | None, typer.Option(help="Weight of the condition.")
 Steps = Annotated[int | None, typer.Option(help="Solver steps, at most 30.")]
 Temperature = Annotated[
     float | None,
-    typer.Option(
-        help="Weight of the noise: 1 samples, less keeps nearer to the likeliest adapter.", min=0
-    ),
+    typer.Option(help="Weight of the noise: 1 samples, less keeps nearer to the likeliest.", min=0),
 ]
 Face = Annotated[
     int | None,

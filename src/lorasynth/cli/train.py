@@ -94,6 +94,10 @@ def train(
     strength: Annotated[
         float, typer.Option(help="Multiplies what the synthesizer's adapters do.")
     ] = 1.0,
+    temperature: Annotated[
+        float,
+        typer.Option(help="Weight of the synthesizer's noise, such as 0.5 for likeness.", min=0),
+    ] = 1.0,
     base: Base = "bundle/base",
     run: Run = Path("runs/train"),
     settings: Settings = None,
@@ -137,7 +141,7 @@ def train(
     )
     if accelerator.is_main_process:
         made = Synthesizer.of(model, adapters.layout, embedder, hypernet, fitted)
-        replace(made, strength=strength).save(out)
+        replace(made, strength=strength, temperature=temperature).save(out)
         typer.echo(f"{out}: trained on {len(adapters)} adapters")
     accelerator.end_training()
 
