@@ -22,6 +22,9 @@ def growth(
     seed: Seed = 0,
     split: Split = "validation",
     latents: Annotated[int, typer.Option(help="Principal components.", min=1)] = 128,
+    temperature: Annotated[
+        float, typer.Option(help="Weight of the hypernetwork's noise.", min=0)
+    ] = 0.5,
     settings: Settings = None,
     anchor: Anchor = None,
     base: Base = "bundle/base",
@@ -54,6 +57,7 @@ def growth(
         sizes=tuple(size or doubled(len(opened))),
         latents=latents,
         hypernet=override(HypernetConfig(), settings),
+        temperature=temperature,
         trial=from_dict(TrialConfig, {"subjects": subjects, "seed": seed, "split": split}),
     )
     instruments = instruments_of(base, encoder, second, judge, device, condition)

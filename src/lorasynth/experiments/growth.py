@@ -1,7 +1,7 @@
 """Likeness against the size of the library, for the hypernetwork and for simple baselines."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class GrowthConfig:
         codec: name of the codec.
         latents: of the codec; fewer for libraries that have fewer.
         hypernet: training of the hypernetwork, the same for all sizes.
+        temperature: of its noise.
         trial: the subjects.
     """
 
@@ -47,6 +48,7 @@ class GrowthConfig:
     codec: str = "pca"
     latents: int = 128
     hypernet: HypernetConfig
+    temperature: float = 0.5
     trial: TrialConfig
 
 
@@ -107,6 +109,7 @@ def _measure(
     synthesizer = Synthesizer.of(
         instruments.base, library.layout, instruments.conditioner, hypernet, codec
     )
+    synthesizer = replace(synthesizer, temperature=config.temperature)
     rows = {}
     for name, method in methods(synthesizer, pretrained, known, config.trial.seed).items():
         measured = run.tried(name, method(run.conditions, run.subjects.ids))
