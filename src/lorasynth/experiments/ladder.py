@@ -82,6 +82,6 @@ def draw_ladder(report: dict[str, Any], path: Path) -> None:
     axes.invert_yaxis()
     axes.grid(axis="x", linewidth=0.3)
     axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1)
-    axes.legend(fontsize=7, loc="lower right")
+    axes.legend(fontsize=7, loc="center left")
     figure.tight_layout()
     save_figure(figure, path)
