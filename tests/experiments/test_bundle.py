@@ -20,7 +20,8 @@ def test_the_manifest_covers_every_file(bundle_run: Path) -> None:
     files = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
     assert files - {MANIFEST} == set(manifest["files"])
     assert manifest["bytes"] == sum((bundle / name).stat().st_size for name in manifest["files"])
-    assert {"command", "date", "config", "seconds", "measured"} <= set(manifest)
+    stated = {"command", "date", "config", "seconds", "measured", "parts", "evaluation"}
+    assert stated <= set(manifest)
 
 
 def test_a_bundle_is_measured_again_in_its_place(bundle_run: Path, tmp_path: Path) -> None:
