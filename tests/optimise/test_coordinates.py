@@ -10,7 +10,7 @@ import torch
 
 from lorasynth.adapter import Factor, Factors, Layout, cosines, map_factors
 from lorasynth.base import BaseModel
-from lorasynth.codec import VAE, VAEConfig
+from lorasynth.codec import PCA, VAE, PCAConfig, VAEConfig
 from lorasynth.collect import Descent, Recipe, train_fleet
 from lorasynth.collect.loop import descend
 from lorasynth.errors import ConfigError
@@ -60,17 +60,12 @@ def mixture(config: MixtureConfig) -> Callable[..., Coordinates]:
 
 def inversion(config: InversionConfig) -> Callable[..., Coordinates]:
     def make(n: int, rows: torch.Tensor, layout: Layout, descent: Descent) -> Coordinates:
-        mean = rows.mean(dim=0)
-        centred = rows - mean
-        spread = centred.norm(dim=1)  # along each direction, itself of unit length
-        basis = centred / spread[:, None]
-        start = torch.zeros(n, len(rows))
+        codec = PCA.fit(rows, PCAConfig(latents=3))
         return Inversion(
             replace(config, descent=descent),
-            start,
-            torch.zeros(len(rows)),
-            spread,
-            lambda z: layout.unflatten(mean + z @ basis),
+            n,
+            codec.encode(rows),
+            lambda latents: layout.unflatten(codec.decode(latents)),
         )
 
     return make
@@ -115,14 +110,13 @@ def test_the_latent_of_a_vae_is_found_through_its_decoder(base: BaseModel, libra
     rows, layout = library
     codec = VAE.fit(rows, VAEConfig(latents=3, depth=2, epochs=200, batch=6))
     known = codec.encode(rows)
-    mean = known.mean(dim=0)
     people = [subject(name) for name in SUBJECTS]
     config = InversionConfig(descent=DESCENT)
 
     def decode(latents: torch.Tensor) -> Factors:
         return layout.unflatten(codec.decode(latents))
 
-    coordinates = Inversion(config, mean.expand(3, -1), mean, known.std(dim=0), decode)
+    coordinates = Inversion(config, 3, known, decode)
     begin = map_factors(torch.detach, coordinates())
     found = personalise(base, people, coordinates)
     assert (loss_of(base, people, found.factors) < loss_of(base, people, begin)).all()

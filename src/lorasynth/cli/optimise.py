@@ -101,14 +101,13 @@ def invert(
     job = _Job(photos, out, caption, base, file_format, device)
     space = space_of(synthesizer, library)
     synth, known = space.synthesizer, space.library.latents
-    mean = known.mean(dim=0)
-    begin = mean.expand(len(job.subjects), -1)
+    begin = None
     if start == "synthesised":
         embeddings = torch.stack([synth.embed(paths) for paths in job.paths])
         names = [subject.id for subject in job.subjects]
         begin = synth.latents(embeddings, names, seed=seed)
     synth.codec.to(job.base.device)
-    inversion = Inversion(config, begin, mean, known.std(dim=0), synth.decode)
+    inversion = Inversion(config, len(job.subjects), known, synth.decode, begin)
     job.descend(inversion, synth.layout, synth.metadata(seed), "invert")
 
 

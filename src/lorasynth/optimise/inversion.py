@@ -41,14 +41,14 @@ class InversionConfig:
 
 
 class Inversion(Coordinates):
-    """Latents of n subjects under a Gaussian prior.
+    """Latents of n subjects under the Gaussian prior that a library's latents follow.
 
     Args:
         config: which latents are likely.
-        start: where the latents start: the mean for each, or what a synthesizer says.
-        mean: of the prior.
-        spread: standard deviation of the prior.
+        subjects: n, how many latents.
+        known: those of the library, whose mean and standard deviation are the prior's.
         decode: turns latents into adapters.
+        start: where they start, such as what a synthesizer says; None: at the mean.
     """
 
     mean: Tensor
@@ -58,14 +58,16 @@ class Inversion(Coordinates):
     def __init__(
         self,
         config: InversionConfig,
-        start: Float[Tensor, "n k"],
-        mean: Float[Tensor, " k"],
-        spread: Float[Tensor, " k"],
+        subjects: int,
+        known: Float[Tensor, "N k"],
         decode: Decode,
+        start: Float[Tensor, "n k"] | None = None,
     ) -> None:
+        mean, spread = known.mean(dim=0), known.std(dim=0)
         spread = spread.clamp(min=1e-6 * float(spread.max()))
         overall = spread.square().mean().sqrt()
         unit = spread if config.equal_steps else overall.expand_as(spread)
+        start = mean.expand(subjects, -1) if start is None else start
         super().__init__(config.descent, (start - mean) / unit)
         self.config = config
         self.decode = decode

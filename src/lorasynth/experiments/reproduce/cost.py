@@ -344,8 +344,7 @@ def _inverted(
 ) -> Inversion:
     """From the mean of known latents, under their spread."""
     config = replace(config, descent=replace(config.descent, steps=study.config.optimised))
-    mean = known.mean(dim=0)
-    return Inversion(config, mean.expand(count, -1), mean, known.std(dim=0), decode)
+    return Inversion(config, count, known, decode)
 
 
 def _decoder(study: Study, codec: Codec, layout: Layout) -> Decode:
