@@ -1,6 +1,7 @@
 """Settings of mixtures and inversions on validation subjects, from one picture and from ten.
 
-    python bench/optimise.py bench/optimise.json -o runs/optimise --subjects 12
+    python bench/optimise.py --subjects 12
+    python bench/optimise.py rows.json -o runs/mine --pictures 1
 
 A row of the JSON file says how a `MixtureConfig` ("way": "mixture") or an `InversionConfig` ("way":
 "inversion") differs from the default.  An inversion starts at the mean, or with "start":
@@ -111,8 +112,9 @@ def config_of(row: Mapping[str, Any]) -> MixtureConfig | InversionConfig:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rows", type=Path)
-    parser.add_argument("-o", "--out", type=Path, required=True)
+    rows = Path(__file__).with_suffix(".json")
+    parser.add_argument("rows", type=Path, nargs="?", default=rows)
+    parser.add_argument("-o", "--out", type=Path, default=Path("runs/optimise"))
     parser.add_argument("--bundle", type=Path, default=Path("bundle"))
     parser.add_argument("--library", type=Path, default=Path("runs/out/library"))
     parser.add_argument("--subjects", type=int, default=12)
