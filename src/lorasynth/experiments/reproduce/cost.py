@@ -237,7 +237,8 @@ def _cell(
     study: Study, method: str, shown: int, steps: int, measure: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     presets = {name: PRESETS[name].fingerprint for name in ("ours", "refine")}
-    facts = {"method": method, "pictures": shown, "steps": steps, "presets": presets}
+    ways = [to_dict(config) for config in (MixtureConfig(), InversionConfig())]
+    facts = {"method": method, "pictures": shown, "steps": steps, "presets": presets, "ways": ways}
     facts |= {"fully_trained": study.config.fully_trained, "rates": study.config.full_rates}
     facts |= {"vae": study.codec_options("vae", study.config.seeds[0])}
     found: dict[str, Any] = study.cell("cost", {**facts, **study.tried}, measure)
