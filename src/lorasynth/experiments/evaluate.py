@@ -22,7 +22,7 @@ OURS = ("direct", "diffusion")
 #: Methods without an adapter.
 WITHOUT = ("base", "described")
 #: Strengths that are tried on validation subjects.
-STRENGTHS = (0.85, 1.0, 1.15, 1.3, 1.5)
+STRENGTHS = (0.85, 1.0, 1.05, 1.1, 1.15, 1.3, 1.5)
 #: How much of prompt following a strength may cost.
 _LOST = 0.05
 
