@@ -74,9 +74,9 @@ wheel: $(READY)
 bundle: $(READY)
 	$(BIN)/lorasynth bundle make
 
-# bench/faces.py wants photos of people, which are not ours to ship: docs/conditions.md runs it.
+# bench/faces.py wants photos of people, which are not ours to ship, and bench/full.py 20 GB of disk.
 bench: $(READY)
-	for file in $(filter-out bench/faces.py,$(wildcard bench/*.py)); do \
+	for file in $(filter-out bench/faces.py bench/full.py,$(wildcard bench/*.py)); do \
 	    $(BIN)/python $$file || exit 1; done
 
 # torch pins its own CUDA packages, and its CPU builds need none, so the lock leaves them out.

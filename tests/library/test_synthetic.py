@@ -57,6 +57,10 @@ def test_written_in_blocks(tmp_path, monkeypatch) -> None:
     vectors.write(tmp_path / "v.npy")
     assert torch.equal(VectorFile(tmp_path / "v.npy").all_vectors(), vectors.rows(0, 10))
     assert np.load(tmp_path / "v.npy").shape == (10, 20)
+    vectors.write(tmp_path / "half.npy", "float16")
+    half = VectorFile(tmp_path / "half.npy")
+    assert half.dtype == torch.float16
+    assert torch.equal(half.all_vectors(), vectors.rows(0, 10).half().float())
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 8, 9])

@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64
 from numpy.lib import format as npy
@@ -97,15 +99,16 @@ class SyntheticVectors:
             float((part[:, self._frequencies].square() @ self.variances).sum()) for part in parts
         )
 
-    def write(self, path: Path) -> None:
-        """Write all vectors as an `.npy` file in float32, a block at a time."""
+    def write(self, path: Path, dtype: Literal["float32", "float16"] = "float32") -> None:
+        """Write all vectors as an `.npy` file, a block at a time."""
+        stored = np.dtype(dtype).newbyteorder("<")
         shape = (self.config.rows, self.config.width)
         with atomic_file(path) as temporary, temporary.open("wb") as file:
             npy.write_array_header_2_0(
-                file, {"descr": "<f4", "fortran_order": False, "shape": shape}
+                file, {"descr": stored.str, "fortran_order": False, "shape": shape}
             )
             for block in self.blocks():
-                block.numpy().tofile(file)
+                block.numpy().astype(stored).tofile(file)
 
     def blocks(self) -> Iterator[Float32[Tensor, "n D"]]:
         """All vectors in blocks of rows."""
