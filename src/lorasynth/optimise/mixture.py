@@ -31,7 +31,7 @@ class MixtureConfig:
     simplex: bool = False
     penalty: float = 0.0
     descent: Descent = field(
-        default_factory=lambda: Descent(learning_rate=1.0, steps=200, clip=None)
+        default_factory=lambda: Descent(learning_rate=3.0, steps=200, clip=None)
     )
 
     def __post_init__(self) -> None:
