@@ -138,7 +138,7 @@ def main() -> None:
             )
             means = [f"{torch.tensor(report[figure]).mean():.3f}" for figure in FIGURES]
             table.add_row(name, str(pictures), f"{report['seconds']:.1f}", *means)
-    Console().print(table)
+    Console(width=130).print(table)
 
 
 if __name__ == "__main__":
