@@ -54,17 +54,16 @@ def write_weights(path: Path | str, tensors: Mapping[str, Tensor], *, half: bool
 def read_weights(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Read named tensors; fp16 becomes fp32, with no more than a piece of it in memory twice.
 
+    Each lies in memory of its own, which torch aligns.  Tensors that share a mapped file begin at
+    any address, and the last bits of products depend on that.
+
     Raises:
         BundleError: the file is missing or is not an intact safetensors file.
     """
     try:
-        with safetensors.safe_open(str(path), framework="pt", device=str(device)) as file:
-            stored = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-            tensors = {
-                name: file.get_tensor(name) for name, dtype in stored.items() if dtype != "F16"
-            }
-        halves = [name for name, dtype in stored.items() if dtype == "F16"]
-        return tensors | {name: _read_widened(path, name, device) for name in halves}
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            names = list(file.keys())
+        return {name: _read(path, name, device) for name in names}
     except (OSError, safetensors.SafetensorError) as error:
         raise BundleError(
             f"{path} must be an intact safetensors file, but is not ({error}): fetch or make it "
@@ -73,35 +72,41 @@ def read_weights(path: Path | str, device: torch.device | str = "cpu") -> dict[s
 
 
 def kept_tensors(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-    """The tensors in a file if it exists; else make them and write them there.
+    """The tensors in a file; they are made and written there first if it does not exist.
+
+    They are read in either case: the order of a tensor's numbers in memory, which a file does not
+    keep, decides the last bits of products, and a second run must find the same.
 
     Args:
         path: of the file, whose name says all that decides them.
         make: returns them.
     """
-    if path.is_file():
-        return read_weights(path)
-    made = make()
-    write_weights(path, made)
-    return made
+    if not path.is_file():
+        write_weights(path, make())
+    return read_weights(path)
 
 
-def _read_widened(path: Path | str, name: str, device: torch.device | str) -> Tensor:
-    """A tensor in fp32.  The file is mapped anew for each piece, so that none stays in memory."""
-    result, start = torch.empty(0), 0
+def _read(path: Path | str, name: str, device: torch.device | str) -> Tensor:
+    """A tensor.  The file is mapped anew for each piece, so that none stays in memory."""
+    result, start = None, 0
     while True:
         with safetensors.safe_open(str(path), framework="pt") as file:
             piece = file.get_slice(name)
             shape = piece.get_shape()
-            step = max(1, _PIECE // max(math.prod(shape[1:]), 1)) if shape else 1
-            if start == 0:
-                result = torch.empty(shape, device=device)
-            if not shape:
-                return result.copy_(file.get_tensor(name))
-            result[start : start + step] = piece[start : start + step]
+            if 0 in shape or not shape:
+                return _widened(file.get_tensor(name)).to(device).clone()
+            step = max(1, _PIECE // math.prod(shape[1:]))
+            rows = piece[start : start + step]
+            if result is None:
+                result = torch.empty(shape, dtype=_widened(rows[:0]).dtype, device=device)
+            result[start : start + step] = rows
         start += step
         if start >= shape[0]:
             return result
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
 
 
 def _is_finite(tensor: Tensor) -> bool:

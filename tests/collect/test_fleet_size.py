@@ -25,14 +25,13 @@ MEBI = 1 << 20
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_peak_of_an_action_is_what_it_held_at_once():
     def action():
-        for _ in range(3):
-            _ = [torch.ones(MEBI // 4).add_(1) for _ in range(50)]
+        for _ in range(3):  # blocks so large that the C library gives each back when it is freed
+            _ = [torch.ones(40 * MEBI // 4).add_(1) for _ in range(4)]
 
-    action()  # so that the C library has memory to use again
     peak = peak_memory(action, CPU)
     if peak is None:
         pytest.skip("the system does not let a process reset its peak")
-    assert 45 * MEBI < peak < 80 * MEBI
+    assert 150 * MEBI < peak < 200 * MEBI
 
 
 def test_free_memory_is_less_than_all():
