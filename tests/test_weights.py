@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lorasynth.errors import BundleError
-from lorasynth.weights import load_weights, read_weights, write_weights
+from lorasynth.weights import kept_tensors, load_weights, read_weights, write_weights
 
 
 def test_whole_precision_is_exact_and_half_keeps_vectors(tmp_path: Path) -> None:
@@ -91,3 +91,15 @@ def test_large_tensors_are_not_in_memory_twice(tmp_path: Path) -> None:
     size = 4 << 26
     assert written < 0.8 * size, "half of it for fp16, and a piece that is tested"
     assert read < 1.2 * size
+
+
+def test_what_is_kept_lies_in_memory_as_what_is_read(tmp_path: Path) -> None:
+    strided = torch.randn(2, 3, 5, 7).to(memory_format=torch.channels_last)
+    made = {"odd": torch.ones(3, dtype=torch.int8), "strided": strided, "scalar": torch.tensor(2.0)}
+    first = kept_tensors(tmp_path / "kept.safetensors", lambda: made)
+    again = kept_tensors(tmp_path / "kept.safetensors", dict)
+    for name, tensor in made.items():
+        for found in (first[name], again[name]):
+            assert torch.equal(found, tensor)
+            assert found.is_contiguous()
+            assert found.data_ptr() % 64 == 0
