@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,9 +61,7 @@ def read_weights(path: Path | str, device: torch.device | str = "cpu") -> dict[s
         BundleError: the file is missing or is not an intact safetensors file.
     """
     try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            names = list(file.keys())
-        return {name: _read(path, name, device) for name in names}
+        return _read(path, device)
     except (OSError, safetensors.SafetensorError) as error:
         raise BundleError(
             f"{path} must be an intact safetensors file, but is not ({error}): fetch or make it "
@@ -86,27 +84,38 @@ def kept_tensors(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> Mappin
     return read_weights(path)
 
 
-def _read(path: Path | str, name: str, device: torch.device | str) -> Tensor:
-    """A tensor.  The file is mapped anew for each piece, so that none stays in memory."""
-    result, start = None, 0
-    while True:
+def _read(path: Path | str, device: torch.device | str) -> dict[str, Tensor]:
+    """All tensors.  The file is mapped anew for each group, so that no more stays in memory."""
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    tensors: dict[str, Tensor] = {}
+    for group in _groups(shapes):
         with safetensors.safe_open(str(path), framework="pt") as file:
-            piece = file.get_slice(name)
-            shape = piece.get_shape()
-            if 0 in shape or not shape:
-                return _widened(file.get_tensor(name)).to(device).clone()
-            step = max(1, _PIECE // math.prod(shape[1:]))
-            rows = piece[start : start + step]
-            if result is None:
-                result = torch.empty(shape, dtype=_widened(rows[:0]).dtype, device=device)
-            result[start : start + step] = rows
-        start += step
-        if start >= shape[0]:
-            return result
+            for name, rows in group:
+                piece = file.get_slice(name)[rows] if shapes[name] else file.get_tensor(name)
+                if name not in tensors:
+                    dtype = torch.float32 if piece.dtype == torch.float16 else piece.dtype
+                    tensors[name] = torch.empty(shapes[name], dtype=dtype, device=device)
+                (tensors[name][rows] if shapes[name] else tensors[name]).copy_(piece)
+    return tensors
 
 
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype == torch.float16 else tensor
+def _groups(shapes: Mapping[str, list[int]]) -> Iterator[list[tuple[str, slice]]]:
+    """Rows of tensors, together no more than a piece wherever one row is not more already."""
+    group, held = list[tuple[str, slice]](), 0
+    for name, shape in shapes.items():
+        count, width = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+        step = max(1, _PIECE // max(width, 1))
+        for start in range(0, max(count, 1), step):
+            rows = slice(start, min(start + step, count))
+            size = (rows.stop - rows.start) * width
+            if group and held + size > _PIECE:
+                yield group
+                group, held = [], 0
+            group.append((name, rows))
+            held += size
+    if group:
+        yield group
 
 
 def _is_finite(tensor: Tensor) -> bool:
