@@ -21,6 +21,7 @@ from lorasynth.optimise import (
     Mixture,
     MixtureConfig,
     personalise,
+    weights2weights,
 )
 from lorasynth.pictures import Subject
 from lorasynth.randomness import torch_stream
@@ -120,6 +121,17 @@ def test_the_latent_of_a_vae_is_found_through_its_decoder(base: BaseModel, libra
     begin = map_factors(torch.detach, coordinates())
     found = personalise(base, people, coordinates)
     assert (loss_of(base, people, found.factors) < loss_of(base, people, begin)).all()
+
+
+def test_weights2weights_moves_coefficients_of_standardised_weights() -> None:
+    stream = torch_stream(7, "vectors")
+    codec = weights2weights.components_of(torch.randn(5, 12, generator=stream))
+    found = weights2weights.in_latents(weights2weights.SETTINGS, codec)
+    latents = torch.zeros(1, codec.latents)
+    moved = latents.clone()
+    moved[0, 0] = found.descent.learning_rate
+    weights = (codec.decode(moved) - codec.decode(latents)) / codec.scaled.unit
+    assert weights.norm().item() == pytest.approx(0.1, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ROWS)

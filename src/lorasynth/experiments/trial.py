@@ -29,7 +29,7 @@ from lorasynth.measure.attributes import attribute_accuracy, prompt_following
 from lorasynth.measure.bootstrap import bootstrap
 from lorasynth.measure.diversity import mean_pairwise_distance
 from lorasynth.measure.likeness import likeness, self_likeness
-from lorasynth.pictures import AvatarSubjects, captions
+from lorasynth.pictures import AvatarSubjects, Subject, captions
 from lorasynth.pictures.avatars import Split
 from lorasynth.pictures.pool import labels_of
 from lorasynth.progress import progress
@@ -162,6 +162,14 @@ class Trial:
         """The one picture of each subject that steers synthesis."""
         one = replace(self.subjects, pictures=1)
         return torch.cat([one.draw(i, "condition") for i in one.ids])
+
+    def people(self, pictures: int) -> list[Subject]:
+        """Each with the one picture that is the condition, or with some of those to train on."""
+        if pictures == 1:
+            one = replace(self.subjects, pictures=1)
+            return [one.load(name, "condition") for name in one.ids]
+        several = replace(self.subjects, pictures=min(pictures, self.subjects.pictures))
+        return [several.load(name) for name in several.ids]
 
     def labels(self, purpose: str, rows: range) -> Int64[Tensor, "n k attributes"]:
         """What some subjects' pictures of a purpose should show."""

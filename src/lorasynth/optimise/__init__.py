@@ -1,5 +1,6 @@
 """Adapters found by gradient descent on few numbers: mixtures of a library, latents of a codec."""
 
+from lorasynth.optimise import weights2weights
 from lorasynth.optimise.contract import Coordinates, Decode
 from lorasynth.optimise.full import fine_tune, weights_of
 from lorasynth.optimise.inversion import Inversion, InversionConfig
@@ -16,5 +17,6 @@ __all__ = [
     "Personalised",
     "fine_tune",
     "personalise",
+    "weights2weights",
     "weights_of",
 ]

@@ -1,7 +1,6 @@
 """An adapter as the decoded latent that denoises the pictures best (the paper's second approach).
 
-With a PCA of standardised weights and no prior it is the inversion of weights2weights
-(https://arxiv.org/abs/2406.09413, 4.3).
+With a PCA of standardised weights and no prior it is the inversion of `weights2weights`.
 """
 
 from dataclasses import dataclass, field

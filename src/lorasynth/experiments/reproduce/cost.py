@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lorasynth.adapter import Factors, Layout, scaled
-from lorasynth.codec import PCA, Codec
+from lorasynth.codec import Codec
 from lorasynth.collect import PRESETS, Descent, Recipe, train_fleet
 from lorasynth.config import to_dict
 from lorasynth.experiments.reproduce.finding import (
@@ -38,6 +38,7 @@ from lorasynth.optimise import (
     MixtureConfig,
     fine_tune,
     personalise,
+    weights2weights,
     weights_of,
 )
 from lorasynth.pictures import Subject
@@ -173,7 +174,7 @@ def _measured(
     """
 
     def measure() -> dict[str, Any]:
-        people = subjects(study, shown)
+        people = study.trial.people(shown)
         make = prepare(len(people))
         begun = time.perf_counter()
         adapters = make(people)
@@ -188,7 +189,7 @@ def _fully(study: Study, steps: int) -> Bought:
     few = study.config.fully_trained
 
     def measure() -> dict[str, Any]:
-        people = subjects(study, SHOWN[-1])[:few]
+        people = study.trial.people(SHOWN[-1])[:few]
         return _fine_tuned(study, study.trial, people, steps, _full_rate(study))
 
     found = _cell(study, "all weights", SHOWN[-1], steps, measure)
@@ -237,7 +238,7 @@ def _cell(
     study: Study, method: str, shown: int, steps: int, measure: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     presets = {name: PRESETS[name].fingerprint for name in ("ours", "refine")}
-    ways = [to_dict(config) for config in (MixtureConfig(), InversionConfig())]
+    ways = [to_dict(w) for w in (MixtureConfig(), InversionConfig(), weights2weights.SETTINGS)]
     facts = {"method": method, "pictures": shown, "steps": steps, "presets": presets, "ways": ways}
     facts |= {"fully_trained": study.config.fully_trained, "rates": study.config.full_rates}
     facts |= {"vae": study.codec_options("vae", study.config.seeds[0])}
@@ -257,16 +258,6 @@ def _row(bought: Bought) -> dict[str, Any]:
         "attributes": interval([found["attribute_accuracy"]]),
         "prompts": interval([found["prompt_following"]]),
     }
-
-
-def subjects(study: Study, shown: int) -> list[Subject]:
-    """The test subjects with the one picture that is the condition, or with others to train on."""
-    source = study.trial.subjects
-    if shown == 1:
-        one = replace(source, pictures=1)
-        return [one.load(name, "condition") for name in source.ids]
-    several = replace(source, pictures=min(shown, source.pictures))
-    return [several.load(name) for name in source.ids]
 
 
 def _optimised(study: Study, make: Callable[[Study, int], Coordinates]) -> Callable[[int], Make]:
@@ -321,17 +312,10 @@ def _in_vae(study: Study, count: int) -> Coordinates:
 
 
 def _as_w2w(study: Study, count: int) -> Coordinates:
-    """weights2weights' inversion (4.3 there): Adam at 0.1 on coefficients, one sample a step.
-
-    The rate is one of coefficients of orthonormal components of standardised weights.
-    """
+    """weights2weights' own."""
     known, _ = study.vectors("ours")
-    options = {"latents": min(1000, len(known) - 1), "scale": "parameter"}
-    codec = study.codec("pca", options)
-    assert isinstance(codec, PCA)
-    rate = 0.1 / float(codec.unit[0])
-    descent = Descent(learning_rate=rate, pictures_per_step=1, noise="own", average=0.0, clip=None)
-    config = InversionConfig(prior=0.0, equal_steps=False, descent=descent)
+    codec = weights2weights.components_of(known, study.bundle.base.device).cpu()
+    config = weights2weights.in_latents(weights2weights.SETTINGS, codec)
     decode = _decoder(study, codec, study.layout("ours"))
     return _inverted(study, config, count, codec.encode(known), decode)
 

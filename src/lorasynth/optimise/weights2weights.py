@@ -1,0 +1,41 @@
+"""weights2weights' inversion as its authors run it (https://arxiv.org/abs/2406.09413, 4.3).
+
+Coefficients of the principal components of standardised weights are found by Adam at 0.1, in 400
+steps of one sample each, without a prior.
+"""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lorasynth.codec import PCA, PCAConfig
+from lorasynth.collect.descent import Descent
+from lorasynth.optimise.inversion import InversionConfig
+
+#: The rate is one of coefficients; `in_latents` makes it one of a codec's latents.
+SETTINGS = InversionConfig(
+    prior=0.0,
+    equal_steps=False,
+    descent=Descent(
+        learning_rate=0.1, steps=400, pictures_per_step=1, noise="own", average=0.0, clip=None
+    ),
+)
+_COMPONENTS = 1000
+
+
+def components_of(known: Float[Tensor, "N D"], device: torch.device | str = "cpu") -> PCA:
+    """The components: 1,000, or one fewer than there are vectors.
+
+    Raises:
+        LibraryError: there are fewer than two vectors.
+    """
+    latents = min(_COMPONENTS, len(known) - 1)
+    return PCA.fit(known, PCAConfig(latents=latents, scale="parameter"), device=device)
+
+
+def in_latents(config: InversionConfig, codec: PCA) -> InversionConfig:
+    """Settings whose rate is one of coefficients, in the units of latents."""
+    rate = config.descent.learning_rate / float(codec.unit[0])
+    return replace(config, descent=replace(config.descent, learning_rate=rate))
