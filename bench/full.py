@@ -31,11 +31,11 @@ SHARES = (0.5, 0.8, 0.9, 0.95)
 
 def spent(times: Path, run: Path) -> float:
     """Seconds of earlier runs; the end of one that was killed is that of its last state."""
-    total = 0.0
-    for start, end in read_json(times)["runs"] if times.is_file() else ():
-        kept = max((path.stat().st_mtime for path in run.rglob("*")), default=start)
-        total += (end or max(kept, start)) - start
-    return total
+    if not times.is_file():
+        return 0.0
+    noted = read_json(times)
+    ends = [noted["begun"], *(path.stat().st_mtime for path in run.rglob("*"))]
+    return float(noted["before"] + max(ends) - noted["begun"])
 
 
 def needed(held: torch.Tensor) -> list[int | None]:
@@ -70,21 +70,22 @@ def main() -> None:
         return Console().print(read_json(told))
     before = spent(times, run)
     begun = time.time()
-    write_json(times, {"runs": [[0.0, before], [begun, None]]})
+    write_json(times, {"before": before, "begun": begun})
     how = OutOfCoreConfig(memory=int(options.memory * 1e9), tolerance=options.tolerance)
     codec = fit_out_of_core(VectorFile(path), PCAConfig(latents=options.latents), how, run=run)
     seconds, peak = before + time.time() - begun, peak_bytes()
     held = truth.variances.cumsum(0) / truth.variances.sum()
-    best, whole = float(truth.variances[: options.latents].sum()), float(truth.variances.sum())
-    captured = truth.captured(torch.linalg.qr(codec.components.T).Q.T)
+    best = float(held[options.latents - 1])
+    basis = torch.linalg.qr(codec.components.T).Q.T
+    captured = truth.captured(basis) / float(truth.variances.sum())
     report = {
         "vectors": [options.rows, options.width],
         "latents": options.latents,
         "memory_gb": options.memory,
         "peak_gb": peak * 1e-9,
         "seconds": seconds,
-        "captured": captured / whole,
-        "best_possible": best / whole,
+        "captured": captured,
+        "best_possible": best,
         "loss": 1 - captured / best,
         "computation": codec.report["computation"],
         "shares": SHARES,
@@ -92,7 +93,6 @@ def main() -> None:
         "true_ones": needed(held[: options.latents]),
     }
     write_json(told, report)
-    write_json(times, {"runs": [[0.0, seconds]]})
     return Console().print(report)
 
 

@@ -108,7 +108,7 @@ class SyntheticVectors:
                 file, {"descr": stored.str, "fortran_order": False, "shape": shape}
             )
             for block in self.blocks():
-                block.numpy().astype(stored).tofile(file)
+                block.numpy().astype(stored, copy=False).tofile(file)
 
     def blocks(self) -> Iterator[Float32[Tensor, "n D"]]:
         """All vectors in blocks of rows."""
