@@ -87,7 +87,7 @@ class BundleConfig:
         pretraining_subjects: other subjects, whose pictures it is trained with; what an embedding
             tells is learned from many.
         pretraining_pictures: of each; two are needed, one to see and one to denoise.
-        library: adapters collected.
+        library: adapters collected; the gate refuses three in a thousand, so that 2,000 remain.
         recipe: how each adapter is trained.
         least_likeness: of adapters that may join the library (see `LikenessGate`); None: all may.
         codec: name of the codec.
@@ -112,7 +112,7 @@ class BundleConfig:
     pretraining: PredictorTraining | None = field(default_factory=PredictorTraining)
     pretraining_subjects: int = 16000
     pretraining_pictures: int = 4
-    library: int = 2000
+    library: int = 2010
     recipe: Recipe = PRESETS["anchored"]
     least_likeness: float | None = 0.5
     codec: str = "pca"
