@@ -35,8 +35,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from lorasynth.checkpoint import Checkpoint
 from lorasynth.codec import VAE, VAEConfig, passes
-from lorasynth.codec.checkpoint import Checkpoint
 from lorasynth.codec.scaled import Scaled, ScaledConfig
 from lorasynth.codec.streamed_vae import OnDisk
 from lorasynth.codec.vae_training import Training

@@ -12,7 +12,7 @@ from lorasynth.base import SamplingConfig
 from lorasynth.base.train import BaseTrainingConfig
 from lorasynth.condition import AvatarEncoderConfig, JudgeConfig
 from lorasynth.condition.train import ArcFaceConfig
-from lorasynth.config import from_dict, read_json, to_dict
+from lorasynth.config import changes, from_dict, read_json, to_dict
 from lorasynth.errors import ConfigError
 from lorasynth.training import Optimisation
 
@@ -104,3 +104,10 @@ def test_json_that_cannot_be_read(tmp_path: Path, text: bytes | None, message: s
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="must be readable JSON"):
         read_json(tmp_path)
+
+
+def test_changes_are_told_by_the_smallest_part() -> None:
+    kept = {"a": {"b": 1, "c": [1, 2]}, "d": None, "e": {"f": 0}}
+    mine = {"a": {"b": 2, "c": [1, 2]}, "e": 3}
+    assert changes(kept, mine) == ["a.b was 1 and is now 2", "e was {'f': 0} and is now 3"]
+    assert changes(kept, kept) == []

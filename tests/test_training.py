@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_is_told_in_one_line(
 ) -> None:
     train(tmp_path)
     damage(tmp_path / "c.safetensors")
-    with pytest.raises(BundleError, match=r"c\.safetensors.*delete it to start again") as caught:
+    with pytest.raises(BundleError, match=r"c\.safetensors.*delete .* to begin anew") as caught:
         train(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -187,6 +187,9 @@ def test_other_settings_do_not_resume(tmp_path: Path) -> None:
 
     trainer(4, 1.0).run("test", zero)
     trainer(4, 1.0).run("test", zero)
-    for batch, weight in ((5, 1.0), (4, 2.0)):
-        with pytest.raises(ConfigError, match="with the same settings"):
+    for batch, weight, change in (
+        (5, 1.0, r"optimisation\.batch was 4 and is now 5"),
+        (4, 2.0, r"weight was 1\.0 and is now 2\.0"),
+    ):
+        with pytest.raises(ConfigError, match=change):
             trainer(batch, weight).run("test", zero)

@@ -55,6 +55,17 @@ def _refuse_unknown(kind: type, value: Mapping[str, Any]) -> None:
                 _refuse_unknown(inner, part)
 
 
+def changes(kept: Any, mine: Any, name: str = "") -> list[str]:
+    """What differs between two JSON values, in words: `model.width was 64 and is now 128`."""
+    if isinstance(kept, Mapping) and isinstance(mine, Mapping):
+        return [
+            change
+            for key in sorted({*kept, *mine})
+            for change in changes(kept.get(key), mine.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if kept == mine else [f"{name} was {kept} and is now {mine}"]
+
+
 def read_json(path: Path | str) -> dict[str, Any]:
     """Read a JSON object.
 

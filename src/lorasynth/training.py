@@ -5,7 +5,6 @@ has no random state: a run that is killed and started again goes on from its las
 ends with the same weights.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lorasynth.atomic import atomic_file
+from lorasynth.checkpoint import read_state, write_state
 from lorasynth.config import to_dict
 from lorasynth.device import has_fast_bfloat16
 from lorasynth.errors import BundleError, ConfigError
@@ -105,7 +102,7 @@ class Trainer:
         """
         self.model = model.to(device)
         self.config = config
-        self.identity = json.dumps([to_dict(config), dict(settings or {})], sort_keys=True)
+        self.identity = {"optimisation": to_dict(config), **(settings or {})}
         self.checkpoint = checkpoint
         self.device = device
         self.autocast = has_fast_bfloat16(device) if autocast is None else autocast
@@ -128,7 +125,7 @@ class Trainer:
             ConfigError: the checkpoint was made with other settings.
         """
         self.model.train()
-        start = self._resume() if self.checkpoint.is_file() else 0
+        start = self._resume()
         saved = time.monotonic()
         with progress(title, self.config.steps, done=start) as advance:
             for step in range(start, self.config.steps):
@@ -159,28 +156,22 @@ class Trainer:
         for name, parameter in self.parameters.items():
             state = self.optimiser.state[parameter]
             tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if state}
-        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        with atomic_file(self.checkpoint, alone=True) as temporary:
-            save_file(tensors, temporary, metadata={"step": str(step), "identity": self.identity})
+        write_state(self.checkpoint, self.identity, tensors, step=step)
 
     def _resume(self) -> int:
+        """Take over the checkpoint's state, if there is one; the number of steps done."""
+        saved = read_state(self.checkpoint, self.identity)
+        if saved is None:
+            return 0
+        tensors, step = saved.tensors, int(saved.facts["step"])
         try:
-            with safe_open(self.checkpoint, framework="pt") as file:
-                step = int(file.metadata()["step"])
-                identity = file.metadata()["identity"]
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             self.model.load_state_dict(with_prefix(tensors, "model."))
             self.average.module.load_state_dict(with_prefix(tensors, "average."))
-        except Exception as error:
+        except RuntimeError as error:
             raise BundleError(
-                f"a checkpoint must be whole and of the model being trained, but {self.checkpoint} "
-                f"is not ({str(error).splitlines()[0]}): delete it to start again"
+                f"a checkpoint must be of the model being trained, but {self.checkpoint} is not "
+                f"({str(error).splitlines()[0]}): delete it to begin anew"
             ) from error
-        if identity != self.identity:
-            raise ConfigError(
-                "training can only be resumed with the same settings, but "
-                f"{self.checkpoint} was made with others: delete it, or choose another run folder"
-            )
         self.average.n_averaged.fill_(step)
         for name, parameter in self.parameters.items():
             if f"exp_avg.{name}" in tensors:

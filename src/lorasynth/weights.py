@@ -35,20 +35,32 @@ def write_weights(path: Path | str, tensors: Mapping[str, Tensor], *, half: bool
     Raises:
         BundleError: a value does not fit into fp16, or is not finite.
     """
+
+    def smaller(tensor: Tensor) -> Tensor:
+        is_matrix = tensor.dtype == torch.float32 and tensor.dim() > 1
+        return tensor.half() if half and is_matrix else tensor
+
+    stored = {name: smaller(tensor) for name, tensor in tensors.items()}
+    for name, value in stored.items():
+        if value.is_floating_point() and not _is_finite(value):
+            fits = " and below 65504 for fp16" if value.dtype == torch.float16 else ""
+            raise BundleError(
+                f"weights must be finite{fits}, but {name!r} is not: train with a smaller learning "
+                "rate, or store whole precision"
+            )
+    with atomic_file(path) as temporary:
+        save_file(as_stored(stored), temporary)
+
+
+def as_stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Named tensors as a file takes them: in main memory, contiguous, and none in another's."""
     stored, places = {}, set()
     for name, tensor in tensors.items():
-        small = half and tensor.dtype == torch.float32 and tensor.dim() > 1
-        value = tensor.detach().cpu().to(torch.float16 if small else tensor.dtype).contiguous()
-        if value.is_floating_point() and not _is_finite(value):
-            raise BundleError(
-                f"weights must be finite{' and below 65504 for fp16' if small else ''}, but "
-                f"{name!r} is not: train with a smaller learning rate, or store whole precision"
-            )
+        value = tensor.detach().cpu().contiguous()
         place = value.untyped_storage().data_ptr()
-        stored[name] = value.clone() if place in places else value  # files hold no shared memory
+        stored[name] = value.clone() if place in places else value
         places.add(place)
-    with atomic_file(path) as temporary:
-        save_file(stored, temporary)
+    return stored
 
 
 def read_weights(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Tensor]:

@@ -66,7 +66,8 @@ def test_stages_can_be_made_alone(tmp_path: Path) -> None:
 def test_a_run_goes_on_with_its_own_choices_alone(bundle_run: Path) -> None:
     device = torch.device("cpu")
     other = BundleMaker(replace(tiny_config(), library=7, seed=3), bundle_run, device, workers=1)
-    with pytest.raises(ConfigError, match=r"but library, seed differ from .*choices\.json: give"):
+    told = r"choices\.json, but library was 6 and is now 7; seed was 0 and is now 3: give"
+    with pytest.raises(ConfigError, match=told):
         other.stages.make("avatar-second")
 
 

@@ -131,12 +131,12 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path) -> 
 def test_a_checkpoint_of_another_run_or_damaged_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     train(toy.data(20), toy.config(2), checkpoint=path)
-    with pytest.raises(ConfigError, match="of another run"):
+    with pytest.raises(ConfigError, match=r"config\.mixing was 0\.0 and is now 0\.5"):
         train(toy.data(20), replace(toy.config(2), mixing=0.5), checkpoint=path)
-    with pytest.raises(ConfigError, match="of another run"):
+    with pytest.raises(ConfigError, match=r"another computation .*data was"):
         train(toy.data(21), toy.config(2), checkpoint=path)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(BundleError, match="must be whole"):
+    with pytest.raises(BundleError, match="must be an intact checkpoint"):
         train(toy.data(20), toy.config(2), checkpoint=path)
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
-from lorasynth.codec.checkpoint import Checkpoint
+from lorasynth.checkpoint import Checkpoint
 from lorasynth.codec.passes import accumulate
 from lorasynth.library.blocks import BlockSource
 from lorasynth.library.statistics import Moments

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
-from lorasynth.codec.checkpoint import Checkpoint
+from lorasynth.checkpoint import Checkpoint
 from lorasynth.codec.plan import MOST_BLOCKS
 from lorasynth.codec.span import orthonormalise
 

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
+from lorasynth.checkpoint import Checkpoint
 from lorasynth.codec import passes
-from lorasynth.codec.checkpoint import Checkpoint
 from lorasynth.codec.contract import VectorSource, require_several
 from lorasynth.codec.gram import eigen_of_columns, eigen_of_rows
 from lorasynth.codec.krylov import leading_eigenvectors

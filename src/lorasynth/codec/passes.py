@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from lorasynth.codec.checkpoint import Checkpoint
+from lorasynth.checkpoint import Checkpoint
 from lorasynth.library.blocks import BlockSource, row_blocks
 from lorasynth.library.statistics import Moments, Sums
 from lorasynth.progress import progress

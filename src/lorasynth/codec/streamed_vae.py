@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from lorasynth.checkpoint import Checkpoint
 from lorasynth.codec import passes
-from lorasynth.codec.checkpoint import Checkpoint
 from lorasynth.codec.contract import gather, require_several
 from lorasynth.codec.out_of_core import Source
 from lorasynth.codec.plan import bytes_left

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from lorasynth.codec.checkpoint import Checkpoint
+from lorasynth.checkpoint import Checkpoint
 from lorasynth.codec.contract import CODECS, Codec, VectorSource, gather
 from lorasynth.codec.scaled import Scale, Scaled, ScaledConfig
 from lorasynth.codec.span import Span

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from lorasynth.codec.checkpoint import Checkpoint
+from lorasynth.checkpoint import Checkpoint
 from lorasynth.errors import ConfigError
 from lorasynth.progress import Advance, progress
 from lorasynth.randomness import torch_stream

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
+from lorasynth.checkpoint import forget
 from lorasynth.codec import CODECS, PCA, Codec, PCAConfig, Scaled, ScaledConfig, VAEConfig
-from lorasynth.codec.checkpoint import forget
 from lorasynth.codec.contract import require_several
 from lorasynth.codec.out_of_core import OutOfCoreConfig, Source, fit_out_of_core
 from lorasynth.codec.streamed_vae import StreamingConfig, fit_streamed

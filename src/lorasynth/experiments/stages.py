@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasynth.atomic import make_parent, write_json
-from lorasynth.config import read_json
+from lorasynth.config import changes, read_json
 from lorasynth.errors import ConfigError
 from lorasynth.progress import console
 
@@ -89,14 +89,10 @@ class StagedRun:
         if not path.is_file():
             write_json(path, mine)
             return
-        kept = read_json(path)
-        others = sorted(name for name in kept | mine if kept.get(name) != mine.get(name))
-        if others:
-            changes = "; ".join(f"{n} was {kept.get(n)} and is now {mine.get(n)}" for n in others)
+        if others := changes(read_json(path), mine):
             raise ConfigError(
-                f"a run must go on with the choices that it began with, but {', '.join(others)} "
-                f"differ from {path}: give those ({changes}), choose another folder, or delete "
-                "that file to keep what is made"
+                f"a run must go on with the choices in {path}, but {'; '.join(others)}: give "
+                "those, choose another folder, or delete that file to keep what is made"
             )
 
     def make_all(self) -> None:

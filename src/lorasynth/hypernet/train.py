@@ -10,7 +10,6 @@ that all see; the main process alone writes it, calls the probes and shows progr
 """
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -23,14 +22,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lorasynth.atomic import atomic_file
+from lorasynth.checkpoint import read_state, write_state
 from lorasynth.config import to_dict
 from lorasynth.diffusion.ema import AveragedWeights
-from lorasynth.errors import BundleError, ConfigError
+from lorasynth.errors import ConfigError
 from lorasynth.hypernet.batches import Batch, TrainingSet, draw_batch
 from lorasynth.hypernet.contract import Objective, Prediction, Probe
 from lorasynth.hypernet.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
@@ -323,27 +320,14 @@ class _Run:
         tensors = all_whole(tensors)
         if not self.accelerator.is_main_process:
             return
-        state = {"identity": self.identity, "step": step, "history": self.model.history}
-        with atomic_file(self.checkpoint, alone=True) as temporary:
-            save_file(
-                {
-                    name: value.detach().cpu().contiguous().clone()
-                    for name, value in tensors.items()
-                },
-                temporary,
-                metadata={"state": json.dumps(state)},
-            )
+        write_state(self.checkpoint, self.identity, tensors, step=step, history=self.model.history)
 
     def _resume(self) -> int:
         """Take over the checkpoint's state, if there is one; the number of steps done."""
-        if self.checkpoint is None or not self.checkpoint.is_file():
+        saved = None if self.checkpoint is None else read_state(self.checkpoint, self.identity)
+        if saved is None:
             return 0
-        state, tensors = _read_checkpoint(self.checkpoint)
-        if state["identity"] != self.identity:
-            raise ConfigError(
-                "training can only be resumed with the same config and data, but "
-                f"{self.checkpoint} is of another run: delete it, or choose another path"
-            )
+        tensors = saved.tensors
         held = self.model.state_dict()
         self.model.load_state_dict(placed_like(with_prefix(tensors, "model."), held))
         average = placed_like(with_prefix(tensors, "average."), self.average.weights())
@@ -358,8 +342,8 @@ class _Run:
             kept[index] = placed_like(moments, like)
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": kept, "param_groups": groups})
-        self.model.history = state["history"]
-        return int(state["step"])
+        self.model.history = saved.facts["history"]
+        return int(saved.facts["step"])
 
 
 def _build(
@@ -379,27 +363,19 @@ def _build(
     return model
 
 
-def _identity(config: HypernetConfig, data: TrainingSet, anchor: LatentRegression | None) -> str:
-    """A hash of all that a run depends on, apart from the machine."""
-    digest = hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode())
+def _identity(
+    config: HypernetConfig, data: TrainingSet, anchor: LatentRegression | None
+) -> dict[str, Any]:
+    """All that a run depends on, apart from the machine."""
+    digest = hashlib.sha256()
     for tensor in (data.latents, data.conditions):
         if tensor is not None:
             digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    if anchor is not None:
-        digest.update(fingerprint(anchor).encode())
-    return digest.hexdigest()
-
-
-def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise BundleError(
-            f"a checkpoint must be whole, but {path} is not ({error}): delete it to start again"
-        ) from error
-    return state, tensors
+    return {
+        "config": to_dict(config),
+        "data": digest.hexdigest(),
+        "anchor": None if anchor is None else fingerprint(anchor),
+    }
 
 
 def _note(row: Mapping[str, float]) -> str:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasynth.codec.checkpoint import Checkpoint, forget
+from lorasynth.checkpoint import Checkpoint, forget
 
 
 def test_what_is_saved_in_between_does_not_put_off_the_next(tmp_path: Path, monkeypatch) -> None:
     now = 0
-    monkeypatch.setattr("lorasynth.codec.checkpoint.time.monotonic", lambda: now)
+    monkeypatch.setattr("lorasynth.checkpoint.time.monotonic", lambda: now)
     checkpoint, due = Checkpoint(tmp_path, {}, seconds=10.0), []
     for now in range(1, 31):
         if checkpoint.due():
