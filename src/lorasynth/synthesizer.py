@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypedDict, Unpack, runtime_checkable
 
 import torch
 from huggingface_hub import snapshot_download
@@ -57,6 +57,22 @@ class BaseIdentity(Protocol):
 
     name: str
     fingerprint: str
+
+
+class Draw(TypedDict, total=False):
+    """How adapters are drawn; keywords of every call that makes some.
+
+    Attributes:
+        seed: of the noise that diffusion starts from (0); another seed gives another adapter.
+        guidance: see `LatentDiffusionConfig`; None for the trained default.
+        steps: solver steps; None for the trained default.
+        temperature: of the noise; None for the synthesizer's own.
+    """
+
+    seed: int
+    guidance: float | None
+    steps: int | None
+    temperature: float | None
 
 
 @dataclass
@@ -150,66 +166,45 @@ class Synthesizer:
         self,
         photos: Photo | Sequence[Photo],
         *,
-        seed: int = 0,
-        guidance: float | None = None,
-        steps: int | None = None,
-        temperature: float | None = None,
         face: int | None = None,
         facts: Mapping[str, object] | None = None,
         stages: Stages | None = None,
+        **draw: Unpack[Draw],
     ) -> Adapter:
         """Make an adapter for the subject of one or several pictures.
 
         Args:
             photos: paths or pixels; several pictures of one subject are averaged on the sphere.
-            seed: of the noise that diffusion starts from; another seed gives another adapter.
-            guidance: see `LatentDiffusionConfig`; None for the trained default.
-            steps: solver steps; None for the trained default.
-            temperature: of the noise; None for the synthesizer's own.
             face: which face of each picture, counted from the left, from 1; None for the largest.
             facts: attributes of the subject, for an encoder that knows some; pictures may be none
                 then.
             stages: collects the time of each stage.
+            **draw: how the adapter is drawn, see `Draw`.
 
         Raises:
             PictureError: a picture cannot be read or shows no face.
             ConfigError: the encoder does not know a fact, or looks for no face.
         """
-        [adapter] = self.many(
-            [photos],
-            seed=seed,
-            guidance=guidance,
-            steps=steps,
-            temperature=temperature,
-            face=face,
-            facts=facts,
-            stages=stages,
-        )
+        [adapter] = self.many([photos], face=face, facts=facts, stages=stages, **draw)
         return adapter
 
     def many(
         self,
         subjects: Sequence[Photo | Sequence[Photo]],
         *,
-        seed: int = 0,
-        guidance: float | None = None,
-        steps: int | None = None,
-        temperature: float | None = None,
         face: int | None = None,
         facts: Mapping[str, object] | None = None,
         stages: Stages | None = None,
+        **draw: Unpack[Draw],
     ) -> list[Adapter]:
         """Make an adapter for each of several subjects, all in one batch.
 
         Args:
             subjects: the pictures of each; the other arguments are those of a single call.
-            seed: of the noise.
-            guidance: see `LatentDiffusionConfig`.
-            steps: solver steps.
-            temperature: of the noise.
             face: which face of each picture, as in a single call.
             facts: attributes that all of them share.
             stages: collects the time of each stage.
+            **draw: how the adapters are drawn, see `Draw`.
 
         Raises:
             PictureError: a picture cannot be read or shows no face.
@@ -218,16 +213,8 @@ class Synthesizer:
         stages = stages or Stages()
         conditions = torch.stack([self.embed(photos, stages, face, facts) for photos in subjects])
         names = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in conditions]
-        factors = self.synthesise(
-            conditions,
-            names,
-            seed=seed,
-            guidance=guidance,
-            steps=steps,
-            temperature=temperature,
-            stages=stages,
-        )
-        metadata = self.metadata(seed)
+        factors = self.synthesise(conditions, names, stages=stages, **draw)
+        metadata = self.metadata(draw.get("seed", 0))
         kernels = self.layout.kernels
         strong = scaled(factors, self.strength)
         return [Adapter(single, metadata, kernels) for single in unstack(strong)]
@@ -261,11 +248,8 @@ class Synthesizer:
         conditions: Float[Tensor, "n m"] | None,
         names: Sequence[str],
         *,
-        seed: int = 0,
-        guidance: float | None = None,
-        steps: int | None = None,
-        temperature: float | None = None,
         stages: Stages | None = None,
+        **draw: Unpack[Draw],
     ) -> Factors:
         """Make n stacked adapters in one batch; each depends on its own condition and name only.
 
@@ -274,22 +258,12 @@ class Synthesizer:
         Args:
             conditions: one per adapter; None to sample without.
             names: one per adapter; each names the noise that its adapter starts from.
-            seed: of the noise.
-            guidance: see `LatentDiffusionConfig`.
-            steps: solver steps.
-            temperature: of the noise; None for the synthesizer's own.
             stages: collects the time of each stage.
+            **draw: how the adapters are drawn, see `Draw`.
         """
         stages = stages or Stages()
         with stages.stage("sample"):
-            latents = self.latents(
-                conditions,
-                names,
-                seed=seed,
-                guidance=guidance,
-                steps=steps,
-                temperature=temperature,
-            )
+            latents = self.latents(conditions, names, **draw)
         with stages.stage("decode"):
             return self.decode(latents)
 
@@ -298,17 +272,16 @@ class Synthesizer:
         self,
         conditions: Float[Tensor, "n m"] | None,
         names: Sequence[str],
-        *,
-        seed: int = 0,
-        guidance: float | None = None,
-        steps: int | None = None,
-        temperature: float | None = None,
+        **draw: Unpack[Draw],
     ) -> Float[Tensor, "n k"]:
         """The latents of the adapters that `synthesise` makes of the same arguments."""
+        temperature = draw.get("temperature")
         temperature = self.temperature if temperature is None else temperature
-        noise = temperature * self.hypernet.draw_noise(seed, names)
+        noise = temperature * self.hypernet.draw_noise(draw.get("seed", 0), names)
         conditions = None if conditions is None else conditions.to(noise.device)
-        return self.hypernet.sample(conditions, noise, guidance=guidance, steps=steps)
+        return self.hypernet.sample(
+            conditions, noise, guidance=draw.get("guidance"), steps=draw.get("steps")
+        )
 
     def decode(self, latents: Float[Tensor, "n k"]) -> Factors:
         """Stacked adapters of latents; differentiable."""

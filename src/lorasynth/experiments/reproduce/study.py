@@ -93,7 +93,7 @@ class ReproduceConfig:
     widths: tuple[int, ...] = (32, 128, 512, 1024)
     betas: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
     depths: tuple[int, ...] = (1, 2)
-    vae_epochs: int = 200
+    vae_epochs: int = 400
     sizes: tuple[int, ...] = (125, 250, 500, 1000)
     ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     refined: tuple[int, ...] = (10, 50, 200)
