@@ -58,6 +58,7 @@ class ReproduceConfig:
         trial: the test subjects, the same for all claims.
         curve: validation subjects whose likeness is measured during training.
         hypernet: training of every hypernetwork, but for what a claim varies.
+        slow_steps: of it where a step is slow: U-Nets, and whatever works on scaled vectors.
         latents: of codecs, but for where a claim varies it.
         widths: of codecs that are compared.
         betas: of VAEs that are compared.
@@ -89,6 +90,7 @@ class ReproduceConfig:
             optimisation=Optimisation(steps=4000, batch=64, lr=5e-4), record_every=500
         )
     )
+    slow_steps: int = 2000
     latents: int = 128
     widths: tuple[int, ...] = (32, 128, 512, 1024)
     betas: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
@@ -141,6 +143,7 @@ def smoke() -> ReproduceConfig:
         trial=few,
         curve=replace(few, split="validation"),
         hypernet=HypernetConfig(optimisation=brief, record_every=2),
+        slow_steps=2,
         latents=4,
         widths=(2, 4),
         betas=(0.1, 1.0),
@@ -350,11 +353,11 @@ class Study:
         self, seed: int, *, codec: str = "pca", model: LatentDiffusionConfig | None = None
     ) -> dict[str, Any]:
         """Train a hypernetwork on our library; its curve, and what test subjects' adapters are."""
-        training = replace(
-            self.config.hypernet,
-            model=model or LatentDiffusionConfig(),
-            optimisation=replace(self.config.hypernet.optimisation, seed=seed),
-        )
+        model, usual = model or LatentDiffusionConfig(), self.config.hypernet.optimisation
+        slow = codec == "scaled" or model.denoiser == "unet"
+        steps = self.config.slow_steps if slow else usual.steps
+        optimisation = replace(usual, seed=seed, steps=steps)
+        training = replace(self.config.hypernet, model=model, optimisation=optimisation)
         facts = {
             "codec": [codec, self.codec_options(codec, seed)],
             "training": to_dict(training),

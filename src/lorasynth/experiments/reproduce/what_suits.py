@@ -28,7 +28,7 @@ SPACES: dict[str, str] = {"scaled vectors": "scaled", "PCA": "pca", "VAE": "vae"
 
 def unet(space: str) -> LatentDiffusionConfig:
     """The paper's U-Net with x0-prediction; long vectors are cut into patches."""
-    options = {"patch": 64} if space == "scaled vectors" else {}
+    options = {"patch": 512} if space == "scaled vectors" else {}
     return LatentDiffusionConfig(denoiser="unet", denoiser_options=options, parameterisation="x0")
 
 
