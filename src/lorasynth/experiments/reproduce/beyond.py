@@ -167,7 +167,7 @@ def _sampled(study: Study, name: str, anchor: Synthesizer | None, seed: int) -> 
 def _train_and_sample(
     study: Study, training: HypernetConfig, anchor: Synthesizer | None
 ) -> dict[str, Any]:
-    run, layout = study.trial, study.layout("ours")
+    run, layout = study.trial, study.layout
     codec = study.standard_codec("pca", training.optimisation.seed)
     model = study.learned(codec, training, anchor=anchor)
     noise = model.draw_noise(training.optimisation.seed, run.subjects.ids)

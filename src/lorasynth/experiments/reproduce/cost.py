@@ -305,18 +305,18 @@ def _inversion(study: Study, count: int) -> Coordinates:
 
 def _in_vae(study: Study, count: int) -> Coordinates:
     """Through the decoder of a VAE (the paper's second approach)."""
-    known, _ = study.vectors("ours")
+    known, _ = study.vectors
     codec = study.standard_codec("vae", study.config.seeds[0])
-    decode = _decoder(study, codec, study.layout("ours"))
+    decode = _decoder(study, codec, study.layout)
     return _inverted(study, InversionConfig(), count, codec.encode(known), decode)
 
 
 def _as_w2w(study: Study, count: int) -> Coordinates:
     """weights2weights' own."""
-    known, _ = study.vectors("ours")
+    known, _ = study.vectors
     codec = weights2weights.components_of(known, study.bundle.base.device).cpu()
     config = weights2weights.in_latents(weights2weights.SETTINGS, codec)
-    decode = _decoder(study, codec, study.layout("ours"))
+    decode = _decoder(study, codec, study.layout)
     return _inverted(study, config, count, codec.encode(known), decode)
 
 

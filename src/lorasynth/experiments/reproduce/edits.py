@@ -65,7 +65,7 @@ def edits(study: Study) -> Finding:
 
 def _varies(study: Study, name: str) -> bool:
     """Whether some of the subjects that are learned from have it, and some have not."""
-    column = study.library("ours").table[name].to_pylist()[: study.config.library]
+    column = study.library.table[name].to_pylist()[: study.config.library]
     return len({value == NONE for value in column}) == 2
 
 
@@ -96,9 +96,9 @@ def _cell(study: Study, space: str, seed: int, name: str) -> list[dict[str, list
 
 def _edited(study: Study, space: str, seed: int, name: str) -> list[dict[str, list[float]]]:
     """What pictures show at each step: glasses are put on those without, and taken off others."""
-    run, bundle, layout = study.trial, study.bundle, study.layout("ours")
+    run, bundle, layout = study.trial, study.bundle, study.layout
     codec = study.standard_codec(space, seed)
-    library = study.library("ours").library.select(range(study.config.library))
+    library = study.library.library.select(range(study.config.library))
     known = LatentLibrary.encode(library, codec, None)
     subjects = [run.subjects.identity(subject) for subject in run.subjects.ids]
     had = torch.tensor([getattr(subject, name) != NONE for subject in subjects])

@@ -62,7 +62,8 @@ def norms(study: Study) -> Finding:
 
 def _cell(study: Study, kind: str, form: str) -> dict[str, Any]:
     """How norms scatter, by module; and what is missed, by held-out adapter."""
-    count, latents = study.config.library, study.latents
+    count = study.config.compared
+    latents = min(study.latents, count - 1)
 
     def measure() -> dict[str, Any]:
         factors, layout = _in_form(study, kind, form)
@@ -76,7 +77,9 @@ def _cell(study: Study, kind: str, form: str) -> dict[str, Any]:
             "scatter": listed((a.std(dim=0) + b.std(dim=0)) / 2),
             "scatter_of_ratio": listed((a - b).std(dim=0)),
             "pca_missed": listed(missed(codec.decode(codec.encode(held)), held, known)),
-            "ridge_missed": listed(ridge_missed(vectors, study.conditions(kind), count)),
+            "ridge_missed": listed(
+                ridge_missed(vectors, study.conditions(study.compared(kind)), count)
+            ),
         }
 
     facts = {"kind": kind, "form": form, "latents": latents}
@@ -94,7 +97,7 @@ def _ridge_mean(row: dict[str, Any]) -> float:
 
 
 def _in_form(study: Study, kind: str, form: str) -> tuple[Factors, Layout]:
-    factors = study.raw(kind)
+    factors = study.compared(kind).factors()
     if form != "raw":
         reference = choose_reference(factors, form) if form != "none" else None
         factors = canonicalise(factors, form, reference)

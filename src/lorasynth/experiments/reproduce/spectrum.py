@@ -42,9 +42,10 @@ def spectrum(study: Study) -> Finding:
         section="4.1, Figure 3",
         verdict=judged(holds=few and single > len(told) / 2, partly=few or single > len(told) / 2),
         why=(
-            f"{rows[-1]['95 %']} of {count} components hold 95 % on our library in its own gauge, "
-            f"{_of(rows, 'usual, raw')} on one of the paper's kind as trained and "
-            f"{_of(rows, 'usual, procrustes')} with the best gauge. Of {len(probes)} attributes "
+            f"{rows[-1]['95 %']} of {count} components hold 95 % on our library in its own gauge. "
+            f"Of {study.config.compared} adapters of the paper's kind {_of(rows, 'usual, raw')} "
+            f"components do as trained and {_of(rows, 'usual, procrustes')} with the best gauge; "
+            f"of as many of ours {_of(rows, 'ours, procrustes')}. Of {len(probes)} attributes "
             f"{len(told)} can be read from all components together (R² above {TOLD}), and {single} "
             "of these for more than half from one component alone."
         ),
@@ -59,13 +60,13 @@ def _curve(study: Study, kind: str, gauge: str | None) -> list[float]:
 
     def measure() -> list[float]:
         if gauge is None:
-            vectors, _ = study.vectors(kind)
+            vectors, _ = study.vectors
         else:
-            factors = study.raw(kind)
+            factors = study.compared(kind).factors()
             if gauge != "raw":
                 reference = choose_reference(factors, gauge) if gauge != "random_sign" else None
                 factors = canonicalise(factors, gauge, reference)
-            vectors = Layout.from_factors(factors).flatten(factors)[: study.config.library]
+            vectors = Layout.from_factors(factors).flatten(factors)[: study.config.compared]
         energy = roots(vectors).square()
         return [round(share, 6) for share in (energy.cumsum(0) / energy.sum()).tolist()]
 
@@ -87,7 +88,7 @@ def _probes(study: Study) -> list[dict[str, Any]]:
     """How well each attribute is read linearly from all components, and from the best one."""
 
     def measure() -> list[dict[str, Any]]:
-        library, seed = study.library("ours"), study.config.seeds[0]
+        library, seed = study.library, study.config.seeds[0]
         codec, count = study.standard_codec("pca", seed), study.config.library
         latents = LatentLibrary.encode(library, codec, None)
         rows = []

@@ -53,7 +53,8 @@ class ReproduceConfig:
         smoke: so little that no verdict follows.
         seeds: of every training.
         usual: the paper's kind of recipe, in the layout of ours.
-        library: adapters of each kind that are learned from.
+        library: adapters of our kind that are learned from.
+        compared: adapters of the paper's kind, and of ours where the two are compared.
         held_out: further adapters of each kind, to measure errors on.
         trial: the test subjects, the same for all claims.
         curve: validation subjects whose likeness is measured during training.
@@ -79,7 +80,8 @@ class ReproduceConfig:
     smoke: bool = False
     seeds: tuple[int, ...] = (0, 1, 2)
     usual: Recipe = field(default_factory=lambda: PRESETS["usual"])
-    library: int = 1000
+    library: int = 1900
+    compared: int = 500
     held_out: int = 100
     trial: TrialConfig = field(default_factory=lambda: TrialConfig(subjects=50))
     curve: TrialConfig = field(
@@ -96,7 +98,7 @@ class ReproduceConfig:
     betas: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
     depths: tuple[int, ...] = (1, 2)
     vae_epochs: int = 400
-    sizes: tuple[int, ...] = (125, 250, 500, 1000)
+    sizes: tuple[int, ...] = (125, 250, 500, 1000, 1900)
     ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     refined: tuple[int, ...] = (10, 50, 200)
     trained: tuple[int, ...] = (50, 100, 300, 1000)
@@ -115,6 +117,7 @@ class ReproduceConfig:
         """
         rules = {
             "sizes": (max(self.sizes) <= self.library, f"at most library={self.library}"),
+            "compared": (self.compared <= self.library, f"at most library={self.library}"),
             "held_out": (self.held_out >= 2, "at least 2, to choose by some and judge by others"),
             "betas": (1.0 in self.betas and min(self.betas) < 1, "1.0 and some below it"),
             "refined": (min(self.refined, default=51) <= 50, "of 50 steps or fewer, at least one"),
@@ -139,6 +142,7 @@ def smoke() -> ReproduceConfig:
         seeds=(0, 1),
         usual=replace(PRESETS["usual"], steps=2),
         library=12,
+        compared=8,
         held_out=4,
         trial=few,
         curve=replace(few, split="validation"),
@@ -183,21 +187,14 @@ class Study:
         self.config = config
         self.folder = folder
         self._count = config.library + config.held_out
-        self._given: str | None = None
-        self._libraries: dict[str, LibraryView] = {}
-        self._vectors: dict[str, Tensor] = {}
-        if ours is not None:
-            self._give(ours)
-
-    def _give(self, ours: Library) -> None:
-        if len(ours) < self._count:
+        self._given = ours
+        self._collected: dict[str, Library] = {}
+        if ours is not None and len(ours) < self._count:
             raise LibraryError(
                 f"the library must have {self._count} adapters, {self.config.held_out} of them "
                 f"held out, but has {len(ours)}: give a larger one, or smaller numbers by --set "
                 "library=N --set held_out=N"
             )
-        self._given = ours.fingerprint
-        self._libraries["ours"] = ours.select(range(self._count))
 
     def cell(self, name: str, facts: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
         """One measurement, or what an earlier run kept of it.
@@ -224,8 +221,9 @@ class Study:
                 for name, one in made.items()
             },
             "recipe": bundle.recipe.fingerprint,
-            "given": self._given,
+            "given": None if self._given is None else self._given.fingerprint,
             "library": config.library,
+            "compared": config.compared,
             "held_out": config.held_out,
             "smoke": config.smoke,
         }
@@ -252,41 +250,47 @@ class Study:
         targets, rank = self.bundle.recipe.targets, self.bundle.recipe.rank
         return replace(self.config.usual, targets=targets, rank=rank)
 
-    def library(self, kind: str) -> LibraryView:
-        """The library of a kind, collected as far as it is not yet; the last rows are held out."""
-        if kind not in self._libraries:
-            self._libraries[kind] = self._collect(kind).select(range(self._count))
-        return self._libraries[kind]
+    @cached_property
+    def library(self) -> LibraryView:
+        """Our library, collected as far as it is not yet; the last rows are held out."""
+        ours = self._given or self._collect("ours", self._count)
+        return ours.select(range(self._count))
 
-    def _collect(self, kind: str) -> Library:
+    def compared(self, kind: str) -> LibraryView:
+        """Adapters of a kind, as many as are compared and those held out, which are the last."""
+        known, held = self.config.compared, self.config.held_out
+        if kind != "ours":
+            return self._collect(kind, known + held).select(range(known + held))
+        return self.library.library.select([*range(known), *range(self._count - held, self._count)])
+
+    def _collect(self, kind: str, count: int) -> Library:
+        """A library of a kind, as far as it is not there yet."""
+        if kind in self._collected:
+            return self._collected[kind]
         path = self.folder / f"library-{kind}"
         size = self.bundle.base.picture_size
-        source = AvatarSubjects(split="train", count=self._count, size=size, series="reproduce")
+        source = AvatarSubjects(split="train", count=count, size=size, series="reproduce")
         anchor = self.bundle.pretrained if kind == "ours" else None
         recipe = self.recipe(kind)
         collect(self.bundle.base, source, path, recipe, fleet_size=None, anchor=anchor)
-        library = Library.open(path)
+        library = self._collected[kind] = Library.open(path)
         embed_library(library, source, self.bundle.synthesizer.encoder)
         return library
 
-    def layout(self, kind: str) -> Layout:
-        """The layout of a kind's vectors."""
-        return self.library(kind).layout
+    @property
+    def layout(self) -> Layout:
+        """Of our library's vectors."""
+        return self.library.layout
 
-    def vectors(self, kind: str) -> tuple[Float[Tensor, "N D"], Float[Tensor, "h D"]]:
-        """Canonical vectors to learn from, and held-out ones; read once."""
-        if kind not in self._vectors:
-            self._vectors[kind] = self.library(kind).all_vectors()
-        whole = self._vectors[kind]
+    @cached_property
+    def vectors(self) -> tuple[Float[Tensor, "N D"], Float[Tensor, "h D"]]:
+        """Our canonical vectors to learn from, and held-out ones."""
+        whole = self.library.all_vectors()
         return whole[: self.config.library], whole[self.config.library :]
 
-    def raw(self, kind: str) -> Factors:
-        """All factors as they were trained, the held-out ones last."""
-        return self.library(kind).factors()
-
-    def conditions(self, kind: str) -> Float[Tensor, "N P m"]:
-        """Embeddings of all subjects, the held-out ones last."""
-        return self.library(kind).column(column_of(self.bundle.synthesizer.encoder))
+    def conditions(self, library: LibraryView) -> Float[Tensor, "n P m"]:
+        """Embeddings of the subjects of one of the libraries."""
+        return library.column(column_of(self.bundle.synthesizer.encoder))
 
     @property
     def latents(self) -> int:
@@ -295,7 +299,7 @@ class Study:
 
     def codec(self, name: str, options: Mapping[str, Any], size: int | None = None) -> Codec:
         """A codec fitted to our library's first `size` vectors; None: to all."""
-        known, _ = self.vectors("ours")
+        known, _ = self.vectors
         return fit_codec(name, known[:size], options, device=self.bundle.base.device).cpu()
 
     def codec_options(self, name: str, seed: int) -> dict[str, Any]:
@@ -328,8 +332,8 @@ class Study:
         anchor: Synthesizer | None = None,
     ) -> LatentDiffusion:
         """A hypernetwork trained on our library's latents, around a regression if there is one."""
-        known, _ = self.vectors("ours")
-        conditions = self.conditions("ours")[: len(known)]
+        known, _ = self.vectors
+        conditions = self.conditions(self.library)[: len(known)]
         data = TrainingSet(latents=codec.encode(known), conditions=conditions)
         around = None if anchor is None else anchor.regression_in(codec)
         return train_hypernet(data, training, probes=probes, anchor=around).cpu()
@@ -370,8 +374,8 @@ class Study:
 
 
 def _train_and_measure(study: Study, name: str, training: HypernetConfig) -> dict[str, Any]:
-    known, held = study.vectors("ours")
-    conditions, layout = study.conditions("ours"), study.layout("ours")
+    known, held = study.vectors
+    conditions, layout = study.conditions(study.library), study.layout
     codec = study.standard_codec(name, training.optimisation.seed)
     held_conditions = conditions[len(known) :, 0]
     probes: list[Probe] = [CleanError(codec.encode(held), held_conditions), GradientNorms()]

@@ -203,7 +203,7 @@ def _missed(study: Study, name: str, options: dict[str, Any], size: int) -> list
     """What a codec of the library's first adapters misses of each held-out one."""
 
     def measure() -> list[float]:
-        known, held = study.vectors("ours")
+        known, held = study.vectors
         codec = study.codec(name, options, size)
         return listed(missed(codec.decode(codec.encode(held)), held, known[:size]))
 
@@ -217,9 +217,9 @@ def _codec_cell(study: Study, name: str, options: dict[str, Any]) -> dict[str, A
     facts = {"codec": name, "options": options, **study.tried}
 
     def measure() -> dict[str, Any]:
-        known, held = study.vectors("ours")
+        known, held = study.vectors
         codec = study.codec(name, options)
-        layout, truth = study.layout("ours"), study.trained()
+        layout, truth = study.layout, study.trained()
         latents = codec.encode(study.bundle.library.vectors(truth, layout))
         halfway = (latents + latents.roll(1, dims=0)) / 2
         pictures = study.trial.pictures(layout.unflatten(codec.decode(halfway)))

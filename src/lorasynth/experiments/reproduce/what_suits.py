@@ -81,7 +81,7 @@ def _normality(study: Study, space: str) -> dict[str, float]:
 
     That of a codec of the first seed.
     """
-    known, _ = study.vectors("ours")
+    known, _ = study.vectors
     z = study.standard_codec(SPACES[space], study.config.seeds[0]).encode(known)
     z = z[:, z.std(dim=0) > 1e-6]
     z = (z - z.mean(dim=0)) / z.std(dim=0)
@@ -103,8 +103,8 @@ def _kolmogorov_smirnov(z: Float[Tensor, "n k"]) -> float:
 
 def _layers(study: Study) -> dict[str, float]:
     """Spread of the adapters' numbers in each module, the smallest and the largest."""
-    known, _ = study.vectors("ours")
-    factors = study.layout("ours").unflatten(known - known.mean(dim=0))
+    known, _ = study.vectors
+    factors = study.layout.unflatten(known - known.mean(dim=0))
     spreads = torch.stack([factor.B.std() for factor in factors.values()])
     return {"smallest": float(spreads.min()), "largest": float(spreads.max())}
 
