@@ -102,7 +102,7 @@ class Trainer:
         """
         self.model = model.to(device)
         self.config = config
-        self.identity = {"optimisation": to_dict(config), **(settings or {})}
+        self.identity = {**(settings or {}), "optimisation": to_dict(config)}
         self.checkpoint = checkpoint
         self.device = device
         self.autocast = has_fast_bfloat16(device) if autocast is None else autocast

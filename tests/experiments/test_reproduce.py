@@ -76,16 +76,8 @@ def test_a_library_that_is_given_is_studied_in_place_of_a_new_one(
         "error: the library must have 16 adapters, 4 of them held out, but has 6: give a larger "
         "one, or smaller numbers by --set library=N --set held_out=N\n"
     )
-    fewer = (
-        "--set",
-        "library=4",
-        "--set",
-        "compared=4",
-        "--set",
-        "held_out=2",
-        "--set",
-        "sizes=[3,4]",
-    )
+    sizes = ("library=4", "compared=4", "held_out=2", "sizes=[3,4]")
+    fewer = [word for size in sizes for word in ("--set", size)]
     result = run(*arguments, *fewer)
     assert result.status == 0, result.err
     report = json.loads((tmp_path / "report" / "report.json").read_text())

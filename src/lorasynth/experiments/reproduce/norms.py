@@ -7,7 +7,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lorasynth.adapter import Factors, Layout, canonicalise, choose_reference
+from lorasynth.adapter import Factors, Layout
 from lorasynth.codec import PCA, PCAConfig
 from lorasynth.experiments.reproduce.errors import missed, ridge_missed
 from lorasynth.experiments.reproduce.finding import (
@@ -66,8 +66,8 @@ def _cell(study: Study, kind: str, form: str) -> dict[str, Any]:
     latents = min(study.latents, count - 1)
 
     def measure() -> dict[str, Any]:
-        factors, layout = _in_form(study, kind, form)
-        vectors = layout.flatten(factors)
+        factors = study.in_gauge(kind, form)
+        vectors = Layout.from_factors(factors).flatten(factors)
         known, held = vectors[:count], vectors[count:]
         codec = PCA.fit(known, PCAConfig(latents=latents))
         a, b = _log_norms(factors)
@@ -96,14 +96,6 @@ def _ridge_mean(row: dict[str, Any]) -> float:
     return float(row["ridge_missed"]["mean"])
 
 
-def _in_form(study: Study, kind: str, form: str) -> tuple[Factors, Layout]:
-    factors = study.compared(kind).factors()
-    if form != "raw":
-        reference = choose_reference(factors, form) if form != "none" else None
-        factors = canonicalise(factors, form, reference)
-    return factors, Layout.from_factors(factors)
-
-
 def _log_norms(factors: Factors) -> Float[Tensor, "2 n modules"]:
     """Log |A| and log |B| of each adapter and module."""
 
@@ -119,7 +111,7 @@ def _draw(study: Study) -> Figure:
     panels = figure.subplots(2, 2, sharey="row")
     for column, (form, title) in enumerate((("raw", "as trained"), ("none", "after the SVD"))):
         for row, (name, values) in enumerate(
-            zip("AB", _log_norms(_in_form(study, "usual", form)[0]), strict=True)
+            zip("AB", _log_norms(study.in_gauge("usual", form)), strict=True)
         ):
             axes = panels[row, column]
             centred = values - values.mean(dim=0)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lorasynth.adapter import Layout, canonicalise, choose_reference
+from lorasynth.adapter import Layout
 from lorasynth.edit.labels import labels_of
 from lorasynth.experiments.latent_library import LatentLibrary
 from lorasynth.experiments.reproduce.errors import roots
@@ -62,10 +62,7 @@ def _curve(study: Study, kind: str, gauge: str | None) -> list[float]:
         if gauge is None:
             vectors, _ = study.vectors
         else:
-            factors = study.compared(kind).factors()
-            if gauge != "raw":
-                reference = choose_reference(factors, gauge) if gauge != "random_sign" else None
-                factors = canonicalise(factors, gauge, reference)
+            factors = study.in_gauge(kind, gauge)
             vectors = Layout.from_factors(factors).flatten(factors)[: study.config.compared]
         energy = roots(vectors).square()
         return [round(share, 6) for share in (energy.cumsum(0) / energy.sum()).tolist()]

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.adapter import Factors, Layout, scaled
+from lorasynth.adapter import Factors, Layout, canonicalise, choose_reference, scaled
 from lorasynth.atomic import make_parent
 from lorasynth.base import SamplingConfig
 from lorasynth.codec import Codec, fit_codec, load_codec
@@ -262,6 +262,13 @@ class Study:
         if kind != "ours":
             return self._collect(kind, known + held).select(range(known + held))
         return self.library.library.select([*range(known), *range(self._count - held, self._count)])
+
+    def in_gauge(self, kind: str, gauge: str) -> Factors:
+        """Those adapters in canonical form under a gauge, or as they were trained ("raw")."""
+        factors = self.compared(kind).factors()
+        if gauge == "raw":
+            return factors
+        return canonicalise(factors, gauge, choose_reference(factors, gauge))
 
     def _collect(self, kind: str, count: int) -> Library:
         """A library of a kind, as far as it is not there yet."""
