@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import partial
@@ -119,7 +119,7 @@ def zero_shot(study: Study) -> list[Bought]:
     """The synthesizer, and the regression that it is around if there is one."""
     ours = {"zero-shot": study.bundle.synthesizer, "direct": study.bundle.pretrained}
     return [
-        _measured(study, name, shown, 0, _ready(partial(_synthesised, one)))
+        _measured(study, name, shown, 0, {}, _ready(partial(_synthesised, one)))
         for shown in SHOWN
         for name, one in ours.items()
         if one is not None
@@ -128,15 +128,23 @@ def zero_shot(study: Study) -> list[Bought]:
 
 def optimised(study: Study) -> list[Bought]:
     """Mixtures, inversions and refining."""
-    ways = {"mixture": _mixture, "inversion": _inversion, "inversion, VAE": _in_vae, "w2w": _as_w2w}
+    inverted = {"way": to_dict(InversionConfig())}
+    in_vae = {**inverted, "vae": study.codec_options("vae", study.config.seeds[0])}
+    ways: dict[str, tuple[dict[str, Any], Callable[[Study, int], Coordinates]]] = {
+        "mixture": ({"way": to_dict(MixtureConfig())}, _mixture),
+        "inversion": (inverted, _inversion),
+        "inversion, VAE": (in_vae, _in_vae),
+        "w2w": ({"way": to_dict(weights2weights.SETTINGS)}, _as_w2w),
+    }
     steps, found = study.config.optimised, []
     for shown in SHOWN:
-        for name, coordinates in ways.items():
-            found.append(_measured(study, name, shown, steps, _optimised(study, coordinates)))
+        for name, (facts, coordinates) in ways.items():
+            make = _optimised(study, coordinates)
+            found.append(_measured(study, name, shown, steps, facts, make))
         for count in study.config.refined:
             recipe = replace(PRESETS["refine"], steps=count)
-            make = _ready(_refined(study, recipe))
-            found.append(_measured(study, "refine", shown, count, make))
+            start = partial(_synthesised, study.bundle.pretrained or study.bundle.synthesizer)
+            found.append(_trained(study, "refine", shown, recipe, start))
     return found
 
 
@@ -145,13 +153,11 @@ def trained(study: Study) -> list[Bought]:
     found = []
     for count in study.config.trained:
         recipe = replace(Recipe(), targets=study.bundle.recipe.targets, steps=count)
-        make = _ready(_trained(study, recipe))
-        found.append(_measured(study, "LoRA", SHOWN[-1], count, make))
+        found.append(_trained(study, "LoRA", SHOWN[-1], recipe))
         found.append(_fully(study, count))
     if (anchor := study.bundle.pretrained) is not None:
         recipe = study.bundle.recipe
-        make = _ready(_trained(study, recipe, anchor))
-        found.append(_measured(study, "LoRA, anchored", SHOWN[-1], recipe.steps, make))
+        found.append(_trained(study, "LoRA, anchored", SHOWN[-1], recipe, anchor.foretell))
     return found
 
 
@@ -161,7 +167,12 @@ def _ready(make: Make) -> Callable[[int], Make]:
 
 
 def _measured(
-    study: Study, method: str, shown: int, steps: int, prepare: Callable[[int], Make]
+    study: Study,
+    method: str,
+    shown: int,
+    steps: int,
+    facts: Mapping[str, Any],
+    prepare: Callable[[int], Make],
 ) -> Bought:
     """A method's adapters, measured.
 
@@ -170,6 +181,7 @@ def _measured(
         method: its name.
         shown: pictures of each subject.
         steps: of training or descent.
+        facts: JSON values that decide what it makes.
         prepare: from the number of subjects to what is timed.
     """
 
@@ -181,7 +193,7 @@ def _measured(
         seconds = (time.perf_counter() - begun) / len(people)
         return {"seconds": seconds, **study.figures(adapters)}
 
-    return Bought(method, shown, steps, _cell(study, method, shown, steps, measure))
+    return Bought(method, shown, steps, _cell(study, method, shown, steps, facts, measure))
 
 
 def _fully(study: Study, steps: int) -> Bought:
@@ -192,7 +204,8 @@ def _fully(study: Study, steps: int) -> Bought:
         people = study.trial.people(SHOWN[-1])[:few]
         return _fine_tuned(study, study.trial, people, steps, _full_rate(study))
 
-    found = _cell(study, "all weights", SHOWN[-1], steps, measure)
+    facts = {"subjects": few, "rates": study.config.full_rates}
+    found = _cell(study, "all weights", SHOWN[-1], steps, facts, measure)
     return Bought("all weights", SHOWN[-1], steps, found)
 
 
@@ -235,14 +248,15 @@ def _fine_tuned(
 
 
 def _cell(
-    study: Study, method: str, shown: int, steps: int, measure: Callable[[], dict[str, Any]]
+    study: Study,
+    method: str,
+    shown: int,
+    steps: int,
+    facts: Mapping[str, Any],
+    measure: Callable[[], dict[str, Any]],
 ) -> dict[str, Any]:
-    presets = {name: PRESETS[name].fingerprint for name in ("ours", "refine")}
-    ways = [to_dict(w) for w in (MixtureConfig(), InversionConfig(), weights2weights.SETTINGS)]
-    facts = {"method": method, "pictures": shown, "steps": steps, "presets": presets, "ways": ways}
-    facts |= {"fully_trained": study.config.fully_trained, "rates": study.config.full_rates}
-    facts |= {"vae": study.codec_options("vae", study.config.seeds[0])}
-    found: dict[str, Any] = study.cell("cost", {**facts, **study.tried}, measure)
+    asked = {"method": method, "pictures": shown, "steps": steps, **facts, **study.tried}
+    found: dict[str, Any] = study.cell("cost", asked, measure)
     return found
 
 
@@ -268,20 +282,18 @@ def _optimised(study: Study, make: Callable[[Study, int], Coordinates]) -> Calla
     return prepare
 
 
-def _refined(study: Study, recipe: Recipe) -> Make:
+def _trained(
+    study: Study, method: str, shown: int, recipe: Recipe, start: Make | None = None
+) -> Bought:
+    """Training from nothing, or from adapters that another method makes."""
+
     def run(people: list[Subject]) -> Factors:
-        anchor = study.synthesised(study.bundle.pretrained or study.bundle.synthesizer)
+        anchor = None if start is None else start(people)
         return train_fleet(study.bundle.base, recipe, people, anchor=anchor).factors
 
-    return run
-
-
-def _trained(study: Study, recipe: Recipe, anchor: Synthesizer | None = None) -> Make:
-    def run(people: list[Subject]) -> Factors:
-        start = None if anchor is None else anchor.foretell(people)
-        return train_fleet(study.bundle.base, recipe, people, anchor=start).factors
-
-    return run
+    return _measured(
+        study, method, shown, recipe.steps, {"recipe": recipe.fingerprint}, _ready(run)
+    )
 
 
 def _synthesised(synthesizer: Synthesizer, people: list[Subject]) -> Factors:
