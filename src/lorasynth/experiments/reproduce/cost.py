@@ -13,7 +13,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lorasynth.adapter import Factors, Layout, scaled
+from lorasynth.adapter import Factors, Layout
 from lorasynth.codec import Codec
 from lorasynth.collect import PRESETS, Descent, Recipe, train_fleet
 from lorasynth.config import to_dict
@@ -26,7 +26,7 @@ from lorasynth.experiments.reproduce.finding import (
     judged,
     text,
 )
-from lorasynth.experiments.reproduce.study import Study, as_json
+from lorasynth.experiments.reproduce.study import Study, as_json, synthesised
 from lorasynth.experiments.trial import Trial
 from lorasynth.measure.bootstrap import bootstrap_ratio
 from lorasynth.optimise import (
@@ -42,7 +42,6 @@ from lorasynth.optimise import (
     weights_of,
 )
 from lorasynth.pictures import Subject
-from lorasynth.synthesizer import Synthesizer
 
 #: Pictures that a method learns from.
 SHOWN = (1, 10)
@@ -119,7 +118,7 @@ def zero_shot(study: Study) -> list[Bought]:
     """The synthesizer, and the regression that it is around if there is one."""
     ours = {"zero-shot": study.bundle.synthesizer, "direct": study.bundle.pretrained}
     return [
-        _measured(study, name, shown, 0, {}, _ready(partial(_synthesised, one)))
+        _measured(study, name, shown, 0, {}, _ready(partial(synthesised, one)))
         for shown in SHOWN
         for name, one in ours.items()
         if one is not None
@@ -143,7 +142,7 @@ def optimised(study: Study) -> list[Bought]:
             found.append(_measured(study, name, shown, steps, facts, make))
         for count in study.config.refined:
             recipe = replace(PRESETS["refine"], steps=count)
-            start = partial(_synthesised, study.bundle.pretrained or study.bundle.synthesizer)
+            start = partial(synthesised, study.bundle.pretrained or study.bundle.synthesizer)
             found.append(_trained(study, "refine", shown, recipe, start))
     return found
 
@@ -193,7 +192,7 @@ def _measured(
         seconds = (time.perf_counter() - begun) / len(people)
         return {"seconds": seconds, **study.figures(adapters)}
 
-    return Bought(method, shown, steps, _cell(study, method, shown, steps, facts, measure))
+    return _bought(study, method, shown, steps, facts, measure)
 
 
 def _fully(study: Study, steps: int) -> Bought:
@@ -205,8 +204,7 @@ def _fully(study: Study, steps: int) -> Bought:
         return _fine_tuned(study, study.trial, people, steps, _full_rate(study))
 
     facts = {"subjects": few, "rates": study.config.full_rates}
-    found = _cell(study, "all weights", SHOWN[-1], steps, facts, measure)
-    return Bought("all weights", SHOWN[-1], steps, found)
+    return _bought(study, "all weights", SHOWN[-1], steps, facts, measure)
 
 
 def _full_rate(study: Study) -> float:
@@ -247,17 +245,17 @@ def _fine_tuned(
     return {"seconds": spent / len(people), "rate": rate, **found}
 
 
-def _cell(
+def _bought(
     study: Study,
     method: str,
     shown: int,
     steps: int,
     facts: Mapping[str, Any],
     measure: Callable[[], dict[str, Any]],
-) -> dict[str, Any]:
+) -> Bought:
+    """What is measured of a method, or was in an earlier run."""
     asked = {"method": method, "pictures": shown, "steps": steps, **facts, **study.tried}
-    found: dict[str, Any] = study.cell("cost", asked, measure)
-    return found
+    return Bought(method, shown, steps, study.cell("cost", asked, measure))
 
 
 def _row(bought: Bought) -> dict[str, Any]:
@@ -294,10 +292,6 @@ def _trained(
     return _measured(
         study, method, shown, recipe.steps, {"recipe": recipe.fingerprint}, _ready(run)
     )
-
-
-def _synthesised(synthesizer: Synthesizer, people: list[Subject]) -> Factors:
-    return scaled(synthesizer.foretell(people), synthesizer.strength)
 
 
 def _mixture(study: Study, count: int) -> Coordinates:

@@ -18,7 +18,7 @@ from lorasynth.experiments.reproduce.finding import (
     judged,
     listed,
 )
-from lorasynth.experiments.reproduce.study import Study
+from lorasynth.experiments.reproduce.study import Study, synthesised
 from lorasynth.pictures.pool import IDENTITY_LABELS, LABELS
 from lorasynth.pictures.vocabulary import NONE
 
@@ -103,7 +103,7 @@ def _edited(study: Study, space: str, seed: int, name: str) -> list[dict[str, li
     subjects = [run.subjects.identity(subject) for subject in run.subjects.ids]
     had = torch.tensor([getattr(subject, name) != NONE for subject in subjects])
     along = (1 - 2 * had.float())[:, None] * direction(known.latents, known.columns, name)
-    vectors = bundle.library.vectors(study.synthesised(bundle.synthesizer), layout)
+    vectors = bundle.library.vectors(synthesised(bundle.synthesizer, run.people(1)), layout)
     adapters = (layout.unflatten(moved(codec, vectors, step * along)) for step in STEPS)
     return [_shown(study, run.pictures(factors), name, had) for factors in adapters]
 

@@ -15,7 +15,7 @@ from lorasynth.experiments.reproduce.finding import (
     judged,
     text,
 )
-from lorasynth.experiments.reproduce.study import Study, as_json
+from lorasynth.experiments.reproduce.study import Study, as_json, synthesised
 from lorasynth.experiments.trial import Measured, Trial
 from lorasynth.pictures import AvatarSubjects
 from lorasynth.predict.ip_adapter import IPAdapter, IPAdapterConfig, train_ip_adapter
@@ -29,7 +29,11 @@ def adapter_methods(study: Study) -> Finding:
     """
     config, method = study.config, study.bundle.pretrained or study.bundle.synthesizer
     theirs = [_ip_cell(study, seed) for seed in config.seeds]
-    own = study.cell("ours", study.tried, lambda: study.figures(study.synthesised(method)))
+
+    def measure() -> dict[str, Any]:
+        return study.figures(synthesised(method, study.trial.people(1)))
+
+    own = study.cell("ours", study.tried, measure)
     ours = [own] * len(theirs)
     more = {
         name: difference([cell[name] for cell in ours], [cell[name] for cell in theirs])

@@ -36,7 +36,7 @@ from lorasynth.hypernet.contract import Probe
 from lorasynth.hypernet.train import HypernetConfig
 from lorasynth.hypernet.train import train as train_hypernet
 from lorasynth.library import Library, LibraryView
-from lorasynth.pictures import AvatarSubjects
+from lorasynth.pictures import AvatarSubjects, Subject
 from lorasynth.predict.ip_adapter import IPAdapterConfig
 from lorasynth.synthesizer import Synthesizer
 from lorasynth.training import Optimisation
@@ -350,12 +350,6 @@ class Study:
         recipe, anchor = self.bundle.recipe, self.bundle.pretrained
         return self.trial.trained(recipe, anchor, self.folder / "trained")
 
-    def synthesised(self, synthesizer: Synthesizer) -> Factors:
-        """What a synthesizer hands out for the test subjects' one picture."""
-        run = self.trial
-        adapters = synthesizer.synthesise(run.conditions, run.subjects.ids)
-        return scaled(adapters, synthesizer.strength)
-
     def figures(self, adapters: Factors | None) -> dict[str, Any]:
         """What test subjects' adapters are worth: each figure of `Measured`, subject by subject."""
         return as_json(self.trial.tried("test subjects", adapters))
@@ -416,6 +410,11 @@ class LikenessProbe:
         adapters = self.layout.unflatten(self.codec.decode(latents))
         measured = self.run.measure(self.run.pictures(adapters))
         return {"likeness": float(measured.likeness.mean())}
+
+
+def synthesised(synthesizer: Synthesizer, people: Sequence[Subject]) -> Factors:
+    """What a synthesizer hands out for all pictures of each subject, at its strength."""
+    return scaled(synthesizer.foretell(people), synthesizer.strength)
 
 
 def as_json(measured: Measured) -> dict[str, list[float]]:
