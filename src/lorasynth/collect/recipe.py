@@ -85,7 +85,9 @@ PRESETS: dict[str, Recipe] = {
     "ours": Recipe(),
     "anchored": Recipe(steps=100, learning_rate=2e-3),
     "usual": Recipe(trained="both", start="own", noise="own", average=0.0),
-    "refine": Recipe(steps=50, learning_rate=1e-3, noise="own", caption_dropout=0.2),
+    "refine": Recipe(
+        trained="both", steps=50, learning_rate=1e-3, noise="own", caption_dropout=0.2
+    ),
     "weights2weights": Recipe(
         targets=("attn1.to_q", "attn1.to_v", "attn2.to_q", "attn2.to_v"),
         rank=1,
