@@ -24,6 +24,7 @@ from lorasynth.condition.contract import (
     ConditionEncoder,
     EmbedSubject,
     Photos,
+    saved_config,
     subject_embedding,
 )
 from lorasynth.condition.named import load_encoder
@@ -203,9 +204,8 @@ class AttributeEncoder:
             BundleError: the other encoder is not whole.
             ConfigError: its config is not that of an encoder of attributes.
         """
-        stored = configs.read_json(folder / CONFIG_FILE)
-        stored.pop("kind", None)
-        config, identity = configs.from_dict(AttributesConfig, stored), folder / _IDENTITY
+        config = configs.from_dict(AttributesConfig, saved_config(folder))
+        identity = folder / _IDENTITY
         return cls(config, load_encoder(identity, device) if identity.exists() else None)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lorasynth import config as configs
-from lorasynth.condition.contract import ENCODERS
+from lorasynth.condition.contract import ENCODERS, saved_config
 from lorasynth.condition.trunks import TRUNKS, unit_batches
 from lorasynth.weights import fingerprint, load_weights, save_module
 
@@ -93,9 +93,7 @@ class AvatarEncoder(nn.Module):
             BundleError: its weights are not those of an avatar encoder.
             ConfigError: its config is not that of one.
         """
-        stored = configs.read_json(folder / "config.json")
-        stored.pop("kind", None)
-        encoder = cls(configs.from_dict(AvatarEncoderConfig, stored))
+        encoder = cls(configs.from_dict(AvatarEncoderConfig, saved_config(folder)))
         load_weights(encoder, folder / "model.safetensors")
         return encoder.eval().to(device)
 

@@ -3,17 +3,19 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from lorasynth.config import read_json
 from lorasynth.errors import ConfigError, PictureError
 from lorasynth.pictures.contract import Subject
 from lorasynth.pictures.files import middle_square
 from lorasynth.registry import Registry
+from lorasynth.weights import CONFIG_FILE
 
 
 @runtime_checkable
@@ -53,6 +55,17 @@ class ConditionEncoder(Protocol):
 ENCODERS: Registry[Callable[[Path, torch.device], ConditionEncoder]] = Registry(
     "condition encoder", "lorasynth.encoders"
 )
+
+
+def saved_config(folder: Path) -> dict[str, Any]:
+    """What an encoder says of itself in its folder, without the `kind` that it was found by.
+
+    Raises:
+        ConfigError: the folder has no config, or one that cannot be read.
+    """
+    return {
+        name: value for name, value in read_json(folder / CONFIG_FILE).items() if name != "kind"
+    }
 
 
 @runtime_checkable

@@ -24,6 +24,7 @@ from lorasynth.condition.contract import (
     EmbedSubject,
     PhotoEncoder,
     Photos,
+    saved_config,
     subject_embedding,
 )
 from lorasynth.condition.named import load_encoder
@@ -118,9 +119,7 @@ class JoinedEncoder:
             BundleError: it lacks one, or one is damaged.
             ConfigError: its config is not that of joined encoders.
         """
-        stored = configs.read_json(folder / CONFIG_FILE)
-        stored.pop("kind", None)
-        stated = configs.from_dict(_Stated, stored)
+        stated = configs.from_dict(_Stated, saved_config(folder))
         parts = [load_encoder(folder / str(number), device) for number in range(stated.parts)]
         return cls(parts, stated.name)
 

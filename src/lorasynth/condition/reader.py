@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from lorasynth import config as configs
-from lorasynth.condition.contract import ENCODERS
+from lorasynth.condition.contract import ENCODERS, saved_config
 from lorasynth.condition.judge import AttributeJudge, JudgeConfig
 from lorasynth.condition.trunks import unit_batches
 from lorasynth.pictures.pool import IDENTITY_LABELS
-from lorasynth.weights import CONFIG_FILE, fingerprint, load_weights, save_module
+from lorasynth.weights import fingerprint, load_weights, save_module
 
 _NAME, _WEIGHTS = "reader", "model.safetensors"
 
@@ -63,8 +63,7 @@ class AttributeReader:
             BundleError: its weights are not those of a reader.
             ConfigError: its config is not that of one.
         """
-        stored = configs.read_json(folder / CONFIG_FILE)
-        stored.pop("kind", None)
+        stored = saved_config(folder)
         name = str(stored.pop("name", _NAME))
         network = AttributeJudge(configs.from_dict(JudgeConfig, stored))
         load_weights(network, folder / _WEIGHTS)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lorasynth import config as configs
-from lorasynth.condition.contract import ENCODERS
+from lorasynth.condition.contract import ENCODERS, saved_config
 from lorasynth.condition.named import as_word
 from lorasynth.errors import BundleError, ConfigError
 from lorasynth.pictures.files import to_unit_range
-from lorasynth.weights import CONFIG_FILE, fingerprint, load_weights, save_module
+from lorasynth.weights import fingerprint, load_weights, save_module
 
 _Colour = tuple[float, float, float]
 _WEIGHTS = "model.safetensors"
@@ -150,9 +150,7 @@ class VisionEncoder(nn.Module):
             BundleError: its weights are not those of its config.
             ConfigError: its config is not that of an image encoder.
         """
-        stored = configs.read_json(folder / CONFIG_FILE)
-        stored.pop("kind", None)
-        config = configs.from_dict(VisionConfig, stored)
+        config = configs.from_dict(VisionConfig, saved_config(folder))
         encoder = cls(config, _built(config))
         load_weights(encoder, folder / _WEIGHTS)
         return encoder.eval().to(device)

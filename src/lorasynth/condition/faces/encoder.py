@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from lorasynth import config as configs
 from lorasynth.atomic import atomic_directory, write_json
-from lorasynth.condition.contract import ENCODERS
+from lorasynth.condition.contract import ENCODERS, saved_config
 from lorasynth.condition.faces.alignment import align
 from lorasynth.condition.faces.contract import DETECTORS, NETWORKS, Face, FaceConfig
 from lorasynth.condition.faces.views import find_faces
@@ -159,9 +159,7 @@ class FaceEncoder:
             BundleError: the folder is not a whole face encoder.
             ConfigError: its config is not that of one, or a package that it needs is missing.
         """
-        stored = configs.read_json(folder / CONFIG_FILE)
-        stored.pop("kind", None)
-        return cls(configs.from_dict(FaceConfig, stored), device, folder)
+        return cls(configs.from_dict(FaceConfig, saved_config(folder)), device, folder)
 
 
 def _kind(spec: str) -> str:
