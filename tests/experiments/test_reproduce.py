@@ -78,8 +78,11 @@ def test_a_library_that_is_given_is_studied_in_place_of_a_new_one(
     )
     sizes = ("library=4", "compared=4", "held_out=2", "sizes=[3,4]")
     fewer = [word for size in sizes for word in ("--set", size)]
-    result = run(*arguments, *fewer)
+    result = run(*arguments, *fewer, "--note", "On a quiet machine.")
     assert result.status == 0, result.err
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "On a quiet machine.\n" in text
+    assert "*Rule.* Holds: PCA falls behind" in text
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert [row["size"] for row in report[0]["values"]["rows"]] == [3, 4]
     assert not list((tmp_path / "run").rglob("library-ours"))

@@ -102,6 +102,7 @@ def codec(missed: float, likeness: float, *seed: object) -> dict[str, Any]:
     [
         (0.1, 512, "holds"),
         (0.1, 1024, "holds partly"),
+        (0.02, 512, "holds partly"),
         (-0.1, 128, "does not hold here"),
     ],
 )
@@ -119,6 +120,7 @@ def test_beta(less: float, best: int, expected: str) -> None:
     [
         (0.1, 0.1, "holds"),
         (-0.1, 0.1, "holds partly"),
+        (0.02, 0.0, "does not hold here"),
         (-0.1, 0.0, "does not hold here"),
     ],
 )
@@ -128,6 +130,32 @@ def test_vae_or_pca(less: float, more: float, expected: str) -> None:
         return codec(0.3 - less * vae, 0.5 + more * vae, 0)
 
     assert verdict("vae or pca", plant) == expected
+
+
+def edited(changed: list[float], likeness: list[float]) -> list[dict[str, list[float]]]:
+    rows = zip(changed, likeness, strict=True)
+    return [{"changed": [c] * 4, "others": [0.6] * 4, "likeness": [kept] * 4} for c, kept in rows]
+
+
+@pytest.mark.parametrize(
+    ("changed", "likeness", "expected"),
+    [
+        ([0.1, 0.3, 0.6, 0.9, 1.0], [0.8, 0.8, 0.7, 0.7, 0.3], "holds"),
+        ([0.1, 0.3, 0.6, 0.7, 0.9], [0.8, 0.8, 0.7, 0.7, 0.3], "does not hold here"),
+        ([0.1, 0.3, 0.6, 0.6, 0.7], [0.8] * 5, "does not hold here"),
+    ],
+)
+def test_edits(changed: list[float], likeness: list[float], expected: str) -> None:
+    class Varied(Planted):
+        library: Any = SimpleNamespace(
+            table={
+                name: SimpleNamespace(to_pylist=lambda: ["none", "some"])
+                for name in ("glasses", "facial_hair")
+            }
+        )
+
+    finding = CLAIMS.get("edits")(Varied(lambda *_: edited(changed, likeness)))
+    assert finding.verdict == expected
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """`lorasynth reproduce`: the paper's claims, one by one."""
 
+import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +36,10 @@ def reproduce(
         ),
     ] = None,
     run: Run = Path("runs/reproduce"),
+    note: Annotated[
+        str | None,
+        typer.Option(help="What the report says of its circumstances, such as the machine."),
+    ] = None,
     settings: Settings = None,
     device: Device = "auto",
 ) -> None:
@@ -63,10 +69,10 @@ def reproduce(
         out = folder / "report" if smoke or claim else Path("docs/report")
     for name, look_into in chosen:
         console.print(f"claim: {name}", highlight=False)
-        findings.append(look_into(study))
+        findings.append(replace(look_into(study), rule=inspect.getdoc(look_into) or ""))
     words = ["lorasynth", "reproduce", *(["--smoke"] if smoke else [])]
     words += [word for name in claim or () for word in ("--claim", name)]
     words += [] if bundle == BUNDLE else ["--bundle", str(bundle)]
     words += [] if library is None else ["--library", str(library)]
-    write_report(findings, out, smoke=smoke, command=as_typed(words, settings))
+    write_report(findings, out, config, command=as_typed(words, settings), note=note)
     typer.echo(out / "report.md")

@@ -10,7 +10,9 @@ Curve = Sequence[Mapping[str, float]]
 
 def draw_curves(cells: Mapping[str, Sequence[Curve]], names: Sequence[str]) -> Figure:
     """One panel for each figure of the curve; a line for each cell, with the range of its seeds."""
-    figure = Figure(figsize=(4 * len(names), 3.2), dpi=130)
+    per_row = len(names)
+    lines = -(-len(cells) // per_row)
+    figure = Figure(figsize=(4 * len(names), 3.2 + 0.2 * lines), dpi=130, layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for label, seeds in cells.items():
             steps = [row["step"] for row in seeds[0]]
@@ -18,6 +20,6 @@ def draw_curves(cells: Mapping[str, Sequence[Curve]], names: Sequence[str]) -> F
             axes.plot(steps, values.mean(dim=0), label=label, linewidth=1)
             axes.fill_between(steps, values.amin(dim=0), values.amax(dim=0), alpha=0.2)
         axes.set(xlabel="step", title=name.replace("_", " "))
-        axes.legend(fontsize=6)
-    figure.tight_layout()
+    handles = axes.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=per_row, fontsize=7)
     return figure

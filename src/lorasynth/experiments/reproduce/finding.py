@@ -30,6 +30,7 @@ class Finding:
         seeds: of the trainings behind them; none where nothing that was trained was compared.
         tables: title -> rows of equal keys, for the report.
         figures: name -> picture.
+        rule: of the verdict, in words.
     """
 
     claim: str
@@ -40,6 +41,7 @@ class Finding:
     seeds: Sequence[int] = ()
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    rule: str = ""
 
 
 #: Claims by name; each looks into one, and the report has them in the paper's order.
@@ -76,6 +78,14 @@ def difference(
     """The paired difference of a figure between two cells of equal seeds and subjects."""
     pairs = torch.tensor(first, dtype=torch.float64) - torch.tensor(second, dtype=torch.float64)
     return interval(pairs.tolist())
+
+
+def materially(less: Mapping[str, float], of: Mapping[str, float]) -> bool:
+    """Whether a difference is surely above 0, and at least a tenth of what it is a difference of.
+
+    (With hundreds of adapters and several seeds, differences are sure that nobody would notice.)
+    """
+    return less["lo"] > 0 and less["mean"] >= 0.1 * of["mean"]
 
 
 def text(row: Mapping[str, float], digits: int = 3) -> str:

@@ -63,6 +63,7 @@ class ReproduceConfig:
         latents: of codecs, but for where a claim varies it.
         widths: of codecs that are compared.
         betas: of VAEs that are compared.
+        large_betas: further ones, at the width and depth that suit beta = 1 best.
         depths: of VAEs that are compared.
         vae_epochs: of every VAE.
         sizes: of libraries that are compared.
@@ -96,6 +97,7 @@ class ReproduceConfig:
     latents: int = 128
     widths: tuple[int, ...] = (32, 128, 512, 1024)
     betas: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
+    large_betas: tuple[float, ...] = (10.0, 100.0)
     depths: tuple[int, ...] = (1, 2)
     vae_epochs: int = 400
     sizes: tuple[int, ...] = (125, 250, 500, 1000, 1900)
@@ -151,6 +153,7 @@ def smoke() -> ReproduceConfig:
         latents=4,
         widths=(2, 4),
         betas=(0.1, 1.0),
+        large_betas=(10.0,),
         depths=(1, 2),
         vae_epochs=2,
         sizes=(6, 8, 12),
