@@ -162,8 +162,8 @@ def test_edits(changed: list[float], likeness: list[float], expected: str) -> No
     ("start", "end", "expected"),
     [
         (-0.1, 0.1, "holds"),
-        (-0.2, -0.1, "holds partly"),
-        (-0.1, -0.1, "does not hold here"),
+        (0.1, 0.1, "holds partly"),
+        (-0.2, -0.1, "does not hold here"),
     ],
 )
 def test_linearity(start: float, end: float, expected: str) -> None:

@@ -345,15 +345,14 @@ def _decoder(study: Study, codec: Codec, layout: Layout) -> Decode:
 
 
 def _draw(rows: Sequence[dict[str, Any]]) -> Figure:
-    figure = Figure(figsize=(6.4, 4.2), dpi=130)
+    figure = Figure(figsize=(8, 4.2), dpi=130, layout="constrained")
     axes = figure.subplots()
     for method in dict.fromkeys(row["method"] for row in rows):
         for shown, mark in zip(SHOWN, "os", strict=True):
             mine = [r for r in rows if r["method"] == method and r["pictures"] == shown]
             if mine:
                 seconds, means = [r["seconds"] for r in mine], [r["likeness"]["mean"] for r in mine]
-                axes.plot(seconds, means, f"{mark}-", label=f"{method}, {shown} pictures")
+                axes.plot(seconds, means, f"{mark}-", label=f"{method} ({shown})")
     axes.set(xscale="log", xlabel="seconds a subject", ylabel="likeness")
-    axes.legend(fontsize=6)
-    figure.tight_layout()
+    figure.legend(loc="outside right center", title="method (pictures seen)", fontsize=7)
     return figure

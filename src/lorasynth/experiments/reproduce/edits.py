@@ -52,14 +52,7 @@ def edits(study: Study) -> Finding:
         claim="PCA disentangles attributes: each changes along a direction, and the subject stays",
         section="4.1, 4.2",
         verdict=judged(holds=bool(done) and all(done.values()), partly=any(done.values())),
-        why=" ".join(
-            f"A step of 1 changes {name} in {pca[name, 1.0]['changed']['mean']:.2f} of the "
-            f"pictures, one of {enough[name]['step']:g} in {enough[name]['changed']['mean']:.2f}; "
-            f"other attributes are then right in {enough[name]['others']['mean']:.2f} (before "
-            f"{pca[name, 0.0]['others']['mean']:.2f}), likeness is "
-            f"{enough[name]['likeness']['mean']:.2f} ({pca[name, 0.0]['likeness']['mean']:.2f})."
-            for name in names
-        ),
+        why=" ".join(_words(name, pca[name, 0.0], pca[name, 1.0], enough[name]) for name in names),
         values={"rows": rows},
         seeds=study.config.seeds,
         tables={"Glasses and facial hair put on, or taken off": [flat(row) for row in rows]},
@@ -71,6 +64,20 @@ def _varies(study: Study, name: str) -> bool:
     """Whether some of the subjects that are learned from have it, and some have not."""
     column = study.library.table[name].to_pylist()[: study.config.library]
     return len({value == NONE for value in column}) == 2
+
+
+def _words(name: str, before: dict[str, Any], one: dict[str, Any], enough: dict[str, Any]) -> str:
+    """What steps of 0, of 1 and of enough do."""
+
+    def mean(row: dict[str, Any], figure: str) -> str:
+        return f"{row[figure]['mean']:.2f}"
+
+    return (
+        f"A step of 1 changes {name.replace('_', ' ')} in {mean(one, 'changed')} of the pictures, "
+        f"one of {enough['step']:g} in {mean(enough, 'changed')}; other attributes are then right "
+        f"in {mean(enough, 'others')} (before {mean(before, 'others')}), likeness is "
+        f"{mean(enough, 'likeness')} ({mean(before, 'likeness')})."
+    )
 
 
 def _first_that_changes(rows: list[dict[str, Any]]) -> dict[str, Any]:

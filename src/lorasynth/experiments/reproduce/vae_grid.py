@@ -109,10 +109,11 @@ def vae_or_pca(study: Study) -> Finding:
 
 @CLAIMS.register("linearity")
 def linearity(study: Study) -> Finding:
-    """Holds: PCA falls behind a deep VAE as the library grows, and misses a tenth more at the end.
+    """Holds: PCA falls behind a deep VAE in a growing library; in the end that misses a tenth less.
 
-    All VAEs are trained for as many steps.  For each size the beta is chosen with the first seed,
-    on the half of the held-out adapters that does not judge.
+    Partly: it misses less in the end, but no more so than in the beginning.  All VAEs are trained
+    for as many steps.  For each size the beta is chosen with the first seed, on the half of the
+    held-out adapters that does not judge.
     """
     rows: list[dict[str, Any]] = []
     for size in sorted(study.config.sizes):
@@ -134,12 +135,12 @@ def linearity(study: Study) -> Finding:
     return Finding(
         claim="Linear compression fails as the library grows",
         section="4.1",
-        verdict=judged(holds=rises and wins, partly=rises),
+        verdict=judged(holds=rises and wins, partly=wins),
         why=(
             f"With {rows[0]['size']} adapters PCA misses {text(rows[0]['pca_missed'])} and a deep "
             f"VAE {text(rows[0]['vae_missed'])} of held-out ones; with {rows[-1]['size']} it is "
-            f"{text(rows[-1]['pca_missed'])} and {text(rows[-1]['vae_missed'])}. From the least to "
-            f"the most PCA falls behind by {text(growth)}."
+            f"{text(last['pca_missed'])} and {text(last['vae_missed'])}. From the least to the "
+            f"most the VAE gains {text(growth)} on PCA."
         ),
         values={"rows": rows, "growth": growth},
         seeds=study.config.seeds,
