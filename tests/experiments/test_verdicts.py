@@ -197,6 +197,27 @@ def test_cost(short: float, lora: float, full: float, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("zero", "inverted", "refined", "expected"),
+    [
+        (0.79, 0.7, 0.8, "holds"),
+        (0.79, 0.79, 0.8, "holds partly"),
+        (0.7, 0.7, 0.7, "does not hold here"),
+    ],
+)
+def test_beyond(zero: float, inverted: float, refined: float, expected: str) -> None:
+    fast = expected != "does not hold here"
+
+    def plant(_: str, facts: Mapping[str, Any]) -> Any:
+        means = {"zero-shot": zero, "inversion": inverted, "refine": refined, "LoRA": 0.8}
+        method = facts["method"]
+        names = ("likeness", "likeness_second", "attribute_accuracy", "prompt_following")
+        found = {one: figures(means.get(method, 0.5), spread=0.001) for one in names}
+        return {"seconds": 0.1 if fast and method == "zero-shot" else 20.0, **found}
+
+    assert verdict("beyond", plant) == expected
+
+
+@pytest.mark.parametrize(
     ("likeness", "prompts", "expected"),
     [
         (0.3, 0.9, "holds"),
