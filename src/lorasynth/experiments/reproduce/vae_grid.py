@@ -41,7 +41,7 @@ def beta(study: Study) -> Finding:
         _over_seeds(study, "vae", one["width"], one["depth"], weight)
         for weight in study.config.large_betas
     ]
-    beyond = [f"beta = {row['beta']:g} {text(row['missed'])}" for row in large]
+    beyond = [f"beta = {row['beta']:g} misses {text(row['missed'])}" for row in large]
     return Finding(
         claim="beta = 1 reconstructs poorly, beta < 1 well; 512 latents are best",
         section="3.3, 4.2",
@@ -53,8 +53,8 @@ def beta(study: Study) -> Finding:
             f"were {', '.join(map(str, study.config.widths))}. Likeness of test subjects' adapters "
             f"after them: {text(one['likeness'])} and {text(best['likeness'])}. Here beta = 1 is "
             "the bound of equation 1, where squared errors are summed over all numbers of an "
-            "adapter, of which there are many more than latents; at beta = 1's best width and "
-            f"depth {', '.join(beyond)} is missed."
+            "adapter, of which there are many more than latents; at its best width and "
+            f"depth {', '.join(beyond)}."
         ),
         values={"rows": [*rows, *large], "missed_less": less},
         seeds=study.config.seeds,
