@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
 from lorasynth.base import BaseModel
-from lorasynth.errors import BundleError
+from lorasynth.errors import BundleError, ConfigError
 from lorasynth.predict.ip_adapter import IPAdapter, IPAdapterConfig, train_ip_adapter
 from lorasynth.training import Optimisation
 
@@ -50,6 +50,14 @@ def test_the_base_model_is_as_it_was(base: BaseModel, trained: IPAdapter) -> Non
         assert not torch.equal(base.sample(["a portrait"], [0]), plain)
     assert torch.equal(base.sample(["a portrait"], [0]), plain)
     assert base.denoiser.encoder_hid_proj is None
+
+
+def test_a_batch_that_cuts_a_block_is_refused(base: BaseModel, trained: IPAdapter) -> None:
+    with (
+        trained.attached(base.denoiser, torch.zeros(3, 4)),
+        pytest.raises(ConfigError, match="multiple of an IP-Adapter's 3 conditions, but has 8"),
+    ):
+        base.sample(["a portrait"] * 4, [0] * 4)
 
 
 def test_blocks_of_the_batch_have_their_own_conditions(base: BaseModel, trained: IPAdapter) -> None:

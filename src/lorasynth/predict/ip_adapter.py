@@ -24,7 +24,7 @@ from lorasynth.base import BaseModel
 from lorasynth.collect.loop import denoising_losses
 from lorasynth.condition import ConditionEncoder
 from lorasynth.config import to_dict
-from lorasynth.errors import BundleError
+from lorasynth.errors import BundleError, ConfigError
 from lorasynth.pictures import SubjectSource
 from lorasynth.predict.tasks import draw_task, encode_with_embeddings
 from lorasynth.randomness import stream_seed, torch_stream
@@ -101,6 +101,9 @@ class IPAdapter(nn.Module):
             conditions: of equal blocks of the batch; zeros stand for none.
             guided: the second half of the batch is without, as classifier-free guidance has it.
             scale: multiplies what attention to them adds.
+
+        Raises:
+            ConfigError: inside, where a batch is no multiple of the conditions.
         """
         if guided:
             conditions = torch.cat([conditions, 0 * conditions])
@@ -114,7 +117,13 @@ class IPAdapter(nn.Module):
         unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
 
         def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG001
-            rows = conditions.repeat_interleave(len(args[0]) // len(conditions), dim=0)
+            each, rest = divmod(len(args[0]), len(conditions))
+            if rest:
+                raise ConfigError(
+                    f"a batch must be a multiple of an IP-Adapter's {len(conditions)} conditions, "
+                    f"but has {len(args[0])} samples: make pictures of fewer subjects at once"
+                )
+            rows = conditions.repeat_interleave(each, dim=0)
             return args, {**kwargs, "added_cond_kwargs": {"image_embeds": [rows[:, None]]}}
 
         handle = unet.register_forward_pre_hook(add, with_kwargs=True)

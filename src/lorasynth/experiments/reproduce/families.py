@@ -100,7 +100,8 @@ def _measured(run: Trial, adapter: IPAdapter, scale: float) -> Measured:
     """Pictures made with an IP-Adapter for the subjects of a trial."""
     base, config, pictures = run.instruments.base, run.config, []
     guided = config.sampling.guidance != 1
-    for rows in torch.arange(config.subjects).split(config.fleet):
+    at_once = max(1, config.sampling.batch // config.pictures)
+    for rows in torch.arange(config.subjects).split(at_once):
         seen = run.conditions[rows].to(base.device)
         with adapter.attached(base.denoiser, seen, guided=guided, scale=scale):
             pictures.append(run.pictures(None, range(int(rows[0]), int(rows[-1]) + 1)))

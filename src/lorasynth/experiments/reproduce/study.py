@@ -137,7 +137,9 @@ class ReproduceConfig:
 
 def smoke() -> ReproduceConfig:
     """Every cell once, as small as can be."""
-    few = TrialConfig(subjects=2, pictures=2, training_pictures=2, sampling=SamplingConfig(steps=2))
+    # A batch that takes one subject's pictures, and not a whole number of subjects'.
+    sampling = SamplingConfig(steps=2, batch=3)
+    few = TrialConfig(subjects=2, pictures=2, training_pictures=2, sampling=sampling)
     brief = Optimisation(steps=4, batch=4, lr=5e-4, warmup=1)
     return ReproduceConfig(
         smoke=True,
