@@ -264,6 +264,7 @@ def _row(bought: Bought) -> dict[str, Any]:
         "method": bought.method,
         "pictures": bought.pictures,
         "steps": bought.steps,
+        "subjects": len(found["likeness"]),
         "seconds": found["seconds"],
         "likeness": interval([found["likeness"]]),
         "second_likeness": interval([found["likeness_second"]]),
@@ -347,12 +348,12 @@ def _decoder(study: Study, codec: Codec, layout: Layout) -> Decode:
 def _draw(rows: Sequence[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(8, 4.2), dpi=130, layout="constrained")
     axes = figure.subplots()
-    for method in dict.fromkeys(row["method"] for row in rows):
-        for shown, mark in zip(SHOWN, "os", strict=True):
+    for i, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        for shown, line in zip(SHOWN, ("o:", "s-"), strict=True):
             mine = [r for r in rows if r["method"] == method and r["pictures"] == shown]
             if mine:
                 seconds, means = [r["seconds"] for r in mine], [r["likeness"]["mean"] for r in mine]
-                axes.plot(seconds, means, f"{mark}-", label=f"{method} ({shown})")
+                axes.plot(seconds, means, line, color=f"C{i}", label=f"{method} ({shown})")
     axes.set(xscale="log", xlabel="seconds a subject", ylabel="likeness")
     figure.legend(loc="outside right center", title="method (pictures seen)", fontsize=7)
     return figure
