@@ -1,7 +1,5 @@
 """`lorasynth reproduce`: the paper's claims, one by one."""
 
-import inspect
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +52,7 @@ def reproduce(
         ReproduceConfig,
         Study,
         in_order,
+        look_into,
         write_report,
     )
     from lorasynth.experiments.reproduce import smoke as as_small_as_can_be
@@ -67,9 +66,9 @@ def reproduce(
     study, findings = Study(Bundle.open(bundle, pick_device(device)), config, folder, ours), []
     if out is None:
         out = folder / "report" if smoke or claim else Path("docs/report")
-    for name, look_into in chosen:
+    for name, asked in chosen:
         console.print(f"claim: {name}", highlight=False)
-        findings.append(replace(look_into(study), rule=inspect.getdoc(look_into) or ""))
+        findings.append(look_into(asked, study))
     words = ["lorasynth", "reproduce", *(["--smoke"] if smoke else [])]
     words += [word for name in claim or () for word in ("--claim", name)]
     words += [] if bundle == BUNDLE else ["--bundle", str(bundle)]

@@ -11,7 +11,7 @@ from lorasynth.experiments.reproduce import (
     vae_grid,
     what_suits,
 )
-from lorasynth.experiments.reproduce.finding import CLAIMS, Finding
+from lorasynth.experiments.reproduce.finding import CLAIMS, Finding, look_into
 from lorasynth.experiments.reproduce.report import write_report
 from lorasynth.experiments.reproduce.study import ReproduceConfig, Study, smoke
 
@@ -50,6 +50,7 @@ __all__ = [
     "families",
     "how_to_predict",
     "in_order",
+    "look_into",
     "norms",
     "smoke",
     "spectrum",

@@ -55,13 +55,11 @@ def beyond(study: Study) -> Finding:
         max((o for o in slow if o.method in INVERSIONS and o.pictures == shown), key=likeness_of)
         for shown in SHOWN
     ]
-    pairs = [
-        *zip(ours, inverted, strict=True),
-        (ours[0], inverted[1]),
-        *((one, ceiling) for one in (*ours, *refined)),
-    ]
-    rows = [_pair(one, other) for one, other in pairs]
-    one, ten, _, zero, _, _, all_of_it = rows
+    one, ten = (_pair(mine, theirs) for mine, theirs in zip(ours, inverted, strict=True))
+    less_shown = _pair(ours[0], inverted[1])
+    beside_trained = [_pair(mine, ceiling) for mine in (*ours, *refined)]
+    zero, all_of_it = beside_trained[0], beside_trained[-1]
+    rows = [one, ten, less_shown, *beside_trained]
     share = likeness_of(ours[0]) / likeness_of(ceiling)
     goals = {
         "beats inversion from one picture": _beats(one),

@@ -1,7 +1,8 @@
 """What is found about one claim of the paper."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -47,6 +48,11 @@ class Finding:
 #: Claims by name; each looks into one, and the report has them in the paper's order.
 Claim = Callable[["Study"], Finding]
 CLAIMS: Registry[Claim] = Registry("claim", "lorasynth.claims")
+
+
+def look_into(claim: Claim, study: "Study") -> Finding:
+    """What is found about a claim, with the rule of its verdict, which its docstring states."""
+    return replace(claim(study), rule=inspect.getdoc(claim) or "")
 
 
 def judged(*, holds: bool, partly: bool = False) -> Verdict:
