@@ -7,6 +7,7 @@ not fit after all is halved.
 """
 
 import ctypes
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,8 +86,9 @@ def _forget_peak() -> bool:
     """Let the largest resident size of this process count from now; whether that can be done.
 
     Memory that was freed, but is kept for later by the C library, is given back first: it would not
-    be counted when it is used again.
+    be counted when it is used again.  So is what only cycles hold, which Python may free meanwhile.
     """
+    gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")

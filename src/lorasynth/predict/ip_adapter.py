@@ -207,7 +207,7 @@ def train_ip_adapter(
         ConfigError: the checkpoint is of another run.
         BundleError: the checkpoint is damaged.
     """
-    kept = checkpoint.with_name("ip-adapter-encoded")
+    kept = checkpoint.with_name("encoded")
     encoded, embeddings = encode_with_embeddings(base, encoder, source, kept)
     options = config.optimisation
     torch.manual_seed(stream_seed(options.seed, "ip-adapter"))

@@ -84,7 +84,7 @@ def train_predictor(
             f'a predictor needs one A for all adapters, but the recipe trains "{recipe.trained}": '
             'use trained="B"'
         )
-    kept = checkpoint.with_name(f"{checkpoint.stem}-encoded")
+    kept = checkpoint.with_name("encoded")
     encoded, embeddings = encode_with_embeddings(base, encoder, source, kept)
     start = start_factors(base.target_linears(recipe.targets), recipe)
     options = config.optimisation

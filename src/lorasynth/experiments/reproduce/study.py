@@ -74,8 +74,8 @@ class ReproduceConfig:
         fully_trained: subjects for whom all weights are trained.
         full_rates: learning rates of that, of which validation subjects choose.
         ip_adapter: training of the IP-Adapter.
-        ip_subjects: whose pictures it is trained on.
-        ip_scales: of its attention, of which validation subjects choose.
+        ip_subjects: whose pictures it is trained on, and ours beside it.
+        ip_scales: of its attention, and strengths of ours, of which validation subjects choose.
     """
 
     smoke: bool = False
@@ -109,7 +109,7 @@ class ReproduceConfig:
     full_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
     ip_adapter: IPAdapterConfig = field(default_factory=IPAdapterConfig)
     ip_subjects: int = 16_000
-    ip_scales: tuple[float, ...] = (0.7, 0.85, 1.0, 1.15, 1.3)
+    ip_scales: tuple[float, ...] = (0.7, 0.85, 1.0, 1.15, 1.3, 1.45, 1.6)
 
     def __post_init__(self) -> None:
         """Refuse what no verdict can follow from.
