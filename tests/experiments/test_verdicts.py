@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from lorasynth.adapter import Factor, Factors
 from lorasynth.collect import Recipe
 from lorasynth.experiments.reproduce import CLAIMS, Finding, ReproduceConfig, Study
 from lorasynth.experiments.trial import TrialConfig
@@ -33,6 +34,11 @@ class Planted(Study):
     def cell(self, name: str, facts: Mapping[str, Any], measure: Callable[[], Any]) -> Any:  # noqa: ARG002
         """What is planted."""
         return self.plant(name, facts)
+
+    def in_gauge(self, kind: str, gauge: str) -> Factors:
+        """Any adapters, for a picture of them."""
+        stream = torch_stream(0, kind, gauge)
+        return {"module": Factor(*torch.randn(2, 3, 2, 2, generator=stream))}
 
 
 def verdict(claim: str, plant: Plant) -> str:
@@ -249,6 +255,94 @@ def test_adapter_methods(likeness: float, prompts: float, expected: str) -> None
         return found if name == "ours" else found | {"scale": 1.0}
 
     assert verdict("adapter methods", plant) == expected
+
+
+@pytest.mark.parametrize(
+    ("scatter", "ridge", "expected"),
+    [
+        (0.05, 0.5, "holds"),
+        (0.097, 0.5, "holds partly"),
+        (0.05, 1.0, "holds partly"),
+        (0.097, 0.99, "does not hold here"),
+    ],
+)
+def test_norms(scatter: float, ridge: float, expected: str) -> None:
+    def plant(_: str, facts: Mapping[str, Any]) -> Any:
+        svd = facts["kind"] == "usual" and facts["form"] == "none"
+        return {
+            "scatter": figures(scatter if svd else 0.1, spread=0.0001),
+            "ridge_missed": figures(ridge if svd else 1.0, spread=0.001),
+        }
+
+    assert verdict("norms", plant) == expected
+
+
+@pytest.mark.parametrize(
+    ("components", "alone", "expected"),
+    [(300, 0.4, "holds"), (300, 0.1, "holds partly"), (1000, 0.1, "does not hold here")],
+)
+def test_spectrum(components: int, alone: float, expected: str) -> None:
+    def plant(name: str, _: Mapping[str, Any]) -> Any:
+        if name == "spectrum":
+            return [*[0.9] * (components - 1), 1.0]
+        told = {"attribute": "glasses", "all_components": 0.6, "best_component": alone}
+        return [told, {"attribute": "hat", "all_components": 0.05, "best_component": 0.05}]
+
+    assert verdict("spectrum", plant) == expected
+
+
+@pytest.mark.parametrize(
+    ("mlp", "kurtosis", "expected"),
+    [(0.6, 0.1, "holds"), (0.6, 0.3, "holds partly"), (0.1, 0.3, "does not hold here")],
+)
+def test_spaces(mlp: float, kurtosis: float, expected: str) -> None:
+    """The U-Net fails on everything, so the other denoiser is the one that counts."""
+
+    def plant(name: str, facts: Mapping[str, Any]) -> Any:
+        if name == "layers":
+            return {"smallest": 1.0, "largest": 2.0}
+        if name == "normality":
+            return {"kurtosis": kurtosis if facts["space"] == "VAE" else 0.2}
+        learns = facts["training"]["model"]["denoiser"] == "mlp" and facts["codec"][0] != "scaled"
+        return trained(facts, mlp if learns else 0.1)
+
+    assert verdict("spaces", plant) == expected
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        ((4.0, 3.0, 2.5), "holds"),
+        ((4.0, 3.0, 1.5), "holds partly"),
+        ((1.0, 3.0, 1.5), "does not hold here"),
+    ],
+)
+def test_gradient_flow(ends: tuple[float, ...], expected: str) -> None:
+    def plant(_: str, facts: Mapping[str, Any]) -> Any:
+        found = trained(facts, 0.5)
+        seed = facts["training"]["optimisation"]["seed"]
+        scaled_unet = facts["training"]["model"]["denoiser_options"]
+        found["curve"][0]["weight_00_enter"] = ends[seed] if scaled_unet else 9.0
+        return found
+
+    assert verdict("gradient flow", plant) == expected
+
+
+@pytest.mark.parametrize(
+    ("two", "four", "expected"),
+    [
+        (0.5, 0.5, "holds"),
+        (0.4, 0.5, "holds partly"),
+        (0.4, 0.4, "does not hold here"),
+    ],
+)
+def test_few_steps(two: float, four: float, expected: str) -> None:
+    means = {"25": 0.5, "4": four, "2": two, "1": 0.1}
+
+    def plant(_: str, __: Mapping[str, Any]) -> Any:
+        return {n: {"seconds": 0.01, "likeness": figures(mean)} for n, mean in means.items()}
+
+    assert verdict("few steps", plant) == expected
 
 
 @pytest.mark.parametrize("setting", [{"sizes": (2000,)}, {"refined": (200,)}, {"betas": (0.1,)}])

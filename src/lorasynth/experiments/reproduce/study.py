@@ -360,11 +360,23 @@ class Study:
         return as_json(self.trial.tried("test subjects", adapters))
 
     def diffusion(
-        self, seed: int, *, codec: str = "pca", model: LatentDiffusionConfig | None = None
+        self,
+        seed: int,
+        *,
+        codec: str = "pca",
+        model: LatentDiffusionConfig | None = None,
+        slow: bool = False,
     ) -> dict[str, Any]:
-        """Train a hypernetwork on our library; its curve, and what test subjects' adapters are."""
+        """Train a hypernetwork on our library; its curve, and what test subjects' adapters are.
+
+        Args:
+            seed: of the training.
+            codec: what it works on.
+            model: the hypernetwork; None: the default.
+            slow: for as many steps as one whose steps are slow; those are in any case.
+        """
         model, usual = model or LatentDiffusionConfig(), self.config.hypernet.optimisation
-        slow = codec == "scaled" or model.denoiser == "unet"
+        slow = slow or codec == "scaled" or model.denoiser == "unet"
         steps = self.config.slow_steps if slow else usual.steps
         optimisation = replace(usual, seed=seed, steps=steps)
         training = replace(self.config.hypernet, model=model, optimisation=optimisation)
