@@ -43,8 +43,9 @@ SAMPLERS: Mapping[str, LatentDiffusionConfig] = {
 def beyond(study: Study) -> Finding:
     """Holds: all goals are met; partly: some of them.
 
-    The best run of inversion sees as many pictures as ours.  Its goals are met if they are by both
-    encoders, of which the second steers nothing.  Trained: the best LoRA, from ten pictures.
+    The best run of inversion sees as many pictures as ours, and has a strength too.  Its goals are
+    met if they are by both encoders, of which the second steers nothing.  Trained: the best LoRA,
+    from ten pictures.
     """
     fast, slow = zero_shot(study), optimised(study)
     steps = max(count for count in study.config.refined if count <= 50)

@@ -71,6 +71,8 @@ class ReproduceConfig:
         refined: steps of refining that are compared.
         trained: steps of training a LoRA, and all weights, that are compared.
         optimised: steps of mixtures and inversions; 400 are weights2weights' own.
+        strength: of what these give, chosen on validation subjects as the synthesizer's is, but
+            for weights2weights, which has none.
         fully_trained: subjects for whom all weights are trained.
         full_rates: learning rates of that, of which validation subjects choose.
         ip_adapter: training of the IP-Adapter.
@@ -105,6 +107,7 @@ class ReproduceConfig:
     refined: tuple[int, ...] = (10, 50, 200)
     trained: tuple[int, ...] = (50, 100, 300, 1000)
     optimised: int = 400
+    strength: float = 1.1
     fully_trained: int = 8
     full_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
     ip_adapter: IPAdapterConfig = field(default_factory=IPAdapterConfig)
