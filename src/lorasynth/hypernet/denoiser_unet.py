@@ -54,8 +54,9 @@ class UNetDenoiser(Denoiser):
     """Convolutions over the positions of a latent; what goes down joins what comes up.
 
     The latent is padded by zeros to whole positions at every resolution.  Unlike a picture's, its
-    positions differ in kind, so each has a learned vector of its own.  The last layer is zero at
-    first, and so the output.
+    positions differ in kind, so each has a learned vector of its own: random at first, since from
+    zero it takes hundreds of steps until a condition acts on positions differently.  The last layer
+    is zero at first, and so the output.
     """
 
     config_class = UNetDenoiserConfig
@@ -73,7 +74,7 @@ class UNetDenoiser(Denoiser):
         # What halves evenly at every resolution.
         self.whole = config.patch << (len(channels) - 1)
         self.places = nn.Parameter(
-            torch.zeros(-(-latents // self.whole) * self.whole // config.patch, channels[0])
+            torch.randn(-(-latents // self.whole) * self.whole // config.patch, channels[0])
         )
         self.down = _stages(config, channels)
         self.coarser = nn.ModuleList(
