@@ -28,10 +28,11 @@ def test_the_peak_of_an_action_is_what_it_held_at_once():
         for _ in range(3):  # blocks so large that the C library gives each back when it is freed
             _ = [torch.ones(40 * MEBI // 4).add_(1) for _ in range(4)]
 
-    peak = peak_memory(action, CPU)
-    if peak is None:
+    # Most of three: pages of libraries that the system takes back meanwhile are missing in a peak.
+    peaks = [peak for peak in (peak_memory(action, CPU) for _ in range(3)) if peak is not None]
+    if not peaks:
         pytest.skip("the system does not let a process reset its peak")
-    assert 150 * MEBI < peak < 200 * MEBI
+    assert 150 * MEBI < max(peaks) < 200 * MEBI
 
 
 def test_free_memory_is_less_than_all():
