@@ -23,7 +23,7 @@ RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), pictures_per_step=2)
 MEBI = 1 << 20
 
 
-#: In a process of its own: what earlier tests left in the heap would be used again, and not counted.
+#: In a process of its own: what earlier tests left in the heap would be used again, uncounted.
 ACTION = """
 import torch
 from lorasynth.collect.fleet_size import peak_memory
