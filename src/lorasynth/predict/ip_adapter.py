@@ -26,7 +26,7 @@ from lorasynth.condition import ConditionEncoder
 from lorasynth.config import to_dict
 from lorasynth.errors import BundleError, ConfigError
 from lorasynth.pictures import SubjectSource
-from lorasynth.predict.tasks import draw_task, encode_with_embeddings
+from lorasynth.predict.tasks import ENCODED, draw_task, encode_with_embeddings
 from lorasynth.randomness import stream_seed, torch_stream
 from lorasynth.training import Optimisation, Trainer
 
@@ -207,7 +207,7 @@ def train_ip_adapter(
         ConfigError: the checkpoint is of another run.
         BundleError: the checkpoint is damaged.
     """
-    kept = checkpoint.with_name("encoded")
+    kept = checkpoint.with_name(ENCODED)
     encoded, embeddings = encode_with_embeddings(base, encoder, source, kept)
     options = config.optimisation
     torch.manual_seed(stream_seed(options.seed, "ip-adapter"))

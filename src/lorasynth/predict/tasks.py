@@ -22,6 +22,8 @@ from lorasynth.randomness import stream_seed
 from lorasynth.training import Optimisation
 from lorasynth.weights import kept_tensors
 
+#: Folder beside a checkpoint for what is encoded, which all that is trained there share.
+ENCODED = "encoded"
 #: Subjects in one file.
 _PART = 128
 #: What the tensors of prompts are called there.

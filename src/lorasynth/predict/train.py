@@ -24,7 +24,7 @@ from lorasynth.errors import ConfigError
 from lorasynth.hypernet import LatentRegression, LatentRegressionConfig
 from lorasynth.pictures import SubjectSource
 from lorasynth.predict.predictor import Predictor
-from lorasynth.predict.tasks import draw_task, encode_with_embeddings
+from lorasynth.predict.tasks import ENCODED, draw_task, encode_with_embeddings
 from lorasynth.randomness import stream_seed
 from lorasynth.training import Optimisation, Trainer
 
@@ -84,7 +84,7 @@ def train_predictor(
             f'a predictor needs one A for all adapters, but the recipe trains "{recipe.trained}": '
             'use trained="B"'
         )
-    kept = checkpoint.with_name("encoded")
+    kept = checkpoint.with_name(ENCODED)
     encoded, embeddings = encode_with_embeddings(base, encoder, source, kept)
     start = start_factors(base.target_linears(recipe.targets), recipe)
     options = config.optimisation

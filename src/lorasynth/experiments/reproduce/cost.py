@@ -132,16 +132,16 @@ def optimised(study: Study) -> list[Bought]:
     mixed = {"way": to_dict(MixtureConfig()), "strength": strength}
     inverted = {"way": to_dict(InversionConfig()), "strength": strength}
     in_vae = {**inverted, "vae": study.codec_options("vae", study.config.seeds[0])}
-    peer = {"way": to_dict(weights2weights.SETTINGS)}
-    ways: dict[str, tuple[dict[str, Any], Callable[[int], Make]]] = {
-        "mixture": (mixed, _optimised(study, _mixture, strength)),
-        "inversion": (inverted, _optimised(study, _inversion, strength)),
-        "inversion, VAE": (in_vae, _optimised(study, _in_vae, strength)),
-        "w2w": (peer, _optimised(study, _as_w2w)),
+    ways: dict[str, tuple[dict[str, Any], Callable[[Study, int], Coordinates]]] = {
+        "mixture": (mixed, _mixture),
+        "inversion": (inverted, _inversion),
+        "inversion, VAE": (in_vae, _in_vae),
+        "w2w": ({"way": to_dict(weights2weights.SETTINGS)}, _as_w2w),
     }
     steps, found = study.config.optimised, []
     for shown in SHOWN:
-        for name, (facts, make) in ways.items():
+        for name, (facts, coordinates) in ways.items():
+            make = _optimised(study, coordinates, facts.get("strength", 1.0))
             found.append(_measured(study, name, shown, steps, facts, make))
         for count in study.config.refined:
             recipe = replace(PRESETS["refine"], steps=count)
@@ -277,7 +277,7 @@ def _row(bought: Bought) -> dict[str, Any]:
 
 
 def _optimised(
-    study: Study, make: Callable[[Study, int], Coordinates], strength: float = 1.0
+    study: Study, make: Callable[[Study, int], Coordinates], strength: float
 ) -> Callable[[int], Make]:
     def prepare(count: int) -> Make:
         coordinates, base = make(study, count), study.bundle.base

@@ -26,7 +26,7 @@ from lorasynth.synthesizer import Synthesizer
 from lorasynth.training import Optimisation
 
 #: A method that was trained: measures a trial's subjects at a scale of what it adds.
-Scaled = Callable[[Trial, float], Measured]
+Method = Callable[[Trial, float], Measured]
 
 
 @CLAIMS.register("adapter methods")
@@ -75,7 +75,7 @@ def adapter_methods(study: Study) -> Finding:
 
 
 def _cell(
-    study: Study, name: str, trained: Callable[[Study, Optimisation], Scaled], seed: int
+    study: Study, name: str, trained: Callable[[Study, Optimisation], Method], seed: int
 ) -> dict[str, Any]:
     """One training, and what it is worth at the scale that suits validation subjects best."""
     config = study.config
@@ -98,7 +98,7 @@ def _cell(
     return found
 
 
-def _ip_adapter(study: Study, optimisation: Optimisation) -> Scaled:
+def _ip_adapter(study: Study, optimisation: Optimisation) -> Method:
     bundle = study.bundle
     adapter = train_ip_adapter(
         bundle.base,
@@ -110,7 +110,7 @@ def _ip_adapter(study: Study, optimisation: Optimisation) -> Scaled:
     return lambda run, scale: _attended(run, adapter, scale)
 
 
-def _alike(study: Study, optimisation: Optimisation) -> Scaled:
+def _alike(study: Study, optimisation: Optimisation) -> Method:
     """The regression through the base model's loss, which ours starts from."""
     bundle, encoder = study.bundle, study.bundle.synthesizer.encoder
     made = train_predictor(
@@ -118,10 +118,9 @@ def _alike(study: Study, optimisation: Optimisation) -> Scaled:
         encoder,
         _subjects(study),
         bundle.recipe,
-        PredictorTraining(latents=study.config.latents, optimisation=optimisation),
+        PredictorTraining(optimisation=optimisation),
         study.folder / f"alike-{optimisation.seed}.safetensors",
     )
-
     method = Synthesizer.of(bundle.base, made.layout, encoder, made.hypernet, made.codec)
 
     def measured(run: Trial, strength: float) -> Measured:

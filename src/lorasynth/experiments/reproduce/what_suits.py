@@ -133,7 +133,7 @@ def gradient_flow(study: Study) -> Finding:
     """
     curves = {
         f"{denoiser}, {space}": [_flow(study, denoiser, space, s) for s in study.config.seeds]
-        for denoiser in ("unet", "mlp")
+        for denoiser in DENOISERS.values()
         for space in ("scaled vectors", "VAE")
     }
     ends = {name: [_ends_over_middle(rows) for rows in seeds] for name, seeds in curves.items()}
