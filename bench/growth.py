@@ -16,7 +16,10 @@ bounded, so it does not depend on N.  A VAE's step is 14·b·D·k operations and
 """
 
 import argparse
+import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -54,10 +57,10 @@ def components(
     return found
 
 
-def step(latents: int, options: argparse.Namespace) -> float:
-    """Seconds of the processors for a step of VAE training, the best of three."""
+def step(latents: int, options: argparse.Namespace) -> None:
+    """Print what a step of VAE training takes: seconds of the processors, and memory."""
     path = options.folder / f"synthetic-{options.rows}-{options.width}.npy"
-    sizes = argparse.Namespace(latents=latents, batch=options.batch)
+    sizes, before = argparse.Namespace(latents=latents, batch=options.batch), pca.peak_bytes()
     steps, _ = training.vae_steps(path, sizes)
     next(steps)
     taken = []
@@ -65,7 +68,22 @@ def step(latents: int, options: argparse.Namespace) -> float:
         start = time.process_time()
         next(steps)
         taken.append(time.process_time() - start)
-    return min(taken)
+    print(json.dumps({"core_seconds": min(taken), "own_gb": 1e-9 * (pca.peak_bytes() - before)}))
+
+
+def step_in_own_process(latents: int) -> dict[str, float]:
+    command = [sys.executable, __file__, *sys.argv[1:], "--step", str(latents)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)
+
+
+def row(what: str, sizes: list[int], found: list[dict[str, float]]) -> list[str]:
+    cells = [what, " ".join(f"{size:,}" for size in sizes)]
+    for figure, digits in (("core_seconds", 2), ("own_gb", 3)):
+        values = [one[figure] for one in found]
+        cells.append(" ".join(f"{value:.{digits}f}" for value in values))
+        cells.append(f"{exponent(sizes, values):.2f}" if min(values) > 0 else "-")
+    return cells
 
 
 def main() -> None:
@@ -76,32 +94,21 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--step", type=int, metavar="LATENTS", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.step:
+        return step(options.step, options)
     middle = {"rows": options.rows, "width": options.width, "latents": options.latents}
     table = Table("what", "sizes", "core s", "exponent", "GB", "exponent")
     for name in middle:
         sizes = [int(middle[name] * factor) for factor in FACTORS]
         found = [components(**(middle | {name: size}), options=options) for size in sizes]
-        cells = [f"PCA by {name}", " ".join(f"{size:,}" for size in sizes)]
-        for figure, digits in (("core_seconds", 1), ("own_gb", 3)):
-            values = [one[figure] for one in found]
-            cells.append(" ".join(f"{value:.{digits}f}" for value in values))
-            cells.append(f"{exponent(sizes, values):.2f}" if min(values) > 0 else "-")
-        table.add_row(*cells)
+        table.add_row(*row(f"PCA by {name}", sizes, found))
     sizes = [int(middle["latents"] * factor) for factor in FACTORS]
-    taken = [step(size, options) for size in sizes]
-    weights = [4e-9 * 4 * 3 * size * options.width for size in sizes]
-    table.add_row(
-        "VAE step by latents",
-        " ".join(map(str, sizes)),
-        " ".join(f"{value:.2f}" for value in taken),
-        f"{exponent(sizes, taken):.2f}",
-        " ".join(f"{value:.3f}" for value in weights),
-        f"{exponent(sizes, weights):.2f}, counted",
-    )
+    table.add_row(*row("VAE step by latents", sizes, [step_in_own_process(k) for k in sizes]))
     table.title = f"around {middle}, {options.threads} threads"
-    Console(width=130).print(table)
+    return Console(width=130).print(table)
 
 
 if __name__ == "__main__":

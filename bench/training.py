@@ -17,6 +17,7 @@ The floor of a step of b vectors of width D with k latents:
 - The optimiser: reads weight, gradient and both moments, writes all but the gradient: 28 bytes a
   weight, at the bandwidth of a copy in this run (4.3 GB for the VAE).
 
+`peak` is the most that the process had after the first step, Python, torch and imports included.
 Products, copies and steps take turns, and the best of each is taken, so that other work on the
 machine spoils the figures as little as possible; medians are printed beside them.
 """
@@ -45,6 +46,7 @@ from lorasynth.hypernet.train import HypernetConfig, _Run
 from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile
 from lorasynth.training import Optimisation
+from pca import peak_bytes
 
 CONDITION = 512
 #: Bytes that AdamW moves for each weight.
@@ -127,8 +129,9 @@ def measured(
 ) -> list[str]:
     """A row: the floor of a step, the step itself, and their ratio."""
     weights = sum(parameter.numel() for parameter in network.parameters())
-    multiply = products(first, options.batch)
     next(steps)
+    peak = peak_bytes()  # before what is only for the floor takes memory
+    multiply = products(first, options.batch)
     floors, taken = [], []
     for _ in range(options.steps):
         multiplied, bandwidth = seconds(multiply), copy_rate()
@@ -148,6 +151,7 @@ def measured(
         f"{options.batch / min(taken):.1f}",
         f"{best / min(taken):.0%}",
         f"{middle / statistics.median(taken):.0%}",
+        f"{peak / 1e9:.2f}",
     ]
 
 
@@ -185,6 +189,7 @@ def main() -> None:
         "samples/s",
         "floor/step, best",
         "median",
+        "peak GB",
     ):
         table.add_column(column, justify="left" if column == "training" else "right")
     if options.only != "vae":
@@ -194,7 +199,7 @@ def main() -> None:
         options.repeats = 1
         steps, codec = vae_steps(path, options)
         table.add_row(*measured("VAE", steps, codec, linears(codec), options))
-    Console(width=130).print(table)
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":

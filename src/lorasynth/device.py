@@ -1,6 +1,8 @@
-"""Which device to compute on, and whether its memory ran out."""
+"""Which device to compute on, in which precision, and whether its memory ran out."""
 
 import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
 
 from lorasynth.errors import ConfigError
 
@@ -17,11 +19,23 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether bf16 matrix products are faster than fp32 ones, rather than emulated."""
-    if device.type == "cpu":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and bool(
-            torch.cpu._is_avx512_bf16_supported()
+    if device.type == "cpu":  # builds for other processors than x86 may lack these operators
+        return (
+            torch.backends.mkldnn.is_available()
+            and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+            and bool(torch.cpu._is_avx512_bf16_supported())
         )
     return device.type == "cuda"
+
+
+def exact_device(device: torch.device) -> torch.device:
+    """Where to compute in float64 for a device: there, or on the CPU beside MPS, which has none."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def exact(x: Float[Tensor, "..."]) -> Float64[Tensor, "..."]:
+    """A tensor in float64, where that can be had."""
+    return x.to(exact_device(x.device), torch.float64)
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lorasynth import checksums
 from lorasynth.adapter import Adapter, AdapterMetadata, Factors, Layout, scaled, unstack
+from lorasynth.adapter.files import get_format, write_many
 from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.codec import Codec, load_codec
 from lorasynth.condition import (
@@ -210,14 +211,59 @@ class Synthesizer:
             PictureError: a picture cannot be read or shows no face.
             ConfigError: as for a single call.
         """
+        factors = self._handed_out(subjects, face, facts, stages or Stages(), draw)
+        metadata, kernels = self.metadata(draw.get("seed", 0)), self.layout.kernels
+        return [Adapter(single, metadata, kernels) for single in unstack(factors)]
+
+    def write(
+        self,
+        subjects: Sequence[Photo | Sequence[Photo]],
+        paths: Sequence[Path],
+        format: str = "kohya",
+        *,
+        face: int | None = None,
+        facts: Mapping[str, object] | None = None,
+        stages: Stages | None = None,
+        **draw: Unpack[Draw],
+    ) -> list[Path]:
+        """Write a LoRA file for each of several subjects, all in one batch.
+
+        Args:
+            subjects: the pictures of each; the other arguments are those of a single call.
+            paths: of the files; for `peft`, of folders.
+            format: see `Adapter.save`.
+            face: which face of each picture, as in a single call.
+            facts: attributes that all of them share.
+            stages: collects the time of each stage.
+            **draw: how the adapters are drawn, see `Draw`.
+
+        Returns:
+            The paths that were written.
+
+        Raises:
+            PictureError: a picture cannot be read or shows no face.
+            ConfigError: as for a single call, or no such format.
+            LorasynthError: a file cannot be written, or is not named as the format asks.
+        """
         stages = stages or Stages()
+        form = get_format(format)
+        factors = self._handed_out(subjects, face, facts, stages, draw)
+        with stages.stage("write"):
+            vectors, metadata = self.layout.flatten(factors), self.metadata(draw.get("seed", 0))
+            return write_many(form, vectors, self.layout, metadata, paths)
+
+    def _handed_out(
+        self,
+        subjects: Sequence[Photo | Sequence[Photo]],
+        face: int | None,
+        facts: Mapping[str, object] | None,
+        stages: Stages,
+        draw: Draw,
+    ) -> Factors:
+        """Stacked adapters of several subjects, as strong as they are handed out."""
         conditions = torch.stack([self.embed(photos, stages, face, facts) for photos in subjects])
         names = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in conditions]
-        factors = self.synthesise(conditions, names, stages=stages, **draw)
-        metadata = self.metadata(draw.get("seed", 0))
-        kernels = self.layout.kernels
-        strong = scaled(factors, self.strength)
-        return [Adapter(single, metadata, kernels) for single in unstack(strong)]
+        return scaled(self.synthesise(conditions, names, stages=stages, **draw), self.strength)
 
     def embed(
         self,

@@ -8,10 +8,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lorasynth.adapter import Adapter, AdapterMetadata, norm
-from lorasynth.adapter.files import FORMATS, detect, get_format
-from lorasynth.errors import FileFormatError, LorasynthError
+from lorasynth.adapter import Adapter, AdapterMetadata, Layout, norm
+from lorasynth.adapter.files import FORMATS, detect, get_format, write_many
+from lorasynth.errors import FileFormatError, LayoutError, LorasynthError
 
+#: More numbers than a half has values, so that one pass does not tell them apart.
+LARGE = {
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": (9_000, 8),
+    "mid_block.attentions.0.proj_in": (6, 8_001),
+}
 METADATA = AdapterMetadata(
     base_fingerprint="abc123",
     trigger_phrase="sks person",
@@ -59,6 +64,42 @@ def key_of(tensors: dict, *endings: str) -> str:
 
 DOWN = ("lora_A.weight", "lora_down.weight")
 UP = ("lora_B.weight", "lora_up.weight")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["large", "ranks and kernels", "transformer"])
+def test_many_files_are_those_of_one_after_another(
+    name: str, make_factors, tmp_path: Path, dtype: torch.dtype, kind: str
+) -> None:
+    stacked = make_factors(7, shapes=LARGE)
+    if kind == "ranks and kernels":
+        stacked["mid_block.attentions.0.proj_in"] = make_factors(7, rank=1)[
+            "mid_block.attentions.0.proj_in"
+        ]
+    if kind == "transformer":
+        shapes = {f"transformer_blocks.0.attn.{part}": (8, 8) for part in ("to_q", "to_k", "to_v")}
+        stacked = make_factors(7, shapes=shapes)
+    kernels = {"mid_block.attentions.0.proj_in": (1, 1)} if kind == "ranks and kernels" else {}
+    layout = Layout.from_factors(stacked, kernels)
+    vectors = layout.flatten(stacked).to(dtype)
+    paths = [target(name, tmp_path / f"many{i}") for i in range(7)]
+    written = write_many(get_format(name), vectors, layout, METADATA, paths)
+    assert written == paths
+    for i, vector in enumerate(vectors):
+        adapter = Adapter.from_vector(vector, layout, METADATA)
+        alone = adapter.save(target(name, tmp_path / f"alone{i}"), format=name)
+        assert weights(name, paths[i]).read_bytes() == weights(name, alone).read_bytes()
+
+
+def test_many_of_which_one_is_broken_leave_no_file(name: str, make_factors, tmp_path: Path) -> None:
+    stacked = make_factors(6)
+    layout = Layout.from_factors(stacked)
+    vectors = layout.flatten(stacked)
+    vectors[4, 3] = torch.nan
+    paths = [target(name, tmp_path / f"{i}") for i in range(6)]
+    with pytest.raises(LayoutError, match="number 4 of 6 has NaN"):
+        write_many(get_format(name), vectors, layout, METADATA, paths)
+    assert not any(path.exists() for path in paths)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

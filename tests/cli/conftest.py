@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import BatchNorm1d, BatchNorm2d
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from command_line import call
 from lorasynth.condition import AvatarEncoder, AvatarEncoderConfig
@@ -99,3 +100,21 @@ def chain(world: World, root: Path) -> None:
     ]
     for arguments in steps:
         assert call(arguments) == 0, arguments
+
+
+@pytest.fixture(scope="session")
+def clip(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP model with random weights and the base model's tokenizer."""
+    folder = tmp_path_factory.mktemp("clip")
+    tokenizer = AutoTokenizer.from_pretrained(world.base / "tokenizer")
+    tokenizer.save_pretrained(folder)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    small |= {"num_attention_heads": 2, "projection_dim": 8}
+    ends = {"bos_token_id": 0, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
+    text = {**small, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": 24}
+    vision = {**small, "image_size": 16, "patch_size": 8}
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(
+        folder
+    )
+    return folder

@@ -163,6 +163,22 @@ def test_a_library_cut_off_in_a_shard(world: World, run: Run, tmp_path) -> None:
     assert left_in(tmp_path) == ["library"]
 
 
+def test_a_library_with_a_flipped_bit_in_a_shard(world: World, run: Run, tmp_path) -> None:
+    library = shutil.copytree(world.library, tmp_path / "library")
+    vectors = library / "shards" / "000000" / "vectors.npy"
+    data = bytearray(vectors.read_bytes())
+    data[-4] ^= 1  # the last bit of a mantissa
+    vectors.write_bytes(data)
+    where = ("--codec", world.synthesizer / "codec", "--encoder", world.encoder)
+    for command in (
+        ("library", "check", library),
+        ("fit", "pca", library, "-o", tmp_path / "codec", "--device", "cpu"),
+        ("train", library, *where, "--base", world.base, "-o", tmp_path / "made"),
+    ):
+        run(*command).is_one_error("vectors.npy", "has changed since it was written")
+    assert left_in(tmp_path) == ["library"]
+
+
 def test_a_path_that_is_no_library(run: Run, tmp_path) -> None:
     for command in ("check", "info"):
         run("library", command, tmp_path).is_one_error("library")

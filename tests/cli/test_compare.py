@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from command_line import Run
 from lorasynth.adapter import Adapter, Factor
@@ -19,24 +18,6 @@ from lorasynth.pictures import Subject
 from .conftest import SUBJECTS, World, write_picture
 
 FEW = ("--pictures", 2, "--set", "sampling.steps=2", "--device", "cpu")
-
-
-@pytest.fixture(scope="module")
-def clip(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny CLIP model with random weights and the base model's tokenizer."""
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer = AutoTokenizer.from_pretrained(world.base / "tokenizer")
-    tokenizer.save_pretrained(folder)
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    small |= {"num_attention_heads": 2, "projection_dim": 8}
-    ends = {"bos_token_id": 0, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
-    text = {**small, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": 24}
-    vision = {**small, "image_size": 16, "patch_size": 8}
-    torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(
-        folder
-    )
-    return folder
 
 
 def test_a_score_is_of_each_picture_and_its_own_prompt(clip: Path) -> None:
@@ -79,6 +60,26 @@ def test_files_strengths_a_style_and_prompts_in_one_table(
         with Image.open(out / f"{name}.png") as sheet:
             assert sheet.size == (2 * 16 + 2, 5 * 16 + 4 * 2)
     assert (out / "strengths.png").is_file()
+
+
+def test_loras_as_other_programs_lay_them_out(world: World, run: Run, tmp_path: Path) -> None:
+    """A folder for each subject as PEFT writes it, and a run's output folder as diffusers does."""
+    adapter, out = Adapter.load(world.lora), tmp_path / "out"
+    for i, name in enumerate(SUBJECTS):
+        adapter.scaled(1.0 + i).save(tmp_path / "peft" / name, "peft")
+        adapter.scaled(1.0 + i).save(tmp_path / "files" / f"{name}.safetensors", "kohya")
+    one = tmp_path / "dreambooth" / "pytorch_lora_weights.safetensors"
+    adapter.save(one, "diffusers")
+    write_picture(tmp_path / "ann" / "ann" / "0.png", 1)
+    arguments = ("--base", world.base, "--encoder", world.encoder, *FEW)
+    several = [("--lora", f"{name}={tmp_path / name}") for name in ("peft", "files")]
+    result = run("compare", world.subjects, "-o", out, *arguments, *several[0], *several[1])
+    assert result.status == 0, result.err
+    _, peft, files = json.loads((out / "table.json").read_text())["rows"]
+    assert peft["likeness"] == files["likeness"]
+    single = ("--lora", f"peer={one.parent}")
+    result = run("compare", tmp_path / "ann", "-o", out, *arguments, *single)
+    assert result.status == 0, result.err
 
 
 @pytest.mark.parametrize(

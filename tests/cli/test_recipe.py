@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,6 +105,52 @@ def test_a_second_run_does_nothing_and_a_deleted_stage_is_made_again(
     assert result.status == 0, result.err
     assert {path.name: path.read_bytes() for path in made.iterdir()} == before
     assert stamps(folder / "out" / "codec") == codec
+
+
+def test_a_plan_leaves_nothing_behind(published: Published, run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for choices in ((), ("codec_options.latents=4",)):
+        plan = run(*published.arguments(folder, *choices), "--plan")
+        assert [line.split() for line in plan.out.splitlines()] == [[s, "to", "do"] for s in STAGES]
+        assert not folder.exists()
+
+
+def test_prompts_are_scored_by_clip(
+    published: Published, finished: Path, clip: Path, run: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    result = run(*published.arguments(folder), "--clip", clip)
+    assert result.status == 0, result.err
+    report = json.loads((folder / "out" / "evaluation" / "table.json").read_text())
+    assert all("prompt_score" in row for row in report["rows"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_in_any_stage_it_goes_on(
+    published: Published, finished: Path, tmp_path: Path, stage: str
+) -> None:
+    """Killed as soon as the stage begins, after what precedes it was made by another process."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    for name in STAGES[STAGES.index(stage) :]:
+        made = folder / "out" / name
+        shutil.rmtree(made) if made.is_dir() else made.unlink()
+    for leftover in folder.glob("hypernet*"):
+        leftover.unlink()
+    words = [sys.executable, "-m", "lorasynth", *map(str, published.arguments(folder))]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as killed:
+        for line in killed.stderr or ():
+            if line.startswith(f"stage {stage}"):
+                killed.kill()
+    assert killed.returncode == -signal.SIGKILL
+    assert not (folder / "out" / stage).exists()
+    assert call(published.arguments(folder)) == 0
+    again, before = (run / "out" / "evaluation" / "table.json" for run in (folder, finished))
+    assert again.read_bytes() == before.read_bytes()
+    for made in (finished / "out" / "loras").iterdir():
+        assert (folder / "out" / "loras" / made.name).read_bytes() == made.read_bytes()
 
 
 def test_other_choices_need_another_folder(published: Published, finished: Path, run: Run) -> None:

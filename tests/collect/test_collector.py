@@ -54,6 +54,9 @@ def test_every_subject_once_with_what_is_known_of_it(tmp_path, base, source):
     assert row["recipe"] == RECIPE.fingerprint
     assert row["seed"] == RECIPE.seed
     assert 0 < row["loss"] < 3
+    assert row["attempt"] == 1
+    assert len(row["losses"]) == RECIPE.steps, "each step's, as there are less than 20"
+    assert row["losses"][-1] == pytest.approx(row["loss"])
     assert row["seconds"] > 0
 
 
@@ -244,20 +247,108 @@ def test_gate_keeps_failures_out_and_lists_them(tmp_path, base, source):
     again = collect(base, source, tmp_path / "lib", RECIPE, gate=refuse_reddest)
     assert again.collected == []
     assert not again.failed
+    assert listed[bad[0]]["attempt"] == 2
     retried = collect(base, source, tmp_path / "lib", RECIPE, retry_failed=True)
     assert retried.collected == bad
     assert json.loads((tmp_path / "lib.failures.json").read_text()) == {}
+    assert Library.open(tmp_path / "lib").table["attempt"].to_pylist()[-len(bad) :] == [3] * len(
+        bad
+    )
+
+
+class RefuseOnce:
+    """Refuses the first adapter of each of some subjects, and remembers all that it saw."""
+
+    def __init__(self, ids):
+        self.ids = set(ids)
+        self.seen = {}
+
+    def __call__(self, factors, subjects):
+        passed = []
+        for row, subject in enumerate(subjects):
+            self.seen.setdefault(subject.id, []).append(
+                torch.cat([factor.B[row].flatten() for factor in factors.values()])
+            )
+            passed.append(subject.id not in self.ids or len(self.seen[subject.id]) > 1)
+        return Verdict(passed=torch.tensor(passed))
+
+
+@pytest.mark.parametrize("fleet_size", [2, 16])
+def test_a_refused_adapter_is_trained_again_with_other_numbers(tmp_path, base, source, fleet_size):
+    first, second = source.ids[1], source.ids[3]
+    gate = RefuseOnce([first, second])
+    report = collect(base, source, tmp_path / "lib", RECIPE, fleet_size=fleet_size, gate=gate)
+    others = [name for name in source.ids if name not in gate.ids]
+    library = Library.open(tmp_path / "lib")
+    assert library.ids == report.collected == [*others, first, second]
+    assert report.failed == {}
+    assert library.table["attempt"].to_pylist() == [1] * len(others) + [2, 2]
+    assert json.loads((tmp_path / "lib.failures.json").read_text()) == {}
+    for name in (first, second):
+        one, two = gate.seen[name]
+        assert not torch.allclose(one, two, rtol=0.1)
+    assert all(len(gate.seen[name]) == 1 for name in others)
+
+
+def test_another_attempt_is_made_after_a_kill_too(tmp_path, base, source, monkeypatch):
+    undisturbed, killed = RefuseOnce(source.ids[:2]), RefuseOnce(source.ids[:2])
+    collect(base, source, tmp_path / "whole", RECIPE, gate=undisturbed)
+    real = collector._Run.prepare
+
+    def interrupted(self, pending, **options):
+        if self.is_prepared:  # the second round
+            raise KeyboardInterrupt
+        real(self, pending, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collector._Run, "prepare", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            collect(base, source, tmp_path / "lib", RECIPE, gate=killed)
+    report = collect(base, source, tmp_path / "lib", RECIPE, gate=killed)
+    assert report.collected == source.ids[:2]
+    assert_same(vectors(tmp_path / "lib"), vectors(tmp_path / "whole"))
+
+
+def test_one_attempt_can_be_all(tmp_path, base, source):
+    gate = RefuseOnce(source.ids[:1])
+    report = collect(base, source, tmp_path / "lib", RECIPE, gate=gate, attempts=1)
+    assert list(report.failed) == source.ids[:1]
+
+
+def test_adapters_are_judged_in_halves_when_memory_runs_out(tmp_path, base, source):
+    sizes = []
+
+    def gate(factors, subjects):
+        sizes.append(len(subjects))
+        if len(subjects) > 2:
+            torch.empty(1 << 60, dtype=torch.uint8)
+        return refuse_reddest(factors, subjects)
+
+    report = collect(base, source, tmp_path / "lib", RECIPE, gate=gate, attempts=1)
+    whole = collect(base, source, tmp_path / "all", RECIPE, gate=refuse_reddest, attempts=1)
+    assert max(sizes) > 2
+    assert report.collected == whole.collected
+    assert report.failed == whole.failed
+    tables = [Library.open(tmp_path / name).table["seen"] for name in ("lib", "all")]
+    assert tables[0] == tables[1]
+
+    def never(factors, subjects):
+        raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(CollectionError, match="judge one adapter"):
+        collect(base, source, tmp_path / "none", RECIPE, gate=never)
 
 
 def test_adapter_that_diverged_does_not_join(tmp_path, base, source, monkeypatch):
     real = collector.train_fleet
 
-    def diverging(*arguments, **options):
-        fleet = real(*arguments, **options)
+    def diverging(base, recipe, subjects, **options):
+        fleet = real(base, recipe, subjects, **options)
+        [row] = [i for i, subject in enumerate(subjects) if source.ids[1] in subject.id]
         broken = {}
         for name, factor in fleet.factors.items():
             B = factor.B.clone()
-            B[1, 0, 0] = float("nan")
+            B[row, 0, 0] = float("nan")
             broken[name] = Factor(factor.A, B)
         return Fleet(broken, fleet.losses)
 

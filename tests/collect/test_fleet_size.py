@@ -45,6 +45,18 @@ def test_the_peak_of_an_action_is_what_it_held_at_once():
     assert 150 * MEBI < int(peak) < 200 * MEBI
 
 
+def test_windows_has_no_peak_but_does_not_end_the_collection(monkeypatch):
+    def no_name(name):
+        if name is None:  # as on Windows
+            raise TypeError("argument of type 'NoneType' is not iterable")
+
+    monkeypatch.setattr(fleet_size.ctypes, "CDLL", no_name)
+    ran = []
+    assert peak_memory(lambda: ran.append(1), CPU) is None
+    assert ran == [1]
+    assert fitting_size(lambda: None, CPU) == LARGEST_ON_CPU
+
+
 def test_free_memory_is_less_than_all():
     free = free_memory(CPU)
     assert free is not None

@@ -25,6 +25,10 @@ def test_an_adapters_likeness_does_not_depend_on_its_fleet(base, subjects, gate)
     assert alone.metrics["likeness"][0] == pytest.approx(whole.metrics["likeness"][2], abs=1e-4)
 
 
+def test_four_samples_are_the_default(base):
+    assert LikenessGate(base=base, encoder=Colours(), least=0.3).samples == 4
+
+
 def test_what_falls_short_stays_out(tmp_path, base, source, gate):
     open_gate = collect(base, source, tmp_path / "all", RECIPE, gate=gate)
     assert not open_gate.failed

@@ -43,6 +43,21 @@ def test_a_damaged_file_is_named(fill, tmp_path: Path, file: str, damage: str) -
     assert "\n" not in line
 
 
+def test_what_learns_is_told_of_a_flipped_bit(fill, tmp_path: Path) -> None:
+    fill(tmp_path / "lib", 2, 4, 5)
+    Library.open(tmp_path / "lib").require_intact()
+    flip_byte(tmp_path / "lib/shards/000001/vectors.npy")
+    library = Library.open(tmp_path / "lib")
+    with pytest.raises(
+        LibraryError, match=r"shard 000001: vectors.npy .*SHA-256 differs"
+    ) as caught:
+        library.require_intact()
+    assert "\n" not in str(caught.value)
+    with pytest.raises(LibraryError, match="shard 000001"):
+        library.select([0, 3]).require_intact()
+    library.select([0, 1, 4]).require_intact()
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"rows": 2}', '{"rows": 2, "files": {}}'])
 def test_damaged_checksums_are_named(fill, tmp_path: Path, content: str) -> None:
     fill(tmp_path / "lib", 2)

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import filelock
@@ -166,6 +168,30 @@ def test_a_second_writer_is_told_at_once(fill, make_factors, make_subjects, tmp_
     assert library.ids == ["s0", "s1"]
     library.append(make_factors(2, 3), make_subjects(2, 3))
     assert not filelock.FileLock(tmp_path / "lib/.lock").is_locked
+
+
+HOLDER = """
+import sys
+from lorasynth.library import Library
+
+with Library.open(sys.argv[1]).locked():
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_another_process_is_the_one_writer(fill, make_factors, make_subjects, tmp_path) -> None:
+    library = fill(tmp_path / "lib", 1)
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "lib")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as holder:
+        assert holder.stdout.readline() == b"locked\n"
+        with pytest.raises(LibraryError, match=r"another process is writing .*: wait for it"):
+            library.append(make_factors(1, 2), make_subjects(1, 2))
+        assert len(library.all_vectors()) == 1, "a reader needs no lock"
+        holder.communicate()
+    library.append(make_factors(1, 2), make_subjects(1, 2))
+    assert library.ids == ["s0", "s1"]
 
 
 def test_a_writer_sees_what_others_appended(fill, make_factors, make_subjects, tmp_path) -> None:

@@ -3,7 +3,9 @@
 import json
 import pickle
 import resource
+import shutil
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor
 from lorasynth.adapter import canonicalise, choose_reference
 from lorasynth.errors import FileFormatError, LayoutError, LibraryError, LorasynthError
 from lorasynth.library import Library
+from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
 from lorasynth.library.w2w import PANDAS, import_w2w, published_layout
 from lorasynth.library.w2w_synthetic import imitate_w2w
 
@@ -61,6 +64,32 @@ def test_the_published_layout() -> None:
     assert offsets[first] == (1920, 2688)
     assert offsets["down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"] == (6016, 6656)
     assert published_layout(64).size * 64 == 99_648
+
+
+def test_the_files_hold_vectors_whose_components_are_known(files: Path) -> None:
+    truth = SyntheticVectors(SyntheticConfig(rows=ROWS, width=published_layout(SHRINK).size))
+    assert torch.equal(matrix(files), truth.rows(0, ROWS))
+
+
+def test_a_hub_id_is_fetched(files: Path, tmp_path: Path, monkeypatch) -> None:
+    """What is asked for is all that is needed, and nothing else."""
+    asked = []
+
+    def fetched(repo_id: str, *, allow_patterns: list[str], **_options: object) -> str:
+        asked.append(repo_id)
+        for path in files.rglob("*"):
+            name = path.relative_to(files).as_posix()
+            if path.is_file() and any(fnmatch(name, pattern) for pattern in allow_patterns):
+                copy = tmp_path / "cache" / name
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, copy)
+        return str(tmp_path / "cache")
+
+    (files / "files/pictures.zip").write_bytes(b"large")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    report = import_w2w("Snapchat/weights2weights", tmp_path / "lib")
+    assert asked == ["Snapchat/weights2weights"]
+    assert len(report.imported) == ROWS
 
 
 def test_the_files_become_a_library(files: Path, tmp_path: Path) -> None:

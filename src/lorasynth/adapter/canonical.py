@@ -28,6 +28,7 @@ from lorasynth.adapter.factors import Factor, Factors, divide, map_factors
 from lorasynth.adapter.gauge import GAUGES, Balanced, Gauge
 from lorasynth.adapter.lapack import solve_batch
 from lorasynth.adapter.layout import Layout
+from lorasynth.device import exact_device
 from lorasynth.errors import LayoutError
 
 #: 2m matrices of one rank, r rows each, with or without a batch axis: A, Bᵀ, A, Bᵀ, ...
@@ -81,6 +82,14 @@ def canonicalise(
         if other is not None:
             layout.require(other)
     done = out or map_factors(lambda x: torch.empty_like(x, dtype=_wide(x.dtype)), factors)
+    device = next(iter(factors.values())).A.device
+    if (home := exact_device(device)) != device:
+        here = map_factors(lambda x: x.to(home), factors)
+        there = reference and map_factors(lambda x: x.to(home), reference)
+        for module, found in canonicalise(here, gauge, there).items():
+            done[module].A.copy_(found.A)
+            done[module].B.copy_(found.B)
+        return done
     # what is r x r of modules of equal rank can be one batch, whatever their widths
     for modules in layout.groups(attrgetter("rank")):
         raw, results = _matrices(factors, modules), _matrices(done, modules)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from lorasynth.device import exact
 from lorasynth.errors import LayoutError
 
 #: Elements of the largest intermediate of `inner_products` (256 MB in float32).
@@ -203,7 +204,7 @@ def _block(left: Factors, right: Factors, start: int, stop: int) -> Float[Tensor
     def module_block(a: Factor, b: Factor) -> Tensor:
         outputs = torch.einsum("nor,mos->nmrs", a.B[start:stop], b.B)
         inputs = torch.einsum("nri,msi->nmrs", a.A[start:stop], b.A)
-        return outputs.mul_(inputs).sum(dim=(-2, -1), dtype=torch.float64)
+        return exact(outputs.mul_(inputs)).sum(dim=(-2, -1))
 
     return _total(module_block(left[module], right[module]) for module in _common(left, right))
 
@@ -211,7 +212,7 @@ def _block(left: Factors, right: Factors, start: int, stop: int) -> Float[Tensor
 def _module_inner(left: Factor, right: Factor) -> Float[Tensor, "*n"]:
     outputs = left.B.mT @ right.B
     inputs = left.A @ right.A.mT
-    return (outputs * inputs).sum(dim=(-2, -1), dtype=torch.float64)
+    return exact(outputs * inputs).sum(dim=(-2, -1))
 
 
 def _common(left: Factors, right: Factors) -> list[str]:

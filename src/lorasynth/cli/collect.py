@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 #: What can train: this process, or the workers of a cluster.
 ENGINES = ("here", "ray")
 
-#: Adapters of one task of a cluster, where nobody says how many: its workers may differ.
-SPREAD_FLEET = 32
-
 Gauge = Annotated[
     str | None,
     typer.Option(help="Gauge of a new library; default: shared where A is, else procrustes."),
@@ -69,8 +66,16 @@ Fleet = Annotated[
         metavar="auto|NUMBER", help="Adapters trained at once; auto: as many as fit into memory."
     ),
 ]
+Attempts = Annotated[
+    int,
+    typer.Option(
+        help="Trainings of an adapter that diverges or is not like enough, each with other random "
+        "numbers, before its subject is left out.",
+        min=1,
+    ),
+]
 Retry = Annotated[
-    bool, typer.Option("--retry-failed", help="Try subjects again that failed in an earlier run.")
+    bool, typer.Option("--retry-failed", help="Try subjects once more that earlier runs left out.")
 ]
 
 
@@ -164,6 +169,7 @@ def collect(
     encoder: Encoder = None,
     anchor: Anchor = None,
     least_likeness: LeastLikeness = None,
+    attempts: Attempts = 2,
     retry_failed: Retry = False,
     fleet: Fleet = "auto",
     dtype: DType = "float32",
@@ -216,7 +222,7 @@ def collect(
     if shard is not None:
         source, out = begin_part(source, out, Part.parse(shard))
     options: dict[str, Any] = {"fleet_size": at_once, "gauge": gauge}
-    options |= {"retry_failed": retry_failed}
+    options |= {"attempts": attempts, "retry_failed": retry_failed}
     with _workers(engine, address) as cluster:
         if cluster is None:
             embed = None
@@ -224,7 +230,6 @@ def collect(
             report = room.collect(here.base, here.trainable(source), out, recipe, **options)
         else:
             embed = embed_spread(cluster, equip, source)
-            options["fleet_size"] = at_once or SPREAD_FLEET
             report = collect_spread(cluster, here, equip, source, out, recipe, **options)
         library, failed = Library.open(out), report.failed
         if failed and not len(library):

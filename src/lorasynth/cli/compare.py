@@ -15,13 +15,17 @@ if TYPE_CHECKING:
     from lorasynth.experiments.compare import Contender
     from lorasynth.pictures import Subject
 
+Clip = Annotated[
+    str | None, typer.Option(help="CLIP model that scores prompts: a folder or hub id.")
+]
 Named = Annotated[
     list[str] | None,
     typer.Option(
         "--lora",
         metavar="NAME=PATH",
-        help="A contender: a folder with a LoRA file for each subject, named after its folder, or "
-        "one file if there is one subject; may be repeated.",
+        help="A contender: a folder with a LoRA for each subject, named after its folder (a file, "
+        "or a folder as PEFT and diffusers write it), or one LoRA if there is one subject; may be "
+        "repeated.",
     ),
 ]
 
@@ -47,9 +51,7 @@ def compare(
     strength: Annotated[list[float] | None, typer.Option(help="May be repeated.")] = None,
     pictures: Annotated[int, typer.Option(help="Of each prompt.", min=1)] = 4,
     second: Annotated[str | None, typer.Option(help="A second one, trained apart.")] = None,
-    clip: Annotated[
-        str | None, typer.Option(help="CLIP model that scores prompts: a folder or hub id.")
-    ] = None,
+    clip: Clip = None,
     base: Base = "bundle/base",
     seed: Seed = 0,
     settings: Settings = None,
@@ -117,16 +119,18 @@ def _require_judging(people: "Sequence[Subject]") -> None:
 def _named(text: str, ids: Sequence[str], besides: "Sequence[Adapter]") -> "Contender":
     """A contender of LoRA files."""
     from lorasynth.adapter import Adapter
+    from lorasynth.adapter.files import is_lora
     from lorasynth.experiments.compare import Contender
 
     name, equals, place = text.partition("=")
     path = Path(place)
     if not equals or not name or not path.exists():
         raise ConfigError(f"--lora must be NAME=PATH of what exists, but is {text!r}")
-    if path.is_file():
+    if is_lora(path):
         files = dict.fromkeys(ids[:1], path)
     else:
-        files = {i: path / f"{i}.safetensors" for i in ids if (path / f"{i}.safetensors").exists()}
+        places = ((i, found) for i in ids for found in (path / f"{i}.safetensors", path / i))
+        files = {i: found for i, found in places if is_lora(found)}
     adapters = {subject: Adapter.load(file) for subject, file in files.items()}
     return Contender(name=name, adapters=adapters, besides=besides)
 

@@ -61,6 +61,10 @@ Checkpointing = Annotated[
 PORTRAIT = "a portrait of sks"
 
 Caption = Annotated[str, typer.Option(help="Of pictures that have no caption of their own.")]
+Trigger = Annotated[
+    str,
+    typer.Option(help="What calls the subject in a prompt, such as 'sks person'; told in files."),
+]
 
 #: One process per core.
 CORES = os.cpu_count() or 1

@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 from lorasynth.cli.options import (
+    PORTRAIT,
     Base,
+    Caption,
     Checkpointing,
     Device,
     DType,
@@ -16,6 +18,7 @@ from lorasynth.cli.options import (
     Settings,
     Size,
     Slicing,
+    Trigger,
     load_base,
     override,
     preset_of,
@@ -37,6 +40,8 @@ def pretrain(
     series: Series = "pretraining",
     seed: Seed = 0,
     pictures: Pictures = 8,
+    caption: Caption = PORTRAIT,
+    trigger: Trigger = "sks",
     base: Base = "bundle/base",
     preset: Preset = "ours",
     recipe: RecipeSettings = None,
@@ -76,9 +81,10 @@ def pretrain(
         checkpointing=gradient_checkpointing,
     )
     drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
-    source = source_of(folder, avatars, drawn, model.picture_size)
+    source = source_of(folder, avatars, drawn, model.picture_size, caption)
     make_parent(out)
     checkpoint = run / "pretrain.safetensors"
     made = train_predictor(model, embedder, source, adapted, config, checkpoint)
-    Synthesizer.of(model, made.layout, embedder, made.hypernet, made.codec).save(out)
+    parts = (model, made.layout, embedder, made.hypernet, made.codec)
+    Synthesizer.of(*parts, trigger_phrase=trigger).save(out)
     typer.echo(f"{out}: trained on {len(source.ids)} subjects")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lorasynth.cli.compare import Clip
 from lorasynth.cli.importing import Published
 from lorasynth.cli.options import Base, Device, DType, Settings, load_base, memory_of, override
 
@@ -27,6 +28,7 @@ def w2w(
     second: Annotated[
         str | None, typer.Option(help="Another encoder, which only measures.")
     ] = None,
+    clip: Clip = None,
     pictures: Annotated[
         Path | None,
         typer.Option(
@@ -66,6 +68,7 @@ def w2w(
         base=model,
         encoder=load_encoder(encoder, model.device),
         second=None if second is None else load_encoder(second, model.device),
+        clip=clip,
         pictures=pictures,
         memory=memory_of(memory),
     )

@@ -87,8 +87,10 @@ def synth(
     facts = dict(map(_fact, attribute or []))
     with stages.stage("load"):
         synthesise = Synthesizer.from_pretrained(synthesizer, device=pick_device(device))
-    adapters = synthesise.many(
+    written = synthesise.write(
         list(subjects.values()),
+        list(subjects),
+        file_format,
         seed=seed,
         guidance=guidance,
         steps=steps,
@@ -97,8 +99,6 @@ def synth(
         facts=facts,
         stages=stages,
     )
-    with stages.stage("write"):
-        written = [writer.write(*pair) for pair in zip(adapters, subjects, strict=True)]
     print_times(stages)
     for path in written:
         typer.echo(path)

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorasynth.cli.options import Base, Device, Run, Seed, Settings, anchor_of, memory_of, override
+from lorasynth.cli.options import (
+    Base,
+    Device,
+    Run,
+    Seed,
+    Settings,
+    Trigger,
+    anchor_of,
+    memory_of,
+    override,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -98,6 +108,7 @@ def train(
         float,
         typer.Option(help="Weight of the synthesizer's noise, such as 0.5 for likeness.", min=0),
     ] = 1.0,
+    trigger: Trigger = "sks",
     base: Base = "bundle/base",
     run: Run = Path("runs/train"),
     settings: Settings = None,
@@ -140,7 +151,9 @@ def train(
         accelerator=accelerator,
     )
     if accelerator.is_main_process:
-        made = Synthesizer.of(model, adapters.layout, embedder, hypernet, fitted)
+        made = Synthesizer.of(
+            model, adapters.layout, embedder, hypernet, fitted, trigger_phrase=trigger
+        )
         replace(made, strength=strength, temperature=temperature).save(out)
         typer.echo(f"{out}: trained on {len(adapters)} adapters")
     accelerator.end_training()

@@ -23,6 +23,7 @@ from lorasynth.codec.pca import PCA, PCAConfig, fix_signs, require_latents, subs
 from lorasynth.codec.plan import Method, Plan, bytes_left, make_plan
 from lorasynth.codec.scaled import Scaled, ScaledConfig
 from lorasynth.config import to_dict
+from lorasynth.device import exact_device
 from lorasynth.library.blocks import BlockSource
 from lorasynth.library.statistics import Moments
 from lorasynth.progress import console
@@ -84,7 +85,9 @@ def fit_out_of_core(
         codec = PCA.fit(source, config, device=device)
         codec.report["computation"] = {"way": plan.way, "vectors": len(source)}
         return codec
-    return _Fit(source, config, how, plan, run, torch.device(device)).codec()
+    home = exact_device(torch.device(device))
+    codec = _Fit(source, config, how, plan, run, home).codec()
+    return codec.to(device)
 
 
 def _planned(

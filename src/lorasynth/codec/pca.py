@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lorasynth.codec.contract import CODECS, Codec, VectorSource, gather
 from lorasynth.codec.scaled import Scale, Scaled, ScaledConfig
+from lorasynth.device import exact
 from lorasynth.errors import ConfigError
 
 #: Components whose variance is a smaller share of the largest are rounding errors: the eigenvalues
@@ -90,7 +91,8 @@ class PCA(Codec):
         """A codec of orthonormal components of scaled vectors, and the variances along them."""
         latents, width = components.shape
         like = scaled.mean
-        codec = cls(config, width, latents).to(like.device)
+        with torch.device("meta"):  # a second matrix of components may not fit into memory
+            codec = cls(config, width, latents)
         codec.scaled = scaled
         codec.components = components.to(like)
         unit = variances if config.whiten else variances.mean().expand(latents)
@@ -117,7 +119,7 @@ def principal_components(
     Args:
         x: vectors; their mean is removed here.
     """
-    x = x.double()
+    x = exact(x)
     x = x - x.mean(0)
     n, width = x.shape
     if n <= width:

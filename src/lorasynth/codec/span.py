@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
+from lorasynth.device import exact, exact_device
 from lorasynth.randomness import torch_stream
 
 #: Columns in float64 at a time.
@@ -57,15 +58,16 @@ def orthonormalise(rows: Float32[Tensor, "l D"], noise: float = 0.0) -> Float32[
     """
     if len(rows) == 0:
         return rows
-    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+    home = exact_device(rows.device)
+    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=home)
     for part in rows.split(_COLUMNS, dim=1):
-        wide = part.double()
+        wide = exact(part)
         gram.addmm_(wide, wide.T)
     squares, turns = torch.linalg.eigh(gram)
     keep = squares > max(noise**2, 1e-14 * float(squares[-1]))
     change = (turns[:, keep] / squares[keep].sqrt()).T
     for part in rows.split(_COLUMNS, dim=1):
-        part[: len(change)] = change @ part.double()
+        part[: len(change)] = change @ exact(part)
     return rows[: len(change)]
 
 

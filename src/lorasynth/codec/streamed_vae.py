@@ -26,6 +26,7 @@ from lorasynth.codec.scaled import Scaled, ScaledConfig
 from lorasynth.codec.vae import VAE, VAEConfig
 from lorasynth.codec.vae_training import Training, split
 from lorasynth.config import to_dict
+from lorasynth.device import exact_device
 from lorasynth.errors import ConfigError
 from lorasynth.library.blocks import read_ahead, read_rows
 
@@ -139,8 +140,10 @@ def fit_streamed(
         codec.scaled = Scaled.fit(x, scaling, device=device)
         codec.learn(codec.scaled.encode(x), checkpoint)
     else:
-        moments, _ = passes.moments(source, min(config.batch, len(source)), checkpoint, device)
-        codec.scaled = Scaled.of(scaling, moments.mean.float(), moments.variance.sqrt().float())
+        home, rows = exact_device(device), min(config.batch, len(source))
+        found, _ = passes.moments(source, rows, checkpoint, home)
+        scaled = Scaled.of(scaling, found.mean.float(), found.variance.sqrt().float())
+        codec.scaled = scaled.to(device)
         Training(codec, OnDisk(source, codec.scaled, config), checkpoint, large=True).run()
     codec.report["computation"] = {"way": way, "vectors": len(source)}
     return codec

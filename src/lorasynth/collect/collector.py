@@ -6,7 +6,7 @@ library holds, and ends with the same adapters as an undisturbed run.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,7 +20,7 @@ from torch import Tensor
 from lorasynth.adapter import Factors, Layout, map_factors
 from lorasynth.atomic import make_parent
 from lorasynth.base import BaseModel
-from lorasynth.collect.contract import Anchor, Gate
+from lorasynth.collect.contract import Anchor, Gate, Verdict
 from lorasynth.collect.failures import Failures
 from lorasynth.collect.fleet import Fleet, train_fleet
 from lorasynth.collect.fleet_size import empty_cache, fitting_size
@@ -33,7 +33,10 @@ from lorasynth.pictures import Subject, SubjectSource
 from lorasynth.progress import Advance, console, progress
 
 #: What the library's table says of the training of each adapter, rather than of its subject.
-RUN_COLUMNS = ("seed", "recipe", "pictures", "loss", "seconds")
+RUN_COLUMNS = ("seed", "recipe", "attempt", "pictures", "loss", "losses", "seconds")
+
+#: Parts of a training that `losses` has a mean of.
+_LOGGED = 20
 
 #: Subject id -> the reason why it has no adapter, and what was measured.
 Broken = dict[str, dict[str, float | str]]
@@ -67,10 +70,15 @@ def collect(
     anchor: Anchor | None = None,
     gate: Gate | None = None,
     classes: Float[Tensor, "p c h w"] | None = None,
+    attempts: int = 2,
+    earlier: Mapping[str, int] | None = None,
     retry_failed: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> CollectionReport:
     """Train an adapter for every subject of `source` that the library does not hold yet.
+
+    An adapter that diverges or is refused by the gate is trained again after all others, with other
+    random numbers.
 
     Args:
         base: the base model.
@@ -86,7 +94,9 @@ def collect(
         gate: judges each fleet; adapters that fail stay out of the library.
         classes: latents of the pictures that the recipe's prior asks for; None: those that are
             kept beside the library.
-        retry_failed: try subjects again that an earlier run listed as failed.
+        attempts: how often an adapter is trained before its subject is left out.
+        earlier: attempts that were made elsewhere, by subject.
+        retry_failed: try subjects once more that an earlier run listed as failed.
         dtype: of the factors while training.
 
     Raises:
@@ -100,15 +110,24 @@ def collect(
     require_size(fleet_size)
     library, failures = open_library(path, base, recipe, anchor, gauge)
     run = _Run(
-        base, source, library, failures, recipe, anchor, gate, fleet_size or 1, dtype, classes
+        base,
+        source,
+        library,
+        failures,
+        recipe,
+        anchor,
+        gate,
+        fleet_size or 1,
+        dtype,
+        classes,
+        earlier or {},
     )
     with safe_to_stop(library), library.locked():
-        pending = still_pending(ids, library, failures, retry_failed=retry_failed)
-        if pending:
-            run.prepare(pending, choose_size=fleet_size is None)
-        total, left = (recipe.steps * len(names) for names in (ids, pending))
-        with progress("collect", total, done=total - left) as advance:
-            run.train(pending, advance)
+        for pending in rounds(ids, library, failures, attempts, retry_failed=retry_failed):
+            run.prepare(pending, choose_size=fleet_size is None and not run.is_prepared)
+            total, left = (recipe.steps * len(names) for names in (ids, pending))
+            with progress("collect", total, done=total - left) as advance:
+                run.train(pending, advance)
     return CollectionReport(
         collected=run.collected,
         failed=run.failed,
@@ -181,12 +200,24 @@ def open_library(
     return library, failures
 
 
-def still_pending(
-    ids: Sequence[str], library: Library, failures: Failures, *, retry_failed: bool
-) -> list[str]:
-    """The subjects that a run has yet to try."""
+def rounds(
+    ids: Sequence[str],
+    library: Library,
+    failures: Failures,
+    attempts: int,
+    *,
+    retry_failed: bool,
+) -> Iterator[list[str]]:
+    """The subjects of each round: those not tried yet, then those that may be tried again.
+
+    A round is asked for when the one before is done, and has somebody.  It depends on what is kept
+    on disk alone, so a run that was killed goes on with it.
+    """
     skipped = {*library.ids, *([] if retry_failed else failures.ids)}
-    return [name for name in ids if name not in skipped]
+    if first := [name for name in ids if name not in skipped]:
+        yield first
+    while again := [name for name in ids if 0 < failures.attempt(name) < attempts]:
+        yield again
 
 
 def require_size(fleet_size: int | None) -> None:
@@ -231,11 +262,14 @@ class _Run:
     fleet_size: int
     dtype: torch.dtype
     classes: Float[Tensor, "p c h w"] | None
+    earlier: Mapping[str, int]
     collected: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    is_prepared: bool = False
 
     def prepare(self, pending: Sequence[str], *, choose_size: bool) -> None:
         """Make what all fleets share, and choose their size if it is not given."""
+        self.is_prepared = True
         recipe, base = self.recipe, self.base
         if recipe.prior is not None:
             classes = self.classes
@@ -315,7 +349,7 @@ class _Run:
             return train_fleet(
                 self.base,
                 self.recipe,
-                subjects,
+                [_tried_as(subject, self._attempt(subject)) for subject in subjects],
                 anchor=anchors,
                 classes=self.classes,
                 dtype=self.dtype,
@@ -342,16 +376,15 @@ class _Run:
     def _keep(self, fleet: Fleet, subjects: Sequence[Subject], seconds: float) -> None:
         """Append the adapters that are fit for use; list the others as failures."""
         factors = map_factors(lambda part: part.float().cpu(), fleet.factors)
-        losses = fleet.losses[:, -self.recipe.averaged_steps :].mean(dim=1)
-        run = (self.recipe.seed, self.recipe.fingerprint)
-        rows: list[dict[str, Any]] = [
-            {
-                **subject.attributes,
-                "id": subject.id,
-                **dict(zip(RUN_COLUMNS, (*run, len(subject.pictures), loss, seconds), strict=True)),
-            }
-            for subject, loss in zip(subjects, losses.tolist(), strict=True)
-        ]
+        last = fleet.losses[:, -self.recipe.averaged_steps :].mean(dim=1).tolist()
+        parts = fleet.losses.tensor_split(min(_LOGGED, fleet.losses.shape[1]), dim=1)
+        curves = torch.stack([part.mean(dim=1) for part in parts], dim=1).tolist()
+        rows: list[dict[str, Any]] = []
+        for subject, loss, losses in zip(subjects, last, curves, strict=True):
+            run = (self.recipe.seed, self.recipe.fingerprint, self._attempt(subject))
+            facts = (*run, len(subject.pictures), loss, losses, seconds)
+            stated = dict(zip(RUN_COLUMNS, facts, strict=True))
+            rows.append({**subject.attributes, "id": subject.id, **stated})
         fit, broken = self._judge(factors, subjects, rows)
         kept = [rows[index] for index in fit.tolist()]
         if kept:
@@ -365,25 +398,63 @@ class _Run:
     ) -> tuple[Int64[Tensor, " k"], Broken]:
         """Numbers of the adapters that may join, and why others may not; adds metrics to `rows`."""
         finite = _finite(factors)
-        broken: Broken = {
-            subjects[index].id: {"reason": "training diverged: lower the learning rate"}
-            for index in (~finite).nonzero().flatten().tolist()
-        }
+        broken: Broken = {}
+
+        def refuse(index: int, reason: str, **metrics: float) -> None:
+            subject = subjects[index]
+            broken[subject.id] = {"reason": reason, "attempt": self._attempt(subject), **metrics}
+
+        for index in (~finite).nonzero().flatten().tolist():
+            refuse(index, "training diverged: lower the learning rate")
         fit = finite.nonzero().flatten()
         if self.gate is None or not len(fit):
             return fit, broken
-        verdict = self.gate(_select(factors, fit), [subjects[index] for index in fit.tolist()])
+        verdict = self._verdict(self.gate, factors, subjects, fit)
         passed = verdict.passed.cpu()
         for place, index in enumerate(fit.tolist()):
             metrics = {name: float(values[place]) for name, values in verdict.metrics.items()}
             rows[index] |= metrics
             if not passed[place]:
-                broken[subjects[index].id] = {"reason": "the quality gate refused it", **metrics}
+                refuse(index, "the quality gate refused it", **metrics)
         return fit[passed], broken
+
+    def _verdict(
+        self, gate: Gate, factors: Factors, subjects: Sequence[Subject], rows: Int64[Tensor, " k"]
+    ) -> Verdict:
+        """What the gate says of some adapters: in halves where all at once do not fit in memory."""
+        try:
+            return gate(_select(factors, rows), [subjects[index] for index in rows.tolist()])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(rows) == 1:
+                raise CollectionError(
+                    "memory must suffice to judge one adapter, but it does not: let the gate make "
+                    "fewer or smaller samples, or use a smaller dtype"
+                ) from error
+        empty_cache(self.base.device)
+        halves = [self._verdict(gate, factors, subjects, half) for half in rows.tensor_split(2)]
+        metrics = {
+            name: [value for half in halves for value in half.metrics[name]]
+            for name in halves[0].metrics
+        }
+        passed = torch.cat([half.passed for half in halves])
+        return Verdict(passed=passed, metrics=metrics)
+
+    def _attempt(self, subject: Subject) -> int:
+        """Which attempt at an adapter of this subject the present one is, from 1."""
+        return 1 + self.failures.attempt(subject.id) + self.earlier.get(subject.id, 0)
 
     def _fail(self, broken: Broken, mended: Sequence[str] = ()) -> None:
         self.failures.update(broken, mended)
         self.failed |= {name: str(facts["reason"]) for name, facts in broken.items()}
+        for name in mended:
+            self.failed.pop(name, None)
+
+
+def _tried_as(subject: Subject, attempt: int) -> Subject:
+    """The subject by a name of this attempt: random numbers are drawn by names."""
+    return subject if attempt == 1 else replace(subject, id=f"{subject.id}, attempt {attempt}")
 
 
 def _finite(factors: Factors) -> Bool[Tensor, " n"]:

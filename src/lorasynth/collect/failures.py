@@ -34,6 +34,10 @@ class Failures:
         """Why each subject failed, and what was measured."""
         return dict(self._found)
 
+    def attempt(self, subject: str) -> int:
+        """How often a subject's adapter was trained and refused since it last joined; 0: never."""
+        return int(self._found.get(subject, {}).get("attempt", 0))
+
     def update(
         self, failed: Mapping[str, Mapping[str, float | str]], mended: Sequence[str]
     ) -> None:

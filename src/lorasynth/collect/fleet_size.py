@@ -92,7 +92,8 @@ def _forget_peak() -> bool:
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-    except (OSError, AttributeError):  # another system, another C library, or not allowed
+    except (OSError, AttributeError, TypeError):
+        # another system (`CDLL(None)` is a TypeError on Windows), C library, or not allowed
         return False
     return True
 

@@ -26,8 +26,8 @@ from lorasynth.collect.collector import (
     collect,
     open_library,
     require_size,
+    rounds,
     safe_to_stop,
-    still_pending,
 )
 from lorasynth.collect.contract import Anchor, Gate
 from lorasynth.collect.failures import Failures
@@ -40,8 +40,8 @@ from lorasynth.library import Library
 from lorasynth.pictures import SubjectSource
 from lorasynth.progress import Advance, progress
 
-#: Subjects that are embedded in one task.
-_EMBEDDED = 32
+#: Subjects that are embedded in one task, or trained where nobody says how many.
+_SUBJECTS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,15 @@ class _Order(NamedTuple):
     options: Mapping[str, Any]
 
 
+class _Task(NamedTuple):
+    """A fleet to train."""
+
+    ids: Sequence[str]
+    fleet_size: int | None
+    #: Earlier attempts at each.
+    earlier: Mapping[str, int]
+
+
 class _Trained(NamedTuple):
     """What a task gives back."""
 
@@ -96,8 +105,9 @@ def collect_spread(
     library_path: Path | str,
     recipe: Recipe,
     *,
-    fleet_size: int = 32,
+    fleet_size: int | None = None,
     gauge: str | None = None,
+    attempts: int = 2,
     retry_failed: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> CollectionReport:
@@ -111,9 +121,10 @@ def collect_spread(
         source: where subjects come from.
         library_path: see `collect`, as for all that follows.
         recipe: how each adapter is trained.
-        fleet_size: adapters per task.
+        fleet_size: adapters per task; None: each worker trains as many at once as fit there.
         gauge: of a new library.
-        retry_failed: try subjects again that an earlier run listed as failed.
+        attempts: how often an adapter is trained before its subject is left out.
+        retry_failed: try subjects once more that an earlier run listed as failed.
         dtype: of the factors while training.
 
     Raises:
@@ -125,33 +136,38 @@ def collect_spread(
     ids = checked_ids(source)
     require_size(fleet_size)
     library, failures = open_library(path, here.base, recipe, here.anchor, gauge)
+    smallest = fleet_size or _SUBJECTS
     collected: list[str] = []
     failed: dict[str, str] = {}
     with safe_to_stop(library), library.locked():
-        pending = still_pending(ids, library, failures, retry_failed=retry_failed)
-        classes = _classes(cluster, here.base, equip, recipe, path) if pending else None
-        order = _Order(source, equip, recipe, {"dtype": dtype, "classes": classes})
 
-        def fleets() -> Iterator[tuple[Sequence[str], int]]:
-            left = pending
+        def fleets(left: list[str]) -> Iterator[_Task]:
             while left:
-                yield left[:fleet_size], fleet_size
-                left = left[fleet_size:]
+                count = fleet_size or _SUBJECTS
+                some, left = left[:count], left[count:]
+                earlier = {name: failures.attempt(name) for name in some}
+                yield _Task(some, fleet_size, earlier)
 
-        with progress("collect", len(ids), done=len(ids) - len(pending)) as advance:
-            for done in cluster.map(_train, fleets(), order):
-                if done.rows:
-                    library.append(done.factors, done.rows)
-                names = [row["id"] for row in done.rows]
-                failures.update(done.failed, names)
-                collected += names
-                failed |= {name: str(facts["reason"]) for name, facts in done.failed.items()}
-                fleet_size = min(fleet_size, done.fleet_size)
-                advance(len(done.asked), f"{len(collected)} adapters, fleets of {fleet_size}")
+        for pending in rounds(ids, library, failures, attempts, retry_failed=retry_failed):
+            classes = _classes(cluster, here.base, equip, recipe, path)
+            order = _Order(source, equip, recipe, {"dtype": dtype, "classes": classes})
+            with progress("collect", len(ids), done=len(ids) - len(pending)) as advance:
+                for done in cluster.map(_train, fleets(pending), order):
+                    if done.rows:
+                        library.append(done.factors, done.rows)
+                    names = [row["id"] for row in done.rows]
+                    failures.update(done.failed, names)
+                    collected += names
+                    failed |= {name: str(facts["reason"]) for name, facts in done.failed.items()}
+                    smallest = min(smallest, done.fleet_size)
+                    if fleet_size is not None:
+                        fleet_size = min(fleet_size, smallest)
+                    note = f"{len(collected)} adapters, fleets of {done.fleet_size}"
+                    advance(len(done.asked), note)
     return CollectionReport(
         collected=collected,
-        failed=failed,
-        fleet_size=fleet_size,
+        failed={name: reason for name, reason in failed.items() if name not in collected},
+        fleet_size=smallest,
         seconds=time.monotonic() - begun,
     )
 
@@ -162,7 +178,7 @@ def embed_spread(
     """How the workers of a cluster embed subjects, for `embed_library`."""
 
     def embed(ids: Sequence[str]) -> Iterator[Tensor]:
-        chunks = (ids[start : start + _EMBEDDED] for start in range(0, len(ids), _EMBEDDED))
+        chunks = (ids[start : start + _SUBJECTS] for start in range(0, len(ids), _SUBJECTS))
         for rows in cluster.map(_embed, chunks, source, equip):
             yield from rows
 
@@ -195,27 +211,28 @@ def _class_latents(recipe: Recipe, equip: Equip) -> Tensor:
     return class_latents(_equipped(equip).base, recipe.prior, recipe.seed).cpu()
 
 
-def _train(fleet: tuple[Sequence[str], int], order: _Order) -> _Trained:
+def _train(task: _Task, order: _Order) -> _Trained:
     """Collect one fleet, in a worker."""
-    ids, size = fleet
     here = _equipped(order.equip)
     with tempfile.TemporaryDirectory(prefix="lorasynth-") as folder:
         path = Path(folder) / "library"
         report = collect(
             here.base,
-            here.trainable(ChosenSubjects(order.source, ids)),
+            here.trainable(ChosenSubjects(order.source, task.ids)),
             path,
             order.recipe,
-            fleet_size=size,
+            fleet_size=task.fleet_size,
             gauge="none",
             anchor=here.anchor,
             gate=here.gate,
+            attempts=1,
+            earlier=task.earlier,
             **order.options,
         )
         library, failed = Library.open(path), Failures(path).found
         rows = library.table.to_pylist()
         factors = library.factors(range(len(rows))) if rows else {}
-    return _Trained(ids, factors, rows, failed, report.fleet_size)
+    return _Trained(task.ids, factors, rows, failed, report.fleet_size)
 
 
 def _embed(ids: Sequence[str], source: SubjectSource, equip: Equip) -> list[Tensor]:

@@ -10,6 +10,7 @@ from lorasynth.codec.contract import require_several
 from lorasynth.codec.out_of_core import OutOfCoreConfig, Source, fit_out_of_core
 from lorasynth.codec.streamed_vae import StreamingConfig, fit_streamed
 from lorasynth.experiments.explained_variance import draw_explained_variance
+from lorasynth.library import Library, LibraryView
 from lorasynth.library.statistics import streaming_statistics
 
 
@@ -43,8 +44,11 @@ def fit_into(
 
     Raises:
         ConfigError: no such codec, or the memory is too little for it.
-        LibraryError: there are too few vectors, or one is not finite.
+        LibraryError: there are too few vectors, one is not finite, or those of a library have
+            changed since they were written.
     """
+    if isinstance(source, Library | LibraryView):
+        source.require_intact()
     kept = run / name
     if isinstance(config, PCAConfig):
         how = OutOfCoreConfig(memory=memory, tolerance=tolerance)

@@ -71,6 +71,8 @@ class StagedRun:
         self.require_same_choices()
         if self._is_made(name):
             return
+        if not self._choices_file.is_file():
+            write_json(self._choices_file, self.choices)
         make_parent(self.path(name))
         start = time.monotonic()
         console.print(f"stage {name}")
@@ -79,17 +81,19 @@ class StagedRun:
             write_json(self._own_file(name), self.own[name])
         self.note(name, time.monotonic() - start)
 
+    @property
+    def _choices_file(self) -> Path:
+        """What decides the outputs, kept beside them from the first stage on."""
+        return self.run / "choices.json"
+
     def require_same_choices(self) -> None:
-        """Keep what decides the outputs beside them.
+        """Refuse a run that was begun otherwise.
 
         Raises:
             ConfigError: the run was begun with other choices.
         """
-        path, mine = self.run / "choices.json", self.choices
-        if not path.is_file():
-            write_json(path, mine)
-            return
-        if others := changes(read_json(path), mine):
+        path = self._choices_file
+        if path.is_file() and (others := changes(read_json(path), self.choices)):
             raise ConfigError(
                 f"a run must go on with the choices in {path}, but {'; '.join(others)}: give "
                 "those, choose another folder, or delete that file to keep what is made"

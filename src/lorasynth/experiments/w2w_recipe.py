@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.adapter import Adapter, Factors, unstack
+from lorasynth.adapter.files import get_format, write_many
 from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.base import BaseModel
 from lorasynth.base.compatibility import require_fits
@@ -44,6 +45,7 @@ from lorasynth.library import Library, LibraryView
 from lorasynth.library.groups import groups_by_likeness
 from lorasynth.library.vectors import Stored
 from lorasynth.library.w2w import W2WFiles, import_w2w
+from lorasynth.measure.clip_score import ClipScore
 from lorasynth.pictures import Subject, SubjectSource, subjects_in
 from lorasynth.randomness import torch_stream
 from lorasynth.splits import split_of
@@ -101,6 +103,7 @@ class W2WRecipe:
         base: the base model that the adapters were trained on.
         encoder: makes the conditions, and measures likeness.
         second: another encoder, which measures and nothing else; None without one.
+        clip: CLIP model that scores prompts, a folder or hub id; None without.
         pictures: the subjects' pictures by their ids, as `subjects_in` reads them; None: made.
         memory: bytes that fitting the codec may take.
 
@@ -120,6 +123,7 @@ class W2WRecipe:
         encoder: ConditionEncoder,
         memory: int,
         second: ConditionEncoder | None = None,
+        clip: str | None = None,
         pictures: Path | None = None,
     ) -> None:
         if pictures is not None and not pictures.exists():
@@ -130,6 +134,7 @@ class W2WRecipe:
         self.base = base
         self.encoder = encoder
         self.second = second
+        self.clip = clip
         self.pictures = pictures
         self.memory = memory
         kind = CODECS.get(config.codec).config_class
@@ -138,7 +143,7 @@ class W2WRecipe:
             judge.embed(torch.zeros(1, judge.picture_size, judge.picture_size, 3).byte())
         stated = to_dict(config)
         free = {name: stated.pop(name) for name in _FREE}
-        free["second"] = None if second is None else column_of(second)
+        free |= {"second": None if second is None else column_of(second), "clip": clip}
         choices = stated | {"source": source, "base": base.fingerprint}
         choices |= {"encoder": column_of(encoder), "pictures": str(pictures or "made")}
         self.stages = StagedRun(
@@ -209,14 +214,15 @@ class W2WRecipe:
     def _loras(self, path: Path) -> None:
         synthesizer = Synthesizer.from_pretrained(self.stages.path("synthesizer"))
         names = [subject.id for subject in self._tried]
-        made = unstack(synthesizer.synthesise(self._seen, names, seed=self.config.seed))
-        metadata, kernels = synthesizer.metadata(self.config.seed), synthesizer.layout.kernels
+        layout, metadata = synthesizer.layout, synthesizer.metadata(self.config.seed)
+        made = layout.flatten(synthesizer.synthesise(self._seen, names, seed=self.config.seed))
         with atomic_directory(path) as folder:
-            for name, factors in zip(names, made, strict=True):
-                Adapter(factors, metadata, kernels).save(folder / f"{name}.safetensors")
+            paths = [folder / f"{name}.safetensors" for name in names]
+            write_many(get_format("kohya"), made, layout, metadata, paths)
 
     def _evaluation(self, path: Path) -> None:
-        judges = Judges(encoder=self.encoder, second=self.second)
+        clip = None if self.clip is None else ClipScore.load(self.clip)
+        judges = Judges(encoder=self.encoder, second=self.second, prompts=clip)
         found = compare(self.base, judges, self._tried, self._contenders(), self.config.comparison)
         with atomic_directory(path) as folder:
             found.save(folder)

@@ -17,8 +17,10 @@ def training_set(library: Library | LibraryView, codec: Codec, column: str | Non
 
     Raises:
         LayoutError: the codec was fitted to another layout.
-        LibraryError: the column is absent or damaged, or there are fewer than two adapters.
+        LibraryError: the column is absent or damaged, there are fewer than two adapters, or vectors
+            have changed since they were written.
     """
+    library.require_intact()
     blocks = row_blocks(library, _ROWS, torch.device("cpu"))
     latents = torch.cat([codec.encode(vectors).cpu() for _, vectors in blocks])
     conditions = None if column is None else library.column(column)

@@ -113,6 +113,15 @@ class Shard:
         except (OSError, SafetensorError) as error:
             raise self._damaged(FACTORS, error) from error
 
+    def require_intact(self) -> None:
+        """Compare the vectors with their checksum; a shard never changes, so once is enough."""
+        if self._change_of_vectors:
+            raise self._damaged(VECTORS, f"it {self._change_of_vectors}")
+
+    @cached_property
+    def _change_of_vectors(self) -> str | None:
+        return self._file_problem(VECTORS, self._stated["files"].get(VECTORS, {}))
+
     def damages(self) -> Iterator[str]:
         """What is wrong with the shard, one line each; nothing if it is intact."""
         try:

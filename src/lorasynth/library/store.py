@@ -43,6 +43,7 @@ from lorasynth.errors import ConfigError, LibraryError
 from lorasynth.library.columns import hash_lines, hash_numbers, read_column, write_column
 from lorasynth.library.shard import Shard, write_shard
 from lorasynth.library.vectors import Stored
+from lorasynth.progress import progress
 
 #: Version of the folder's form.
 VERSION = 1
@@ -310,6 +311,14 @@ class Library:
             )
         return self.layout.unflatten(vector)
 
+    def require_intact(self) -> None:
+        """Compare all vectors with their checksums; what learns from a library does it first.
+
+        Raises:
+            LibraryError: names the first shard that has changed since it was written.
+        """
+        _require_intact(self._shards)
+
     def check(self) -> LibraryReport:
         """Read everything and compare it with its checksums."""
         found = [tuple(shard.damages()) for shard in self._shards]
@@ -522,6 +531,10 @@ class LibraryView:
         """Canonical vectors, in float32."""
         return self.library.vectors(self.rows)
 
+    def require_intact(self) -> None:
+        """Compare the vectors of the shards that these rows are in (see `Library`)."""
+        _require_intact([shard for shard, _, _ in self.library._locate(self.rows)])
+
     def factors(self) -> Factors:
         """Raw factors, stacked."""
         return self.library.factors(self.rows)
@@ -542,6 +555,13 @@ def _read_info(path: Path) -> LibraryInfo:
         return from_dict(LibraryInfo, stated)
     except ConfigError as error:
         raise LibraryError(f"{path} must be a library, but is not: {error}") from error
+
+
+def _require_intact(shards: Sequence[Shard]) -> None:
+    with progress("checksums", len(shards), shown=len(shards) > 16) as advance:
+        for shard in shards:
+            shard.require_intact()
+            advance()
 
 
 def _complaints(read: Callable[[], object]) -> list[str]:

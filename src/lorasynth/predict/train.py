@@ -104,6 +104,7 @@ def train_predictor(
     # Attached in the backward pass too, where gradient checkpointing computes blocks again.
     with StackedAdapters(base.denoiser, start) as stacked:
         trainer.run("predictor", loss)
-    hypernet, codec = model.split(embeddings.flatten(0, 1))
+    # in float64, which not every device has
+    hypernet, codec = model.cpu().split(embeddings.flatten(0, 1).cpu())
     hypernet.eval().requires_grad_(requires_grad=False)
     return Predicting(hypernet, codec, model.layout)

@@ -56,6 +56,11 @@ def weights_file(path: Path) -> Path:
     )
 
 
+def is_lora(path: Path) -> bool:
+    """Whether there is a file, or a folder that holds a LoRA under a known name."""
+    return path.is_file() or any((path / name).is_file() for name in WEIGHT_NAMES)
+
+
 def read_keys(path: Path) -> list[str]:
     """Tensor names in a safetensors file, which is not read further than its header."""
     _refuse_pickle(path)
