@@ -233,6 +233,31 @@ def test_memory_is_obeyed(tmp_path: Path) -> None:
     assert path.stat().st_size > 0.58 * GB
 
 
+#: In a process of its own: how much its peak grows by making a codec of 0.4 GB of components.
+ASSEMBLED = """
+import torch
+from pathlib import Path
+from lorasynth.codec import PCA, PCAConfig, Scaled, ScaledConfig
+
+def peak():
+    return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+components, width = torch.ones(1_000, 100_000), 100_000
+scaled = Scaled.of(ScaledConfig(scale="global"), torch.zeros(width), torch.ones(width))
+before = peak()
+codec = PCA.of(PCAConfig(), scaled, components, torch.ones(1_000))
+assert codec.components.data_ptr() == components.data_ptr()
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_components_are_not_in_memory_twice() -> None:
+    program = [sys.executable, "-c", ASSEMBLED]
+    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 40_000_000
+
+
 # Kills
 
 
