@@ -3,9 +3,10 @@
     python bench/store.py --folder /tmp                  # 8,192 x 99,648 in fp16: 1.6 GB
     python bench/store.py --rows 300 --width 1000        # smoke
 
-Three readings of one file take turns, and the best of each is told in stored bytes a second: all of
-it in order by plain reads of 8 MB, as `dd` does; all rows in a random order in batches, as float32,
-as VAE training reads them; and mean, spread and norms in one pass (`library.statistics`).
+Four readings of one file take turns, and the best of each is told in stored bytes a second: all of
+it in order by plain reads of 8 MB, as `dd` does; all rows in a random order by plain reads; that
+in batches, as float32, as VAE training reads them; and mean, spread and norms in one pass
+(`library.statistics`).
 
 Without --cold the file is in the page cache, as far as there is memory for it.  With --cold the
 system is told before each reading to forget it, so that the disk itself is read.
@@ -16,6 +17,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -42,6 +44,21 @@ def in_order(path: Path) -> None:
     with path.open("rb", buffering=0) as file:
         while file.readinto(buffer):
             pass
+
+
+def in_rows(path: Path, row_bytes: int) -> None:
+    """All rows in a random order, by as many threads as `read_rows` has."""
+    order = torch.randperm(path.stat().st_size // row_bytes)
+
+    def read(rows: torch.Tensor) -> None:
+        buffer = bytearray(row_bytes)
+        with path.open("rb", buffering=0) as file:
+            for row in rows.tolist():
+                file.seek(row * row_bytes)
+                file.readinto(buffer)
+
+    with ThreadPoolExecutor(2) as readers:
+        list(readers.map(read, order.tensor_split(2)))
 
 
 def in_batches(path: Path, batch: int) -> None:
@@ -88,6 +105,7 @@ def main() -> None:
     path = made(options)
     readings = {
         "in order, as dd": lambda: in_order(path),
+        "random rows": lambda: in_rows(path, 2 * options.width),
         f"random batches of {options.batch}": lambda: in_batches(path, options.batch),
         "statistics": lambda: streaming_statistics(VectorFile(path)),
     }
