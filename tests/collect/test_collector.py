@@ -293,15 +293,15 @@ def test_a_refused_adapter_is_trained_again_with_other_numbers(tmp_path, base, s
 def test_another_attempt_is_made_after_a_kill_too(tmp_path, base, source, monkeypatch):
     undisturbed, killed = RefuseOnce(source.ids[:2]), RefuseOnce(source.ids[:2])
     collect(base, source, tmp_path / "whole", RECIPE, gate=undisturbed)
-    real = collector._Run.prepare
+    real = collector._Run.train
 
-    def interrupted(self, pending, **options):
-        if self.is_prepared:  # the second round
+    def interrupted(self, pending, advance):
+        if self.collected:  # the second round
             raise KeyboardInterrupt
-        real(self, pending, **options)
+        real(self, pending, advance)
 
     with monkeypatch.context() as patch:
-        patch.setattr(collector._Run, "prepare", interrupted)
+        patch.setattr(collector._Run, "train", interrupted)
         with pytest.raises(KeyboardInterrupt):
             collect(base, source, tmp_path / "lib", RECIPE, gate=killed)
     report = collect(base, source, tmp_path / "lib", RECIPE, gate=killed)

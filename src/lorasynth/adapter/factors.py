@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from lorasynth.device import exact
+from lorasynth.device import exact_device
 from lorasynth.errors import LayoutError
 
 #: Elements of the largest intermediate of `inner_products` (256 MB in float32).
@@ -204,7 +204,7 @@ def _block(left: Factors, right: Factors, start: int, stop: int) -> Float[Tensor
     def module_block(a: Factor, b: Factor) -> Tensor:
         outputs = torch.einsum("nor,mos->nmrs", a.B[start:stop], b.B)
         inputs = torch.einsum("nri,msi->nmrs", a.A[start:stop], b.A)
-        return exact(outputs.mul_(inputs)).sum(dim=(-2, -1))
+        return _sum(outputs.mul_(inputs))
 
     return _total(module_block(left[module], right[module]) for module in _common(left, right))
 
@@ -212,7 +212,12 @@ def _block(left: Factors, right: Factors, start: int, stop: int) -> Float[Tensor
 def _module_inner(left: Factor, right: Factor) -> Float[Tensor, "*n"]:
     outputs = left.B.mT @ right.B
     inputs = left.A @ right.A.mT
-    return exact(outputs * inputs).sum(dim=(-2, -1))
+    return _sum(outputs * inputs)
+
+
+def _sum(products: Float[Tensor, "*n r s"]) -> Float64[Tensor, "*n"]:
+    """In float64, into which no copy is made."""
+    return products.to(exact_device(products.device)).sum(dim=(-2, -1), dtype=torch.float64)
 
 
 def _common(left: Factors, right: Factors) -> list[str]:

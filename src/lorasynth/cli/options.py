@@ -60,6 +60,9 @@ Checkpointing = Annotated[
 #: What a picture shows where nobody says it.
 PORTRAIT = "a portrait of sks"
 
+#: What calls a subject where nobody says it.
+TRIGGER = "sks"
+
 Caption = Annotated[str, typer.Option(help="Of pictures that have no caption of their own.")]
 Trigger = Annotated[
     str,

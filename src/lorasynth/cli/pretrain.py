@@ -7,6 +7,7 @@ import typer
 
 from lorasynth.cli.options import (
     PORTRAIT,
+    TRIGGER,
     Base,
     Caption,
     Checkpointing,
@@ -41,7 +42,7 @@ def pretrain(
     seed: Seed = 0,
     pictures: Pictures = 8,
     caption: Caption = PORTRAIT,
-    trigger: Trigger = "sks",
+    trigger: Trigger = TRIGGER,
     base: Base = "bundle/base",
     preset: Preset = "ours",
     recipe: RecipeSettings = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorasynth.cli.options import (
+    TRIGGER,
     Base,
     Device,
     Run,
@@ -108,7 +109,7 @@ def train(
         float,
         typer.Option(help="Weight of the synthesizer's noise, such as 0.5 for likeness.", min=0),
     ] = 1.0,
-    trigger: Trigger = "sks",
+    trigger: Trigger = TRIGGER,
     base: Base = "bundle/base",
     run: Run = Path("runs/train"),
     settings: Settings = None,

@@ -123,8 +123,10 @@ def collect(
         earlier or {},
     )
     with safe_to_stop(library), library.locked():
-        for pending in rounds(ids, library, failures, attempts, retry_failed=retry_failed):
-            run.prepare(pending, choose_size=fleet_size is None and not run.is_prepared)
+        queue = rounds(ids, library, failures, attempts, retry_failed=retry_failed)
+        for number, pending in enumerate(queue):
+            if number == 0:
+                run.prepare(pending, choose_size=fleet_size is None)
             total, left = (recipe.steps * len(names) for names in (ids, pending))
             with progress("collect", total, done=total - left) as advance:
                 run.train(pending, advance)
@@ -265,11 +267,9 @@ class _Run:
     earlier: Mapping[str, int]
     collected: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
-    is_prepared: bool = False
 
     def prepare(self, pending: Sequence[str], *, choose_size: bool) -> None:
         """Make what all fleets share, and choose their size if it is not given."""
-        self.is_prepared = True
         recipe, base = self.recipe, self.base
         if recipe.prior is not None:
             classes = self.classes

@@ -143,10 +143,10 @@ def collect_spread(
 
         def fleets(left: list[str]) -> Iterator[_Task]:
             while left:
-                count = fleet_size or _SUBJECTS
+                count = _SUBJECTS if fleet_size is None else smallest
                 some, left = left[:count], left[count:]
                 earlier = {name: failures.attempt(name) for name in some}
-                yield _Task(some, fleet_size, earlier)
+                yield _Task(some, None if fleet_size is None else smallest, earlier)
 
         for pending in rounds(ids, library, failures, attempts, retry_failed=retry_failed):
             classes = _classes(cluster, here.base, equip, recipe, path)
@@ -160,8 +160,6 @@ def collect_spread(
                     collected += names
                     failed |= {name: str(facts["reason"]) for name, facts in done.failed.items()}
                     smallest = min(smallest, done.fleet_size)
-                    if fleet_size is not None:
-                        fleet_size = min(fleet_size, smallest)
                     note = f"{len(collected)} adapters, fleets of {done.fleet_size}"
                     advance(len(done.asked), note)
     return CollectionReport(

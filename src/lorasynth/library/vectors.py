@@ -6,7 +6,6 @@ the 16-bit integers of the same bits; nothing else here is stored as integers.
 """
 
 import io
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -26,8 +25,6 @@ _TYPES = {"<f4": torch.float32, "<f2": torch.float16, "<u2": torch.bfloat16}
 
 #: Bytes of one read: few enough to stay in the processor's cache until they are converted.
 _READ_BYTES = 1 << 21
-
-_OF_THREAD = threading.local()
 
 
 def write_vectors(path: Path, vectors: Float[Tensor, "n D"]) -> None:
@@ -93,7 +90,7 @@ class VectorFile:
         count, width = out.shape
         self._require_within(row, column, count, width)
         step = max(1, _READ_BYTES // (max(width, 1) * self.dtype.itemsize))
-        scratch = _scratch(min(step, count), width, self.dtype)
+        scratch = torch.empty(min(step, count), width, dtype=self.dtype)
         with self._open() as file:
             for start in range(0, count, step):
                 rows = out[start : start + step]
@@ -110,7 +107,7 @@ class VectorFile:
         for row in index:
             self._require_within(row, 0, 1, self.width)
         result = torch.empty(len(index), self.width)
-        scratch = _scratch(1, self.width, self.dtype)
+        scratch = torch.empty(1, self.width, dtype=self.dtype)
         with self._open() as file:
             for place in np.argsort(np.asarray(index, dtype=np.int64), kind="stable"):
                 self._fill(file, scratch, int(index[place]), 0)
@@ -165,15 +162,6 @@ class VectorFile:
     def _unusable(self, reason: str) -> LibraryError:
         first = (reason.splitlines() or ["it is damaged"])[0]
         return LibraryError(f"{self.path} must be an .npy file of vectors, but is not ({first})")
-
-
-def _scratch(count: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Memory of this thread until its next call; what is freed would have to be mapped anew."""
-    size = count * width * dtype.itemsize
-    buffer: Tensor | None = getattr(_OF_THREAD, "buffer", None)
-    if buffer is None or len(buffer) < size:
-        buffer = _OF_THREAD.buffer = torch.empty(max(size, _READ_BYTES), dtype=torch.uint8)
-    return buffer[:size].view(dtype).view(count, width)
 
 
 def _convert(piece: Tensor, rows: Tensor, less: Tensor | None) -> None:

@@ -48,9 +48,8 @@ def weights_file(path: Path) -> Path:
         raise FileFormatError(f"{path} does not exist: check the path")
     if not path.is_dir():
         return path
-    for name in WEIGHT_NAMES:
-        if (path / name).is_file():
-            return path / name
+    if (found := _weights_in(path)) is not None:
+        return found
     raise FileFormatError(
         f"a folder with a LoRA must hold {' or '.join(WEIGHT_NAMES)}, but {path} does not"
     )
@@ -58,7 +57,11 @@ def weights_file(path: Path) -> Path:
 
 def is_lora(path: Path) -> bool:
     """Whether there is a file, or a folder that holds a LoRA under a known name."""
-    return path.is_file() or any((path / name).is_file() for name in WEIGHT_NAMES)
+    return path.is_file() or _weights_in(path) is not None
+
+
+def _weights_in(folder: Path) -> Path | None:
+    return next((folder / name for name in WEIGHT_NAMES if (folder / name).is_file()), None)
 
 
 def read_keys(path: Path) -> list[str]:

@@ -84,14 +84,12 @@ class Stencil:
     """What all files of one format, layout, metadata and type share.
 
     Attributes:
-        layout: of the vectors.
         dtype: of the numbers in a file.
         header: what comes before the numbers.
         constants: the bits of numbers that no vector decides: alphas, and zeros.
         sources: which number of a vector, with the constants behind it, each number of a file is.
     """
 
-    layout: Layout
     dtype: torch.dtype
     header: bytes
     constants: NDArray[np.integer]
@@ -116,7 +114,7 @@ class Stencil:
             factor *= _BASE
         fixed = found == 0
         found[fixed] = size + 1 + np.arange(fixed.sum())
-        return cls(layout, dtype, header, empty[fixed], found - 1)
+        return cls(dtype, header, empty[fixed], found - 1)
 
     def write(self, vector: Float[Tensor, " D"], path: Path) -> Path:
         """Write the file of one vector atomically.
