@@ -1,11 +1,15 @@
 """Mean, spread and norms of vectors on disk, from one pass."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.lib import format as npy
 
 from lorasynth.errors import LibraryError
 from lorasynth.library import streaming_statistics
@@ -32,6 +36,33 @@ def test_one_pass_is_exact_for_any_blocks(
     std = found.moments.variance.sqrt()
     torch.testing.assert_close(std, vectors.std(0, correction=0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.norms, vectors.norm(dim=1))
+
+
+_MANY = """
+import resource, sys
+from pathlib import Path
+from lorasynth.library import streaming_statistics
+from lorasynth.library.vectors import VectorFile
+
+resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, resource.RLIM_INFINITY))
+print(streaming_statistics(VectorFile(Path(sys.argv[1]))).norms.sum().item())
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_vectors(tmp_path: Path) -> None:
+    """A gigabyte is enough, though the vectors would take 1.6 of them in float64.
+
+    Here the heap keeps every block that is freed, as it does once a program has freed a larger one;
+    a small tensor that is kept between two blocks would then take a block's place.
+    """
+    with (tmp_path / "v.npy").open("wb") as file:
+        header = {"descr": "<f2", "fortran_order": False, "shape": (2000, 99_648)}
+        npy.write_array_header_2_0(file, header)
+        file.truncate(file.tell() + 2 * 2000 * 99_648)  # a hole: zeros that take no disk
+    run = [sys.executable, "-c", _MANY, str(tmp_path / "v.npy")]
+    heap = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+    done = subprocess.run(run, check=False, capture_output=True, text=True, env=heap)
+    assert done.stdout == "0.0\n", done.stderr
 
 
 def test_sums_of_a_block_are_in_float64(tmp_path: Path) -> None:

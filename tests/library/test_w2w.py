@@ -4,6 +4,8 @@ import json
 import pickle
 import resource
 import shutil
+import subprocess
+import sys
 import zipfile
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,8 +22,9 @@ from lorasynth.adapter import canonicalise, choose_reference
 from lorasynth.errors import FileFormatError, LayoutError, LibraryError, LorasynthError
 from lorasynth.library import Library
 from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
+from lorasynth.library.torch_files import SavedMatrix
 from lorasynth.library.w2w import PANDAS, import_w2w, published_layout
-from lorasynth.library.w2w_synthetic import imitate_w2w
+from lorasynth.library.w2w_synthetic import PUBLISHED_ROWS, dimensions_of, imitate_w2w
 
 ROWS, SHRINK = 40, 64
 
@@ -341,7 +344,7 @@ def no_alpha(files: Path) -> None:
     ("damage", "kind", "message"),
     [
         (wrong_width, LayoutError, "must have the 1557 numbers .*, but have 1556"),
-        (one_dimension, FileFormatError, r"one matrix of numbers, but holds \(7,\)"),
+        (one_dimension, FileFormatError, r"one dense matrix of .*, but holds \(7,\)"),
         (no_weights, LibraryError, "must have all_weights.pt, but nothing below"),
         (two_weights, LibraryError, "must have one all_weights.pt, but"),
         (other_table, LibraryError, "a row for each of the 40 adapters, but has 1 rows"),
@@ -369,6 +372,27 @@ def test_a_disk_too_small_for_an_imitation(tmp_path: Path, room: int) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+_A_FEW_ROWS = """
+import resource, sys
+from lorasynth.library.w2w import W2WFiles
+
+resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, resource.RLIM_INFINITY))
+files = W2WFiles.find(sys.argv[1])
+factors = files.factors(64_000, 64_002)
+print(files.shape, len(factors), {float(x.abs().max()) for pair in factors.values() for x in pair})
+"""
+
+
+def test_a_file_larger_than_memory(files: Path) -> None:
+    """All 26 GB are a hole; a process that may take 1 GB reads rows of it."""
+    torch.save(dimensions_of(published_layout()), files / "files/weight_dimensions.pt")
+    SavedMatrix.reserve(weights_of(files), PUBLISHED_ROWS, published_layout().size)
+    run = subprocess.run(
+        [sys.executable, "-c", _A_FEW_ROWS, str(files)], check=False, capture_output=True, text=True
+    )
+    assert run.stdout == "(64974, 99648) 64 {0.0}\n", run.stderr
 
 
 def test_keys_as_weights2weights_spells_them(files: Path, tmp_path: Path) -> None:

@@ -100,13 +100,15 @@ def streaming_statistics(source: BlockSource) -> Statistics:
         LibraryError: there is no vector, one is not finite, or a shard is damaged.
     """
     rows, here = max(1, _BLOCK_BYTES // (4 * source.width)), torch.device("cpu")
-    sums, norms = Sums(source, rows, here), []
+    sums, norms = Sums(source, rows, here), torch.empty(len(source), dtype=torch.float64)
     with progress("statistics", len(source)) as advance:
         for row, block in row_blocks(source, rows, here):
-            norms += [part.double().norm(dim=1) for part in block.split(_VECTORS)]
+            of_block = norms[row : row + len(block)]
+            for numbers, into in zip(block.split(_VECTORS), of_block.split(_VECTORS), strict=True):
+                torch.linalg.vector_norm(numbers.double(), dim=1, out=into)
             sums.add(row, block.sub_(sums.shift))
             advance(len(block))
-    return Statistics(sums.moments(), torch.cat(norms))
+    return Statistics(sums.moments(), norms)
 
 
 def _not_finite(source: BlockSource, row: int, count: int) -> LibraryError:

@@ -32,6 +32,7 @@ from lorasynth.errors import FileFormatError, LayoutError, LibraryError
 from lorasynth.library.foreign import SKIPPED, ImportReport
 from lorasynth.library.groups import groups_by_likeness
 from lorasynth.library.store import Library
+from lorasynth.library.torch_files import SavedMatrix, load_tensors
 from lorasynth.library.vectors import Stored
 from lorasynth.progress import progress
 from lorasynth.splits import split_of
@@ -225,7 +226,7 @@ class W2WFiles:
     @cached_property
     def pieces(self) -> Pieces:
         """Where each factor is within a row."""
-        stated = _load(self.dimensions)
+        stated = load_tensors(self.dimensions)
         if not isinstance(stated, dict) or not stated:
             raise FileFormatError(
                 f"{self.dimensions} must hold shapes by key, but holds a {type(stated).__name__}"
@@ -248,7 +249,7 @@ class W2WFiles:
             FileFormatError: all_weights.pt is no matrix.
             LayoutError: its rows have another width.
         """
-        count, width = self._open().shape
+        count, width = self._matrix.shape
         if width != self.layout.size:
             raise LayoutError(
                 f"rows of {self.weights} must have the {self.layout.size} numbers that "
@@ -257,11 +258,8 @@ class W2WFiles:
         return count, width
 
     def factors(self, start: int, stop: int) -> Factors:
-        """Raw factors of some rows, with the scale folded into B, in float32.
-
-        The file is mapped anew each time, so pages of rows before do not stay in memory.
-        """
-        rows = self._open()[start:stop].float()
+        """Raw factors of some rows, with the scale folded into B, in float32."""
+        rows = self._matrix.rows(start, stop)
         factors = {}
         for module, pieces in self.pieces.items():
             a, b = (
@@ -273,15 +271,9 @@ class W2WFiles:
             factors[module] = Factor(a, b * self.scale)
         return factors
 
-    def _open(self) -> Float[Tensor, "n D"]:
-        weights = _load(self.weights)
-        if not isinstance(weights, Tensor) or weights.dim() != 2 or not weights.is_floating_point():
-            what = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
-            raise FileFormatError(
-                f"{self.weights} must hold one matrix of numbers, but holds {what}: download it "
-                "again"
-            )
-        return weights
+    @cached_property
+    def _matrix(self) -> SavedMatrix:
+        return SavedMatrix.find(self.weights)
 
 
 def _fetch(source: str) -> Path:
@@ -313,21 +305,6 @@ def _below(folder: Path, name: str) -> Path | None:
             "name a folder with one"
         )
     return found[0] if found else None
-
-
-def _load(path: Path) -> Any:
-    """What torch saved, mapped, and only if it is tensors and plain values.
-
-    Raises:
-        FileFormatError: it is anything else; nothing in it was run.
-    """
-    try:
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # what torch raises depends on where it stops reading
-        raise FileFormatError(
-            f"{path} must be a file of torch.save with tensors alone, but is not (nothing in it "
-            "was run): download it again, and do not load it by other means"
-        ) from error
 
 
 def _pieces(stated: Mapping[Any, Any], path: Path) -> Pieces:

@@ -4,11 +4,9 @@ Written block by block into the place that `torch.save` left for the numbers, so
 full size take no memory.
 """
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as csv
@@ -17,6 +15,7 @@ import torch
 from lorasynth.adapter import Layout
 from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
+from lorasynth.library.torch_files import SavedMatrix
 from lorasynth.library.w2w import ALPHA, CONFIG, DIMENSIONS, TABLES, WEIGHTS, published_layout
 from lorasynth.randomness import torch_stream
 
@@ -47,7 +46,7 @@ def imitate_w2w(folder: Path, rows: int = PUBLISHED_ROWS, shrink: int = 1, seed:
     with atomic_directory(folder) as temporary:
         _write_matrix(temporary / WEIGHTS, SyntheticVectors(config))
         with _disk_errors():
-            torch.save(_dimensions(layout), temporary / DIMENSIONS)
+            torch.save(dimensions_of(layout), temporary / DIMENSIONS)
         write_json(temporary / CONFIG, {"peft_type": "LORA", "r": 1, "lora_alpha": ALPHA})
         csv.write_csv(_table(rows, seed), temporary / TABLES[1])
     return layout
@@ -55,18 +54,10 @@ def imitate_w2w(folder: Path, rows: int = PUBLISHED_ROWS, shrink: int = 1, seed:
 
 def _write_matrix(path: Path, vectors: SyntheticVectors) -> None:
     """What `torch.save` writes of the matrix, which is never in memory."""
-    shape = (len(vectors), vectors.config.width)
-    with tempfile.TemporaryDirectory(dir=path.parent) as empty, _disk_errors():
-        name, size = str(Path(empty) / "empty"), 4 * shape[0] * shape[1]
-        storage = torch.UntypedStorage.from_file(name, shared=True, nbytes=size)
-        matrix = torch.empty(0).set_(storage, 0, shape)  # type: ignore[call-overload]
-        with torch.serialization.skip_data():
-            torch.save(matrix, path)
-        del matrix, storage
-    reader: Any = torch._C.PyTorchFileReader(str(path))
-    start = reader.get_record_offset("data/0")
+    with _disk_errors():
+        reserved = SavedMatrix.reserve(path, len(vectors), vectors.config.width)
     with path.open("rb+") as file:
-        file.seek(start)
+        file.seek(reserved.start)
         for block in vectors.blocks():
             block.numpy().tofile(file)
 
@@ -80,7 +71,7 @@ def _disk_errors() -> Iterator[None]:
         raise OSError(str(error).splitlines()[0]) from error
 
 
-def _dimensions(layout: Layout) -> dict[str, tuple[tuple[int], torch.Size]]:
+def dimensions_of(layout: Layout) -> dict[str, tuple[tuple[int], torch.Size]]:
     """Shapes by PEFT's key, as weights2weights keeps them."""
     shapes = {}
     for slot in layout.slots:
