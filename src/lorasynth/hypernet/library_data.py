@@ -6,6 +6,7 @@ from lorasynth.codec import Codec
 from lorasynth.hypernet.batches import TrainingSet
 from lorasynth.library import Library, LibraryView
 from lorasynth.library.blocks import row_blocks
+from lorasynth.progress import progress
 
 #: Vectors that are encoded at a time; the next are read meanwhile.
 _ROWS = 256
@@ -21,7 +22,10 @@ def training_set(library: Library | LibraryView, codec: Codec, column: str | Non
             have changed since they were written.
     """
     library.require_intact()
-    blocks = row_blocks(library, _ROWS, torch.device("cpu"))
-    latents = torch.cat([codec.encode(vectors).cpu() for _, vectors in blocks])
+    latents = torch.empty(len(library), codec.latents)
+    with progress("latents", len(library)) as advance:
+        for row, vectors in row_blocks(library, _ROWS, torch.device("cpu")):
+            latents[row : row + len(vectors)] = codec.encode(vectors)
+            advance(len(vectors))
     conditions = None if column is None else library.column(column)
     return TrainingSet(latents=latents, conditions=conditions)
