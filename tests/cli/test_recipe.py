@@ -204,6 +204,18 @@ def test_test_subjects_are_shown_to_both_encoders(
     assert "must be shown by their pictures, but 0 of" in result.err
 
 
+def test_pictures_without_a_face_are_refused_before_all_are_made(
+    published: Published, run: Run, tmp_path: Path
+) -> None:
+    blind = save_encoder(tmp_path / "blind", face=False)
+    arguments = published.arguments(tmp_path / "run")
+    arguments[arguments.index("--encoder") + 1] = blind
+    result = run(*arguments)
+    assert result.status == 2
+    assert "must show what the encoder tiny-one knows" in result.err.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "run/out").iterdir()] == ["library"]
+
+
 def test_an_encoder_of_facts_alone_is_refused_before_anything_is_made(
     published: Published, run: Run, tmp_path: Path
 ) -> None:

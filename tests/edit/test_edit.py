@@ -56,6 +56,12 @@ def test_a_column_with_a_gap_has_no_attributes() -> None:
     ]
 
 
+def test_names_of_subjects_are_no_attributes() -> None:
+    names: list[object] = [f"person {number}" for number in range(150)]
+    groups: list[object] = [f"group {number % 100}" for number in range(150)]
+    assert len(attribute_names({"person": names, "group": groups})) == 100
+
+
 @pytest.fixture(scope="module")
 def codec() -> PCA:
     generator = torch.Generator().manual_seed(1)

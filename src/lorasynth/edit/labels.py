@@ -10,6 +10,9 @@ from torch import Tensor
 #: The value of an attribute that a subject does not have.
 ABSENT = "none"
 
+#: A text of more values than these says who a subject is, rather than what it is like.
+_MOST_KINDS = 100
+
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _CHANNELS = ("red", "green", "blue")
 
@@ -23,7 +26,8 @@ def labels_of(columns: Mapping[str, Column]) -> dict[str, dict[str, Float[Tensor
     A number is a label as it is.  A colour (#rrggbb) is three, `hair:red` and so on, from 0 to 1.
     A text is one label for each of its values, `glasses:round`, 1 where a subject has it, else 0;
     where some subjects have "none", there is also `glasses` itself: has any.  Columns in which
-    all subjects agree, or of which something is missing, have no labels.
+    all subjects agree, or of which something is missing, have no labels, and neither have texts
+    of more than 100 values, such as names.
     """
     labels = {name: _labels(name, values) for name, values in columns.items()}
     return {name: found for name, found in labels.items() if found}
@@ -40,8 +44,10 @@ def _labels(name: str, values: Column) -> dict[str, Float[Tensor, " N"]]:
         rgb = torch.tensor([[int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)] for text in texts])
         found = {f"{name}:{channel}": rgb[:, i] for i, channel in enumerate(_CHANNELS)}
     else:
-        found = {} if ABSENT not in texts else {name: _where(texts, ABSENT, same=False)}
         kinds = sorted(set(texts) - {ABSENT})
+        if len(kinds) > _MOST_KINDS:
+            return {}
+        found = {} if ABSENT not in texts else {name: _where(texts, ABSENT, same=False)}
         found |= {f"{name}:{kind}": _where(texts, kind, same=True) for kind in kinds}
     return {label: numbers for label, numbers in found.items() if numbers.std() > 0}
 

@@ -22,10 +22,10 @@ def training_set(library: Library | LibraryView, codec: Codec, column: str | Non
             have changed since they were written.
     """
     library.require_intact()
+    conditions = None if column is None else library.column(column)
     latents = torch.empty(len(library), codec.latents)
     with progress("latents", len(library)) as advance:
         for row, vectors in row_blocks(library, _ROWS, torch.device("cpu")):
             latents[row : row + len(vectors)] = codec.encode(vectors)
             advance(len(vectors))
-    conditions = None if column is None else library.column(column)
     return TrainingSet(latents=latents, conditions=conditions)
