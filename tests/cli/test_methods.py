@@ -96,19 +96,14 @@ def test_sampling_writes_adapters_of_nobody(
     assert not torch.equal(first.to_vector(), second.to_vector())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("--attribute", "glasses"), ("NAME=STEP", "'glasses'")),
-        (("--attribute", "glasses=+1"), ("attribute must be one of", "'glasses'")),
-    ],
-)
-def test_edit_refuses_what_the_library_does_not_know(
-    world: World, run: Run, tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
-) -> None:
+def test_edit_refuses_what_it_does_not_know(world: World, run: Run, tmp_path: Path) -> None:
     out = tmp_path / "edited.safetensors"
     where = ("--synthesizer", world.synthesizer, "--library", world.library)
-    run("edit", world.lora, "-o", out, *arguments, *where).is_one_error(*words)
+    edit = ("edit", world.lora, "-o", out, *where, "--attribute")
+    run(*edit, "glasses").is_one_error("NAME=STEP", "'glasses'")
+    unknown = run(*edit, "glasses=+1")
+    assert unknown.status == 2
+    assert "attribute must be one of" in unknown.err.splitlines()[-1]
     assert not out.exists()
 
 
@@ -131,6 +126,15 @@ def test_bad_options_are_one_line(
 ) -> None:
     out = tmp_path / "me.safetensors"
     run(command, world.photo, "-o", out, *places(world), *options).is_one_error(*words)
+
+
+def test_adapters_that_do_not_fit_into_memory_are_refused(
+    world: World, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "me.safetensors"
+    monkeypatch.setattr("lorasynth.collect.fleet_size.free_memory", lambda _: 100)
+    made = run("blend", world.photo, "-o", out, *places(world), "--over", "adapters")
+    made.is_one_error("must have all 3 adapters in memory", "use --over latents")
 
 
 def test_refine_takes_the_lora_first(world: World, run: Run, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lorasynth.adapter import AdapterMetadata, Factors, Layout
     from lorasynth.adapter.files import LoraFormat
     from lorasynth.collect.loop import OnStep
+    from lorasynth.library import Library
     from lorasynth.optimise import Coordinates, Decode
     from lorasynth.pictures import Subject
 
@@ -62,6 +63,7 @@ def blend(
         metadata, whose = synth.metadata(seed), "synthesizer"
     else:
         opened = Library.open(library)
+        _require_room(opened)
         rows, layout, decode = opened.all_vectors(), opened.layout, opened.layout.unflatten
         metadata = AdapterMetadata(
             base_fingerprint=opened.info.base_fingerprint, trigger_phrase=TRIGGER, synthesised=True
@@ -69,6 +71,24 @@ def blend(
         whose = "library"
     mixture = Mixture(config, len(job.subjects), rows, decode)
     job.descend(mixture, layout, metadata, "blend", whose)
+
+
+def _require_room(library: "Library") -> None:
+    """Refuse to read vectors that do not fit into memory.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    import torch
+
+    from lorasynth.collect.fleet_size import free_memory
+
+    needed, free = 4 * len(library) * library.width, free_memory(torch.device("cpu"))
+    if free is not None and needed > free:
+        raise ConfigError(
+            f"--over adapters must have all {len(library)} adapters in memory, but they take "
+            f"{needed * 1e-9:.1f} GB and {free * 1e-9:.1f} GB are free: use --over latents"
+        )
 
 
 def invert(
