@@ -24,7 +24,7 @@ def training_set(library: Library | LibraryView, codec: Codec, column: str | Non
     library.require_intact()
     conditions = None if column is None else library.column(column)
     latents = torch.empty(len(library), codec.latents)
-    with progress("latents", len(library)) as advance:
+    with progress("latents", len(library), shown=len(library) > 16 * _ROWS) as advance:
         for row, vectors in row_blocks(library, _ROWS, torch.device("cpu")):
             latents[row : row + len(vectors)] = codec.encode(vectors)
             advance(len(vectors))
