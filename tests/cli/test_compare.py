@@ -58,7 +58,8 @@ def test_files_strengths_a_style_and_prompts_in_one_table(
     )
     for name in SUBJECTS:
         with Image.open(out / f"{name}.png") as sheet:
-            assert sheet.size == (2 * 16 + 2, 5 * 16 + 4 * 2)
+            assert sheet.height == 5 * 16 + 4 * 2
+            assert sheet.width > 2 * 16 + 2, "names are beside the rows"
     assert (out / "strengths.png").is_file()
 
 

@@ -24,3 +24,13 @@ def test_a_sheet_fills_rows_and_leaves_the_rest_white() -> None:
         assert (sheet[top : top + 2, left : left + 3] == index).all()
         sheet[top : top + 2, left : left + 3] = 255
     assert (sheet == 255).all()
+
+
+def test_names_stand_beside_their_rows() -> None:
+    pictures = torch.zeros(4, 40, 30, 3, dtype=torch.uint8)
+    sheet = contact_sheet(pictures, columns=2, gap=2, names=["first", ""])
+    bare = contact_sheet(pictures, columns=2, gap=2)
+    margin = sheet.shape[1] - bare.shape[1]
+    assert sheet[:, margin:].equal(bare)
+    assert (sheet[:40, :margin] < 128).any()
+    assert (sheet[40:, :margin] == 255).all()

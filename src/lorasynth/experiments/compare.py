@@ -121,7 +121,8 @@ class Comparison:
         write_json(folder / "table.json", self.report)
         save_figure(draw_strengths(self.report), folder / "strengths.png")
         for subject, made in self.pictures.items():
-            sheet = contact_sheet(torch.cat(list(made.values())), len(next(iter(made.values()))))
+            each = len(next(iter(made.values())))
+            sheet = contact_sheet(torch.cat(list(made.values())), each, names=list(made))
             write_synthetic(folder / f"{subject}.png", sheet, {"Description": "\n".join(made)})
 
 

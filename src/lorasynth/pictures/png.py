@@ -1,10 +1,14 @@
 """PNG files of synthetic pictures, which say that they are synthetic."""
 
 import io
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from jaxtyping import UInt8
+from PIL import ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -18,6 +22,9 @@ SYNTHETIC = {
     "Comment": "A synthetic picture, made by a generative model.",
     "DigitalSourceType": "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia",
 }
+
+#: Of the names in a sheet, with so many pixels at their sides.
+_FONT, _SPACE = ImageFont.load_default(12), 4
 
 
 def write_synthetic(
@@ -37,13 +44,26 @@ def write_synthetic(
 
 
 def contact_sheet(
-    pictures: UInt8[Tensor, "b h w 3"], columns: int, gap: int = 2
+    pictures: UInt8[Tensor, "b h w 3"], columns: int, gap: int = 2, names: Sequence[str] = ()
 ) -> UInt8[Tensor, "height width 3"]:
-    """Pictures side by side in rows of `columns`, on white."""
+    """Pictures side by side in rows of `columns`, on white; names stand at the left of the rows."""
     b, h, w, _ = pictures.shape
     rows = -(-b // columns)
-    sheet = pictures.new_full((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), 255)
+    margin = max((math.ceil(_FONT.getlength(name)) + 2 * _SPACE for name in names), default=0)
+    width = margin + columns * (w + gap) - gap
+    sheet = pictures.new_full((rows * (h + gap) - gap, width, 3), 255)
     for index, picture in enumerate(pictures):
-        top, left = index // columns * (h + gap), index % columns * (w + gap)
+        top, left = index // columns * (h + gap), margin + index % columns * (w + gap)
         sheet[top : top + h, left : left + w] = picture
-    return sheet
+    return _with_names(sheet, names, h, gap) if names else sheet
+
+
+def _with_names(
+    sheet: UInt8[Tensor, "height width 3"], names: Sequence[str], h: int, gap: int
+) -> UInt8[Tensor, "height width 3"]:
+    image = to_image(sheet)
+    draw = ImageDraw.Draw(image)
+    for row, name in enumerate(names):
+        middle = row * (h + gap) + h // 2
+        draw.text((_SPACE, middle), name, fill="black", font=_FONT, anchor="lm")
+    return torch.from_numpy(np.array(image))
