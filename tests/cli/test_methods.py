@@ -96,12 +96,19 @@ def test_sampling_writes_adapters_of_nobody(
     assert not torch.equal(first.to_vector(), second.to_vector())
 
 
-def test_edit_refuses_what_it_does_not_know(world: World, run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--attribute", "glasses"), ("NAME=STEP", "'glasses'")),
+        (("--attribute", "glasses=+1"), ("attribute must be one of", "'glasses'")),
+    ],
+)
+def test_edit_refuses_what_the_library_does_not_know(
+    world: World, run: Run, tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
     out = tmp_path / "edited.safetensors"
     where = ("--synthesizer", world.synthesizer, "--library", world.library)
-    edit = ("edit", world.lora, "-o", out, *where, "--attribute")
-    run(*edit, "glasses").is_one_error("NAME=STEP", "'glasses'")
-    run(*edit, "glasses=+1").is_one_error("attribute must be one of", "'glasses'")
+    run("edit", world.lora, "-o", out, *arguments, *where).is_one_error(*words)
     assert not out.exists()
 
 

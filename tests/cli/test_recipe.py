@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -208,12 +208,15 @@ def test_pictures_without_a_face_are_refused_before_all_are_made(
     published: Published, run: Run, tmp_path: Path
 ) -> None:
     blind = save_encoder(tmp_path / "blind", face=False)
-    arguments = published.arguments(tmp_path / "run")
-    arguments[arguments.index("--encoder") + 1] = blind
-    result = run(*arguments)
+    result = run(*replace(published, encoder=blind).arguments(tmp_path / "run"))
     assert result.status == 2
     assert "must show what the encoder tiny-one knows" in result.err.splitlines()[-1]
     assert [path.name for path in (tmp_path / "run/out").iterdir()] == ["library"]
+    parts = ("--encoder", blind, "--base", published.base, "--device", "cpu")
+    few = [word for setting in SAMPLING for word in ("--set", setting)]
+    result = run("library", "embed", tmp_path / "run/out/library", *parts, *few)
+    assert result.status == 2
+    assert "must show what the encoder tiny-one knows" in result.err.splitlines()[-1]
 
 
 def test_an_encoder_of_facts_alone_is_refused_before_anything_is_made(
@@ -221,9 +224,8 @@ def test_an_encoder_of_facts_alone_is_refused_before_anything_is_made(
 ) -> None:
     facts = AttributesConfig(attributes={"hat": ["none", "top"]})
     AttributeEncoder(facts).save(tmp_path / "facts")
-    arguments = published.arguments(tmp_path / "run")
-    arguments[arguments.index("--encoder") + 1] = tmp_path / "facts"
-    run(*arguments).is_one_error("looks at no pictures")
+    recipe = replace(published, encoder=tmp_path / "facts").arguments(tmp_path / "run")
+    run(*recipe).is_one_error("looks at no pictures")
     assert not (tmp_path / "run").exists()
 
 

@@ -79,10 +79,19 @@ def of(value: Any) -> Any:
         (older, "must be a zip file, .* load it and save it again"),
         (cut, "must be a file of torch.save with tensors alone"),
         (short, "must hold 300 x 20 numbers up to byte"),
-        (of(torch.zeros(7)), r"must hold one dense matrix of .*numbers, but holds \(7,\)"),
-        (of(torch.zeros(3, 2, dtype=torch.int64)), "must hold one dense matrix of .*numbers"),
-        (of({"a": torch.zeros(3, 2)}), "must hold one dense matrix of .*numbers, but holds dict"),
-        (of(torch.zeros(3, 2).to_sparse()), "must hold one dense matrix of .*numbers"),
+        (
+            of(torch.zeros(7)),
+            r"must hold one dense matrix of floating-point numbers, but holds \(7,\)",
+        ),
+        (
+            of(torch.zeros(3, 2, dtype=torch.int64)),
+            "must hold one dense matrix of floating-point numbers",
+        ),
+        (
+            of({"a": torch.zeros(3, 2)}),
+            "must hold one dense matrix of floating-point numbers, but holds dict",
+        ),
+        (of(torch.zeros(3, 2).to_sparse()), "must hold one dense matrix of floating-point numbers"),
     ],
 )
 def test_what_is_no_matrix_is_refused(tmp_path: Path, write: Any, message: str) -> None:

@@ -344,7 +344,11 @@ def no_alpha(files: Path) -> None:
     ("damage", "kind", "message"),
     [
         (wrong_width, LayoutError, "must have the 1557 numbers .*, but have 1556"),
-        (one_dimension, FileFormatError, r"one dense matrix of .*, but holds \(7,\)"),
+        (
+            one_dimension,
+            FileFormatError,
+            r"one dense matrix of floating-point numbers, but holds \(7,\)",
+        ),
         (no_weights, LibraryError, "must have all_weights.pt, but nothing below"),
         (two_weights, LibraryError, "must have one all_weights.pt, but"),
         (other_table, LibraryError, "a row for each of the 40 adapters, but has 1 rows"),

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from jaxtyping import Float
@@ -14,10 +13,13 @@ from lorasynth.base.compatibility import require_fits
 from lorasynth.collect.described import DescribedSubjects, facts_of
 from lorasynth.collect.embedding import embed_library
 from lorasynth.condition import CompositeEncoder, ConditionEncoder, embed_made, size_to_embed
-from lorasynth.errors import ConfigError
+from lorasynth.errors import ConfigError, LibraryError
 from lorasynth.library import Library
 from lorasynth.pictures import Subject, subjects_in
 from lorasynth.randomness import stream_seed
+
+#: Adapters whose pictures are looked at before those of all are made.
+_FIRST = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,20 @@ class GeneratedSubjects:
         """The conditions of each subject, as `embed_library` takes them."""
         return (embed_made(encoder, subject) for subject in self.many(ids))
 
+    def require_shown(self, encoder: ConditionEncoder, ids: Sequence[str]) -> None:
+        """Look at pictures of a few subjects before those of all are made, which may take days.
+
+        Raises:
+            LibraryError: in none of them is there anything that the encoder knows.
+        """
+        seen = (encoder.presence(subject.pictures) for subject in self.many(ids))
+        if not any(bool((presence >= 0.5).any()) for presence in seen):
+            raise LibraryError(
+                f"pictures that adapters make must show what the encoder {encoder.name} knows, but "
+                f"none of those of the first {len(ids)} do: give the base model that they were "
+                "trained on, their prompt (the setting `prompt`), or --pictures"
+            )
+
 
 def embed_imported(
     library: Library,
@@ -113,7 +129,8 @@ def embed_imported(
         config: how adapters make pictures.
 
     Raises:
-        LibraryError: the library is empty.
+        LibraryError: the library is empty, or its first adapters' pictures show nothing that the
+            encoder knows.
         LayoutError: its adapters do not fit the base model.
         PictureError: a subject has no pictures, or one cannot be read, or shows no face.
     """
@@ -124,4 +141,10 @@ def embed_imported(
     model = base()
     require_fits(model, library.layout)
     made = GeneratedSubjects(model, library, config)
-    return embed_library(library, made, encoder, partial(made.embeddings, encoder))
+
+    def embed(ids: Sequence[str]) -> Iterator[Float[Tensor, "k m"]]:
+        if ids[0] == library.ids[0]:
+            made.require_shown(encoder, ids[:_FIRST])
+        return made.embeddings(encoder, ids)
+
+    return embed_library(library, made, encoder, embed)

@@ -92,9 +92,6 @@ class W2WConfig:
 #: Options that may change between runs: they decide the last two stages, which are then made again.
 _FREE = ("subjects", "comparison", "seed")
 
-#: Adapters whose pictures are looked at before those of all are made.
-_FIRST = 16
-
 
 class W2WRecipe:
     """One run of the recipe.
@@ -179,8 +176,6 @@ class W2WRecipe:
     def _conditions(self, path: Path) -> None:
         """Embed the subjects, and note each one's split beside the column's name."""
         library = Library.open(self.stages.path("library"))
-        if self.pictures is None:
-            self._require_shown(library)
         embeddings = embed_imported(
             library, self.encoder, self.pictures, lambda: self.base, self.config.generated
         )
@@ -282,22 +277,6 @@ class W2WRecipe:
                 f"{len(tried)} of {len(test)} are: give more adapters, or --pictures"
             )
         return tried
-
-    def _require_shown(self, library: Library) -> None:
-        """Look at pictures of a few adapters before those of all are made, which may take days.
-
-        Raises:
-            LibraryError: in none of them is there anything that the encoder knows.
-        """
-        few = library.ids[:_FIRST]
-        made = GeneratedSubjects(self.base, library, self.config.generated).many(few)
-        if not any(bool((self.encoder.presence(one.pictures) >= 0.5).any()) for one in made):
-            raise LibraryError(
-                "pictures that adapters make must show what the encoder "
-                f"{self.encoder.name} knows, but none of those of the first {len(few)} do: give "
-                "the base model that they were trained on, their prompt "
-                "(--set generated.prompt=...), or --pictures"
-            )
 
     def _is_shown(self, subject: Subject) -> bool:
         return all(bool((one.presence(subject.pictures) >= 0.5).all()) for one in self._judges)

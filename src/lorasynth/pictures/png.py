@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -23,8 +23,8 @@ SYNTHETIC = {
     "DigitalSourceType": "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia",
 }
 
-#: Of the names in a sheet, with so many pixels at their sides.
-_FONT, _SPACE = ImageFont.load_default(12), 4
+#: Height of the letters of names beside a sheet, and what is left white at their sides, in pixels.
+_LETTERS, _SPACE = 12, 4
 
 
 def write_synthetic(
@@ -49,21 +49,22 @@ def contact_sheet(
     """Pictures side by side in rows of `columns`, on white; names stand at the left of the rows."""
     b, h, w, _ = pictures.shape
     rows = -(-b // columns)
-    margin = max((math.ceil(_FONT.getlength(name)) + 2 * _SPACE for name in names), default=0)
-    width = margin + columns * (w + gap) - gap
-    sheet = pictures.new_full((rows * (h + gap) - gap, width, 3), 255)
+    sheet = pictures.new_full((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), 255)
     for index, picture in enumerate(pictures):
-        top, left = index // columns * (h + gap), margin + index % columns * (w + gap)
+        top, left = index // columns * (h + gap), index % columns * (w + gap)
         sheet[top : top + h, left : left + w] = picture
-    return _with_names(sheet, names, h, gap) if names else sheet
+    return _beside(sheet, names, h + gap) if names else sheet
 
 
-def _with_names(
-    sheet: UInt8[Tensor, "height width 3"], names: Sequence[str], h: int, gap: int
-) -> UInt8[Tensor, "height width 3"]:
-    image = to_image(sheet)
+def _beside(
+    sheet: UInt8[Tensor, "height width 3"], names: Sequence[str], apart: int
+) -> UInt8[Tensor, "height wider 3"]:
+    """The sheet with names at its left, of rows that begin so many pixels apart."""
+    font, height = ImageFont.load_default(_LETTERS), sheet.shape[0]
+    margin = max(math.ceil(font.getlength(name)) for name in names) + 2 * _SPACE
+    image = Image.new("RGB", (margin, height), "white")
     draw = ImageDraw.Draw(image)
     for row, name in enumerate(names):
-        middle = row * (h + gap) + h // 2
-        draw.text((_SPACE, middle), name, fill="black", font=_FONT, anchor="lm")
-    return torch.from_numpy(np.array(image))
+        middle = row * apart + apart // 2
+        draw.text((_SPACE, middle), name, fill="black", font=font, anchor="lm")
+    return torch.cat([torch.from_numpy(np.array(image)), sheet], dim=1)
