@@ -7,7 +7,7 @@ from typing import Any
 
 import safetensors
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from lorasynth.base.quiet import without_bars
 from lorasynth.errors import BaseModelError
@@ -43,6 +43,28 @@ def read_description(name: str, file: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BaseModelError(f"{file} of {name} must hold a JSON object, but does not")
     return value
+
+
+def weights_here(name: str, part: str) -> list[Path]:
+    """The safetensors files of a pipeline's network that are on this disk, without asking the hub.
+
+    Args:
+        name: folder or hub id of the pipeline.
+        part: the network's name in it.
+    """
+    if Path(name).is_dir():
+        folder = Path(name) / part
+    else:
+        found = try_to_load_from_cache(name, f"{part}/config.json")
+        if not isinstance(found, str):
+            return []
+        folder = Path(found).parent
+    return _weight_files(folder)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    # Variants, such as model.fp16.safetensors, are not what is loaded.
+    return sorted(path for path in folder.glob("*.safetensors") if path.name.count(".") == 1)
 
 
 def load_pipeline(name: str, pipeline_class: type[Any], left_out: Mapping[str, Any]) -> Any:
@@ -81,9 +103,7 @@ def _stored_formats(folder: Path) -> dict[str, torch.dtype]:
     """Part -> the one number format of its tensors; parts of several are left to the default."""
     formats = {}
     for part in sorted(path for path in folder.iterdir() if path.is_dir()):
-        # Variants, such as model.fp16.safetensors, are not what is loaded.
-        files = [path for path in part.glob("*.safetensors") if path.name.count(".") == 1]
-        found = set().union(*map(_formats_in, files))
+        found = set().union(*map(_formats_in, _weight_files(part)))
         if len(found) == 1 and (stated := found.pop()) in _FORMATS:
             formats[part.name] = _FORMATS[stated]
     return formats
