@@ -377,7 +377,7 @@ class Synthesizer:
         Raises:
             LorasynthError: the folder cannot be written.
         """
-        with atomic_directory(folder) as temporary:
+        with atomic_directory(folder, checksums.names(folder)) as temporary:
             self.encoder.save(temporary / "encoder")
             self.codec.save(temporary / "codec", half=half)
             self.hypernet.save(temporary / "hypernet", half=half)

@@ -77,7 +77,7 @@ def fit(
 
     config = override(CODECS.get(codec).config_class(), settings)
     limit = memory_of(memory)
-    make_parent(out)
+    make_parent(out, run)
     adapters = Library.open(library)
     source = adapters if split is None else adapters.where("split", split)
     fitted = fit_into(
@@ -141,7 +141,7 @@ def train(
     require_made_for(model, adapters.info.base_fingerprint, f"library {library}")
     require_fits(model, adapters.layout)
     around = anchor_of(anchor, model)
-    make_parent(out)
+    make_parent(out, run)
     accelerator = _accelerator(device)
     data = training_set(adapters, fitted, column_of(embedder))
     hypernet = training.train(
