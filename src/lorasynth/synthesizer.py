@@ -37,6 +37,7 @@ from lorasynth.condition import (
 from lorasynth.config import read_json
 from lorasynth.errors import BundleError, ConfigError, LayoutError
 from lorasynth.hypernet import Hypernetwork, LatentRegression, in_latents_of, load_hypernet
+from lorasynth.places import HUB, folder_of, repository
 from lorasynth.pictures import Subject, captions, read_photo
 from lorasynth.weights import fingerprint
 
@@ -397,14 +398,15 @@ class Synthesizer:
     def from_pretrained(
         cls, name: Path | str, *, revision: str | None = None, device: torch.device | str = "cpu"
     ) -> "Synthesizer":
-        """Load a synthesizer from a folder or the Hugging Face hub.
+        """Load a synthesizer from a folder, or from `hub:owner/name`.
 
         Raises:
             BundleError: it is damaged, incomplete or cannot be fetched.
         """
-        folder = Path(name)
-        if not folder.is_dir():
-            folder = _fetch(str(name), revision)
+        on_hub = repository(name)
+        folder = (
+            _fetch(on_hub, revision) if on_hub else folder_of(name, "a synthesizer", BundleError)
+        )
         checksums.verify(folder)
         try:
             stated: dict[str, Any] = read_json(folder / _DESCRIPTION)
@@ -430,6 +432,6 @@ def _fetch(name: str, revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision))
     except Exception as error:
         raise BundleError(
-            f"a synthesizer must be a folder or a hub id, but {name!r} is neither here nor there "
+            f"a synthesizer must be a folder or {HUB}owner/name, but {HUB}{name} is not usable "
             f"({str(error).splitlines()[0]})"
         ) from error

@@ -46,9 +46,7 @@ def test_fitting_deletes_its_own_checkpoints_alone(world: World, run: Run, tmp_p
     assert (tmp_path / "codec/explained_variance.png").is_file()
 
 
-def test_a_codec_replaces_a_codec_and_nothing_else(
-    world: World, run: Run, tmp_path: Path
-) -> None:
+def test_a_codec_replaces_a_codec_and_nothing_else(world: World, run: Run, tmp_path: Path) -> None:
     codec, work = tmp_path / "codec", tmp_path / "run"
     for kind, options in (("pca", ["--set", "latents=2"]), ("scaled", []), ("scaled", [])):
         words = ["fit", kind, world.library, "-o", codec, "--run", work, "--device", "cpu"]

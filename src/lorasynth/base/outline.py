@@ -6,6 +6,8 @@ kilobytes.
 
 import math
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import diffusers
 import torch
@@ -14,7 +16,7 @@ from torch import nn
 
 from lorasynth.adapter import Adapter
 from lorasynth.adapter.components import DENOISER, TEXT_ENCODERS, component_of
-from lorasynth.base.pipeline_files import read_description
+from lorasynth.base.pipeline_files import classes_of, read_description
 from lorasynth.errors import BaseModelError
 
 _DENOISERS = ("unet", "transformer")
@@ -25,7 +27,7 @@ class Outline:
     """The parts of a pipeline that adapters change, on the meta device.
 
     Attributes:
-        name: folder or hub id.
+        name: folder, or hub:owner/name.
         parts: text encoders by their names, and the denoiser under `components.DENOISER`.
     """
 
@@ -75,18 +77,17 @@ def outline(name: str) -> Outline:
     """Read which modules a pipeline has.
 
     Args:
-        name: a folder or hub id of a diffusers pipeline.
+        name: the folder of a diffusers pipeline, or hub:owner/name.
 
     Raises:
         BaseModelError: it is not a pipeline, or lacks a part.
     """
-    index = read_description(name, "model_index.json")
-    wanted = (*_DENOISERS, *TEXT_ENCODERS)
-    parts = {part: index[part] for part in wanted if index.get(part, [None])[0] is not None}
+    known = classes_of(name)
+    parts = {part: known[part] for part in (*_DENOISERS, *TEXT_ENCODERS) if part in known}
     if not parts.keys() & set(_DENOISERS):
         raise BaseModelError(
             f"a base model must have a U-Net or a transformer, but {name} has "
-            f"{', '.join(sorted(index))}"
+            f"{', '.join(sorted(known))}"
         )
     with torch.device("meta"):
         built = {part: _build(name, part, *kind) for part, kind in parts.items()}
@@ -97,9 +98,9 @@ def _build(name: str, part: str, library: str, kind: str) -> nn.Module:
     config = read_description(name, f"{part}/config.json")
     try:
         if library == "diffusers":
-            network: nn.Module = getattr(diffusers, kind).from_config(config)
+            network: nn.Module = _class(diffusers, kind, diffusers.ModelMixin).from_config(config)
         else:
-            cls = getattr(transformers, kind)
+            cls = _class(transformers, kind, transformers.PreTrainedModel)
             network = cls(cls.config_class.from_dict(config))
     except Exception as error:
         raise BaseModelError(
@@ -107,3 +108,10 @@ def _build(name: str, part: str, library: str, kind: str) -> nn.Module:
             f"({str(error).splitlines()[0]})"
         ) from error
     return network
+
+
+def _class(library: ModuleType, name: str, base: type) -> Any:
+    found = getattr(library, name)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise TypeError(f"{name} is no network")
+    return found

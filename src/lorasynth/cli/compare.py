@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lorasynth.pictures import Subject
 
 Clip = Annotated[
-    str | None, typer.Option(help="CLIP model that scores prompts: a folder or hub id.")
+    str | None, typer.Option(help="CLIP model that scores prompts: a folder, or hub:owner/name.")
 ]
 Named = Annotated[
     list[str] | None,

@@ -97,13 +97,13 @@ class W2WRecipe:
     """One run of the recipe.
 
     Args:
-        source: weights2weights' files, or their hub id.
+        source: weights2weights' files: a folder, or hub:owner/name.
         run: folder of the run.
         config: every choice.
         base: the base model that the adapters were trained on.
         encoder: makes the conditions, and measures likeness.
         second: another encoder, which measures and nothing else; None without one.
-        clip: CLIP model that scores prompts, a folder or hub id; None without.
+        clip: CLIP model that scores prompts, a folder or hub:owner/name; None without.
         pictures: the subjects' pictures by their ids, as `subjects_in` reads them; None: made.
         memory: bytes that fitting the codec may take.
 
