@@ -331,3 +331,18 @@ def test_files_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
         save_file({"x": torch.zeros(1)}, folder / "weights")
     modes = {(tmp_path / name).stat().st_mode for name in ("plain", "weights", "folder/weights")}
     assert len(modes) == 1
+
+
+def test_any_text_is_the_name_of_one_file_here_and_none_else(tmp_path: Path) -> None:
+    plain = ["ann", "Zo\u00eb van Dyk", "a.b", "avatar-test-0", "me (1)"]
+    odd = ["../../escaped", "/etc/passwd", "a/b", "a%2Fb", "..", ".", "", ".hidden", "a\\b", "C:x",
+           "a\x1b[2J", "a\n", "a\0b", "a.", "a ", "\udcff",
+           "x" * 5000, "x" * 5001, "\u00eb" * 150]  # fmt: skip
+    assert [atomic.as_file_name(name) for name in plain] == plain
+    names = [atomic.as_file_name(name) for name in (*plain, *odd)]
+    assert len(set(names)) == len(names)
+    for name in names:
+        (tmp_path / f"{name}.safetensors").write_text(name)
+        (tmp_path / name).write_text(name)
+        assert name.isprintable()
+    assert len(list(tmp_path.iterdir())) == 2 * len(names)

@@ -9,6 +9,7 @@ folders in one step, a kill between two renames leaves the old folder under a te
 import ctypes
 import fnmatch
 import glob
+import hashlib
 import itertools
 import json
 import os
@@ -24,6 +25,9 @@ from safetensors import SafetensorError
 from lorasynth.errors import LorasynthError
 
 TEMPORARY_PREFIX = ".tmp-"
+
+#: Bytes of a name to which a suffix and a temporary's token may still be added (255 are allowed).
+_LONGEST_NAME = 200
 
 #: Pattern of the token in a temporary name.
 _TOKEN = 12 * "[0-9a-f]"
@@ -86,6 +90,27 @@ def make_parent(target: Path, run: Path | None = None) -> None:
             f"an output must be in a writable folder, but {target.parent} is not ({error}): "
             "choose another output path"
         ) from error
+
+
+def as_file_name(text: str) -> str:
+    """Any text as the name of one file on any system; plain names stay, others never collide.
+
+    What has a meaning in a path, acts on a terminal or is hidden is written as %XX, and what would
+    be too long ends with a hash.
+    """
+
+    def plain(index: int, c: str) -> bool:
+        edge = (index == 0 and c == ".") or (index == len(text) - 1 and c in ". ")
+        return c.isprintable() and c not in '%/\\:*?"<>|' and not edge
+
+    name = "".join(
+        c if plain(i, c) else "".join(f"%{b:02X}" for b in c.encode("utf-8", "surrogateescape"))
+        for i, c in enumerate(text)
+    )
+    if name and len(name.encode()) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return f"{name.encode()[: _LONGEST_NAME - 17].decode(errors='ignore')}%{digest}"
 
 
 def remove_leftovers(folder: Path, names: str = "*") -> None:

@@ -33,7 +33,7 @@ def shipped() -> Path | None:
 
 
 def local(name: Path | str) -> Path:
-    """A path as a user gave it; of `bundle/...`, if nothing is there, that in the shipped bundle."""
+    """A path as a user gave it; of `bundle/...` that is not there, the shipped one."""
     path = Path(name)
     if path.exists() or path.parts[:1] != (BUNDLE,):
         return path

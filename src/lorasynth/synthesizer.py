@@ -37,8 +37,8 @@ from lorasynth.condition import (
 from lorasynth.config import read_json
 from lorasynth.errors import BundleError, ConfigError, LayoutError
 from lorasynth.hypernet import Hypernetwork, LatentRegression, in_latents_of, load_hypernet
-from lorasynth.places import HUB, folder_of, repository
 from lorasynth.pictures import Subject, captions, read_photo
+from lorasynth.places import HUB, folder_of, repository
 from lorasynth.weights import fingerprint
 
 _DESCRIPTION = "synthesizer.json"

@@ -26,7 +26,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 class C(PretrainedConfig): model_type = "c"
 class M(PreTrainedModel): config_class = C
 """
-AUTO_MAP = {name: "model.M" for name in ("AutoConfig", "AutoModel", "AutoTokenizer")}
+AUTO_MAP = dict.fromkeys(("AutoConfig", "AutoModel", "AutoTokenizer"), "model.M")
 
 
 @pytest.fixture(autouse=True)

@@ -29,9 +29,9 @@ def read_description(name: str, file: str) -> dict[str, Any]:
         BaseModelError: there is no such file, or it holds something else.
     """
     on_hub = repository(name)
-    folder = None if on_hub else folder_of(name, "a base model", BaseModelError)
+    folder = Path() if on_hub else folder_of(name, "a base model", BaseModelError)
     try:
-        return read_json(folder / file if folder else hf_hub_download(on_hub, file))
+        return read_json(hf_hub_download(on_hub, file) if on_hub else folder / file)
     except Exception as error:
         raise BaseModelError(
             f"a base model must be a pipeline folder or hub:owner/name with {file}, but {name} "
@@ -70,8 +70,8 @@ def load_pipeline(name: str, pipeline_class: type[Any], left_out: Mapping[str, A
         raise
     except Exception as error:
         raise BaseModelError(
-            f"a base model must be a whole {pipeline_class.__name__} (folder or hub:owner/name), but "
-            f"{name} cannot be loaded ({_first_line(error)})"
+            f"a base model must be a whole {pipeline_class.__name__} (folder or hub:owner/name), "
+            f"but {name} cannot be loaded ({_first_line(error)})"
         ) from error
 
 

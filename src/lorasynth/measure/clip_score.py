@@ -43,8 +43,9 @@ class ClipScore:
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **local)
         except Exception as error:
             raise ConfigError(
-                f"a CLIP score needs a whole CLIP model (folder or hub:owner/name), but {model} cannot be "
-                f"loaded ({str(error).splitlines()[0]}): try hub:openai/clip-vit-base-patch32"
+                f"a CLIP score needs a whole CLIP model (folder or hub:owner/name), but {model} "
+                f"cannot be loaded ({str(error).splitlines()[0]}): try "
+                "hub:openai/clip-vit-base-patch32"
             ) from error
         return cls(load_encoder(f"clip:{model}"), text, tokenizer)
 
