@@ -39,6 +39,7 @@ from lorasynth.errors import BundleError, ConfigError, LayoutError
 from lorasynth.hypernet import Hypernetwork, LatentRegression, in_latents_of, load_hypernet
 from lorasynth.learned import Learned
 from lorasynth.pictures import Subject, captions, read_photo
+from lorasynth.places import HUB, folder_of, repository
 from lorasynth.weights import fingerprint
 
 _DESCRIPTION = "synthesizer.json"
@@ -405,7 +406,7 @@ class Synthesizer:
         Raises:
             LorasynthError: the folder cannot be written.
         """
-        with atomic_directory(folder) as temporary:
+        with atomic_directory(folder, checksums.names(folder)) as temporary:
             self.encoder.save(temporary / "encoder")
             self.codec.save(temporary / "codec", half=half)
             self.hypernet.save(temporary / "hypernet", half=half)
@@ -426,14 +427,15 @@ class Synthesizer:
     def from_pretrained(
         cls, name: Path | str, *, revision: str | None = None, device: torch.device | str = "cpu"
     ) -> "Synthesizer":
-        """Load a synthesizer from a folder or the Hugging Face hub.
+        """Load a synthesizer from a folder, or from `hub:owner/name`.
 
         Raises:
             BundleError: it is damaged, incomplete or cannot be fetched.
         """
-        folder = Path(name)
-        if not folder.is_dir():
-            folder = _fetch(str(name), revision)
+        on_hub = repository(name)
+        folder = (
+            _fetch(on_hub, revision) if on_hub else folder_of(name, "a synthesizer", BundleError)
+        )
         checksums.verify(folder)
         try:
             stated: dict[str, Any] = read_json(folder / _DESCRIPTION)
@@ -465,6 +467,6 @@ def _fetch(name: str, revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision))
     except Exception as error:
         raise BundleError(
-            f"a synthesizer must be a folder or a hub id, but {name!r} is neither here nor there "
+            f"a synthesizer must be a folder or {HUB}owner/name, but {HUB}{name} is not usable "
             f"({str(error).splitlines()[0]})"
         ) from error

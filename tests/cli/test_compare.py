@@ -1,8 +1,12 @@
 """`lorasynth compare` on the tiny world: files of any origin, strengths, a style, CLIP's score."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -153,3 +157,27 @@ def test_a_subjects_own_pictures_are_embedded_once(
     result = run("compare", strangers, "-o", tmp_path / "out", *arguments, *lora)
     assert result.status == 0, result.err
     assert seen == list(STRANGERS)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_no_subject_leads_out_of_the_output(
+    world: World, run: Run, tmp_path: Path, kind: str
+) -> None:
+    names = ("../../escaped", str(tmp_path / "absolute"), "faces/ann", "\x1b[2J")
+    photo, source = world.photo.read_bytes(), tmp_path / f"in/people.{kind}"
+    source.parent.mkdir()
+    if kind == "tar":
+        with tarfile.open(source, "w") as tar:
+            for name in (f"{name}.{number}.png" for name in names for number in range(2)):
+                member = tarfile.TarInfo(name)
+                member.size = len(photo)
+                tar.addfile(member, io.BytesIO(photo))
+    else:
+        pq.write_table(pa.table({"id": names, "picture": [photo] * len(names)}), source)
+    out = tmp_path / "a/b/table"
+    arguments = ("--base", world.base, "--encoder", world.encoder, *FEW)
+    result = run("compare", source, "-o", out, *arguments)
+    assert result.status == 0, result.err
+    assert set(tmp_path.rglob("*.png")) == set(out.glob("*.png"))
+    assert len(list(out.glob("*.png"))) == len(names) + 1
+    assert "\x1b" not in result.out

@@ -7,6 +7,7 @@ kilobytes.
 import inspect
 import math
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import diffusers
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from lorasynth.adapter import Layout, Slot
 from lorasynth.adapter.components import DENOISER, TEXT_ENCODERS, component_of
-from lorasynth.base.pipeline_files import read_description, weights_here
+from lorasynth.base.pipeline_files import classes_of, read_description, weights_here
 from lorasynth.errors import BaseModelError
 from lorasynth.weights import fingerprint_of
 
@@ -29,7 +30,7 @@ class Outline:
     """The parts of a pipeline that adapters change, on the meta device.
 
     Attributes:
-        name: folder or hub id.
+        name: folder, or hub:owner/name.
         parts: text encoders by their names, and the denoiser under `components.DENOISER`.
     """
 
@@ -75,18 +76,17 @@ def outline(name: str) -> Outline:
     """Read which modules a pipeline has.
 
     Args:
-        name: a folder or hub id of a diffusers pipeline.
+        name: the folder of a diffusers pipeline, or hub:owner/name.
 
     Raises:
         BaseModelError: it is not a pipeline, or lacks a part.
     """
-    index = read_description(name, "model_index.json")
-    wanted = (*_DENOISERS, *TEXT_ENCODERS)
-    parts = {part: index[part] for part in wanted if index.get(part, [None])[0] is not None}
+    known = classes_of(name)
+    parts = {part: known[part] for part in (*_DENOISERS, *TEXT_ENCODERS) if part in known}
     if not parts.keys() & set(_DENOISERS):
         raise BaseModelError(
             f"a base model must have a U-Net or a transformer, but {name} has "
-            f"{', '.join(sorted(index))}"
+            f"{', '.join(sorted(known))}"
         )
     built = {part: build_part(name, part, *kind) for part, kind in parts.items()}
     return Outline(name, {DENOISER if p in _DENOISERS else p: m for p, m in built.items()})
@@ -104,11 +104,12 @@ def outlined_pipeline(name: str, pipeline_class: type[Any]) -> Any:
     """
     index = read_description(name, "model_index.json")
     parts: dict[str, Any] = {}
-    for part, kind in index.items():
+    for part, kind in classes_of(name).items():
         if part == "scheduler":
             config = read_description(name, "scheduler/scheduler_config.json")
-            parts[part] = getattr(diffusers, kind[1]).from_config(config)
-        elif part in (*_DENOISERS, "vae", *TEXT_ENCODERS) and kind[0] is not None:
+            scheduler = _class(diffusers, kind[1], diffusers.SchedulerMixin)
+            parts[part] = scheduler.from_config(config)
+        elif part in (*_DENOISERS, "vae", *TEXT_ENCODERS):
             parts[part] = build_part(name, part, *kind)
     taken = inspect.signature(pipeline_class).parameters
     missing = {
@@ -162,8 +163,15 @@ def build_part(name: str, part: str, library: str, kind: str) -> nn.Module:
 
 def _built(config: dict[str, Any], library: str, kind: str) -> nn.Module:
     if library == "diffusers":
-        network: nn.Module = getattr(diffusers, kind).from_config(config)
+        network: nn.Module = _class(diffusers, kind, diffusers.ModelMixin).from_config(config)
     else:
-        cls = getattr(transformers, kind)
+        cls = _class(transformers, kind, transformers.PreTrainedModel)
         network = cls(cls.config_class.from_dict(config))
     return network
+
+
+def _class(library: ModuleType, name: str, base: type) -> Any:
+    found = getattr(library, name)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise TypeError(f"{name} is no network")
+    return found

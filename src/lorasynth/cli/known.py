@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from lorasynth.edit import LatentSpace
     from lorasynth.synthesizer import Synthesizer
 
-Where = Annotated[str, typer.Option(help="Synthesizer, for its codec: a folder or hub id.")]
+Where = Annotated[
+    str, typer.Option(help="Synthesizer, for its codec: a folder, or hub:owner/name.")
+]
 Known = Annotated[
     Path, typer.Option("--library", help="Library: of adapters, or of latents as in a bundle.")
 ]

@@ -23,7 +23,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, mps or cuda[:N].")]
 Workers = Annotated[int, typer.Option(help="Processes that draw pictures.", min=1)]
 Seed = Annotated[int, typer.Option(help="Seed of every random stream.")]
 Run = Annotated[Path, typer.Option(help="Folder for checkpoints; the same folder resumes.")]
-Base = Annotated[str, typer.Option(help="Base model: a pipeline folder or hub id.")]
+Base = Annotated[str, typer.Option(help="Base model: a pipeline folder, or hub:owner/name.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Override an option; may be repeated."),

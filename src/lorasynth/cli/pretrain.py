@@ -85,7 +85,7 @@ def pretrain(
     )
     drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
     source = source_of(folder, avatars, drawn, model.picture_size, caption)
-    make_parent(out)
+    make_parent(out, run)
     checkpoint = run / "pretrain.safetensors"
     made = train_predictor(model, embedder, source, adapted, config, checkpoint)
     parts = (model, made.layout, embedder, made.hypernet, made.codec)

@@ -78,7 +78,7 @@ def fit(
 
     config = override(CODECS.get(codec).config_class(), settings)
     limit = memory_of(memory)
-    make_parent(out)
+    make_parent(out, run)
     source = Library.open(library).training(split)
     fitted = fit_into(
         out,
@@ -144,7 +144,7 @@ def train(
     require_made_for(model, opened.info.base_fingerprint, f"library {library}")
     require_fits(model, opened.layout)
     around = anchor_of(anchor, model)
-    make_parent(out)
+    make_parent(out, run)
     accelerator = _accelerator(device)
     data = training_set(adapters, fitted, column_of(embedder))
     hypernet = training.train(

@@ -17,6 +17,7 @@ from lorasynth.config import read_json
 from lorasynth.errors import BundleError, LayoutError
 from lorasynth.hypernet.library_data import training_set
 from lorasynth.library import Library, LibraryView
+from lorasynth.places import local
 from lorasynth.weights import fingerprint, read_weights, write_weights
 
 _WEIGHTS = "latents.safetensors"
@@ -118,6 +119,7 @@ class LatentLibrary:
         Raises:
             BundleError: the folder is damaged or incomplete.
         """
+        folder = local(folder)
         tensors, stated = read_weights(folder / _WEIGHTS), read_json(folder / _SUBJECTS)
         try:
             library = cls(

@@ -32,6 +32,7 @@ from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.errors import BundleError, ConfigError
 from lorasynth.experiments.trial import Instruments
 from lorasynth.library import Library
+from lorasynth.places import local
 from lorasynth.synthesizer import Synthesizer
 
 MANIFEST = "MANIFEST.json"
@@ -83,6 +84,7 @@ class Bundle:
         Raises:
             BundleError: the bundle is incomplete, or a file has changed.
         """
+        folder = local(folder)
         verify(folder)
         pretrained = folder / "pretrained"
         return cls(
