@@ -47,7 +47,8 @@ def test_fit_and_train_leave_held_out_subjects_alone(
     assert load_codec(codec).learned == known
     out = tmp_path / "synthesizer"
     words = [
-        library if word == world.library else word for word in train_arguments(world, out, tmp_path)
+        library if word == world.library else word
+        for word in train_arguments(world, out, tmp_path / "run")
     ]
     words = [codec if word == world.codec else word for word in words]
     result = run(*words, "--device", "cpu")
@@ -116,5 +117,5 @@ def test_train_reads_no_weights_of_the_base_model(
         raise AssertionError("the pipeline was loaded")
 
     monkeypatch.setattr("lorasynth.base.contract.load_pipeline", read)
-    arguments = train_arguments(world, tmp_path / "synthesizer", tmp_path)
+    arguments = train_arguments(world, tmp_path / "synthesizer", tmp_path / "run")
     assert run(*arguments, "--device", "cpu").status == 0
