@@ -25,7 +25,7 @@ def source(tmp_path: Path) -> FolderSubjects:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "read me.txt").touch()
     photo(tmp_path / "stray.png", 0)
-    return FolderSubjects(tmp_path, 8, default_caption="sks")
+    return FolderSubjects(tmp_path, default_caption="sks")
 
 
 def test_a_subject_is_a_folder_with_pictures(source: FolderSubjects) -> None:
@@ -58,6 +58,6 @@ def test_no_such_subject_or_folder(source: FolderSubjects) -> None:
         with pytest.raises(PictureError, match=f"'{name}' is none: check the name"):
             source.load(name)
     with pytest.raises(PictureError, match="is not a folder"):
-        _ = FolderSubjects(source.root / "none", 8).ids
+        _ = FolderSubjects(source.root / "none").ids
     with pytest.raises(PictureError, match="is not a folder"):
-        _ = FolderSubjects(source.root / "stray.png", 8).ids
+        _ = FolderSubjects(source.root / "stray.png").ids

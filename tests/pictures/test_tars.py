@@ -40,7 +40,7 @@ def source(tmp_path: Path) -> TarSubjects:
         },
     )
     write(tmp_path / "b.tar", {"zoë.b.0.png": picture(10), "faces/adam.1.png": picture(91)})
-    return TarSubjects(tmp_path, 8, default_caption="sks")
+    return TarSubjects(tmp_path, default_caption="sks")
 
 
 def test_a_subject_is_named_by_its_files_and_may_be_in_several_tars(source: TarSubjects) -> None:
@@ -52,12 +52,12 @@ def test_a_subject_is_named_by_its_files_and_may_be_in_several_tars(source: TarS
 
 
 def test_one_tar_is_a_source(source: TarSubjects) -> None:
-    assert TarSubjects(source.root / "b.tar", 8).ids == ["faces/adam", "zoë.b"]
+    assert TarSubjects(source.root / "b.tar").ids == ["faces/adam", "zoë.b"]
 
 
 def test_a_bad_picture_spoils_only_its_subject(tmp_path: Path) -> None:
     write(tmp_path / "a.tar", {"ann.0.png": picture(1)[:40], "ben.0.png": picture(2)})
-    source = TarSubjects(tmp_path, 8)
+    source = TarSubjects(tmp_path)
     with pytest.raises(PictureError, match=r"whole image file.*ann\.0\.png of .*a\.tar"):
         source.load("ann")
     assert len(source.load("ben").pictures) == 1
@@ -72,7 +72,7 @@ def test_what_is_no_tar_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.tar").write_text("no")
     for path in (cut, packed, tmp_path / "text.tar", tmp_path / "none.tar"):
         with pytest.raises(PictureError, match=f"but .*{path.name} is not one") as caught:
-            _ = TarSubjects(path, 8).ids
+            _ = TarSubjects(path).ids
         assert "\n" not in str(caught.value)
 
 
@@ -81,4 +81,4 @@ def test_captions_and_names(source: TarSubjects, tmp_path: Path) -> None:
         source.load("nobody")
     path = write(tmp_path / "c.tar", {"ann.0.png": picture(1), "ann.0.txt": b"caf\xe9"})
     with pytest.raises(PictureError, match=r"UTF-8, but ann\.0\.txt of .*c\.tar"):
-        TarSubjects(path, 8).load("ann")
+        TarSubjects(path).load("ann")

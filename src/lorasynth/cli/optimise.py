@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lorasynth.adapter import AdapterMetadata, Factors, Layout
     from lorasynth.adapter.files import LoraFormat
     from lorasynth.collect.loop import OnStep
+    from lorasynth.condition import ConditionEncoder
     from lorasynth.library import Library
     from lorasynth.optimise import Coordinates, Decode
     from lorasynth.pictures import Subject
@@ -54,10 +55,12 @@ def blend(
     if over not in ("latents", "adapters"):
         raise ConfigError(f"--over must be latents or adapters, but is {over!r}")
     config = override(MixtureConfig(), _descent(steps, seed, settings))
-    job = _Job(photos, out, caption, base, file_format, device)
+    loaded = space_of(synthesizer, library) if over == "latents" else None
+    encoder = None if loaded is None else loaded[0].encoder
+    job = _Job(photos, out, caption, base, file_format, device, encoder)
     decode: Decode
-    if over == "latents":
-        synth, space = space_of(synthesizer, library)
+    if loaded is not None:
+        synth, space = loaded
         synth.codec.to(job.base.device)
         rows, layout, decode = space.library.latents, synth.layout, synth.decode
         metadata, whose = synth.metadata(seed, strength=1.0), "synthesizer"
@@ -118,8 +121,8 @@ def invert(
     if start not in ("mean", "synthesised"):
         raise ConfigError(f"--start must be mean or synthesised, but is {start!r}")
     config = override(InversionConfig(), _descent(steps, seed, settings))
-    job = _Job(photos, out, caption, base, file_format, device)
     synth, space = space_of(synthesizer, library)
+    job = _Job(photos, out, caption, base, file_format, device, synth.encoder)
     known = space.library.latents
     begin = None
     if start == "synthesised":
@@ -136,6 +139,13 @@ def refine(
     photos: Photos,
     out: Out,
     caption: Caption = PORTRAIT,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="Encoder that finds the face, around which photos are cut: a folder, or a name "
+            "that `lorasynth conditions` lists; default: they are cut where their detail is."
+        ),
+    ] = None,
     base: Base = "bundle/base",
     file_format: Format = "kohya",
     steps: Steps = None,
@@ -152,6 +162,7 @@ def refine(
     from lorasynth.adapter import Adapter, map_factors
     from lorasynth.base.compatibility import require_made_for
     from lorasynth.collect import PRESETS, train_fleet
+    from lorasynth.condition import load_encoder
     from lorasynth.pictures.files import SUFFIXES
 
     if lora.suffix.lower() in SUFFIXES:
@@ -159,7 +170,8 @@ def refine(
     adapter = Adapter.load(lora)
     stated = [] if steps is None else [f"steps={steps}"]
     recipe = override(PRESETS["refine"], [*stated, f"seed={seed}", *(settings or [])])
-    job = _Job(photos, out, caption, base, file_format, device)
+    looking = None if encoder is None else load_encoder(encoder)
+    job = _Job(photos, out, caption, base, file_format, device, looking)
     if len(job.subjects) > 1:
         raise ConfigError(
             f"a LoRA is refined with pictures of its one subject, but got {len(job.subjects)} "
@@ -186,10 +198,12 @@ class _Job:
         base: str,
         file_format: str,
         device: str,
+        encoder: "ConditionEncoder | None" = None,
     ) -> None:
         from lorasynth.adapter.files import get_format
         from lorasynth.atomic import make_parent
         from lorasynth.base import BaseModel
+        from lorasynth.condition import framed_subject
         from lorasynth.device import pick_device
         from lorasynth.pictures.folders import read_subject
         from lorasynth.synthesizer import Stages
@@ -202,8 +216,11 @@ class _Job:
         with self.stages.stage("load"):
             self.base = BaseModel.load(base, pick_device(device))
         self.outs, self.paths = list(found), list(found.values())
+        looking = [] if encoder is None else [encoder]
         self.subjects: list[Subject] = [
-            read_subject(path.stem, pictures, self.base.picture_size, caption)
+            framed_subject(
+                read_subject(path.stem, pictures, caption), self.base.picture_size, looking
+            )
             for path, pictures in found.items()
         ]
 

@@ -5,17 +5,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
-
 from lorasynth.errors import PictureError
 from lorasynth.pictures.contract import Subject
-from lorasynth.pictures.files import pictures_in, read_picture
+from lorasynth.pictures.files import pictures_in, read_photo
 
 DEFAULT_CAPTION = "a portrait of sks"
 
 
 def read_subject(
-    name: str, paths: Sequence[Path], size: int, default_caption: str = DEFAULT_CAPTION
+    name: str, paths: Sequence[Path], default_caption: str = DEFAULT_CAPTION
 ) -> Subject:
     """Read one subject from its picture files, each with its caption as `FolderSubjects` says.
 
@@ -24,7 +22,7 @@ def read_subject(
     """
     return Subject(
         id=name,
-        pictures=torch.stack([read_picture(path, size) for path in paths]),
+        photos=[read_photo(path) for path in paths],
         captions=[_caption(path, default_caption) for path in paths],
     )
 
@@ -37,7 +35,6 @@ class FolderSubjects:
     """
 
     root: Path
-    size: int
     default_caption: str = DEFAULT_CAPTION
 
     @cached_property
@@ -66,7 +63,7 @@ class FolderSubjects:
                 "none: check the name"
             )
         paths = pictures_in(self._folders[subject_id])
-        return read_subject(subject_id, paths, self.size, self.default_caption)
+        return read_subject(subject_id, paths, self.default_caption)
 
 
 def _caption(picture: Path, default: str) -> str:

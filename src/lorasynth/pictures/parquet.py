@@ -12,7 +12,7 @@ import torch
 
 from lorasynth.errors import PictureError
 from lorasynth.pictures.contract import Subject
-from lorasynth.pictures.files import decode_picture
+from lorasynth.pictures.files import decode_photo
 from lorasynth.pictures.folders import DEFAULT_CAPTION
 
 
@@ -37,7 +37,6 @@ class ParquetSubjects:
     """
 
     root: Path
-    size: int
     default_caption: str = DEFAULT_CAPTION
 
     @cached_property
@@ -81,12 +80,10 @@ class ParquetSubjects:
         values = [_row_group(row.file, row.group)[row.row] for row in rows]
         return Subject(
             id=subject_id,
-            pictures=torch.stack(
-                [
-                    self._picture(value["picture"], row)
-                    for value, row in zip(values, rows, strict=True)
-                ]
-            ),
+            photos=[
+                self._picture(value["picture"], row)
+                for value, row in zip(values, rows, strict=True)
+            ],
             captions=[value.get("caption") or self.default_caption for value in values],
         )
 
@@ -97,7 +94,7 @@ class ParquetSubjects:
                 f"a picture must be the bytes of an image file, but {row} holds "
                 f"{type(data).__name__}: leave the row out"
             )
-        return decode_picture(io.BytesIO(data), self.size, str(row))
+        return decode_photo(io.BytesIO(data), str(row))
 
 
 # A subject's rows are neighbours, so the next subjects are in the group that was read last.

@@ -11,11 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from lorasynth.errors import PictureError
 from lorasynth.pictures.contract import Subject
-from lorasynth.pictures.files import SUFFIXES, decode_picture
+from lorasynth.pictures.files import SUFFIXES, decode_photo
 from lorasynth.pictures.folders import DEFAULT_CAPTION
 
 
@@ -45,7 +43,6 @@ class TarSubjects:
     """
 
     root: Path
-    size: int
     default_caption: str = DEFAULT_CAPTION
 
     @cached_property
@@ -91,9 +88,7 @@ class TarSubjects:
         pictures = [files["picture"] for files in samples]
         return Subject(
             id=subject_id,
-            pictures=torch.stack(
-                [decode_picture(io.BytesIO(one.read()), self.size, str(one)) for one in pictures]
-            ),
+            photos=[decode_photo(io.BytesIO(one.read()), str(one)) for one in pictures],
             captions=[self._caption(files.get(".txt")) for files in samples],
         )
 
