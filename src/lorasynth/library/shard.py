@@ -110,7 +110,7 @@ class Shard:
                     )
                     for module in self.layout.modules
                 }
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, RuntimeError, IndexError) as error:
             raise self._damaged(FACTORS, error) from error
 
     def require_intact(self) -> None:
