@@ -90,7 +90,7 @@ def test_a_hub_id_is_fetched(files: Path, tmp_path: Path, monkeypatch) -> None:
 
     (files / "files/pictures.zip").write_bytes(b"large")
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
-    report = import_w2w("Snapchat/weights2weights", tmp_path / "lib")
+    report = import_w2w("hub:Snapchat/weights2weights", tmp_path / "lib")
     assert asked == ["Snapchat/weights2weights"]
     assert len(report.imported) == ROWS
 
@@ -415,8 +415,8 @@ def test_another_library_is_not_gone_on_with(files: Path, fill, tmp_path: Path) 
     fill(tmp_path / "lib", 2)
     with pytest.raises(LibraryError, match="goes on in the library that it began"):
         import_w2w(str(files), tmp_path / "lib")
-    with pytest.raises(LibraryError, match="must be a folder or a hub id"):
-        import_w2w("no/such-repository", tmp_path / "other")
+    with pytest.raises(LibraryError, match="must be a folder or hub:owner/name"):
+        import_w2w("hub:no/such-repository", tmp_path / "other")
 
 
 def test_the_docs_show_the_same_conversion() -> None:

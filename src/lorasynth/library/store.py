@@ -623,8 +623,8 @@ def _taken(lock: filelock.FileLock, path: Path) -> Iterator[None]:
         ) from error
     except (OSError, NotImplementedError) as error:
         raise LibraryError(
-            f"a library must be writable, but {path} is not ({error}): choose another path, or copy "
-            "it to a disk that is"
+            f"a library must be writable, but {path} is not ({error}): choose another path, or "
+            "copy it to a disk that is"
         ) from error
     try:
         yield
