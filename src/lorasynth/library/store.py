@@ -45,6 +45,7 @@ from lorasynth.library.columns import hash_lines, hash_numbers, read_column, wri
 from lorasynth.library.shard import Shard, write_shard
 from lorasynth.library.vectors import Stored
 from lorasynth.progress import progress
+from lorasynth.weights import require_small_header
 
 #: Version of the folder's form.
 VERSION = 1
@@ -307,6 +308,7 @@ class Library:
         if self.info.reference_hash is None:
             return None
         try:
+            require_small_header(self.path / _REFERENCE)
             vector = load_file(self.path / _REFERENCE)["vector"]
         except (OSError, SafetensorError, KeyError) as error:
             raise LibraryError(
