@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lorasynth.adapter import Factor, Factors, count, map_factors
 from lorasynth.adapter.components import DENOISER, split
 from lorasynth.base.memory import Memory
+from lorasynth.base.outline import outlined_pipeline, stored_fingerprint
 from lorasynth.base.pipeline_files import load_pipeline, read_description
 from lorasynth.base.stacked import StackedAdapters
 from lorasynth.base.texts import Texts
@@ -110,7 +111,11 @@ class BaseModel(ABC):
         self.latent_shape = (self._latent_channels(), *[self._latent_side()] * 2)
         self.scaling = float(self.vae.config.scaling_factor)
         self.shift = float(getattr(self.vae.config, "shift_factor", None) or 0.0)
-        self.fingerprint = fingerprint(self.denoiser)
+        self.fingerprint = (
+            stored_fingerprint(name, self.denoiser_part, self.denoiser)
+            if self.device.type == "meta"
+            else fingerprint(self.denoiser)
+        )
 
     @staticmethod
     def load(
@@ -125,7 +130,8 @@ class BaseModel(ABC):
 
         Args:
             name: the folder, or hub:owner/name.
-            device: where to.
+            device: where to; `meta` reads the configurations and a few numbers, which is enough to
+                compare the model with what was made for it, and for nothing else.
             dtype: number format of all weights; an autoencoder that is known to overflow in
                 float16 stays in float32.
             memory: what is given up for memory; None: nothing.
@@ -135,6 +141,8 @@ class BaseModel(ABC):
             BaseModelError: the folder or repository is missing a part or is of no known kind.
         """
         kind = _kind_of(str(name))
+        if torch.device(device).type == "meta":
+            return kind(outlined_pipeline(str(name), kind.pipeline_class), str(name), picture_size)
         pipeline = load_pipeline(str(name), kind.pipeline_class, kind.left_out)
         pipeline.set_progress_bar_config(disable=True)
         # The fingerprint is of the weights as stored, so the cast comes after it.

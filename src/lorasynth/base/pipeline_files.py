@@ -7,7 +7,7 @@ from typing import Any
 import safetensors
 import torch
 from diffusers import pipelines
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from lorasynth.base.quiet import without_bars
 from lorasynth.config import read_json
@@ -38,6 +38,25 @@ def read_description(name: str, file: str) -> dict[str, Any]:
             f"a base model must be a pipeline folder or hub:owner/name with {file}, but {name} "
             f"cannot be loaded ({_first_line(error)})"
         ) from error
+
+
+def weights_here(name: str, part: str) -> list[Path]:
+    """The safetensors files of a pipeline's network that are on this disk, without asking the hub.
+
+    Args:
+        name: folder or hub id of the pipeline.
+        part: the network's name in it.
+    """
+    on_hub = repository(name)
+    if on_hub is None:
+        return _weight_files(folder_of(name, "a base model", BaseModelError) / part)
+    found = try_to_load_from_cache(on_hub, f"{part}/config.json")
+    return _weight_files(Path(found).parent) if isinstance(found, str) else []
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    # Variants, such as model.fp16.safetensors, are not what is loaded.
+    return sorted(path for path in folder.glob("*.safetensors") if path.name.count(".") == 1)
 
 
 def load_pipeline(name: str, pipeline_class: type[Any], left_out: Mapping[str, Any]) -> Any:
@@ -117,9 +136,7 @@ def _stored_formats(folder: Path) -> dict[str, torch.dtype]:
     """Part -> the one number format of its tensors; parts of several are left to the default."""
     formats = {}
     for part in sorted(path for path in folder.iterdir() if path.is_dir()):
-        # Variants, such as model.fp16.safetensors, are not what is loaded.
-        files = [path for path in part.glob("*.safetensors") if path.name.count(".") == 1]
-        found = set().union(*map(_formats_in, files))
+        found = set().union(*map(_formats_in, _weight_files(part)))
         if len(found) == 1 and (stated := found.pop()) in _FORMATS:
             formats[part.name] = _FORMATS[stated]
     return formats

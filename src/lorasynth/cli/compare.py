@@ -154,9 +154,12 @@ def _style(text: str) -> "Adapter":
 
 
 def _synthesised(name: str, people: "Sequence[Subject]") -> "dict[str, Adapter]":
+    from lorasynth.learned import require_unseen
     from lorasynth.synthesizer import Synthesizer
 
-    made = Synthesizer.from_pretrained(name).many([[one.pictures[0]] for one in people])
+    synthesizer = Synthesizer.from_pretrained(name)
+    require_unseen(synthesizer.learned, [one.id for one in people], f"the synthesizer {name}")
+    made = synthesizer.many([[one.pictures[0]] for one in people])
     return {one.id: adapter for one, adapter in zip(people, made, strict=True)}
 
 

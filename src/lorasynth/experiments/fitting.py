@@ -11,6 +11,7 @@ from lorasynth.codec.contract import require_several
 from lorasynth.codec.out_of_core import OutOfCoreConfig, Source, fit_out_of_core
 from lorasynth.codec.streamed_vae import StreamingConfig, fit_streamed
 from lorasynth.experiments.explained_variance import draw_explained_variance
+from lorasynth.learned import learned_from
 from lorasynth.library import Library, LibraryView
 from lorasynth.library.statistics import streaming_statistics
 
@@ -68,6 +69,8 @@ def fit_into(
         codec = Scaled.of(config, found.mean.float(), found.variance.sqrt().float()).to(device)
     else:
         codec = CODECS.get(name).fit(source, config, device=device)
+    if isinstance(source, Library | LibraryView):
+        codec.learned = learned_from(source.ids)
     with atomic_directory(out, also=[_CURVE]) as folder:
         codec.save(folder, half=half)
         if isinstance(codec, PCA):

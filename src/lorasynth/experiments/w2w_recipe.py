@@ -32,10 +32,10 @@ from lorasynth.collect.embedding import column_of
 from lorasynth.collect.generated import GeneratedConfig, GeneratedSubjects, embed_imported
 from lorasynth.condition import ConditionEncoder
 from lorasynth.config import from_dict, read_json, to_dict
+from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.errors import ConfigError, LibraryError, PictureError
 from lorasynth.experiments.compare import CompareConfig, Contender, Judges, compare
 from lorasynth.experiments.fitting import fit_into
-from lorasynth.experiments.latent_library import LatentLibrary
 from lorasynth.experiments.methods import methods
 from lorasynth.experiments.stages import StagedRun
 from lorasynth.hypernet.library_data import training_set

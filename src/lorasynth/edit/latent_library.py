@@ -69,7 +69,9 @@ class LatentLibrary:
 
     @classmethod
     def open(cls, folder: Path, codec: Codec) -> "LatentLibrary":
-        """Read a library of latents, or encode a library of adapters (without conditions).
+        """Read a library of latents, or the latents of a library of adapters (without conditions).
+
+        Of a library with splits, the adapters of `train` alone.
 
         Raises:
             BundleError: the folder is neither.
@@ -77,7 +79,7 @@ class LatentLibrary:
             LayoutError: the codec is for adapters of another layout, or not that of the latents.
         """
         if Library.is_at(folder):
-            return cls.encode(Library.open(folder), codec, column=None)
+            return cls.encode(Library.open(folder).training(quiet=True), codec, column=None)
         library = cls.load(folder)
         if library.codec != fingerprint(codec):
             raise LayoutError(
