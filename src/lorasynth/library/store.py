@@ -44,12 +44,8 @@ from lorasynth.errors import ConfigError, LibraryError
 from lorasynth.library.columns import hash_lines, hash_numbers, read_column, write_column
 from lorasynth.library.shard import Shard, write_shard
 from lorasynth.library.vectors import Stored
-<<<<<<< HEAD
-from lorasynth.progress import progress
-from lorasynth.weights import require_small_header
-=======
 from lorasynth.progress import console, progress
->>>>>>> main
+from lorasynth.weights import require_small_header
 
 #: Version of the folder's form.
 VERSION = 1
