@@ -57,7 +57,8 @@ def pretrained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = folder / "pretrained"
     common = ["--folder", world.subjects, "--base", world.base, "--device", "cpu"]
     sets = ("optimisation.steps=2", "optimisation.batch=2", "latents=2", "model.width=8")
-    options = ["--encoder", world.encoder, "-o", out, "--run", folder, "--recipe", "rank=2"]
+    options = ["--encoder", world.encoder, "-o", out, "--recipe", "rank=2"]
+    options += ["--run", folder / "run"]
     words = [word for setting in sets for word in ("--set", setting)]
     assert call(["pretrain", *common, *options, *words]) == 0
     return out

@@ -141,16 +141,18 @@ def subjects_of(photos: Sequence[Path], out: Path, suffix: str) -> dict[Path, li
     Raises:
         PictureError: a folder has no pictures, neither itself nor in its subfolders.
     """
-    from lorasynth.pictures import pictures_in
+    from lorasynth.pictures.folders import Tally, pictures_in, subjects_below
 
     if len(photos) > 1 or not photos[0].is_dir():
         return {out: list(photos)}
-    [folder] = photos
-    if found := pictures_in(folder):
-        return {out: found}
-    subfolders = sorted(path for path in folder.iterdir() if path.is_dir())
-    pictures = {path.name: pictures_in(path) for path in subfolders}
-    subjects = {out / f"{name}{suffix}": found for name, found in pictures.items() if found}
+    [folder], tally = photos, Tally()
+    if found := pictures_in(folder, tally):
+        tally.subjects, subjects = 1, {out: found}
+    else:
+        tally = Tally()
+        below = subjects_below(folder, tally)
+        subjects = {out / f"{name}{suffix}": paths for name, paths in below.items()}
+    tally.say(folder)
     if not subjects:
         raise PictureError(
             f"a folder of subjects must hold pictures, or folders of pictures, but {folder} has "
