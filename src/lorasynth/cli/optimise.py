@@ -203,8 +203,7 @@ class _Job:
             self.base = BaseModel.load(base, pick_device(device))
         self.outs, self.paths = list(found), list(found.values())
         self.subjects: list[Subject] = [
-            read_subject(path.stem, pictures, self.base.picture_size, caption)
-            for path, pictures in found.items()
+            read_subject(None, pictures, self.base.picture_size, caption) for pictures in self.paths
         ]
 
     @contextmanager

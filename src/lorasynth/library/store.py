@@ -175,6 +175,10 @@ class Library:
         """Number of adapters N."""
         return int(self._starts[-1])
 
+    def shard_sizes(self) -> list[int]:
+        """Number of adapters in each shard, in row order."""
+        return [shard.count for shard in self._shards]
+
     @property
     def width(self) -> int:
         """Length D of a vector."""

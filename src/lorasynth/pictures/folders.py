@@ -1,5 +1,6 @@
 """Subjects as folders of pictures, and which files of a folder count: one rule for all commands."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -156,18 +157,22 @@ def _why_no_subject(path: Path, root: Path) -> str | None:
 
 
 def read_subject(
-    name: str, paths: Sequence[Path], size: int, default_caption: str = DEFAULT_CAPTION
+    name: str | None, paths: Sequence[Path], size: int, default_caption: str = DEFAULT_CAPTION
 ) -> Subject:
     """Read one subject from its picture files, each with its caption as `FolderSubjects` says.
+
+    Its name is that of its random numbers, too; None names it after its pictures, so that nothing
+    but them decides what is made of it.
 
     Raises:
         PictureError: a picture or a caption cannot be read.
     """
     texts = {folder: _caption_files(folder) for folder in {path.parent for path in paths}}
     captions = (texts[path.parent].get(path.stem) for path in paths)
+    pictures = torch.stack([read_picture(path, size) for path in paths])
     return Subject(
-        id=name,
-        pictures=torch.stack([read_picture(path, size) for path in paths]),
+        id=name or hashlib.sha256(pictures.numpy().tobytes()).hexdigest()[:16],
+        pictures=pictures,
         captions=[default_caption if one is None else _caption(one) for one in captions],
     )
 
