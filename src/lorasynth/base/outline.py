@@ -90,7 +90,8 @@ def outline(name: str) -> Outline:
             f"{', '.join(sorted(known))}"
         )
     built = {part: build_part(name, part, *kind) for part, kind in parts.items()}
-    return Outline(public_name(name), {DENOISER if p in _DENOISERS else p: m for p, m in built.items()})
+    named = {DENOISER if part in _DENOISERS else part: m for part, m in built.items()}
+    return Outline(public_name(name), named)
 
 
 def outlined_pipeline(name: str, pipeline_class: type[Any]) -> Any:
@@ -125,7 +126,7 @@ def stored_fingerprint(name: str, part: str, network: nn.Module) -> str:
     """The fingerprint of a network's stored weights, of which a few numbers are read.
 
     Args:
-        name: folder of the pipeline, or hub:owner/name; of a hub's, what was fetched earlier is read.
+        name: folder of the pipeline, or hub:owner/name, of which what was fetched is read.
         part: the network's name in it.
         network: the network, on any device; says which tensors there are.
 
