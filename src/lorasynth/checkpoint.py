@@ -49,7 +49,7 @@ def write_state(
             "choose another place"
         )
     header = {"identity": json.dumps(dict(identity), sort_keys=True), "facts": json.dumps(facts)}
-    with atomic_file(path, alone=True) as temporary:
+    with atomic_file(path) as temporary:
         save_with_header(as_stored(tensors), temporary, header)
 
 
