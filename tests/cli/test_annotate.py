@@ -73,3 +73,12 @@ def test_what_is_no_table_of_facts_is_refused(
     table.write_text(text)
     run("library", "annotate", library, table).is_one_error(*words)
     assert "age" not in Library.open(library).table.column_names
+
+
+def test_what_is_forgotten_is_forgotten_here_too(library: Path, run: Run) -> None:
+    annotated(run, library, CSV)
+    assert run("library", "forget", library, "ann").status == 0
+    table = Library.open(library).table
+    assert table["id"].to_pylist() == ["ben", "cyd"]
+    assert table["age"].to_pylist() == [44, 27]
+    assert b"ann" not in (library / "annotations.parquet").read_bytes()

@@ -94,6 +94,35 @@ def embed(
 
 
 @app.command()
+def forget(
+    path: Where,
+    subjects: Annotated[list[str], typer.Argument(help="Ids of subjects.", show_default=False)],
+) -> None:
+    """Remove subjects, with all in the library that was derived from them.
+
+    What was fitted to the library before still holds what it learned from them.
+    """
+    from lorasynth.collect.failures import Failures
+    from lorasynth.errors import LibraryError
+    from lorasynth.library.forgetting import forget as take_out
+
+    failures = Failures(path)
+    failed = [name for name in subjects if name in failures.ids]
+    known = {*take_out(path, subjects), *failed}
+    failures.update({}, failed)
+    if unknown := [name for name in subjects if name not in known]:
+        raise LibraryError(
+            f"a subject must be in the library, but {unknown[0]!r} is not; "
+            f"{len(known)} of {len(subjects)} were removed: check the name"
+        )
+    typer.echo(
+        f"{path}: {len(known)} subjects removed, with their factors, vectors, embeddings and "
+        "latents. A codec and a hypernetwork that learned from them, and LoRA files of them, are "
+        "elsewhere: fit and train again, and delete those files"
+    )
+
+
+@app.command()
 def imitate(
     folder: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
     rows: Annotated[int, typer.Option(help="Adapters; published are 64,974.", min=2)] = 1000,

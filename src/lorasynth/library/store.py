@@ -176,6 +176,10 @@ class Library:
         """Number of adapters N."""
         return int(self._starts[-1])
 
+    def shard_sizes(self) -> list[int]:
+        """Number of adapters in each shard, in row order."""
+        return [shard.count for shard in self._shards]
+
     @property
     def width(self) -> int:
         """Length D of a vector."""
@@ -189,10 +193,10 @@ class Library:
     @property
     def table(self) -> pa.Table:
         """The table of subjects: `id`, whatever columns were given, and what was annotated."""
-        return with_facts(self._own_table, stored_facts(self.path))
+        return with_facts(self.own_table, stored_facts(self.path))
 
     @property
-    def _own_table(self) -> pa.Table:
+    def own_table(self) -> pa.Table:
         """What came with the adapters."""
         if not self._shards:
             return pa.table({"id": pa.array([], pa.string())})
@@ -492,7 +496,7 @@ class Library:
                 is writing.
         """
         with self.locked():
-            own = self._own_table
+            own = self.own_table
             merged = write_facts(self.path, facts, self.ids, own.column_names)
         return [name for name in merged.column_names if name != "id"]
 
