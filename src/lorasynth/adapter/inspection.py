@@ -12,7 +12,15 @@ import torch
 from lorasynth.adapter.adapter import Adapter, AdapterMetadata
 from lorasynth.adapter.factors import Factor
 from lorasynth.adapter.files import LoraFile, read
-from lorasynth.adapter.programs import Reading, readings
+from lorasynth.adapter.programs import (
+    COMFYUI,
+    DIFFUSERS,
+    Reading,
+    a1111_unread,
+    kohya_unread,
+    peft_unread,
+    unread,
+)
 
 #: How far A·Aᵀ and Bᵀ·B of a canonical adapter may be from one diagonal matrix, as a share of it.
 _CANONICAL_TOLERANCE = 1e-3
@@ -149,6 +157,44 @@ def _training(header: Mapping[str, str]) -> dict[str, str]:
     if tags:
         facts["tags"] = ", ".join(f"{tag} ({count})" for tag, count in tags.most_common(8))
     return facts
+
+
+def readings(found: LoraFile) -> tuple[Reading, ...]:
+    """How much of a file each program reads, as the loaders were measured to do."""
+    lost: dict[str, set[str]] = {}
+    for family, spelled in found.spelled or ((None, {}),):
+        everything = set(found.adapter.factors)
+        here = {
+            DIFFUSERS: unread(family, DIFFUSERS, spelled) if family else everything,
+            COMFYUI: unread(family, COMFYUI, spelled) if family else everything,
+            "A1111, Forge": a1111_unread(family, spelled) if family else everything,
+            "kohya": kohya_unread(family, spelled) if family else everything,
+            "PEFT": peft_unread(spelled) if family else everything - everything,
+        }
+        for program, modules in here.items():
+            lost.setdefault(program, set()).update(modules)
+    reasons = {program: _example(modules) for program, modules in lost.items()}
+    unequal = {a for a in found.alphas.values()} != {f.rank for f in found.adapter.factors.values()}
+    if found.format == "kohya" and len(set(found.alphas.values())) > 1 and _is_unet(found):
+        attention = {m for m in found.adapter.factors if ".attn" in m}
+        lost[DIFFUSERS] |= attention
+        reasons[DIFFUSERS] = "the alphas of attention, where alphas differ"
+    if found.format == "diffusers" and unequal and found.states_alpha:
+        lost[COMFYUI] = set(found.adapter.factors)
+        reasons[COMFYUI] = "alpha in the header, and so the scale"
+    total = len(found.adapter.factors)
+    return tuple(
+        Reading(program, total - len(modules), total, reasons[program])
+        for program, modules in lost.items()
+    )
+
+
+def _example(modules: set[str]) -> str:
+    return f"{min(modules)}{', ...' if len(modules) > 1 else ''}" if modules else ""
+
+
+def _is_unet(found: LoraFile) -> bool:
+    return any(family.denoiser == "unet" for family in found.verdict.candidates)
 
 
 def _warnings(found: LoraFile, sizes: Mapping[str, float]) -> Iterator[str]:

@@ -31,6 +31,7 @@ blocks.# = transformer_blocks.#:
   mlp.layer2 = ff.net.2
 """),
     universal="comfyui",
+    diffusers_reads="transformer. AB diffusers; diffusion_model. AB published",
     text=("qwen3_06b",),
     widths={"attn1.to_q": (2048,)},
     depths={"transformer_blocks": 28},

@@ -1,6 +1,6 @@
 """AuraFlow."""
 
-from lorasynth.adapter.families.contract import Family
+from lorasynth.adapter.families.contract import Family, also
 from lorasynth.adapter.names import Table
 
 AURAFLOW = Family(
@@ -39,6 +39,7 @@ single_layers.# = single_transformer_blocks.#:
   mlp.c_fc2 = ff.linear_2
   mlp.c_proj = ff.out_projection
 """),
+    comfyui_reads=also("transformer. * diffusers"),
     text=("pile_t5xl",),
     widths={"attn.to_q": (3072,)},
     depths={"joint_transformer_blocks": 4, "single_transformer_blocks": 32},

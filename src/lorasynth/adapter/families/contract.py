@@ -45,6 +45,15 @@ encoder.block.#.layer.#:
 }  # fmt: skip
 
 
+#: What ComfyUI reads of every family that it has: the published names, whatever the endings.
+_COMFYUI = "lora_unet_ * published; diffusion_model. * published"
+
+
+def also(*rules: str) -> str:
+    """What ComfyUI reads of a family beside the published names."""
+    return "; ".join((_COMFYUI, *rules))
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Family:
     """A family of base models that share the names of their layers.
@@ -54,7 +63,9 @@ class Family:
         table: its denoiser's layers, see `names`.
         kohya: which of both names kohya's files have: `published` or `diffusers`.
         comfyui: the same of `diffusion_model.` files.
-        universal: the format that diffusers and ComfyUI both read exactly.
+        universal: the format that diffusers and ComfyUI both read exactly, where that is possible.
+        diffusers_reads: what diffusers 0.42 reads of the denoiser's layers, see `programs`.
+        comfyui_reads: the same of ComfyUI 0.3.75.
         denoiser: the denoiser's name in a diffusers pipeline.
         text: its pipelines' text encoders as ComfyUI names them, in diffusers' order.
         widths: ending of diffusers' names -> input widths that such layers have.
@@ -75,6 +86,8 @@ class Family:
     kohya: str = "published"
     comfyui: str = "published"
     universal: str = "diffusers"
+    diffusers_reads: str = "transformer. AB diffusers"
+    comfyui_reads: str = _COMFYUI
     denoiser: str = "transformer"
     text: tuple[str, ...] = ()
     widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """FLUX.1 and Chroma, which is FLUX.1 with its modulations in one small network."""
 
-from lorasynth.adapter.families.contract import Family
+from lorasynth.adapter.families.contract import Family, also
 from lorasynth.adapter.names import Table
 
 _BLOCKS = """
@@ -27,6 +27,9 @@ _RATIOS = {
     **{f"ff{which}.net.2": 1 / 4 for which in ("", "_context")},
     **{"proj_mlp": 4, "single_transformer_blocks.proj_out": 1 / 5},
 }
+#: What diffusers' converter of kohya's names leaves out.
+_OUTSIDE = "-time_text_embed. -x_embedder -context_embedder -norm_out. -proj_out"
+_COMFYUI = also(*(f"{prefix} * diffusers" for prefix in ("lora_transformer_", "lycoris_", "transformer.")))
 _DEPTHS = {"transformer_blocks": 19, "single_transformer_blocks": 38}
 
 FLUX1 = Family(
@@ -46,6 +49,9 @@ single_blocks.# = single_transformer_blocks.#:
   modulation.lin = norm.linear
 """),
     universal="kohya",
+    diffusers_reads="transformer. AB diffusers; lora_transformer_ du diffusers; "
+    f"lora_unet_ du published {_OUTSIDE}; diffusion_model. du published {_OUTSIDE}",
+    comfyui_reads=_COMFYUI,
     text=("clip_l", "t5xxl"),
     widths=_WIDTHS,
     ratios=_RATIOS,
@@ -65,6 +71,9 @@ distilled_guidance_layer.layers.#:
   out_layer = linear_2
 """),
     universal="kohya",
+    diffusers_reads="transformer. AB diffusers; lora_unet_ du published "
+    "!distilled_guidance_layer -x_embedder -context_embedder -proj_out",
+    comfyui_reads=f"{_COMFYUI} -distilled_guidance_layer.",
     text=("t5xxl",),
     widths=_WIDTHS,
     ratios=_RATIOS,

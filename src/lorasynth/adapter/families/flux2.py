@@ -1,6 +1,6 @@
 """FLUX.2: dev, klein 4B and klein 9B."""
 
-from lorasynth.adapter.families.contract import Family
+from lorasynth.adapter.families.contract import Family, also
 from lorasynth.adapter.names import Table
 
 FLUX2 = Family(
@@ -31,6 +31,12 @@ single_blocks.# = single_transformer_blocks.#:
   linear2 = attn.to_out
 """),
     universal="comfyui",
+    diffusers_reads="transformer. AB diffusers; diffusion_model. AB published -norm_out.; "
+    "diffusion_model. du published -norm_out.; base_model.model. AB published -norm_out.; "
+    "lora_unet_ du published -norm_out. -double_stream -single_stream -*.guidance_embedder.linear_1 "
+    "-*.guidance_embedder.linear_2",
+    comfyui_reads=also("transformer. * diffusers -*.linear_in -*.linear_out -*.to_qkv_mlp_proj "
+    "-single_transformer_blocks. -time_guidance_embed. -double_stream -single_stream"),
     text=("mistral3_24b",),
     widths={"attn.to_q": (6144, 4096, 3072), "attn.to_qkv_mlp_proj": (6144, 4096, 3072)},
     ratios={

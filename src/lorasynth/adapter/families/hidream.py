@@ -1,6 +1,6 @@
 """HiDream-I1, published in diffusers' names."""
 
-from lorasynth.adapter.families.contract import Family
+from lorasynth.adapter.families.contract import Family, also
 from lorasynth.adapter.names import Table
 
 _FEED_FORWARD = "".join(f"  block.{part}.w{n}\n" for part in (
@@ -35,6 +35,8 @@ double_stream_blocks.#:{_ATTENTION}
 {_FEED_FORWARD}
 single_stream_blocks.#:{_ATTENTION}{_FEED_FORWARD}
 """),
+    diffusers_reads="transformer. AB diffusers; diffusion_model. AB diffusers",
+    comfyui_reads=also("transformer. * diffusers", "lycoris_ * diffusers"),
     text=("clip_l", "clip_g", "t5xxl", "llama"),
     base_version="hidream",
     architecture="hidream-i1/lora",

@@ -22,6 +22,9 @@ layers.#:
   adaln_modulation
 """),
     universal="comfyui",
+    diffusers_reads="transformer. AB diffusers; diffusion_model. AB published !input_proj "
+    "!llm_cond_proj !t_embedding !adaln_proj !final_layer; diffusion_model. du published !input_proj "
+    "!llm_cond_proj !t_embedding !adaln_proj !final_layer",
     text=("qwen",),
     widths={"attention.to_q": (4608,), "attention.to_out.0": (4608,), "feed_forward.w1": (4608,)},
     ratios={f"attention.{part}": 1 for part in ("to_q", "to_k", "to_v", "to_out.0")},

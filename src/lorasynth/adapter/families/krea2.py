@@ -30,6 +30,8 @@ txtfusion.layerwise_blocks.# = text_fusion.layerwise_blocks.#:{_BLOCK}
 txtfusion.refiner_blocks.# = text_fusion.refiner_blocks.#:{_BLOCK}
 """),
     universal="comfyui",
+    diffusers_reads="transformer. AB diffusers; diffusion_model. AB published; "
+    "base_model.model. AB published",
     text=("qwen3_4b",),
     widths={"transformer_blocks.attn.to_q": (6144,)},
     ratios={"transformer_blocks.attn.to_k": 1 / 4, "transformer_blocks.attn.to_v": 1 / 4},

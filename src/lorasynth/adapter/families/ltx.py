@@ -25,8 +25,8 @@ transformer_blocks.#:
   ff.net.0.proj
   ff.net.2
 """),
-    comfyui="diffusers",
     universal="comfyui",
+    diffusers_reads="transformer. AB diffusers; diffusion_model. AB diffusers",
     text=("t5xxl",),
     widths={"attn1.to_q": (2048, 4096), "attn2.to_q": (2048, 4096)},
     depths={"transformer_blocks": 48},

@@ -1,6 +1,6 @@
 """Lumina Image 2.0, and Z-Image, which was published under the same names."""
 
-from lorasynth.adapter.families.contract import Family
+from lorasynth.adapter.families.contract import Family, also
 from lorasynth.adapter.names import Table
 
 
@@ -29,6 +29,8 @@ final_layer.linear = norm_out.linear_2
   feed_forward.w3 = feed_forward.linear_3
 """, "  adaLN_modulation.1 = norm1.linear\n")),
     universal="comfyui",
+    diffusers_reads="transformer. AB diffusers; diffusion_model. AB published blocks !x_embedder "
+    "!time_caption_embed. !norm_out.",
     text=("gemma2_2b",),
     widths={"attn.to_q": (2304,), "attn.to_out.0": (2304,), "feed_forward.linear_1": (2304,)},
     ratios={"attn.to_q": 1, "attn.to_k": 1 / 3, "attn.to_v": 1 / 3, "attn.to_out.0": 1},
@@ -55,6 +57,10 @@ final_layer.adaLN_modulation.1 = all_final_layer.2-1.adaLN_modulation.1
 """, "  adaLN_modulation.0\n")),
     comfyui="diffusers",
     universal="comfyui",
+    diffusers_reads="transformer. AB diffusers; diffusion_model. AB diffusers; "
+    "diffusion_model. du diffusers; lora_unet_ du diffusers -all_; lora_unet_ du published -all_; "
+    "bare default diffusers",
+    comfyui_reads=also("diffusion_model. * diffusers", "lycoris_ * diffusers"),
     text=("qwen3_4b",),
     widths={"attention.to_q": (3840,), "attention.to_out.0": (3840,), "feed_forward.w1": (3840,)},
     ratios={f"attention.{part}": 1 for part in ("to_q", "to_k", "to_v", "to_out.0")},

@@ -1,6 +1,6 @@
 """PixArt-alpha and -sigma, and Sana, of which no published names are in use."""
 
-from lorasynth.adapter.families.contract import Family
+from lorasynth.adapter.families.contract import Family, also
 from lorasynth.adapter.names import Table
 
 PIXART = Family(
@@ -26,6 +26,8 @@ blocks.# = transformer_blocks.#:
   mlp.fc1 = ff.net.0.proj
   mlp.fc2 = ff.net.2
 """),
+    diffusers_reads="",
+    comfyui_reads=also("transformer. * diffusers", "base_model.model. * diffusers"),
     text=("t5xxl",),
     widths={"attn1.to_q": (1152,), "attn2.to_q": (1152,)},
     depths={"transformer_blocks": 28},
@@ -57,6 +59,7 @@ transformer_blocks.#:
   ff.conv_depth
   ff.conv_point
 """),
+    comfyui_reads="",
     text=("gemma2_2b",),
     widths={"attn1.to_q": (1152, 2240)},
     depths={"transformer_blocks": 60},

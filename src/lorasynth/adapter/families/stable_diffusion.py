@@ -1,6 +1,6 @@
 """Stable Diffusion 1, 2 and XL: U-Nets, of which XL's published names are kohya's."""
 
-from lorasynth.adapter.families.contract import Family
+from lorasynth.adapter.families.contract import Family, also
 from lorasynth.adapter.names import Table
 
 _RESNET = """
@@ -69,6 +69,12 @@ def _unet(down: list[int], up: list[int], outside: str = _OUTSIDE) -> Table:
 _LINEAR = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "time_emb_proj")
 _PROJECTIONS = (".proj_in", ".proj_out")
 _FIRST = _unet([1, 1, 1, 0], [0, 1, 1, 1])
+_DIFFUSERS = "unet. AB diffusers; unet. du diffusers; lora_unet_ du diffusers"
+_SGM = "unet. AB diffusers; unet. du diffusers; lora_unet_ du published; lora_unet_ du diffusers"
+_ATTENTION_LAYERS = " ".join(f"-*.to_{part}" for part in ("q", "k", "v", "out.0"))
+_COMFYUI = also(
+    "lora_unet_ * diffusers", "lycoris_ * diffusers", f"unet. * diffusers {_ATTENTION_LAYERS}"
+)
 _PROGRAMS = ("kohya", "a1111", "ai-toolkit")
 
 SD1 = Family(
@@ -77,6 +83,8 @@ SD1 = Family(
     kohya="diffusers",
     universal="kohya",
     denoiser="unet",
+    diffusers_reads=_DIFFUSERS,
+    comfyui_reads=_COMFYUI,
     text=("clip_l",),
     widths={"attn2.to_k": (768,), "attn2.to_v": (768,)},
     depths={"transformer_blocks": 1},
@@ -93,6 +101,8 @@ SD2 = Family(
     kohya="diffusers",
     universal="kohya",
     denoiser="unet",
+    diffusers_reads=_DIFFUSERS,
+    comfyui_reads=_COMFYUI,
     text=("clip_h",),
     widths={"attn2.to_k": (1024,), "attn2.to_v": (1024,)},
     depths={"transformer_blocks": 1},
@@ -107,6 +117,8 @@ SDXL = Family(
     table=_unet([0, 1, 1], [1, 1, 0], _OUTSIDE + _ADDED),
     universal="kohya",
     denoiser="unet",
+    diffusers_reads=_SGM,
+    comfyui_reads=_COMFYUI,
     text=("clip_l", "clip_g"),
     widths={"attn2.to_k": (2048,), "attn2.to_v": (2048,)},
     depths={"transformer_blocks": 10},
@@ -131,6 +143,8 @@ OTHER_UNET = Family(
     kohya="diffusers",
     universal="kohya",
     denoiser="unet",
+    diffusers_reads=_DIFFUSERS,
+    comfyui_reads=_COMFYUI,
     text=("clip_l", "clip_g"),
     programs=(),
     linear=_LINEAR,

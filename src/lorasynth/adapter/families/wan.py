@@ -30,6 +30,9 @@ blocks.#:
   ffn.2 = ffn.net.2
 """),
     universal="comfyui",
+    diffusers_reads="transformer. AB diffusers; diffusion_model. AB published; "
+    "diffusion_model. du published; lora_unet_ du published blocks !condition_embedder. !proj_out "
+    "!patch_embedding",
     text=("umt5xxl",),
     widths={"attn1.to_q": (1536, 3072, 5120), "attn2.to_q": (1536, 3072, 5120)},
     depths={"blocks": 40},

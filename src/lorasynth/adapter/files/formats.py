@@ -25,6 +25,7 @@ from lorasynth.adapter.files.header import CONFIG_KEY, MODULES_KEY, described
 from lorasynth.adapter.files.peft_config import lora_config
 from lorasynth.adapter.layout import Kernel
 from lorasynth.adapter.names import Layer
+from lorasynth.adapter.programs import COMFYUI, DIFFUSERS, Spelling, unread
 from lorasynth.atomic import atomic_directory, write_bytes
 from lorasynth.errors import FileFormatError
 from lorasynth.registry import Registry
@@ -124,6 +125,22 @@ class LoraFormat:
         return tensors, header
 
 
+    def spelling(self, adapter: Adapter, family: Family) -> dict[str, Spelling]:
+        """How the format spells each module of an adapter of a family."""
+        spelled = {}
+        for module in adapter.factors:
+            names, name, component = self.names(family), module, component_of(module)
+            prefix = f"{family.denoiser}." if self.prefix is None else self.prefix
+            if component:
+                name = module.removeprefix(f"{component}.")
+                stem = _text_stem(self, module, component, Verdict((family,), ""))
+                prefix = stem.removesuffix(name.replace(".", "_") if self.underscored else name)
+            elif (layer := family.table.layer_of(module)) and layer.modules == (layer.name,):
+                names = "same"
+            spelled[module] = Spelling(prefix, "du" if self.underscored else "AB", names, name)
+        return spelled
+
+
 class AutomaticFormat(LoraFormat):
     """The spelling that diffusers and ComfyUI both read exactly, which depends on the family."""
 
@@ -160,15 +177,25 @@ def get_format(name: str) -> LoraFormat:
 
 
 def universal(adapter: Adapter) -> LoraFormat:
-    """The format that diffusers and ComfyUI both read exactly for the adapter's family."""
+    """The format of which diffusers and ComfyUI lose least for the adapter's family: nothing."""
     verdict = family_of(adapter.layout, adapter.metadata.header)
-    shared = verdict.shared(lambda family: family.universal)
-    denoiser = [module for module in adapter.factors if not component_of(module)]
-    if not denoiser:
-        shared = "kohya" if all(".text_model." in module for module in adapter.factors) else None
-    return get_format(shared or "diffusers")
+    usual = verdict.shared(lambda family: family.universal) or "diffusers"
+    if not any(not component_of(module) for module in adapter.factors):
+        clip = all(".text_model." in module for module in adapter.factors)
+        return get_format("kohya" if clip else "diffusers")
+    if not _alike(verdict):
+        return get_format(usual)
+
+    def lost(name: str) -> int:
+        spelled = get_format(name).spelling(adapter, verdict.candidates[0])
+        return len(
+            set[str]().union(*(unread(f, p, spelled) for f in verdict.candidates for p in _BOTH))
+        )
+
+    return get_format(min((usual, "kohya", "diffusers", "comfyui"), key=lost))
 
 
+_BOTH = (DIFFUSERS, COMFYUI)
 PROGRAMS = ("comfyui", "diffusers", "a1111", "peft", "ai-toolkit", "kohya")
 
 

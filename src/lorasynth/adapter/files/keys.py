@@ -33,6 +33,7 @@ _COMFYUI_TEXT = re.compile(r"text_encoders\.(\w+)\.transformer\.")
 _WRAPPERS = ("base_model.model.", "_orig_mod.", "module.", "unet.", "transformer.")
 _WRAPPERS += ("diffusion_model.",)
 
+_DOWN_UP = dict.fromkeys((".lora_down.weight", ".lora_up.weight"), "du")
 _LORA = {
     "down": r"\.lora_A(?:\.(?P<a>\w+))?\.weight|\.lora_down(?:\.(?P<b>\w+))?\.weight"
     r"|[._]lora(?:_linear_layer)?\.down\.weight",
@@ -99,6 +100,8 @@ class Key:
         part: `down`, `up`, `alpha`, or the ending of another kind.
         kind: of the adapter that has such an ending; empty for a plain LoRA.
         adapter: the name of the adapter in the key, mostly empty or `default`.
+        ending: `AB`, `du` (down and up), `default` (A and B of an adapter of that name) or `old`.
+        wrapped: whether its name was that of a layer in a wrapped network.
     """
 
     spelled: str
@@ -110,6 +113,8 @@ class Key:
     part: str
     kind: str
     adapter: str
+    ending: str
+    wrapped: bool
 
 
 def parse(key: str) -> Key | None:
@@ -126,7 +131,25 @@ def parse(key: str) -> Key | None:
     name = _unwrapped(spelled[len(prefix) :], dotted)
     if not name:
         return None
-    return Key(spelled, form, prefix, tag, name, dotted, groups[part] if kind else part, kind, adapter)
+    return Key(
+        spelled=spelled,
+        format=form,
+        prefix=prefix,
+        tag=tag,
+        name=name,
+        dotted=dotted,
+        part=groups[part] if kind else part,
+        kind=kind,
+        adapter=adapter,
+        ending=_ending(found[0], adapter),
+        wrapped=not spelled.endswith(name),
+    )
+
+
+def _ending(ending: str, adapter: str) -> str:
+    if adapter:
+        return "default" if adapter == "default" else "named"
+    return "AB" if ".lora_A" in ending or ".lora_B" in ending else _DOWN_UP.get(ending, "old")
 
 
 def _begin(spelled: str) -> tuple[str, str, str, bool]:

@@ -20,6 +20,7 @@ from lorasynth.adapter.files.keys import Key, parse_all
 from lorasynth.adapter.files.peft_config import AlphaOf, alpha_from, parse_config
 from lorasynth.adapter.files.resolve import Resolved, resolve
 from lorasynth.adapter.layout import Kernel
+from lorasynth.adapter.programs import Spelling
 from lorasynth.errors import FileFormatError, LayoutError
 
 _PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -40,7 +41,7 @@ class LoraFile:
         verdict: the family that it is for, and how that is known.
         dtype: of most of its numbers.
         states_alpha: whether it says what alpha is.
-        layers: names of its layers as spelled there.
+        spelled: module -> how the file spells it, for each family that it can be of.
     """
 
     adapter: Adapter
@@ -50,7 +51,7 @@ class LoraFile:
     verdict: Verdict
     dtype: torch.dtype
     states_alpha: bool
-    layers: tuple[str, ...]
+    spelled: tuple[tuple[Family, Mapping[str, Spelling]], ...]
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ def assemble(
         adapter = Adapter(factors, metadata, kernels)
     except LayoutError as error:
         raise FileFormatError(f"{content.path} cannot be used: {error}") from error
+    candidates = resolved.verdict.candidates
     types = Counter(t.dtype for key, t in content.tensors.items() if not key.endswith(".alpha"))
     return LoraFile(
         adapter=adapter,
@@ -148,8 +150,22 @@ def assemble(
         verdict=resolved.verdict,
         dtype=types.most_common(1)[0][0],
         states_alpha=states_alpha,
-        layers=tuple(pair.key.spelled for pair in pairs),
+        spelled=tuple((family, _spelled(resolved, family)) for family in candidates),
     )
+
+
+def _spelled(resolved: Resolved, family: Family) -> dict[str, Spelling]:
+    """How the file spells each module of a family."""
+    spelled = {}
+    for key, layer in resolved.layers.items():
+        for module in layer.modules:
+            published = family.table.layer_of(module)
+            names = "published" if published and layer.name == published.name else "diffusers"
+            if published and published.modules == (published.name,):
+                names = "same"
+            prefix = f"{key.prefix}?" if key.wrapped else key.prefix
+            spelled[module] = Spelling(prefix, key.ending, names, key.name)
+    return spelled
 
 
 def _modules(pair: Pair, resolved: Resolved) -> Iterator[tuple[str, Factor]]:
