@@ -1,6 +1,7 @@
 """What a LoRA file is: family, ranks, alphas, norms, and what each program reads of it."""
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -52,7 +53,8 @@ class Inspection:
         metadata: what its header states.
         training: what its header states of its training, most frequent tags included.
         programs: how much of it each program reads.
-        warnings: what is odd about it, one line each.
+        faults: what is broken in it, one line each.
+        warnings: what else is odd about it.
     """
 
     file: Path
@@ -69,12 +71,13 @@ class Inspection:
     metadata: AdapterMetadata
     training: dict[str, str]
     programs: tuple[Reading, ...]
+    faults: tuple[str, ...]
     warnings: tuple[str, ...]
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is odd and some program reads all of it."""
-        return not self.warnings and any(reading.whole for reading in self.programs)
+        """Whether nothing is broken and some program reads all of it."""
+        return not self.faults and any(reading.whole for reading in self.programs)
 
 
 def inspect_file(path: Path) -> Inspection:
@@ -102,7 +105,8 @@ def inspect_file(path: Path) -> Inspection:
         metadata=adapter.metadata,
         training=_training(found.header),
         programs=readings(found),
-        warnings=tuple(_warnings(found, norms)),
+        faults=tuple(_faults(norms)),
+        warnings=tuple(_warnings(found)),
     )
 
 
@@ -124,7 +128,7 @@ def block_norms(sizes: Mapping[str, float]) -> dict[str, float]:
     for module, value in sizes.items():
         found = _BLOCK.match(module)
         assert found is not None, "every name has a first part"
-        blocks[found[0]] = torch.tensor([blocks.get(found[0], 0.0), value]).double().norm().item()
+        blocks[found[0]] = math.hypot(blocks.get(found[0], 0.0), value)
     return {block: blocks[block] for block in sorted(blocks, key=_order)}
 
 
@@ -197,9 +201,16 @@ def _is_unet(found: LoraFile) -> bool:
     return any(family.denoiser == "unet" for family in found.verdict.candidates)
 
 
-def _warnings(found: LoraFile, sizes: Mapping[str, float]) -> Iterator[str]:
+def _warnings(found: LoraFile) -> Iterator[str]:
     if not found.states_alpha:
         yield "it states no alpha: if it was trained with alpha other than rank, that is lost"
+    if not found.verdict.candidates:
+        yield "no known family has all of its layers' names"
+    if found.format == "peft":
+        yield "pipe.load_lora_weights loads nothing from a PEFT folder and only warns"
+
+
+def _faults(sizes: Mapping[str, float]) -> Iterator[str]:
     zero = [module for module, size in sizes.items() if size == 0]
     if zero:
         yield f"{len(zero)} of its {len(sizes)} updates are zero ({zero[0]}, ...)"
@@ -207,7 +218,5 @@ def _warnings(found: LoraFile, sizes: Mapping[str, float]) -> Iterator[str]:
     loud = [module for module, size in sizes.items() if middle and size > _EXPLODED * middle]
     if loud:
         yield f"{len(loud)} of its updates are over {_EXPLODED} times the median ({loud[0]}, ...)"
-    if any(not torch.isfinite(torch.tensor(size)) for size in sizes.values()):
+    if not all(math.isfinite(size) for size in sizes.values()):
         yield "the norm of an update is not finite: its numbers are far too large"
-    if not found.verdict.candidates:
-        yield "no known family has all of its layers' names"

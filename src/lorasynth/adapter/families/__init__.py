@@ -110,11 +110,18 @@ def family_of(layout: Layout, header: Mapping[str, str] | None = None) -> Verdic
             component_of(module) != DENOISER or family.table.layer_of(module) for module in shapes
         )
     ]
+    # The names of a U-Net's layers say little: its blocks may be of any shape.
+    named = [f for f in named if f.denoiser != "unet" or not _contradicts(f, shapes)]
     if not named and all(
         component_of(module) != DENOISER or OTHER_UNET.table.layer_of(module) for module in shapes
     ):
         return Verdict((OTHER_UNET,), "names")
     return decide([(family, shapes) for family in named], header or {})
+
+
+def _contradicts(family: Family, shapes: Mapping[str, tuple[int, int]]) -> bool:
+    inside = {module: shape for module, shape in shapes.items() if not component_of(module)}
+    return not _fits(family, inside)
 
 
 def decide(

@@ -91,7 +91,7 @@ class Family:
     denoiser: str = "transformer"
     text: tuple[str, ...] = ()
     widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    ratios: Mapping[str, float] = field(default_factory=dict)
+    ratios: Mapping[str, float | int] = field(default_factory=dict)
     depths: Mapping[str, int] = field(default_factory=dict)
     base_version: str = ""
     architecture: str = ""

@@ -133,7 +133,7 @@ class LoraFormat:
             prefix = f"{family.denoiser}." if self.prefix is None else self.prefix
             if component:
                 name = module.removeprefix(f"{component}.")
-                stem = _text_stem(self, module, component, Verdict((family,), ""))
+                stem = _text_stem(self, module, component, Verdict((family,), ""), numbered=True)
                 prefix = stem.removesuffix(name.replace(".", "_") if self.underscored else name)
             elif (layer := family.table.layer_of(module)) and layer.modules == (layer.name,):
                 names = "same"
@@ -253,14 +253,16 @@ _Layers = dict[str, tuple[Factor, Kernel | None]]
 def _spelled(form: LoraFormat, adapter: Adapter, verdict: Verdict) -> _Layers:
     """What the file holds, by the name of its layer there."""
     layers: _Layers = {}
-    names = _names(form, verdict)
+    inside = any(not component_of(module) for module in adapter.factors)
+    names = _names(form, verdict) if inside else "diffusers"
     prefix = f"{_denoiser(verdict, adapter)}." if form.prefix is None else form.prefix
     fused: dict[str, Layer] = {}
+    numbered = any(component_of(module)[-2:-1] == "_" for module in adapter.factors)
     for module in adapter.factors:
         layer = Layer(module, (module,))
         component = component_of(module)
         if component:
-            stem = _text_stem(form, module, component, verdict)
+            stem = _text_stem(form, module, component, verdict, numbered)
         else:
             if names == "published":
                 layer = verdict.candidates[0].table.layer_of(module) or layer
@@ -305,8 +307,10 @@ def _denoiser(verdict: Verdict, adapter: Adapter) -> str:
     return "unet" if any(m.startswith(outermost) for m in adapter.factors) else "transformer"
 
 
-def _text_stem(form: LoraFormat, module: str, component: str, verdict: Verdict) -> str:
-    """What a text encoder's layer is called.
+def _text_stem(
+    form: LoraFormat, module: str, component: str, verdict: Verdict, numbered: bool
+) -> str:
+    """What a text encoder's layer is called; `numbered`: whether there is more than the first one.
 
     Raises:
         FileFormatError: the format, or the family, has no such text encoder.
@@ -319,15 +323,17 @@ def _text_stem(form: LoraFormat, module: str, component: str, verdict: Verdict) 
     inside = module.removeprefix(f"{component}.")
     families = [f for f in verdict.candidates if component_number(component) <= len(f.kinds)]
     if form.underscored:
-        return _kohya_text(families, component, module) + inside.replace(".", "_")
+        return _kohya_text(families, component, module, numbered) + inside.replace(".", "_")
     family = families[0] if len(families) == 1 else None
     if form.prefix is None or family is None or family.kinds[component_number(component) - 1] != CLIP:
         return module
     return f"text_encoders.{family.text[component_number(component) - 1]}.transformer.{inside}"
 
 
-def _kohya_text(families: list[Family], component: str, module: str) -> str:
+def _kohya_text(families: list[Family], component: str, module: str, numbered: bool) -> str:
     number = component_number(component)
+    if families == [OTHER_UNET] and not numbered:
+        return "lora_te_"
     prefixes = {family.kohya_prefix(component) for family in families}
     if len(prefixes) == 1:
         return prefixes.pop()

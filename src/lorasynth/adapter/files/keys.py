@@ -197,13 +197,15 @@ def parse_all(path: Path, keys: Iterable[str]) -> dict[str, Key]:
             f"partners, but {path} has {odd[:200]}: leave it out, or convert the file where it was "
             "made"
         )
+    if any(found.kind for found in parsed.values()):
+        return parsed  # which is refused, or made a LoRA, by its kind
     formats = sorted({found.format for found in parsed.values()})
     if len(formats) > 1 and formats != ["comfyui", "diffusers"]:
         raise FileFormatError(
             f"a LoRA file must be in one format, but {path} mixes {' and '.join(formats)}"
         )
     adapters = sorted({found.adapter for found in parsed.values() if found.part != "alpha"})
-    if len(adapters) > 1 and not any(found.kind for found in parsed.values()):
+    if len(adapters) > 1:
         raise FileFormatError(
             f"a LoRA file must hold one adapter, but {path} has keys of {' and '.join(adapters)}"
         )

@@ -83,7 +83,12 @@ def read(path: Path | str, family: Family | None = None) -> LoraFile:
     if tag:
         keys = {key: replace(found, tag=tag) for key, found in keys.items()}
     pairs = list(_pairs(content, keys, config))
-    return assemble(content, pairs, form, family, states_alpha=bool(config) or "alpha" in _parts(keys))
+    states_alpha = (
+        bool(config)
+        or "ss_network_alpha" in content.header
+        or any(found.part == "alpha" for found in keys.values())
+    )
+    return assemble(content, pairs, form, family, states_alpha=states_alpha)
 
 
 def refuse_other_kinds(path: Path, keys: Mapping[str, Key]) -> None:
@@ -98,10 +103,6 @@ def refuse_other_kinds(path: Path, keys: Mapping[str, Key]) -> None:
                 f"only plain LoRA (B·A) can be read, but {path} is {found.kind} (key {key[:200]}): "
                 "`lorasynth convert` makes a LoRA of what is an addition to the weights"
             )
-
-
-def _parts(keys: Mapping[str, Key]) -> set[str]:
-    return {found.part for found in keys.values()}
 
 
 def _format(keys: Mapping[str, Key]) -> str:
