@@ -91,7 +91,7 @@ def main() -> None:
     made = bundle.synthesizer.synthesise(run.conditions, run.subjects.ids)
     contenders = {
         "trained": run.trained(bundle.recipe, bundle.pretrained, options.cache),
-        "synthesised": scaled(made, bundle.synthesizer.strength),
+        "synthesised": made,
     }
     weights = sibling(bundle, options.drawn, options.steps)
     styled, rows, sheet = in_style(run), [], [run.references[:: config.pictures][:8]]

@@ -7,12 +7,15 @@ folders in one step, a kill between two renames leaves the old folder under a te
 """
 
 import ctypes
+import fnmatch
 import glob
+import hashlib
+import itertools
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,9 @@ from safetensors import SafetensorError
 from lorasynth.errors import LorasynthError
 
 TEMPORARY_PREFIX = ".tmp-"
+
+#: Bytes of a name to which a suffix and a temporary's token may still be added (255 are allowed).
+_LONGEST_NAME = 200
 
 #: Pattern of the token in a temporary name.
 _TOKEN = 12 * "[0-9a-f]"
@@ -56,14 +62,25 @@ def _temporary(target: Path) -> Path:
     return target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:12]}-{target.name}")
 
 
-def make_parent(target: Path) -> None:
+def make_parent(target: Path, run: Path | None = None) -> None:
     """Make the folder that `target` will be in; long work calls it before it begins.
 
+    Args:
+        target: an output.
+        run: folder of checkpoints, which come and go; the output must be apart from it.
+
     Raises:
-        LorasynthError: the folder cannot be created or written.
+        LorasynthError: the folder cannot be created or written, or output and checkpoints share it.
     """
     if target.name in ("", ".."):
         raise LorasynthError(f"an output must have a name of its own, but got {target}: add one")
+    if run is not None:
+        work, out = run.resolve(), target.resolve()
+        if out.is_relative_to(work) or work.is_relative_to(out):
+            raise LorasynthError(
+                f"an output and the folder of checkpoints must be apart, but got {target} and "
+                f"{run}: choose another output path, or another --run"
+            )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(target.parent, os.W_OK):
@@ -75,14 +92,35 @@ def make_parent(target: Path) -> None:
         ) from error
 
 
+def as_file_name(text: str) -> str:
+    """Any text as the name of one file on any system; plain names stay, others never collide.
+
+    What has a meaning in a path, acts on a terminal or is hidden is written as %XX, and what would
+    be too long ends with a hash.
+    """
+
+    def plain(index: int, c: str) -> bool:
+        edge = (index == 0 and c == ".") or (index == len(text) - 1 and c in ". ")
+        return c.isprintable() and c not in '%/\\:*?"<>|' and not edge
+
+    name = "".join(
+        c if plain(i, c) else "".join(f"%{b:02X}" for b in c.encode("utf-8", "surrogateescape"))
+        for i, c in enumerate(text)
+    )
+    if name and len(name.encode()) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return f"{name.encode()[: _LONGEST_NAME - 17].decode(errors='ignore')}%{digest}"
+
+
 def remove_leftovers(folder: Path, names: str = "*") -> None:
     """Delete what killed writers left in a folder, where nobody is writing now.
 
     Args:
         folder: where; it need not exist.
-        names: pattern of what follows `TEMPORARY_PREFIX`.
+        names: pattern of the targets' names.
     """
-    for leftover in folder.glob(f"{TEMPORARY_PREFIX}{names}"):
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}{_TOKEN}-{names}"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
@@ -106,7 +144,7 @@ def atomic_file(target: Path | str, *, alone: bool = False) -> Iterator[Path]:
     target = Path(target)
     make_parent(target)
     if alone:
-        remove_leftovers(target.parent, f"{_TOKEN}-{glob.escape(target.name)}")
+        remove_leftovers(target.parent, glob.escape(target.name))
     folder = _temporary(target)
     temporary = folder / target.name
     try:
@@ -122,8 +160,12 @@ def atomic_file(target: Path | str, *, alone: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_directory(target: Path | str) -> Iterator[Path]:
+def atomic_directory(target: Path | str, also: Iterable[str] = ()) -> Iterator[Path]:
     """Yield a temporary folder; on success it becomes `target`, replacing an earlier output there.
+
+    Args:
+        target: the folder; a link to one stays a link.
+        also: names of what an earlier output may hold beside files of the new one's names.
 
     Raises:
         LorasynthError: the folder cannot be created or written, the disk is full, or something
@@ -131,6 +173,8 @@ def atomic_directory(target: Path | str) -> Iterator[Path]:
     """
     target = Path(target)
     make_parent(target)
+    if target.is_symlink():
+        target = target.resolve()
     temporary = _temporary(target)
     try:
         temporary.mkdir()
@@ -142,7 +186,7 @@ def atomic_directory(target: Path | str) -> Iterator[Path]:
                 sync_directory(path)
         sync_directory(temporary)
         if target.exists():
-            _check_replaceable(target, temporary)
+            require_replaceable(target, itertools.chain(_files_below(temporary), also))
             _exchange(temporary, target)
         else:
             temporary.rename(target)
@@ -153,15 +197,39 @@ def atomic_directory(target: Path | str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_replaceable(old: Path, new: Path) -> None:
-    """Replace only what looks like an earlier output: a folder that has a name in common."""
-    if old.is_dir():
-        names = {path.name for path in old.iterdir()}
-        if not names or names & {path.name for path in new.iterdir()}:
-            return
-    raise LorasynthError(
-        f"an output folder may replace an earlier one, but {old} is something else: choose another "
-        "output path"
+def require_replaceable(old: Path, names: Iterable[str]) -> None:
+    """Refuse to replace a folder that holds what no earlier output of its kind does.
+
+    Args:
+        old: what is at the path of an output.
+        names: patterns of all files that such an output may have, as paths below it.
+
+    Raises:
+        LorasynthError: names the first that is in the way.
+    """
+    known = list(names)
+    if not old.is_dir():
+        strange = [old] if old.exists() else []
+    else:
+        strange = [
+            old / name
+            for name in _files_below(old)
+            if name not in known and not any(fnmatch.fnmatchcase(name, one) for one in known)
+        ]
+    if strange:
+        more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+        raise LorasynthError(
+            f"an output folder replaces nothing but an earlier one of its kind, but {strange[0]}"
+            f"{more} is in the way: choose another output path, or move it elsewhere"
+        )
+
+
+def _files_below(folder: Path) -> list[str]:
+    """Paths of all below a folder that is no folder itself, and of empty folders."""
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir() or not any(path.iterdir())
     )
 
 

@@ -41,8 +41,14 @@ def write_state(
         facts: JSON values beside them.
 
     Raises:
+        ConfigError: a file has the name that is no checkpoint.
         LorasynthError: the file cannot be written.
     """
+    if path.exists() and not _is_state(path):
+        raise ConfigError(
+            f"a checkpoint replaces nothing but an earlier one, but {path} is something else: "
+            "choose another place"
+        )
     header = {"identity": json.dumps(dict(identity), sort_keys=True), "facts": json.dumps(facts)}
     with atomic_file(path, alone=True) as temporary:
         save_file(as_stored(tensors), temporary, metadata=header)
@@ -137,16 +143,27 @@ class Checkpoint:
         """Delete the states whose names match a pattern."""
         if self.folder is not None:
             for path in self.folder.glob(f"{pattern}.safetensors"):
-                path.unlink(missing_ok=True)
+                if _is_state(path):
+                    path.unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{name}.safetensors"
 
 
-def forget(run: Path) -> None:
-    """Delete what a finished computation kept in its folder."""
-    Checkpoint(run, {}).forget("[!.]*")
+def forget(run: Path, *names: str) -> None:
+    """Delete what a finished computation kept in its folder, by the names of its states."""
+    for name in names:
+        Checkpoint(run, {}).forget(name)
     remove_leftovers(run)
     if run.is_dir() and not any(run.iterdir()):
         run.rmdir()
+
+
+def _is_state(path: Path) -> bool:
+    """Whether a file is one that `write_state` wrote."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            return {"identity", "facts"} <= (file.metadata() or {}).keys()
+    except (OSError, safetensors.SafetensorError):
+        return False

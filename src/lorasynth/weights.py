@@ -205,13 +205,18 @@ def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def fingerprint(module: nn.Module, values: int = 64) -> str:
-    """Identify a module's weights by hashing shapes and evenly spaced values of each tensor.
+def fingerprint(module: nn.Module) -> str:
+    """Identify a module's weights: see `fingerprint_of`."""
+    return fingerprint_of(module.state_dict())
+
+
+def fingerprint_of(tensors: Mapping[str, Tensor], values: int = 64) -> str:
+    """Identify named tensors by hashing shapes and evenly spaced values of each.
 
     Values are rounded to fp16 first, so the fp32 and fp16 files of one model agree.
     """
     digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         flat = tensor.detach().flatten()
         picked = flat[:: max(len(flat) // values, 1)][:values].to("cpu", torch.float16)
         digest.update(f"{name}{tuple(tensor.shape)}".encode())

@@ -1,5 +1,6 @@
 """The commands, run in this process on three tiny subjects: every output is made once."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +87,7 @@ def collect_arguments(world: World, library: Path) -> list[object]:
 def train_arguments(world: World, out: Path, run_folder: Path) -> list[object]:
     sets = [word for setting in (*TRAINING, *DENOISER) for word in ("--set", setting)]
     parts = ["--codec", world.codec, "--encoder", world.encoder, "--base", world.base]
+    parts += ["--strength", 1.25]
     return ["train", world.library, *parts, "-o", out, "--run", run_folder, *sets]
 
 
@@ -100,6 +102,19 @@ def chain(world: World, root: Path) -> None:
     ]
     for arguments in steps:
         assert call(arguments) == 0, arguments
+
+
+#: Who is in no library.
+STRANGERS = ("dan", "eve", "fay")
+
+
+@pytest.fixture(scope="session")
+def strangers(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The subjects' pictures under other names, for tests on people whom nothing has learned."""
+    folder = tmp_path_factory.mktemp("strangers")
+    for name, stranger in zip(SUBJECTS, STRANGERS, strict=True):
+        shutil.copytree(world.subjects / name, folder / stranger)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -73,9 +73,9 @@ def test_a_library_starts_from_a_pretrained_synthesizer(
     library = Library.open(tmp_path / "library")
     assert library.info.recipe["anchor"] == synthesizer.fingerprint
     source = FolderSubjects(world.subjects, SIDE)
-    foretold = synthesizer.foretell([source.load(name) for name in library.ids])
+    predicted = synthesizer.predict([source.load(name) for name in library.ids])
     vectors = library.layout.flatten(library.factors(range(len(library))))
-    torch.testing.assert_close(vectors, library.layout.flatten(foretold))
+    torch.testing.assert_close(vectors, library.layout.flatten(predicted))
 
 
 def test_diffusion_is_trained_around_a_pretrained_synthesizer(

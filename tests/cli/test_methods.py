@@ -85,7 +85,7 @@ def test_the_ends_of_an_interpolation_are_the_files(world: World, run: Run, tmp_
 
 
 @pytest.mark.parametrize("prior", ["gaussian", "standard", "convex", "diffusion"])
-def test_sampling_writes_adapters_of_nobody(
+def test_unconditional_samples_differ_and_say_where_they_come_from(
     world: World, run: Run, tmp_path: Path, prior: str
 ) -> None:
     where = ("--synthesizer", world.synthesizer, "--library", world.library)

@@ -68,9 +68,9 @@ def test_an_anchor_sees_one_half_only(base, subjects):
     anchor = MeanAnchor(base, still)
     first, second = train_twice(base, still, subjects, anchor=anchor, dtype=torch.float64)
     for number, factors in enumerate((first, second)):
-        foretold = anchor.foretell([split_pictures(one)[number] for one in subjects])
+        predicted = anchor.predict([split_pictures(one)[number] for one in subjects])
         for name, factor in factors.items():
-            torch.testing.assert_close(factor.B, foretold[name].B)
+            torch.testing.assert_close(factor.B, predicted[name].B)
 
 
 def test_too_little_to_compare(base, subjects):

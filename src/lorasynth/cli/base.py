@@ -41,7 +41,7 @@ def train(
 
     seeds = [f"autoencoder.seed={seed}", f"unet.seed={seed}"]
     config = override(BaseTrainingConfig(), [*seeds, *(settings or [])])
-    make_parent(out)
+    make_parent(out, run)
     pool = draw_pool(training_subjects("base", subjects, seed), run / "pictures", workers)
     on = pick_device(device)
     maps = AttributeJudge.load(perception).to(on).feature_maps if perception else None

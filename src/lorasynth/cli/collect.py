@@ -113,7 +113,7 @@ class Equip:
         from lorasynth.condition import load_encoder
         from lorasynth.device import pick_device
 
-        on = pick_device(self.device)
+        on = pick_device("cpu" if self.device == "meta" else self.device)
         embedder = load_encoder(self.encoder, on) if self.encoder else None
         model = load_base(
             self.base,
@@ -216,7 +216,7 @@ def collect(
     equip = Equip(base, device, encoder, anchor, least_likeness, dtype, size, **memory)
     if engine == "ray":
         equip, folder = equip.anywhere(), folder and folder.resolve()
-    here = (equip if engine == "here" else replace(equip, device="cpu"))()
+    here = (equip if engine == "here" else replace(equip, device="meta"))()
     drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
     source = source_of(folder, avatars, drawn, here.base.picture_size, caption)
     if shard is not None:

@@ -39,7 +39,7 @@ def fine_tune(
 
     Example: lorasynth fine-tune photo.png -o my-unet --steps 300
     """
-    from lorasynth.atomic import atomic_directory, make_parent
+    from lorasynth.atomic import atomic_directory, make_parent, require_replaceable
     from lorasynth.base import BaseModel
     from lorasynth.collect import Descent
     from lorasynth.device import pick_device
@@ -54,6 +54,7 @@ def fine_tune(
     found = subjects_of(photos, out, "")
     for path in found:
         make_parent(path)
+        require_replaceable(path, ["config.json", "diffusion_pytorch_model*.safetensors*"])
     model = BaseModel.load(base, pick_device(device))
     with progress("fine-tune", len(found)) as advance:
         for path, pictures in found.items():
@@ -100,7 +101,7 @@ def train_ip_adapter(
     embedder, model = load_encoder(encoder, where), BaseModel.load(base, where)
     drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
     source = source_of(folder, avatars, drawn, model.picture_size)
-    make_parent(out)
+    make_parent(out, run)
     train(model, embedder, source, config, run / "ip-adapter.safetensors").save(
         out, embedder.fingerprint
     )

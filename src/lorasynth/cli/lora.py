@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorasynth.cli.options import Base
-from lorasynth.errors import ConfigError, FileFormatError
+from lorasynth.errors import ConfigError, FileFormatError, escaped
 
 if TYPE_CHECKING:
     from lorasynth.adapter import Adapter
@@ -134,18 +134,13 @@ def _print(found: "Inspection") -> None:
     facts = _facts(found)
     width = max(map(len, facts))
     for name, value in facts.items():
-        line = f"{_printable(name):<{width}} {_printable(value)}"
+        line = f"{escaped(name):<{width}} {escaped(value)}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for table in (_program_table(found), _norm_table(found)):
         console.print(table)
     for warning in (*found.faults, *found.warnings):
-        line = f"warning: {_printable(warning)}"
+        line = f"warning: {escaped(warning)}"
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
-def _printable(text: str) -> str:
-    """Text of a foreign file, in which nothing acts on the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _facts(found: "Inspection") -> dict[str, str]:
@@ -176,7 +171,7 @@ def _program_table(found: "Inspection") -> object:
 
     table = Table("program", "reads of its modules", "loses")
     for reading in found.programs:
-        lost = Text(_printable(reading.lost))
+        lost = Text(escaped(reading.lost))
         table.add_row(reading.program, f"{reading.modules} of {reading.of}", lost)
     return table
 
@@ -190,7 +185,7 @@ def _norm_table(found: "Inspection") -> object:
     largest = max((norm for norm in found.norms.values() if math.isfinite(norm)), default=0.0)
     for block, norm in found.norms.items():
         share = norm / largest if math.isfinite(norm) and largest else float(norm > 0)
-        table.add_row(Text(_printable(block)), f"{norm:.4g}", "█" * round(24 * share))
+        table.add_row(Text(escaped(block)), f"{norm:.4g}", "█" * round(24 * share))
     return table
 
 
@@ -200,14 +195,14 @@ def draw_norms(found: "Inspection", path: Path) -> None:
 
     from lorasynth.atomic import atomic_file
 
-    norms = {_printable(block)[:60]: norm for block, norm in found.norms.items()}
+    norms = {escaped(block)[:60]: norm for block, norm in found.norms.items()}
     finite = [norm if math.isfinite(norm) else 0.0 for norm in norms.values()]
     figure = Figure(figsize=(5, 0.6 + 0.22 * min(len(norms), 400)), dpi=120)
     axis = figure.subplots()
     axis.barh(list(norms), finite, color="#3467cf")
     axis.invert_yaxis()
     axis.set_xlabel("Frobenius norm of the update")
-    axis.set_title(_printable(found.file.name).replace("$", r"\$"), fontsize=9)
+    axis.set_title(escaped(found.file.name).replace("$", r"\$"), fontsize=9)
     axis.tick_params(labelsize=8)
     figure.tight_layout()
     with atomic_file(path) as temporary:
@@ -223,9 +218,9 @@ def check(
     from lorasynth.base.outline import outline
 
     adapter = Adapter.load(file)
-    misfits = outline(base).misfits(adapter)
+    misfits = outline(base).misfits(adapter.layout)
     for line in misfits:
-        typer.echo(_printable(line))
+        typer.echo(escaped(line))
     if misfits:
         raise FileFormatError(
             f"every module of a LoRA must fit the base model, but of the {len(adapter.factors)} in "

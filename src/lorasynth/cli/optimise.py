@@ -57,10 +57,10 @@ def blend(
     job = _Job(photos, out, caption, base, file_format, device)
     decode: Decode
     if over == "latents":
-        synth, known = space_of(synthesizer, library)
+        synth, space = space_of(synthesizer, library)
         synth.codec.to(job.base.device)
-        rows, layout, decode = known.latents, synth.layout, synth.decode
-        metadata, whose = synth.metadata(seed), "synthesizer"
+        rows, layout, decode = space.library.latents, synth.layout, synth.decode
+        metadata, whose = synth.metadata(seed, strength=1.0), "synthesizer"
     else:
         opened = Library.open(library)
         _require_room(opened)
@@ -119,8 +119,8 @@ def invert(
         raise ConfigError(f"--start must be mean or synthesised, but is {start!r}")
     config = override(InversionConfig(), _descent(steps, seed, settings))
     job = _Job(photos, out, caption, base, file_format, device)
-    space = space_of(synthesizer, library)
-    synth, known = space.synthesizer, space.library.latents
+    synth, space = space_of(synthesizer, library)
+    known = space.library.latents
     begin = None
     if start == "synthesised":
         embeddings = torch.stack([synth.embed(paths) for paths in job.paths])
@@ -128,7 +128,7 @@ def invert(
         begin = synth.latents(embeddings, names, seed=seed)
     synth.codec.to(job.base.device)
     inversion = Inversion(config, len(job.subjects), known, synth.decode, begin)
-    job.descend(inversion, synth.layout, synth.metadata(seed), "invert")
+    job.descend(inversion, synth.layout, synth.metadata(seed, strength=1.0), "invert")
 
 
 def refine(
@@ -169,7 +169,10 @@ def refine(
     anchor = map_factors(lambda part: part[None].float(), adapter.factors)
     with job.progress("refine", recipe.steps) as on_step:
         trained = train_fleet(job.base, recipe, job.subjects, anchor=anchor, on_step=on_step)
-    job.write(trained.factors, adapter.layout, adapter.metadata, f"refine {recipe.steps}")
+    # Trained further, its update is no longer a multiple of what was decoded.
+    extra = {name: text for name, text in adapter.metadata.extra.items() if name != "strength"}
+    metadata = replace(adapter.metadata, extra=extra)
+    job.write(trained.factors, adapter.layout, metadata, f"refine {recipe.steps}")
 
 
 class _Job:

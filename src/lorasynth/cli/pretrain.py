@@ -1,5 +1,6 @@
 """`lorasynth pretrain`: a synthesizer from pictures alone, before there is a library."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -67,6 +68,7 @@ def pretrain(
     from lorasynth.atomic import make_parent
     from lorasynth.condition import load_encoder
     from lorasynth.device import pick_device
+    from lorasynth.learned import learned_from
     from lorasynth.predict import PredictorTraining, train_predictor
     from lorasynth.synthesizer import Synthesizer
 
@@ -83,9 +85,10 @@ def pretrain(
     )
     drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
     source = source_of(folder, avatars, drawn, model.picture_size, caption)
-    make_parent(out)
+    make_parent(out, run)
     checkpoint = run / "pretrain.safetensors"
     made = train_predictor(model, embedder, source, adapted, config, checkpoint)
     parts = (model, made.layout, embedder, made.hypernet, made.codec)
-    Synthesizer.of(*parts, trigger_phrase=trigger).save(out)
+    made_of = Synthesizer.of(*parts, trigger_phrase=trigger)
+    replace(made_of, learned=learned_from(source.ids)).save(out)
     typer.echo(f"{out}: trained on {len(source.ids)} subjects")

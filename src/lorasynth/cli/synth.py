@@ -26,7 +26,7 @@ Out = Annotated[
         "--out", "-o", help="LoRA file (peft: folder) to write; for several subjects a folder."
     ),
 ]
-Where = Annotated[str, typer.Option(help="Synthesizer: a folder or hub id.")]
+Where = Annotated[str, typer.Option(help="Synthesizer: a folder, or hub:owner/name.")]
 Format = Annotated[
     str,
     typer.Option(

@@ -89,7 +89,7 @@ def collect(
             as fit into the free memory (`lorasynth.collect.fleet_size`).
         gauge: of the canonical vectors of a new library; the raw factors are kept beside them.
             None: `shared` where only B is trained, else `procrustes`.
-        anchor: foretells the adapters that training starts from, and that the recipe's decay pulls
+        anchor: predicts the adapters that training starts from, and that the recipe's decay pulls
             toward; a library has one anchor.  None: start as the recipe says.
         gate: judges each fleet; adapters that fail stay out of the library.
         classes: latents of the pictures that the recipe's prior asks for; None: those that are
@@ -296,7 +296,7 @@ class _Run:
         """Train `pending` subjects, fleet after fleet."""
         while pending:
             ids, rest = pending[: self.fleet_size], pending[self.fleet_size :]
-            subjects, anchors = self._foretold(self._load(ids))
+            subjects, anchors = self._predicted(self._load(ids))
             start = time.monotonic()
             fleet = self._fleet(subjects, anchors, advance) if subjects else None
             if fleet is not None:
@@ -318,17 +318,17 @@ class _Run:
         self._fail(broken)
         return subjects
 
-    def _foretold(self, subjects: list[Subject]) -> tuple[list[Subject], Factors | None]:
+    def _predicted(self, subjects: list[Subject]) -> tuple[list[Subject], Factors | None]:
         """What the anchor says of subjects; those that it cannot read become failures."""
         if self.anchor is None or not subjects:
             return subjects, None
         try:
-            return subjects, self.anchor.foretell(subjects)
+            return subjects, self.anchor.predict(subjects)
         except PictureError as error:  # no face in a picture, for example
             if len(subjects) == 1:
                 self._fail({subjects[0].id: {"reason": str(error)}})
                 return [], None
-        return self._foretold([one for each in subjects for one in self._foretold([each])[0]])
+        return self._predicted([one for each in subjects for one in self._predicted([each])[0]])
 
     def _fleet(
         self, subjects: Sequence[Subject], anchors: Factors | None, advance: Advance

@@ -26,16 +26,16 @@ class Verdict:
 
 @runtime_checkable
 class Anchor(Protocol):
-    """Foretells adapters to start from and to be pulled toward, such as a synthesizer's.
+    """Predicts adapters to start from and to be pulled toward, such as a synthesizer's.
 
     Attributes:
-        fingerprint: identifies what foretells; a library has one anchor.
+        fingerprint: identifies what predicts; a library has one anchor.
     """
 
     @property
     def fingerprint(self) -> str: ...  # noqa: D102
 
-    def foretell(self, subjects: Sequence[Subject]) -> Factors:
+    def predict(self, subjects: Sequence[Subject]) -> Factors:
         """Adapters for `subjects`, stacked in the same order; each depends on its own alone."""
         ...
 

@@ -1,6 +1,5 @@
 """The embeddings of a library's subjects, as a column beside their adapters."""
 
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -75,7 +74,10 @@ def embed_library(
                 write_weights(path, {"embeddings": parts[-1]})
     embeddings = as_many_of_each([row for part in parts for row in part])
     library.attach(name, embeddings)
-    shutil.rmtree(finished, ignore_errors=True)
+    for path in finished.glob(f"{8 * '[0-9]'}-*.safetensors"):
+        path.unlink(missing_ok=True)
+    if finished.is_dir() and not any(finished.iterdir()):
+        finished.rmdir()
     return embeddings
 
 

@@ -99,7 +99,7 @@ def train_twice(
     """
     halves = [split_pictures(subject) for subject in subjects]
     trainees = [half[index] for index in range(2) for half in halves]
-    start = None if anchor is None else anchor.foretell(trainees)
+    start = None if anchor is None else anchor.predict(trainees)
     fleet = train_fleet(base, recipe, trainees, anchor=start, dtype=dtype, on_step=on_step)
     n = len(subjects)
     first = map_factors(lambda part: part[:n], fleet.factors)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lorasynth.adapter import Adapter, Factors, map_factors
 from lorasynth.adapter.addition import add
-from lorasynth.atomic import write_json
+from lorasynth.atomic import as_file_name, write_json
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.base.compatibility import require_fits
 from lorasynth.condition import ConditionEncoder, embed_subject, look
@@ -123,7 +123,9 @@ class Comparison:
         for subject, made in self.pictures.items():
             each = len(next(iter(made.values())))
             sheet = contact_sheet(torch.cat(list(made.values())), each, names=list(made))
-            write_synthetic(folder / f"{subject}.png", sheet, {"Description": "\n".join(made)})
+            write_synthetic(
+                folder / f"{as_file_name(subject)}.png", sheet, {"Description": "\n".join(made)}
+            )
 
 
 def compare(

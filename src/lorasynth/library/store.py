@@ -43,7 +43,7 @@ from lorasynth.errors import ConfigError, LibraryError
 from lorasynth.library.columns import hash_lines, hash_numbers, read_column, write_column
 from lorasynth.library.shard import Shard, write_shard
 from lorasynth.library.vectors import Stored
-from lorasynth.progress import progress
+from lorasynth.progress import console, progress
 
 #: Version of the folder's form.
 VERSION = 1
@@ -287,6 +287,35 @@ class Library:
         return self.select(
             [i for i, found in enumerate(table[column].to_pylist()) if found == value]
         )
+
+    def training(self, split: str = "train", *, quiet: bool = False) -> "Library | LibraryView":
+        """The rows that may be learned from, so that those held out stay unseen.
+
+        Args:
+            split: of the table's column `split`; "all" for every row.
+            quiet: do not say that the table has no such column; all rows are given then.
+
+        Raises:
+            LibraryError: no row is in that split.
+        """
+        if split == "all":
+            return self
+        if "split" not in self.table.column_names:
+            if not quiet:
+                console.print(
+                    f"{self.path} has no column 'split', so nothing is held out: all {len(self)} "
+                    "adapters are learned from.",
+                    soft_wrap=True,
+                )
+            return self
+        chosen = self.where("split", split)
+        if not len(chosen):
+            found = sorted({str(one) for one in self.table["split"].to_pylist()})
+            raise LibraryError(
+                f"--split must be all or one of {', '.join(found)}, but {self.path} has no adapter "
+                f"in {split!r}"
+            )
+        return chosen
 
     @property
     def reference(self) -> Factors | None:

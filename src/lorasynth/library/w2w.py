@@ -34,6 +34,7 @@ from lorasynth.library.groups import groups_by_likeness
 from lorasynth.library.store import Library
 from lorasynth.library.torch_files import SavedMatrix, load_tensors
 from lorasynth.library.vectors import Stored
+from lorasynth.places import HUB, folder_of, repository
 from lorasynth.progress import progress
 from lorasynth.splits import split_of
 
@@ -107,7 +108,7 @@ def import_w2w(
     known who is shown, `person` and the `split` that follows from it.
 
     Args:
-        source: a folder with the files anywhere below it, or a hub id.
+        source: a folder with the files anywhere below it, or hub:owner/name.
         out: the library, made if it is absent.
         gauge: of a new library's canonical vectors.
         dtype: type in which a new library stores vectors, and raw factors too.
@@ -189,7 +190,8 @@ class W2WFiles:
         Raises:
             LibraryError: a file is missing, or the table is a pickle.
         """
-        folder = Path(source) if Path(source).is_dir() else _fetch(source)
+        on_hub = repository(source)
+        folder = _fetch(on_hub) if on_hub else folder_of(source, "weights2weights", LibraryError)
         pickled = _below(folder, PICKLED_TABLE)
         table = next((path for name in TABLES if (path := _below(folder, name))), None)
         if pickled and not table:
@@ -203,7 +205,7 @@ class W2WFiles:
             if path is None:
                 raise LibraryError(
                     f"weights2weights must have {name}, but nothing below {folder} has that name: "
-                    "download it from the hub (Snapchat/weights2weights)"
+                    "download it from the hub (hub:Snapchat/weights2weights)"
                 )
         weights, dimensions = found.values()
         assert weights is not None
@@ -287,7 +289,8 @@ def _fetch(source: str) -> Path:
     except Exception as error:  # the hub's own errors share no base with those of the network
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LibraryError(
-            f"weights2weights must be a folder or a hub id, but {source!r} is not usable ({reason})"
+            f"weights2weights must be a folder or {HUB}owner/name, but {HUB}{source} is not usable "
+            f"({reason})"
         ) from error
 
 
