@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorasynth.cli.options import Base
+from lorasynth.cli.synth import Format
 from lorasynth.errors import ConfigError, FileFormatError, escaped
 
 if TYPE_CHECKING:
@@ -18,12 +19,8 @@ if TYPE_CHECKING:
 
 File = Annotated[Path, typer.Argument(help="LoRA file, or folder with one.", show_default=False)]
 DTYPES = ("float32", "float16", "bfloat16")
-_FORMAT_HELP = (
-    "auto (what diffusers and ComfyUI both read exactly), diffusers, kohya, comfyui or peft."
-)
 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="What to write.")]
-FileFormat = Annotated[str, typer.Option("--format", help=_FORMAT_HELP)]
 Program = Annotated[
     str | None,
     typer.Option(
@@ -41,7 +38,7 @@ DType = Annotated[str | None, typer.Option(help=f"{', '.join(DTYPES)}; default: 
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="LoRA file or folder.")],
     out: Out,
-    file_format: FileFormat = "auto",
+    file_format: Format = "auto",
     program: Program = None,
     family: FamilyName = None,
     dtype: DType = None,
