@@ -28,7 +28,7 @@ transformer_blocks.#:
     universal="comfyui",
     diffusers_reads="transformer. AB diffusers; diffusion_model. AB diffusers",
     text=("t5xxl",),
-    widths={"attn1.to_q": (2048, 4096), "attn2.to_q": (2048, 4096)},
+    widths={f"attn{n}.to_{part}": (2048, 4096) for n in (1, 2) for part in ("q", "k", "v")},
     depths={"transformer_blocks": 48},
     base_version="ltxv",
     architecture="ltx-video/lora",
