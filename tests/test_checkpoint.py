@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from bounds import peak
 from lorasynth.checkpoint import Checkpoint, forget
 from lorasynth.errors import ConfigError
 
@@ -63,9 +64,3 @@ def test_a_state_is_in_memory_once_while_it_is_read(tmp_path: Path) -> None:
     state = checkpoint.load("state")
     assert state is not None
     assert peak() - before < 1.3 * size
-
-
-def peak() -> int:
-    """The most memory that this process had, in bytes."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])

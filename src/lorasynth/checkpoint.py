@@ -18,7 +18,7 @@ from torch import Tensor
 from lorasynth.atomic import atomic_file, remove_leftovers
 from lorasynth.config import changes
 from lorasynth.errors import BundleError, ConfigError
-from lorasynth.weights import as_stored
+from lorasynth.weights import as_stored, require_small_header
 
 
 class State(NamedTuple):
@@ -73,9 +73,10 @@ def read_state(
         ConfigError: it belongs to another computation.
         BundleError: it is damaged.
     """
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
+        require_small_header(path)
         with safetensors.safe_open(
             str(path),
             framework="pt",
@@ -163,6 +164,7 @@ def forget(run: Path, *names: str) -> None:
 def _is_state(path: Path) -> bool:
     """Whether a file is one that `write_state` wrote."""
     try:
+        require_small_header(path)
         with safetensors.safe_open(str(path), framework="pt") as file:
             return {"identity", "facts"} <= (file.metadata() or {}).keys()
     except (OSError, safetensors.SafetensorError):

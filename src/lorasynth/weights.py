@@ -17,6 +17,9 @@ from lorasynth.errors import BundleError
 #: What describes the module in a folder that `save_module` wrote.
 CONFIG_FILE = "config.json"
 
+#: Bytes of a header; that of a model of thousands of tensors has one megabyte.
+_MAX_HEADER = 8 << 20
+
 #: Numbers that are tested or widened at a time.
 _PIECE = 1 << 22
 
@@ -73,12 +76,28 @@ def read_weights(path: Path | str, device: torch.device | str = "cpu") -> dict[s
         BundleError: the file is missing or is not an intact safetensors file.
     """
     try:
+        require_small_header(path)
         return _read(path, device)
     except (OSError, safetensors.SafetensorError) as error:
         raise BundleError(
             f"{path} must be an intact safetensors file, but is not ({error}): fetch or make it "
             "again"
         ) from error
+
+
+def require_small_header(path: Path | str) -> None:
+    """Refuse a safetensors file whose header would take much time and memory to read.
+
+    Raises:
+        OSError: so it is, or there is no file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise OSError("it is no file")
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > _MAX_HEADER:
+        raise OSError(f"its header would have {size} bytes, and {_MAX_HEADER} are allowed")
 
 
 def kept_tensors(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:

@@ -13,6 +13,7 @@ from lorasynth.base.quiet import without_bars
 from lorasynth.config import read_json
 from lorasynth.errors import BaseModelError
 from lorasynth.places import folder_of, repository
+from lorasynth.weights import require_small_header
 
 #: Number formats in the headers of safetensors files.
 _FORMATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
@@ -142,6 +143,7 @@ def _stored_formats(folder: Path) -> dict[str, torch.dtype]:
 
 
 def _formats_in(path: Path) -> set[str]:
+    require_small_header(path)
     with safetensors.safe_open(path, framework="pt") as file:
         return {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
 

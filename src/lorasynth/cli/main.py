@@ -2,8 +2,11 @@
 
 import os
 import re
+import signal
 import sys
-from contextlib import redirect_stdout
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import IO, Annotated, Any, cast
 
 import typer
@@ -66,15 +69,31 @@ class Commands(TyperGroup):
         """Run a command."""
         quiet()
         try:
-            with redirect_stdout(cast("IO[str]", _Escaping(sys.stdout))):
+            with _ended_as_by_ctrl_c(), redirect_stdout(cast("IO[str]", _Escaping(sys.stdout))):
                 return super().invoke(ctx)
         except LorasynthError as error:
             _say(f"error: {error}", "red")
+            raise typer.Exit(2) from error
+        except OSError as error:  # a disk that is full or read-only, too many open files
+            _say(escaped(f"error: the system refused a file ({error}): make room for it"), "red")
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             safe = str(error) or "what was finished is kept; run the same command to go on"
             _say(f"interrupted: {safe}", "yellow")
             raise typer.Exit(130) from error
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM, which schedulers send, end a command as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Escaping:

@@ -21,6 +21,8 @@ from lorasynth.places import local
 from lorasynth.weights import fingerprint, read_weights, write_weights
 
 _WEIGHTS = "latents.safetensors"
+#: Values of all columns together.
+_VALUES = 1 << 23
 _SUBJECTS = "subjects.json"
 
 
@@ -120,7 +122,7 @@ class LatentLibrary:
             BundleError: the folder is damaged or incomplete.
         """
         folder = local(folder)
-        tensors, stated = read_weights(folder / _WEIGHTS), read_json(folder / _SUBJECTS)
+        tensors, stated = read_weights(folder / _WEIGHTS), read_json(folder / _SUBJECTS, _VALUES)
         try:
             library = cls(
                 ids=tuple(stated["ids"]),

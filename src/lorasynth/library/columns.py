@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lorasynth.atomic import atomic_file
 from lorasynth.errors import LibraryError
+from lorasynth.weights import require_small_header
 
 
 def write_column(path: Path, values: Tensor, ids: Sequence[str]) -> None:
@@ -38,6 +39,7 @@ def read_column(path: Path, ids: Sequence[str]) -> Tensor:
             "attached by `lorasynth collect --encoder` and `lorasynth library embed`)"
         )
     try:
+        require_small_header(path)
         with safe_open(path, framework="pt") as file:
             values: Tensor = file.get_tensor("values")
             header = file.metadata() or {}

@@ -28,11 +28,11 @@ from torch import Tensor
 from lorasynth.adapter import Factor, Factors, Layout, Slot, map_factors
 from lorasynth.atomic import write_json
 from lorasynth.config import read_json
-from lorasynth.errors import FileFormatError, LayoutError, LibraryError
+from lorasynth.errors import FileFormatError, LayoutError, LibraryError, quoted
 from lorasynth.library.foreign import SKIPPED, ImportReport
 from lorasynth.library.groups import groups_by_likeness
 from lorasynth.library.store import Library
-from lorasynth.library.torch_files import SavedMatrix, load_tensors
+from lorasynth.library.torch_files import SavedMatrix, load_small
 from lorasynth.library.vectors import Stored
 from lorasynth.places import HUB, folder_of, repository
 from lorasynth.progress import progress
@@ -228,7 +228,7 @@ class W2WFiles:
     @cached_property
     def pieces(self) -> Pieces:
         """Where each factor is within a row."""
-        stated = load_tensors(self.dimensions)
+        stated = load_small(self.dimensions)
         if not isinstance(stated, dict) or not stated:
             raise FileFormatError(
                 f"{self.dimensions} must hold shapes by key, but holds a {type(stated).__name__}"
@@ -316,19 +316,19 @@ def _pieces(stated: Mapping[Any, Any], path: Path) -> Pieces:
     found: dict[str, dict[str, Piece]] = {}
     start = 0
     for key, value in stated.items():
-        match = _KEY.fullmatch(str(key))
+        match = _KEY.fullmatch(key) if isinstance(key, str) and len(key) < 1000 else None
         try:
             size = int(value[0][0])
             rows, columns = (int(side) for side in value[1])
-        except (TypeError, ValueError, IndexError, KeyError) as error:
+        except (TypeError, ValueError, IndexError, KeyError, ArithmeticError) as error:
             raise FileFormatError(
                 f"{path} must give ((numbers,), (rows, columns)) for each key, but gives "
-                f"{value!r} for {key!r}"
+                f"{quoted(value)} for {quoted(key)}"
             ) from error
-        if match is None or size != rows * columns:
+        if match is None or size != rows * columns or min(rows, columns) < 1:
             raise FileFormatError(
                 f"{path} must have keys of LoRA factors and as many numbers as their shapes, but "
-                f"has {key!r} with {size} numbers of shape {rows} x {columns}"
+                f"has {quoted(key)} with {size} numbers of shape {rows} x {columns}"
             )
         name, side = match.groups()
         module = dotted.get(name.replace(".", "_"), name)
@@ -397,7 +397,7 @@ def _people(
 
 def _embeddings(path: Path, count: int) -> Float[Tensor, "n e"]:
     try:
-        found = np.load(path, allow_pickle=False)
+        found = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError) as error:
         raise FileFormatError(f"{path} must be an .npy file of numbers, but is not") from error
     if found.ndim != 2 or len(found) != count:
