@@ -106,7 +106,7 @@ def inspect_file(path: Path) -> Inspection:
         training=_training(found.header),
         programs=readings(found),
         faults=tuple(_faults(norms)),
-        warnings=tuple(_warnings(found)),
+        warnings=tuple(_warnings(found, norms)),
     )
 
 
@@ -201,7 +201,9 @@ def _is_unet(found: LoraFile) -> bool:
     return any(family.denoiser == "unet" for family in found.verdict.candidates)
 
 
-def _warnings(found: LoraFile) -> Iterator[str]:
+def _warnings(found: LoraFile, sizes: Mapping[str, float]) -> Iterator[str]:
+    if not all(math.isfinite(size) for size in sizes.values()):
+        yield "the norm of an update is not finite: its numbers are far too large"
     if not found.states_alpha:
         yield "it states no alpha: if it was trained with alpha other than rank, that is lost"
     if not found.verdict.candidates:
@@ -218,5 +220,3 @@ def _faults(sizes: Mapping[str, float]) -> Iterator[str]:
     loud = [module for module, size in sizes.items() if middle and size > _EXPLODED * middle]
     if loud:
         yield f"{len(loud)} of its updates are over {_EXPLODED} times the median ({loud[0]}, ...)"
-    if not all(math.isfinite(size) for size in sizes.values()):
-        yield "the norm of an update is not finite: its numbers are far too large"

@@ -32,25 +32,123 @@ FamilyName = Annotated[
     str | None,
     typer.Option("--family", help="sd1, sdxl, flux1, ...: where names and shapes leave several."),
 ]
+Source = Annotated[Path, typer.Argument(metavar="IN", help="LoRA file or folder.")]
+Rank = Annotated[int, typer.Option(help="The highest rank of what is no plain LoRA.", min=1)]
 DType = Annotated[str | None, typer.Option(help=f"{', '.join(DTYPES)}; default: as it is.")]
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="LoRA file or folder.")],
+    source: Source,
     out: Out,
     file_format: Format = "auto",
     program: Program = None,
     family: FamilyName = None,
     dtype: DType = None,
+    rank: Rank = 128,
 ) -> None:
-    """Write a LoRA in another spelling: its update stays as it is, its scale in the numbers."""
+    """Write a LoRA in another spelling: its update stays as it is, its scale in the numbers.
+
+    LoHa, LoKr, Tucker cores and whole differences become a LoRA, exactly where --rank allows.
+    """
     from lorasynth.adapter.families import family_named
-    from lorasynth.adapter.files import read
+    from lorasynth.adapter.files.other_kinds import read_any
 
     writer = _chosen(out, file_format, program)
     _check_dtype(dtype)
-    found = read(source, family_named(family) if family else None)
-    typer.echo(_written(found.adapter, out, writer, program, dtype or _name(found.dtype)))
+    made = read_any(source, rank, family_named(family) if family else None)
+    path = _written(made.file.adapter, out, writer, program, dtype or _name(made.file.dtype))
+    if made.kinds:
+        _say_error(f"made of {' and '.join(made.kinds)}", made.rank, made.error, made.worst)
+    typer.echo(path)
+
+
+def _say_error(what: str, rank: int, error: float, worst: float) -> None:
+    line = f"{what}: rank {rank}, relative error {error:.2g}, of the worst module {worst:.2g}"
+    typer.echo(line, err=True)
+
+
+def resize(
+    source: Source,
+    out: Out,
+    rank: Rank,
+    energy: Annotated[
+        float, typer.Option(help="Share of the squared norm that is enough.", min=0, max=1)
+    ] = 1.0,
+    file_format: Format = "auto",
+    dtype: DType = None,
+) -> None:
+    """Write a LoRA at a lower rank: the nearest update of that rank, module by module."""
+    from dataclasses import replace
+
+    from lorasynth.adapter.files import read
+    from lorasynth.adapter.lowrank import relative_error, truncated
+
+    writer = _chosen(out, file_format, None)
+    _check_dtype(dtype)
+    found = read(source)
+    parts = {m: truncated(f, rank, energy) for m, f in found.adapter.factors.items()}
+    smaller = replace(found.adapter, factors={m: part.factor for m, part in parts.items()})
+    path = _written(smaller, out, writer, None, dtype or _name(found.dtype))
+    highest = max(part.factor.rank for part in parts.values())
+    worst = max(relative_error([part]) for part in parts.values())
+    _say_error("resized", highest, relative_error(parts.values()), worst)
+    typer.echo(path)
+
+
+def merge(
+    sources: Annotated[list[Path], typer.Argument(metavar="FILE...", help="LoRA files.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="What to write.")],
+    weight: Annotated[
+        list[float] | None, typer.Option(help="Weight of each file; default: 1.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="sum (exact), ties or dare.")] = "sum",
+    density: Annotated[
+        float, typer.Option(help="Share of the numbers that ties and dare keep.", min=0, max=1)
+    ] = 0.5,
+    rank: Rank = 64,
+    file_format: Format = "auto",
+) -> None:
+    """Join LoRAs: `sum` puts them beside each other, so ranks add up; ties and dare prune first."""
+    from lorasynth.adapter.files import read
+    from lorasynth.adapter.merging import merged
+
+    writer = _chosen(out, file_format, None)
+    weights = weight or [1.0] * len(sources)
+    if len(weights) != len(sources):
+        raise ConfigError(f"--weight is said for each of {len(sources)} files, or for none")
+    files = [read(source) for source in sources]
+    adapter, error = merged([file.adapter for file in files], weights, method, density, rank)
+    path = _written(adapter, out, writer, None, _name(files[0].dtype))
+    if method != "sum":
+        typer.echo(f"merged by {method}: rank {rank}, relative error {error:.2g}", err=True)
+    typer.echo(path)
+
+
+def extract(
+    tuned: Annotated[Path, typer.Argument(help="Fine-tuned checkpoint: folder or file.")],
+    base: Annotated[Path, typer.Argument(help="The checkpoint that it was tuned from.")],
+    out: Out,
+    rank: Rank = 64,
+    family: FamilyName = None,
+    file_format: Format = "auto",
+    dtype: DType = "float16",
+) -> None:
+    """Make a LoRA of the difference of two checkpoints, read layer by layer."""
+    from lorasynth.adapter.families import family_named
+    from lorasynth.adapter.files.extraction import extracted
+
+    writer = _chosen(out, file_format, None)
+    _check_dtype(dtype)
+    made = extracted(tuned, base, rank, family_named(family) if family else None)
+    path = _written(made.file.adapter, out, writer, None, dtype or "float16")
+    _say_error("extracted", made.rank, made.error, made.worst)
+    if made.left_out:
+        typer.echo(
+            f"{len(made.left_out)} changed tensors are no matrices of layers, such as "
+            f"{escaped(made.left_out[0])}, and are left out",
+            err=True,
+        )
+    typer.echo(path)
 
 
 def _name(dtype: Any) -> str:

@@ -79,6 +79,7 @@ class Family:
         linear: endings of diffusers' names of layers that are matrices, though a file may hold them
             as convolutions of 1 x 1.
         pointwise: endings of those that are convolutions of 1 x 1.
+        spatial: endings of those that are convolutions of 3 x 3, which some files hold flat.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Family:
     programs: tuple[str, ...] = ("kohya", "ai-toolkit")
     linear: tuple[str, ...] = ("",)
     pointwise: tuple[str, ...] = ()
+    spatial: tuple[str, ...] = ()
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:

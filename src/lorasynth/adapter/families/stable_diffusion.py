@@ -68,6 +68,7 @@ def _unet(down: list[int], up: list[int], outside: str = _OUTSIDE) -> Table:
 
 _LINEAR = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "time_emb_proj")
 _PROJECTIONS = (".proj_in", ".proj_out")
+_SPATIAL = (".conv1", ".conv2", ".conv_in", ".conv_out", "samplers.0.conv")
 _FIRST = _unet([1, 1, 1, 0], [0, 1, 1, 1])
 _DIFFUSERS = "unet. AB diffusers; unet. du diffusers; lora_unet_ du diffusers"
 _SGM = "unet. AB diffusers; unet. du diffusers; lora_unet_ du published; lora_unet_ du diffusers"
@@ -92,6 +93,7 @@ SD1 = Family(
     architecture="stable-diffusion-v1/lora",
     resolution="512x512",
     programs=_PROGRAMS,
+    spatial=_SPATIAL,
     linear=_LINEAR,
     pointwise=_PROJECTIONS,
 )
@@ -110,6 +112,7 @@ SD2 = Family(
     architecture="stable-diffusion-v2-768-v/lora",
     resolution="768x768",
     programs=_PROGRAMS,
+    spatial=_SPATIAL,
     linear=(*_LINEAR, *_PROJECTIONS),
 )
 SDXL = Family(
@@ -125,6 +128,7 @@ SDXL = Family(
     base_version="sdxl_base_v1-0",
     architecture="stable-diffusion-xl-v1-base/lora",
     programs=_PROGRAMS,
+    spatial=_SPATIAL,
     linear=(*_LINEAR, *_PROJECTIONS),
 )
 #: U-Nets of other shapes, which have no published names: any block may attend, at any depth.
@@ -147,5 +151,6 @@ OTHER_UNET = Family(
     comfyui_reads=_COMFYUI,
     text=("clip_l", "clip_g"),
     programs=(),
+    spatial=_SPATIAL,
     linear=_LINEAR,
 )  # fmt: skip

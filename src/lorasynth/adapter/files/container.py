@@ -64,7 +64,7 @@ def read_tensors(path: Path) -> Content:
         FileFormatError: the file is truncated, a pickle, something else, or holds other numbers
             than floating-point ones.
     """
-    _refuse_pickle(path)
+    refuse_pickle(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -130,7 +130,12 @@ def hashes(numbers: memoryview, start: int) -> dict[str, str]:
     return dict(zip(HASHES, (f"0x{whole}", legacy, whole), strict=True))
 
 
-def _refuse_pickle(path: Path) -> None:
+def refuse_pickle(path: Path) -> None:
+    """Say in one line that a file is a pickle.
+
+    Raises:
+        FileFormatError: it is one, or cannot be read.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(9)

@@ -78,7 +78,7 @@ def read(path: Path | str, family: Family | None = None) -> LoraFile:
     content = read_tensors(weights_file(Path(path)))
     keys = parse_all(content.path, content.tensors)
     refuse_other_kinds(content.path, keys)
-    form = _format(keys)
+    form = format_of(keys)
     config, tag = _configuration(content, form)
     if tag:
         keys = {key: replace(found, tag=tag) for key, found in keys.items()}
@@ -105,7 +105,8 @@ def refuse_other_kinds(path: Path, keys: Mapping[str, Key]) -> None:
             )
 
 
-def _format(keys: Mapping[str, Key]) -> str:
+def format_of(keys: Mapping[str, Key]) -> str:
+    """What keys that are spelled so are called."""
     formats = {found.format for found in keys.values()}
     return "comfyui" if len(formats) > 1 else formats.pop()
 
@@ -130,7 +131,8 @@ def assemble(
                     "two spellings"
                 )
             factors[module] = factor
-            if (kernel := resolved.kernel(module, pair.kernel)) is not None:
+            kernel = resolved.kernel(module, pair.kernel, factor.in_features)
+            if kernel is not None:
                 kernels[module] = kernel
     metadata = from_header(content.header)
     if family and stated_family(content.header) is not family:

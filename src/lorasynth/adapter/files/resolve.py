@@ -32,13 +32,15 @@ class Resolved:
     layers: Mapping[Key, Layer]
     verdict: Verdict
 
-    def kernel(self, module: str, kernel: Kernel | None) -> Kernel | None:
+    def kernel(self, module: str, kernel: Kernel | None, width: int) -> Kernel | None:
         """The kernel of a module: files hold projections as convolutions of 1 x 1, or these flat."""
         families = self.verdict.candidates
         if kernel == _POINT and families and all(_ends(f.linear, module) for f in families):
             return None
         if kernel is None and families and all(_ends(f.pointwise, module) for f in families):
             return _POINT
+        if kernel is None and families and all(_ends(f.spatial, module) for f in families):
+            return None if width % 9 else (3, 3)
         return kernel
 
 
