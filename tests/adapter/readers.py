@@ -27,6 +27,8 @@ def by_diffusers(family: str, path: Path) -> dict[str, Factor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            if "return_alphas" in inspect.getsource(pipeline.lora_state_dict):
+                options["return_alphas"] = True
             state, *alphas, metadata = pipeline.lora_state_dict(
                 str(path), return_lora_metadata=True, **options
             )

@@ -5,14 +5,14 @@ A family's `diffusers_reads` and `comfyui_reads` are rules, one a spelling, divi
     lora_unet_ du published -norm_out. !proj_out blocks
 
 prefix of the keys (`bare`: none), their endings (`AB`, `du`: down and up, `default`: A and B of an
-adapter of that name, `*`: any), whose names the layers have, and what is lost: `-begin` layers whose
+adapter of that name, `AB+alpha`: alpha in a key beside A and B, `*`: any), whose names the layers have, and what is lost: `-begin` layers whose
 diffusers' name begins so (`-*end` ends so), `!begin` everything where there is such a layer, `blocks`
-everything where a block lacks one of its layers.  Each rule was measured with the real loaders
+everything where a block lacks one of its layers, `all` everything where some layer is spelled otherwise.  Each rule was measured with the real loaders
 (tests/adapter/test_table.py, test_comfyui.py).
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -29,7 +29,7 @@ class Spelling(NamedTuple):
 
     Attributes:
         prefix: what its key begins with.
-        ending: `AB`, `du` or `default`.
+        ending: `AB`, `AB+alpha`, `du`, `default` or others.
         names: `published`, `diffusers`, or `same` where both are one.
         name: the layer's own name as spelled.
     """
@@ -83,8 +83,10 @@ class _Rule:
             if mark[0] == "-"
         )
 
-    def fails(self, modules: Iterable[str], family: Family) -> bool:
-        names = list(modules)
+    def fails(self, spelled: Mapping[str, Spelling], family: Family) -> bool:
+        names = list(spelled)
+        if "all" in self.marks and not all(map(self.takes, spelled.values())):
+            return True
         fatal = tuple(mark[1:] for mark in self.marks if mark[0] == "!")
         if fatal and any(name.startswith(fatal) for name in names):
             return True
@@ -123,7 +125,7 @@ def unread(family: Family, program: str, spelled: Mapping[str, Spelling]) -> set
     """
     rules = _rules(family.diffusers_reads if program == DIFFUSERS else family.comfyui_reads)
     lost = set()
-    denoiser = [module for module in spelled if not component_of(module)]
+    denoiser = {module: one for module, one in spelled.items() if not component_of(module)}
     for module, spelling in spelled.items():
         if component_of(module):
             if not _text_is_read(family, program, module, spelling):

@@ -29,6 +29,7 @@ _RATIOS = {
 }
 #: What diffusers' converter of kohya's names leaves out.
 _OUTSIDE = "-time_text_embed. -x_embedder -context_embedder -norm_out. -proj_out"
+_INSIDE = "!distilled_guidance_layer -x_embedder -context_embedder -proj_out"
 _COMFYUI = also(*(f"{prefix} * diffusers" for prefix in ("lora_transformer_", "lycoris_", "transformer.")))
 _DEPTHS = {"transformer_blocks": 19, "single_transformer_blocks": 38}
 
@@ -49,7 +50,7 @@ single_blocks.# = single_transformer_blocks.#:
   modulation.lin = norm.linear
 """),
     universal="kohya",
-    diffusers_reads="transformer. AB diffusers; lora_transformer_ du diffusers; "
+    diffusers_reads="transformer. AB diffusers; transformer. AB+alpha diffusers; "
     f"lora_unet_ du published {_OUTSIDE}; diffusion_model. du published {_OUTSIDE}",
     comfyui_reads=_COMFYUI,
     text=("clip_l", "t5xxl"),
@@ -71,8 +72,8 @@ distilled_guidance_layer.layers.#:
   out_layer = linear_2
 """),
     universal="kohya",
-    diffusers_reads="transformer. AB diffusers; lora_unet_ du published "
-    "!distilled_guidance_layer -x_embedder -context_embedder -proj_out",
+    diffusers_reads="transformer. AB diffusers; transformer. AB+alpha diffusers; "
+    f"lora_unet_ du published {_INSIDE}; diffusion_model. du published {_INSIDE}",
     comfyui_reads=f"{_COMFYUI} -distilled_guidance_layer.",
     text=("t5xxl",),
     widths=_WIDTHS,

@@ -32,7 +32,8 @@ single_blocks.# = single_transformer_blocks.#:
 """),
     universal="comfyui",
     diffusers_reads="transformer. AB diffusers; diffusion_model. AB published -norm_out.; "
-    "diffusion_model. du published -norm_out.; base_model.model. AB published -norm_out.; "
+    "diffusion_model. AB diffusers; base_model.model. AB diffusers; "
+    "base_model.model. AB published -norm_out.; "
     "lora_unet_ du published -norm_out. -double_stream -single_stream -*.guidance_embedder.linear_1 "
     "-*.guidance_embedder.linear_2",
     comfyui_reads=also("transformer. * diffusers -*.linear_in -*.linear_out -*.to_qkv_mlp_proj "

@@ -22,8 +22,8 @@ layers.#:
   adaln_modulation
 """),
     universal="comfyui",
-    diffusers_reads="transformer. AB diffusers; diffusion_model. AB published !input_proj "
-    "!llm_cond_proj !t_embedding !adaln_proj !final_layer; diffusion_model. du published !input_proj "
+    diffusers_reads="transformer. AB diffusers; diffusion_model. AB published all !input_proj "
+    "!llm_cond_proj !t_embedding !adaln_proj !final_layer; diffusion_model. du published all !input_proj "
     "!llm_cond_proj !t_embedding !adaln_proj !final_layer",
     text=("qwen",),
     widths={"attention.to_q": (4608,), "attention.to_out.0": (4608,), "feed_forward.w1": (4608,)},

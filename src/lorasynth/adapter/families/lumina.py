@@ -59,6 +59,7 @@ final_layer.adaLN_modulation.1 = all_final_layer.2-1.adaLN_modulation.1
     universal="comfyui",
     diffusers_reads="transformer. AB diffusers; diffusion_model. AB diffusers; "
     "diffusion_model. du diffusers; lora_unet_ du diffusers -all_; lora_unet_ du published -all_; "
+    "diffusion_model. du published -*.to_q -*.to_k -*.to_v; bare du diffusers; "
     "bare default diffusers",
     comfyui_reads=also("diffusion_model. * diffusers", "lycoris_ * diffusers"),
     text=("qwen3_4b",),

@@ -70,8 +70,8 @@ _LINEAR = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "tim
 _PROJECTIONS = (".proj_in", ".proj_out")
 _SPATIAL = (".conv1", ".conv2", ".conv_in", ".conv_out", "samplers.0.conv")
 _FIRST = _unet([1, 1, 1, 0], [0, 1, 1, 1])
-_DIFFUSERS = "unet. AB diffusers; unet. du diffusers; lora_unet_ du diffusers"
-_SGM = "unet. AB diffusers; unet. du diffusers; lora_unet_ du published; lora_unet_ du diffusers"
+_DIFFUSERS = "unet. AB diffusers; unet. old diffusers; lora_unet_ du diffusers"
+_SGM = "unet. AB diffusers; unet. old diffusers; lora_unet_ du published; lora_unet_ du diffusers"
 _ATTENTION_LAYERS = " ".join(f"-*.to_{part}" for part in ("q", "k", "v", "out.0"))
 _COMFYUI = also(
     "lora_unet_ * diffusers", "lycoris_ * diffusers", f"unet. * diffusers {_ATTENTION_LAYERS}"

@@ -142,7 +142,7 @@ def parse(key: str) -> Key | None:
         kind=kind,
         adapter=adapter,
         ending=_ending(found[0], adapter),
-        wrapped=not spelled.endswith(name),
+        wrapped=spelled != prefix + name,
     )
 
 

@@ -153,11 +153,11 @@ def assemble(
         verdict=resolved.verdict,
         dtype=types.most_common(1)[0][0],
         states_alpha=states_alpha,
-        spelled=tuple((family, _spelled(resolved, family)) for family in candidates),
+        spelled=tuple((family, _spelled(content, resolved, family)) for family in candidates),
     )
 
 
-def _spelled(resolved: Resolved, family: Family) -> dict[str, Spelling]:
+def _spelled(content: Content, resolved: Resolved, family: Family) -> dict[str, Spelling]:
     """How the file spells each module of a family."""
     spelled = {}
     for key, layer in resolved.layers.items():
@@ -167,7 +167,9 @@ def _spelled(resolved: Resolved, family: Family) -> dict[str, Spelling]:
             if published and published.modules == (published.name,):
                 names = "same"
             prefix = f"{key.prefix}?" if key.wrapped else key.prefix
-            spelled[module] = Spelling(prefix, key.ending, names, key.name)
+            beside = key.ending != "du" and f"{key.spelled}.alpha" in content.tensors
+            ending = f"{key.ending}+alpha" if beside else key.ending
+            spelled[module] = Spelling(prefix, ending, names, key.name)
     return spelled
 
 
