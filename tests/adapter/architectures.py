@@ -28,9 +28,16 @@ _SD2 = {
     "use_linear_projection": True,
 }
 _HIDREAM = {
-    **{"patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 1},
-    **{"num_single_layers": 1, "attention_head_dim": 128, "num_attention_heads": 20},
-    **{"caption_channels": [4096, 4096], "text_emb_dim": 2048, "num_routed_experts": 2},
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 128,
+    "num_attention_heads": 20,
+    "caption_channels": [4096, 4096],
+    "text_emb_dim": 2048,
+    "num_routed_experts": 2,
     "num_activated_experts": 2,
 }
 _SD3 = {"num_layers": 3, "dual_attention_layers": (0,), "attention_head_dim": 64}

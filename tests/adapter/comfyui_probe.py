@@ -33,199 +33,9 @@ import comfy.lora  # noqa: E402
 import comfy.model_base  # noqa: E402
 import comfy.supported_models  # noqa: E402
 import torch  # noqa: E402
+from comfyui_models import MODELS  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-_UNET = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 320,
-    "num_res_blocks": [2, 2, 2, 2],
-    "channel_mult": [1, 2, 4, 4],
-    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-    "transformer_depth_middle": 1,
-    "use_spatial_transformer": True,
-    "legacy": False,
-    "num_heads": 8,
-    "context_dim": 768,
-    "use_linear_in_transformer": False,
-}
-_SDXL = {
-    **_UNET,
-    "num_res_blocks": [2, 2, 2],
-    "channel_mult": [1, 2, 4],
-    "transformer_depth": [0, 0, 2, 2, 10, 10],
-    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-    "transformer_depth_middle": 10,
-    "context_dim": 2048,
-    "use_linear_in_transformer": True,
-    "num_heads": -1,
-    "num_head_channels": 64,
-    "adm_in_channels": 2816,
-    "num_classes": "sequential",
-}
-_FLUX = {
-    "axes_dim": [16, 56, 56],
-    "num_heads": 24,
-    "mlp_ratio": 4.0,
-    "theta": 10000,
-    "out_channels": 16,
-    "qkv_bias": True,
-    "patch_size": 2,
-    "in_channels": 16,
-    "hidden_size": 3072,
-    "context_in_dim": 4096,
-    "vec_in_dim": 768,
-    "depth": 2,
-    "depth_single_blocks": 2,
-}
-_LUMINA = {
-    "image_model": "lumina2",
-    "patch_size": 2,
-    "in_channels": 16,
-    "n_layers": 2,
-    "qk_norm": True,
-    "dim": 2304,
-    "cap_feat_dim": 1024,
-    "n_heads": 24,
-    "n_kv_heads": 8,
-    "axes_dims": [32, 32, 32],
-    "axes_lens": [300, 512, 512],
-    "ffn_dim_multiplier": 4.0,
-}
-#: Family -> class in comfy.supported_models, and the configuration of its denoiser.
-MODELS = {
-    "sd1": ("SD15", _UNET),
-    "sd2": ("SD20", {**_UNET, "context_dim": 1024, "use_linear_in_transformer": True}),
-    "sdxl": ("SDXL", _SDXL),
-    "sd3": (
-        "SD3",
-        {
-            "in_channels": 16,
-            "patch_size": 2,
-            "out_channels": 16,
-            "depth": 24,
-            "num_blocks": 3,
-            "input_size": None,
-            "adm_in_channels": 2048,
-            "context_embedder_config": {
-                "target": "torch.nn.Linear",
-                "params": {"in_features": 4096, "out_features": 1536},
-            },
-            "pos_embed_scaling_factor": None,
-            "x_block_self_attn_layers": [0],
-        },
-    ),
-    "flux1": ("Flux", {**_FLUX, "image_model": "flux", "guidance_embed": True}),
-    "chroma": (
-        "Chroma",
-        {
-            **{k: v for k, v in _FLUX.items() if k != "vec_in_dim"},
-            "image_model": "chroma",
-            "in_channels": 64,
-            "out_channels": 64,
-            "in_dim": 64,
-            "out_dim": 3072,
-            "hidden_dim": 5120,
-            "n_layers": 5,
-        },
-    ),
-    "flux2": (
-        "Flux2",
-        {
-            **_FLUX,
-            "image_model": "flux2",
-            "axes_dim": [32, 32, 32, 32],
-            "num_heads": 48,
-            "mlp_ratio": 3.0,
-            "theta": 2000,
-            "out_channels": 128,
-            "global_modulation": True,
-            "vec_in_dim": None,
-            "mlp_silu_act": True,
-            "qkv_bias": False,
-            "ops_bias": False,
-            "patch_size": 1,
-            "in_channels": 128,
-            "hidden_size": 6144,
-            "context_in_dim": 15360,
-            "guidance_embed": True,
-        },
-    ),
-    "lumina2": ("Lumina2", _LUMINA),
-    "z-image": (
-        "ZImage",
-        {
-            **_LUMINA,
-            "dim": 3840,
-            "cap_feat_dim": 2560,
-            "n_heads": 30,
-            "n_kv_heads": 30,
-            "axes_dims": [32, 48, 48],
-            "ffn_dim_multiplier": 8.0 / 3.0,
-            "z_image_modulation": True,
-            "time_scale": 1000.0,
-        },
-    ),
-    "qwen-image": (
-        "QwenImage",
-        {"image_model": "qwen_image", "in_channels": 64, "num_layers": 2},
-    ),
-    "wan": (
-        "WAN21_T2V",
-        {
-            "image_model": "wan2.1",
-            "model_type": "t2v",
-            "dim": 5120,
-            "out_dim": 16,
-            "num_heads": 40,
-            "ffn_dim": 13824,
-            "num_layers": 2,
-            "patch_size": (1, 2, 2),
-            "freq_dim": 256,
-            "window_size": (-1, -1),
-            "qk_norm": True,
-            "cross_attn_norm": True,
-            "in_dim": 16,
-        },
-    ),
-    "hidream": (
-        "HiDream",
-        {
-            "image_model": "hidream",
-            "attention_head_dim": 128,
-            "axes_dims_rope": [64, 32, 32],
-            "caption_channels": [4096, 4096],
-            "max_resolution": [128, 128],
-            "in_channels": 16,
-            "llama_layers": [0, 1],
-            "num_attention_heads": 20,
-            "num_routed_experts": 2,
-            "num_activated_experts": 2,
-            "num_layers": 1,
-            "num_single_layers": 1,
-            "out_channels": 16,
-            "patch_size": 2,
-            "text_emb_dim": 2048,
-        },
-    ),
-    "pixart": (
-        "PixArtAlpha",
-        {
-            "image_model": "pixart_alpha",
-            "num_heads": 16,
-            "patch_size": 2,
-            "hidden_size": 1152,
-            "in_channels": 4,
-            "depth": 2,
-            "micro_condition": True,
-            "model_max_length": 120,
-        },
-    ),
-    "auraflow": ("AuraFlow", {"max_seq": 9216, "cond_seq_dim": 2048, "n_double_layers": 2, "n_layers": 4}),
-    "ltx": ("LTXV", {"image_model": "ltxv", "num_layers": 2, "attention_head_dim": 64, "cross_attention_dim": 2048}),
-}  # fmt: skip
 #: Text encoders -> the keys that ComfyUI's own have.
 CLIP = [
     f"{e}.transformer.text_model.encoder.layers.{n}.{part}.weight"
@@ -263,7 +73,9 @@ def model_of(family: str) -> object:
 
 def map_of(family: str, model: object) -> dict:
     text = types.SimpleNamespace(
-        state_dict=lambda: {k: None for k in CLIP + T5 if k.startswith(ENCODERS.get(family, ("-",)))}
+        state_dict=lambda: {
+            k: None for k in CLIP + T5 if k.startswith(ENCODERS.get(family, ("-",)))
+        }
     )
     return comfy.lora.model_lora_keys_clip(text, comfy.lora.model_lora_keys_unet(model, {}))
 
@@ -301,7 +113,9 @@ def main() -> None:
         family = path.name.split("--")[0]
         if family not in models:
             model = model_of(family)
-            heights = {key: tensor.shape[0] for key, tensor in model.state_dict().items() if tensor.dim()}
+            heights = {
+                key: tensor.shape[0] for key, tensor in model.state_dict().items() if tensor.dim()
+            }
             models[family] = map_of(family, model), heights
         made = read(path, *models[family])
         made = {key: tensor.contiguous() for key, tensor in made.items()}

@@ -1,4 +1,4 @@
-"""What the real loaders of diffusers and PEFT make of a file: factors of each module they change."""
+"""What the real loaders of diffusers and PEFT make of a file: the factors of each module."""
 
 import inspect
 import logging
@@ -8,9 +8,9 @@ from typing import Any
 
 import diffusers
 import torch
+from architectures import ROWS, network
 from torch import nn
 
-from architectures import ROWS, network
 from lorasynth.adapter import Factor
 
 NAME = "probe"
@@ -69,5 +69,3 @@ def exact(expected: Any, found: dict[str, Factor], tolerance: float = 1e-3) -> s
         for name, factor in expected.items()
         if name in found and distance(factor, found[name]) < tolerance
     }
-
-

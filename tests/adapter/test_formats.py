@@ -89,7 +89,7 @@ def test_kohya_keeps_names_that_it_cannot_guess(make_factors, tmp_path: Path) ->
     path = adapter.save(tmp_path / "k.safetensors", format="kohya")
     assert Adapter.load(path).factors.keys() == {"my_block.odd_name.x"}
     save_file(load_file(path), path)
-    with pytest.raises(FileFormatError, match="of a known family, but .*my_block_odd_name_x"):
+    with pytest.raises(FileFormatError, match=r"of a known family, but .*my_block_odd_name_x"):
         Adapter.load(path)
 
 

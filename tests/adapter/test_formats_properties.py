@@ -54,7 +54,9 @@ def target(name: str, folder: Path) -> Path:
     return folder / (name if name == "peft" else f"{name}.safetensors")
 
 
-@pytest.mark.parametrize(("first", "second"), itertools.product(("kohya", "diffusers", "comfyui", "peft"), repeat=2))
+@pytest.mark.parametrize(
+    ("first", "second"), itertools.product(("kohya", "diffusers", "comfyui", "peft"), repeat=2)
+)
 @settings(
     max_examples=15,
     deadline=None,

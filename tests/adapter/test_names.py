@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from architectures import ROWS, layers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from architectures import ROWS, layers
 from lorasynth.adapter import Layout, Slot
 from lorasynth.adapter.families import FAMILIES, family_of
 from lorasynth.adapter.families.contract import CLIP, T5, TEXT_TABLES

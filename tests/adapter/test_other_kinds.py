@@ -42,7 +42,7 @@ def loha_with_core() -> Case:
     parts = {f"hada_w{n}_{x}": numbers(2, 8 if x == "a" else 6) for n in (1, 2) for x in "ab"}
     parts |= {f"hada_t{n}": numbers(2, 2, 3, 3) for n in (1, 2)}
     one, other = (
-        torch.einsum("ijkl,jr,ip->prkl", parts[f"hada_t{n}"], parts[f"hada_w{n}_b"], parts[f"hada_w{n}_a"])
+        torch.einsum("ijkl,jr,ip->prkl", *(parts[f"hada_{x}"] for x in (f"t{n}", f"w{n}_b", f"w{n}_a")))
         for n in (1, 2)
     )  # fmt: skip
     return CONV, parts, (one * other).flatten(1)
@@ -87,7 +87,9 @@ CASES: list[Callable[[], Case]] = [
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_added_becomes_a_lora_exactly(case, tmp_path: Path) -> None:
     name, parts, dense = case()
-    save_file({f"{name}.{part}": t.contiguous() for part, t in parts.items()}, tmp_path / "x.safetensors")
+    save_file(
+        {f"{name}.{part}": t.contiguous() for part, t in parts.items()}, tmp_path / "x.safetensors"
+    )
     made = read_any(tmp_path / "x.safetensors", rank=64)
     [factor] = made.file.adapter.factors.values()
     torch.testing.assert_close(factor.B @ factor.A, dense, rtol=1e-4, atol=1e-4)
@@ -130,7 +132,7 @@ def test_what_depends_on_the_weights_is_refused_by_name(part, kind, tmp_path: Pa
     tensors = {f"{LINEAR}.lora_down.weight": numbers(2, 10)}
     tensors |= {f"{LINEAR}.lora_up.weight": numbers(12, 2), f"{LINEAR}.{part}": numbers(12)}
     save_file(tensors, tmp_path / "x.safetensors")
-    with pytest.raises(FileFormatError, match=f"is {kind} .*lorasynth extract"):
+    with pytest.raises(FileFormatError, match=rf"is {kind} .*lorasynth extract"):
         read_any(tmp_path / "x.safetensors", rank=4)
 
 
@@ -138,7 +140,7 @@ def test_parts_that_do_not_fit_are_named(tmp_path: Path) -> None:
     name, parts, _ = loha()
     parts["hada_w2_b"] = numbers(2, 9)
     save_file({f"{name}.{part}": t for part, t in parts.items()}, tmp_path / "x.safetensors")
-    with pytest.raises(FileFormatError, match="must fit each other, but those of .*attn2_to_k"):
+    with pytest.raises(FileFormatError, match=r"must fit each other, but those of .*attn2_to_k"):
         read_any(tmp_path / "x.safetensors", rank=4)
 
 
@@ -173,9 +175,7 @@ def test_merging(tmp_path: Path) -> None:
     agreeing = [d.where(torch.sign(d) == elected, torch.zeros(())) for d in dense]
     count = sum((d != 0).int() for d in agreeing).clamp_min(1)
     factor = pruned.factors[MODULE]
-    torch.testing.assert_close(
-        factor.B @ factor.A, sum(agreeing) / count, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(factor.B @ factor.A, sum(agreeing) / count, rtol=1e-4, atol=1e-4)
     assert error < 1e-5
     same, _ = merged([one, two], [1.0, 1.0], "dare", 0.5, 64)
     again, _ = merged([one, two], [1.0, 1.0], "dare", 0.5, 64)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import ROWS, adapter, text_modules
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from readers import by_diffusers, distance, exact
 from safetensors.torch import load_file, save_file
 
-from architectures import ROWS, adapter, text_modules
 from lorasynth.adapter import Adapter, Factor
 from lorasynth.adapter.components import component_of
 from lorasynth.adapter.families import FAMILIES
@@ -23,7 +24,6 @@ from lorasynth.adapter.files import LoraFormat, format_for, read, universal
 from lorasynth.adapter.inspection import readings
 from lorasynth.adapter.programs import DIFFUSERS
 from lorasynth.errors import FileFormatError
-from readers import by_diffusers, distance, exact
 
 FORMATS = ("kohya", "diffusers", "comfyui", "peft")
 LOADED = [family for family, row in ROWS.items() if row[2]]
@@ -332,7 +332,13 @@ def test_a_1x1_kernel_of_a_linear_layer_is_none(tmp_path: Path) -> None:
 def test_any_part_of_any_family(
     family: str, name: str, rank: int, dtype: torch.dtype, seed: int, tmp_path: Path
 ) -> None:
-    picked = adapter(family, lambda n: inside(n) and zlib.crc32(f"{n} {seed}".encode()) % 3 == 0, rank, dtype, seed)
+    picked = adapter(
+        family,
+        lambda n: inside(n) and zlib.crc32(f"{n} {seed}".encode()) % 3 == 0,
+        rank,
+        dtype,
+        seed,
+    )
     if not picked.factors:
         return
     path = target(name, tmp_path / "any")
@@ -346,5 +352,3 @@ def test_any_part_of_any_family(
     for module, factor in picked.factors.items():
         assert found.factors[module].A.dtype == dtype
         assert distance(factor, found.factors[module]) < 1e-6
-
-

@@ -109,7 +109,9 @@ def damaged(path: Path, change: str) -> Path:
     elif change == "two formats":
         tensors["unet.mid_block.attentions.0.proj_in.lora_A.weight"] = torch.ones(2, 4)
     elif change == "a duplicated key":
-        tensors["lora_transformer_mid_block_attentions_0_proj_in.lora_down.weight"] = torch.ones(2, 4)
+        tensors["lora_transformer_mid_block_attentions_0_proj_in.lora_down.weight"] = torch.ones(
+            2, 4
+        )
     save_file(tensors, path)
     data = path.read_bytes()
     if change == "truncated":

@@ -180,6 +180,8 @@ def test_nothing_to_import(tmp_path: Path) -> None:
         import_folder(tmp_path / "empty", tmp_path / "library")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.safetensors").write_text("hello")
-    with pytest.raises(LibraryError, match=r"all 1 below .* were skipped, the first because: .*x\.safe"):
+    with pytest.raises(
+        LibraryError, match=r"all 1 below .* were skipped, the first because: .*x\.safe"
+    ):
         import_folder(tmp_path / "bad", tmp_path / "library")
     assert not (tmp_path / "library").exists()

@@ -13,14 +13,14 @@ import torch
 from lorasynth.adapter.adapter import Adapter, AdapterMetadata
 from lorasynth.adapter.factors import Factor
 from lorasynth.adapter.files import LoraFile, read
+from lorasynth.adapter.files.header import CONFIG_KEY
 from lorasynth.adapter.programs import (
     COMFYUI,
     DIFFUSERS,
+    PEFT,
+    PROGRAMS,
     Reading,
-    a1111_unread,
-    kohya_unread,
-    peft_unread,
-    unread,
+    all_unread,
 )
 
 #: How far A·Aᵀ and Bᵀ·B of a canonical adapter may be from one diagonal matrix, as a share of it.
@@ -149,8 +149,10 @@ def _is_canonical(factor: Factor) -> bool:
 
 def _training(header: Mapping[str, str]) -> dict[str, str]:
     """Entries that people ask for: the title, the author, the base model, the data's tags."""
-    wanted = ("modelspec.title", "modelspec.author", "modelspec.license", "modelspec.date")
-    wanted += ("ss_sd_model_name", "ss_num_train_images", "ss_steps", "ss_learning_rate")
+    wanted = (
+        *(f"modelspec.{key}" for key in ("title", "author", "license", "date")),
+        *(f"ss_{key}" for key in ("sd_model_name", "num_train_images", "steps", "learning_rate")),
+    )
     facts = {key.partition(".")[2] or key[3:]: header[key] for key in wanted if header.get(key)}
     try:
         tags: Counter[str] = Counter()
@@ -165,25 +167,22 @@ def _training(header: Mapping[str, str]) -> dict[str, str]:
 
 def readings(found: LoraFile) -> tuple[Reading, ...]:
     """How much of a file each program reads, as the loaders were measured to do."""
-    lost: dict[str, set[str]] = {}
-    for family, spelled in found.spelled or ((None, {}),):
-        everything = set(found.adapter.factors)
-        here = {
-            DIFFUSERS: unread(family, DIFFUSERS, spelled) if family else everything,
-            COMFYUI: unread(family, COMFYUI, spelled) if family else everything,
-            "A1111, Forge": a1111_unread(family, spelled) if family else everything,
-            "kohya": kohya_unread(family, spelled) if family else everything,
-            "PEFT": peft_unread(spelled) if family else everything - everything,
-        }
-        for program, modules in here.items():
-            lost.setdefault(program, set()).update(modules)
+    everything = set(found.adapter.factors)
+    lost: dict[str, set[str]] = dict.fromkeys(PROGRAMS, everything)
+    if not found.spelled:  # no known family: what has the model's own names is read by these two
+        lost[DIFFUSERS] = set() if found.format == "diffusers" else everything
+        lost[PEFT] = set() if found.format == "peft" else everything
+    for number, (family, spelled) in enumerate(found.spelled):
+        for program, modules in all_unread(family, spelled).items():
+            lost[program] = modules | lost[program] if number else modules
     reasons = {program: _example(modules) for program, modules in lost.items()}
-    unequal = {a for a in found.alphas.values()} != {f.rank for f in found.adapter.factors.values()}
+    ranks = {factor.rank for factor in found.adapter.factors.values()}
+    unequal = set(found.alphas.values()) != ranks
     if found.format == "kohya" and len(set(found.alphas.values())) > 1 and _is_unet(found):
         attention = {m for m in found.adapter.factors if ".attn" in m}
-        lost[DIFFUSERS] |= attention
+        lost[DIFFUSERS] = lost[DIFFUSERS] | attention
         reasons[DIFFUSERS] = "the alphas of attention, where alphas differ"
-    if found.format == "diffusers" and unequal and found.states_alpha:
+    if CONFIG_KEY in found.header and unequal:
         lost[COMFYUI] = set(found.adapter.factors)
         reasons[COMFYUI] = "alpha in the header, and so the scale"
     total = len(found.adapter.factors)

@@ -62,7 +62,7 @@ def of_matrix(matrix: Float[Tensor, "out in"], rank: int, energy: float = 1.0) -
     else:  # randomised (Halko et al. 2011), with more columns and steps than such spectra need
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            columns = min(rank + 32, min(matrix.shape))
+            columns = min(rank + 32, *matrix.shape)
             u, s, v = torch.svd_lowrank(matrix.float(), q=columns, niter=6)
         u, s, vh = u.double(), s.double(), v.mT.double()
     return _kept(u, s, vh, square, rank, energy)
@@ -78,7 +78,7 @@ def of_kronecker(
     products = (abs(scale) * s1[:, None] * s2[None, :]).flatten()
     square = float(products.square().sum())
     s, order = products.sort(descending=True)
-    s = s[: max(1, min(rank, _rank_of(s)))]
+    s = s[: min(rank, _rank_of(s)) or 1]
     first, second = (order // len(s2))[: len(s)], (order % len(s2))[: len(s)]
     u = _columns(u1[:, first], u2[:, second])
     v = _columns(v1[first].mT, v2[second].mT)
@@ -103,7 +103,7 @@ def _kept(
     rank: int,
     energy: float,
 ) -> Nearest:
-    keep = max(1, min(rank, _rank_of(s)))
+    keep = min(rank, _rank_of(s)) or 1
     if energy < 1:
         enough = s.square().cumsum(0) >= energy * square
         keep = min(keep, 1 + int((~enough).sum()))

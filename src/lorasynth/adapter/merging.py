@@ -1,5 +1,7 @@
-"""Several LoRAs as one: their sum, which is exact, or TIES (Yadav et al. 2023) and DARE (Yu et al.
-2023), which prune dense updates first and are PEFT's own functions here.
+"""Several LoRAs as one: their sum, or what is left of it when numbers are pruned first.
+
+The sum is exact; TIES (Yadav et al. 2023) and DARE (Yu et al. 2023) are PEFT's own functions, of
+the dense updates.
 """
 
 import warnings
@@ -64,7 +66,7 @@ def _require_kinship(adapters: Sequence[Adapter]) -> None:
     bases = {one.metadata.base_fingerprint for one in adapters} - {""}
     if len(bases) > 1:
         raise LayoutError(
-            f"LoRAs to merge must be of one base model, but these are of {' and '.join(sorted(bases))}"
+            f"LoRAs to merge must be of one base model, not of {' and '.join(sorted(bases))}"
         )
     shapes: dict[str, tuple[object, ...]] = {}
     for one in adapters:

@@ -10,10 +10,10 @@ A `Table` is written as text, one row a layer of the published model::
     final_layer.adaLN_modulation.1 ~ norm_out.linear
     proj_out
 
-`#` is a block's number.  `+` says that diffusers' layers are rows of one published layer, one below
-the other, `4*` how many shares of the rows each has.  `~` says that the halves of the rows (shift
-and scale) change places, where the layer has two.  A line that ends with a colon is the beginning of
-the indented names under it; a name without a partner is the same in both.
+`#` is a block's number.  `+` says that diffusers' layers are rows of one published layer, one
+below the other, `4*` how many shares of the rows each has.  `~` says that the halves of the rows
+(shift and scale) change places, where the layer has two.  A line that ends with a colon is the
+beginning of the indented names under it; a name without a partner is the same in both.
 
 Files spell dots as underscores or keep them.  A name is found by its parts, in time linear in its
 length, and only if all of them are in the table.
@@ -145,7 +145,9 @@ def _rows(text: str) -> Iterator[Layer]:
     begin, beginnings = "", ("", "")
     for line in filter(str.strip, text.splitlines()):
         inside = line.startswith("  ")
-        published, mark, diffusers = (part.strip() for part in _SIDES.split(line.rstrip(":"), maxsplit=1))
+        published, mark, diffusers = (
+            part.strip() for part in _SIDES.split(line.rstrip(":"), maxsplit=1)
+        )
         diffusers = diffusers or published
         if line.endswith(":"):
             begin, beginnings = ".", (published, diffusers)

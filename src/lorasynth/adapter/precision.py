@@ -1,4 +1,4 @@
-"""Factors in half precision: a power of two moves between A and B, so that neither runs out of range.
+"""Factors in half precision: a power of two moves between A and B, so that both stay in range.
 
 A scale that is folded into B may put its numbers below what float16 resolves, or above what it
 holds.  B·2^k and A·2^-k are the same update, and powers of two round nothing.

@@ -4,11 +4,12 @@ A family's `diffusers_reads` and `comfyui_reads` are rules, one a spelling, divi
 
     lora_unet_ du published -norm_out. !proj_out blocks
 
-prefix of the keys (`bare`: none), their endings (`AB`, `du`: down and up, `default`: A and B of an
-adapter of that name, `AB+alpha`: alpha in a key beside A and B, `*`: any), whose names the layers have, and what is lost: `-begin` layers whose
-diffusers' name begins so (`-*end` ends so), `!begin` everything where there is such a layer, `blocks`
-everything where a block lacks one of its layers, `all` everything where some layer is spelled otherwise.  Each rule was measured with the real loaders
-(tests/adapter/test_table.py, test_comfyui.py).
+prefix of the keys (`bare`: none; with `?`: and a wrapper's), their endings (`AB`, `du`: down and
+up, `default`: A and B of an adapter of that name, `AB+alpha`: alpha in a key beside A and B, `*`:
+any), whose names the layers have, and what is lost: `-begin` layers whose diffusers' name begins
+so (`-*end` ends so), `!begin` everything where there is such a layer, `blocks` everything where a
+block lacks one of its layers, `all` everything where some layer is spelled otherwise.  Each rule
+was measured with the real loaders (tests/adapter/test_table.py, test_comfyui.py).
 """
 
 import re
@@ -20,7 +21,9 @@ from typing import NamedTuple
 from lorasynth.adapter.components import component_of
 from lorasynth.adapter.families.contract import CLIP, T5, Family, component_number
 
-DIFFUSERS, COMFYUI = "diffusers 0.42", "ComfyUI"
+DIFFUSERS, COMFYUI, A1111 = "diffusers 0.42", "ComfyUI", "A1111, Forge"
+KOHYA, PEFT = "kohya", "PEFT"
+PROGRAMS = (DIFFUSERS, COMFYUI, A1111, KOHYA, PEFT)
 _BLOCK = re.compile(r".*?\.\d+\.")
 
 
@@ -155,18 +158,30 @@ def _text_is_read(family: Family, program: str, module: str, spelling: Spelling)
     return number < 3
 
 
-def a1111_unread(family: Family, spelled: Mapping[str, Spelling]) -> set[str]:
-    """Modules that A1111 and Forge do not find, as their source says (it was not run)."""
+def all_unread(family: Family, spelled: Mapping[str, Spelling]) -> dict[str, set[str]]:
+    """Program -> modules that it loses; A1111, Forge and kohya by their source, not by a run."""
+    return {
+        DIFFUSERS: unread(family, DIFFUSERS, spelled),
+        COMFYUI: unread(family, COMFYUI, spelled),
+        A1111: _a1111_unread(family, spelled),
+        KOHYA: _kohya_unread(family, spelled),
+        PEFT: {
+            module
+            for module, one in spelled.items()
+            if one.prefix != "base_model.model." or one.ending == "du" or one.names == "published"
+        },
+    }
+
+
+def _a1111_unread(family: Family, spelled: Mapping[str, Spelling]) -> set[str]:
     if "a1111" not in family.programs:
         return set(spelled)
-    dotted = family.denoiser != "unet"  # FLUX.1 in Forge, which has ComfyUI's names
-    if dotted:
+    if family.denoiser != "unet":  # FLUX.1 in Forge, which has ComfyUI's names
         return unread(family, COMFYUI, spelled)
     return {module for module, one in spelled.items() if not _is_kohyas(family, module, one)}
 
 
-def kohya_unread(family: Family, spelled: Mapping[str, Spelling]) -> set[str]:
-    """Modules that kohya's scripts do not find, as their source says (it was not run)."""
+def _kohya_unread(family: Family, spelled: Mapping[str, Spelling]) -> set[str]:
     if "kohya" not in family.programs:
         return set(spelled)
     return {
@@ -184,12 +199,3 @@ def _is_kohyas(family: Family, module: str, spelling: Spelling) -> bool:
     if component_number(component) > len(family.kinds):
         return False
     return spelling.prefix == family.kohya_prefix(component)
-
-
-def peft_unread(spelled: Mapping[str, Spelling]) -> set[str]:
-    """Modules that PEFT does not load from a folder."""
-    return {
-        module
-        for module, one in spelled.items()
-        if one.prefix != "base_model.model." or one.ending == "du" or one.names == "published"
-    }

@@ -257,7 +257,9 @@ def _facts(found: "Inspection") -> dict[str, str]:
         "written by": stated.created_by or "not stated",
     }
     # What a header says of itself has names of its own, so that it cannot pass for a fact.
-    return facts | {f"header {key}": value for key, value in (found.training | stated.extra).items()}
+    return facts | {
+        f"header {key}": value for key, value in (found.training | stated.extra).items()
+    }
 
 
 def _program_table(found: "Inspection") -> object:

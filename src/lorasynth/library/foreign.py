@@ -101,8 +101,9 @@ def find_lora_files(folder: Path) -> list[Path]:
 
 
 def id_of(folder: Path, path: Path) -> str:
-    """The path below the folder, without its ending; of a PEFT folder that has the name of a file
-    too, or is the whole folder, that of its weights.
+    """The path below the folder, without its ending.
+
+    Of a PEFT folder that has the name of a file too, or is the whole folder, it is its weights'.
     """
     if path.is_file():
         return path.relative_to(folder).with_suffix("").as_posix()
@@ -211,7 +212,7 @@ def _append(
         return
     try:
         library.append(stack([factors for _, factors, _ in fitted]), [row for *_, row in fitted])
-    except (LorasynthError, torch.linalg.LinAlgError, ArithmeticError, ValueError) as error:
+    except (LorasynthError, RuntimeError, ArithmeticError, ValueError) as error:
         if len(fitted) == 1:
             report.skipped[str(fitted[0][0])] = str(error)
             return

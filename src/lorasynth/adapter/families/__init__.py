@@ -26,12 +26,40 @@ from lorasynth.adapter.families.wan import WAN
 from lorasynth.adapter.layout import Layout
 from lorasynth.errors import ConfigError
 
+__all__ = [
+    "FAMILIES",
+    "FLUX1",
+    "OTHER_UNET",
+    "SD2",
+    "Family",
+    "Verdict",
+    "decide",
+    "family_named",
+    "family_of",
+    "stated_family",
+]
+
 #: By the names that `--family` takes.
 FAMILIES: Mapping[str, Family] = {
-    **{"sd1": SD1, "sd2": SD2, "sdxl": SDXL, "sd3": SD3, "flux1": FLUX1, "chroma": CHROMA},
-    **{"flux2": FLUX2, "z-image": Z_IMAGE, "lumina2": LUMINA2, "qwen-image": QWEN_IMAGE},
-    **{"wan": WAN, "hidream": HIDREAM, "pixart": PIXART, "sana": SANA, "auraflow": AURAFLOW},
-    **{"krea2": KREA2, "anima": ANIMA, "ltx": LTX, "ideogram4": IDEOGRAM4},
+    "sd1": SD1,
+    "sd2": SD2,
+    "sdxl": SDXL,
+    "sd3": SD3,
+    "flux1": FLUX1,
+    "chroma": CHROMA,
+    "flux2": FLUX2,
+    "z-image": Z_IMAGE,
+    "lumina2": LUMINA2,
+    "qwen-image": QWEN_IMAGE,
+    "wan": WAN,
+    "hidream": HIDREAM,
+    "pixart": PIXART,
+    "sana": SANA,
+    "auraflow": AURAFLOW,
+    "krea2": KREA2,
+    "anima": ANIMA,
+    "ltx": LTX,
+    "ideogram4": IDEOGRAM4,
 }
 
 #: What header entries that name a family begin with, beside the family's own.

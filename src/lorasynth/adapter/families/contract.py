@@ -136,7 +136,7 @@ def kind_of(text_encoder: str) -> str:
 
 
 def component_name(number: int) -> str:
-    """diffusers' name of a pipeline's text encoder, counted from 1."""
+    """Diffusers' name of a pipeline's text encoder, counted from 1."""
     return "text_encoder" if number == 1 else f"text_encoder_{number}"
 
 

@@ -25,12 +25,15 @@ _RATIOS = {
     **dict.fromkeys(("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"), 1),
     **{f"ff{which}.net.0.proj": 4 for which in ("", "_context")},
     **{f"ff{which}.net.2": 1 / 4 for which in ("", "_context")},
-    **{"proj_mlp": 4, "single_transformer_blocks.proj_out": 1 / 5},
+    "proj_mlp": 4,
+    "single_transformer_blocks.proj_out": 1 / 5,
 }
 #: What diffusers' converter of kohya's names leaves out.
 _OUTSIDE = "-time_text_embed. -x_embedder -context_embedder -norm_out. -proj_out"
 _INSIDE = "!distilled_guidance_layer -x_embedder -context_embedder -proj_out"
-_COMFYUI = also(*(f"{prefix} * diffusers" for prefix in ("lora_transformer_", "lycoris_", "transformer.")))
+_COMFYUI = also(
+    *(f"{prefix} * diffusers" for prefix in ("lora_transformer_", "lycoris_", "transformer."))
+)
 _DEPTHS = {"transformer_blocks": 19, "single_transformer_blocks": 38}
 
 FLUX1 = Family(

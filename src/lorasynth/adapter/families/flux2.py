@@ -3,6 +3,13 @@
 from lorasynth.adapter.families.contract import Family, also
 from lorasynth.adapter.names import Table
 
+#: ComfyUI looks for FLUX.1's names under diffusers' prefixes.
+_PREFIXES = ("transformer.", "lora_transformer_", "lycoris_")
+_NOT_FLUX1S = (
+    "-*.linear_in -*.linear_out -single_transformer_blocks. -time_guidance_embed. "
+    "-double_stream -single_stream"
+)
+
 FLUX2 = Family(
     name="FLUX.2",
     table=Table("""
@@ -34,17 +41,17 @@ single_blocks.# = single_transformer_blocks.#:
     diffusers_reads="transformer. AB diffusers; diffusion_model. AB published -norm_out.; "
     "diffusion_model. AB diffusers; base_model.model. AB diffusers; "
     "base_model.model. AB published -norm_out.; "
-    "lora_unet_ du published -norm_out. -double_stream -single_stream -*.guidance_embedder.linear_1 "
-    "-*.guidance_embedder.linear_2",
-    comfyui_reads=also("transformer. * diffusers -*.linear_in -*.linear_out -*.to_qkv_mlp_proj "
-    "-single_transformer_blocks. -time_guidance_embed. -double_stream -single_stream"),
+    "lora_unet_ du published -norm_out. -double_stream -single_stream "
+    "-*.guidance_embedder.linear_1 -*.guidance_embedder.linear_2",
+    comfyui_reads=also(*(f"{prefix} * diffusers {_NOT_FLUX1S}" for prefix in _PREFIXES)),
     text=("mistral3_24b",),
     widths={"attn.to_q": (6144, 4096, 3072), "attn.to_qkv_mlp_proj": (6144, 4096, 3072)},
     ratios={
         **dict.fromkeys(("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"), 1),
         **{f"{which}.linear_in": 6 for which in ("ff", "ff_context")},
         **{f"{which}.linear_out": 1 / 3 for which in ("ff", "ff_context")},
-        **{"attn.to_qkv_mlp_proj": 9, "attn.to_out": 1 / 4},
+        "attn.to_qkv_mlp_proj": 9,
+        "attn.to_out": 1 / 4,
     },
     depths={"transformer_blocks": 8, "single_transformer_blocks": 48},
     base_version="flux2",

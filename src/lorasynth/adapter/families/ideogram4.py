@@ -3,6 +3,8 @@
 from lorasynth.adapter.families.contract import Family
 from lorasynth.adapter.names import Table
 
+_LAYERS_ONLY = "all !input_proj !llm_cond_proj !t_embedding !adaln_proj !final_layer"
+
 IDEOGRAM4 = Family(
     name="Ideogram 4",
     table=Table("""
@@ -22,9 +24,8 @@ layers.#:
   adaln_modulation
 """),
     universal="comfyui",
-    diffusers_reads="transformer. AB diffusers; diffusion_model. AB published all !input_proj "
-    "!llm_cond_proj !t_embedding !adaln_proj !final_layer; diffusion_model. du published all !input_proj "
-    "!llm_cond_proj !t_embedding !adaln_proj !final_layer",
+    diffusers_reads=f"transformer. AB diffusers; diffusion_model. AB published {_LAYERS_ONLY}; "
+    f"diffusion_model. du published {_LAYERS_ONLY}",
     text=("qwen",),
     widths={"attention.to_q": (4608,), "attention.to_out.0": (4608,), "feed_forward.w1": (4608,)},
     ratios={f"attention.{part}": 1 for part in ("to_q", "to_k", "to_v", "to_out.0")},

@@ -27,7 +27,9 @@ blocks.# = transformer_blocks.#:
   mlp.fc2 = ff.net.2
 """),
     diffusers_reads="",
-    comfyui_reads=also("transformer. * diffusers", "base_model.model. * diffusers"),
+    comfyui_reads=also(
+        *(f"{p} * diffusers" for p in ("transformer.", "base_model.model.", "unet.?"))
+    ),
     text=("t5xxl",),
     widths={"attn1.to_q": (1152,), "attn2.to_q": (1152,)},
     depths={"transformer_blocks": 28},

@@ -29,7 +29,8 @@ transformer_blocks.#:
   txt_mlp.net.2
 """),
     diffusers_reads="transformer. AB diffusers; diffusion_model. AB diffusers; "
-    "diffusion_model. du diffusers; lora_unet_ du diffusers; bare du diffusers; bare default diffusers",
+    "diffusion_model. du diffusers; lora_unet_ du diffusers; bare du diffusers; "
+    "bare default diffusers",
     comfyui_reads=also("transformer. * diffusers", "lycoris_ * diffusers", "bare * diffusers"),
     text=("qwen25_7b",),
     widths={"attn.to_q": (3072,), "attn.add_q_proj": (3072,)},

@@ -28,7 +28,12 @@ joint_blocks.# = transformer_blocks.#:
   context_block.mlp.fc1 = ff_context.net.0.proj
   context_block.mlp.fc2 = ff_context.net.2
 """),
-    comfyui_reads=also(*(f"{p} * diffusers" for p in ("transformer.", "base_model.model.", "lora_transformer_", "lycoris_"))),
+    comfyui_reads=also(
+        *(
+            f"{p} * diffusers"
+            for p in ("transformer.", "base_model.model.", "lora_transformer_", "lycoris_")
+        )
+    ),
     text=("clip_l", "clip_g", "t5xxl"),
     widths={"attn.to_q": (1536, 2432), "attn.add_q_proj": (1536, 2432)},
     ratios={"attn.to_q": 1, "ff.net.0.proj": 4, "ff_context.net.0.proj": 4},

@@ -50,8 +50,7 @@ def _unet(down: list[int], up: list[int], outside: str = _OUTSIDE) -> Table:
                 blocks.append((f"{place}.1", f"{block}.attentions.{layer}", _ATTENTION))
         sampler = f"down_blocks.{level}.downsamplers.0"
         blocks.append((f"input_blocks.{3 * level + 3}.0", sampler, "\n  op = conv\n"))
-    for layer in range(_LAYERS):
-        blocks.append((f"middle_block.{2 * layer}", f"mid_block.resnets.{layer}", _RESNET))
+    blocks += [(f"middle_block.{2 * n}", f"mid_block.resnets.{n}", _RESNET) for n in (0, 1)]
     blocks.append(("middle_block.1", "mid_block.attentions.0", _ATTENTION))
     for level, attends in enumerate(up):
         for layer in range(_LAYERS + 1):
@@ -74,7 +73,9 @@ _DIFFUSERS = "unet. AB diffusers; unet. old diffusers; lora_unet_ du diffusers"
 _SGM = "unet. AB diffusers; unet. old diffusers; lora_unet_ du published; lora_unet_ du diffusers"
 _ATTENTION_LAYERS = " ".join(f"-*.to_{part}" for part in ("q", "k", "v", "out.0"))
 _COMFYUI = also(
-    "lora_unet_ * diffusers", "lycoris_ * diffusers", f"unet. * diffusers {_ATTENTION_LAYERS}"
+    "lora_unet_ * diffusers",
+    "lycoris_ * diffusers",
+    *(f"{prefix} * diffusers {_ATTENTION_LAYERS}" for prefix in ("unet.", "bare")),
 )
 _PROGRAMS = ("kohya", "a1111", "ai-toolkit")
 
@@ -136,7 +137,7 @@ OTHER_UNET = Family(
     name="a U-Net of another family",
     table=Table(
         "conv_in\nconv_out\n"
-        + "".join(f"{name}.linear_{n}\n" for name in ("time_embedding", "add_embedding") for n in (1, 2))
+        + "".join(f"{name}_embedding.linear_{n}\n" for name in ("time", "add") for n in (1, 2))
         + "\n".join(
             f"{block}.resnets.#:\n  conv1\n  conv2\n  time_emb_proj\n  conv_shortcut\n"
             f"{block}.attentions.#:{_ATTENTION}  to_q\n  to_k\n  to_v\n  to_out.0\n"

@@ -118,8 +118,8 @@ def _files(path: Path) -> list[Path]:
         found = found or sorted(folder.glob("*.safetensors"))
     if not found:
         raise FileFormatError(
-            f"a checkpoint must be a .safetensors file, or a folder with the denoiser's, but {path} "
-            "is none"
+            f"a checkpoint must be a .safetensors file, or a folder with the denoiser's, but "
+            f"{path} is none"
         )
     return found
 

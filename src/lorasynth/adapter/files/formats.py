@@ -18,7 +18,7 @@ from lorasynth.adapter.families import (
     Verdict,
     family_of,
 )
-from lorasynth.adapter.families.contract import CLIP, component_number
+from lorasynth.adapter.families.contract import LANGUAGE, component_number, kind_of
 from lorasynth.adapter.files.container import to_bytes
 from lorasynth.adapter.files.fused import fuse, swap_halves
 from lorasynth.adapter.files.header import CONFIG_KEY, MODULES_KEY, described
@@ -124,7 +124,6 @@ class LoraFormat:
             header[MODULES_KEY] = json.dumps([m for m in adapter.factors if not component_of(m)])
         return tensors, header
 
-
     def spelling(self, adapter: Adapter, family: Family) -> dict[str, Spelling]:
         """How the format spells each module of an adapter of a family."""
         spelled = {}
@@ -211,12 +210,12 @@ def format_for(program: str, adapter: Adapter) -> LoraFormat:
     """
     verdict = family_of(adapter.layout, adapter.metadata.header)
     families = [family for family in verdict.candidates if family is not OTHER_UNET]
-    if program in ("a1111", "kohya", "ai-toolkit") and families:
-        if not any(program in family.programs for family in families):
-            raise FileFormatError(
-                f"{program} must have models of the family, but it has none of {verdict.name}: "
-                "choose another program"
-            )
+    has_few = program in ("a1111", "kohya", "ai-toolkit") and families
+    if has_few and not any(program in family.programs for family in families):
+        raise FileFormatError(
+            f"{program} must have models of the family, but it has none of {verdict.name}: choose "
+            "another program"
+        )
     if program == "comfyui" and verdict.name == "Sana":
         raise FileFormatError("ComfyUI has no Sana, so it reads no LoRA of it: use diffusers")
     if program == "comfyui":
@@ -325,9 +324,10 @@ def _text_stem(
     if form.underscored:
         return _kohya_text(families, component, module, numbered) + inside.replace(".", "_")
     family = families[0] if len(families) == 1 else None
-    if form.prefix is None or family is None or family.kinds[component_number(component) - 1] != CLIP:
+    name = family.text[component_number(component) - 1] if family else ""
+    if form.prefix is None or kind_of(name) == LANGUAGE:
         return module
-    return f"text_encoders.{family.text[component_number(component) - 1]}.transformer.{inside}"
+    return f"text_encoders.{name}.transformer.{inside}"
 
 
 def _kohya_text(families: list[Family], component: str, module: str, numbered: bool) -> str:
@@ -337,7 +337,7 @@ def _kohya_text(families: list[Family], component: str, module: str, numbered: b
     prefixes = {family.kohya_prefix(component) for family in families}
     if len(prefixes) == 1:
         return prefixes.pop()
-    if number == 1 and "lora_te_" in prefixes or not families:
+    if (number == 1 and "lora_te_" in prefixes) or not families:
         return "lora_te_" if number == 1 else f"lora_te{number}_"
     if number == 2 and ".text_model." in module:
         return "lora_te2_"
@@ -385,5 +385,3 @@ def _peft_folder(path: Path) -> Path:
             "other files: choose another folder"
         )
     return path
-
-

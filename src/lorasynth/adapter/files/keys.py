@@ -30,8 +30,8 @@ _UNDERSCORED = {
 }
 _COMFYUI_TEXT = re.compile(r"text_encoders\.(\w+)\.transformer\.")
 #: What saving a wrapped network puts before the names of its layers.
-_WRAPPERS = ("base_model.model.", "_orig_mod.", "module.", "unet.", "transformer.")
-_WRAPPERS += ("diffusion_model.",)
+_NETWORKS = ("base_model.model.", "_orig_mod.", "module.")
+_WRAPPERS = (*_NETWORKS, "unet.", "transformer.", "diffusion_model.")
 
 _DOWN_UP = dict.fromkeys((".lora_down.weight", ".lora_up.weight"), "du")
 _LORA = {
@@ -167,7 +167,7 @@ def _begin(spelled: str) -> tuple[str, str, str, bool]:
 def _unwrapped(name: str, dotted: bool) -> str:
     if not dotted:
         name = name.lstrip("_") if not name.startswith("_orig_mod_") else name
-    wrappers = _WRAPPERS if dotted else tuple(w.replace(".", "_") for w in _WRAPPERS[:3])
+    wrappers = _WRAPPERS if dotted else tuple(w.replace(".", "_") for w in _NETWORKS)
     while wrapper := next((w for w in wrappers if name.startswith(w)), None):
         name = name[len(wrapper) :]
     for old, new in _OLD_NAMES.items() if dotted else ():

@@ -78,8 +78,8 @@ def read_any(path: Path | str, rank: int, family: Family | None = None) -> Reduc
     for key, one in keys.items():
         if one.kind and one.kind not in ADDITIVE:
             raise FileFormatError(
-                f"a LoRA can be made of what is added to the weights, but {path} is {one.kind} (key "
-                f"{key[:200]}), of which the weights themselves decide what it adds: merge it into "
+                f"a LoRA can be made of what is added to the weights, but {path} is {one.kind} "
+                f"(key {key[:200]}), of which the weights decide what it adds: merge it into "
                 "the base model and use `lorasynth extract`"
             )
     scale = _peft_scale(content)
@@ -94,9 +94,7 @@ def read_any(path: Path | str, rank: int, family: Family | None = None) -> Reduc
     return Reduced(made, kinds, highest, relative_error(parts), worst)
 
 
-def _groups(
-    content: Content, keys: Mapping[str, Key]
-) -> dict[str, tuple[Key, dict[str, Tensor]]]:
+def _groups(content: Content, keys: Mapping[str, Key]) -> dict[str, tuple[Key, dict[str, Tensor]]]:
     groups: dict[str, tuple[Key, dict[str, Tensor]]] = {}
     for key, found in keys.items():
         sample, tensors = groups.setdefault(found.spelled, (found, {}))
@@ -107,7 +105,7 @@ def _groups(
 
 
 def _peft_scale(content: Content) -> float | None:
-    """alpha / r of a folder of PEFT's LoHa or LoKr; None where the file has alphas itself."""
+    """Alpha / r of a folder of PEFT's LoHa or LoKr; None where the file has alphas itself."""
     path = content.path.parent / "adapter_config.json"
     if content.path.name != "adapter_model.safetensors" or not path.is_file():
         return None
@@ -120,7 +118,9 @@ def _peft_scale(content: Content) -> float | None:
     try:
         return float(config["alpha"]) / float(config["r"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
-        raise FileFormatError(f"r and alpha must be numbers, but those of {path} are not") from error
+        raise FileFormatError(
+            f"r and alpha must be numbers, but those of {path} are not"
+        ) from error
 
 
 def _nearest(
@@ -154,7 +154,7 @@ def _scale(
     decomposed: tuple[str, ...],
     stated: float | None,
 ) -> float:
-    """alpha / rank; 1 where nothing is decomposed, as LyCORIS and ComfyUI have it."""
+    """Alpha / rank; 1 where nothing is decomposed, as LyCORIS and ComfyUI have it."""
     if stated is not None:
         return stated
     ranks = [parts[part].shape[0] for part in decomposed if part in parts]
@@ -170,9 +170,7 @@ def _of_weight(weight: Tensor, scale: float, rank: int) -> tuple[Nearest, Kernel
     return of_matrix(scale * weight.float().flatten(1), rank), kernel
 
 
-def _lora(
-    path: Path, name: str, parts: Mapping[str, Tensor]
-) -> tuple[Factor, Kernel | None]:
+def _lora(path: Path, name: str, parts: Mapping[str, Tensor]) -> tuple[Factor, Kernel | None]:
     """A and B; a Tucker core goes into A, which has the kernel then."""
     core = parts.get("lora_mid")
     if core is None:
@@ -189,9 +187,7 @@ def _lora(
     return Factor(a.flatten(1), up), (core.shape[2], core.shape[3])
 
 
-def _loha(
-    parts: Mapping[str, Tensor], scale: float, rank: int
-) -> tuple[Nearest, Kernel | None]:
+def _loha(parts: Mapping[str, Tensor], scale: float, rank: int) -> tuple[Nearest, Kernel | None]:
     """(B1·A1) * (B2·A2), elementwise, which is of rank r² at most."""
     (b1, a1), (b2, a2) = (
         (parts[f"hada_w{n}_a"].float(), parts[f"hada_w{n}_b"].float()) for n in (1, 2)
@@ -208,9 +204,7 @@ def _loha(
     return truncated(Factor(down, scale * up), rank), None
 
 
-def _lokr(
-    parts: Mapping[str, Tensor], scale: float, rank: int
-) -> tuple[Nearest, Kernel | None]:
+def _lokr(parts: Mapping[str, Tensor], scale: float, rank: int) -> tuple[Nearest, Kernel | None]:
     """W1 ⊗ W2, each a matrix or a product of two."""
     left, right = (_kronecker_part(parts, n) for n in (1, 2))
     if left.dim() != 2 or right.dim() not in (2, 4):

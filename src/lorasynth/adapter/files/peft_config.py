@@ -32,7 +32,7 @@ _KNOWN_USES = {"use_rslora", "use_dora"}
 
 #: A name of layers, perhaps with escaped dots: what nearly all patterns are.
 _LITERAL = re.compile(r"\^?(?:[\w-]|\\?\.)+\$?")
-#: What other patterns may be made of; no group is repeated, so a match cannot take exponential time.
+#: What other patterns may be made of; no group is repeated, so no match takes exponential time.
 _SAFE = re.compile(r"\^?(?:[\w|()-]|\\[.dw]|\.|\[[\w-]+\]|(?<!\))(?<![*+])[*+])+\$?")
 _MOST_REPEATS = 3
 _LONGEST_NAME = 300

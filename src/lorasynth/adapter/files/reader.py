@@ -235,18 +235,16 @@ def _pairs(
     for spelled in sorted(groups):
         parts = groups[spelled]
         factor, kernel = pair_of(content.path, spelled, parts)
-        key = samples[spelled]
-        rule = config.get("*") or config.get(key.prefix.rstrip("."))
+        sample = samples[spelled]
+        rule = config.get("*") or config.get(sample.prefix.rstrip("."))
         stated: Tensor | float | None = parts.get("alpha")
         if stated is None:
-            stated = rule(key.name, factor.rank) if rule else float(factor.rank)
+            stated = rule(sample.name, factor.rank) if rule else float(factor.rank)
         alpha = number(content.path, spelled, stated)
-        yield Pair(key, fold(factor, alpha / factor.rank), kernel, alpha)
+        yield Pair(sample, fold(factor, alpha / factor.rank), kernel, alpha)
 
 
-def pair_of(
-    path: Path, name: str, parts: Mapping[str, Tensor]
-) -> tuple[Factor, Kernel | None]:
+def pair_of(path: Path, name: str, parts: Mapping[str, Tensor]) -> tuple[Factor, Kernel | None]:
     """A and B of a layer as matrices, and its kernel if it is a convolution.
 
     Raises:

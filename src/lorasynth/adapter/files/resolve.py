@@ -33,7 +33,7 @@ class Resolved:
     verdict: Verdict
 
     def kernel(self, module: str, kernel: Kernel | None, width: int) -> Kernel | None:
-        """The kernel of a module: files hold projections as convolutions of 1 x 1, or these flat."""
+        """The kernel of a module: files hold matrices as convolutions of 1 x 1, or these flat."""
         families = self.verdict.candidates
         if kernel == _POINT and families and all(_ends(f.linear, module) for f in families):
             return None
@@ -100,7 +100,7 @@ def _all_in(family: Family, shapes: Shapes) -> dict[Key, Layer] | None:
 def _in_family(family: Family, key: Key) -> Layer | None:
     if key.tag:
         component = key.tag if key.tag.startswith("text_") else family.component(key.tag)
-        return component and _of_text_encoder(key, component)
+        return _of_text_encoder(key, component) if component else None
     if key.format == "peft" and _is_clip(key):
         return _of_text_encoder(key, component_name(1))
     return family.table.find(key.name, key.dotted)
