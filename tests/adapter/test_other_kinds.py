@@ -38,11 +38,15 @@ def loha() -> Case:
     return LINEAR, {**parts, "alpha": torch.tensor(1.0)}, (b1 @ a1) * (b2 @ a2) / 2
 
 
+def names(n: int) -> tuple[str, str, str]:
+    return f"t{n}", f"w{n}_b", f"w{n}_a"
+
+
 def loha_with_core() -> Case:
     parts = {f"hada_w{n}_{x}": numbers(2, 8 if x == "a" else 6) for n in (1, 2) for x in "ab"}
     parts |= {f"hada_t{n}": numbers(2, 2, 3, 3) for n in (1, 2)}
     one, other = (
-        torch.einsum("ijkl,jr,ip->prkl", *(parts[f"hada_{x}"] for x in (f"t{n}", f"w{n}_b", f"w{n}_a")))
+        torch.einsum("ijkl,jr,ip->prkl", *(parts[f"hada_{x}"] for x in names(n)))
         for n in (1, 2)
     )  # fmt: skip
     return CONV, parts, (one * other).flatten(1)
