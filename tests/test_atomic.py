@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -101,21 +102,30 @@ def _dies_at_event(number: int, work: Callable[[], None]) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-def half(folder: Path, name: str) -> Path:
+def half(folder: Path, name: str, pid: int | None = None) -> Path:
     """What a writer that was killed leaves."""
-    left = folder / f"{atomic.TEMPORARY_PREFIX}0123456789ab-{name}"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    token = f"{atomic._MACHINE}{pid or dead.pid:06x}000"
+    left = folder / f"{atomic.TEMPORARY_PREFIX}{token}-{name}"
     left.mkdir()
     (left / ".tmpOfSafetensors").write_text("half")
     return left
 
 
-def test_the_only_writer_of_a_file_deletes_what_a_killed_one_left_of_it(tmp_path: Path) -> None:
-    of_this, of_another = half(tmp_path, "out[1]"), half(tmp_path, "other-out[1]")
-    write_file(tmp_path / "out[1]", "new")
-    assert of_this.exists(), "another process may be writing it"
-    with atomic.atomic_file(tmp_path / "out[1]", alone=True) as temporary:
-        temporary.write_text("newer")
-    assert sorted(tmp_path.iterdir()) == [of_another, tmp_path / "out[1]"]
+@writers
+def test_what_killed_writers_left_is_deleted_by_the_next_in_their_place(
+    tmp_path: Path, write: Write
+) -> None:
+    lefts = [half(tmp_path, "out[1]"), half(tmp_path, "other")]
+    living = half(tmp_path, "out[1]", os.getppid())
+    elsewhere = tmp_path / ".tmp-0123456789ab-out[1]"  # of another machine
+    if atomic._MACHINE == "012":
+        elsewhere = tmp_path / ".tmp-1023456789ab-out[1]"
+    elsewhere.mkdir()
+    write(tmp_path / "out[1]", "new")
+    assert not any(left.exists() for left in lefts)
+    assert sorted(tmp_path.iterdir()) == sorted([living, elsewhere, tmp_path / "out[1]"])
 
 
 def test_a_writer_that_makes_files_beside_its_own_leaves_none(tmp_path: Path) -> None:

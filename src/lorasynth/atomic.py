@@ -2,24 +2,25 @@
 
 Each function writes to a temporary folder beside the target, flushes to disk, and renames.  A
 process killed at any moment leaves the old content or the new, plus at most a folder whose name
-starts with `TEMPORARY_PREFIX`, which the next writer may delete.  (Where the system cannot swap two
-folders in one step, a kill between two renames leaves the old folder under a temporary name.)
+starts with `TEMPORARY_PREFIX`, which the next writer in its place deletes.  (Where the system
+cannot swap two folders in one step, a kill between two renames leaves the old folder under a
+temporary name.)
 """
 
 import ctypes
 import fnmatch
-import glob
 import hashlib
 import itertools
 import json
 import os
+import platform
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from safetensors import SafetensorError
 
 from lorasynth.errors import LorasynthError
@@ -29,8 +30,12 @@ TEMPORARY_PREFIX = ".tmp-"
 #: Bytes of a name to which a suffix and a temporary's token may still be added (255 are allowed).
 _LONGEST_NAME = 200
 
-#: Pattern of the token in a temporary name.
+#: Pattern of the token in a temporary name: 3 digits of the machine, 6 of the process, 3 more.
 _TOKEN = 12 * "[0-9a-f]"
+_MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:3]
+_numbers = itertools.count()
+#: Folders in which what dead processes left was deleted.
+_swept: set[Path] = set()
 
 #: What the user takes from a new file's permissions; it can only be read by setting another.
 _UMASK = os.umask(0o022)
@@ -59,7 +64,8 @@ def _finish_file(path: Path) -> None:
 
 
 def _temporary(target: Path) -> Path:
-    return target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:12]}-{target.name}")
+    token = f"{_MACHINE}{os.getpid():06x}{next(_numbers) % 4096:03x}"
+    return target.with_name(f"{TEMPORARY_PREFIX}{token}-{target.name}")
 
 
 def make_parent(target: Path, run: Path | None = None) -> None:
@@ -121,30 +127,33 @@ def remove_leftovers(folder: Path, names: str = "*") -> None:
         names: pattern of the targets' names.
     """
     for leftover in folder.glob(f"{TEMPORARY_PREFIX}{_TOKEN}-{names}"):
-        if leftover.is_dir():
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what processes of this machine that are no more left in a folder; once is enough."""
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}{_MACHINE}{9 * '[0-9a-f]'}-*"):
+        owner = int(leftover.name.removeprefix(TEMPORARY_PREFIX)[3:9], 16)
+        if owner != os.getpid() and not psutil.pid_exists(owner):
             shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
 
 
 @contextmanager
-def atomic_file(target: Path | str, *, alone: bool = False) -> Iterator[Path]:
+def atomic_file(target: Path | str) -> Iterator[Path]:
     """Yield a temporary path; on success it becomes `target`, on any error it is deleted.
 
     The temporary file has a folder of its own, since some writers (safetensors) make further files
     beside theirs, which a kill would leave.
-
-    Args:
-        target: the file.
-        alone: no other process writes this file, so what a killed one left of it is deleted first.
 
     Raises:
         LorasynthError: the folder cannot be created or written, or the disk is full.
     """
     target = Path(target)
     make_parent(target)
-    if alone:
-        remove_leftovers(target.parent, glob.escape(target.name))
+    _sweep(target.parent)
     folder = _temporary(target)
     temporary = folder / target.name
     try:
@@ -175,6 +184,7 @@ def atomic_directory(target: Path | str, also: Iterable[str] = ()) -> Iterator[P
     make_parent(target)
     if target.is_symlink():
         target = target.resolve()
+    _sweep(target.parent)
     temporary = _temporary(target)
     try:
         temporary.mkdir()

@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 
 import safetensors
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lorasynth.atomic import atomic_file, remove_leftovers
 from lorasynth.config import changes
 from lorasynth.errors import BundleError, ConfigError
-from lorasynth.weights import as_stored, require_small_header
+from lorasynth.weights import as_stored, require_small_header, save_with_header
 
 
 class State(NamedTuple):
@@ -50,8 +49,8 @@ def write_state(
             "choose another place"
         )
     header = {"identity": json.dumps(dict(identity), sort_keys=True), "facts": json.dumps(facts)}
-    with atomic_file(path, alone=True) as temporary:
-        save_file(as_stored(tensors), temporary, metadata=header)
+    with atomic_file(path) as temporary:
+        save_with_header(as_stored(tensors), temporary, header)
 
 
 def read_state(

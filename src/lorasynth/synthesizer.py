@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict, Unpack, runtime_checkable
 
 import torch
-from huggingface_hub import snapshot_download
 from jaxtyping import Float
 from torch import Tensor
 
@@ -530,6 +529,8 @@ def _names(conditions: Float[Tensor, "n m"]) -> list[str]:
 
 
 def _fetch(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download  # only what is on the hub needs it
+
     try:
         return Path(snapshot_download(name, revision=revision))
     except Exception as error:

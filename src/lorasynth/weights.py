@@ -1,6 +1,7 @@
 """A module on disk: weights, whole or in half precision, and a description; their hash."""
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -98,6 +99,18 @@ def require_small_header(path: Path | str) -> None:
         size = int.from_bytes(file.read(8), "little")
     if size > _MAX_HEADER:
         raise OSError(f"its header would have {size} bytes, and {_MAX_HEADER} are allowed")
+
+
+def save_with_header(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, str]) -> None:
+    """`save_file` with the entries of the header in order, so that equal runs give equal bytes."""
+    save_file(dict(tensors), path, metadata=dict(header))
+    with path.open("rb+") as file:
+        size = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(size))
+        entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def kept_tensors(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:

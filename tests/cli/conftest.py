@@ -133,3 +133,17 @@ def clip(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def home(world: World, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that the commands take, in the home folder of a user with a name."""
+    home = tmp_path_factory.mktemp("homes") / "alice_of_wonderland"
+    for name in ("base", "encoder", "library", "codec", "synthesizer", "subjects"):
+        shutil.copytree(getattr(world, name), home / name)
+    shutil.copytree(clip, home / "clip")
+    (home / "loras").mkdir()
+    for source, place in ((world.photo, "photo.png"), (world.lora, "me.safetensors"),
+                          (world.lora, "loras/ann.safetensors")):  # fmt: skip
+        shutil.copy(source, home / place)
+    return home

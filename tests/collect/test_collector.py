@@ -57,7 +57,7 @@ def test_every_subject_once_with_what_is_known_of_it(tmp_path, base, source):
     assert row["attempt"] == 1
     assert len(row["losses"]) == RECIPE.steps, "each step's, as there are less than 20"
     assert row["losses"][-1] == pytest.approx(row["loss"])
-    assert row["seconds"] > 0
+    assert "seconds" not in row, "two equal runs give equal libraries"
 
 
 def test_fleet_size_does_not_matter(tmp_path, base, source):

@@ -14,13 +14,13 @@ import torch
 from lorasynth.pictures import (
     AvatarSubjects,
     FolderSubjects,
-    ParquetSubjects,
     Subject,
     SubjectSource,
-    TarSubjects,
     subjects_in,
     to_image,
 )
+from lorasynth.pictures.parquet import ParquetSubjects
+from lorasynth.pictures.tars import TarSubjects
 
 COUNT, PICTURES, SIZE = 3, 2, 16
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lorasynth.errors import PictureError
-from lorasynth.pictures import ParquetSubjects, to_image
+from lorasynth.pictures import to_image
+from lorasynth.pictures.parquet import ParquetSubjects
 
 
 def picture(brightness: int) -> bytes:

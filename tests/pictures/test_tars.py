@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lorasynth.errors import PictureError
-from lorasynth.pictures import TarSubjects, to_image
+from lorasynth.pictures import to_image
+from lorasynth.pictures.tars import TarSubjects
 
 
 def picture(brightness: int) -> bytes:

@@ -99,7 +99,7 @@ class BaseModel(ABC):
         """
         _require_parts(pipeline, name, (self.denoiser_part, "vae", *self.text_parts.values()))
         self.pipeline = pipeline
-        self.name = name
+        self.name = public_name(name)
         self.denoiser: Any = getattr(pipeline, self.denoiser_part)
         self.vae: Any = pipeline.vae
         self.text_encoders: dict[str, Any] = {
@@ -146,7 +146,7 @@ class BaseModel(ABC):
         pipeline = load_pipeline(str(name), kind.pipeline_class, kind.left_out)
         pipeline.set_progress_bar_config(disable=True)
         # The fingerprint is of the weights as stored, so the cast comes after it.
-        base = kind(pipeline, public_name(name), picture_size)
+        base = kind(pipeline, str(name), picture_size)
         _check_tokenizers(base)
         (memory or Memory()).apply(base.denoiser, str(name))
         for part in base._networks():

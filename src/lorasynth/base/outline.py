@@ -20,6 +20,7 @@ from lorasynth.adapter import Layout, Slot
 from lorasynth.adapter.components import DENOISER, TEXT_ENCODERS, component_of
 from lorasynth.base.pipeline_files import classes_of, read_description, weights_here
 from lorasynth.errors import BaseModelError
+from lorasynth.places import public_name
 from lorasynth.weights import fingerprint_of
 
 _DENOISERS = ("unet", "transformer")
@@ -30,7 +31,7 @@ class Outline:
     """The parts of a pipeline that adapters change, on the meta device.
 
     Attributes:
-        name: folder, or hub:owner/name.
+        name: its id on the hub, or the last name of its folder's path.
         parts: text encoders by their names, and the denoiser under `components.DENOISER`.
     """
 
@@ -89,14 +90,15 @@ def outline(name: str) -> Outline:
             f"{', '.join(sorted(known))}"
         )
     built = {part: build_part(name, part, *kind) for part, kind in parts.items()}
-    return Outline(name, {DENOISER if p in _DENOISERS else p: m for p, m in built.items()})
+    named = {DENOISER if part in _DENOISERS else part: m for part, m in built.items()}
+    return Outline(public_name(name), named)
 
 
 def outlined_pipeline(name: str, pipeline_class: type[Any]) -> Any:
     """A pipeline whose networks are on the meta device, without tokenizers.
 
     Args:
-        name: folder or hub id of the pipeline.
+        name: folder of the pipeline, or hub:owner/name.
         pipeline_class: of diffusers.
 
     Raises:
@@ -124,7 +126,7 @@ def stored_fingerprint(name: str, part: str, network: nn.Module) -> str:
     """The fingerprint of a network's stored weights, of which a few numbers are read.
 
     Args:
-        name: folder or hub id of the pipeline; of a hub's, what was fetched earlier is read.
+        name: folder of the pipeline, or hub:owner/name, of which what was fetched is read.
         part: the network's name in it.
         network: the network, on any device; says which tensors there are.
 
@@ -142,7 +144,7 @@ def build_part(name: str, part: str, library: str, kind: str) -> nn.Module:
     """A network of a pipeline on the meta device, by its configuration.
 
     Args:
-        name: folder or hub id of the pipeline.
+        name: folder of the pipeline, or hub:owner/name.
         part: the network's name in it.
         library: diffusers or transformers.
         kind: its class there.

@@ -44,7 +44,7 @@ def weights_here(name: str, part: str) -> list[Path]:
     """The safetensors files of a pipeline's network that are on this disk, without asking the hub.
 
     Args:
-        name: folder or hub id of the pipeline.
+        name: folder of the pipeline, or hub:owner/name.
         part: the network's name in it.
     """
     on_hub = repository(name)

@@ -130,6 +130,7 @@ def train_base(
     torch.manual_seed(stream_seed(config.unet.seed, "base"))
     pipeline = build_pipeline(config.model)
     pipeline.vae = AutoencoderKL.from_pretrained(autoencoder).float()
+    pipeline.vae.register_to_config(_name_or_path="")  # a local path
     latents = _encode_pool(pipeline, pool, device)
     _train_unet(pipeline, latents, pool, config, run / "unet.safetensors", device)
     with atomic_directory(out) as temporary:

@@ -59,9 +59,10 @@ def fine_tune(
     model = BaseModel.load(base, pick_device(device))
     with progress("fine-tune", len(found)) as advance:
         for path, pictures in found.items():
-            subject = framed_subject(read_subject(path.name, pictures, caption), model.picture_size)
+            subject = framed_subject(read_subject(None, pictures, caption), model.picture_size)
             weights = train(model, subject, config)
             with weights_of(model, weights), atomic_directory(path) as temporary:
+                model.denoiser.register_to_config(_name_or_path=model.name)  # not its local path
                 model.denoiser.save_pretrained(temporary)
             advance()
             typer.echo(path)

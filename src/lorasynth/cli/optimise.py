@@ -237,10 +237,8 @@ class _Job:
         self.outs, self.paths = list(found), list(found.values())
         looking = [] if encoder is None else [encoder]
         self.subjects: list[Subject] = [
-            framed_subject(
-                read_subject(path.stem, pictures, caption), self.base.picture_size, looking
-            )
-            for path, pictures in found.items()
+            framed_subject(read_subject(None, pictures, caption), self.base.picture_size, looking)
+            for pictures in self.paths
         ]
 
     @contextmanager

@@ -34,7 +34,7 @@ from lorasynth.pictures import Subject, SubjectSource
 from lorasynth.progress import Advance, console, progress
 
 #: What the library's table says of the training of each adapter, rather than of its subject.
-RUN_COLUMNS = ("seed", "recipe", "attempt", "pictures", "loss", "losses", "seconds")
+RUN_COLUMNS = ("seed", "recipe", "attempt", "pictures", "loss", "losses")
 
 #: Parts of a training that `losses` has a mean of.
 _LOGGED = 20
@@ -307,10 +307,9 @@ class _Run:
         while pending:
             ids, rest = pending[: self.fleet_size], pending[self.fleet_size :]
             subjects, anchors = self._predicted(self._load(ids))
-            start = time.monotonic()
             fleet = self._fleet(subjects, anchors, advance) if subjects else None
             if fleet is not None:
-                self._keep(fleet, subjects, (time.monotonic() - start) / len(subjects))
+                self._keep(fleet, subjects)
             elif subjects:
                 self._halve(len(subjects))
                 continue
@@ -386,7 +385,7 @@ class _Run:
         )
         empty_cache(self.base.device)
 
-    def _keep(self, fleet: Fleet, subjects: Sequence[Subject], seconds: float) -> None:
+    def _keep(self, fleet: Fleet, subjects: Sequence[Subject]) -> None:
         """Append the adapters that are fit for use; list the others as failures."""
         factors = map_factors(lambda part: part.float().cpu(), fleet.factors)
         last = fleet.losses[:, -self.recipe.averaged_steps :].mean(dim=1).tolist()
@@ -395,7 +394,7 @@ class _Run:
         rows: list[dict[str, Any]] = []
         for subject, loss, losses in zip(subjects, last, curves, strict=True):
             run = (self.recipe.seed, self.recipe.fingerprint, self._attempt(subject))
-            facts = (*run, len(subject.photos), loss, losses, seconds)
+            facts = (*run, len(subject.photos), loss, losses)
             stated = dict(zip(RUN_COLUMNS, facts, strict=True))
             rows.append({**subject.attributes, "id": subject.id, **stated})
         fit, broken = self._judge(factors, subjects, rows)

@@ -14,7 +14,7 @@ from lorasynth.pictures import Subject, SubjectSource
 
 #: Columns of a library's table that say nothing of the subjects, but name them, or tell of the
 #: training of their adapters.
-NO_FACTS = frozenset({"id", *RUN_COLUMNS, *GATE_COLUMNS})
+NO_FACTS = frozenset({"id", "seconds", *RUN_COLUMNS, *GATE_COLUMNS})
 
 
 def facts_of(library: Library) -> dict[str, dict[str, str | float]]:

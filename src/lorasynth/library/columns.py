@@ -10,12 +10,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lorasynth.atomic import atomic_file
 from lorasynth.errors import LibraryError
-from lorasynth.weights import require_small_header
+from lorasynth.weights import require_small_header, save_with_header
 
 
 def write_column(path: Path, values: Tensor, ids: Sequence[str]) -> None:
@@ -23,7 +22,7 @@ def write_column(path: Path, values: Tensor, ids: Sequence[str]) -> None:
     values = values.detach().cpu().clone().contiguous()
     header = {"ids": hash_lines(ids), "values": hash_numbers(values)}
     with atomic_file(path) as temporary:
-        save_file({"values": values}, temporary, metadata=header)
+        save_with_header({"values": values}, temporary, header)
 
 
 def read_column(path: Path, ids: Sequence[str]) -> Tensor:

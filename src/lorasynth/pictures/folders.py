@@ -1,9 +1,13 @@
 """Subjects as folders of pictures, and which files of a folder count: one rule for all commands."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+
+from jaxtyping import UInt8
+from torch import Tensor
 
 from lorasynth.errors import PictureError
 from lorasynth.pictures.contract import Subject
@@ -154,20 +158,32 @@ def _why_no_subject(path: Path, root: Path) -> str | None:
 
 
 def read_subject(
-    name: str, paths: Sequence[Path], default_caption: str = DEFAULT_CAPTION
+    name: str | None, paths: Sequence[Path], default_caption: str = DEFAULT_CAPTION
 ) -> Subject:
     """Read one subject from its picture files, each with its caption as `FolderSubjects` says.
+
+    Its name is that of its random numbers, too; None names it after its pictures, so that nothing
+    but them decides what is made of it.
 
     Raises:
         PictureError: a picture or a caption cannot be read.
     """
     texts = {folder: _caption_files(folder) for folder in {path.parent for path in paths}}
     captions = (texts[path.parent].get(path.stem) for path in paths)
+    photos = [read_photo(path) for path in paths]
     return Subject(
-        id=name,
-        photos=[read_photo(path) for path in paths],
+        id=name or _name_of(photos),
+        photos=photos,
         captions=[default_caption if one is None else _caption(one) for one in captions],
     )
+
+
+def _name_of(photos: Sequence[UInt8[Tensor, "_ _ 3"]]) -> str:
+    """A name by the pixels alone, since random numbers are drawn by names."""
+    digest = hashlib.sha256()
+    for photo in photos:
+        digest.update(photo.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from lorasynth.pictures.contract import SubjectSource
 from lorasynth.pictures.folders import DEFAULT_CAPTION, FolderSubjects
-from lorasynth.pictures.parquet import ParquetSubjects
-from lorasynth.pictures.tars import TarSubjects
 
 
 def subjects_in(root: Path, caption: str = DEFAULT_CAPTION) -> SubjectSource:
@@ -18,6 +16,9 @@ def subjects_in(root: Path, caption: str = DEFAULT_CAPTION) -> SubjectSource:
         root: where they are.
         caption: of pictures that have none of their own.
     """
+    from lorasynth.pictures.parquet import ParquetSubjects  # pyarrow, which few callers need
+    from lorasynth.pictures.tars import TarSubjects
+
     kinds: dict[str, Callable[[Path, str], SubjectSource]] = {
         ".tar": TarSubjects,
         ".parquet": ParquetSubjects,
