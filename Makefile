@@ -31,9 +31,9 @@ $(PINNED): requirements.lock
 	    % sys.version_info[:2])'
 	@echo "installing the pinned packages into .venv (minutes, once)"
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps \
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps \
 	    --require-hashes -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile torch==$(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==$(TORCH)
 	@touch $@
 
 $(READY): $(PINNED) pyproject.toml

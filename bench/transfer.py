@@ -51,7 +51,7 @@ def sibling(bundle: Bundle, subjects: int, steps: int) -> Weights:
         drawn.append(source.draw(name))
         stream = numpy_stream(0, name, "captions")
         said.append(captions.training_caption(source.identity(name), scene, stream))
-    style = Subject(id="style", pictures=outlined(torch.cat(drawn)), captions=said)
+    style = Subject(id="style", photos=outlined(torch.cat(drawn)), captions=said)
     config = Descent(steps=steps, pictures_per_step=32, learning_rate=2e-4, schedule="cosine")
     return fine_tune(bundle.base, style, config)
 

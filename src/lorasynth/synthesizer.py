@@ -13,13 +13,12 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, Unpack, runtime_checkable
 
 import torch
-from huggingface_hub import snapshot_download
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth import checksums
@@ -29,24 +28,21 @@ from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.codec import Codec, load_codec
 from lorasynth.condition import (
     ConditionEncoder,
-    embed_subject,
     load_encoder,
     sphere_mean,
-    subject_embedding,
+    subject_condition,
+    subject_conditions,
 )
 from lorasynth.config import read_json
 from lorasynth.errors import BundleError, ConfigError, LayoutError
 from lorasynth.hypernet import Hypernetwork, LatentRegression, in_latents_of, load_hypernet
 from lorasynth.learned import Learned
-from lorasynth.pictures import Subject, captions, read_photo
+from lorasynth.pictures import Photo, Subject, as_photo, captions
 from lorasynth.places import HUB, folder_of, repository
 from lorasynth.weights import fingerprint
 
 _DESCRIPTION = "synthesizer.json"
 _VERSION = 1
-
-#: A picture by path, or as pixels.
-Photo = Path | str | UInt8[Tensor, "h w 3"]
 
 
 @runtime_checkable
@@ -111,6 +107,7 @@ class Synthesizer:
             1 samples all that fits the condition as often as the hypernetwork believes it, less
             keeps nearer to the likeliest, and 0 gives one adapter whatever the seed.
         learned: the subjects that any part has learned from, which are no test subjects.
+        domain: whom it can make adapters for, in the plural; empty for all that the encoder knows.
     """
 
     base_fingerprint: str
@@ -123,6 +120,7 @@ class Synthesizer:
     strength: float = 1.0
     temperature: float = 1.0
     learned: Learned = frozenset()
+    domain: str = ""
 
     def __post_init__(self) -> None:
         """Check that the parts fit one another.
@@ -176,19 +174,21 @@ class Synthesizer:
         stages: Stages | None = None,
         **draw: Unpack[SamplingOptions],
     ) -> Adapter:
-        """Make an adapter for the subject of one or several pictures.
+        """Make an adapter for the subject of one or several photos.
 
         Args:
-            photos: paths or pixels; several pictures of one subject are averaged on the sphere.
-            face: which face of each picture, counted from the left, from 1; None for the largest.
-            facts: attributes of the subject, for an encoder that knows some; pictures may be none
+            photos: one, or a list of several of one subject, which are averaged on the sphere; each
+                is a path, bytes, an open file, a Pillow image, an array or a tensor.
+            face: which face of each photo, counted from the left, from 1; None for the largest.
+            facts: attributes of the subject, for an encoder that knows some; photos may be none
                 then.
             stages: collects the time of each stage.
-            **draw: how the adapter is drawn, see `SamplingOptions`.
+            **draw: `seed` (0), `guidance`, `steps` and `temperature`, see `SamplingOptions`.
 
         Raises:
-            PictureError: a picture cannot be read or shows no face.
-            ConfigError: the encoder does not know a fact, or looks for no face.
+            PictureError: a photo cannot be read, or does not show what the encoder knows.
+            ConfigError: the encoder does not know a fact, or finds no face by itself.
+            TypeError: a keyword is unknown.
         """
         [adapter] = self.many([photos], face=face, facts=facts, stages=stages, **draw)
         return adapter
@@ -232,6 +232,8 @@ class Synthesizer:
             stages: collects the time of each stage.
             **draw: how the adapters are drawn, see `SamplingOptions`.
         """
+        if not len(conditions):
+            return []
         factors = self.synthesise(conditions, _names(conditions), stages=stages, **draw)
         metadata, kernels = self.metadata(draw.get("seed", 0)), self.layout.kernels
         return [Adapter(single, metadata, kernels) for single in unstack(factors)]
@@ -239,7 +241,7 @@ class Synthesizer:
     def write(
         self,
         subjects: Sequence[Photo | Sequence[Photo]],
-        paths: Sequence[Path],
+        paths: Sequence[Path | str],
         format: str = "kohya",
         *,
         face: int | None = None,
@@ -267,12 +269,47 @@ class Synthesizer:
             LorasynthError: a file cannot be written, or is not named as the format asks.
         """
         stages = stages or Stages()
-        form = get_format(format)
+        get_format(format)  # before anything is read
         conditions = self._conditions_of(subjects, face, facts, stages)
+        return self.write_conditions(conditions, paths, format, stages=stages, **draw)
+
+    def write_conditions(
+        self,
+        conditions: Float[Tensor, "n m"],
+        paths: Sequence[Path | str],
+        format: str = "kohya",
+        *,
+        stages: Stages | None = None,
+        **draw: Unpack[SamplingOptions],
+    ) -> list[Path]:
+        """Write a LoRA file for each condition that `embed` gave, all in one batch.
+
+        Args:
+            conditions: one for each subject, kept in place of its photos.
+            paths: of the files; for `peft`, of folders.
+            format: see `Adapter.save`.
+            stages: collects the time of each stage.
+            **draw: how the adapters are drawn, see `SamplingOptions`.
+
+        Returns:
+            The paths that were written.
+
+        Raises:
+            ConfigError: no such format, or not a path for each condition.
+            LorasynthError: a file cannot be written, or is not named as the format asks.
+        """
+        stages, form = stages or Stages(), get_format(format)
+        if len(paths) != len(conditions):
+            raise ConfigError(
+                f"each subject needs a path, but got {len(conditions)} subjects and {len(paths)} "
+                "paths"
+            )
+        if not paths:
+            return []
         factors = self.synthesise(conditions, _names(conditions), stages=stages, **draw)
         with stages.stage("write"):
             vectors, metadata = self.layout.flatten(factors), self.metadata(draw.get("seed", 0))
-            return write_many(form, vectors, self.layout, metadata, paths)
+            return write_many(form, vectors, self.layout, metadata, list(map(Path, paths)))
 
     def _conditions_of(
         self,
@@ -299,14 +336,11 @@ class Synthesizer:
             ConfigError: the encoder does not know a fact, or looks for no face.
         """
         stages = stages or Stages()
-        several = [photos] if isinstance(photos, str | Path | Tensor) else list(photos)
-        names = [
-            f"picture {i + 1}" if isinstance(p, Tensor) else str(p) for i, p in enumerate(several)
-        ]
+        several = list(photos) if isinstance(photos, list | tuple) else [photos]
         with stages.stage("read"):
-            whole = [photo if isinstance(photo, Tensor) else read_photo(photo) for photo in several]
+            whole, names = zip(*map(as_photo, several), strict=True) if several else ((), ())
         with stages.stage("embed"):
-            return subject_embedding(self.encoder, whole, names, face, facts)
+            return subject_condition(self.encoder, whole, names, face, facts)
 
     @torch.no_grad()
     def synthesise(
@@ -341,6 +375,11 @@ class Synthesizer:
         **draw: Unpack[SamplingOptions],
     ) -> Float[Tensor, "n k"]:
         """The latents of the adapters that `synthesise` makes of the same arguments."""
+        if unknown := sorted(draw.keys() - SamplingOptions.__annotations__.keys()):
+            raise TypeError(
+                f"unexpected keyword {unknown[0]!r}: options are "
+                f"{', '.join(SamplingOptions.__annotations__)}"
+            )
         temperature = draw.get("temperature")
         temperature = self.temperature if temperature is None else temperature
         noise = temperature * self.hypernet.draw_noise(draw.get("seed", 0), names)
@@ -354,6 +393,25 @@ class Synthesizer:
         return self.layout.unflatten(self.codec.decode(latents))
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes; adapters are on the CPU."""
+        return next(self.codec.buffers(), torch.empty(0)).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision it computes in."""
+        return self.codec.dtype
+
+    @property
+    def knows(self) -> str:
+        """Whom it can make adapters for, in the plural."""
+        return self.domain or self.encoder.domain
+
+    def to(self, device: torch.device | str) -> "Synthesizer":
+        """The synthesizer on another device; the encoder stays where it was loaded."""
+        return replace(self, hypernet=self.hypernet.to(device), codec=self.codec.to(device))
+
+    @property
     def fingerprint(self) -> str:
         """Identifies all that decides its adapters."""
         parts = [fingerprint(self.hypernet), fingerprint(self.codec), self.encoder.fingerprint]
@@ -361,7 +419,7 @@ class Synthesizer:
 
     def conditions(self, subjects: Sequence[Subject]) -> Float[Tensor, "n m"]:
         """The condition of all pictures of each subject."""
-        return torch.stack([sphere_mean(embed_subject(self.encoder, one)) for one in subjects])
+        return torch.stack([sphere_mean(subject_conditions(self.encoder, one)) for one in subjects])
 
     def predict(self, subjects: Sequence[Subject]) -> Factors:
         """Adapters from all pictures of each subject, for a collection to start from.
@@ -400,6 +458,10 @@ class Synthesizer:
             extra=extra,
         )
 
+    def save_pretrained(self, folder: Path | str) -> None:
+        """As `save`, by the name that diffusers and transformers give it."""
+        self.save(folder)
+
     def save(self, folder: Path | str, *, half: bool = True) -> None:
         """Write the synthesizer as a folder; `half` stores matrices as fp16.
 
@@ -417,6 +479,7 @@ class Synthesizer:
                 "trigger_phrase": self.trigger_phrase,
                 "strength": self.strength,
                 "temperature": self.temperature,
+                "domain": self.domain,
                 "learned": sorted(self.learned),
                 "layout": self.layout.to_dict(),
             }
@@ -450,6 +513,7 @@ class Synthesizer:
                 strength=float(stated.get("strength", 1.0)),
                 temperature=float(stated.get("temperature", 1.0)),
                 learned=frozenset(stated.get("learned", ())),
+                domain=str(stated.get("domain", "")),
             )
         except KeyError as error:
             raise BundleError(
@@ -463,6 +527,8 @@ def _names(conditions: Float[Tensor, "n m"]) -> list[str]:
 
 
 def _fetch(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download  # only what is on the hub needs it
+
     try:
         return Path(snapshot_download(name, revision=revision))
     except Exception as error:

@@ -73,7 +73,7 @@ def test_a_library_starts_from_a_pretrained_synthesizer(
     assert run(*arguments, *still).status == 0
     library = Library.open(tmp_path / "library")
     assert library.info.recipe["anchor"] == synthesizer.fingerprint
-    source = FolderSubjects(world.subjects, SIDE)
+    source = FolderSubjects(world.subjects)
     predicted = synthesizer.predict([source.load(name) for name in library.ids])
     vectors = library.layout.flatten(library.factors(range(len(library))))
     torch.testing.assert_close(vectors, library.layout.flatten(predicted))

@@ -15,7 +15,7 @@ from torch import Tensor
 from command_line import Run
 from lorasynth.adapter import Adapter, Factor
 from lorasynth.base import BaseModel
-from lorasynth.condition import ConditionEncoder
+from lorasynth.condition import ConditionEncoder, subject_conditions
 from lorasynth.measure.clip_score import ClipScore
 from lorasynth.pictures import Subject
 from lorasynth.pictures.png import contact_sheet
@@ -149,9 +149,9 @@ def test_a_subjects_own_pictures_are_embedded_once(
 
     def counted(encoder: ConditionEncoder, subject: Subject) -> Tensor:
         seen.append(subject.id)
-        return encoder.embed(subject.pictures)
+        return subject_conditions(encoder, subject)
 
-    monkeypatch.setattr("lorasynth.experiments.compare.embed_subject", counted)
+    monkeypatch.setattr("lorasynth.experiments.compare.subject_conditions", counted)
     arguments = ("--base", world.base, "--encoder", world.encoder, *FEW)
     lora = ("--synthesizer", world.synthesizer, "--strength", 0, "--strength", 1)
     result = run("compare", strangers, "-o", tmp_path / "out", *arguments, *lora)

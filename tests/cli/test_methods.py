@@ -100,7 +100,7 @@ def test_unconditional_samples_differ_and_say_where_they_come_from(
     ("arguments", "words"),
     [
         (("--attribute", "glasses"), ("NAME=STEP", "'glasses'")),
-        (("--attribute", "glasses=+1"), ("attribute must be one of", "'glasses'")),
+        (("--attribute", "glasses=+1"), ("has none", "'glasses'", "library annotate")),
     ],
 )
 def test_edit_refuses_what_the_library_does_not_know(

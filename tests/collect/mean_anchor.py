@@ -19,6 +19,7 @@ class MeanAnchor:
     base: BaseModel
     recipe: Recipe
     fingerprint: str = "mean"
+    encoder: None = None
 
     def predict(self, subjects: Sequence[Subject]) -> Factors:
         means = torch.stack([one.pictures.double().mean() / 1275 for one in subjects])

@@ -159,7 +159,7 @@ def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path, folder, base):
     libraries = sorted((tmp_path / "killed").glob("[0-9]*"))
     assert len(libraries) >= 4
     assert int(done.stdout) >= len(libraries)
-    source = FolderSubjects(tmp_path / "subjects", 16)
+    source = FolderSubjects(tmp_path / "subjects")
     collect(base, source, tmp_path / "whole", RECIPE, dtype=torch.float64)
     for library in libraries:
         assert sorted(Library.open(library).ids) == ["0", "1", "2"]

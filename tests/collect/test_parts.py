@@ -55,7 +55,7 @@ class Uneven:
             raise PictureError("a picture must be whole, but one is cut off")
         subject = self.source.load(subject_id)
         few = 2 if subject_id == "subject-003" else 3
-        return replace(subject, pictures=subject.pictures[:few], captions=subject.captions[:few])
+        return replace(subject, photos=subject.pictures[:few], captions=subject.captions[:few])
 
 
 def test_joined_parts_are_what_one_process_collects(tmp_path, base, source):

@@ -18,10 +18,15 @@ from PIL import Image, ImageCms
 from torch import Tensor
 
 from lorasynth.errors import PictureError
-from lorasynth.pictures import pictures_in, read_picture, to_image
+from lorasynth.pictures import pictures_in, read_photo, to_image
 from lorasynth.pictures.files import MAX_BYTES, MAX_MEGAPIXELS, to_unit_range
+from lorasynth.pictures.framing import framed
 
 SIZE = 8
+
+
+def read_picture(path: Path, size: int) -> Tensor:
+    return framed(read_photo(path), size)
 
 
 def quarters() -> Image.Image:

@@ -27,7 +27,7 @@ def source(tmp_path: Path) -> FolderSubjects:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "read me.txt").touch()
     photo(tmp_path / "stray.png", 0)
-    return FolderSubjects(tmp_path, 8, default_caption="sks")
+    return FolderSubjects(tmp_path, default_caption="sks")
 
 
 def test_a_subject_is_a_folder_with_pictures(source: FolderSubjects) -> None:
@@ -60,9 +60,9 @@ def test_no_such_subject_or_folder(source: FolderSubjects) -> None:
         with pytest.raises(PictureError, match=f"'{name}' is none: check the name"):
             source.load(name)
     with pytest.raises(PictureError, match="is not a folder"):
-        _ = FolderSubjects(source.root / "none", 8).ids
+        _ = FolderSubjects(source.root / "none").ids
     with pytest.raises(PictureError, match="is not a folder"):
-        _ = FolderSubjects(source.root / "stray.png", 8).ids
+        _ = FolderSubjects(source.root / "stray.png").ids
 
 
 # Folders as people and their systems leave them
@@ -83,7 +83,7 @@ def test_what_systems_leave_is_no_picture_and_no_subject(
     system = ("ann/._a.png", "ann/.DS_Store", "ann/Thumbs.db", "bob/desktop.ini", "._.png")
     for name in system:
         (tmp_path / name).write_bytes(b"\0\5\x16\7 no picture")
-    source = FolderSubjects(tmp_path, 8)
+    source = FolderSubjects(tmp_path)
     assert source.ids == ["ann", "bob"]
     assert len(source.load("ann").pictures) == 2
     line = summary(capsys)
@@ -100,7 +100,7 @@ def test_every_image_that_is_not_read_is_named(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "ann/gone.png").symlink_to(tmp_path / "nothing")
-    assert FolderSubjects(tmp_path, 8).ids == ["ann"]
+    assert FolderSubjects(tmp_path).ids == ["ann"]
     line = summary(capsys)
     assert "1 image of 1 subject," in line
     for said in ("2 HEIC, which needs pip install 'lorasynth[heic]' (IMG_1.HEIC, b.heif)",
@@ -120,7 +120,7 @@ def test_links_are_followed_and_circles_are_noticed(
     (root / "ann").symlink_to(tmp_path / "elsewhere/ann")
     for name, target in (("loop", root), ("up", tmp_path)):
         (root / name).symlink_to(target)
-    assert FolderSubjects(root, 8).ids == ["ann", "bob"]
+    assert FolderSubjects(root).ids == ["ann", "bob"]
     assert "2 links in a circle (loop, up)" in summary(capsys)
 
 
@@ -132,7 +132,7 @@ def test_captions_have_either_suffix_in_any_case(
     for name in ("a.TXT", "b.caption", "c.Caption"):
         (tmp_path / "ann" / name).write_text(f"of {name}")
     (tmp_path / "ann/a.caption").write_text("not this")
-    source = FolderSubjects(tmp_path, 8, "none")
+    source = FolderSubjects(tmp_path, "none")
     assert source.load("ann").captions == ["of a.TXT", "of b.caption", "of c.Caption", "none"]
     assert "4 images of 1 subject, 1 without a caption" in summary(capsys)
 
@@ -142,7 +142,7 @@ def test_a_caption_without_end_is_refused_unread(tmp_path: Path) -> None:
     with (tmp_path / "ann/a.txt").open("wb") as file:
         file.truncate(1 << 40)  # takes no disk
     with pytest.raises(PictureError, match=r"a caption may have 64 kB, but .*a\.txt has"):
-        FolderSubjects(tmp_path, 8).load("ann")
+        FolderSubjects(tmp_path).load("ann")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
@@ -151,7 +151,7 @@ def test_a_name_that_is_no_text_is_listed_and_the_others_go_on(
 ) -> None:
     for name in ("ann", os.fsdecode(b"b\xffb")):
         photo(tmp_path / name / os.fsdecode(b"\xfe.png"), 50)
-    source = FolderSubjects(tmp_path, 8)
+    source = FolderSubjects(tmp_path)
     assert source.ids == ["ann"]
     assert len(source.load("ann").pictures) == 1
     assert r"1 folders whose names are no UTF-8 (b\udcffb)" in summary(capsys)
@@ -160,5 +160,5 @@ def test_a_name_that_is_no_text_is_listed_and_the_others_go_on(
 def test_names_act_on_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photo(tmp_path / "ann\x1b[2J/a.png", 50)
     (tmp_path / "ann\x1b[2J/b\x07.pdf").touch()
-    assert len(FolderSubjects(tmp_path, 8).ids) == 1
+    assert len(FolderSubjects(tmp_path).ids) == 1
     assert "\x1b" not in summary(capsys)

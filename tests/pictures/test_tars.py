@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lorasynth.errors import PictureError
-from lorasynth.pictures import TarSubjects, to_image
+from lorasynth.pictures import to_image
+from lorasynth.pictures.tars import TarSubjects
 
 
 def picture(brightness: int) -> bytes:
@@ -42,7 +43,7 @@ def source(tmp_path: Path) -> TarSubjects:
         },
     )
     write(tmp_path / "b.tar", {"zoë.b.0.png": picture(10), "faces/adam.1.png": picture(91)})
-    return TarSubjects(tmp_path, 8, default_caption="sks")
+    return TarSubjects(tmp_path, default_caption="sks")
 
 
 def test_a_subject_is_named_by_its_files_and_may_be_in_several_tars(source: TarSubjects) -> None:
@@ -54,12 +55,12 @@ def test_a_subject_is_named_by_its_files_and_may_be_in_several_tars(source: TarS
 
 
 def test_one_tar_is_a_source(source: TarSubjects) -> None:
-    assert TarSubjects(source.root / "b.tar", 8).ids == ["faces/adam", "zoë.b"]
+    assert TarSubjects(source.root / "b.tar").ids == ["faces/adam", "zoë.b"]
 
 
 def test_a_bad_picture_spoils_only_its_subject(tmp_path: Path) -> None:
     write(tmp_path / "a.tar", {"ann.0.png": picture(1)[:40], "ben.0.png": picture(2)})
-    source = TarSubjects(tmp_path, 8)
+    source = TarSubjects(tmp_path)
     with pytest.raises(PictureError, match=r"whole image file.*ann\.0\.png of .*a\.tar"):
         source.load("ann")
     assert len(source.load("ben").pictures) == 1
@@ -74,7 +75,7 @@ def test_what_is_no_tar_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.tar").write_text("no")
     for path in (cut, packed, tmp_path / "text.tar", tmp_path / "none.tar"):
         with pytest.raises(PictureError, match=f"but .*{path.name} is not one") as caught:
-            _ = TarSubjects(path, 8).ids
+            _ = TarSubjects(path).ids
         assert "\n" not in str(caught.value)
 
 
@@ -83,7 +84,7 @@ def test_captions_and_names(source: TarSubjects, tmp_path: Path) -> None:
         source.load("nobody")
     path = write(tmp_path / "c.tar", {"ann.0.png": picture(1), "ann.0.txt": b"caf\xe9"})
     with pytest.raises(PictureError, match=r"UTF-8, but ann\.0\.txt of .*c\.tar"):
-        TarSubjects(path, 8).load("ann")
+        TarSubjects(path).load("ann")
 
 
 # Tars that are damaged, or made to do damage
@@ -128,16 +129,16 @@ DAMAGED = {
 def test_a_damaged_tar_is_one_line(tmp_path: Path, damage: str) -> None:
     (tmp_path / "a.tar").write_bytes(DAMAGED[damage])
     with pytest.raises(PictureError, match=r"whole and not compressed, but .*a\.tar") as caught:
-        _ = TarSubjects(tmp_path / "a.tar", 8).ids
+        _ = TarSubjects(tmp_path / "a.tar").ids
     assert "\n" not in str(caught.value)
 
 
 def test_many_headers_before_a_file_are_no_depth(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes((header("x", 4, b"L") + padded(b"a.1\0")) * 3000 + ANN + END)
-    assert TarSubjects(tmp_path / "a.tar", 8).ids == []
+    assert TarSubjects(tmp_path / "a.tar").ids == []
     names = (header("x", 9, b"L") + padded(b"bob.1.png")) * 3000
     (tmp_path / "b.tar").write_bytes(names + ANN + END)
-    assert TarSubjects(tmp_path / "b.tar", 8).ids == ["bob"]
+    assert TarSubjects(tmp_path / "b.tar").ids == ["bob"]
 
 
 def test_files_with_holes_and_of_systems_are_passed_over(
@@ -154,7 +155,7 @@ def test_files_with_holes_and_of_systems_are_passed_over(
     systems = [plain(name) for name in ("__MACOSX/a.0.png", "a/._a.0.png", ".cache/a.0.png")]
     parts = [new, bytes(old) + bytes(1024), *systems, plain("ann.1.pdf"), ANN, END]
     (tmp_path / "a.tar").write_bytes(b"".join(parts))
-    assert TarSubjects(tmp_path / "a.tar", 8).ids == ["ann"]
+    assert TarSubjects(tmp_path / "a.tar").ids == ["ann"]
     line = capsys.readouterr().err
     assert "1 image of 1 subject, 1 without a caption" in line
     assert "3 hidden or a system's" in line
@@ -172,7 +173,7 @@ def test_what_is_too_large_is_refused_unread(
     with (tmp_path / "a.tar").open("wb") as file:
         file.write(start)
         file.truncate(len(start) + -(-size // 512) * 512 + 1024)  # takes no disk
-    source = TarSubjects(tmp_path / "a.tar", 8)
+    source = TarSubjects(tmp_path / "a.tar")
     began = time.monotonic()
     with pytest.raises(PictureError, match=said):
         source.load("ann")
@@ -185,17 +186,17 @@ def test_two_pictures_of_one_number_are_two_and_one_name_in_two_tars_is_refused(
     bmp = io.BytesIO()
     to_image(torch.full((12, 12, 3), 9, dtype=torch.uint8)).save(bmp, "BMP")
     write(tmp_path / "a.tar", {"ann.0.png": picture(8), "ann.0.BMP": bmp.getvalue()})
-    assert sorted(TarSubjects(tmp_path, 8).load("ann").pictures[:, 0, 0, 0].tolist()) == [8, 9]
+    assert sorted(TarSubjects(tmp_path).load("ann").pictures[:, 0, 0, 0].tolist()) == [8, 9]
     write(tmp_path / "b.tar", {"ann.0.png": picture(7)})
     with pytest.raises(PictureError, match=r"ann\.0\.png is in .*a\.tar and in .*b\.tar"):
-        _ = TarSubjects(tmp_path, 8).ids
+        _ = TarSubjects(tmp_path).ids
 
 
 def test_a_device_is_no_tar(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.tar")
     for path in (tmp_path / "pipe.tar", Path("/dev/zero")):
         with pytest.raises(PictureError, match="it is no file"):
-            _ = TarSubjects(path, 8).ids
+            _ = TarSubjects(path).ids
 
 
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -208,6 +209,6 @@ def test_long_and_foreign_names_are_read_as_tar_programs_write_them(
             entry = tarfile.TarInfo(name)
             entry.size = len(picture(4))
             tar.addfile(entry, io.BytesIO(picture(4)))
-    source = TarSubjects(tmp_path / "a.tar", 8)
+    source = TarSubjects(tmp_path / "a.tar")
     assert source.ids == [names[0].removesuffix(".0.png")]
     assert len(source.load(source.ids[0]).pictures) == 2

@@ -226,8 +226,8 @@ def collect(
     with _workers(engine, address) as cluster:
         if cluster is None:
             embed = None
-            options |= {"anchor": here.anchor, "gate": here.gate}
-            report = room.collect(here.base, here.trainable(source), out, recipe, **options)
+            options |= {"anchor": here.anchor, "gate": here.gate, "encoder": here.encoder}
+            report = room.collect(here.base, source, out, recipe, **options)
         else:
             embed = embed_spread(cluster, equip, source)
             report = collect_spread(cluster, here, equip, source, out, recipe, **options)
@@ -238,7 +238,7 @@ def collect(
                 f"first because: {next(iter(failed.values()))}"
             )
         if here.encoder:
-            embed_library(library, source, here.encoder, embed)
+            embed_library(library, source, here.encoder, embed, report.conditions)
     pace = report.seconds / max(len(report.collected), 1)
     typer.echo(
         f"{out}: {len(library)} adapters, {len(report.collected)} of them new "

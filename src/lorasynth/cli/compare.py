@@ -80,7 +80,7 @@ def compare(
         config = replace(config, strengths=tuple(strength))
     make_parent(out / "table.json")
     model = load_base(base, device, dtype, size)
-    source = subjects_in(subjects, model.picture_size)
+    source = subjects_in(subjects)
     people = [source.load(name) for name in source.ids]
     besides = [_style(text) for text in style or []]
     contenders = [Contender(name="base model", adapters=None, besides=besides)]
@@ -109,10 +109,10 @@ def _require_judging(people: "Sequence[Subject]") -> None:
         PictureError: names the first.
     """
     for subject in people:
-        if len(subject.pictures) < 2:
+        if len(subject.photos) < 2:
             raise PictureError(
                 "a subject needs two pictures, one that --synthesizer sees and others that judge, "
-                f"but {subject.id} has {len(subject.pictures)}: add one, or leave --synthesizer out"
+                f"but {subject.id} has {len(subject.photos)}: add one, or leave --synthesizer out"
             )
 
 
@@ -159,7 +159,7 @@ def _synthesised(name: str, people: "Sequence[Subject]") -> "dict[str, Adapter]"
 
     synthesizer = Synthesizer.from_pretrained(name)
     require_unseen(synthesizer.learned, [one.id for one in people], f"the synthesizer {name}")
-    made = synthesizer.many([[one.pictures[0]] for one in people])
+    made = synthesizer.many([[one.photos[0]] for one in people])
     return {one.id: adapter for one, adapter in zip(people, made, strict=True)}
 
 

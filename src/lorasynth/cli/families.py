@@ -42,6 +42,7 @@ def fine_tune(
     from lorasynth.atomic import atomic_directory, make_parent, require_replaceable
     from lorasynth.base import BaseModel
     from lorasynth.collect import Descent
+    from lorasynth.condition import framed_subject
     from lorasynth.device import pick_device
     from lorasynth.optimise import fine_tune as train
     from lorasynth.optimise import weights_of
@@ -58,7 +59,7 @@ def fine_tune(
     model = BaseModel.load(base, pick_device(device))
     with progress("fine-tune", len(found)) as advance:
         for path, pictures in found.items():
-            subject = read_subject(None, pictures, model.picture_size, caption)
+            subject = framed_subject(read_subject(None, pictures, caption), model.picture_size)
             weights = train(model, subject, config)
             with weights_of(model, weights), atomic_directory(path) as temporary:
                 model.denoiser.register_to_config(_name_or_path=model.name)  # not its local path
@@ -130,7 +131,7 @@ def ip_adapter_images(
     import torch
 
     from lorasynth.base import BaseModel, SamplingConfig
-    from lorasynth.condition import load_encoder, subject_embedding
+    from lorasynth.condition import load_encoder, subject_condition
     from lorasynth.device import pick_device
     from lorasynth.errors import ConfigError
     from lorasynth.pictures import read_photo
@@ -148,7 +149,7 @@ def ip_adapter_images(
     found = subjects_of(photos, out, ".png")
     conditions = torch.stack(
         [
-            subject_embedding(embedder, [read_photo(p) for p in paths], list(map(str, paths)))
+            subject_condition(embedder, [read_photo(p) for p in paths], list(map(str, paths)))
             for paths in found.values()
         ]
     )

@@ -32,6 +32,30 @@ def check(path: Where) -> None:
 
 
 @app.command()
+def annotate(
+    path: Where,
+    table: Annotated[
+        Path,
+        typer.Argument(
+            help="CSV or Parquet file with a column id and one for each fact.", show_default=False
+        ),
+    ],
+) -> None:
+    """Add facts about subjects, such as attributes to edit by, or a column split.
+
+    A text has an attribute for each of its values, a number is one; `none` says that a subject has
+    nothing of the kind. Values that are missing are allowed, but such a column is no attribute.
+
+    Example: lorasynth library annotate library people.csv
+    """
+    from lorasynth.library import Library
+    from lorasynth.library.annotations import read_facts
+
+    names = Library.open(path).annotate(read_facts(table))
+    typer.echo(f"{path}: annotated with {', '.join(names)}")
+
+
+@app.command()
 def embed(
     path: Where,
     encoder: Annotated[str, typer.Option(help="Condition encoder: a folder or a name.")],

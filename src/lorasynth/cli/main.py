@@ -111,6 +111,8 @@ class _Escaping:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
+        if not isinstance(text, str):  # which is how typer finds out that this is no binary stream
+            raise TypeError(f"text must be written, but got {type(text).__name__}")
         parts = self._colour.split(text) if self._stream.isatty() else [text]
         parts[::2] = [escaped(part, kept="\n\t") for part in parts[::2]]
         self._stream.write("".join(parts))

@@ -48,6 +48,9 @@ Face = Annotated[
 ]
 
 
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Stop at the first subject that cannot be used.")
+]
 Attribute = Annotated[
     list[str] | None,
     typer.Option(
@@ -69,12 +72,18 @@ def synth(
     temperature: Temperature = None,
     face: Face = None,
     attribute: Attribute = None,
+    strict: Strict = False,
     device: Device = "auto",
 ) -> None:
     """Make a LoRA file for the subject of one or several pictures.
 
+    Of several subjects, one that cannot be used is left out and named; the exit status is 0 if any
+    file was written, and 2 if none was.
+
     Consent: of a person only with that person's consent. Every file says that it is synthesised.
     """
+    import torch
+
     from lorasynth.adapter.files import get_format
     from lorasynth.device import pick_device
     from lorasynth.synthesizer import Stages, Synthesizer
@@ -87,21 +96,36 @@ def synth(
     facts = dict(map(_fact, attribute or []))
     with stages.stage("load"):
         synthesise = Synthesizer.from_pretrained(synthesizer, device=pick_device(device))
-    written = synthesise.write(
-        list(subjects.values()),
-        list(subjects),
+    console.print(f"{synthesizer} knows {synthesise.knows}.", soft_wrap=True)
+    conditions, left_out = {}, {}
+    for path, pictures in subjects.items():
+        try:
+            conditions[path] = synthesise.embed(pictures, stages, face, facts)
+        except PictureError as error:
+            if strict or len(subjects) == 1:
+                raise
+            left_out[path.stem] = error
+    written = synthesise.write_conditions(
+        torch.stack(list(conditions.values())) if conditions else torch.zeros(0, 0),
+        list(conditions),
         file_format,
         seed=seed,
         guidance=guidance,
         steps=steps,
         temperature=temperature,
-        face=face,
-        facts=facts,
         stages=stages,
     )
     print_times(stages)
     for path in written:
         typer.echo(path)
+    for name, reason in left_out.items():
+        typer.echo(f"left out {name}: {reason}", err=True)
+    if left_out:
+        typer.echo(f"{len(written)} subjects written, {len(left_out)} left out", err=True)
+    if not written:
+        raise PictureError(
+            f"a subject must have photos that can be used, but none of the {len(left_out)} has"
+        )
 
 
 def _fact(text: str) -> tuple[str, str]:

@@ -26,6 +26,7 @@ from lorasynth.collect.fleet import Fleet, train_fleet
 from lorasynth.collect.fleet_size import empty_cache, fitting_size
 from lorasynth.collect.prior import kept_class_latents
 from lorasynth.collect.recipe import Recipe
+from lorasynth.condition import ConditionEncoder, framed_subject, subject_conditions
 from lorasynth.device import is_out_of_memory
 from lorasynth.errors import CollectionError, LibraryError, PictureError
 from lorasynth.library import Library
@@ -49,12 +50,14 @@ class CollectionReport:
     Attributes:
         collected: subjects whose adapters joined the library in this run.
         failed: subject -> why it has no adapter.
+        conditions: of the collected subjects, if an encoder looked at them.
         fleet_size: at the end; smaller than asked for if memory ran out.
         seconds: spent in this run.
     """
 
     collected: list[str]
     failed: dict[str, str]
+    conditions: dict[str, Float[Tensor, "j m"]]
     fleet_size: int
     seconds: float
 
@@ -69,6 +72,7 @@ def collect(
     gauge: str | None = None,
     anchor: Anchor | None = None,
     gate: Gate | None = None,
+    encoder: ConditionEncoder | None = None,
     classes: Float[Tensor, "p c h w"] | None = None,
     attempts: int = 2,
     earlier: Mapping[str, int] | None = None,
@@ -92,6 +96,8 @@ def collect(
         anchor: predicts the adapters that training starts from, and that the recipe's decay pulls
             toward; a library has one anchor.  None: start as the recipe says.
         gate: judges each fleet; adapters that fail stay out of the library.
+        encoder: looks at each photo, which is then cut around the face; a subject in which it finds
+            nothing is left out.
         classes: latents of the pictures that the recipe's prior asks for; None: those that are
             kept beside the library.
         attempts: how often an adapter is trained before its subject is left out.
@@ -117,6 +123,7 @@ def collect(
         recipe,
         anchor,
         gate,
+        encoder,
         fleet_size or 1,
         dtype,
         classes,
@@ -133,6 +140,7 @@ def collect(
     return CollectionReport(
         collected=run.collected,
         failed=run.failed,
+        conditions=run.conditions,
         fleet_size=run.fleet_size,
         seconds=time.monotonic() - start,
     )
@@ -261,12 +269,14 @@ class _Run:
     recipe: Recipe
     anchor: Anchor | None
     gate: Gate | None
+    encoder: ConditionEncoder | None
     fleet_size: int
     dtype: torch.dtype
     classes: Float[Tensor, "p c h w"] | None
     earlier: Mapping[str, int]
     collected: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    conditions: dict[str, Float[Tensor, "j m"]] = field(default_factory=dict)
 
     def prepare(self, pending: Sequence[str], *, choose_size: bool) -> None:
         """Make what all fleets share, and choose their size if it is not given."""
@@ -309,9 +319,12 @@ class _Run:
         """The subjects whose pictures can be used; the others become failures."""
         subjects: list[Subject] = []
         broken: Broken = {}
+        looking = (self.encoder, None if self.anchor is None else self.anchor.encoder)
+        encoders = [one for one in looking if one is not None]
         for name in ids:
             try:
-                subjects.append(self.source.load(name))
+                subject = self.source.load(name)
+                subjects.append(framed_subject(subject, self.base.picture_size, encoders))
             except PictureError as error:
                 broken[name] = {"reason": str(error)}
         self._fail(broken)
@@ -381,7 +394,7 @@ class _Run:
         rows: list[dict[str, Any]] = []
         for subject, loss, losses in zip(subjects, last, curves, strict=True):
             run = (self.recipe.seed, self.recipe.fingerprint, self._attempt(subject))
-            facts = (*run, len(subject.pictures), loss, losses)
+            facts = (*run, len(subject.photos), loss, losses)
             stated = dict(zip(RUN_COLUMNS, facts, strict=True))
             rows.append({**subject.attributes, "id": subject.id, **stated})
         fit, broken = self._judge(factors, subjects, rows)
@@ -390,6 +403,9 @@ class _Run:
             self.library.append(_select(factors, fit), kept)
         names = [row["id"] for row in kept]
         self.collected += names
+        if self.encoder is not None:
+            chosen = (subjects[index] for index in fit.tolist())
+            self.conditions |= {one.id: subject_conditions(self.encoder, one) for one in chosen}
         self._fail(broken, names)
 
     def _judge(

@@ -8,6 +8,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from lorasynth.adapter import Factors
+from lorasynth.condition import ConditionEncoder
 from lorasynth.pictures import Subject
 
 
@@ -30,7 +31,11 @@ class Anchor(Protocol):
 
     Attributes:
         fingerprint: identifies what predicts; a library has one anchor.
+        encoder: looks at the photos of a subject before they are cut; None where nothing does.
     """
+
+    @property
+    def encoder(self) -> ConditionEncoder | None: ...  # noqa: D102
 
     @property
     def fingerprint(self) -> str: ...  # noqa: D102

@@ -62,6 +62,6 @@ class DescribedSubjects:
         facts = self._facts[subject_id]
         if self.source is None:
             none = torch.zeros(0, 1, 1, 3, dtype=torch.uint8)
-            return Subject(id=subject_id, pictures=none, captions=[], attributes=facts)
+            return Subject(id=subject_id, photos=none, captions=[], attributes=facts)
         subject = self.source.load(subject_id)
         return replace(subject, attributes={**subject.attributes, **facts})

@@ -12,9 +12,10 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
+from typing_extensions import override
 
 from lorasynth import config as configs
-from lorasynth.condition.contract import ENCODERS, saved_config
+from lorasynth.condition.contract import ENCODERS, ConditionEncoder, saved_config
 from lorasynth.condition.named import as_word
 from lorasynth.errors import BundleError, ConfigError
 from lorasynth.pictures.files import to_unit_range
@@ -59,7 +60,7 @@ class VisionConfig:
     architecture: dict[str, Any] | None = None
 
 
-class VisionEncoder(nn.Module):
+class VisionEncoder(ConditionEncoder, nn.Module):
     """Embeds pictures of anything.
 
     Args:
@@ -104,9 +105,9 @@ class VisionEncoder(nn.Module):
             ) from error
         return int(found.shape[1])
 
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the weights, and how pictures are prepared for them."""
+    @override
+    def _fingerprint(self) -> str:
+        """Of the weights, and how pictures are prepared for them."""
         parts = (fingerprint(self), self.picture_size, self.config.mean, self.config.std)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -121,13 +122,10 @@ class VisionEncoder(nn.Module):
             embedding = found.last_hidden_state[:, 0]
         return functional.normalize(embedding.float(), dim=1)
 
+    @override
     def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
         """Embed pictures as unit vectors on the CPU, in batches."""
         return torch.cat([self(part).cpu() for part in self._batches(pictures)])
-
-    def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
-        """Always 1: there is always something to see."""
-        return torch.ones(len(pictures))
 
     def _batches(
         self, pictures: UInt8[Tensor, "b h w 3"]
@@ -139,6 +137,7 @@ class VisionEncoder(nn.Module):
                 unit = functional.interpolate(unit, size, mode="bilinear", antialias=True)
             yield unit
 
+    @override
     def save(self, folder: Path) -> None:
         """Write config and weights (fp16) to a folder, which then needs no hub."""
         kind = {"kind": "vision", **configs.to_dict(self.config)}

@@ -19,7 +19,7 @@ from lorasynth.adapter.addition import add
 from lorasynth.atomic import as_file_name, write_json
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.base.compatibility import require_fits
-from lorasynth.condition import ConditionEncoder, embed_subject, look
+from lorasynth.condition import ConditionEncoder, subject_conditions
 from lorasynth.config import to_dict
 from lorasynth.errors import ConfigError
 from lorasynth.experiments.figures import bars, save_figure
@@ -172,9 +172,11 @@ def compare(
 
 def _references(judges: Judges, subject: Subject) -> list[Float[Tensor, "j _"]]:
     """What each encoder sees in the pictures that judge: all but the first, if there are others."""
-    if len(subject.pictures) > 1:
-        subject = replace(subject, pictures=subject.pictures[1:], captions=subject.captions[1:])
-    return [embed_subject(encoder, subject) for encoder in judges.encoders]
+    if len(subject.photos) > 1:
+        subject = replace(
+            subject, photos=subject.photos[1:], captions=subject.captions[1:], seen={}
+        )
+    return [subject_conditions(encoder, subject) for encoder in judges.encoders]
 
 
 def _strengths(contender: Contender, config: CompareConfig) -> tuple[float, ...]:
@@ -221,7 +223,7 @@ def _measure(
     config: CompareConfig,
 ) -> dict[str, float]:
     """One subject's figures; `real` is what each encoder sees in its own pictures."""
-    made, presence = look(judges.encoder, pictures)
+    made, presence, _ = judges.encoder.see(pictures)
     figures = {"likeness": float(likeness(made[None], real[0][None]))}
     if judges.second is not None:
         seen = judges.second.embed(pictures)

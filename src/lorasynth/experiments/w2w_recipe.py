@@ -30,7 +30,7 @@ from lorasynth.base.compatibility import require_fits
 from lorasynth.codec import CODECS, load_codec
 from lorasynth.collect.embedding import column_of
 from lorasynth.collect.generated import GeneratedConfig, GeneratedSubjects, embed_imported
-from lorasynth.condition import ConditionEncoder
+from lorasynth.condition import SHOWN, ConditionEncoder
 from lorasynth.config import from_dict, read_json, to_dict
 from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.errors import ConfigError, LibraryError, PictureError
@@ -266,7 +266,7 @@ class W2WRecipe:
         source: SubjectSource = (
             GeneratedSubjects(self.base, test.library, self.config.generated)
             if self.pictures is None
-            else subjects_in(self.pictures, self.base.picture_size)
+            else subjects_in(self.pictures)
         )
         order = torch.randperm(len(test), generator=torch_stream(self.config.seed, "tried"))
         loaded = (source.load(test.ids[row]) for row in order.tolist())
@@ -279,7 +279,8 @@ class W2WRecipe:
         return tried
 
     def _is_shown(self, subject: Subject) -> bool:
-        return all(bool((one.presence(subject.pictures) >= 0.5).all()) for one in self._judges)
+        seen = (one.see(subject.photos) for one in self._judges)
+        return all(bool((one.presence >= SHOWN).all()) for one in seen)
 
     @cached_property
     def _seen(self) -> Float[Tensor, "n m"]:

@@ -11,11 +11,13 @@ import torch
 from lorasynth.adapter import choose_reference
 from lorasynth.atomic import atomic_directory
 from lorasynth.config import to_dict
+from lorasynth.library.annotations import FILE as FACTS
+from lorasynth.library.annotations import stored_facts
 from lorasynth.library.columns import hash_numbers
 from lorasynth.library.store import Library
 
 #: What is written anew, and made again when it is needed: latents, unfinished parts of embeddings.
-_OWN = ("shards/[0-9]*/*", "reference.safetensors", "latents/*", ".*.safetensors")
+_OWN = ("shards/[0-9]*/*", "reference.safetensors", FACTS, "latents/*", ".*.safetensors")
 _PART = re.compile(r"[0-9]{8}-[0-9]+\.safetensors")
 
 
@@ -42,7 +44,7 @@ def forget(path: Path, names: Iterable[str]) -> list[str]:
         library.require_intact()
         kept = np.flatnonzero([name not in gone for name in library.ids])
         made = _empty_copy(library, folder, gone)
-        rows = library.table.to_pylist()
+        rows = library.own_table.to_pylist()
         start = 0
         for count in library.shard_sizes():
             some = kept[(kept >= start) & (kept < start + count)]
@@ -51,6 +53,10 @@ def forget(path: Path, names: Iterable[str]) -> list[str]:
             start += count
         for name in library.columns:
             made.attach(name, library.column(name)[torch.from_numpy(kept)])
+        facts = stored_facts(library.path)
+        others = [row for row, name in enumerate(facts["id"].to_pylist()) if name not in gone]
+        if others and len(facts.column_names) > 1:
+            made.annotate(facts.take(others))
         _keep_the_rest(library.path, folder)
     return found
 
@@ -77,7 +83,9 @@ def _keep_the_rest(old: Path, new: Path) -> None:
     """Copy what else lies in the folder, such as the parts of a collection."""
     for entry in old.iterdir():
         parts = entry.is_dir() and all(_PART.fullmatch(part.name) for part in entry.iterdir())
-        derived = entry.name in ("shards", "columns", "latents") or (entry.name[0] == "." and parts)
+        derived = entry.name in ("shards", "columns", "latents", FACTS) or (
+            entry.name[0] == "." and parts
+        )
         if derived or (new / entry.name).exists():
             continue
         copy: Callable[[Path, Path], object] = shutil.copytree if entry.is_dir() else shutil.copy2

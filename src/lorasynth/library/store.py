@@ -41,6 +41,7 @@ from lorasynth.adapter import (
 from lorasynth.atomic import atomic_file, make_parent, remove_leftovers, write_json
 from lorasynth.config import from_dict, read_json, to_dict
 from lorasynth.errors import ConfigError, LibraryError
+from lorasynth.library.annotations import stored_facts, with_facts, write_facts
 from lorasynth.library.columns import hash_lines, hash_numbers, read_column, write_column
 from lorasynth.library.shard import Shard, write_shard
 from lorasynth.library.vectors import Stored
@@ -191,7 +192,12 @@ class Library:
 
     @property
     def table(self) -> pa.Table:
-        """The table of subjects: `id` and whatever columns were given."""
+        """The table of subjects: `id`, whatever columns were given, and what was annotated."""
+        return with_facts(self.own_table, stored_facts(self.path))
+
+    @property
+    def own_table(self) -> pa.Table:
+        """What came with the adapters."""
         if not self._shards:
             return pa.table({"id": pa.array([], pa.string())})
         tables = [shard.subjects for shard in self._shards]
@@ -405,6 +411,7 @@ class Library:
         if len(intact) == len(found):
             damages += self._gaps()
         damages += _complaints(lambda: self.reference)
+        damages += _complaints(lambda: stored_facts(self.path))
         if not damages:  # columns are read by the ids of all shards
             for name in self.columns:
                 damages += _complaints(partial(self.column, name))
@@ -474,6 +481,24 @@ class Library:
                     f"{name!r} has {len(values)}"
                 )
             write_column(self._column_path(name), torch.as_tensor(values), self.ids)
+
+    def annotate(self, facts: pa.Table) -> list[str]:
+        """Add columns to the table, by the subjects' ids; an annotated column may be replaced.
+
+        Args:
+            facts: with a column `id` (see `annotations.read_facts`).
+
+        Returns:
+            The names of all annotated columns.
+
+        Raises:
+            LibraryError: an id is no subject, a column came with the adapters, or another process
+                is writing.
+        """
+        with self.locked():
+            own = self.own_table
+            merged = write_facts(self.path, facts, self.ids, own.column_names)
+        return [name for name in merged.column_names if name != "id"]
 
     # Private ------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
 from lorasynth.errors import PictureError
@@ -71,21 +71,6 @@ _SPACES = {
 }
 
 
-def read_picture(path: Path | str, size: int) -> UInt8[Tensor, "h w 3"]:
-    """Read a picture, turn it upright, crop it to its middle square and scale it to `size`.
-
-    Raises:
-        PictureError: see `read_photo`.
-    """
-    return middle_square(read_photo(path), size)
-
-
-def middle_square(photo: UInt8[Tensor, "h w 3"], size: int) -> UInt8[Tensor, "side side 3"]:
-    """The largest square in the middle of a photo, scaled to `size`."""
-    square = ImageOps.fit(to_image(photo), (size, size), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(square))
-
-
 def read_photo(path: Path | str) -> UInt8[Tensor, "h w 3"]:
     """Read a picture whole and turn it upright.
 
@@ -100,18 +85,17 @@ def read_photo(path: Path | str) -> UInt8[Tensor, "h w 3"]:
     return _decode(path, str(path))
 
 
-def decode_picture(file: io.BytesIO, size: int, name: str) -> UInt8[Tensor, "side side 3"]:
-    """As `read_picture`, of a picture that is part of another file.
+def decode_photo(file: io.BytesIO, name: str) -> UInt8[Tensor, "h w 3"]:
+    """As `read_photo`, of a photo that is part of another file.
 
     Args:
-        file: the picture.
-        size: side of the result.
+        file: the photo.
         name: what messages call it.
 
     Raises:
         PictureError: see `read_photo`.
     """
-    return middle_square(_decode(file, name), size)
+    return _decode(file, name)
 
 
 def _decode(file: Path | io.BytesIO, name: str) -> UInt8[Tensor, "h w 3"]:

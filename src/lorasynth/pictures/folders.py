@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from lorasynth.errors import PictureError
 from lorasynth.pictures.contract import Subject
-from lorasynth.pictures.files import OTHER_SUFFIXES, SUFFIXES, read_picture, readable_formats
+from lorasynth.pictures.files import OTHER_SUFFIXES, SUFFIXES, read_photo, readable_formats
 from lorasynth.progress import note
 
 DEFAULT_CAPTION = "a portrait of sks"
@@ -157,7 +158,7 @@ def _why_no_subject(path: Path, root: Path) -> str | None:
 
 
 def read_subject(
-    name: str | None, paths: Sequence[Path], size: int, default_caption: str = DEFAULT_CAPTION
+    name: str | None, paths: Sequence[Path], default_caption: str = DEFAULT_CAPTION
 ) -> Subject:
     """Read one subject from its picture files, each with its caption as `FolderSubjects` says.
 
@@ -169,12 +170,20 @@ def read_subject(
     """
     texts = {folder: _caption_files(folder) for folder in {path.parent for path in paths}}
     captions = (texts[path.parent].get(path.stem) for path in paths)
-    pictures = torch.stack([read_picture(path, size) for path in paths])
+    photos = [read_photo(path) for path in paths]
     return Subject(
-        id=name or hashlib.sha256(pictures.numpy().tobytes()).hexdigest()[:16],
-        pictures=pictures,
+        id=name or _name_of(photos),
+        photos=photos,
         captions=[default_caption if one is None else _caption(one) for one in captions],
     )
+
+
+def _name_of(photos: Sequence[UInt8[Tensor, "_ _ 3"]]) -> str:
+    """A name by the pixels alone, since random numbers are drawn by names."""
+    digest = hashlib.sha256()
+    for photo in photos:
+        digest.update(photo.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -186,7 +195,6 @@ class FolderSubjects:
     """
 
     root: Path
-    size: int
     default_caption: str = DEFAULT_CAPTION
 
     @cached_property
@@ -217,7 +225,7 @@ class FolderSubjects:
                 "none: check the name"
             )
         paths = self._folders[subject_id]
-        return read_subject(subject_id, paths, self.size, self.default_caption)
+        return read_subject(subject_id, paths, self.default_caption)
 
 
 def _caption_files(folder: Path) -> dict[str, Path]:

@@ -14,7 +14,7 @@ import torch
 
 from lorasynth.errors import PictureError
 from lorasynth.pictures.contract import Subject
-from lorasynth.pictures.files import MAX_BYTES, decode_picture
+from lorasynth.pictures.files import MAX_BYTES, decode_photo
 from lorasynth.pictures.folders import DEFAULT_CAPTION, MAX_CAPTION_BYTES, Tally, caption_text
 
 _ROWS_AT_ONCE = 32
@@ -42,7 +42,6 @@ class ParquetSubjects:
     """
 
     root: Path
-    size: int
     default_caption: str = DEFAULT_CAPTION
 
     @cached_property
@@ -88,12 +87,10 @@ class ParquetSubjects:
         values = [_row_group(row.file, row.group)[row.row] for row in rows]
         return Subject(
             id=subject_id,
-            pictures=torch.stack(
-                [
-                    self._picture(value["picture"], row)
-                    for value, row in zip(values, rows, strict=True)
-                ]
-            ),
+            photos=[
+                self._picture(value["picture"], row)
+                for value, row in zip(values, rows, strict=True)
+            ],
             captions=[
                 self._caption(value.get("caption"), row)
                 for value, row in zip(values, rows, strict=True)
@@ -117,7 +114,7 @@ class ParquetSubjects:
                 f"a picture must be the bytes of an image file of at most {MAX_BYTES >> 20} MB, "
                 f"but {row} holds {type(data).__name__}: leave the row out"
             )
-        return decode_picture(io.BytesIO(data), self.size, str(row))
+        return decode_photo(io.BytesIO(data), str(row))
 
 
 # A subject's rows are neighbours, so the next subjects are in the group that was read last.

@@ -12,11 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from lorasynth.errors import PictureError
 from lorasynth.pictures.contract import Subject
-from lorasynth.pictures.files import MAX_BYTES, decode_picture
+from lorasynth.pictures.files import MAX_BYTES, decode_photo
 from lorasynth.pictures.folders import (
     CAPTION_SUFFIXES,
     DEFAULT_CAPTION,
@@ -64,7 +65,6 @@ class TarSubjects:
     """
 
     root: Path
-    size: int
     default_caption: str = DEFAULT_CAPTION
 
     @cached_property
@@ -126,17 +126,17 @@ class TarSubjects:
         pictures = [files.pictures[name] for name in sorted(files.pictures)]
         return Subject(
             id=subject_id,
-            pictures=torch.stack([self._picture(one) for one in pictures]),
+            photos=[self._picture(one) for one in pictures],
             captions=[self._caption(files.captions.get(_number(one.name))) for one in pictures],
         )
 
-    def _picture(self, member: _Member) -> torch.Tensor:
+    def _picture(self, member: _Member) -> UInt8[Tensor, "h w 3"]:
         if member.size > MAX_BYTES:
             raise PictureError(
                 f"a picture's file may have {MAX_BYTES >> 20} MB, but {member} has "
                 f"{member.size >> 20}: save it as JPEG or PNG"
             )
-        return decode_picture(io.BytesIO(member.read()), self.size, str(member))
+        return decode_photo(io.BytesIO(member.read()), str(member))
 
     def _caption(self, member: _Member | None) -> str:
         if member is None:

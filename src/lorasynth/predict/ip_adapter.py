@@ -208,7 +208,7 @@ def train_ip_adapter(
         BundleError: the checkpoint is damaged.
     """
     kept = checkpoint.with_name(ENCODED)
-    encoded, embeddings = encode_with_embeddings(base, encoder, source, kept)
+    _, encoded, embeddings = encode_with_embeddings(base, encoder, source, kept)
     options = config.optimisation
     torch.manual_seed(stream_seed(options.seed, "ip-adapter"))
     adapter = IPAdapter(config, base.denoiser, embeddings.shape[2])
