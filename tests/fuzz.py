@@ -14,7 +14,6 @@ import random
 import resource
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 import tarfile
@@ -24,7 +23,7 @@ import traceback
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +42,9 @@ from lorasynth.errors import LorasynthError
 from lorasynth.library import Library
 from lorasynth.library.torch_files import SavedMatrix, load_small
 from lorasynth.library.vectors import VectorFile
-from lorasynth.pictures import ParquetSubjects, TarSubjects, read_photo
+from lorasynth.pictures.files import read_photo
+from lorasynth.pictures.parquet import ParquetSubjects
+from lorasynth.pictures.tars import TarSubjects
 from lorasynth.weights import read_weights
 
 #: What one file may cost.
@@ -301,10 +302,8 @@ def configs(folder: Path) -> Reader:
 
 def read_source(source: TarSubjects | ParquetSubjects) -> None:
     for name in source.ids:
-        try:
+        with suppress(LorasynthError):
             source.load(name)
-        except LorasynthError:
-            pass
 
 
 def tars(_: Path) -> Reader:
@@ -343,10 +342,8 @@ def torch_files(_: Path) -> Reader:
         whole.append(("a.pt", data.getvalue(), zipped))
 
     def read(path: Path) -> None:
-        try:
+        with suppress(LorasynthError):
             load_small(path)
-        except LorasynthError:
-            pass
         found = SavedMatrix.find(path)
         found.rows(0, min(found.shape[0], 3))
 
