@@ -400,6 +400,10 @@ def run(name: str, count: int, seed: int) -> dict[str, Any]:
     reader = READERS[name](folder)
     kept = Path(f"fuzz-{name}")
     with nothing_leaves():
+        for place, data, _ in reader.whole:  # what is whole is read, and imports what it needs
+            (folder / place).write_bytes(data)
+            with suppress(LorasynthError):
+                reader.read(folder / place)
         peak()
         before = peak()
         for number in range(count):
