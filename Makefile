@@ -11,7 +11,7 @@ PINNED = .venv/.pinned
 READY = .venv/.ready
 SCRATCH = build/wheel
 
-.PHONY: help demo test test-long comfyui test-comfyui check lint types imports docs wheel bundle bench lock clean
+.PHONY: help demo test test-long comfyui test-comfyui check lint types imports docs wheel bundle bench lock sbom clean
 
 help:
 	@echo "make demo    synthesise adapters for unseen subjects and write one page: demo/"
@@ -21,7 +21,8 @@ help:
 	@echo "make docs    build the docs: docs/_build/html"
 	@echo "make bundle  make the shipped models again from nothing (hours; resumes)"
 	@echo "make bench   run the benchmarks in bench/ (hours)"
-	@echo "make lock    pin the newest versions in requirements.lock"
+	@echo "make lock    pin the newest versions in requirements.lock, with hashes"
+	@echo "make sbom    list all parts in CycloneDX's form: dist/lorasynth.cdx.json"
 	@echo "make clean   delete what the targets above made, but not bundle/ and runs/"
 
 # A changed lock makes the environment anew, so that it holds what is pinned and nothing else.
@@ -31,7 +32,9 @@ $(PINNED): requirements.lock
 	    % sys.version_info[:2])'
 	@echo "installing the pinned packages into .venv (minutes, once)"
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps \
+	    --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==$(TORCH)
 	@touch $@
 
 $(READY): $(PINNED) pyproject.toml
@@ -94,15 +97,23 @@ bench: $(READY)
 	for file in $(filter-out bench/faces.py bench/full.py,$(wildcard bench/*.py)); do \
 	    $(BIN)/python $$file || exit 1; done
 
-# torch pins its own CUDA packages, and its CPU builds need none, so the lock leaves them out.
+# Which build of torch fits, and which CUDA packages that takes, depends on the machine: the lock has
+# neither, and torch's version is pinned above.
 lock:
 	$(PYTHON) -m venv --clear build/lock
 	build/lock/bin/pip install --quiet --disable-pip-version-check uv
 	echo 'torch==$(TORCH)' | build/lock/bin/uv pip compile --quiet --upgrade --universal \
-	    --python-version 3.11 --fork-strategy fewest --extra dev --constraint - \
-	    --annotation-style line --custom-compile-command 'make lock' pyproject.toml \
-	    > build/lock/all.txt
-	grep -Ev '^(cuda|nvidia|triton)' build/lock/all.txt > requirements.lock
+	    --python-version 3.11 --fork-strategy fewest --extra dev --constraint - --generate-hashes \
+	    --no-annotate --custom-compile-command 'make lock' pyproject.toml > build/lock/all.txt
+	awk '/^[^ ]/ { out = /^(cuda|nvidia|triton|torch)[-=]/ } !out' build/lock/all.txt > requirements.lock
+
+# What the wheel needs, each part with its version and hashes, in CycloneDX's form.
+sbom: $(READY)
+	$(PYTHON) -m venv --clear build/sbom
+	build/sbom/bin/pip install --quiet --disable-pip-version-check cyclonedx-bom
+	mkdir -p dist
+	build/sbom/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml \
+	    --output-reproducible --output-file dist/lorasynth.cdx.json
 
 clean:
 	rm -rf .venv build dist demo docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis

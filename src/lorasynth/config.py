@@ -35,6 +35,10 @@ def from_dict(kind: type[ConfigT], value: Mapping[str, Any]) -> ConfigT:
     Raises:
         ConfigError: a field is unknown, missing or of the wrong type.
     """
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"{kind.__qualname__} must be options by their names, but is {quoted(value)}"
+        )
     _refuse_unknown(kind, value)
     try:
         return TypeAdapter(kind).validate_python(dict(value))

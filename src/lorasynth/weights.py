@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,12 +12,16 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from lorasynth.atomic import atomic_directory, atomic_file, write_json
-from lorasynth.errors import BundleError
+from lorasynth.errors import BundleError, LorasynthError
 
 #: What describes the module in a folder that `save_module` wrote.
 CONFIG_FILE = "config.json"
+
+#: Modules that a description may have built; more would take for ever.
+_MAX_MODULES = 50_000
 
 #: Bytes of a header; that of a model of thousands of tensors has one megabyte.
 _MAX_HEADER = 8 << 20
@@ -198,6 +203,36 @@ def save_module(
     with atomic_directory(folder) as temporary:
         write_weights(temporary / weights_file, module.state_dict(), half=half)
         write_json(temporary / CONFIG_FILE, dict(description))
+
+
+@contextmanager
+def described(folder: Path | str) -> Iterator[None]:
+    """Turn whatever a description raises that no `save` wrote, into one line.
+
+    Raises:
+        BundleError: in place of anything that is not a `LorasynthError` already.
+    """
+    modules = 0
+
+    def count(*_: object) -> None:
+        nonlocal modules
+        modules += 1
+        if modules > _MAX_MODULES:
+            raise ValueError(f"it describes more than {_MAX_MODULES} modules")
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        yield
+    except LorasynthError:
+        raise
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise BundleError(
+            f"{folder} must be as it was saved, but its description is not "
+            f"({type(error).__name__}: {first}): fetch or make it again"
+        ) from error
+    finally:
+        hook.remove()
 
 
 def load_module(

@@ -389,10 +389,10 @@ def test_a_hub_id_is_read_from_the_cache(
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    found = BaseModel.load("someone/tiny")
+    found = BaseModel.load("hub:someone/tiny")
     assert found.fingerprint == kind.base.fingerprint
-    with pytest.raises(BaseModelError, match=r"model_index\.json, but someone/none cannot"):
-        BaseModel.load("someone/none")
+    with pytest.raises(BaseModelError, match=r"model_index\.json, but hub:someone/none cannot"):
+        BaseModel.load("hub:someone/none")
 
 
 PARTS = {

@@ -190,6 +190,6 @@ def test_a_name_that_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").touch()
     with pytest.raises(BaseModelError, match=r"model\.ckpt is a file"):
         BaseModel.load(tmp_path / "model.ckpt")
-    with pytest.raises(BaseModelError, match="cannot be loaded") as caught:
+    with pytest.raises(BaseModelError, match="is not there") as caught:
         BaseModel.load(tmp_path / "none")
     assert "\n" not in str(caught.value)

@@ -1,10 +1,12 @@
 """What commands do with what is already where they write: nothing of others is ever deleted."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from command_line import Run
+from lorasynth.library import Library
 
 from .conftest import World, train_arguments
 
@@ -95,3 +97,22 @@ def test_fine_tuning_says_before_it_begins_what_is_in_the_way(
     words = ["fine-tune", world.photo, "-o", tmp_path / "unet", "--base", tmp_path / "no base"]
     run(*words).is_one_error("thesis.txt is in the way")
     assert texts(tmp_path / "unet") == mine
+
+
+def test_a_subject_is_forgotten_with_what_was_derived_of_it(
+    world: World, run: Run, tmp_path: Path
+) -> None:
+    library = shutil.copytree(world.library, tmp_path / "library")
+    failures = tmp_path / "library.failures.json"
+    failures.write_text('{"dan": {"reason": "none", "attempt": 1}}')
+    run("library", "forget", library, "nobody").is_one_error("'nobody' is not")
+    result = run("library", "forget", library, "ben", "dan")
+    assert result.status == 0, result.err
+    assert "2 subjects removed" in result.out
+    assert Library.open(library).ids == ["ann", "cyd"]
+    assert run("library", "check", library).status == 0
+    [column] = Library.open(library).columns
+    assert len(Library.open(library).column(column)) == 2
+    assert failures.read_text().split() == ["{}"]
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and b"ben" in path.read_bytes()]
+    assert left == []

@@ -104,7 +104,7 @@ def join(
 ) -> None:
     """Make one encoder of several: who it is, and what its pictures show.
 
-    Example: lorasynth encoders join insightface:buffalo_l clip:openai/clip-vit-base-patch32
+    Example: lorasynth encoders join insightface:buffalo_l clip:hub:openai/clip-vit-base-patch32
     -o encoder
     """
     from lorasynth.condition import JoinedEncoder, load_encoder

@@ -53,7 +53,7 @@ def w2w(
     and deleting an output makes that stage again.
 
     Example: lorasynth recipe w2w Snapchat/weights2weights -o runs/w2w --encoder dlib
-    --base stable-diffusion-v1-5/stable-diffusion-v1-5 --set codec_options.latents=1000
+    --base hub:stable-diffusion-v1-5/stable-diffusion-v1-5 --set codec_options.latents=1000
     """
     from lorasynth.cli.compare import print_table
     from lorasynth.condition import load_encoder

@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lorasynth.config import from_dict, read_json, to_dict
-from lorasynth.errors import BundleError, LayoutError, LibraryError
+from lorasynth.errors import LayoutError, LibraryError
 from lorasynth.learned import Learned
 from lorasynth.registry import Registry
-from lorasynth.weights import CONFIG_FILE, load_module, save_module
+from lorasynth.weights import CONFIG_FILE, described, load_module, save_module
 
 WEIGHTS_FILE = "codec.safetensors"
 
@@ -135,18 +135,13 @@ def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
     """
     folder = Path(folder)
     description = read_json(folder / CONFIG_FILE)
-    try:
+    with described(folder):
         kind = CODECS.get(description["codec"])
         config = from_dict(kind.config_class, description["config"])
         width, latents = int(description["width"]), int(description["latents"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(
-            f"{folder / CONFIG_FILE} must describe a codec, but lacks or garbles {error}: make the "
-            "codec again"
-        ) from error
-    codec = load_module(lambda: kind(config, width, latents), folder / WEIGHTS_FILE, device)
-    codec.report = description.get("report", {})
-    codec.learned = frozenset(description.get("learned", ()))
+        codec = load_module(lambda: kind(config, width, latents), folder / WEIGHTS_FILE, device)
+        codec.report = dict(description.get("report", {}))
+        codec.learned = frozenset(map(str, description.get("learned", ())))
     return codec
 
 

@@ -14,7 +14,7 @@ from typing_extensions import override
 from lorasynth import config as configs
 from lorasynth.condition.contract import ENCODERS, ConditionEncoder, saved_config
 from lorasynth.condition.trunks import TRUNKS, unit_batches
-from lorasynth.weights import fingerprint, load_weights, save_module
+from lorasynth.weights import fingerprint, load_module, save_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +100,8 @@ class AvatarEncoder(ConditionEncoder, nn.Module):
             BundleError: its weights are not those of an avatar encoder.
             ConfigError: its config is not that of one.
         """
-        encoder = cls(configs.from_dict(AvatarEncoderConfig, saved_config(folder)))
-        load_weights(encoder, folder / "model.safetensors")
-        return encoder.eval().to(device)
+        config = configs.from_dict(AvatarEncoderConfig, saved_config(folder))
+        return load_module(lambda: cls(config), folder / "model.safetensors").to(device)
 
 
 ENCODERS.register("avatar")(AvatarEncoder.load)

@@ -22,7 +22,7 @@ from lorasynth.pictures.pool import LABELS, Pool
 from lorasynth.places import local
 from lorasynth.randomness import stream_seed
 from lorasynth.training import Optimisation, Trainer
-from lorasynth.weights import load_weights, save_module
+from lorasynth.weights import described, load_module, save_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +101,11 @@ class AttributeJudge(nn.Module):
         """
         folder = local(folder)
         try:
-            judge = cls(configs.from_dict(JudgeConfig, configs.read_json(folder / "config.json")))
+            config = configs.from_dict(JudgeConfig, configs.read_json(folder / "config.json"))
         except ConfigError as error:
             raise BundleError(f"{folder} must hold a judge, but does not: {error}") from error
-        load_weights(judge, folder / "model.safetensors")
-        return judge.eval().requires_grad_(requires_grad=False)
+        with described(folder):
+            return load_module(lambda: cls(config), folder / "model.safetensors")
 
 
 def train_judge(

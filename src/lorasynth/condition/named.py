@@ -13,7 +13,7 @@ from lorasynth.config import read_json
 from lorasynth.errors import BundleError, ConfigError
 from lorasynth.places import local
 from lorasynth.registry import Registry
-from lorasynth.weights import CONFIG_FILE
+from lorasynth.weights import CONFIG_FILE, described
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,9 @@ def by_name(source: Path | str) -> tuple[NamedEncoder, str]:
 
 def _from_folder(folder: Path, device: torch.device) -> ConditionEncoder:
     try:
-        return ENCODERS.get(str(read_json(folder / CONFIG_FILE).get("kind")))(folder, device)
+        load = ENCODERS.get(str(read_json(folder / CONFIG_FILE).get("kind")))
+        with described(folder):
+            return load(folder, device)
     except ConfigError as error:
         raise BundleError(
             f"{folder} must hold a condition encoder (or be one of the names that `lorasynth "

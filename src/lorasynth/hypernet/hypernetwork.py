@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lorasynth.config import from_dict, read_json, to_dict
-from lorasynth.errors import BundleError, LayoutError
+from lorasynth.errors import LayoutError
 from lorasynth.randomness import torch_stream
 from lorasynth.registry import Registry
-from lorasynth.weights import CONFIG_FILE, load_module, save_module
+from lorasynth.weights import CONFIG_FILE, described, load_module, save_module
 
 WEIGHTS_FILE = "hypernet.safetensors"
 
@@ -124,15 +124,10 @@ def load_hypernet(folder: Path | str, device: torch.device | str = "cpu") -> Hyp
     """
     folder = Path(folder)
     description = read_json(folder / CONFIG_FILE)
-    try:
+    with described(folder):
         kind = HYPERNETWORKS.get(description["hypernetwork"])
         config = from_dict(kind.config_class, description["config"])
         widths = int(description["latents"]), int(description["condition_width"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(
-            f"{folder / CONFIG_FILE} must describe a hypernetwork, but lacks or garbles {error}: "
-            "train it again"
-        ) from error
-    model = load_module(lambda: kind(config, *widths), folder / WEIGHTS_FILE, device)
-    model.history = description.get("history", [])
+        model = load_module(lambda: kind(config, *widths), folder / WEIGHTS_FILE, device)
+        model.history = list(description.get("history", []))
     return model

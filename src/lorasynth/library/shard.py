@@ -154,6 +154,8 @@ class Shard:
             raise self._damaged(CHECKSUMS, error) from error
         if not isinstance(stated.get("rows"), int) or not isinstance(stated.get("files"), dict):
             raise self._damaged(CHECKSUMS, "it lacks rows or files")
+        if not all(isinstance(one, dict) for one in stated["files"].values()):
+            raise self._damaged(CHECKSUMS, "it garbles files")
         return stated
 
     def _file_problem(self, name: str, stated: Mapping[str, Any]) -> str | None:

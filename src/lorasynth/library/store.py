@@ -9,6 +9,7 @@ Shards appear by one rename and never change, so a process killed at any moment 
 complete shard, and readers need no lock.  Writers take turns by a file lock.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -382,9 +383,11 @@ class Library:
     def _gaps(self) -> Iterator[str]:
         """Shards that are missing, and ids that are in several places, one line each."""
         present = {int(shard.path.name): shard for shard in self._shards}
-        for number in range(max(self.info.shards, 1 + max(present, default=-1))):
-            if number not in present:
-                yield f"shard {number:06d} of {self.path} is missing: restore it from a copy"
+        missing = max(self.info.shards, 1 + max(present, default=-1)) - len(present)
+        if missing:
+            first = next(number for number in itertools.count() if number not in present)
+            more = f" and {missing - 1} more" if missing > 1 else ""
+            yield f"shard {first:06d}{more} of {self.path} is missing: restore it from a copy"
         if len(present) < len(self._shards):
             yield f"two shards of {self.path} have one number: remove the copy"
         homes: dict[str, str] = {}

@@ -49,7 +49,7 @@ class VectorFile:
         self.path = Path(path)
         try:
             shape, self._offset, code = _read_header(self.path)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # NumPy parses the header as Python's own literals
             raise self._unusable(str(error)) from error
         if len(shape) != 2 or code not in _TYPES:
             raise self._unusable(f"it has the shape {shape} and the type {code}")
@@ -175,6 +175,8 @@ def _convert(piece: Tensor, rows: Tensor, less: Tensor | None) -> None:
 
 def _read_header(path: Path) -> tuple[tuple[int, ...], int, str]:
     """Shape, where the numbers begin, and the code of their type."""
+    if not path.is_file():
+        raise OSError("it is missing, or no file")
     with path.open("rb") as file:
         version = npy.read_magic(file)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
