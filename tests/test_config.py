@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lorasynth.atomic import write_json
 from lorasynth.base import SamplingConfig
-from lorasynth.base.train import BaseTrainingConfig
+from lorasynth.avatars.denoiser import BaseTrainingConfig
 from lorasynth.condition import AvatarEncoderConfig, JudgeConfig
 from lorasynth.condition.train import ArcFaceConfig
 from lorasynth.config import changes, from_dict, read_json, to_dict

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from lorasynth.base import SamplingConfig
-from lorasynth.base.avatar_model import AvatarModelConfig
-from lorasynth.base.train import BaseTrainingConfig
+from lorasynth.avatars.model import AvatarModelConfig
+from lorasynth.avatars.autoencoder import AutoencoderTraining
+from lorasynth.avatars.denoiser import BaseTrainingConfig, DenoiserTraining
 from lorasynth.collect import Recipe
 from lorasynth.condition import JudgeConfig
 from lorasynth.condition.train import ArcFaceConfig
@@ -28,6 +29,7 @@ SAMPLING = SamplingConfig(steps=2)
 def tiny_config() -> BundleConfig:
     """The shipped config with everything small."""
     model = AvatarModelConfig(
+        picture_size=64,
         vae_channels=(8, 8, 8, 8),
         unet_channels=(32, 32),
         attention=(False, True),
@@ -40,8 +42,12 @@ def tiny_config() -> BundleConfig:
         second_subjects=8,
         second_steps=2,
         reads_attributes=True,
-        base=BaseTrainingConfig(model=model, autoencoder=BRIEF, unet=BRIEF),
-        judge=JudgeConfig(features=16, optimisation=BRIEF),
+        base=BaseTrainingConfig(
+            model=model,
+            autoencoder=AutoencoderTraining(optimisation=BRIEF),
+            denoiser=DenoiserTraining(optimisation=BRIEF),
+        ),
+        judge=JudgeConfig(picture_size=64, features=16, optimisation=BRIEF),
         arcface=ArcFaceConfig(negatives=8, optimisation=BRIEF),
         pretraining=PredictorTraining(
             model=LatentRegressionConfig(width=8, depth=1),

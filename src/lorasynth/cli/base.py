@@ -17,38 +17,83 @@ Perception = Annotated[
     ),
 ]
 
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
+Subjects = Annotated[int, typer.Option(help="Subjects drawn for training.", min=1)]
+
 
 @app.command()
-def train(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Pipeline folder to write.")],
+def autoencoder(
+    out: Out,
     run: Run = Path("runs/base"),
     perception: Perception = None,
-    subjects: Annotated[int, typer.Option(help="Subjects drawn for training.", min=1)] = 6_000,
+    smaller: Annotated[
+        Path | None, typer.Option(help="An autoencoder of images of half the side to start from.")
+    ] = None,
+    subjects: Subjects = 1_984,
     settings: Settings = None,
     seed: Seed = 0,
     workers: Workers = CORES,
     device: Device = "auto",
 ) -> None:
-    """Train the embedded base model on drawn avatars; run again to resume.
+    """Train the base model's autoencoder on drawn avatars; run again to resume.
 
-    Example: lorasynth base train -o base --perception judge --set unet.steps=3000
+    Example: lorasynth base autoencoder -o autoencoder --perception judge
     """
     from lorasynth.atomic import make_parent
-    from lorasynth.base.train import BaseTrainingConfig, train_autoencoder, train_base
+    from lorasynth.avatars.autoencoder import AutoencoderTraining, perceive, train_autoencoder
+    from lorasynth.avatars.model import AvatarModelConfig
     from lorasynth.condition import AttributeJudge
     from lorasynth.device import pick_device
     from lorasynth.pictures.pool import draw_pool, training_subjects
 
-    seeds = [f"autoencoder.seed={seed}", f"unet.seed={seed}"]
-    config = override(BaseTrainingConfig(), [*seeds, *(settings or [])])
+    config = override(AutoencoderTraining(), [f"optimisation.seed={seed}", *(settings or [])])
+    model, on = AvatarModelConfig(), pick_device(device)
     make_parent(out)
-    pool = draw_pool(training_subjects("base", subjects, seed), run / "pictures", workers)
-    on = pick_device(device)
-    maps = AttributeJudge.load(perception).to(on).feature_maps if perception else None
-    autoencoder = run / "autoencoder"
-    if not autoencoder.exists():
-        train_autoencoder(pool, config, run, autoencoder, on, maps)
-    train_base(pool, config, autoencoder, run, out, on)
+    drawn = training_subjects("base", subjects, seed, size=model.picture_size)
+    images = draw_pool(drawn, run / "pictures", workers).pictures
+    maps = perceive(AttributeJudge.load(perception).to(on), model) if perception else None
+    checkpoint = run / "autoencoder.safetensors"
+    train_autoencoder(images, model, config, checkpoint, out, on, maps, smaller)
+    typer.echo(out)
+
+
+@app.command()
+def train(
+    out: Out,
+    autoencoder: Annotated[
+        Path,
+        typer.Option(help="What `lorasynth base autoencoder` wrote.", show_default=False),
+    ],
+    judge: Annotated[
+        Path | None,
+        typer.Option(help="A judge that measures caption following on the way, into the run."),
+    ] = None,
+    run: Run = Path("runs/base"),
+    subjects: Subjects = 6_000,
+    settings: Settings = None,
+    seed: Seed = 0,
+    workers: Workers = CORES,
+    device: Device = "auto",
+) -> None:
+    """Train the embedded base model on latents of drawn avatars; run again to resume.
+
+    Example: lorasynth base train -o base --autoencoder autoencoder --judge judge
+    --set denoiser.optimisation.steps=3000
+    """
+    from lorasynth.atomic import make_parent
+    from lorasynth.avatars.denoiser import BaseTrainingConfig, Progress, save_pipeline, train_base
+    from lorasynth.condition import AttributeJudge
+    from lorasynth.config import to_dict
+    from lorasynth.device import pick_device
+    from lorasynth.pictures.pool import training_subjects
+
+    seeds = [f"autoencoder.optimisation.seed={seed}", f"denoiser.optimisation.seed={seed}"]
+    config, on = override(BaseTrainingConfig(), [*seeds, *(settings or [])]), pick_device(device)
+    make_parent(out)
+    watch = Progress(run=run, judge=AttributeJudge.load(judge).to(on)) if judge else None
+    drawn = training_subjects("base", subjects, seed, size=config.model.picture_size)
+    pipeline = train_base(drawn, config, autoencoder, run, on, watch, workers)
+    save_pipeline(pipeline, out, to_dict(config))
     typer.echo(out)
 
 
