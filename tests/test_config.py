@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasynth.atomic import write_json
-from lorasynth.base import SamplingConfig
 from lorasynth.avatars.denoiser import BaseTrainingConfig
+from lorasynth.base import SamplingConfig
 from lorasynth.condition import AvatarEncoderConfig, JudgeConfig
 from lorasynth.condition.train import ArcFaceConfig
 from lorasynth.config import changes, from_dict, read_json, to_dict

@@ -18,6 +18,7 @@ from lorasynth.avatars.autoencoder import (
     perceive,
     train_autoencoder,
 )
+from lorasynth.avatars.denoiser import encoder_fingerprint
 from lorasynth.avatars.model import AvatarModelConfig
 from lorasynth.condition import AttributeJudge, JudgeConfig
 from lorasynth.errors import BaseModelError, ConfigError
@@ -37,11 +38,11 @@ def train(
     folder: Path,
     maps: Perception | None = halves,
     model: AvatarModelConfig = CONFIG.model,
-    smaller: Path | None = None,
+    start: Path | None = None,
 ) -> Path:
     checkpoint, out = folder / "autoencoder.safetensors", folder / "autoencoder"
     training = CONFIG.autoencoder
-    train_autoencoder(pool.pictures, model, training, checkpoint, out, CPU, maps, smaller)
+    train_autoencoder(pool.pictures, model, training, checkpoint, out, CPU, maps, start)
     return out
 
 
@@ -108,7 +109,7 @@ def test_a_network_of_smaller_images_perceives_larger_ones() -> None:
 
 
 def test_it_starts_from_one_of_half_the_side(trained: Path, pool: Pool, tmp_path: Path) -> None:
-    larger = replace(CONFIG.model, picture_size=32, vae_channels=(4, 8, 8))
+    larger = replace(CONFIG.model, picture_size=32, vae_channels=(8, 8, 8))
     images = pool.pictures.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
     pool = replace(pool, pictures=images)
     vae = AutoencoderKL.from_pretrained(train(pool, tmp_path, None, larger, trained)).float()
@@ -116,8 +117,8 @@ def test_it_starts_from_one_of_half_the_side(trained: Path, pool: Pool, tmp_path
     own, taken = (m.encoder.mid_block.resnets[0].conv1.weight for m in (vae, small))
     assert own.sub(taken).abs().max() < 0.02  # four steps away
     assert not own.equal(taken)
-    with pytest.raises(BaseModelError, match=r"must have the channels \(8, 16\)"):
-        train(pool, tmp_path / "other", None, replace(larger, vae_channels=(4, 8, 16)), trained)
+    with pytest.raises(BaseModelError, match=r"must have the channels \(4, 8, 8\)"):
+        train(pool, tmp_path / "other", None, replace(larger, vae_channels=(4, 8, 8)), trained)
 
 
 def test_most_steps_are_of_crops(pool: Pool) -> None:
@@ -134,3 +135,15 @@ def test_small_features_weigh_more_than_flat_areas() -> None:
     assert contrast[0, 0, 7, 7] > 3
     assert contrast[0, 0, 0, 0] == 0
     assert _local_contrast(torch.ones(1, 3, 16, 16)).isfinite().all()
+
+
+def test_a_decoder_trained_alone_keeps_the_latents(
+    trained: Path, pool: Pool, tmp_path: Path
+) -> None:
+    alone = replace(CONFIG.autoencoder, decoder_alone=True)
+    out = tmp_path / "out"
+    train_autoencoder(pool.pictures, CONFIG.model, alone, tmp_path / "c", out, CPU, None, trained)
+    before, after = (AutoencoderKL.from_pretrained(folder).float() for folder in (trained, out))
+    assert encoder_fingerprint(before) == encoder_fingerprint(after)
+    old, new = (vae.decoder.conv_out.weight for vae in (before, after))
+    assert not old.equal(new)

@@ -13,8 +13,8 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from lorasynth.base import BaseModel, StableDiffusion
 from lorasynth.avatars.model import AvatarModelConfig, build_pipeline, build_tokenizer
+from lorasynth.base import BaseModel, StableDiffusion
 from lorasynth.errors import ConfigError
 from lorasynth.pictures import captions
 from lorasynth.pictures.avatars import sample_identity, sample_scene

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasynth.base import SamplingConfig
-from lorasynth.avatars.model import AvatarModelConfig
 from lorasynth.avatars.autoencoder import AutoencoderTraining
 from lorasynth.avatars.denoiser import BaseTrainingConfig, DenoiserTraining
+from lorasynth.avatars.model import AvatarModelConfig
+from lorasynth.base import SamplingConfig
 from lorasynth.collect import Recipe
 from lorasynth.condition import JudgeConfig
 from lorasynth.condition.train import ArcFaceConfig

@@ -1,6 +1,5 @@
 """A pool of drawn avatars: what it says of its pictures is true, and drawing resumes."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest

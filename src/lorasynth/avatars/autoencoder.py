@@ -16,8 +16,8 @@ from lorasynth import config as configs
 from lorasynth.atomic import atomic_directory
 from lorasynth.avatars.model import AvatarModelConfig, build_autoencoder
 from lorasynth.condition.judge import AttributeJudge
-from lorasynth.pictures.files import to_unit_range
 from lorasynth.errors import BaseModelError
+from lorasynth.pictures.files import to_unit_range
 from lorasynth.progress import progress
 from lorasynth.randomness import stream_seed
 from lorasynth.training import Optimisation, Trainer
@@ -43,6 +43,8 @@ class AutoencoderTraining:
         perception_weight: of the distance between feature maps of a network.
         alignment_weight: of the distance between such a map and what a linear layer makes of the
             latents; a denoiser learns latents that say what is seen faster (Yao et al. 2025).
+        decoder_alone: whether the encoder stays as it is, and latents with it.
+        noise: standard deviation of noise on latents where the decoder is trained alone.
     """
 
     optimisation: Optimisation = field(
@@ -54,6 +56,8 @@ class AutoencoderTraining:
     contrast: float = 0.7
     perception_weight: float = 0.5
     alignment_weight: float = 0.2
+    decoder_alone: bool = False
+    noise: float = 0.05
 
 
 def train_autoencoder(
@@ -64,7 +68,7 @@ def train_autoencoder(
     out: Path,
     device: torch.device,
     perception: Perception | None = None,
-    smaller: Path | None = None,
+    start: Path | None = None,
 ) -> None:
     """Train the autoencoder of the embedded base model and save it as a folder (fp16).
 
@@ -79,38 +83,18 @@ def train_autoencoder(
         device: where to train.
         perception: feature maps of images, by a network that is not part of the base model; the
             autoencoder is also judged by them, as that of Stable Diffusion is (Zhang et al. 2018).
-        smaller: folder of an autoencoder of images of half the side, to start from.
+        start: folder of an autoencoder to start from, of images of the same side or half of it.
 
     Raises:
-        BaseModelError: the smaller autoencoder has other inner layers.
+        BaseModelError: that one has layers of other shapes.
     """
     options = training.optimisation
     torch.manual_seed(stream_seed(options.seed, "autoencoder"))
     parts = nn.ModuleDict({"vae": build_autoencoder(model)})
-    if smaller is not None:
-        _start_from(parts["vae"], smaller)
+    if start is not None:
+        _start_from(parts["vae"], start)
     if perception is not None:
         parts["alignment"] = _alignment(perception, model)
-
-    def loss(network: Any, step: int) -> tuple[Tensor, str]:
-        generator = torch.Generator().manual_seed(stream_seed(options.seed, "vae", step))
-        batch = _batch(images, training, step, generator).to(device)
-        posterior = network["vae"].encode(batch).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
-        decoded = network["vae"].decode(posterior.mean + posterior.std * noise).sample.float()
-        total = _pixel_distance(decoded, batch, training.contrast)
-        note = f"error {(decoded - batch).detach().square().mean().item():.5f}"
-        prior = posterior.kl().mean() / posterior.mean[0].numel()
-        total = total + training.kl_weight * prior
-        if perception is not None:
-            seen = perception(batch)
-            distance = _feature_distance(perception(decoded), seen)
-            told = network["alignment"](posterior.mean)
-            gap = _feature_distance([told], [_map_of(seen, told)])
-            total = total + training.perception_weight * distance + training.alignment_weight * gap
-            note += f" features {distance.item():.3f} alignment {gap.item():.3f}"
-        note += f" kl {prior.item():.2f}"
-        return total, note
 
     shape, own = dict(parts["vae"].config), configs.to_dict(training)
     settings = {
@@ -118,14 +102,60 @@ def train_autoencoder(
         **{name: own[name] for name in own if name != "optimisation"},
         "images": len(images),
         "perception": perception is not None,
-        "smaller": smaller is not None,
+        "start": start is not None,
     }
     parts.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    Trainer(parts, options, checkpoint, device, settings).run("autoencoder", loss)
     vae: Any = parts["vae"]
-    _whiten(vae, images[:_MEASURED], device)
+    if training.decoder_alone:
+        for part in (vae.encoder, vae.quant_conv):
+            part.requires_grad_(False)
+    trainer = Trainer(parts, options, checkpoint, device, settings)
+    trainer.run("autoencoder", _Loss(images, training, perception, device))
+    if not training.decoder_alone:
+        _whiten(vae, images[:_MEASURED], device)
     with atomic_directory(out) as temporary:
         vae.to("cpu", torch.float16).save_pretrained(temporary)
+
+
+class _Loss:
+    """The autoencoder's loss of a step, all of whose random numbers follow from its number."""
+
+    def __init__(
+        self,
+        images: UInt8[Tensor, "n h w 3"],
+        training: AutoencoderTraining,
+        perception: Perception | None,
+        device: torch.device,
+    ) -> None:
+        self.images, self.training = images, training
+        self.perception, self.device = perception, device
+
+    def __call__(self, parts: Any, step: int) -> tuple[Tensor, str]:
+        training = self.training
+        seed = stream_seed(training.optimisation.seed, "vae", step)
+        generator = torch.Generator().manual_seed(seed)
+        batch = _batch(self.images, training, step, generator).to(self.device)
+        latents = parts["vae"].encode(batch).latent_dist
+        width: Tensor | float = training.noise if training.decoder_alone else latents.std
+        noise = torch.randn(latents.mean.shape, generator=generator).to(self.device)
+        decoded = parts["vae"].decode(latents.mean + width * noise).sample.float()
+        total = _pixel_distance(decoded, batch, training.contrast)
+        note = f"error {(decoded - batch).detach().square().mean().item():.5f}"
+        seen = None if self.perception is None else self.perception(batch)
+        if self.perception is not None and seen is not None:
+            distance = _feature_distance(self.perception(decoded), seen)
+            total = total + training.perception_weight * distance
+            note += f" features {distance.item():.3f}"
+        if training.decoder_alone:
+            return total, note
+        prior = latents.kl().mean() / latents.mean[0].numel()
+        total = total + training.kl_weight * prior
+        if seen is not None:
+            told = parts["alignment"](latents.mean)
+            gap = _feature_distance([told], [_map_of(seen, told)])
+            total = total + training.alignment_weight * gap
+            note += f" alignment {gap.item():.3f}"
+        return total, f"{note} kl {prior.item():.2f}"
 
 
 def perceive(network: AttributeJudge, model: AvatarModelConfig) -> Perception:
@@ -138,27 +168,45 @@ def perceive(network: AttributeJudge, model: AvatarModelConfig) -> Perception:
     return maps
 
 
+@torch.no_grad()
 def _start_from(vae: Any, folder: Path) -> None:
-    """Take over the layers of an autoencoder of half the side; the outermost level stays new.
+    """Take over an autoencoder, of images of the same side or of half of it.
 
     Raises:
-        BaseModelError: its inner layers have other shapes.
+        BaseModelError: its layers have other shapes.
     """
-    smaller = AutoencoderKL.from_pretrained(folder).float()
-    inner, theirs = (tuple(v.config.block_out_channels) for v in (vae, smaller))
-    if inner[1:] != theirs or vae.config.latent_channels != smaller.config.latent_channels:
+    start: Any = AutoencoderKL.from_pretrained(folder).float()
+    own, theirs = (tuple(v.config.block_out_channels) for v in (vae, start))
+    if own not in (theirs, (theirs[0], *theirs)) or (
+        vae.config.latent_channels != start.config.latent_channels
+    ):
         raise BaseModelError(
-            f"the autoencoder to start from must have the channels {inner[1:]} and "
-            f"{vae.config.latent_channels} in its latents, but {folder} has {theirs} and "
-            f"{smaller.config.latent_channels}: start from none"
+            f"the autoencoder to start from must have the channels {own}, or without the first "
+            f"where two are equal, and {vae.config.latent_channels} in its latents, but {folder} "
+            f"has {theirs} and {start.config.latent_channels}: start from none"
         )
-    own, taken = vae.state_dict(), {}
-    for name, value in smaller.state_dict().items():
-        # An encoder counts its levels from the image, a decoder from the latents.
-        place = re.sub(r"(?<=encoder\.down_blocks\.)\d+", lambda m: str(int(m[0]) + 1), name)
-        if place in own and own[place].shape == value.shape:
-            taken[place] = value
-    vae.load_state_dict(own | taken)
+    if own == theirs:
+        vae.load_state_dict(start.state_dict())
+        return
+    # An encoder counts its levels from the image, a decoder from the latents.
+    place = re.compile(r"(?<=encoder\.down_blocks\.)\d+")
+    taken = {
+        place.sub(lambda found: str(int(found[0]) + 1), name): value
+        for name, value in start.state_dict().items()
+    }
+    vae.load_state_dict(taken, strict=False)
+    # The new level, at the images' side, at first only halves (by means) and doubles.
+    for block in (*vae.encoder.down_blocks[0].resnets, *vae.decoder.up_blocks[-1].resnets):
+        block.conv2.weight.zero_()
+        block.conv2.bias.zero_()
+    same = torch.eye(own[0])
+    halving = vae.encoder.down_blocks[0].downsamplers[0].conv
+    doubling = vae.decoder.up_blocks[-2].upsamplers[0].conv
+    for conv, taps in ((halving, slice(0, 2)), (doubling, slice(1, 2))):
+        conv.weight.zero_()
+        conv.bias.zero_()
+        count = len(range(3)[taps]) ** 2
+        conv.weight[:, :, taps, taps] = same[:, :, None, None] / count
 
 
 def _batch(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,10 @@ def train_base(
     parts.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     settings = {
         "model": configs.to_dict(config.model),
-        **{n: value for n, value in configs.to_dict(config.denoiser).items() if n != "optimisation"},
-        "autoencoder": fingerprint(pipeline.vae),
+        **{
+            n: value for n, value in configs.to_dict(config.denoiser).items() if n != "optimisation"
+        },
+        "encoder": encoder_fingerprint(pipeline.vae),
         "images": len(latents),
     }
     # On a CPU, products on 8 x 8 latents are too small for bf16 to win what its casts cost.
@@ -202,23 +205,30 @@ def _phrases(subjects: AvatarSubjects) -> list[tuple[list[str], list[str]]]:
 def _latents(
     vae: Any, subjects: AvatarSubjects, run: Path, device: torch.device, workers: int
 ) -> Float[Tensor, "n c h w"]:
-    """Latents of all images of subjects; they are encoded once, into a file."""
+    """Latents of all images of subjects; each chunk is encoded once, into a file."""
+    chunks = draw_chunks(subjects, run / "pictures", workers)
+    network = vae.to(device, memory_format=torch.channels_last)
+    folder, parts = run / f"latents-{encoder_fingerprint(vae)[:12]}", []
+    with progress("encoding images", len(chunks)) as advance:
+        for chunk in chunks:
+            kept = kept_tensors(
+                folder / f"{chunk.stem}.safetensors", partial(_encode, network, chunk, device)
+            )
+            parts.append(kept["latents"].half())
+            advance()
+    return torch.cat(parts)
 
-    @torch.no_grad()
-    def encode() -> dict[str, Tensor]:
-        parts = []
-        chunks = draw_chunks(subjects, run / "pictures", workers)
-        network = vae.to(device, memory_format=torch.channels_last)
-        with progress("encoding images", len(chunks)) as advance:
-            for chunk in chunks:
-                for rows in load_pictures(chunk).split(32):
-                    unit = to_unit_range(rows.to(device))
-                    parts.append(network.encode(unit).latent_dist.mean.half().cpu())
-                advance()
-        return {"latents": torch.cat(parts)}
 
-    name = f"latents-{fingerprint(vae)[:12]}-{subjects.ids[0]}-{subjects.count}.safetensors"
-    return kept_tensors(run / name, encode)["latents"]
+@torch.no_grad()
+def _encode(network: Any, chunk: Path, device: torch.device) -> dict[str, Tensor]:
+    units = (to_unit_range(rows.to(device)) for rows in load_pictures(chunk).split(32))
+    means = [network.encode(unit).latent_dist.mean.half().cpu() for unit in units]
+    return {"latents": torch.cat(means)}
+
+
+def encoder_fingerprint(vae: Any) -> str:
+    """Identifies what decides latents: the decoder can be trained further beside a denoiser."""
+    return fingerprint(nn.ModuleDict({"encoder": vae.encoder, "quant_conv": vae.quant_conv}))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ class AvatarModelConfig:
 
     picture_size: int = 128
     latent_channels: int = 16
-    vae_channels: tuple[int, ...] = (8, 16, 32, 64, 128)
+    vae_channels: tuple[int, ...] = (16, 16, 32, 64, 128)
     unet_channels: tuple[int, ...] = (64, 192)
     attention: tuple[bool, ...] = (True, True)
     text_width: int = 160
@@ -58,7 +58,7 @@ class AvatarModelConfig:
     @property
     def latent_side(self) -> int:
         """Height and width of a latent."""
-        return self.picture_size // 2 ** (len(self.vae_channels) - 1)
+        return self.picture_size >> (len(self.vae_channels) - 1)
 
 
 def build_tokenizer(config: AvatarModelConfig) -> CLIPTokenizer:

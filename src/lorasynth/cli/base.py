@@ -26,8 +26,9 @@ def autoencoder(
     out: Out,
     run: Run = Path("runs/base"),
     perception: Perception = None,
-    smaller: Annotated[
-        Path | None, typer.Option(help="An autoencoder of images of half the side to start from.")
+    start: Annotated[
+        Path | None,
+        typer.Option(help="Autoencoder to start from, of images of the same side or half of it."),
     ] = None,
     subjects: Subjects = 1_984,
     settings: Settings = None,
@@ -40,20 +41,21 @@ def autoencoder(
     Example: lorasynth base autoencoder -o autoencoder --perception judge
     """
     from lorasynth.atomic import make_parent
-    from lorasynth.avatars.autoencoder import AutoencoderTraining, perceive, train_autoencoder
-    from lorasynth.avatars.model import AvatarModelConfig
+    from lorasynth.avatars.autoencoder import perceive, train_autoencoder
+    from lorasynth.avatars.denoiser import BaseTrainingConfig
     from lorasynth.condition import AttributeJudge
     from lorasynth.device import pick_device
     from lorasynth.pictures.pool import draw_pool, training_subjects
 
-    config = override(AutoencoderTraining(), [f"optimisation.seed={seed}", *(settings or [])])
-    model, on = AvatarModelConfig(), pick_device(device)
+    seeds = [f"autoencoder.optimisation.seed={seed}"]
+    config, on = override(BaseTrainingConfig(), [*seeds, *(settings or [])]), pick_device(device)
+    model = config.model
     make_parent(out)
     drawn = training_subjects("base", subjects, seed, size=model.picture_size)
     images = draw_pool(drawn, run / "pictures", workers).pictures
     maps = perceive(AttributeJudge.load(perception).to(on), model) if perception else None
     checkpoint = run / "autoencoder.safetensors"
-    train_autoencoder(images, model, config, checkpoint, out, on, maps, smaller)
+    train_autoencoder(images, model, config.autoencoder, checkpoint, out, on, maps, start)
     typer.echo(out)
 
 

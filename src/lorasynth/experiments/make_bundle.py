@@ -187,9 +187,7 @@ class BundleMaker:
         perception = AttributeJudge.load(self.stages.path("perception")).to(self.device)
         images = self._pool("base", self.config.subjects, base.model.picture_size).pictures
         maps = perceive(perception, base.model)
-        train_autoencoder(
-            images, base.model, base.autoencoder, checkpoint, path, self.device, maps
-        )
+        train_autoencoder(images, base.model, base.autoencoder, checkpoint, path, self.device, maps)
 
     def _base(self, path: Path) -> None:
         base, run = self.config.base, self.run / "embedded"
