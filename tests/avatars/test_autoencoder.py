@@ -13,7 +13,9 @@ from torch import Tensor
 from avatars.conftest import CONFIG, QUICK, weights
 from lorasynth.avatars.autoencoder import (
     Perception,
+    _adversarial,
     _batch,
+    _discriminator,
     _local_contrast,
     perceive,
     train_autoencoder,
@@ -147,3 +149,26 @@ def test_a_decoder_trained_alone_keeps_the_latents(
     assert encoder_fingerprint(before) == encoder_fingerprint(after)
     old, new = (vae.decoder.conv_out.weight for vae in (before, after))
     assert not old.equal(new)
+
+
+def test_decoder_and_discriminator_learn_from_losses_of_their_own(pool: Pool) -> None:
+    torch.manual_seed(0)
+    network = _discriminator()
+    drawn = to_unit_range(pool.pictures[:4])
+    decoded = torch.zeros_like(drawn, requires_grad=True)
+    made, told_apart = _adversarial(network, decoded, drawn)
+    made.backward()
+    assert decoded.grad is not None
+    assert decoded.grad.abs().max() > 0
+    assert all(part.grad is None for part in network.parameters())
+    decoded.grad = None
+    told_apart.backward()
+    assert decoded.grad is None
+    assert all(part.grad is not None for part in network.parameters())
+
+
+def test_a_discriminator_trains_the_decoder_too(pool: Pool, trained: Path, tmp_path: Path) -> None:
+    judged = replace(CONFIG.autoencoder, adversarial_weight=0.5, adversarial_after=1)
+    out = tmp_path / "out"
+    train_autoencoder(pool.pictures, CONFIG.model, judged, tmp_path / "c", out, CPU, halves)
+    assert weights(out) != weights(trained)

@@ -18,7 +18,7 @@ from lorasynth.atomic import atomic_directory, write_bytes, write_json
 from lorasynth.avatars.autoencoder import AutoencoderTraining
 from lorasynth.avatars.following import Following, follow_captions
 from lorasynth.avatars.model import AvatarModelConfig, build_pipeline
-from lorasynth.base.stable_diffusion import StableDiffusion
+from lorasynth.base import MEASURED, StableDiffusion
 from lorasynth.condition.judge import AttributeJudge
 from lorasynth.pictures import captions
 from lorasynth.pictures.avatars import AvatarSubjects
@@ -244,8 +244,8 @@ class Progress:
 
     run: Path
     judge: AttributeJudge
-    following: Following = field(default_factory=lambda: Following(count=128))
-    every: int = 1000
+    following: Following = field(default_factory=lambda: Following(count=128, sampling=MEASURED))
+    every: int = 500
 
     def __call__(self, pipeline: StableDiffusionPipeline, average: Any, step: int) -> None:
         """Measure the averaged model, and keep it."""
