@@ -43,7 +43,9 @@ def train(
     config: BaseTrainingConfig = CONFIG,
     watch: Progress | None = None,
 ) -> Path:
-    made = train_base(SUBJECTS, config, autoencoder, folder / "run", CPU, watch)
+    torch.manual_seed(0)
+    seen = AttributeJudge(JudgeConfig(picture_size=16, features=8)).eval()
+    made = train_base(SUBJECTS, config, autoencoder, folder / "run", CPU, seen, watch)
     save_pipeline(made, folder / "base", to_dict(config))
     return folder / "base"
 
@@ -114,3 +116,9 @@ def test_most_timesteps_are_where_captions_act() -> None:
     middle = ((times >= 400) & (times < 700)).float().mean()
     assert middle.item() == pytest.approx(0.3 * 0.3 + 0.7 * 0.683, abs=0.02)
     assert (times < 100).float().mean().item() == pytest.approx(0.03 + 0.7 * 0.0013, abs=0.01)
+
+
+def test_features_of_images_train_it_too(autoencoder: Path, trained: Path, tmp_path: Path) -> None:
+    made = train_base(SUBJECTS, CONFIG, autoencoder, tmp_path / "run", CPU)
+    save_pipeline(made, tmp_path / "base", {})
+    assert weights(tmp_path / "base") != weights(trained)

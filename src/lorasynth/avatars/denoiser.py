@@ -12,10 +12,11 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lorasynth import config as configs
 from lorasynth.atomic import atomic_directory, write_bytes, write_json
-from lorasynth.avatars.autoencoder import AutoencoderTraining
+from lorasynth.avatars.autoencoder import AutoencoderTraining, perceive
 from lorasynth.avatars.following import Following, follow_captions
 from lorasynth.avatars.model import AvatarModelConfig, build_pipeline
 from lorasynth.base import MEASURED, StableDiffusion
@@ -48,6 +49,9 @@ class DenoiserTraining:
             what is denoised (docs/experiments.md, 2026-11-25); the others are uniform.
         centre: mean of those timesteps.
         spread: their standard deviation.
+        alignment_weight: of the distance between what a projection makes of the middle of the
+            U-Net and a perception's features of the clean image, if there is one: so a denoiser
+            learns sooner what is to be seen (Yu et al. 2025).
         gamma: largest signal-to-noise ratio with full weight (Hang et al. 2023); less noise counts
             less.  More noise keeps its weight: there colours are decided, at no signal at all.
     """
@@ -61,6 +65,7 @@ class DenoiserTraining:
     centred: float = 0.7
     centre: float = 550.0
     spread: float = 150.0
+    alignment_weight: float = 0.5
     gamma: float = 5.0
 
 
@@ -85,6 +90,7 @@ def train_base(
     autoencoder: Path,
     run: Path,
     device: torch.device,
+    perception: AttributeJudge | None = None,
     watch: "Progress | None" = None,
     workers: int = 1,
 ) -> StableDiffusionPipeline:
@@ -96,6 +102,7 @@ def train_base(
         autoencoder: the folder that `train_autoencoder` wrote.
         run: folder for drawings, latents and the checkpoint; the same folder resumes.
         device: where to train.
+        perception: a network whose features of the images are learned too; not the judge.
         watch: what is measured on the way.
         workers: processes that draw.
     """
@@ -103,8 +110,13 @@ def train_base(
     torch.manual_seed(stream_seed(options.seed, "base"))
     pipeline = build_pipeline(config.model)
     pipeline.vae = AutoencoderKL.from_pretrained(autoencoder).float()
-    latents = _latents(pipeline.vae, subjects, run, device, workers)
+    chunks = draw_chunks(subjects, run / "pictures", workers)
+    latents = _latents(pipeline.vae, chunks, run, device)
     parts = nn.ModuleDict({"unet": pipeline.unet, "text_encoder": pipeline.text_encoder})
+    features = None
+    if perception is not None:
+        features = _features(perception.to(device), config.model, chunks, run, device)
+        parts["projection"] = _projection(config.model.unet_channels[-1], features.shape[1])
     parts.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     settings = {
         "model": configs.to_dict(config.model),
@@ -113,6 +125,7 @@ def train_base(
         },
         "encoder": encoder_fingerprint(pipeline.vae),
         "images": len(latents),
+        "perception": None if perception is None else fingerprint(perception),
     }
     # On a CPU, products on 8 x 8 latents are too small for bf16 to win what its casts cost.
     trainer = Trainer(
@@ -123,7 +136,7 @@ def train_base(
         settings,
         autocast=device.type == "cuda",
     )
-    loss = _Loss(pipeline, latents, _phrases(subjects), config.denoiser, device)
+    loss = _Loss(pipeline, latents, features, _phrases(subjects), config.denoiser, device)
     if watch is not None:
         trainer.watch(watch.every, lambda average, step: watch(pipeline, average, step))
     trainer.run("denoiser", loss)
@@ -148,6 +161,7 @@ class _Loss:
         self,
         pipeline: StableDiffusionPipeline,
         latents: Float[Tensor, "n c h w"],
+        features: Float[Tensor, "n f i j"] | None,
         phrases: Sequence[tuple[list[str], list[str]]],
         training: DenoiserTraining,
         device: torch.device,
@@ -155,7 +169,7 @@ class _Loss:
         self.base = StableDiffusion(pipeline.to(device), "avatars")
         for part in (pipeline.unet, pipeline.text_encoder):
             part.requires_grad_(True)
-        self.latents, self.phrases = latents.to(device), phrases
+        self.latents, self.features, self.phrases = latents.to(device), features, phrases
         self.training, self.device = training, device
         alphas = pipeline.scheduler.alphas_cumprod.to(device)
         # In units of the prediction of velocity, whose own weight is the ratio + 1.
@@ -172,10 +186,20 @@ class _Loss:
         rng = numpy_stream(options.seed, "captions", step)
         said = [self._caption(row, rng) for row in rows.tolist()]
         text = model["text_encoder"](self.base._tokens("tokenizer", said))[0]
+        middle: list[Tensor] = []
+        hook = model["unet"].mid_block.register_forward_hook(lambda *io: middle.append(io[-1]))
         prediction = model["unet"](noisy, times, text).sample.float()
+        hook.remove()
         errors = (prediction - target).square().mean(dim=(1, 2, 3))
         value = (self.weights[times] * errors).mean()
-        return value, f"loss {value.item():.4f}"
+        note = f"loss {value.item():.4f}"
+        if self.features is not None:
+            seen = self.features[rows].to(self.device).float()
+            told = functional.interpolate(model["projection"](middle[0]).float(), seen.shape[2:])
+            likeness = functional.cosine_similarity(told, seen, dim=1).mean()
+            value = value - self.training.alignment_weight * likeness
+            note += f" features {likeness.item():.3f}"
+        return value, note
 
     def _caption(self, row: int, rng: np.random.Generator) -> str:
         if rng.random() < self.training.unconditional:
@@ -202,28 +226,53 @@ def _phrases(subjects: AvatarSubjects) -> list[tuple[list[str], list[str]]]:
     return phrases
 
 
+def _projection(width: int, features: int) -> nn.Sequential:
+    """From the middle of a U-Net to features."""
+    return nn.Sequential(nn.Conv2d(width, 256, 1), nn.SiLU(), nn.Conv2d(256, features, 1))
+
+
 def _latents(
-    vae: Any, subjects: AvatarSubjects, run: Path, device: torch.device, workers: int
+    vae: Any, chunks: Sequence[Path], run: Path, device: torch.device
 ) -> Float[Tensor, "n c h w"]:
-    """Latents of all images of subjects; each chunk is encoded once, into a file."""
-    chunks = draw_chunks(subjects, run / "pictures", workers)
+    """Latents of all images."""
     network = vae.to(device, memory_format=torch.channels_last)
-    folder, parts = run / f"latents-{encoder_fingerprint(vae)[:12]}", []
-    with progress("encoding images", len(chunks)) as advance:
-        for chunk in chunks:
-            kept = kept_tensors(
-                folder / f"{chunk.stem}.safetensors", partial(_encode, network, chunk, device)
-            )
-            parts.append(kept["latents"].half())
-            advance()
-    return torch.cat(parts)
+    folder = run / f"latents-{encoder_fingerprint(vae)[:12]}"
+    return _of_images(chunks, folder, device, lambda unit: network.encode(unit).latent_dist.mean)
+
+
+def _features(
+    network: AttributeJudge,
+    model: AvatarModelConfig,
+    chunks: Sequence[Path],
+    run: Path,
+    device: torch.device,
+) -> Float[Tensor, "n f i j"]:
+    """The coarsest feature maps of all images, each channel with mean 0 and deviation 1."""
+    maps, folder = perceive(network, model), run / f"features-{fingerprint(network)[:12]}"
+    features = _of_images(chunks, folder, device, lambda unit: maps(unit)[-1])
+    some = features[:2048].float()
+    centre = some.mean(dim=(0, 2, 3), keepdim=True)
+    width = some.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-3)
+    return ((features - centre.half()) / width.half()).clamp(-10, 10)
 
 
 @torch.no_grad()
-def _encode(network: Any, chunk: Path, device: torch.device) -> dict[str, Tensor]:
-    units = (to_unit_range(rows.to(device)) for rows in load_pictures(chunk).split(32))
-    means = [network.encode(unit).latent_dist.mean.half().cpu() for unit in units]
-    return {"latents": torch.cat(means)}
+def _of_images(
+    chunks: Sequence[Path], folder: Path, device: torch.device, network: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "n ..."]:
+    """What a network makes of images, once, into a file for each chunk."""
+
+    def encode(chunk: Path) -> dict[str, Tensor]:
+        units = (to_unit_range(rows.to(device)) for rows in load_pictures(chunk).split(32))
+        return {"latents": torch.cat([network(unit).half().cpu() for unit in units])}
+
+    parts = []
+    with progress("encoding images", len(chunks)) as advance:
+        for chunk in chunks:
+            kept = kept_tensors(folder / f"{chunk.stem}.safetensors", partial(encode, chunk))
+            parts.append(kept["latents"].half())
+            advance()
+    return torch.cat(parts)
 
 
 def encoder_fingerprint(vae: Any) -> str:

@@ -12,8 +12,8 @@ app = typer.Typer(help="The embedded base model.", no_args_is_help=True)
 Perception = Annotated[
     Path | None,
     typer.Option(
-        help="A judge (lorasynth encoders judge) whose feature maps also train the autoencoder, "
-        "which keeps small features; none: pixels alone."
+        help="A network of attributes (lorasynth encoders judge) whose feature maps train too; "
+        "none: pixels and latents alone."
     ),
 ]
 
@@ -66,9 +66,12 @@ def train(
         Path,
         typer.Option(help="What `lorasynth base autoencoder` wrote.", show_default=False),
     ],
+    perception: Perception = None,
     judge: Annotated[
         Path | None,
-        typer.Option(help="A judge that measures caption following on the way, into the run."),
+        typer.Option(
+            help="Another judge, that measures caption following on the way, into the run."
+        ),
     ] = None,
     run: Run = Path("runs/base"),
     subjects: Subjects = 6_000,
@@ -92,9 +95,10 @@ def train(
     seeds = [f"autoencoder.optimisation.seed={seed}", f"denoiser.optimisation.seed={seed}"]
     config, on = override(BaseTrainingConfig(), [*seeds, *(settings or [])]), pick_device(device)
     make_parent(out)
+    seen = AttributeJudge.load(perception) if perception else None
     watch = Progress(run=run, judge=AttributeJudge.load(judge).to(on)) if judge else None
     drawn = training_subjects("base", subjects, seed, size=config.model.picture_size)
-    pipeline = train_base(drawn, config, autoencoder, run, on, watch, workers)
+    pipeline = train_base(drawn, config, autoencoder, run, on, seen, watch, workers)
     save_pipeline(pipeline, out, to_dict(config))
     typer.echo(out)
 

@@ -194,7 +194,10 @@ class BundleMaker:
         size = base.model.picture_size
         subjects = training_subjects("base", self.config.subjects, self.config.seed, size=size)
         autoencoder = self.stages.path("autoencoder")
-        made = train_base(subjects, base, autoencoder, run, self.device, workers=self.workers)
+        perception = AttributeJudge.load(self.stages.path("perception"))
+        made = train_base(
+            subjects, base, autoencoder, run, self.device, perception, workers=self.workers
+        )
         save_pipeline(made, path, to_dict(base))
 
     def _judge(self, path: Path, series: str, seed: int) -> None:
