@@ -30,7 +30,7 @@ $(PINNED): requirements.lock
 	    % sys.version_info[:2])'
 	@echo "installing the pinned packages into .venv (minutes, once)"
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	@touch $@
 
 $(READY): $(PINNED) pyproject.toml

@@ -70,7 +70,7 @@ def fleet_run(base: BaseModel, recipe: Recipe, fleet: int, steps: int) -> Run:
     subjects = [
         Subject(
             id=f"{index}",
-            pictures=torch.randint(256, (4, side, side, 3), dtype=torch.uint8),
+            photos=torch.randint(256, (4, side, side, 3), dtype=torch.uint8),
             captions=["a portrait of sks"] * 4,
         )
         for index in range(fleet)

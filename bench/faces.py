@@ -112,7 +112,7 @@ VARIANTS: dict[str, Callable[[Tensor, np.ndarray], Tensor]] = {
 
 def raw(encoder: FaceEncoder, photo: Tensor) -> Tensor:
     """dlib's own embedding of the largest face."""
-    return encoder._network(encoder.prepare(photo)[None])[0] + torch.from_numpy(_centre())
+    return encoder._network(encoder.aligned(photo)[None])[0] + torch.from_numpy(_centre())
 
 
 def distances(embeddings: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def show_variants(encoder: FaceEncoder, photos: dict[str, Tensor], console: Cons
             changed = change(photo, boxes[name])
             start = time.process_time()
             try:
-                square = encoder.prepare(changed)
+                square = encoder.aligned(changed)
             except PictureError:
                 continue
             finally:
@@ -188,7 +188,7 @@ def main() -> None:
     people["obama"] = same.mean(dim=0)
     group = in_package("insightface", "data/images/t1.jpg")
     for i in range(1, len(encoder.faces(group)) + 1):
-        square = encoder.prepare(group, face=i)
+        square = encoder.aligned(group, face=i)
         people[f"group {i}"] = encoder._network(square[None])[0] + torch.from_numpy(_centre())
     if arguments.centre:
         centre = torch.stack([*people.values()]).mean(dim=0)
@@ -197,9 +197,9 @@ def main() -> None:
         write_text(arguments.centre, json.dumps(stated) + "\n")
     show_variants(encoder, photos, console)
     show_people(people, same, console)
-    squares = torch.stack([encoder.prepare(photo) for photo in photos.values()])
+    squares = torch.stack([encoder.aligned(photo) for photo in photos.values()])
     start = time.process_time()
-    encoder.embed_prepared(squares)
+    encoder.embed_aligned(squares)
     console.print(f"embedding: {1000 * (time.process_time() - start) / len(squares):.0f} ms a face")
 
 

@@ -51,7 +51,7 @@ def sibling(bundle: Bundle, subjects: int, steps: int) -> Weights:
         drawn.append(source.draw(name))
         who, what = captions.identity_phrases(source.identity(name)), captions.scene_phrases(scene)
         said.append(captions.training_caption(who, what, numpy_stream(0, name, "captions")))
-    style = Subject(id="style", pictures=outlined(torch.cat(drawn)), captions=said)
+    style = Subject(id="style", photos=outlined(torch.cat(drawn)), captions=said)
     config = Descent(steps=steps, pictures_per_step=32, learning_rate=2e-4, schedule="cosine")
     return fine_tune(bundle.base, style, config)
 
@@ -91,7 +91,7 @@ def main() -> None:
     made = bundle.synthesizer.synthesise(run.conditions, run.subjects.ids)
     contenders = {
         "trained": run.trained(bundle.recipe, bundle.pretrained, options.cache),
-        "synthesised": scaled(made, bundle.synthesizer.strength),
+        "synthesised": made,
     }
     weights = sibling(bundle, options.drawn, options.steps)
     styled, rows, sheet = in_style(run), [], [run.references[:: config.pictures][:8]]

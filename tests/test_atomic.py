@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,7 +28,7 @@ def write_folder(path: Path, text: str) -> None:
     with atomic.atomic_directory(path) as temporary:
         (temporary / "config.json").write_text(text)
         (temporary / "part").mkdir()
-        (temporary / "part" / text).write_text(text)
+        (temporary / "part" / "weights").write_text(text)
 
 
 def content(path: Path) -> dict[str, str]:
@@ -101,21 +102,30 @@ def _dies_at_event(number: int, work: Callable[[], None]) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-def half(folder: Path, name: str) -> Path:
+def half(folder: Path, name: str, pid: int | None = None) -> Path:
     """What a writer that was killed leaves."""
-    left = folder / f"{atomic.TEMPORARY_PREFIX}0123456789ab-{name}"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    token = f"{atomic._MACHINE}{pid or dead.pid:06x}000"
+    left = folder / f"{atomic.TEMPORARY_PREFIX}{token}-{name}"
     left.mkdir()
     (left / ".tmpOfSafetensors").write_text("half")
     return left
 
 
-def test_the_only_writer_of_a_file_deletes_what_a_killed_one_left_of_it(tmp_path: Path) -> None:
-    of_this, of_another = half(tmp_path, "out[1]"), half(tmp_path, "other-out[1]")
-    write_file(tmp_path / "out[1]", "new")
-    assert of_this.exists(), "another process may be writing it"
-    with atomic.atomic_file(tmp_path / "out[1]", alone=True) as temporary:
-        temporary.write_text("newer")
-    assert sorted(tmp_path.iterdir()) == [of_another, tmp_path / "out[1]"]
+@writers
+def test_what_killed_writers_left_is_deleted_by_the_next_in_their_place(
+    tmp_path: Path, write: Write
+) -> None:
+    lefts = [half(tmp_path, "out[1]"), half(tmp_path, "other")]
+    living = half(tmp_path, "out[1]", os.getppid())
+    elsewhere = tmp_path / ".tmp-0123456789ab-out[1]"  # of another machine
+    if atomic._MACHINE == "012":
+        elsewhere = tmp_path / ".tmp-1023456789ab-out[1]"
+    elsewhere.mkdir()
+    write(tmp_path / "out[1]", "new")
+    assert not any(left.exists() for left in lefts)
+    assert sorted(tmp_path.iterdir()) == sorted([living, elsewhere, tmp_path / "out[1]"])
 
 
 def test_a_writer_that_makes_files_beside_its_own_leaves_none(tmp_path: Path) -> None:
@@ -155,37 +165,104 @@ def test_without_a_swap_in_one_step_folders_are_renamed(
     monkeypatch.setattr(atomic.ctypes, "CDLL", lambda _: object())
     write_folder(tmp_path / "out", "old")
     write_folder(tmp_path / "out", "new")
-    assert content(tmp_path) == {"out/config.json": "new", "out/part/new": "new"}
+    whole = {"out/config.json": "new", "out/part/weights": "new"}
+    assert content(tmp_path) == whole
 
     rename = Path.rename
 
     def fails_when_installing(self: Path, target: Path) -> Path:
-        if target.name == "out" and (self / "part" / "newer").exists():
+        if target.name == "out" and (self / "config.json").read_text() == "newer":
             raise OSError("no")
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fails_when_installing)
     with pytest.raises(LorasynthError, match="could not write"):
         write_folder(tmp_path / "out", "newer")
-    assert content(tmp_path) == {"out/config.json": "new", "out/part/new": "new"}
+    assert content(tmp_path) == whole
 
 
 def test_a_folder_replaces_only_an_earlier_output(tmp_path: Path) -> None:
-    holiday = tmp_path / "holiday"
-    holiday.mkdir()
-    write_folder(holiday, "new")  # an empty folder is nobody's
-    (tmp_path / "photos").mkdir()
-    for name in ("photos/beach.jpg", "letter"):
-        (tmp_path / name).write_text("dear")
-    for name in ("photos", "letter"):
-        with pytest.raises(LorasynthError, match=f"{name} is something else: choose another"):
+    (tmp_path / "out").mkdir()
+    write_folder(tmp_path / "out", "old")  # an empty folder may be replaced
+    write_folder(tmp_path / "out", "new")
+    assert content(tmp_path / "out") == {"config.json": "new", "part/weights": "new"}
+
+
+@pytest.mark.parametrize(
+    ("mine", "named"),
+    [
+        (["photos/beach.jpg"], "photos/beach.jpg is in"),
+        (["config.json", "thesis.txt"], "thesis.txt is in"),
+        (["config.json", "part/weights", "part/notes"], "part/notes is in"),
+        (["config.json", "part/old/weights", "part/new/weights"], "weights and 1 more is in"),
+        (["config.json", ".git/HEAD"], ".git/HEAD is in"),
+        (["config.json/weights"], "config.json/weights is in"),
+    ],
+)
+def test_what_no_earlier_output_has_is_never_deleted(
+    tmp_path: Path, mine: list[str], named: str
+) -> None:
+    for name in mine:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("precious")
+    with pytest.raises(LorasynthError, match=f"{named} the way: choose another"):
+        write_folder(tmp_path / "out", "new")
+    assert content(tmp_path / "out") == dict.fromkeys(mine, "precious")
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_a_file_or_an_empty_folder_or_a_link_is_in_the_way_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "letter").write_text("dear")
+    (tmp_path / "out/drafts").mkdir(parents=True)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/photos").symlink_to(tmp_path / "out")
+    for name in ("letter", "out", "linked"):
+        with pytest.raises(LorasynthError, match="in the way"):
             write_folder(tmp_path / name, "new")
-    assert content(tmp_path) == {
-        "holiday/config.json": "new",
-        "holiday/part/new": "new",
-        "photos/beach.jpg": "dear",
-        "letter": "dear",
-    }
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "drafts", "letter", "linked", "out", "photos",
+    ]  # fmt: skip
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
+    write_folder(tmp_path / "disk/real", "old")
+    (tmp_path / "out").symlink_to(tmp_path / "disk/real")
+    write_folder(tmp_path / "out", "new")
+    assert (tmp_path / "out").is_symlink()
+    assert content(tmp_path / "disk") == {"real/config.json": "new", "real/part/weights": "new"}
+
+
+def test_what_an_earlier_output_may_also_hold_is_replaced(tmp_path: Path) -> None:
+    write_folder(tmp_path / "out", "old")
+    (tmp_path / "out/curve.png").write_text("old")
+    with atomic.atomic_directory(tmp_path / "out", also=["curve.*"]) as temporary:
+        for name in ("config.json", "part"):
+            (temporary / name).write_text("new")
+        (temporary / "part").unlink()
+        (temporary / "part").mkdir()
+        (temporary / "part/weights").write_text("new")
+    assert content(tmp_path / "out") == {"config.json": "new", "part/weights": "new"}
+
+
+@pytest.mark.parametrize(
+    ("out", "run"), [("run", "run"), ("run/out", "run"), ("out", "out/run"), ("link/out", "run")]
+)
+def test_an_output_and_its_checkpoints_are_apart(tmp_path: Path, out: str, run: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with pytest.raises(LorasynthError, match="must be apart"):
+        atomic.make_parent(tmp_path / out, tmp_path / run)
+    atomic.make_parent(tmp_path / "running", tmp_path / "run")
+
+
+def test_leftovers_are_known_by_their_whole_name(tmp_path: Path) -> None:
+    mine = [tmp_path / ".tmp-letter", tmp_path / ".tmp-0123456789ab", tmp_path / ".tmp-x-out"]
+    for path in mine:
+        path.write_text("dear")
+    left = half(tmp_path, "out")
+    atomic.remove_leftovers(tmp_path)
+    assert not left.exists()
+    assert all(path.exists() for path in mine)
 
 
 @writers
@@ -264,3 +341,18 @@ def test_files_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
         save_file({"x": torch.zeros(1)}, folder / "weights")
     modes = {(tmp_path / name).stat().st_mode for name in ("plain", "weights", "folder/weights")}
     assert len(modes) == 1
+
+
+def test_any_text_is_the_name_of_one_file_here_and_none_else(tmp_path: Path) -> None:
+    plain = ["ann", "Zo\u00eb van Dyk", "a.b", "avatar-test-0", "me (1)"]
+    odd = ["../../escaped", "/etc/passwd", "a/b", "a%2Fb", "..", ".", "", ".hidden", "a\\b", "C:x",
+           "a\x1b[2J", "a\n", "a\0b", "a.", "a ", "\udcff",
+           "x" * 5000, "x" * 5001, "\u00eb" * 150]  # fmt: skip
+    assert [atomic.as_file_name(name) for name in plain] == plain
+    names = [atomic.as_file_name(name) for name in (*plain, *odd)]
+    assert len(set(names)) == len(names)
+    for name in names:
+        (tmp_path / f"{name}.safetensors").write_text(name)
+        (tmp_path / name).write_text(name)
+        assert name.isprintable()
+    assert len(list(tmp_path.iterdir())) == 2 * len(names)

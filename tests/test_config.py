@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bounds import cheap
 from lorasynth.atomic import write_json
 from lorasynth.avatars.denoiser import BaseTrainingConfig
 from lorasynth.base import SamplingConfig
@@ -111,3 +113,37 @@ def test_changes_are_told_by_the_smallest_part() -> None:
     mine = {"a": {"b": 2, "c": [1, 2]}, "e": 3}
     assert changes(kept, mine) == ["a.b was 1 and is now 2", "e was {'f': 0} and is now 3"]
     assert changes(kept, kept) == []
+
+
+TOO_MUCH = {
+    "deep": b"[" * 100_000,
+    "deep in an object": b'{"a":' * 50_000,
+    "digits": b'{"a": ' + b"9" * 5000 + b"}",
+    "a big number": b'{"a": ' + b"9" * 30 + b"}",
+    "many values": b'{"a": [' + b"[]," * 5_000_000 + b"1]}",
+    "many objects": b'{"a": [' + b"{}," * 5_000_000 + b"1]}",
+    "many keys": b"{" + b'"a":1,' * 3_000_000 + b'"b":1}',
+}
+
+
+@pytest.mark.parametrize("name", TOO_MUCH)
+def test_json_that_would_take_time_or_memory(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_bytes(TOO_MUCH[name])
+    with cheap(), pytest.raises(ConfigError, match="must be readable JSON") as caught:
+        read_json(tmp_path / "config.json")
+    assert len(str(caught.value)) < 500
+
+
+def test_what_is_no_file_or_without_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    with (tmp_path / "sparse.json").open("wb") as file:
+        file.truncate(1 << 40)  # takes no disk
+    for path in (tmp_path / "pipe.json", tmp_path / "sparse.json", Path("/dev/zero")):
+        with cheap(), pytest.raises(ConfigError, match="must be readable JSON"):
+            read_json(path)
+
+
+def test_a_value_that_is_wrong_is_quoted_in_short() -> None:
+    with cheap(), pytest.raises(ConfigError) as caught:
+        from_dict(Outer, {"inner": {"size": "x" * 10_000_000}})
+    assert len(str(caught.value)) < 1000

@@ -1,11 +1,16 @@
+import os
+import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from bounds import cheap
+from lorasynth.checkpoint import read_state
 from lorasynth.errors import BundleError
 from lorasynth.weights import kept_tensors, load_weights, read_weights, write_weights
 
@@ -103,3 +108,38 @@ def test_what_is_kept_lies_in_memory_as_what_is_read(tmp_path: Path) -> None:
             assert torch.equal(found, tensor)
             assert found.is_contiguous()
             assert found.data_ptr() % 64 == 0
+
+
+def header_of(path: Path, text: bytes, stated: int | None = None) -> Path:
+    path.write_bytes(struct.pack("<Q", len(text) if stated is None else stated) + text)
+    return path
+
+
+def many_keys(path: Path) -> Path:
+    one = b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},'
+    return header_of(path, b"{" + b"".join(one % i for i in range(300_000)) + b'"__metadata__":{}}')
+
+
+def sparse(path: Path) -> Path:
+    header_of(path, b"{}", 90_000_000)
+    with path.open("rb+") as file:
+        file.truncate(1 << 40)  # takes no disk
+    return path
+
+
+@pytest.mark.parametrize("make", [many_keys, sparse])
+def test_a_header_that_would_take_time_and_memory_is_refused(
+    tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
+    path = make(tmp_path / "w.safetensors")
+    with cheap(), pytest.raises(BundleError, match="its header would have"):
+        read_weights(path)
+    with cheap(), pytest.raises(BundleError, match="its header would have"):
+        read_state(path, {})
+
+
+def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with cheap(), pytest.raises(BundleError, match="it is no file"):
+            read_weights(path)

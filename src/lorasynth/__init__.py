@@ -1,5 +1,6 @@
 """lorasynth: one reference picture in, a LoRA file for a text-to-image diffusion model out."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,18 @@ __all__ = ["Adapter", "Synthesizer", "__version__"]
 __version__ = "0.1.0"
 
 _HOMES = {"Adapter": "lorasynth.adapter", "Synthesizer": "lorasynth.synthesizer"}
+
+
+#: Libraries tell their makers of each use, or ask for news of themselves, unless these say no.
+_QUIET = {
+    "ORT_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DISABLE_SAFETENSORS_CONVERSION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+}
+for _name, _value in _QUIET.items():
+    os.environ.setdefault(_name, _value)
 
 
 def __getattr__(name: str) -> Any:

@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 
 import safetensors
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lorasynth.atomic import atomic_file, remove_leftovers
 from lorasynth.config import changes
 from lorasynth.errors import BundleError, ConfigError
-from lorasynth.weights import as_stored
+from lorasynth.weights import as_stored, require_small_header, save_with_header
 
 
 class State(NamedTuple):
@@ -41,11 +40,17 @@ def write_state(
         facts: JSON values beside them.
 
     Raises:
+        ConfigError: a file has the name that is no checkpoint.
         LorasynthError: the file cannot be written.
     """
+    if path.exists() and not _is_state(path):
+        raise ConfigError(
+            f"a checkpoint replaces nothing but an earlier one, but {path} is something else: "
+            "choose another place"
+        )
     header = {"identity": json.dumps(dict(identity), sort_keys=True), "facts": json.dumps(facts)}
-    with atomic_file(path, alone=True) as temporary:
-        save_file(as_stored(tensors), temporary, metadata=header)
+    with atomic_file(path) as temporary:
+        save_with_header(as_stored(tensors), temporary, header)
 
 
 def read_state(
@@ -67,9 +72,10 @@ def read_state(
         ConfigError: it belongs to another computation.
         BundleError: it is damaged.
     """
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
+        require_small_header(path)
         with safetensors.safe_open(
             str(path),
             framework="pt",
@@ -137,16 +143,28 @@ class Checkpoint:
         """Delete the states whose names match a pattern."""
         if self.folder is not None:
             for path in self.folder.glob(f"{pattern}.safetensors"):
-                path.unlink(missing_ok=True)
+                if _is_state(path):
+                    path.unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{name}.safetensors"
 
 
-def forget(run: Path) -> None:
-    """Delete what a finished computation kept in its folder."""
-    Checkpoint(run, {}).forget("[!.]*")
+def forget(run: Path, *names: str) -> None:
+    """Delete what a finished computation kept in its folder, by the names of its states."""
+    for name in names:
+        Checkpoint(run, {}).forget(name)
     remove_leftovers(run)
     if run.is_dir() and not any(run.iterdir()):
         run.rmdir()
+
+
+def _is_state(path: Path) -> bool:
+    """Whether a file is one that `write_state` wrote."""
+    try:
+        require_small_header(path)
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            return {"identity", "facts"} <= (file.metadata() or {}).keys()
+    except (OSError, safetensors.SafetensorError):
+        return False

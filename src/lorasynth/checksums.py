@@ -1,5 +1,6 @@
 """A record of what a folder's files should hold, so that a changed byte is found on loading."""
 
+import glob
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,14 @@ def record(folder: Path) -> None:
         folder / FILE,
         {path.relative_to(folder).as_posix(): file_hash(path) for path in files_in(folder)},
     )
+
+
+def names(folder: Path | str) -> list[str]:
+    """The files that a folder's record states, and the record; none where there is no record."""
+    try:
+        return [FILE, *map(glob.escape, read_json(Path(folder) / FILE))]
+    except ConfigError:
+        return []
 
 
 def verify(folder: Path) -> None:

@@ -12,9 +12,14 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from lorasynth.errors import ConfigError
+from lorasynth.errors import ConfigError, quoted
 
 ConfigT = TypeVar("ConfigT")
+
+#: Larger JSON files are refused unread.
+MAX_BYTES = 32 << 20
+#: More values are refused unparsed: each takes some hundred bytes of memory.
+MAX_VALUES = 500_000
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -37,7 +42,7 @@ def from_dict(kind: type[ConfigT], value: Mapping[str, Any]) -> ConfigT:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(
-            f"{kind.__qualname__}.{where}: {first['msg']}, but got {first['input']!r}"
+            f"{kind.__qualname__}.{where}: {first['msg']}, but got {quoted(first['input'])}"
         ) from error
 
 
@@ -66,19 +71,44 @@ def changes(kept: Any, mine: Any, name: str = "") -> list[str]:
     return [] if kept == mine else [f"{name} was {kept} and is now {mine}"]
 
 
-def read_json(path: Path | str) -> dict[str, Any]:
-    """Read a JSON object.
+def read_json(path: Path | str, values: int = MAX_VALUES) -> dict[str, Any]:
+    """Read a JSON object, of a size that is known before it is parsed.
+
+    Args:
+        path: the file.
+        values: numbers, texts, lists and objects that it may hold.
 
     Raises:
-        ConfigError: the file is missing, is not JSON, or holds something else than an object.
+        ConfigError: the file is missing, is not JSON, is too large, or holds something else than an
+            object.
     """
     path = Path(path)
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist: check the path")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist: check the path") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        text = _bounded(path, values)
+        value = json.loads(text, parse_int=_integer)
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} must be readable JSON: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} must hold a JSON object, but holds a {type(value).__name__}")
     return value
+
+
+def _bounded(path: Path, values: int) -> str:
+    if not path.is_file():
+        raise OSError("it is no file")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(
+            f"it has {path.stat().st_size >> 20} MB, and {MAX_BYTES >> 20} are allowed"
+        )
+    data = path.read_bytes()
+    if sum(map(data.count, (b",", b"[", b"{"))) > values:
+        raise ValueError(f"it has more than {values} values")
+    return data.decode()
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20:
+        raise ValueError(f"a whole number has {len(text)} digits")
+    return int(text)

@@ -5,6 +5,29 @@ parts: the rule, the value received, and what to do.  The command line prints th
 traceback, and exits with status 2.
 """
 
+import reprlib
+
+#: Characters of a message; what it quotes may be a whole file.
+_LONGEST = 2000
+
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxstring, _short.maxother = 3, 200, 200
+
+
+def escaped(text: str, kept: str = "") -> str:
+    """A text without characters that act on a terminal, or that no encoding has; some are kept."""
+    return "".join(
+        c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def quoted(value: object) -> str:
+    """A value out of a file, for a message: at most a few hundred characters, made in no time."""
+    try:
+        return _short.repr(value)[:300]
+    except ValueError:  # Python writes no number of thousands of digits
+        return f"a {type(value).__name__}"
+
 
 class LorasynthError(Exception):
     """Base of all errors caused by input rather than by a defect.
@@ -14,8 +37,9 @@ class LorasynthError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-        super().__init__("".join(escaped))
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
+        super().__init__(escaped(message))
 
 
 class PictureError(LorasynthError):

@@ -19,10 +19,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lorasynth.errors import escaped
+
 #: Progress and messages go to standard error, so that standard output stays parseable.
 console = Console(stderr=True)
 
 _LOG_SECONDS = 20
+
+
+def note(line: str) -> None:
+    """Say something on the way, as one line."""
+    console.print(escaped(line), markup=False, highlight=False, soft_wrap=True)
 
 
 @runtime_checkable

@@ -13,8 +13,9 @@ A third-party package adds its own without being imported first::
     my_codec = "my_package:MyCodec"
 """
 
+import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 from lorasynth.errors import ConfigError
@@ -51,14 +52,15 @@ class Registry(Generic[PluginT]):
     def get(self, name: str) -> PluginT:
         """Look up a plug-in; this package's own win over entry points of the same name.
 
+        Code of another package runs only here, when the name of its entry point is asked for.
+
         Raises:
-            ConfigError: no plug-in has that name.
+            ConfigError: no plug-in has that name, or that of another package cannot be imported.
         """
         if name in self._own:
             return self._own[name]
         for point in entry_points(group=self.group, name=name):
-            plugin: PluginT = point.load()
-            return plugin
+            return self._load(point)
         raise ConfigError(
             f"a {self.kind} must be one of {', '.join(self.names())}, but got {name!r}: choose one "
             f"of these, or install the package that provides it (entry point {self.group!r})"
@@ -70,10 +72,28 @@ class Registry(Generic[PluginT]):
         Raises:
             ConfigError: it is not registered.
         """
-        for name in self.names():
-            if self.get(name) is plugin:
+        for name, own in self._own.items():
+            if own is plugin:
                 return name
+        for point in entry_points(group=self.group):
+            if point.module in sys.modules and self._load(point) is plugin:  # else it is not its
+                return point.name
         raise ConfigError(
             f"a {self.kind} must be registered to be saved, but {plugin!r} is not: decorate it "
             f"with register(name) or announce it as entry point {self.group!r}"
         )
+
+    def _load(self, point: EntryPoint) -> PluginT:
+        try:
+            plugin: PluginT = point.load()
+        except Exception as error:  # whatever another package's code raises
+            raise ConfigError(
+                f"the {self.kind} {point.name!r} is of another package ({point.value}), which "
+                f"cannot be imported ({type(error).__name__}: {error}): mend or remove that package"
+            ) from error
+        return plugin
+
+    @property
+    def own(self) -> dict[str, PluginT]:
+        """This package's plug-ins by name."""
+        return dict(self._own)

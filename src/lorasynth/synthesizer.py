@@ -13,13 +13,12 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, Unpack, runtime_checkable
 
 import torch
-from huggingface_hub import snapshot_download
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth import checksums
@@ -29,22 +28,21 @@ from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.codec import Codec, load_codec
 from lorasynth.condition import (
     ConditionEncoder,
-    embed_subject,
     load_encoder,
     sphere_mean,
-    subject_embedding,
+    subject_condition,
+    subject_conditions,
 )
 from lorasynth.config import read_json
 from lorasynth.errors import BundleError, ConfigError, LayoutError
 from lorasynth.hypernet import Hypernetwork, LatentRegression, in_latents_of, load_hypernet
-from lorasynth.pictures import Subject, captions, read_photo
+from lorasynth.learned import Learned
+from lorasynth.pictures import Photo, Subject, as_photo, captions
+from lorasynth.places import HUB, folder_of, repository
 from lorasynth.weights import fingerprint
 
 _DESCRIPTION = "synthesizer.json"
 _VERSION = 1
-
-#: A picture by path, or as pixels.
-Photo = Path | str | UInt8[Tensor, "h w 3"]
 
 
 @runtime_checkable
@@ -60,7 +58,7 @@ class BaseIdentity(Protocol):
     fingerprint: str
 
 
-class Draw(TypedDict, total=False):
+class SamplingOptions(TypedDict, total=False):
     """How adapters are drawn; keywords of every call that makes some.
 
     Attributes:
@@ -102,12 +100,14 @@ class Synthesizer:
         encoder: pictures to conditions.
         hypernet: conditions to latents.
         codec: latents to vectors.
-        strength: multiplies ΔW of the adapters that are handed out.  A prediction lies between all
-            that fits the condition, so it is shorter than an adapter that was trained; more than 1
-            makes up for it (chosen on validation subjects, `lorasynth evaluate --tune`).
+        strength: multiplies ΔW of synthesised adapters.  Predictions shrink toward the conditional
+            mean; values above 1 restore the norm (chosen on validation subjects,
+            `lorasynth evaluate --tune`).
         temperature: multiplies the noise that diffusion starts from, unless a call says otherwise:
             1 samples all that fits the condition as often as the hypernetwork believes it, less
             keeps nearer to the likeliest, and 0 gives one adapter whatever the seed.
+        learned: the subjects that any part has learned from, which are no test subjects.
+        domain: whom it can make adapters for, in the plural; empty for all that the encoder knows.
     """
 
     base_fingerprint: str
@@ -119,6 +119,8 @@ class Synthesizer:
     codec: Codec
     strength: float = 1.0
     temperature: float = 1.0
+    learned: Learned = frozenset()
+    domain: str = ""
 
     def __post_init__(self) -> None:
         """Check that the parts fit one another.
@@ -170,21 +172,23 @@ class Synthesizer:
         face: int | None = None,
         facts: Mapping[str, object] | None = None,
         stages: Stages | None = None,
-        **draw: Unpack[Draw],
+        **draw: Unpack[SamplingOptions],
     ) -> Adapter:
-        """Make an adapter for the subject of one or several pictures.
+        """Make an adapter for the subject of one or several photos.
 
         Args:
-            photos: paths or pixels; several pictures of one subject are averaged on the sphere.
-            face: which face of each picture, counted from the left, from 1; None for the largest.
-            facts: attributes of the subject, for an encoder that knows some; pictures may be none
+            photos: one, or a list of several of one subject, which are averaged on the sphere; each
+                is a path, bytes, an open file, a Pillow image, an array or a tensor.
+            face: which face of each photo, counted from the left, from 1; None for the largest.
+            facts: attributes of the subject, for an encoder that knows some; photos may be none
                 then.
             stages: collects the time of each stage.
-            **draw: how the adapter is drawn, see `Draw`.
+            **draw: `seed` (0), `guidance`, `steps` and `temperature`, see `SamplingOptions`.
 
         Raises:
-            PictureError: a picture cannot be read or shows no face.
-            ConfigError: the encoder does not know a fact, or looks for no face.
+            PictureError: a photo cannot be read, or does not show what the encoder knows.
+            ConfigError: the encoder does not know a fact, or finds no face by itself.
+            TypeError: a keyword is unknown.
         """
         [adapter] = self.many([photos], face=face, facts=facts, stages=stages, **draw)
         return adapter
@@ -196,7 +200,7 @@ class Synthesizer:
         face: int | None = None,
         facts: Mapping[str, object] | None = None,
         stages: Stages | None = None,
-        **draw: Unpack[Draw],
+        **draw: Unpack[SamplingOptions],
     ) -> list[Adapter]:
         """Make an adapter for each of several subjects, all in one batch.
 
@@ -205,26 +209,45 @@ class Synthesizer:
             face: which face of each picture, as in a single call.
             facts: attributes that all of them share.
             stages: collects the time of each stage.
-            **draw: how the adapters are drawn, see `Draw`.
+            **draw: how the adapters are drawn, see `SamplingOptions`.
 
         Raises:
             PictureError: a picture cannot be read or shows no face.
             ConfigError: as for a single call.
         """
-        factors = self._handed_out(subjects, face, facts, stages or Stages(), draw)
+        conditions = self._conditions_of(subjects, face, facts, stages or Stages())
+        return self.from_conditions(conditions, stages=stages, **draw)
+
+    def from_conditions(
+        self,
+        conditions: Float[Tensor, "n m"],
+        *,
+        stages: Stages | None = None,
+        **draw: Unpack[SamplingOptions],
+    ) -> list[Adapter]:
+        """Make an adapter for each condition that `embed` gave, as `many` does for its pictures.
+
+        Args:
+            conditions: one for each subject, kept in place of its pictures.
+            stages: collects the time of each stage.
+            **draw: how the adapters are drawn, see `SamplingOptions`.
+        """
+        if not len(conditions):
+            return []
+        factors = self.synthesise(conditions, _names(conditions), stages=stages, **draw)
         metadata, kernels = self.metadata(draw.get("seed", 0)), self.layout.kernels
         return [Adapter(single, metadata, kernels) for single in unstack(factors)]
 
     def write(
         self,
         subjects: Sequence[Photo | Sequence[Photo]],
-        paths: Sequence[Path],
+        paths: Sequence[Path | str],
         format: str = "kohya",
         *,
         face: int | None = None,
         facts: Mapping[str, object] | None = None,
         stages: Stages | None = None,
-        **draw: Unpack[Draw],
+        **draw: Unpack[SamplingOptions],
     ) -> list[Path]:
         """Write a LoRA file for each of several subjects, all in one batch.
 
@@ -235,7 +258,7 @@ class Synthesizer:
             face: which face of each picture, as in a single call.
             facts: attributes that all of them share.
             stages: collects the time of each stage.
-            **draw: how the adapters are drawn, see `Draw`.
+            **draw: how the adapters are drawn, see `SamplingOptions`.
 
         Returns:
             The paths that were written.
@@ -246,24 +269,58 @@ class Synthesizer:
             LorasynthError: a file cannot be written, or is not named as the format asks.
         """
         stages = stages or Stages()
-        form = get_format(format)
-        factors = self._handed_out(subjects, face, facts, stages, draw)
+        get_format(format)  # before anything is read
+        conditions = self._conditions_of(subjects, face, facts, stages)
+        return self.write_conditions(conditions, paths, format, stages=stages, **draw)
+
+    def write_conditions(
+        self,
+        conditions: Float[Tensor, "n m"],
+        paths: Sequence[Path | str],
+        format: str = "kohya",
+        *,
+        stages: Stages | None = None,
+        **draw: Unpack[SamplingOptions],
+    ) -> list[Path]:
+        """Write a LoRA file for each condition that `embed` gave, all in one batch.
+
+        Args:
+            conditions: one for each subject, kept in place of its photos.
+            paths: of the files; for `peft`, of folders.
+            format: see `Adapter.save`.
+            stages: collects the time of each stage.
+            **draw: how the adapters are drawn, see `SamplingOptions`.
+
+        Returns:
+            The paths that were written.
+
+        Raises:
+            ConfigError: no such format, or not a path for each condition.
+            LorasynthError: a file cannot be written, or is not named as the format asks.
+        """
+        stages, form = stages or Stages(), get_format(format)
+        if len(paths) != len(conditions):
+            raise ConfigError(
+                f"each subject needs a path, but got {len(conditions)} subjects and {len(paths)} "
+                "paths"
+            )
+        if not paths:
+            return []
+        factors = self.synthesise(conditions, _names(conditions), stages=stages, **draw)
         with stages.stage("write"):
             vectors, metadata = self.layout.flatten(factors), self.metadata(draw.get("seed", 0))
-            return write_many(form, vectors, self.layout, metadata, paths)
+            return write_many(form, vectors, self.layout, metadata, list(map(Path, paths)))
 
-    def _handed_out(
+    def _conditions_of(
         self,
         subjects: Sequence[Photo | Sequence[Photo]],
         face: int | None,
         facts: Mapping[str, object] | None,
         stages: Stages,
-        draw: Draw,
-    ) -> Factors:
-        """Stacked adapters of several subjects, as strong as they are handed out."""
-        conditions = torch.stack([self.embed(photos, stages, face, facts) for photos in subjects])
-        names = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in conditions]
-        return scaled(self.synthesise(conditions, names, stages=stages, **draw), self.strength)
+    ) -> Float[Tensor, "n m"]:
+        if not subjects:
+            return torch.zeros(0, self.encoder.width)
+        return torch.stack([self.embed(photos, stages, face, facts) for photos in subjects])
 
     def embed(
         self,
@@ -279,14 +336,11 @@ class Synthesizer:
             ConfigError: the encoder does not know a fact, or looks for no face.
         """
         stages = stages or Stages()
-        several = [photos] if isinstance(photos, str | Path | Tensor) else list(photos)
-        names = [
-            f"picture {i + 1}" if isinstance(p, Tensor) else str(p) for i, p in enumerate(several)
-        ]
+        several = list(photos) if isinstance(photos, list | tuple) else [photos]
         with stages.stage("read"):
-            whole = [photo if isinstance(photo, Tensor) else read_photo(photo) for photo in several]
+            whole, names = zip(*map(as_photo, several), strict=True) if several else ((), ())
         with stages.stage("embed"):
-            return subject_embedding(self.encoder, whole, names, face, facts)
+            return subject_condition(self.encoder, whole, names, face, facts)
 
     @torch.no_grad()
     def synthesise(
@@ -295,32 +349,37 @@ class Synthesizer:
         names: Sequence[str],
         *,
         stages: Stages | None = None,
-        **draw: Unpack[Draw],
+        **draw: Unpack[SamplingOptions],
     ) -> Factors:
         """Make n stacked adapters in one batch; each depends on its own condition and name only.
 
-        They are as they were learned, whatever `strength` is.
+        Their ΔW is `strength` times what `decode` makes of their latents, as `metadata` states.
 
         Args:
             conditions: one per adapter; None to sample without.
             names: one per adapter; each names the noise that its adapter starts from.
             stages: collects the time of each stage.
-            **draw: how the adapters are drawn, see `Draw`.
+            **draw: how the adapters are drawn, see `SamplingOptions`.
         """
         stages = stages or Stages()
         with stages.stage("sample"):
             latents = self.latents(conditions, names, **draw)
         with stages.stage("decode"):
-            return self.decode(latents)
+            return scaled(self.decode(latents), self.strength)
 
     @torch.no_grad()
     def latents(
         self,
         conditions: Float[Tensor, "n m"] | None,
         names: Sequence[str],
-        **draw: Unpack[Draw],
+        **draw: Unpack[SamplingOptions],
     ) -> Float[Tensor, "n k"]:
         """The latents of the adapters that `synthesise` makes of the same arguments."""
+        if unknown := sorted(draw.keys() - SamplingOptions.__annotations__.keys()):
+            raise TypeError(
+                f"unexpected keyword {unknown[0]!r}: options are "
+                f"{', '.join(SamplingOptions.__annotations__)}"
+            )
         temperature = draw.get("temperature")
         temperature = self.temperature if temperature is None else temperature
         noise = temperature * self.hypernet.draw_noise(draw.get("seed", 0), names)
@@ -330,8 +389,27 @@ class Synthesizer:
         )
 
     def decode(self, latents: Float[Tensor, "n k"]) -> Factors:
-        """Stacked adapters of latents; differentiable."""
+        """Stacked adapters of latents, without `strength`; differentiable."""
         return self.layout.unflatten(self.codec.decode(latents))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; adapters are on the CPU."""
+        return next(self.codec.buffers(), torch.empty(0)).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision it computes in."""
+        return self.codec.dtype
+
+    @property
+    def knows(self) -> str:
+        """Whom it can make adapters for, in the plural."""
+        return self.domain or self.encoder.domain
+
+    def to(self, device: torch.device | str) -> "Synthesizer":
+        """The synthesizer on another device; the encoder stays where it was loaded."""
+        return replace(self, hypernet=self.hypernet.to(device), codec=self.codec.to(device))
 
     @property
     def fingerprint(self) -> str:
@@ -341,11 +419,15 @@ class Synthesizer:
 
     def conditions(self, subjects: Sequence[Subject]) -> Float[Tensor, "n m"]:
         """The condition of all pictures of each subject."""
-        return torch.stack([sphere_mean(embed_subject(self.encoder, one)) for one in subjects])
+        return torch.stack([sphere_mean(subject_conditions(self.encoder, one)) for one in subjects])
 
-    def foretell(self, subjects: Sequence[Subject]) -> Factors:
-        """Adapters from all pictures of each subject, for a collection to start from."""
-        return self.synthesise(self.conditions(subjects), [subject.id for subject in subjects])
+    def predict(self, subjects: Sequence[Subject]) -> Factors:
+        """Adapters from all pictures of each subject, for a collection to start from.
+
+        They are as `decode` makes them: training finds its own strength.
+        """
+        names = [subject.id for subject in subjects]
+        return self.decode(self.latents(self.conditions(subjects), names))
 
     def regression_in(self, codec: Codec) -> LatentRegression:
         """What this synthesizer predicts, in another codec's latents: diffusion starts around it.
@@ -360,10 +442,15 @@ class Synthesizer:
             )
         return in_latents_of(self.hypernet, self.codec, codec)
 
-    def metadata(self, seed: int) -> AdapterMetadata:
-        """What is written into every file that this synthesizer makes."""
+    def metadata(self, seed: int, strength: float | None = None) -> AdapterMetadata:
+        """What is written into every file that this synthesizer makes.
+
+        Args:
+            seed: of the noise.
+            strength: what the decoded ΔW was multiplied by; None: what `synthesise` takes.
+        """
         extra = {"encoder": self.encoder.name, "seed": str(seed), "base_name": self.base_name}
-        extra |= {"strength": f"{self.strength:g}"}
+        extra |= {"strength": f"{self.strength if strength is None else strength:g}"}
         return AdapterMetadata(
             base_fingerprint=self.base_fingerprint,
             trigger_phrase=self.trigger_phrase,
@@ -371,13 +458,17 @@ class Synthesizer:
             extra=extra,
         )
 
+    def save_pretrained(self, folder: Path | str) -> None:
+        """As `save`, by the name that diffusers and transformers give it."""
+        self.save(folder)
+
     def save(self, folder: Path | str, *, half: bool = True) -> None:
         """Write the synthesizer as a folder; `half` stores matrices as fp16.
 
         Raises:
             LorasynthError: the folder cannot be written.
         """
-        with atomic_directory(folder) as temporary:
+        with atomic_directory(folder, checksums.names(folder)) as temporary:
             self.encoder.save(temporary / "encoder")
             self.codec.save(temporary / "codec", half=half)
             self.hypernet.save(temporary / "hypernet", half=half)
@@ -388,6 +479,8 @@ class Synthesizer:
                 "trigger_phrase": self.trigger_phrase,
                 "strength": self.strength,
                 "temperature": self.temperature,
+                "domain": self.domain,
+                "learned": sorted(self.learned),
                 "layout": self.layout.to_dict(),
             }
             write_json(temporary / _DESCRIPTION, description)
@@ -397,14 +490,15 @@ class Synthesizer:
     def from_pretrained(
         cls, name: Path | str, *, revision: str | None = None, device: torch.device | str = "cpu"
     ) -> "Synthesizer":
-        """Load a synthesizer from a folder or the Hugging Face hub.
+        """Load a synthesizer from a folder, or from `hub:owner/name`.
 
         Raises:
             BundleError: it is damaged, incomplete or cannot be fetched.
         """
-        folder = Path(name)
-        if not folder.is_dir():
-            folder = _fetch(str(name), revision)
+        on_hub = repository(name)
+        folder = (
+            _fetch(on_hub, revision) if on_hub else folder_of(name, "a synthesizer", BundleError)
+        )
         checksums.verify(folder)
         try:
             stated: dict[str, Any] = read_json(folder / _DESCRIPTION)
@@ -418,6 +512,8 @@ class Synthesizer:
                 codec=load_codec(folder / "codec", device),
                 strength=float(stated.get("strength", 1.0)),
                 temperature=float(stated.get("temperature", 1.0)),
+                learned=frozenset(stated.get("learned", ())),
+                domain=str(stated.get("domain", "")),
             )
         except KeyError as error:
             raise BundleError(
@@ -425,11 +521,18 @@ class Synthesizer:
             ) from error
 
 
+def _names(conditions: Float[Tensor, "n m"]) -> list[str]:
+    """Names of noise streams: equal conditions start from equal noise."""
+    return [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in conditions]
+
+
 def _fetch(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download  # only what is on the hub needs it
+
     try:
         return Path(snapshot_download(name, revision=revision))
     except Exception as error:
         raise BundleError(
-            f"a synthesizer must be a folder or a hub id, but {name!r} is neither here nor there "
+            f"a synthesizer must be a folder or {HUB}owner/name, but {HUB}{name} is not usable "
             f"({str(error).splitlines()[0]})"
         ) from error

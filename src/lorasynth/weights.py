@@ -1,6 +1,7 @@
 """A module on disk: weights, whole or in half precision, and a description; their hash."""
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ from lorasynth.errors import BundleError
 
 #: What describes the module in a folder that `save_module` wrote.
 CONFIG_FILE = "config.json"
+
+#: Bytes of a header; that of a model of thousands of tensors has one megabyte.
+_MAX_HEADER = 8 << 20
 
 #: Numbers that are tested or widened at a time.
 _PIECE = 1 << 22
@@ -73,12 +77,40 @@ def read_weights(path: Path | str, device: torch.device | str = "cpu") -> dict[s
         BundleError: the file is missing or is not an intact safetensors file.
     """
     try:
+        require_small_header(path)
         return _read(path, device)
     except (OSError, safetensors.SafetensorError) as error:
         raise BundleError(
             f"{path} must be an intact safetensors file, but is not ({error}): fetch or make it "
             "again"
         ) from error
+
+
+def require_small_header(path: Path | str) -> None:
+    """Refuse a safetensors file whose header would take much time and memory to read.
+
+    Raises:
+        OSError: so it is, or there is no file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise OSError("it is no file")
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > _MAX_HEADER:
+        raise OSError(f"its header would have {size} bytes, and {_MAX_HEADER} are allowed")
+
+
+def save_with_header(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, str]) -> None:
+    """`save_file` with the entries of the header in order, so that equal runs give equal bytes."""
+    save_file(dict(tensors), path, metadata=dict(header))
+    with path.open("rb+") as file:
+        size = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(size))
+        entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def kept_tensors(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
@@ -205,13 +237,18 @@ def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def fingerprint(module: nn.Module, values: int = 64) -> str:
-    """Identify a module's weights by hashing shapes and evenly spaced values of each tensor.
+def fingerprint(module: nn.Module) -> str:
+    """Identify a module's weights: see `fingerprint_of`."""
+    return fingerprint_of(module.state_dict())
+
+
+def fingerprint_of(tensors: Mapping[str, Tensor], values: int = 64) -> str:
+    """Identify named tensors by hashing shapes and evenly spaced values of each.
 
     Values are rounded to fp16 first, so the fp32 and fp16 files of one model agree.
     """
     digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         flat = tensor.detach().flatten()
         picked = flat[:: max(len(flat) // values, 1)][:values].to("cpu", torch.float16)
         digest.update(f"{name}{tuple(tensor.shape)}".encode())

@@ -1,5 +1,6 @@
 """The commands, run in this process on three tiny subjects: every output is made once."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +87,7 @@ def collect_arguments(world: World, library: Path) -> list[object]:
 def train_arguments(world: World, out: Path, run_folder: Path) -> list[object]:
     sets = [word for setting in (*TRAINING, *DENOISER) for word in ("--set", setting)]
     parts = ["--codec", world.codec, "--encoder", world.encoder, "--base", world.base]
+    parts += ["--strength", 1.25]
     return ["train", world.library, *parts, "-o", out, "--run", run_folder, *sets]
 
 
@@ -100,6 +102,19 @@ def chain(world: World, root: Path) -> None:
     ]
     for arguments in steps:
         assert call(arguments) == 0, arguments
+
+
+#: Who is in no library.
+STRANGERS = ("dan", "eve", "fay")
+
+
+@pytest.fixture(scope="session")
+def strangers(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The subjects' pictures under other names, for tests on people whom nothing has learned."""
+    folder = tmp_path_factory.mktemp("strangers")
+    for name, stranger in zip(SUBJECTS, STRANGERS, strict=True):
+        shutil.copytree(world.subjects / name, folder / stranger)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -118,3 +133,17 @@ def clip(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def home(world: World, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that the commands take, in the home folder of a user with a name."""
+    home = tmp_path_factory.mktemp("homes") / "alice_of_wonderland"
+    for name in ("base", "encoder", "library", "codec", "synthesizer", "subjects"):
+        shutil.copytree(getattr(world, name), home / name)
+    shutil.copytree(clip, home / "clip")
+    (home / "loras").mkdir()
+    for source, place in ((world.photo, "photo.png"), (world.lora, "me.safetensors"),
+                          (world.lora, "loras/ann.safetensors")):  # fmt: skip
+        shutil.copy(source, home / place)
+    return home

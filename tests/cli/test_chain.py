@@ -57,7 +57,8 @@ def pretrained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = folder / "pretrained"
     common = ["--folder", world.subjects, "--base", world.base, "--device", "cpu"]
     sets = ("optimisation.steps=2", "optimisation.batch=2", "latents=2", "model.width=8")
-    options = ["--encoder", world.encoder, "-o", out, "--run", folder, "--recipe", "rank=2"]
+    options = ["--encoder", world.encoder, "-o", out, "--recipe", "rank=2"]
+    options += ["--run", folder / "run"]
     words = [word for setting in sets for word in ("--set", setting)]
     assert call(["pretrain", *common, *options, *words]) == 0
     return out
@@ -72,10 +73,10 @@ def test_a_library_starts_from_a_pretrained_synthesizer(
     assert run(*arguments, *still).status == 0
     library = Library.open(tmp_path / "library")
     assert library.info.recipe["anchor"] == synthesizer.fingerprint
-    source = FolderSubjects(world.subjects, SIDE)
-    foretold = synthesizer.foretell([source.load(name) for name in library.ids])
+    source = FolderSubjects(world.subjects)
+    predicted = synthesizer.predict([source.load(name) for name in library.ids])
     vectors = library.layout.flatten(library.factors(range(len(library))))
-    torch.testing.assert_close(vectors, library.layout.flatten(foretold))
+    torch.testing.assert_close(vectors, library.layout.flatten(predicted))
 
 
 def test_diffusion_is_trained_around_a_pretrained_synthesizer(

@@ -1,8 +1,12 @@
 """`lorasynth compare` on the tiny world: files of any origin, strengths, a style, CLIP's score."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -11,12 +15,12 @@ from torch import Tensor
 from command_line import Run
 from lorasynth.adapter import Adapter, Factor
 from lorasynth.base import BaseModel
-from lorasynth.condition import ConditionEncoder
+from lorasynth.condition import ConditionEncoder, subject_conditions
 from lorasynth.measure.clip_score import ClipScore
 from lorasynth.pictures import Subject
 from lorasynth.pictures.png import contact_sheet
 
-from .conftest import SUBJECTS, World, write_picture
+from .conftest import STRANGERS, SUBJECTS, World, write_picture
 
 FEW = ("--pictures", 2, "--set", "sampling.steps=2", "--device", "cpu")
 
@@ -32,14 +36,14 @@ def test_a_score_is_of_each_picture_and_its_own_prompt(clip: Path) -> None:
 
 
 def test_files_strengths_a_style_and_prompts_in_one_table(
-    world: World, clip: Path, run: Run, tmp_path: Path
+    world: World, strangers: Path, clip: Path, run: Run, tmp_path: Path
 ) -> None:
     loras, out = tmp_path / "loras", tmp_path / "out"
     adapter = Adapter.load(world.lora)
-    for i, name in enumerate(SUBJECTS):
+    for i, name in enumerate(STRANGERS):
         adapter.scaled(1.0 + i).save(loras / f"{name}.safetensors", "kohya")
     result = run(
-        *("compare", world.subjects, "-o", out, "--base", world.base),
+        *("compare", strangers, "-o", out, "--base", world.base),
         *("--encoder", world.encoder, "--second", world.encoder, "--clip", clip),
         *("--lora", f"peer={loras}", "--synthesizer", world.synthesizer),
         *("--strength", 0, "--strength", 1, "--style", f"{world.lora}=0.5"),
@@ -60,7 +64,7 @@ def test_files_strengths_a_style_and_prompts_in_one_table(
     margin = (
         contact_sheet(torch.zeros(1, 1, 1, 3).byte(), 1, names=["synthesised at 0"]).shape[1] - 1
     )
-    for name in SUBJECTS:
+    for name in STRANGERS:
         with Image.open(out / f"{name}.png") as sheet:
             assert sheet.size == (margin + 2 * 16 + 2, 5 * 16 + 4 * 2)
     assert (out / "strengths.png").is_file()
@@ -139,17 +143,41 @@ def test_a_file_that_does_not_fit_is_told_before_any_picture_is_made(
 
 
 def test_a_subjects_own_pictures_are_embedded_once(
-    world: World, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, strangers: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
 
     def counted(encoder: ConditionEncoder, subject: Subject) -> Tensor:
         seen.append(subject.id)
-        return encoder.embed(subject.pictures)
+        return subject_conditions(encoder, subject)
 
-    monkeypatch.setattr("lorasynth.experiments.compare.embed_subject", counted)
+    monkeypatch.setattr("lorasynth.experiments.compare.subject_conditions", counted)
     arguments = ("--base", world.base, "--encoder", world.encoder, *FEW)
     lora = ("--synthesizer", world.synthesizer, "--strength", 0, "--strength", 1)
-    result = run("compare", world.subjects, "-o", tmp_path / "out", *arguments, *lora)
+    result = run("compare", strangers, "-o", tmp_path / "out", *arguments, *lora)
     assert result.status == 0, result.err
-    assert seen == list(SUBJECTS)
+    assert seen == list(STRANGERS)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_no_subject_leads_out_of_the_output(
+    world: World, run: Run, tmp_path: Path, kind: str
+) -> None:
+    names = ("../../escaped", str(tmp_path / "absolute"), "faces/ann", "\x1b[2J")
+    photo, source = world.photo.read_bytes(), tmp_path / f"in/people.{kind}"
+    source.parent.mkdir()
+    if kind == "tar":
+        with tarfile.open(source, "w") as tar:
+            for name in (f"{name}.{number}.png" for name in names for number in range(2)):
+                member = tarfile.TarInfo(name)
+                member.size = len(photo)
+                tar.addfile(member, io.BytesIO(photo))
+    else:
+        pq.write_table(pa.table({"id": names, "picture": [photo] * len(names)}), source)
+    out = tmp_path / "a/b/table"
+    arguments = ("--base", world.base, "--encoder", world.encoder, *FEW)
+    result = run("compare", source, "-o", out, *arguments)
+    assert result.status == 0, result.err
+    assert set(tmp_path.rglob("*.png")) == set(out.glob("*.png"))
+    assert len(list(out.glob("*.png"))) == len(names) + 1
+    assert "\x1b" not in result.out

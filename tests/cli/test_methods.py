@@ -85,7 +85,7 @@ def test_the_ends_of_an_interpolation_are_the_files(world: World, run: Run, tmp_
 
 
 @pytest.mark.parametrize("prior", ["gaussian", "standard", "convex", "diffusion"])
-def test_sampling_writes_adapters_of_nobody(
+def test_unconditional_samples_differ_and_say_where_they_come_from(
     world: World, run: Run, tmp_path: Path, prior: str
 ) -> None:
     where = ("--synthesizer", world.synthesizer, "--library", world.library)
@@ -100,7 +100,7 @@ def test_sampling_writes_adapters_of_nobody(
     ("arguments", "words"),
     [
         (("--attribute", "glasses"), ("NAME=STEP", "'glasses'")),
-        (("--attribute", "glasses=+1"), ("attribute must be one of", "'glasses'")),
+        (("--attribute", "glasses=+1"), ("has none", "'glasses'", "library annotate")),
     ],
 )
 def test_edit_refuses_what_the_library_does_not_know(

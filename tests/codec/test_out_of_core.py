@@ -330,7 +330,7 @@ def test_a_checkpoint_of_another_computation_is_refused(tmp_path: Path, monkeypa
         fit_out_of_core(source, PCAConfig(latents=7), how(), run=run)
     with pytest.raises(ConfigError, match="another computation"):
         fit_out_of_core(on_disk(example() + 1, tmp_path), PCAConfig(latents=6), how(), run=run)
-    forget(run)
+    forget(run, "*")
     assert not run.exists()
     fit_out_of_core(source, PCAConfig(latents=7), how(), run=run)
     (run / "moments.safetensors").write_bytes(b"short")

@@ -29,7 +29,7 @@ class RandomSubjects:
         noise = torch.randint(-60, 60, (self.pictures, SIDE, SIDE, 3), generator=stream)
         return Subject(
             id=subject_id,
-            pictures=(colour + noise).to(torch.uint8),
+            photos=(colour + noise).to(torch.uint8),
             captions=[f"a portrait {'abc'[index % 3]}" for index in range(self.pictures)],
             attributes={"redness": float(colour[..., 0])},
         )

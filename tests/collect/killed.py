@@ -46,7 +46,7 @@ def is_killed(
     if child == 0:
         if rename:
             die_before_rename(rename)
-        source = FolderSubjects(subjects, 16)
+        source = FolderSubjects(subjects)
         collect(base, source, library, RECIPE, fleet_size=2, dtype=base.dtype)
         os._exit(0)
     if seconds is not None:

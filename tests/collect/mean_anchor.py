@@ -14,13 +14,14 @@ from lorasynth.pictures import Subject
 
 @dataclass(frozen=True)
 class MeanAnchor:
-    """Foretells adapters whose B is a tenth of the mean of the subject's pictures."""
+    """Predicts adapters whose B is a tenth of the mean of the subject's pictures."""
 
     base: BaseModel
     recipe: Recipe
     fingerprint: str = "mean"
+    encoder: None = None
 
-    def foretell(self, subjects: Sequence[Subject]) -> Factors:
+    def predict(self, subjects: Sequence[Subject]) -> Factors:
         means = torch.stack([one.pictures.double().mean() / 1275 for one in subjects])
         start = start_factors(self.base.target_linears(self.recipe.targets), self.recipe)
         return {

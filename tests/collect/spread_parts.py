@@ -66,7 +66,7 @@ class Equip:
 def main() -> None:
     address, base, subjects, library = sys.argv[1], *map(Path, sys.argv[2:])
     equip = Equip(base, library / "nothing", seconds=1.0)
-    source = FolderSubjects(subjects, 16)
+    source = FolderSubjects(subjects)
     try:
         with connected(ClusterConfig(address=address, **OPTIONS)) as cluster:
             collect_spread(cluster, equip(), equip, source, library, RECIPE, fleet_size=1)

@@ -57,7 +57,7 @@ def test_every_subject_once_with_what_is_known_of_it(tmp_path, base, source):
     assert row["attempt"] == 1
     assert len(row["losses"]) == RECIPE.steps, "each step's, as there are less than 20"
     assert row["losses"][-1] == pytest.approx(row["loss"])
-    assert row["seconds"] > 0
+    assert "seconds" not in row, "two equal runs give equal libraries"
 
 
 def test_fleet_size_does_not_matter(tmp_path, base, source):
@@ -101,9 +101,9 @@ def test_an_anchor_is_where_adapters_start_and_part_of_the_recipe(tmp_path, base
     collect(base, source, tmp_path / "lib", still, anchor=anchor, dtype=torch.float64)
     library = Library.open(tmp_path / "lib")
     assert library.info.recipe["anchor"] == "mean"
-    foretold = anchor.foretell([source.load(name) for name in library.ids])
+    predicted = anchor.predict([source.load(name) for name in library.ids])
     for name, factor in library.factors(range(len(library))).items():
-        torch.testing.assert_close(factor.B, foretold[name].B.float())
+        torch.testing.assert_close(factor.B, predicted[name].B.float())
     with pytest.raises(CollectionError, match="has anchor='mean' and this run anchor=None"):
         collect(base, source, tmp_path / "lib", still)
     other = replace(anchor, fingerprint="other")
@@ -113,10 +113,10 @@ def test_an_anchor_is_where_adapters_start_and_part_of_the_recipe(tmp_path, base
 
 def test_subject_that_the_anchor_cannot_read_does_not_stop_the_others(tmp_path, base, source):
     class Choosy(MeanAnchor):
-        def foretell(self, subjects):
+        def predict(self, subjects):
             if any(subject.id == source.ids[1] for subject in subjects):
                 raise PictureError("a picture must show a face, but this one does not")
-            return super().foretell(subjects)
+            return super().predict(subjects)
 
     report = collect(base, source, tmp_path / "lib", RECIPE, anchor=Choosy(base, RECIPE))
     assert report.collected == [source.ids[0], *source.ids[2:]]
@@ -159,7 +159,7 @@ def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path, folder, base):
     libraries = sorted((tmp_path / "killed").glob("[0-9]*"))
     assert len(libraries) >= 4
     assert int(done.stdout) >= len(libraries)
-    source = FolderSubjects(tmp_path / "subjects", 16)
+    source = FolderSubjects(tmp_path / "subjects")
     collect(base, source, tmp_path / "whole", RECIPE, dtype=torch.float64)
     for library in libraries:
         assert sorted(Library.open(library).ids) == ["0", "1", "2"]

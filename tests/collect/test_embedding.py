@@ -44,9 +44,7 @@ def test_the_smallest_number_of_pictures_is_taken_of_all(library, source):
         def load(self, subject_id):
             subject = source.load(subject_id)
             few = 2 if subject_id == library.ids[1] else 3
-            return replace(
-                subject, pictures=subject.pictures[:few], captions=subject.captions[:few]
-            )
+            return replace(subject, photos=subject.pictures[:few], captions=subject.captions[:few])
 
     assert embed_library(library, Uneven(source.ids), Colours()).shape == (3, 2, 3)
 
@@ -68,7 +66,7 @@ def test_an_empty_library_is_refused(tmp_path, source):
 
 def test_an_encoder_of_other_weights_has_a_column_of_its_own(library, source):
     embed_library(library, source, Colours())
-    retrained = Colours(fingerprint="4567")
+    retrained = Colours(stated="4567")
     assert column_of(retrained) == "mean_colour_4567"
     embed_library(library, source, retrained)
     assert retrained.calls == 3
@@ -85,7 +83,6 @@ def test_any_name_of_an_encoder_makes_a_column(library, source):
 def test_a_killed_run_goes_on_with_the_next_part(library, source, monkeypatch):
     monkeypatch.setattr(embedding, "_PART", 1)
 
-    @dataclass
     class Killed(Colours):
         def embed(self, pictures):
             if self.calls == 2:

@@ -140,7 +140,7 @@ def test_fleet_size_and_order_do_not_matter(base, subjects, name):
 
 
 def test_subjects_may_have_different_numbers_of_pictures(base, subjects):
-    fewer = replace(subjects[1], pictures=subjects[1].pictures[:2], captions=["a", "b"])
+    fewer = replace(subjects[1], photos=subjects[1].pictures[:2], captions=["a", "b"])
     together = train_fleet(base, SHORT, [subjects[0], fewer, subjects[2]], dtype=torch.float64)
     alone = train_fleet(base, SHORT, [subjects[2]], dtype=torch.float64)
     assert distance(together.factors, alone.factors, 2, 0) <= 1e-9

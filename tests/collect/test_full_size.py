@@ -30,7 +30,7 @@ def base():
 def subject(name):
     pictures = torch.randint(256, (2, SIDE, SIDE, 3), generator=torch_stream(0, name))
     return Subject(
-        id=name, pictures=pictures.to(torch.uint8), captions=["a portrait of sks", "sks, sad"]
+        id=name, photos=pictures.to(torch.uint8), captions=["a portrait of sks", "sks, sad"]
     )
 
 

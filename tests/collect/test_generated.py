@@ -10,6 +10,7 @@ from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.collect import Recipe
 from lorasynth.collect.fleet import start_factors
 from lorasynth.collect.generated import GeneratedConfig, GeneratedSubjects
+from lorasynth.condition import ConditionEncoder
 from lorasynth.errors import ConfigError, LibraryError
 from lorasynth.library import Library
 
@@ -45,10 +46,13 @@ def test_a_subject_does_not_depend_on_those_beside_it(pipeline_folder, library):
     assert (together[3].pictures != together[2].pictures).float().mean() > 0.5
 
 
-class Halves:
+class Halves(ConditionEncoder):
     """Finds a face in every second picture only, or in none."""
 
-    name, picture_size, width, licence, fingerprint = "halves", 16, 1, "Apache-2.0", "0"
+    name, picture_size, width, licence = "halves", 16, 1, "Apache-2.0"
+
+    def _fingerprint(self):
+        return "0"
 
     def __init__(self, faces):
         self.faces = faces

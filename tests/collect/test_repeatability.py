@@ -54,7 +54,7 @@ def test_halves_share_no_picture(subjects):
 def test_adapters_of_one_subject_are_closer(base, subjects):
     # All pictures of a subject are the same one, so its halves teach the same.
     alike = [
-        replace(one, pictures=one.pictures[:1].repeat(4, 1, 1, 1), captions=["a"] * 4)
+        replace(one, photos=one.pictures[:1].repeat(4, 1, 1, 1), captions=["a"] * 4)
         for one in subjects[:3]
     ]
     result = compare(*train_twice(base, RECIPE, alike, dtype=torch.float64))
@@ -68,14 +68,14 @@ def test_an_anchor_sees_one_half_only(base, subjects):
     anchor = MeanAnchor(base, still)
     first, second = train_twice(base, still, subjects, anchor=anchor, dtype=torch.float64)
     for number, factors in enumerate((first, second)):
-        foretold = anchor.foretell([split_pictures(one)[number] for one in subjects])
+        predicted = anchor.predict([split_pictures(one)[number] for one in subjects])
         for name, factor in factors.items():
-            torch.testing.assert_close(factor.B, foretold[name].B)
+            torch.testing.assert_close(factor.B, predicted[name].B)
 
 
 def test_too_little_to_compare(base, subjects):
     with pytest.raises(CollectionError, match="at least two subjects"):
         compare(*train_twice(base, RECIPE, subjects[:1]))
-    single = replace(subjects[0], pictures=subjects[0].pictures[:1], captions=["a"])
+    single = replace(subjects[0], photos=subjects[0].pictures[:1], captions=["a"])
     with pytest.raises(CollectionError, match="at least 2 pictures"):
         train_twice(base, RECIPE, [single, subjects[1]])

@@ -46,7 +46,7 @@ def subjects(tmp_path_factory) -> Path:
 def whole(subjects, folder, tmp_path_factory) -> Path:
     """What one process collects."""
     path = tmp_path_factory.mktemp("spread") / "whole"
-    source, base = FolderSubjects(subjects, 16), BaseModel.load(folder, dtype=torch.float64)
+    source, base = FolderSubjects(subjects), BaseModel.load(folder, dtype=torch.float64)
     collect(base, source, path, RECIPE, fleet_size=2)
     embed_library(Library.open(path), source, Colours())
     return path
@@ -69,7 +69,7 @@ def cluster():
 
 def test_a_killed_worker_loses_and_doubles_nothing(tmp_path, cluster, folder, subjects, whole):
     equip = spread_parts.Equip(folder, tmp_path / "killed", victim="3")
-    source, out = FolderSubjects(subjects, 16), tmp_path / "lib"
+    source, out = FolderSubjects(subjects), tmp_path / "lib"
     config = ClusterConfig(address=cluster.address, **spread_parts.OPTIONS)
     with connected(config) as workers:
         report = collect_spread(workers, equip(), equip, source, out, RECIPE, fleet_size=2)
@@ -106,7 +106,7 @@ def test_a_lost_head_ends_in_one_line_and_the_same_command_goes_on(
     assert "Traceback" not in said.decode()
     assert "its head has not answered" in line
     assert "run the same command to go on" in line
-    ids = FolderSubjects(subjects, 16).ids
+    ids = FolderSubjects(subjects).ids
     assert 0 < len(Library.open(out)) < len(ids)
     with (
         pytest.raises(CollectionError, match="cannot be reached"),
@@ -114,8 +114,8 @@ def test_a_lost_head_ends_in_one_line_and_the_same_command_goes_on(
     ):
         pass
     base = BaseModel.load(folder, dtype=torch.float64)
-    collect(base, FolderSubjects(subjects, 16), out, RECIPE, fleet_size=2)
-    embed_library(Library.open(out), FolderSubjects(subjects, 16), Colours())
+    collect(base, FolderSubjects(subjects), out, RECIPE, fleet_size=2)
+    embed_library(Library.open(out), FolderSubjects(subjects), Colours())
     assert_same_library(out, whole)
 
 

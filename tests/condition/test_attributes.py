@@ -11,10 +11,9 @@ from lorasynth.condition import (
     AttributesConfig,
     AvatarEncoder,
     AvatarEncoderConfig,
-    embed_made,
-    embed_subject,
     load_encoder,
-    subject_embedding,
+    subject_condition,
+    subject_conditions,
 )
 from lorasynth.errors import BundleError, ConfigError, PictureError
 from lorasynth.pictures import Subject
@@ -40,7 +39,7 @@ def both() -> AttributeEncoder:
 
 def subject(facts: dict[str, str | float]) -> Subject:
     pictures = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)
-    return Subject(id="ann", pictures=pictures, captions=["", ""], attributes=facts)
+    return Subject(id="ann", photos=pictures, captions=["", ""], attributes=facts)
 
 
 def test_a_table_says_which_values_there_are() -> None:
@@ -63,7 +62,7 @@ def test_a_subject_gives_both_pictures_alone_and_facts_alone(both: AttributeEnco
     ann = subject({"hat": "top", "male": 0, "age": 9})
     assert both.identity is not None
     seen = both.identity.embed(ann.pictures)
-    for rows in (embed_subject(both, ann), embed_made(both, ann)):
+    for rows in (subject_conditions(both, ann), subject_conditions(both, ann, made=True)):
         assert rows.shape == (6, 11)
         torch.testing.assert_close(rows.norm(dim=1), torch.ones(6))
         torch.testing.assert_close(normalize(rows[:2, :6], dim=1), seen)
@@ -76,12 +75,12 @@ def test_a_subject_gives_both_pictures_alone_and_facts_alone(both: AttributeEnco
 def test_facts_alone_need_no_pictures(facts: AttributeEncoder) -> None:
     none = Subject(
         id="ann",
-        pictures=torch.zeros(0, 1, 1, 3, dtype=torch.uint8),
+        photos=torch.zeros(0, 1, 1, 3, dtype=torch.uint8),
         captions=[],
         attributes={"hat": "top"},
     )
-    assert embed_subject(facts, none).shape == (1, 5)
-    assert subject_embedding(facts, [], [], facts={"hat": "top"}).tolist() == [0, 0, 1, 0, 0]
+    assert subject_conditions(facts, none).shape == (1, 5)
+    assert subject_condition(facts, [], [], facts={"hat": "top"}).tolist() == [0, 0, 1, 0, 0]
     with pytest.raises(ConfigError, match="looks at no pictures"):
         facts.embed(torch.zeros(1, 16, 16, 3, dtype=torch.uint8))
 
@@ -114,11 +113,11 @@ def test_what_cannot_be_is_refused(facts: AttributeEncoder, both: AttributeEncod
     with pytest.raises(ConfigError, match="hat must be one of bowler, none, top, but is 'cap'"):
         facts.describe(None, {"hat": "cap"})
     with pytest.raises(ConfigError, match="needs a picture or one of hat, male"):
-        subject_embedding(both, [], [])
+        subject_condition(both, [], [])
     assert both.identity is not None
     with pytest.raises(ConfigError, match="--attribute is for encoders of attributes"):
-        subject_embedding(both.identity, [], [], facts={"hat": "top"})
+        subject_condition(both.identity, [], [], facts={"hat": "top"})
     with pytest.raises(PictureError, match="got none"):
-        subject_embedding(both.identity, [], [])
+        subject_condition(both.identity, [], [])
     with pytest.raises(ConfigError, match="no attribute 'shoes'"):
-        subject_embedding(facts, [], [], facts={"shoes": "red"})
+        subject_condition(facts, [], [], facts={"shoes": "red"})

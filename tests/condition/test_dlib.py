@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lorasynth.condition import FaceEncoder, load_encoder, subject_embedding
+from lorasynth.condition import FaceEncoder, load_encoder, subject_condition
 from lorasynth.condition.faces import DlibDetector
 from lorasynth.errors import PictureError
 from lorasynth.pictures import to_image
@@ -47,7 +47,7 @@ def person(place: str) -> Tensor:
 
 
 def embedded(photo: Tensor) -> Tensor:
-    return subject_embedding(encoder(), [photo], ["photo"])
+    return subject_condition(encoder(), [photo], ["photo"])
 
 
 def test_the_points_are_eyes_nose_and_mouth() -> None:
@@ -65,7 +65,7 @@ def test_the_square_is_what_dlib_itself_would_cut() -> None:
     detector, image = DlibDetector(), np.ascontiguousarray(photo.numpy())
     box = dlib.get_frontal_face_detector()(image, 1)[0]
     theirs = dlib.get_face_chip(image, detector._landmarks(image, box), 150, 0.25)
-    ours = encoder().prepare(photo).numpy()
+    ours = encoder().aligned(photo).numpy()
     assert np.corrcoef(theirs.ravel(), ours.ravel())[0, 1] > 0.95
 
 
@@ -111,13 +111,13 @@ def test_people_beside_each_other_are_counted_from_the_left() -> None:
     assert len(faces) >= 4
     middles = [face.points[2, 0] for face in faces]
     assert middles == sorted(middles)
-    first = subject_embedding(encoder(), [photo], ["photo"], face=1)
+    first = subject_condition(encoder(), [photo], ["photo"], face=1)
     assert first @ embedded(person("left")) > 0.8
     with pytest.raises(PictureError, match=rf"shows {len(faces)}"):
-        subject_embedding(encoder(), [photo], ["photo"], face=7)
+        subject_condition(encoder(), [photo], ["photo"], face=7)
 
 
 def test_medals_and_flags_are_no_faces() -> None:
     assert len(encoder().faces(hopper())) == 1
     with pytest.raises(PictureError, match="finds none in uniform"):
-        subject_embedding(encoder(), [hopper()[400:600, 60:400]], ["uniform"])
+        subject_condition(encoder(), [hopper()[400:600, 60:400]], ["uniform"])

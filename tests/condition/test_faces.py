@@ -13,10 +13,11 @@ from torch import Tensor
 from lorasynth.condition import (
     FaceConfig,
     FaceEncoder,
-    embed_subject,
-    look,
-    require_shown,
-    subject_embedding,
+    framed_subject,
+    seen_in,
+    sphere_mean,
+    subject_condition,
+    subject_conditions,
 )
 from lorasynth.condition.faces import (
     ARCFACE,
@@ -184,15 +185,15 @@ def test_a_photo_of_one_pixel_has_no_face() -> None:
     ],
 )
 def test_a_face_is_itself_turned_scaled_and_cropped(encoder: FaceEncoder, other: Tensor) -> None:
-    plain = subject_embedding(encoder, [photo()], ["plain"])
-    changed = subject_embedding(encoder, [other], ["other"])
+    plain = subject_condition(encoder, [photo()], ["plain"])
+    changed = subject_condition(encoder, [other], ["other"])
     assert plain @ changed > 0.99
     torch.testing.assert_close(encoder.embed(other[None])[0], changed)
 
 
 def test_photos_of_one_subject_may_have_any_sizes(encoder: FaceEncoder) -> None:
     photos = [photo(), photo(side=200), canvas_of_two()]
-    embedding = subject_embedding(encoder, photos, ["a", "b", "c"])
+    embedding = subject_condition(encoder, photos, ["a", "b", "c"])
     torch.testing.assert_close(embedding.norm(), torch.tensor(1.0))
 
 
@@ -209,8 +210,8 @@ def test_the_largest_face_is_taken_or_the_one_asked_for(encoder: FaceEncoder) ->
     left, right = encoder.faces(two)
     assert left.points[0, 0] < right.points[0, 0]
     assert left.area < right.area
-    assert encoder.prepare(two).equal(encoder.prepare(two, face=2))
-    assert not encoder.prepare(two).equal(encoder.prepare(two, face=1))
+    assert encoder.aligned(two).equal(encoder.aligned(two, face=2))
+    assert not encoder.aligned(two).equal(encoder.aligned(two, face=1))
     assert encoder.presence(two[None]).item() == pytest.approx(right.score)
 
 
@@ -219,13 +220,13 @@ def test_a_face_that_is_not_there_is_told_with_how_many_are(
     encoder: FaceEncoder, face: int
 ) -> None:
     with pytest.raises(PictureError, match=r"us\.jpg shows 2: choose from 1 to 2") as caught:
-        subject_embedding(encoder, [canvas_of_two()], ["us.jpg"], face=face)
+        subject_condition(encoder, [canvas_of_two()], ["us.jpg"], face=face)
     assert "\n" not in str(caught.value)
 
 
 def test_a_photo_without_a_face_is_refused_by_name(encoder: FaceEncoder) -> None:
-    with pytest.raises(PictureError, match=r"'drawn' finds none in b\.jpg, also padded") as caught:
-        subject_embedding(encoder, [photo(), pixels(canvas(80, 60))], ["a.jpg", "b.jpg"])
+    with pytest.raises(PictureError, match=r"'drawn' .* none in b\.jpg .* padded") as caught:
+        subject_condition(encoder, [photo(), pixels(canvas(80, 60))], ["a.jpg", "b.jpg"])
     assert "\n" not in str(caught.value)
 
 
@@ -242,21 +243,47 @@ def test_looking_once_tells_both(encoder: FaceEncoder, monkeypatch: pytest.Monke
     expected, found = (encoder.embed(pictures), encoder.presence(pictures)), []
     faces = encoder.faces
     monkeypatch.setattr(encoder, "faces", lambda picture: found.append(1) or faces(picture))
-    torch.testing.assert_close(look(encoder, pictures), expected)
+    embeddings, presence, boxes = encoder.see(pictures)
+    torch.testing.assert_close((embeddings, presence), expected)
+    assert [box is None for box in boxes] == [False, True]
     assert len(found) == 2
 
 
 def test_a_subject_that_teaches_must_show_a_face_once(encoder: FaceEncoder) -> None:
     nobody = pixels(canvas(120, 120))
-    subject = Subject(id="ann", pictures=torch.stack([nobody, photo(), nobody]), captions=[""] * 3)
-    require_shown(encoder, subject)
+    subject = Subject(id="ann", photos=torch.stack([nobody, photo(), nobody]), captions=[""] * 3)
     expected = encoder.embed(photo()[None])
-    torch.testing.assert_close(embed_subject(encoder, subject), expected.expand(3, -1))
-    hidden = replace(subject, pictures=torch.stack([nobody, nobody]), captions=[""] * 2)
-    for refuse in (require_shown, embed_subject):
-        with pytest.raises(PictureError, match=r"'drawn' finds none in the 2 of 'ann': ") as caught:
-            refuse(encoder, hidden)
-        assert "\n" not in str(caught.value)
+    torch.testing.assert_close(subject_conditions(encoder, subject), expected.expand(3, -1))
+    hidden = replace(subject, photos=torch.stack([nobody, nobody]), captions=[""] * 2)
+    with pytest.raises(PictureError, match=r"'drawn' .* finds none in the 2 of 'ann': ") as caught:
+        subject_conditions(encoder, hidden)
+    assert "\n" not in str(caught.value)
+    shown = subject_conditions(encoder, hidden, made=True)
+    torch.testing.assert_close(shown, encoder.embed(hidden.pictures))
+
+
+def test_training_photos_are_cut_around_the_face_and_seen_whole(encoder: FaceEncoder) -> None:
+    """The portrait of a standing person: the middle square shows no face."""
+    standing = canvas(240, 600)
+    draw_face(standing, 90, 40, 60)
+    whole = Subject(id="ann", photos=[pixels(standing), photo()], captions=["", ""])
+    cut = framed_subject(whole, 128, [encoder])
+    assert cut.pictures.shape == (2, 128, 128, 3)
+    assert all(len(encoder.faces(picture)) == 1 for picture in cut.pictures)
+    used = subject_condition(encoder, whole.photos, ["a", "b"])
+    learned = sphere_mean(subject_conditions(encoder, cut))
+    assert used @ learned > 0.9999
+
+
+def test_a_photo_is_searched_for_faces_once(
+    encoder: FaceEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, faces = [], encoder.faces
+    monkeypatch.setattr(encoder, "faces", lambda picture: found.append(1) or faces(picture))
+    cut = framed_subject(Subject(id="ann", photos=[photo()] * 3, captions=[""] * 3), 64, [encoder])
+    subject_conditions(encoder, cut)
+    seen_in(encoder, cut)
+    assert len(found) == 3
 
 
 def test_an_unknown_detector_or_network_is_told_with_those_there_are() -> None:

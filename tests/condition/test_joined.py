@@ -8,24 +8,26 @@ from torch.nn.functional import normalize
 from lorasynth.condition import (
     AttributeEncoder,
     AttributesConfig,
+    ConditionEncoder,
     JoinedEncoder,
-    embed_made,
-    embed_subject,
-    size_to_embed,
-    subject_embedding,
+    subject_condition,
+    subject_conditions,
 )
 from lorasynth.errors import ConfigError, PictureError
 from lorasynth.pictures import Subject
 
 
-class Mean:
+class Mean(ConditionEncoder):
     """The mean of one part of each picture, with 1 beside it."""
 
     licence = "Apache-2.0"
 
     def __init__(self, channel: int, size: int = 8) -> None:
         self.channel, self.picture_size, self.width = channel, size, 2
-        self.name = self.fingerprint = f"mean-{channel}"
+        self.name = f"mean-{channel}"
+
+    def _fingerprint(self) -> str:
+        return self.name
 
     def embed(self, pictures: Tensor) -> Tensor:
         mean = pictures[..., self.channel].float().mean(dim=(1, 2)) / 255
@@ -42,15 +44,15 @@ def test_each_part_sees_the_subject_as_it_does_alone() -> None:
     red, green = Mean(0), Mean(1, 16)
     both = JoinedEncoder([red, green])
     assert (both.name, both.width, both.picture_size) == ("mean-0-and-mean-1", 4, 16)
-    assert size_to_embed(both) == 16
     pictures = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
     expected = torch.cat([red.embed(pictures), green.embed(pictures)], dim=1) / 2**0.5
     torch.testing.assert_close(both.embed(pictures), expected)
-    ann = Subject(id="ann", pictures=pictures, captions=[""] * 3)
-    torch.testing.assert_close(embed_subject(both, ann), expected)
-    torch.testing.assert_close(embed_made(both, ann), expected)
-    found = subject_embedding(both, list(pictures), ["a", "b", "c"])
-    alone = [subject_embedding(part, list(pictures), ["a", "b", "c"]) for part in (red, green)]
+    ann = Subject(id="ann", photos=pictures, captions=[""] * 3)
+    close = {"atol": 2e-3, "rtol": 0}  # photos are scaled to what each part looks at
+    torch.testing.assert_close(subject_conditions(both, ann), expected, **close)
+    torch.testing.assert_close(subject_conditions(both, ann, made=True), expected, **close)
+    found = subject_condition(both, list(pictures), ["a", "b", "c"])
+    alone = [subject_condition(part, list(pictures), ["a", "b", "c"]) for part in (red, green)]
     torch.testing.assert_close(found, torch.cat(alone) / 2**0.5)
 
 
@@ -60,15 +62,15 @@ def test_what_one_part_misses_is_missing() -> None:
     pictures[..., 0] = 200
     pictures[1, ..., 1] = 200
     assert both.presence(pictures).tolist() == [0, 1]
-    with pytest.raises(PictureError, match="'mean-1' finds none in a"):
-        subject_embedding(both, [pictures[0]], ["a"])
+    with pytest.raises(PictureError, match=r"'mean-0-and-mean-1' knows, .* finds none in a"):
+        subject_condition(both, [pictures[0]], ["a"])
 
 
 def test_parts_may_know_facts() -> None:
     facts = AttributeEncoder(AttributesConfig(attributes={"hat": ["none", "top"]}))
     both = JoinedEncoder([Mean(0), facts])
     pictures = torch.full((1, 8, 8, 3), 200, dtype=torch.uint8)
-    row = subject_embedding(both, list(pictures), ["a"], facts={"hat": "top"})
+    row = subject_condition(both, list(pictures), ["a"], facts={"hat": "top"})
     torch.testing.assert_close(row[2:], torch.tensor([0, 0.5**0.5]))
 
 

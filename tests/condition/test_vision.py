@@ -161,8 +161,9 @@ def test_a_model_of_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_nowhere_is_told_in_one_line() -> None:
-    with pytest.raises(LorasynthError, match=r"'nobody/nothing' is none") as caught:
-        load_encoder("clip:nobody/nothing")
-    assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="clip:openai/clip-vit-large-patch14"):
+    for name, said in (("hub:nobody/nothing", "is none"), ("nobody/nothing", "is not there")):
+        with pytest.raises(LorasynthError, match=rf"nobody/nothing'? {said}") as caught:
+            load_encoder(f"clip:{name}")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="clip:hub:openai/clip-vit-large-patch14"):
         load_encoder("clip")

@@ -6,10 +6,10 @@ import torch
 
 from lorasynth.adapter import Adapter, Factor, Factors
 from lorasynth.condition import AvatarEncoder
+from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.experiments.bundle import Bundle
 from lorasynth.experiments.demo import COLUMNS, draw_sheet, run_demo, write_page
 from lorasynth.experiments.evaluate import best_strength, evaluate
-from lorasynth.experiments.latent_library import LatentLibrary
 from lorasynth.experiments.methods import Ridge, mean, mlp, nearest
 from lorasynth.experiments.trial import Measured, Trial
 from lorasynth.pictures.avatars import combinations

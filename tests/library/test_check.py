@@ -1,11 +1,15 @@
 """Every kind of damage is found, and named in one line that says where."""
 
+import json
+import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from lorasynth.checksums import file_hash
 from lorasynth.errors import LibraryError
 from lorasynth.library import Library
 from lorasynth.library.shard import Shard, write_shard
@@ -138,4 +142,112 @@ def test_a_column_of_other_rows_is_found(fill, tmp_path: Path) -> None:
     library = fill(tmp_path / "lib", 2, 3)
     library.attach("loss", torch.arange(3.0))
     (tmp_path / "lib/shards/000000").rename(tmp_path / "lost")
+    (tmp_path / "lib/shards/000001").rename(tmp_path / "lib/shards/000000")
+    stated = tmp_path / "lib/library.json"
+    stated.write_text(stated.read_text().replace('"shards": 2', '"shards": 1'))
     assert "belongs to other adapters" in Library.open(tmp_path / "lib").check().damages[0]
+
+
+@pytest.mark.parametrize("name", ["000000.bak", "000000 (copy)", "0", "00000", "000000x"])
+def test_a_copy_of_a_shard_is_no_shard(
+    fill, make_factors, make_subjects, tmp_path: Path, name: str
+) -> None:
+    fill(tmp_path / "lib", 2, 4)
+    shards = tmp_path / "lib/shards"
+    shutil.copytree(shards / "000000", shards / name)
+    library = Library.open(tmp_path / "lib")
+    assert library.ids == ["s0", "s1", "s2", "s3"]
+    [line] = library.check().damages
+    assert line.startswith(f"{shards / name} is no shard")
+    library.append(make_factors(4, 5), make_subjects(4, 5))
+    assert len(Library.open(tmp_path / "lib")) == 5
+
+
+@pytest.mark.parametrize("name", ["000002", "000009", "0000001"])
+def test_adapters_that_are_there_twice_are_found_and_not_learned_from(
+    fill, tmp_path: Path, name: str
+) -> None:
+    fill(tmp_path / "lib", 2, 4)
+    shutil.copytree(tmp_path / "lib/shards/000001", tmp_path / "lib/shards" / name)
+    library = Library.open(tmp_path / "lib")
+    lines = library.check().damages
+    assert any("subject 's2' is in shard" in line for line in lines), lines
+    for learns in (library, library.select([0])):
+        with pytest.raises(LibraryError, match="a library must be whole, but"):
+            learns.require_intact()
+
+
+@pytest.mark.parametrize("lost", ["000000", "000001", "000002"])
+def test_a_shard_that_is_missing_is_found_and_its_number_not_taken_again(
+    fill, make_factors, make_subjects, tmp_path: Path, lost: str
+) -> None:
+    fill(tmp_path / "lib", 1, 2, 3)
+    shutil.rmtree(tmp_path / "lib/shards" / lost)
+    library = Library.open(tmp_path / "lib")
+    [line] = library.check().damages
+    assert line.startswith(f"shard {lost} of {tmp_path / 'lib'} is missing")
+    with pytest.raises(LibraryError, match=f"shard {lost}.*is missing"):
+        library.require_intact()
+    library.append(make_factors(3, 4), make_subjects(3, 4))
+    assert (tmp_path / "lib/shards/000003").is_dir()
+    assert not (tmp_path / "lib/shards" / lost).exists()
+
+
+def test_a_library_that_counted_no_shards_is_intact(fill, tmp_path: Path) -> None:
+    fill(tmp_path / "lib", 1, 2)
+    stated = tmp_path / "lib/library.json"
+    stated.write_text(stated.read_text().replace('"shards": 2', '"shards": 0'))
+    assert Library.open(tmp_path / "lib").check().damages == ()
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f2", "<f8", "<i4"])
+def test_vectors_of_another_byte_order_or_type_are_found(fill, tmp_path: Path, dtype: str) -> None:
+    library = fill(tmp_path / "lib", 2)
+    path = tmp_path / "lib/shards/000000/vectors.npy"
+    np.save(path, library.all_vectors().numpy().astype(dtype))
+    stated = json.loads(path.with_name("checksums.json").read_text())
+    stated["files"]["vectors.npy"] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+    path.with_name("checksums.json").write_text(json.dumps(stated))
+    [line] = Library.open(tmp_path / "lib").check().damages
+    assert "vectors.npy" in line
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "no"), OSError(30, "read-only"), NotImplementedError()]
+)
+def test_a_library_that_cannot_be_written_is_one_line(
+    fill, make_factors, make_subjects, tmp_path: Path, monkeypatch, error: Exception
+) -> None:
+    library = fill(tmp_path / "lib", 2)
+
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock._acquire", fails)
+    for write in (
+        lambda: library.append(make_factors(2, 3), make_subjects(2, 3)),
+        lambda: library.attach("x", torch.zeros(2)),
+        lambda: Library.create(tmp_path / "new", library.layout),
+    ):
+        with pytest.raises(LibraryError, match="a library must be writable, but"):
+            write()
+    assert len(Library.open(tmp_path / "lib")) == 2
+
+
+def test_of_two_that_create_one_library_the_second_finds_the_firsts(layout, tmp_path: Path) -> None:
+    made, refused = [], []
+
+    def create(number: int) -> None:
+        try:
+            made.append(Library.create(tmp_path / "lib", layout, str(number)))
+        except LibraryError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert all("is a library" in line or "is writing" in line for line in refused)
+    assert Library.open(tmp_path / "lib").info == made[0].info

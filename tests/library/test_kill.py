@@ -43,8 +43,9 @@ def test_sigkill_leaves_every_complete_shard_and_nothing_half(
         assert library.ids == [f"s{row}" for row in range(len(library))], "none twice, none lost"
         before = len(library)
 
-    (path / "shards" / ".tmp-half-000999").mkdir()
-    (path / "shards" / ".tmp-half-000999" / "vectors.npy").write_bytes(b"half")
+    half = path / "shards" / ".tmp-0123456789ab-000999"
+    half.mkdir()
+    (half / "vectors.npy").write_bytes(b"half")
     reader = Library.open(path)
     assert len(reader) == before, "leftovers are ignored"
     library.append(make_factors(before, before + 1), make_subjects(before, before + 1))

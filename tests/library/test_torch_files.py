@@ -1,6 +1,9 @@
 """Rows of a matrix that torch saved, where the file is larger than memory."""
 
+import os
+import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bounds import cheap
 from lorasynth.errors import FileFormatError
-from lorasynth.library.torch_files import SavedMatrix
+from lorasynth.library.torch_files import SavedMatrix, load_small, load_tensors
 
 VIEWS = {
     "whole": lambda x: x,
@@ -99,3 +103,76 @@ def test_what_is_no_matrix_is_refused(tmp_path: Path, write: Any, message: str) 
     with pytest.raises(FileFormatError, match=message) as caught:
         SavedMatrix.find(tmp_path / "matrix.pt")
     assert "\n" not in str(caught.value)
+
+
+def saved(path: Path, pickled: bytes, packing: int = zipfile.ZIP_STORED) -> Path:
+    """A file of the form of torch.save's, with any pickle."""
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
+    return path
+
+
+def bomb(path: Path) -> Path:
+    return saved(path, bytes(300_000_000), zipfile.ZIP_DEFLATED)
+
+
+def long_pickle(path: Path) -> Path:
+    return saved(path, b"\x80\x02" + b"]" * 2_000_000 + b".")
+
+
+def runs(path: Path) -> Path:
+    return saved(path, b"cos\nsystem\n(S'touch RAN'\ntR.")
+
+
+def large_and_old(path: Path) -> Path:
+    path.write_bytes(b"\x80\x02" + b"]" * 30_000_000 + b".")
+    return path
+
+
+def wide_directory(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(40_000):
+            archive.writestr(f"archive/data/{number:0100d}", b"")
+    return path
+
+
+def parts_over_each_other(path: Path) -> Path:
+    torch.save({str(i): torch.zeros(100_000) for i in range(4)}, path)
+    data = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        parts = [entry for entry in archive.infolist() if "/data/" in entry.filename]
+    first, start = parts[0].header_offset, data.rindex(b"PK\5\6")
+    size = 3 * parts[0].file_size
+    old, new = (struct.pack("<II", n, n) for n in (parts[0].file_size, size * 2))
+    assert first < start
+    path.write_bytes(data[:start].replace(old, new) + data[start:])
+    return path
+
+
+def a_pipe(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "make",
+    [bomb, long_pickle, runs, large_and_old, wide_directory, parts_over_each_other, a_pipe],
+)
+def test_what_would_take_time_or_memory_or_run_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], Path]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = make(tmp_path / "file.pt")
+    for read in (load_tensors, load_small, SavedMatrix.find):
+        with cheap(), pytest.raises(FileFormatError) as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "RAN").exists()
+
+
+def test_what_should_be_small_is_not_read_if_it_is_large(tmp_path: Path) -> None:
+    torch.save(torch.zeros(6_000_000), tmp_path / "file.pt")
+    with cheap(), pytest.raises(FileFormatError, match="must hold nothing large"):
+        load_small(tmp_path / "file.pt")

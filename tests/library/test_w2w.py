@@ -4,6 +4,7 @@ import json
 import pickle
 import resource
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -18,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bounds import cheap
 from lorasynth.adapter import canonicalise, choose_reference
 from lorasynth.errors import FileFormatError, LayoutError, LibraryError, LorasynthError
 from lorasynth.library import Library
@@ -90,7 +92,7 @@ def test_a_hub_id_is_fetched(files: Path, tmp_path: Path, monkeypatch) -> None:
 
     (files / "files/pictures.zip").write_bytes(b"large")
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
-    report = import_w2w("Snapchat/weights2weights", tmp_path / "lib")
+    report = import_w2w("hub:Snapchat/weights2weights", tmp_path / "lib")
     assert asked == ["Snapchat/weights2weights"]
     assert len(report.imported) == ROWS
 
@@ -415,10 +417,47 @@ def test_another_library_is_not_gone_on_with(files: Path, fill, tmp_path: Path) 
     fill(tmp_path / "lib", 2)
     with pytest.raises(LibraryError, match="goes on in the library that it began"):
         import_w2w(str(files), tmp_path / "lib")
-    with pytest.raises(LibraryError, match="must be a folder or a hub id"):
-        import_w2w("no/such-repository", tmp_path / "other")
+    with pytest.raises(LibraryError, match="must be a folder or hub:owner/name"):
+        import_w2w("hub:no/such-repository", tmp_path / "other")
 
 
 def test_the_docs_show_the_same_conversion() -> None:
     docs = Path(__file__).parents[2] / "docs/libraries.md"
     assert PANDAS in docs.read_text()
+
+
+def pickled(value: bytes) -> bytes:
+    return b"\x80\x02}X" + struct.pack("<I", 3) + b"key" + value + b"s."
+
+
+def laughs() -> bytes:
+    """Lists in lists that share their parts: written out they have 2**28."""
+    lists = b"(]q\x00K\x01a"
+    for level in range(28):
+        lists += b"]q" + bytes([level + 1]) + b"(h" + bytes([level]) + b"h" + bytes([level]) + b"e"
+    return lists + b"t"
+
+
+def number(value: float) -> bytes:
+    return b"G" + struct.pack(">d", value)
+
+
+ODD_SHAPES = {
+    "laughs": laughs(),
+    "infinite": b"(" + number(float("inf")) + b"t" + number(float("inf")) + b"K\x01\x86\x86",
+    "not a number": b"(" + number(float("nan")) + b"t" + number(1.0) + b"K\x01\x86\x86",
+    "negative": b"(K\x04t" + 2 * (b"J" + struct.pack("<i", -2)) + b"\x86\x86",
+}
+
+
+@pytest.mark.parametrize("name", ODD_SHAPES)
+def test_shapes_that_are_none_are_refused_in_no_time(
+    files: Path, tmp_path: Path, name: str
+) -> None:
+    with zipfile.ZipFile(files / "files/weight_dimensions.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", pickled(ODD_SHAPES[name]))
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
+    with cheap(3), pytest.raises(FileFormatError) as caught:
+        import_w2w(str(files), tmp_path / "lib")
+    assert len(str(caught.value)) < 1000

@@ -34,7 +34,7 @@ def subject(name: str) -> Subject:
     stream = torch_stream(5, name)
     colour = torch.randint(0, 256, (1, 1, 1, 3), generator=stream)
     pixels = (colour + torch.randint(-20, 20, (3, 16, 16, 3), generator=stream)).clamp(0, 255)
-    return Subject(id=name, pictures=pixels.to(torch.uint8), captions=["a portrait"] * 3)
+    return Subject(id=name, photos=pixels.to(torch.uint8), captions=["a portrait"] * 3)
 
 
 @pytest.fixture(scope="module")

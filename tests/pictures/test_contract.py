@@ -14,13 +14,13 @@ import torch
 from lorasynth.pictures import (
     AvatarSubjects,
     FolderSubjects,
-    ParquetSubjects,
     Subject,
     SubjectSource,
-    TarSubjects,
     subjects_in,
     to_image,
 )
+from lorasynth.pictures.parquet import ParquetSubjects
+from lorasynth.pictures.tars import TarSubjects
 
 COUNT, PICTURES, SIZE = 3, 2, 16
 
@@ -36,7 +36,7 @@ def folders(root: Path) -> SubjectSource:
         for picture in range(PICTURES):
             colours = torch.full((20, 30, 3), 40 * subject + picture, dtype=torch.uint8)
             to_image(colours).save(folder / f"{picture}.png")
-    return FolderSubjects(root, SIZE)
+    return FolderSubjects(root)
 
 
 def encoded(subject: int, picture: int) -> bytes:
@@ -54,14 +54,14 @@ def tars(root: Path) -> SubjectSource:
                 entry = tarfile.TarInfo(f"subject {subject}.{picture}.png")
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
-    return TarSubjects(root, SIZE)
+    return TarSubjects(root)
 
 
 def parquet(root: Path) -> SubjectSource:
     pairs = [(subject, picture) for subject in range(COUNT) for picture in range(PICTURES)]
     table = {"id": [s for s, _ in pairs], "picture": [encoded(*pair) for pair in pairs]}
     pq.write_table(pa.table(table), root / "subjects.parquet", row_group_size=3)
-    return ParquetSubjects(root, SIZE)
+    return ParquetSubjects(root)
 
 
 MAKERS = [avatars, folders, tars, parquet]
@@ -78,13 +78,14 @@ def test_ids_are_distinct_and_stable(tmp_path: Path, make: Make) -> None:
 
 
 @rows
-def test_a_subject_has_captioned_pictures_of_one_size(tmp_path: Path, make: Make) -> None:
+def test_a_subject_has_captioned_photos(tmp_path: Path, make: Make) -> None:
     source = make(tmp_path)
     for subject_id in source.ids:
         subject = source.load(subject_id)
         assert subject.id == subject_id
-        assert subject.pictures.shape == (PICTURES, SIZE, SIZE, 3)
-        assert subject.pictures.dtype == torch.uint8
+        assert len(subject.photos) == PICTURES
+        assert {tuple(photo.shape) for photo in subject.photos} <= {(20, 30, 3), (SIZE, SIZE, 3)}
+        assert {photo.dtype for photo in subject.photos} == {torch.uint8}
         assert len(subject.captions) == PICTURES
         assert all("sks" in caption for caption in subject.captions)
         assert json.loads(json.dumps(dict(subject.attributes))) == subject.attributes
@@ -109,9 +110,9 @@ def test_loading_again_gives_the_same(tmp_path: Path, make: Make) -> None:
 @pytest.mark.parametrize("make", MAKERS[1:], ids=lambda make: make.__name__)
 def test_the_kind_of_source_is_told_by_what_is_there(tmp_path: Path, make: Make) -> None:
     source = make(tmp_path)
-    found = subjects_in(tmp_path, SIZE)
+    found = subjects_in(tmp_path)
     assert found == source
-    asked = subjects_in(tmp_path, SIZE, "a photo of sks person")
+    asked = subjects_in(tmp_path, "a photo of sks person")
     assert asked.load(asked.ids[0]).captions == ["a photo of sks person"] * PICTURES
     first = found.load(found.ids[0])
     assert first.pictures[:, 0, 0, 0].tolist() == [0, 1]

@@ -1,7 +1,9 @@
 """Pictures that people bring, and the one line that they get for those that cannot be used."""
 
 import io
+import os
 import struct
+import subprocess
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +14,19 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 from torch import Tensor
 
 from lorasynth.errors import PictureError
-from lorasynth.pictures import pictures_in, read_picture, to_image
-from lorasynth.pictures.files import MAX_MEGAPIXELS, to_unit_range
+from lorasynth.pictures import pictures_in, read_photo, to_image
+from lorasynth.pictures.files import MAX_BYTES, MAX_MEGAPIXELS, to_unit_range
+from lorasynth.pictures.framing import framed
 
 SIZE = 8
+
+
+def read_picture(path: Path, size: int) -> Tensor:
+    return framed(read_photo(path), size)
 
 
 def quarters() -> Image.Image:
@@ -154,7 +161,7 @@ def test_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"hello", b"<svg></svg>", b"\x89PNG\r\n\x1a\n"])
 def test_not_a_picture(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.png").write_bytes(content)
-    refused(tmp_path / "x.png", "must be a whole image file.*export it again")
+    refused(tmp_path / "x.png", "must be a whole image file.*export it")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "gif", "tif"])
@@ -266,3 +273,210 @@ def test_tensors_and_images() -> None:
     assert (unit.min(), unit.max()) == (-1, 1)
     assert ((unit[0, 0] + 1) * 127.5).round().to(torch.uint8).equal(pictures[0, ..., 0])
     assert np.array_equal(np.array(to_image(pictures[0])), pictures[0].numpy())
+
+
+# Photos as telephones, cameras and other systems make them
+
+
+def exif(odd: tuple[int, int, int, bytes] | None, orientation: bytes = b"\6\0") -> bytes:
+    """EXIF in which the picture is turned, and another tag: its number, type, count and bytes."""
+    entries = sorted([(0x112, 3, 1, orientation), *([odd] if odd else [])])
+    body, place = b"", 8 + 2 + 12 * len(entries) + 4
+    table = struct.pack("<H", len(entries))
+    for tag, kind, count, data in entries:
+        if len(data) > 4:
+            data, body, place = struct.pack("<I", place), body + data, place + len(data)
+        table += struct.pack("<HHI", tag, kind, count) + data.ljust(4, b"\0")
+    return b"Exif\0\0II*\0\x08\0\0\0" + table + bytes(4) + body
+
+
+ODD: dict[str, tuple[int, int, int, bytes]] = {
+    "negative resolution": (0x11A, 10, 1, struct.pack("<ii", -1, 0)),
+    "unit as text": (0x128, 2, 2, b"2\0"),
+    "maker as rational": (0x10F, 5, 1, struct.pack("<II", 1, 2)),
+    "resolution as text": (0x11A, 2, 3, b"72\0"),
+    "negative unit": (0x128, 8, 1, struct.pack("<h", -2)),
+    "unknown type": (0x10F, 99, 1, b"\1\2\3\4"),
+    "count beyond the file": (0x10F, 2, 0x7FFFFFFF, b"\x08\0\0\0"),
+    "place of the camera's own": (0x8769, 4, 1, b"\xff\xff\xff\x7f"),
+    "GPS as text": (0x8825, 2, 4, b"abc\0"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_of_exif_only_the_orientation_matters(tmp_path: Path, odd: str, suffix: str) -> None:
+    whole, strange = tmp_path / f"whole{suffix}", tmp_path / f"strange{suffix}"
+    quarters().save(whole, quality=95, exif=exif(None))
+    quarters().save(strange, quality=95, exif=exif(ODD[odd]))
+    found = read_picture(strange, SIZE)
+    assert found.equal(read_picture(whole, SIZE))
+    assert np.abs(np.array(corners(found)) - ORIENTATIONS[6]).max() < 90
+
+
+@pytest.mark.parametrize("orientation", [b"\0\0", b"\x09\0", b"\xff\xff"])
+def test_an_orientation_that_is_none_turns_nothing(tmp_path: Path, orientation: bytes) -> None:
+    quarters().save(tmp_path / "a.png", exif=exif(None, orientation))
+    assert corners(read_picture(tmp_path / "a.png", SIZE)) == ORIENTATIONS[1]
+
+
+def profile(corners: tuple[tuple[float, float], ...], gamma: float) -> bytes:
+    """An ICC profile of version 2: three primaries, scaled to the white D50, and a gamma."""
+
+    def fixed(values: Any) -> bytes:
+        return b"".join(struct.pack(">i", round(v * 65536)) for v in values)
+
+    white = np.array([0.9642, 1.0, 0.8249])
+    matrix = np.array([[x / y, 1, (1 - x - y) / y] for x, y in corners]).T
+    matrix = matrix * np.linalg.solve(matrix, white)
+    curve = b"curv" + bytes(4) + struct.pack(">IHH", 1, round(gamma * 256), 0)
+    said = b"desc" + bytes(4) + struct.pack(">I", 5) + b"wide\0" + bytes(79)
+    parts: dict[bytes, Any] = {b"desc": said, b"cprt": b"text" + bytes(4) + b"none\0\0\0\0"}
+    parts |= {b"wtpt": white, **dict(zip((b"rXYZ", b"gXYZ", b"bXYZ"), matrix.T, strict=True))}
+    parts |= {b"rTRC": curve, b"gTRC": curve, b"bTRC": curve}
+    table, body, start = struct.pack(">I", len(parts)), b"", 132 + 12 * len(parts)
+    for name, part in parts.items():
+        data = part if isinstance(part, bytes) else b"XYZ " + bytes(4) + fixed(part)
+        table += name + struct.pack(">II", start + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
+    head = struct.pack(">I4xI", start + len(body), 0x02100000) + b"mntrRGB XYZ " + bytes(12)
+    return (head + b"acsp" + bytes(28) + fixed(white)).ljust(128, b"\0") + table + body
+
+
+WIDE = {
+    "Display P3": profile(((0.680, 0.320), (0.265, 0.690), (0.150, 0.060)), 2.2),
+    "Adobe RGB": profile(((0.640, 0.330), (0.210, 0.710), (0.150, 0.060)), 2.2),
+    "ProPhoto": profile(((0.7347, 0.2653), (0.1596, 0.8404), (0.0366, 0.0001)), 1.8),
+}
+
+
+def soft() -> Image.Image:
+    """Colours that every profile has."""
+    grid = np.mgrid[0:SIZE, 0:SIZE] * (100 // SIZE) + 80
+    return Image.fromarray(np.stack([grid[0], grid[1], 256 - grid[0]], -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_the_embedded_profile_says_what_colours_mean(tmp_path: Path, name: str, mode: str) -> None:
+    wide, srgb = ImageCms.ImageCmsProfile(io.BytesIO(WIDE[name])), ImageCms.createProfile("sRGB")
+    changed = ImageCms.profileToProfile(soft(), srgb, wide, renderingIntent=1)
+    assert np.abs(np.array(changed).astype(int) - np.array(soft())).max() > 8
+    changed = changed.quantize(64) if mode == "P" else changed.convert(mode)
+    changed.save(tmp_path / "wide.png", icc_profile=WIDE[name])
+    found = read_picture(tmp_path / "wide.png", SIZE).numpy().astype(int)
+    assert np.abs(found - np.array(soft())).max() <= (12 if mode == "P" else 3)
+
+
+def test_profiles_of_grey_and_of_ink_and_transparency(tmp_path: Path) -> None:
+    grey = soft().convert("L")
+    grey.save(tmp_path / "grey.png", icc_profile=WIDE["Display P3"])  # which is none of grey
+    found = read_picture(tmp_path / "grey.png", SIZE).numpy()
+    assert (found == np.array(grey)[..., None]).all()
+    ink = Image.new("CMYK", (SIZE, SIZE), (0, 255, 255, 0))
+    ink.save(tmp_path / "ink.jpg", quality=100, icc_profile=WIDE["Adobe RGB"])
+    assert (
+        read_picture(tmp_path / "ink.jpg", SIZE).float().mean((0, 1)) - torch.tensor([255, 0, 0])
+    ).abs().max() < 9
+    glass = Image.new("RGBA", (SIZE, SIZE), (10, 20, 30, 0))
+    glass.save(tmp_path / "glass.png", icc_profile=WIDE["ProPhoto"])
+    assert corners(read_picture(tmp_path / "glass.png", SIZE)) == [WHITE] * 4
+
+
+@pytest.mark.parametrize("icc", [b"x", WIDE["ProPhoto"][:200], bytes(500), b"\xff" * 3000])
+def test_a_damaged_profile_is_passed_over(tmp_path: Path, icc: bytes) -> None:
+    for suffix in (".png", ".webp", ".tif"):
+        quarters().save(
+            tmp_path / f"a{suffix}",
+            icc_profile=icc,
+            **{"lossless": True} if suffix == ".webp" else {},
+        )
+        assert corners(read_picture(tmp_path / f"a{suffix}", SIZE)) == ORIENTATIONS[1]
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
+def test_of_several_pictures_the_first_is_used_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], format: str
+) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.png", format, save_all=True, append_images=frames[1:])
+    found = read_picture(tmp_path / "a.png", SIZE).float()
+    assert (found - torch.tensor(RED)).abs().max() <= 3
+    assert "a.png has several pictures: the first is used" in capsys.readouterr().err
+    frames[0].save(tmp_path / "b.png", "MPO", save_all=True, append_images=frames[1:])
+    read_picture(tmp_path / "b.png", SIZE)  # a photo and what a telephone keeps beside it
+    assert capsys.readouterr().err == ""
+
+
+OTHERS = {
+    "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n",
+    "DDS": b"DDS " + struct.pack("<IIII", 124, 0x1007, 8, 8) + bytes(176),
+    "not": b"Image type: RGB image\r\nImage size (x*y): .20*24.\r\n\x1a".ljust(2500, b"\0"),
+    "PDF": b"%PDF-1.7\n",
+    "a zip archive": b"PK\3\4" + bytes(60),
+    "JPEG XL": b"\xff\x0a" + bytes(60),
+    "JPEG 2000": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(60),
+    "Photoshop": b"8BPS\0\1" + bytes(60),
+    "HEIC, which needs an extra": b"\0\0\0\x18ftypheic" + bytes(60),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_kinds_are_refused_by_name_and_start_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    for place, name in ((subprocess, "Popen"), (os, "system"), (Image.Image, "load")):
+        monkeypatch.setattr(place, name, lambda *_, **__: pytest.fail("something was started"))
+    monkeypatch.setattr("lorasynth.pictures.files.find_spec", lambda _: None)
+    (tmp_path / "photo.png").write_bytes(OTHERS[kind])
+    refused(tmp_path / "photo.png", f"is {kind}")
+
+
+def test_heic_is_read_where_its_reader_is_installed(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    quarters().resize((64, 64), Image.Resampling.NEAREST).save(tmp_path / "a.HEIC", quality=100)
+    found = np.array(corners(read_picture(tmp_path / "a.HEIC", SIZE)))
+    assert np.abs(found - ORIENTATIONS[1]).max() < 40
+
+
+def damaged_avif() -> dict[str, bytes]:
+    data = io.BytesIO()
+    quarters().resize((64, 64)).save(data, "AVIF")
+    whole = data.getvalue()
+    start = whole.index(b"mdat") + 4
+    return {
+        "planes": whole[:start] + bytes(b ^ 0xFF for b in whole[start:]),
+        "item": whole[:start],
+    }
+
+
+@pytest.mark.parametrize("name", ["planes", "item"])
+def test_a_damaged_avif_is_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(damaged_avif()[name])
+    refused(tmp_path / "a.jpg", "must be a whole image file")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError, TypeError, AttributeError, MemoryError, RecursionError, struct.error]
+)
+def test_whatever_a_reader_raises_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    quarters().save(tmp_path / "a.png")
+
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image.Image, "convert", fails)
+    refused(tmp_path / "a.png", error.__name__)
+
+
+def test_what_is_too_large_or_no_file_is_not_read(tmp_path: Path) -> None:
+    quarters().save(tmp_path / "a.png")
+    with (tmp_path / "a.png").open("rb+") as file:
+        file.truncate(MAX_BYTES + 1)
+    refused(tmp_path / "a.png", "may have 64 MB")
+    os.mkfifo(tmp_path / "pipe.png")
+    refused(tmp_path / "pipe.png", "must be a file")
+    refused(Path("/dev/zero"), "must be a file")

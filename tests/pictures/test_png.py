@@ -3,7 +3,7 @@
 import torch
 from PIL import Image
 
-from lorasynth.pictures import read_picture
+from lorasynth.pictures import read_photo
 from lorasynth.pictures.png import SYNTHETIC, contact_sheet, write_synthetic
 
 
@@ -11,7 +11,7 @@ def test_a_file_keeps_pixels_and_says_what_it_is(tmp_path) -> None:
     picture = torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8)
     path = tmp_path / "new" / "picture.png"
     write_synthetic(path, picture, {"Description": "ein Bild, 日本\nzweite Zeile"})
-    assert torch.equal(read_picture(path, 8), picture)
+    assert torch.equal(read_photo(path), picture)
     with Image.open(path) as image:
         assert image.info == {**SYNTHETIC, "Description": "ein Bild, 日本\nzweite Zeile"}
 

@@ -16,6 +16,7 @@ from lorasynth.collect.draws import Draw
 from lorasynth.collect.encoded import encode_subjects
 from lorasynth.collect.fleet import start_factors
 from lorasynth.collect.loop import denoising_losses
+from lorasynth.condition import ConditionEncoder
 from lorasynth.errors import ConfigError
 from lorasynth.hypernet import LatentRegressionConfig
 from lorasynth.pictures import Subject
@@ -49,23 +50,23 @@ class Colours:
         pictures = (colour + torch.randint(-9, 9, (3, 16, 16, 3), generator=stream)).clamp(0, 255)
         return Subject(
             id=subject_id,
-            pictures=pictures.to(torch.uint8),
+            photos=pictures.to(torch.uint8),
             captions=["a portrait"] * 3,
             attributes={},
         )
 
 
-class MeanColour:
+class MeanColour(ConditionEncoder):
     """An encoder whose embedding is the direction of the mean colour."""
 
-    name, picture_size, width, licence, fingerprint = "colour", 16, 4, "none", "0"
+    name, picture_size, width, licence = "colour", 16, 4, "none"
+
+    def _fingerprint(self) -> str:
+        return "0"
 
     def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
         colours = pictures.float().mean((1, 2)) / 128 - 1
         return functional.normalize(functional.pad(colours, (0, 1), value=0.5), dim=1)
-
-    def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
-        return torch.ones(len(pictures))
 
     def save(self, folder: Path) -> None:
         raise NotImplementedError
@@ -212,7 +213,7 @@ def test_what_is_encoded_is_kept_and_belongs_to_model_encoder_and_source(
     base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tasks, "_PART", 4)
-    encoded, embeddings = encode_with_embeddings(base, MeanColour(), Colours(), tmp_path)
+    _, encoded, embeddings = encode_with_embeddings(base, MeanColour(), Colours(), tmp_path)
     whole = encode_subjects(base, [Colours().load(name) for name in Colours().ids])
     torch.testing.assert_close(encoded.latents, whole.latents)
     assert encoded.first.equal(whole.first)
@@ -223,7 +224,7 @@ def test_what_is_encoded_is_kept_and_belongs_to_model_encoder_and_source(
     assert len(list(tmp_path.iterdir())) == 2
     with monkeypatch.context() as patch:
         patch.setattr(Colours, "load", lambda _, subject_id: pytest.fail(subject_id))
-        again, same = encode_with_embeddings(base, MeanColour(), Colours(), tmp_path)
+        _, again, same = encode_with_embeddings(base, MeanColour(), Colours(), tmp_path)
     assert again.latents.equal(encoded.latents)
     assert same.equal(embeddings)
     encode_with_embeddings(base, MeanColour(), Colours(5), tmp_path)

@@ -22,6 +22,7 @@ from lorasynth.adapter.factors import (
 )
 from lorasynth.adapter.gauge import GAUGES, Gauge
 from lorasynth.adapter.layout import Kernel, Layout, Slot
+from lorasynth.adapter.projection import project
 
 __all__ = [
     "GAUGES",
@@ -46,6 +47,7 @@ __all__ = [
     "module_norms",
     "norm",
     "pad_rank",
+    "project",
     "require_finite",
     "scaled",
     "stack",

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -110,6 +111,7 @@ def train_base(
     torch.manual_seed(stream_seed(options.seed, "base"))
     pipeline = build_pipeline(config.model)
     pipeline.vae = AutoencoderKL.from_pretrained(autoencoder).float()
+    pipeline.vae.register_to_config(_name_or_path="")  # a local path
     chunks = draw_chunks(subjects, run / "pictures", workers)
     latents = _latents(pipeline.vae, chunks, run, device)
     parts = nn.ModuleDict({"unet": pipeline.unet, "text_encoder": pipeline.text_encoder})
@@ -146,11 +148,11 @@ def train_base(
 
 def save_pipeline(pipeline: StableDiffusionPipeline, out: Path, stated: dict[str, Any]) -> None:
     """Write a pipeline in fp16, with JSON values that say how it was trained."""
+    names = ("unet", "vae", "text_encoder")
+    halves = {name: deepcopy(getattr(pipeline, name)).to(torch.float16) for name in names}
+    stored = type(pipeline)(**(pipeline.components | halves), requires_safety_checker=False)
     with atomic_directory(out) as temporary:
-        pipeline.save_pretrained(temporary)
-        for name in ("unet", "vae", "text_encoder"):
-            part = type(getattr(pipeline, name)).from_pretrained(temporary / name)
-            part.to(torch.float16).save_pretrained(temporary / name)
+        stored.save_pretrained(temporary)
         write_json(temporary / "training.json", stated)
 
 
@@ -298,8 +300,8 @@ class Progress:
 
     def __call__(self, pipeline: StableDiffusionPipeline, average: Any, step: int) -> None:
         """Measure the averaged model, and keep it."""
-        parts = dict(pipeline.components) | {n: average[n] for n in ("unet", "text_encoder")}
-        averaged = type(pipeline)(**parts, requires_safety_checker=False)
+        parts = {name: average[name] for name in ("unet", "text_encoder")}
+        averaged = type(pipeline)(**(pipeline.components | parts), requires_safety_checker=False)
         averaged.set_progress_bar_config(disable=True)
         base = StableDiffusion(averaged, "averaged")
         shares, images = follow_captions(base, self.judge, self.following)

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from lorasynth.adapter import Factor, Factors, count, map_factors
 from lorasynth.adapter.components import DENOISER, split
 from lorasynth.base.memory import Memory
+from lorasynth.base.outline import outlined_pipeline, stored_fingerprint
 from lorasynth.base.pipeline_files import load_pipeline, read_description
 from lorasynth.base.stacked import StackedAdapters
 from lorasynth.base.texts import Texts
 from lorasynth.errors import BaseModelError, LayoutError
 from lorasynth.pictures.files import to_unit_range
+from lorasynth.places import public_name
 from lorasynth.randomness import torch_stream
 from lorasynth.registry import Registry
 from lorasynth.weights import fingerprint
@@ -68,7 +70,7 @@ class BaseModel(ABC):
         text_parts: the pipeline's names for each tokenizer and its text encoder.
         left_out: arguments that keep a pipeline from loading parts that are not used.
         patch: latents along one side that the denoiser takes as one token.
-        name: the folder or hub id it came from.
+        name: its id on the hub, or the last name of its folder's path.
         fingerprint: identifies the denoiser's weights; written into every adapter.
         denoiser: the U-Net or transformer.
         text_encoders: by their names in the pipeline.
@@ -97,7 +99,7 @@ class BaseModel(ABC):
         """
         _require_parts(pipeline, name, (self.denoiser_part, "vae", *self.text_parts.values()))
         self.pipeline = pipeline
-        self.name = name
+        self.name = public_name(name)
         self.denoiser: Any = getattr(pipeline, self.denoiser_part)
         self.vae: Any = pipeline.vae
         self.text_encoders: dict[str, Any] = {
@@ -109,7 +111,11 @@ class BaseModel(ABC):
         self.latent_shape = (self._latent_channels(), *[self._latent_side()] * 2)
         self.scaling = float(self.vae.config.scaling_factor)
         self.shift = float(getattr(self.vae.config, "shift_factor", None) or 0.0)
-        self.fingerprint = fingerprint(self.denoiser)
+        self.fingerprint = (
+            stored_fingerprint(name, self.denoiser_part, self.denoiser)
+            if self.device.type == "meta"
+            else fingerprint(self.denoiser)
+        )
 
     @staticmethod
     def load(
@@ -123,8 +129,9 @@ class BaseModel(ABC):
         """Load a pipeline of any known kind from a folder or the hub.
 
         Args:
-            name: the folder or hub id.
-            device: where to.
+            name: the folder, or hub:owner/name.
+            device: where to; `meta` reads the configurations and a few numbers, which is enough to
+                compare the model with what was made for it, and for nothing else.
             dtype: number format of all weights; an autoencoder that is known to overflow in
                 float16 stays in float32.
             memory: what is given up for memory; None: nothing.
@@ -134,6 +141,8 @@ class BaseModel(ABC):
             BaseModelError: the folder or repository is missing a part or is of no known kind.
         """
         kind = _kind_of(str(name))
+        if torch.device(device).type == "meta":
+            return kind(outlined_pipeline(str(name), kind.pipeline_class), str(name), picture_size)
         pipeline = load_pipeline(str(name), kind.pipeline_class, kind.left_out)
         pipeline.set_progress_bar_config(disable=True)
         # The fingerprint is of the weights as stored, so the cast comes after it.
@@ -390,8 +399,6 @@ BASE_MODELS: Registry[type[BaseModel]] = Registry("base model", "lorasynth.base_
 
 def _kind_of(name: str) -> type[BaseModel]:
     """The class for a pipeline, by what its `model_index.json` says."""
-    if Path(name).is_file():
-        raise BaseModelError(f"a base model is a pipeline folder, but {name} is a file")
     stated = str(read_description(name, "model_index.json").get("_class_name"))
     if stated not in BASE_MODELS.names():
         raise BaseModelError(

@@ -4,18 +4,24 @@ Only the configurations of the parts are read, so this takes no memory and, from
 kilobytes.
 """
 
+import inspect
 import math
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import diffusers
+import safetensors
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
-from lorasynth.adapter import Adapter
+from lorasynth.adapter import Layout, Slot
 from lorasynth.adapter.components import DENOISER, TEXT_ENCODERS, component_of
-from lorasynth.base.pipeline_files import read_description
+from lorasynth.base.pipeline_files import classes_of, read_description, weights_here
 from lorasynth.errors import BaseModelError
+from lorasynth.places import public_name
+from lorasynth.weights import fingerprint_of
 
 _DENOISERS = ("unet", "transformer")
 
@@ -25,35 +31,31 @@ class Outline:
     """The parts of a pipeline that adapters change, on the meta device.
 
     Attributes:
-        name: folder or hub id.
+        name: its id on the hub, or the last name of its folder's path.
         parts: text encoders by their names, and the denoiser under `components.DENOISER`.
     """
 
     name: str
     parts: dict[str, nn.Module]
 
-    def misfits(self, adapter: Adapter) -> list[str]:
-        """What of an adapter does not fit, one line for each module; empty if all does."""
-        lines = []
-        for module in adapter.factors:
-            reason = self._misfit(adapter, module)
-            if reason:
-                lines.append(f"{module}: {reason}")
-        return lines
+    def misfits(self, layout: Layout) -> list[str]:
+        """What of adapters does not fit, one line for each module; empty if all does."""
+        reasons = ((slot.module, self._misfit(slot)) for slot in layout.slots)
+        return [f"{module}: {reason}" for module, reason in reasons if reason]
 
-    def _misfit(self, adapter: Adapter, module: str) -> str | None:
-        component = component_of(module)
+    def _misfit(self, slot: Slot) -> str | None:
+        component = component_of(slot.module)
         network = self.parts.get(component)
         if network is None:
             return f"the base model has no {component or 'denoiser'}"
-        found = _find(network, module.removeprefix(f"{component}.") if component else module)
+        name = slot.module.removeprefix(f"{component}.") if component else slot.module
+        found = _find(network, name)
         if not isinstance(found, nn.Linear | nn.Conv2d):
             return "the base model has no such linear layer or convolution"
         kernel = tuple(found.kernel_size) if isinstance(found, nn.Conv2d) else None
         width = found.in_channels if isinstance(found, nn.Conv2d) else found.in_features
         expected = (width * math.prod(kernel or (1,)), found.weight.shape[0], kernel)
-        factor = adapter.factors[module]
-        stated = (factor.in_features, factor.out_features, adapter.kernels.get(module))
+        stated = (slot.in_features, slot.out_features, slot.kernel)
         if stated == expected:
             return None
         return f"it is {_said(stated)}, but the base model's is {_said(expected)}"
@@ -75,35 +77,103 @@ def outline(name: str) -> Outline:
     """Read which modules a pipeline has.
 
     Args:
-        name: a folder or hub id of a diffusers pipeline.
+        name: the folder of a diffusers pipeline, or hub:owner/name.
 
     Raises:
         BaseModelError: it is not a pipeline, or lacks a part.
     """
-    index = read_description(name, "model_index.json")
-    wanted = (*_DENOISERS, *TEXT_ENCODERS)
-    parts = {part: index[part] for part in wanted if index.get(part, [None])[0] is not None}
+    known = classes_of(name)
+    parts = {part: known[part] for part in (*_DENOISERS, *TEXT_ENCODERS) if part in known}
     if not parts.keys() & set(_DENOISERS):
         raise BaseModelError(
             f"a base model must have a U-Net or a transformer, but {name} has "
-            f"{', '.join(sorted(index))}"
+            f"{', '.join(sorted(known))}"
         )
-    with torch.device("meta"):
-        built = {part: _build(name, part, *kind) for part, kind in parts.items()}
-    return Outline(name, {DENOISER if p in _DENOISERS else p: m for p, m in built.items()})
+    built = {part: build_part(name, part, *kind) for part, kind in parts.items()}
+    named = {DENOISER if part in _DENOISERS else part: m for part, m in built.items()}
+    return Outline(public_name(name), named)
 
 
-def _build(name: str, part: str, library: str, kind: str) -> nn.Module:
+def outlined_pipeline(name: str, pipeline_class: type[Any]) -> Any:
+    """A pipeline whose networks are on the meta device, without tokenizers.
+
+    Args:
+        name: folder of the pipeline, or hub:owner/name.
+        pipeline_class: of diffusers.
+
+    Raises:
+        BaseModelError: a part is missing, or cannot be built.
+    """
+    index = read_description(name, "model_index.json")
+    parts: dict[str, Any] = {}
+    for part, kind in classes_of(name).items():
+        if part == "scheduler":
+            config = read_description(name, "scheduler/scheduler_config.json")
+            scheduler = _class(diffusers, kind[1], diffusers.SchedulerMixin)
+            parts[part] = scheduler.from_config(config)
+        elif part in (*_DENOISERS, "vae", *TEXT_ENCODERS):
+            parts[part] = build_part(name, part, *kind)
+    taken = inspect.signature(pipeline_class).parameters
+    missing = {
+        part: index.get(part) if isinstance(index.get(part), bool) else None
+        for part, parameter in taken.items()
+        if parameter.default is inspect.Parameter.empty or isinstance(index.get(part), bool)
+    }
+    return pipeline_class(**{**missing, **parts})
+
+
+def stored_fingerprint(name: str, part: str, network: nn.Module) -> str:
+    """The fingerprint of a network's stored weights, of which a few numbers are read.
+
+    Args:
+        name: folder of the pipeline, or hub:owner/name, of which what was fetched is read.
+        part: the network's name in it.
+        network: the network, on any device; says which tensors there are.
+
+    Returns:
+        "" where the weights are not here, or not stored under the network's own names.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in weights_here(name, part):
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    return fingerprint_of(tensors) if tensors.keys() == network.state_dict().keys() else ""
+
+
+def build_part(name: str, part: str, library: str, kind: str) -> nn.Module:
+    """A network of a pipeline on the meta device, by its configuration.
+
+    Args:
+        name: folder of the pipeline, or hub:owner/name.
+        part: the network's name in it.
+        library: diffusers or transformers.
+        kind: its class there.
+
+    Raises:
+        BaseModelError: it cannot be built.
+    """
     config = read_description(name, f"{part}/config.json")
     try:
-        if library == "diffusers":
-            network: nn.Module = getattr(diffusers, kind).from_config(config)
-        else:
-            cls = getattr(transformers, kind)
-            network = cls(cls.config_class.from_dict(config))
+        with torch.device("meta"):
+            return _built(config, library, kind)
     except Exception as error:
         raise BaseModelError(
             f"{part} of {name} must be a {kind} of {library}, but cannot be built "
             f"({str(error).splitlines()[0]})"
         ) from error
+
+
+def _built(config: dict[str, Any], library: str, kind: str) -> nn.Module:
+    if library == "diffusers":
+        network: nn.Module = _class(diffusers, kind, diffusers.ModelMixin).from_config(config)
+    else:
+        cls = _class(transformers, kind, transformers.PreTrainedModel)
+        network = cls(cls.config_class.from_dict(config))
     return network
+
+
+def _class(library: ModuleType, name: str, base: type) -> Any:
+    found = getattr(library, name)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise TypeError(f"{name} is no network")
+    return found

@@ -1,16 +1,19 @@
 """The files of a diffusers pipeline: its JSON descriptions, and its parts in memory as stored."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
-from huggingface_hub import hf_hub_download
+from diffusers import pipelines
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from lorasynth.base.quiet import without_bars
+from lorasynth.config import read_json
 from lorasynth.errors import BaseModelError
+from lorasynth.places import folder_of, repository
+from lorasynth.weights import require_small_header
 
 #: Number formats in the headers of safetensors files.
 _FORMATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
@@ -20,29 +23,40 @@ def read_description(name: str, file: str) -> dict[str, Any]:
     """Read a JSON object of a pipeline, such as `model_index.json`.
 
     Args:
-        name: folder or hub id of the pipeline.
+        name: folder of the pipeline, or hub:owner/name.
         file: path inside it.
 
     Raises:
         BaseModelError: there is no such file, or it holds something else.
     """
-    local = Path(name)
-    if not local.exists() and "/" not in name:
-        raise BaseModelError(
-            f"a base model must be a pipeline folder, or a hub id as owner/name, but {name!r} is "
-            "neither: check the path"
-        )
+    on_hub = repository(name)
+    folder = Path() if on_hub else folder_of(name, "a base model", BaseModelError)
     try:
-        path = local / file if local.exists() else Path(hf_hub_download(name, file))
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(hf_hub_download(on_hub, file) if on_hub else folder / file)
     except Exception as error:
         raise BaseModelError(
-            f"a base model must be a pipeline folder or hub id with {file}, but {name} cannot be "
-            f"loaded ({_first_line(error)})"
+            f"a base model must be a pipeline folder or hub:owner/name with {file}, but {name} "
+            f"cannot be loaded ({_first_line(error)})"
         ) from error
-    if not isinstance(value, dict):
-        raise BaseModelError(f"{file} of {name} must hold a JSON object, but does not")
-    return value
+
+
+def weights_here(name: str, part: str) -> list[Path]:
+    """The safetensors files of a pipeline's network that are on this disk, without asking the hub.
+
+    Args:
+        name: folder of the pipeline, or hub:owner/name.
+        part: the network's name in it.
+    """
+    on_hub = repository(name)
+    if on_hub is None:
+        return _weight_files(folder_of(name, "a base model", BaseModelError) / part)
+    found = try_to_load_from_cache(on_hub, f"{part}/config.json")
+    return _weight_files(Path(found).parent) if isinstance(found, str) else []
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    # Variants, such as model.fp16.safetensors, are not what is loaded.
+    return sorted(path for path in folder.glob("*.safetensors") if path.name.count(".") == 1)
 
 
 def load_pipeline(name: str, pipeline_class: type[Any], left_out: Mapping[str, Any]) -> Any:
@@ -51,7 +65,7 @@ def load_pipeline(name: str, pipeline_class: type[Any], left_out: Mapping[str, A
     So nothing is lost before a fingerprint is taken, and no more memory is used than the files.
 
     Args:
-        name: folder or hub id.
+        name: folder, or hub:owner/name.
         pipeline_class: of diffusers.
         left_out: arguments that say which parts are not loaded.
 
@@ -60,36 +74,76 @@ def load_pipeline(name: str, pipeline_class: type[Any], left_out: Mapping[str, A
     """
     try:
         with without_bars():
-            folder = name
-            if not Path(name).is_dir():
-                folder = pipeline_class.download(name, use_safetensors=True, **left_out)
+            if on_hub := repository(name):
+                folder = Path(pipeline_class.download(on_hub, use_safetensors=True, **left_out))
+            else:
+                folder = folder_of(name, "a base model", BaseModelError)
+            _refuse_own_code(folder)
             return pipeline_class.from_pretrained(
                 folder,
-                dtype={"default": torch.float32, **_stored_formats(Path(folder))},
+                dtype={"default": torch.float32, **_stored_formats(folder)},
                 local_files_only=True,
                 use_safetensors=True,
                 **left_out,
             )
+    except BaseModelError:
+        raise
     except Exception as error:
         raise BaseModelError(
-            f"a base model must be a whole {pipeline_class.__name__} (folder or hub id), but "
-            f"{name} cannot be loaded ({_first_line(error)})"
+            f"a base model must be a whole {pipeline_class.__name__} (folder or hub:owner/name), "
+            f"but {name} cannot be loaded ({_first_line(error)})"
         ) from error
+
+
+def classes_of(name: str) -> dict[str, tuple[str, str]]:
+    """The library and the class of each part that a pipeline has, as `model_index.json` states.
+
+    Raises:
+        BaseModelError: a part is of another library than diffusers and transformers: diffusers
+            would import whatever module is named.
+    """
+    found = {}
+    for part, kind in read_description(name, "model_index.json").items():
+        if part.startswith("_") or not isinstance(kind, list) or kind[:1] in ([], [None]):
+            continue
+        library = str(kind[0])
+        own = library in ("diffusers", "transformers") or hasattr(pipelines, library)
+        if not own or len(kind) != 2:
+            raise BaseModelError(
+                f"parts of a base model must be of diffusers or transformers, but {part} of {name} "
+                f"is of {library}, which is not imported: use another model"
+            )
+        found[part] = (library, str(kind[1]))
+    return found
+
+
+def _refuse_own_code(folder: Path) -> None:
+    """Refuse code that comes with a model: the Auto classes of transformers may offer to run it.
+
+    Raises:
+        BaseModelError: names the first file that points at code.
+    """
+    for part, (_, kind) in classes_of(str(folder)).items():
+        for path in sorted((folder / part).glob("*.json")) if kind.startswith("Auto") else ():
+            if "auto_map" in read_json(path):
+                raise BaseModelError(
+                    f"a base model's own code is never run, but {path} has auto_map: use a model "
+                    "that transformers knows"
+                )
 
 
 def _stored_formats(folder: Path) -> dict[str, torch.dtype]:
     """Part -> the one number format of its tensors; parts of several are left to the default."""
     formats = {}
     for part in sorted(path for path in folder.iterdir() if path.is_dir()):
-        # Variants, such as model.fp16.safetensors, are not what is loaded.
-        files = [path for path in part.glob("*.safetensors") if path.name.count(".") == 1]
-        found = set().union(*map(_formats_in, files))
+        found = set().union(*map(_formats_in, _weight_files(part)))
         if len(found) == 1 and (stated := found.pop()) in _FORMATS:
             formats[part.name] = _FORMATS[stated]
     return formats
 
 
 def _formats_in(path: Path) -> set[str]:
+    require_small_header(path)
     with safetensors.safe_open(path, framework="pt") as file:
         return {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
 

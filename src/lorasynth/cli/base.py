@@ -50,7 +50,7 @@ def autoencoder(
     seeds = [f"autoencoder.optimisation.seed={seed}"]
     config, on = override(BaseTrainingConfig(), [*seeds, *(settings or [])]), pick_device(device)
     model = config.model
-    make_parent(out)
+    make_parent(out, run)
     drawn = training_subjects("base", subjects, seed, size=model.picture_size)
     images = draw_pool(drawn, run / "pictures", workers).pictures
     maps = perceive(AttributeJudge.load(perception).to(on), model) if perception else None
@@ -94,7 +94,7 @@ def train(
 
     seeds = [f"autoencoder.optimisation.seed={seed}", f"denoiser.optimisation.seed={seed}"]
     config, on = override(BaseTrainingConfig(), [*seeds, *(settings or [])]), pick_device(device)
-    make_parent(out)
+    make_parent(out, run)
     seen = AttributeJudge.load(perception) if perception else None
     watch = Progress(run=run, judge=AttributeJudge.load(judge).to(on)) if judge else None
     drawn = training_subjects("base", subjects, seed, size=config.model.picture_size)

@@ -87,6 +87,7 @@ def parts(
 def check(bundle: Folder = Path("bundle")) -> None:
     """Compare every file of a bundle with its manifest."""
     from lorasynth.experiments.bundle import verify
+    from lorasynth.places import local
 
-    verify(bundle)
+    verify(local(bundle))
     typer.echo(f"{bundle} is intact")

@@ -113,7 +113,7 @@ class Equip:
         from lorasynth.condition import load_encoder
         from lorasynth.device import pick_device
 
-        on = pick_device(self.device)
+        on = pick_device("cpu" if self.device == "meta" else self.device)
         embedder = load_encoder(self.encoder, on) if self.encoder else None
         model = load_base(
             self.base,
@@ -216,7 +216,7 @@ def collect(
     equip = Equip(base, device, encoder, anchor, least_likeness, dtype, size, **memory)
     if engine == "ray":
         equip, folder = equip.anywhere(), folder and folder.resolve()
-    here = (equip if engine == "here" else replace(equip, device="cpu"))()
+    here = (equip if engine == "here" else replace(equip, device="meta"))()
     drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
     source = source_of(folder, avatars, drawn, here.base.picture_size, caption)
     if shard is not None:
@@ -226,8 +226,8 @@ def collect(
     with _workers(engine, address) as cluster:
         if cluster is None:
             embed = None
-            options |= {"anchor": here.anchor, "gate": here.gate}
-            report = room.collect(here.base, here.trainable(source), out, recipe, **options)
+            options |= {"anchor": here.anchor, "gate": here.gate, "encoder": here.encoder}
+            report = room.collect(here.base, source, out, recipe, **options)
         else:
             embed = embed_spread(cluster, equip, source)
             report = collect_spread(cluster, here, equip, source, out, recipe, **options)
@@ -238,7 +238,7 @@ def collect(
                 f"first because: {next(iter(failed.values()))}"
             )
         if here.encoder:
-            embed_library(library, source, here.encoder, embed)
+            embed_library(library, source, here.encoder, embed, report.conditions)
     pace = report.seconds / max(len(report.collected), 1)
     typer.echo(
         f"{out}: {len(library)} adapters, {len(report.collected)} of them new "

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lorasynth.pictures import Subject
 
 Clip = Annotated[
-    str | None, typer.Option(help="CLIP model that scores prompts: a folder or hub id.")
+    str | None, typer.Option(help="CLIP model that scores prompts: a folder, or hub:owner/name.")
 ]
 Named = Annotated[
     list[str] | None,
@@ -80,7 +80,7 @@ def compare(
         config = replace(config, strengths=tuple(strength))
     make_parent(out / "table.json")
     model = load_base(base, device, dtype, size)
-    source = subjects_in(subjects, model.picture_size)
+    source = subjects_in(subjects)
     people = [source.load(name) for name in source.ids]
     besides = [_style(text) for text in style or []]
     contenders = [Contender(name="base model", adapters=None, besides=besides)]
@@ -109,10 +109,10 @@ def _require_judging(people: "Sequence[Subject]") -> None:
         PictureError: names the first.
     """
     for subject in people:
-        if len(subject.pictures) < 2:
+        if len(subject.photos) < 2:
             raise PictureError(
                 "a subject needs two pictures, one that --synthesizer sees and others that judge, "
-                f"but {subject.id} has {len(subject.pictures)}: add one, or leave --synthesizer out"
+                f"but {subject.id} has {len(subject.photos)}: add one, or leave --synthesizer out"
             )
 
 
@@ -120,6 +120,7 @@ def _named(text: str, ids: Sequence[str], besides: "Sequence[Adapter]") -> "Cont
     """A contender of LoRA files."""
     from lorasynth.adapter import Adapter
     from lorasynth.adapter.files import is_lora
+    from lorasynth.atomic import as_file_name
     from lorasynth.experiments.compare import Contender
 
     name, equals, place = text.partition("=")
@@ -129,7 +130,11 @@ def _named(text: str, ids: Sequence[str], besides: "Sequence[Adapter]") -> "Cont
     if is_lora(path):
         files = dict.fromkeys(ids[:1], path)
     else:
-        places = ((i, found) for i in ids for found in (path / f"{i}.safetensors", path / i))
+        places = (
+            (i, found)
+            for i in ids
+            for found in (path / f"{as_file_name(i)}.safetensors", path / as_file_name(i))
+        )
         files = {i: found for i, found in places if is_lora(found)}
     adapters = {subject: Adapter.load(file) for subject, file in files.items()}
     return Contender(name=name, adapters=adapters, besides=besides)
@@ -149,9 +154,12 @@ def _style(text: str) -> "Adapter":
 
 
 def _synthesised(name: str, people: "Sequence[Subject]") -> "dict[str, Adapter]":
+    from lorasynth.learned import require_unseen
     from lorasynth.synthesizer import Synthesizer
 
-    made = Synthesizer.from_pretrained(name).many([[one.pictures[0]] for one in people])
+    synthesizer = Synthesizer.from_pretrained(name)
+    require_unseen(synthesizer.learned, [one.id for one in people], f"the synthesizer {name}")
+    made = synthesizer.many([[one.photos[0]] for one in people])
     return {one.id: adapter for one, adapter in zip(people, made, strict=True)}
 
 

@@ -19,12 +19,14 @@ def conditions() -> None:
         table.add_column(column, no_wrap=column == "encoder", overflow="fold")
     table.add_row("FOLDER", "avatars, 64 pixels to 128", "the bundle", "Apache-2.0", "yes")
     absent = []
-    for one in map(NAMED.get, NAMED.names()):
+    for _, one in sorted(NAMED.own.items()):
         here = "no" if one.missing else "yes"
         table.add_row(one.spelling, one.embeds, one.needs, one.licence, here)
         if one.missing:
             packages = ", ".join(one.missing)
             absent.append(f"{one.spelling} lacks {packages}: pip install 'lorasynth[{one.extra}]'")
+    for name in (name for name in NAMED.names() if name not in NAMED.own):  # not imported for this
+        table.add_row(name, "of another package", "that package", "its own", "yes")
     Console(markup=False).print(table)
     for line in absent:
         typer.echo(line)

@@ -49,31 +49,22 @@ def edit(
 
     Example: lorasynth edit me.safetensors --attribute glasses=+1 -o glasses.safetensors
     """
-    import torch
-
     from lorasynth.adapter import Adapter
     from lorasynth.adapter.files import get_format
-    from lorasynth.edit import direction, moved
 
-    steps = [_step(text) for text in attribute]
+    steps = dict(map(_step, attribute))
     writer = get_format(file_format)
     writer.target(out)
     adapter = Adapter.load(lora)
-    space = space_of(synthesizer, library)
-    known = space.library
-    change = torch.stack(
-        [size * direction(known.latents, known.columns, name) for name, size in steps]
-    ).sum(dim=0)
-    vectors, codec = space.vectors([adapter]), space.synthesizer.codec
-    metadata = replace(
-        adapter.metadata, extra=adapter.metadata.extra | {"edited": " ".join(attribute)}
-    )
-    [edited] = space.adapters(moved(codec, vectors, change), metadata)
+    _, space = space_of(synthesizer, library)
+    change = space.direction(steps)
+    stated = adapter.metadata.extra | {"edited": " ".join(attribute)}
+    moved = space.moved(adapter, change)
+    edited = replace(moved, metadata=replace(adapter.metadata, extra=stated))
     typer.echo(writer.write(edited, out))
     if strip is not None:
-        shown = [adapter]
-        for share in (0.5, 1.0, 1.5):
-            shown += space.adapters(moved(codec, vectors, share * change), metadata)
+        shares = (0.0, 0.5, 1.0, 1.5)
+        shown = [space.moved(adapter, share * change) for share in shares]
         _draw_strip(shown, strip, base, prompt, seed, device)
 
 
@@ -107,24 +98,15 @@ def interpolate(
 
     Example: lorasynth interpolate a.safetensors b.safetensors --steps 7 -o between
     """
-    import torch
-
     from lorasynth.adapter import Adapter
     from lorasynth.edit import PATHS
-    from lorasynth.edit import interpolate as interpolate_vectors
 
     if path not in PATHS:
         raise ConfigError(f"--path must be one of {', '.join(PATHS)}, but is {path!r}")
-    ends, space = [Adapter.load(start), Adapter.load(end)], space_of(synthesizer, library)
-    first, last = space.vectors(ends)
-    shares, codec = torch.linspace(0, 1, steps), space.synthesizer.codec
-    vectors = interpolate_vectors(codec, first, last, shares, PATHS[path])
-    metadata = replace(
-        ends[0].metadata,
-        synthesised=any(one.metadata.synthesised for one in ends),
-        extra={"interpolated": f"{start.name} to {end.name}"},
-    )
-    between = space.adapters(vectors, metadata)
+    first, last = Adapter.load(start), Adapter.load(end)
+    _, space = space_of(synthesizer, library)
+    shares = [step / (steps - 1) for step in range(steps)]
+    between = space.between(first, last, shares, PATHS[path])
     _write_all(between, out, file_format)
     if strip is not None:
         _draw_strip(between, strip, base, prompt, seed, device)
@@ -145,34 +127,34 @@ def sample(
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
-    """Write adapters of nobody in particular.
+    """Sample adapters unconditionally.
 
-    gaussian draws each latent with the library's mean and spread, standard from the standard normal
-    distribution, convex mixes three of the library, and diffusion samples without a condition.
+    gaussian draws each latent with the library's mean and standard deviation, standard from the
+    standard normal distribution, convex mixes three of the library, and diffusion samples without a
+    condition.
 
-    Example: lorasynth sample --prior gaussian -n 8 -o nobody --strip nobody.png
+    Example: lorasynth sample --prior gaussian -n 8 -o samples --strip samples.png
     """
     from lorasynth.hypernet import LatentRegression
     from lorasynth.sample import PRIORS
 
     if prior not in (known := ["diffusion", *PRIORS.names()]):
         raise ConfigError(f"--prior must be one of {', '.join(known)}, but is {prior!r}")
-    space = space_of(synthesizer, library)
-    names, loaded = [f"{i:03d}" for i in range(number)], space.synthesizer
+    loaded, space = space_of(synthesizer, library)
+    names, strength = [f"{i:03d}" for i in range(number)], 1.0
     if prior == "diffusion":
         if isinstance(loaded.hypernet, LatentRegression):
             raise ConfigError(
                 f"without a condition a synthesizer that is a regression, as {synthesizer} is, has "
                 f"one answer only: give one that diffuses, or --prior {PRIORS.names()[0]}"
             )
-        factors = loaded.synthesise(None, names, seed=seed, temperature=1.0)
-        vectors = loaded.layout.flatten(factors)
+        latents = loaded.latents(None, names, seed=seed, temperature=1.0)
+        strength = loaded.strength  # of what the hypernetwork predicts; a prior needs none
     else:
-        drawn = PRIORS.get(prior)(space.library.latents, names, seed)
-        vectors = loaded.codec.decode(drawn)
+        latents = PRIORS.get(prior)(space.library.latents, names, seed)
     metadata = loaded.metadata(seed)
     metadata = replace(metadata, extra=metadata.extra | {"prior": prior})
-    made = space.adapters(vectors, metadata)
+    made = space.adapters(latents, metadata, strength)
     _write_all(made, out, file_format)
     if strip is not None:
         _draw_strip(made, strip, base, prompt, seed, device)
@@ -190,6 +172,8 @@ def _draw_strip(
     adapters: "Sequence[Adapter]", path: Path, base: str, prompt: str, seed: int, device: str
 ) -> None:
     """One picture with each adapter, from the same noise, as a PNG."""
+    import torch
+
     from lorasynth.adapter import stack
     from lorasynth.base import BaseModel
     from lorasynth.base.compatibility import require_made_for
@@ -198,8 +182,8 @@ def _draw_strip(
 
     model = BaseModel.load(base, pick_device(device))
     require_made_for(model, adapters[0].metadata.base_fingerprint, "LoRA file")
-    stacked = stack([adapter.factors for adapter in adapters])
-    count = len(adapters)
-    pictures = model.sample([prompt] * count, [seed] * count, stacked)
-    write_synthetic(path, contact_sheet(pictures, count), {"Description": prompt})
+    pictures = torch.cat(
+        [model.sample([prompt], [seed], stack([adapter.factors])) for adapter in adapters]
+    )
+    write_synthetic(path, contact_sheet(pictures, len(adapters)), {"Description": prompt})
     typer.echo(path)

@@ -141,7 +141,7 @@ def train(
 
     encoder = from_dict(AvatarEncoderConfig, {"name": name, "trunk": trunk})
     config = override(ArcFaceConfig(), [f"optimisation.seed={seed}", *(settings or [])])
-    make_parent(out)
+    make_parent(out, run)
     drawn = training_subjects(series, subjects, seed, siblings, encoder.picture_size)
     pool = draw_pool(drawn, run / "pictures", workers)
     checkpoint = run / f"{name}.safetensors"
@@ -167,7 +167,7 @@ def judge(
     from lorasynth.pictures.pool import draw_pool, training_subjects
 
     config = override(JudgeConfig(), [f"optimisation.seed={seed}", *(settings or [])])
-    make_parent(out)
+    make_parent(out, run)
     drawn = training_subjects(series, subjects, seed, size=config.picture_size)
     pool = draw_pool(drawn, run / "pictures", workers)
     train_judge(pool, config, run / "judge.safetensors", pick_device(device)).cpu().save(out)

@@ -39,9 +39,10 @@ def fine_tune(
 
     Example: lorasynth fine-tune photo.png -o my-unet --steps 300
     """
-    from lorasynth.atomic import atomic_directory, make_parent
+    from lorasynth.atomic import atomic_directory, make_parent, require_replaceable
     from lorasynth.base import BaseModel
     from lorasynth.collect import Descent
+    from lorasynth.condition import framed_subject
     from lorasynth.device import pick_device
     from lorasynth.optimise import fine_tune as train
     from lorasynth.optimise import weights_of
@@ -54,12 +55,14 @@ def fine_tune(
     found = subjects_of(photos, out, "")
     for path in found:
         make_parent(path)
+        require_replaceable(path, ["config.json", "diffusion_pytorch_model*.safetensors*"])
     model = BaseModel.load(base, pick_device(device))
     with progress("fine-tune", len(found)) as advance:
         for path, pictures in found.items():
-            subject = read_subject(path.name, pictures, model.picture_size, caption)
+            subject = framed_subject(read_subject(None, pictures, caption), model.picture_size)
             weights = train(model, subject, config)
             with weights_of(model, weights), atomic_directory(path) as temporary:
+                model.denoiser.register_to_config(_name_or_path=model.name)  # not its local path
                 model.denoiser.save_pretrained(temporary)
             advance()
             typer.echo(path)
@@ -100,7 +103,7 @@ def train_ip_adapter(
     embedder, model = load_encoder(encoder, where), BaseModel.load(base, where)
     drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
     source = source_of(folder, avatars, drawn, model.picture_size)
-    make_parent(out)
+    make_parent(out, run)
     train(model, embedder, source, config, run / "ip-adapter.safetensors").save(
         out, embedder.fingerprint
     )
@@ -128,7 +131,7 @@ def ip_adapter_images(
     import torch
 
     from lorasynth.base import BaseModel, SamplingConfig
-    from lorasynth.condition import load_encoder, subject_embedding
+    from lorasynth.condition import load_encoder, subject_condition
     from lorasynth.device import pick_device
     from lorasynth.errors import ConfigError
     from lorasynth.pictures import read_photo
@@ -146,7 +149,7 @@ def ip_adapter_images(
     found = subjects_of(photos, out, ".png")
     conditions = torch.stack(
         [
-            subject_embedding(embedder, [read_photo(p) for p in paths], list(map(str, paths)))
+            subject_condition(embedder, [read_photo(p) for p in paths], list(map(str, paths)))
             for paths in found.values()
         ]
     )

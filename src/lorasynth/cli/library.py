@@ -32,6 +32,30 @@ def check(path: Where) -> None:
 
 
 @app.command()
+def annotate(
+    path: Where,
+    table: Annotated[
+        Path,
+        typer.Argument(
+            help="CSV or Parquet file with a column id and one for each fact.", show_default=False
+        ),
+    ],
+) -> None:
+    """Add facts about subjects, such as attributes to edit by, or a column split.
+
+    A text has an attribute for each of its values, a number is one; `none` says that a subject has
+    nothing of the kind. Values that are missing are allowed, but such a column is no attribute.
+
+    Example: lorasynth library annotate library people.csv
+    """
+    from lorasynth.library import Library
+    from lorasynth.library.annotations import read_facts
+
+    names = Library.open(path).annotate(read_facts(table))
+    typer.echo(f"{path}: annotated with {', '.join(names)}")
+
+
+@app.command()
 def embed(
     path: Where,
     encoder: Annotated[str, typer.Option(help="Condition encoder: a folder or a name.")],
@@ -67,6 +91,35 @@ def embed(
     model = partial(load_base, base, device, dtype, size)
     embed_imported(library, embedder, pictures, model, config)
     typer.echo(f"{path}: {len(library)} subjects embedded as {column_of(embedder)}")
+
+
+@app.command()
+def forget(
+    path: Where,
+    subjects: Annotated[list[str], typer.Argument(help="Ids of subjects.", show_default=False)],
+) -> None:
+    """Remove subjects, with all in the library that was derived from them.
+
+    What was fitted to the library before still holds what it learned from them.
+    """
+    from lorasynth.collect.failures import Failures
+    from lorasynth.errors import LibraryError
+    from lorasynth.library.forgetting import forget as take_out
+
+    failures = Failures(path)
+    failed = [name for name in subjects if name in failures.ids]
+    known = {*take_out(path, subjects), *failed}
+    failures.update({}, failed)
+    if unknown := [name for name in subjects if name not in known]:
+        raise LibraryError(
+            f"a subject must be in the library, but {unknown[0]!r} is not; "
+            f"{len(known)} of {len(subjects)} were removed: check the name"
+        )
+    typer.echo(
+        f"{path}: {len(known)} subjects removed, with their factors, vectors, embeddings and "
+        "latents. A codec and a hypernetwork that learned from them, and LoRA files of them, are "
+        "elsewhere: fit and train again, and delete those files"
+    )
 
 
 @app.command()

@@ -127,7 +127,7 @@ def check(
     from lorasynth.base.outline import outline
 
     adapter = Adapter.load(file)
-    misfits = outline(base).misfits(adapter)
+    misfits = outline(base).misfits(adapter.layout)
     for line in misfits:
         typer.echo(line)
     if misfits:

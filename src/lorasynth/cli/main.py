@@ -1,7 +1,13 @@
 """The command `lorasynth`: groups of commands, and what happens to errors."""
 
 import os
-from typing import Annotated, Any
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import IO, Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
@@ -33,7 +39,7 @@ from lorasynth.cli import (
     train,
 )
 from lorasynth.cli.quiet import quiet
-from lorasynth.errors import ConfigError, LorasynthError
+from lorasynth.errors import ConfigError, LorasynthError, escaped
 from lorasynth.progress import console
 
 #: Commands that several processes of a launcher run together.
@@ -63,14 +69,54 @@ class Commands(TyperGroup):
         """Run a command."""
         quiet()
         try:
-            return super().invoke(ctx)
+            with _ended_as_by_ctrl_c(), redirect_stdout(cast("IO[str]", _Escaping(sys.stdout))):
+                return super().invoke(ctx)
         except LorasynthError as error:
             _say(f"error: {error}", "red")
+            raise typer.Exit(2) from error
+        except OSError as error:  # a disk that is full or read-only, too many open files
+            _say(escaped(f"error: the system refused a file ({error}): make room for it"), "red")
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             safe = str(error) or "what was finished is kept; run the same command to go on"
             _say(f"interrupted: {safe}", "yellow")
             raise typer.Exit(130) from error
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM, which schedulers send, end a command as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Escaping:
+    """Standard output in which names out of files do not act on a terminal.
+
+    Colours pass on a terminal, since rich writes them.
+    """
+
+    _colour = re.compile("(\x1b\\[[0-9;]*m)")
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        if not isinstance(text, str):  # which is how typer finds out that this is no binary stream
+            raise TypeError(f"text must be written, but got {type(text).__name__}")
+        parts = self._colour.split(text) if self._stream.isatty() else [text]
+        parts[::2] = [escaped(part, kept="\n\t") for part in parts[::2]]
+        self._stream.write("".join(parts))
+        return len(text)
 
 
 def _say(line: str, style: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lorasynth.adapter import AdapterMetadata, Factors, Layout
     from lorasynth.adapter.files import LoraFormat
     from lorasynth.collect.loop import OnStep
+    from lorasynth.condition import ConditionEncoder
     from lorasynth.library import Library
     from lorasynth.optimise import Coordinates, Decode
     from lorasynth.pictures import Subject
@@ -54,13 +55,16 @@ def blend(
     if over not in ("latents", "adapters"):
         raise ConfigError(f"--over must be latents or adapters, but is {over!r}")
     config = override(MixtureConfig(), _descent(steps, seed, settings))
-    job = _Job(photos, out, caption, base, file_format, device)
+    places = _Places.of(photos, out, file_format)
+    loaded = space_of(synthesizer, library) if over == "latents" else None
+    encoder = None if loaded is None else loaded[0].encoder
+    job = _Job(places, caption, base, device, encoder)
     decode: Decode
-    if over == "latents":
-        synth, known = space_of(synthesizer, library)
+    if loaded is not None:
+        synth, space = loaded
         synth.codec.to(job.base.device)
-        rows, layout, decode = known.latents, synth.layout, synth.decode
-        metadata, whose = synth.metadata(seed), "synthesizer"
+        rows, layout, decode = space.library.latents, synth.layout, synth.decode
+        metadata, whose = synth.metadata(seed, strength=1.0), "synthesizer"
     else:
         opened = Library.open(library)
         _require_room(opened)
@@ -118,9 +122,10 @@ def invert(
     if start not in ("mean", "synthesised"):
         raise ConfigError(f"--start must be mean or synthesised, but is {start!r}")
     config = override(InversionConfig(), _descent(steps, seed, settings))
-    job = _Job(photos, out, caption, base, file_format, device)
-    space = space_of(synthesizer, library)
-    synth, known = space.synthesizer, space.library.latents
+    places = _Places.of(photos, out, file_format)
+    synth, space = space_of(synthesizer, library)
+    job = _Job(places, caption, base, device, synth.encoder)
+    known = space.library.latents
     begin = None
     if start == "synthesised":
         embeddings = torch.stack([synth.embed(paths) for paths in job.paths])
@@ -128,7 +133,7 @@ def invert(
         begin = synth.latents(embeddings, names, seed=seed)
     synth.codec.to(job.base.device)
     inversion = Inversion(config, len(job.subjects), known, synth.decode, begin)
-    job.descend(inversion, synth.layout, synth.metadata(seed), "invert")
+    job.descend(inversion, synth.layout, synth.metadata(seed, strength=1.0), "invert")
 
 
 def refine(
@@ -136,6 +141,13 @@ def refine(
     photos: Photos,
     out: Out,
     caption: Caption = PORTRAIT,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="Encoder that finds the face, around which photos are cut: a folder, or a name "
+            "that `lorasynth conditions` lists; default: they are cut where their detail is."
+        ),
+    ] = None,
     base: Base = "bundle/base",
     file_format: Format = "kohya",
     steps: Steps = None,
@@ -152,6 +164,7 @@ def refine(
     from lorasynth.adapter import Adapter, map_factors
     from lorasynth.base.compatibility import require_made_for
     from lorasynth.collect import PRESETS, train_fleet
+    from lorasynth.condition import load_encoder
     from lorasynth.pictures.files import SUFFIXES
 
     if lora.suffix.lower() in SUFFIXES:
@@ -159,7 +172,9 @@ def refine(
     adapter = Adapter.load(lora)
     stated = [] if steps is None else [f"steps={steps}"]
     recipe = override(PRESETS["refine"], [*stated, f"seed={seed}", *(settings or [])])
-    job = _Job(photos, out, caption, base, file_format, device)
+    places = _Places.of(photos, out, file_format)
+    looking = None if encoder is None else load_encoder(encoder)
+    job = _Job(places, caption, base, device, looking)
     if len(job.subjects) > 1:
         raise ConfigError(
             f"a LoRA is refined with pictures of its one subject, but got {len(job.subjects)} "
@@ -169,7 +184,33 @@ def refine(
     anchor = map_factors(lambda part: part[None].float(), adapter.factors)
     with job.progress("refine", recipe.steps) as on_step:
         trained = train_fleet(job.base, recipe, job.subjects, anchor=anchor, on_step=on_step)
-    job.write(trained.factors, adapter.layout, adapter.metadata, f"refine {recipe.steps}")
+    # Trained further, its update is no longer a multiple of what was decoded.
+    extra = {name: text for name, text in adapter.metadata.extra.items() if name != "strength"}
+    metadata = replace(adapter.metadata, extra=extra)
+    job.write(trained.factors, adapter.layout, metadata, f"refine {recipe.steps}")
+
+
+class _Places(NamedTuple):
+    """How files are written, and the photos that each is made of."""
+
+    writer: "LoraFormat"
+    found: dict[Path, list[Path]]
+
+    @classmethod
+    def of(cls, photos: Sequence[Path], out: Path, file_format: str) -> "_Places":
+        """Find the photos, and check that all can be written, before anything is loaded.
+
+        Raises:
+            LorasynthError: a folder has no photos, or an output cannot be written or is misnamed.
+        """
+        from lorasynth.adapter.files import get_format
+        from lorasynth.atomic import make_parent
+
+        writer = get_format(file_format)
+        found = subjects_of(photos, out, writer.suffix)
+        for path in found:
+            make_parent(writer.target(path))
+        return cls(writer, found)
 
 
 class _Job:
@@ -177,31 +218,27 @@ class _Job:
 
     def __init__(
         self,
-        photos: Sequence[Path],
-        out: Path,
+        places: "_Places",
         caption: str,
         base: str,
-        file_format: str,
         device: str,
+        encoder: "ConditionEncoder | None" = None,
     ) -> None:
-        from lorasynth.adapter.files import get_format
-        from lorasynth.atomic import make_parent
         from lorasynth.base import BaseModel
+        from lorasynth.condition import framed_subject
         from lorasynth.device import pick_device
         from lorasynth.pictures.folders import read_subject
         from lorasynth.synthesizer import Stages
 
-        self.writer: LoraFormat = get_format(file_format)
-        found = subjects_of(photos, out, self.writer.suffix)
-        for path in found:
-            make_parent(self.writer.target(path))
+        self.writer, found = places
         self.stages = Stages()
         with self.stages.stage("load"):
             self.base = BaseModel.load(base, pick_device(device))
         self.outs, self.paths = list(found), list(found.values())
+        looking = [] if encoder is None else [encoder]
         self.subjects: list[Subject] = [
-            read_subject(path.stem, pictures, self.base.picture_size, caption)
-            for path, pictures in found.items()
+            framed_subject(read_subject(None, pictures, caption), self.base.picture_size, looking)
+            for pictures in self.paths
         ]
 
     @contextmanager

@@ -23,7 +23,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, mps or cuda[:N].")]
 Workers = Annotated[int, typer.Option(help="Processes that draw pictures.", min=1)]
 Seed = Annotated[int, typer.Option(help="Seed of every random stream.")]
 Run = Annotated[Path, typer.Option(help="Folder for checkpoints; the same folder resumes.")]
-Base = Annotated[str, typer.Option(help="Base model: a pipeline folder or hub id.")]
+Base = Annotated[str, typer.Option(help="Base model: a pipeline folder, or hub:owner/name.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Override an option; may be repeated."),
@@ -95,7 +95,7 @@ def load_base(
     slicing: bool = False,
     checkpointing: bool = False,
 ) -> "BaseModel":
-    """The base model of a command's options.
+    """The base model of a command's options; on the device `meta` without its weights.
 
     Raises:
         ConfigError: there is no such device or number format.
@@ -106,6 +106,11 @@ def load_base(
     from lorasynth.base import BaseModel, Memory
     from lorasynth.device import pick_device
 
+    if device == "meta":  # to compare with, where its weights are here; else they are fetched
+        sketch = BaseModel.load(base, device, picture_size=size)
+        if sketch.fingerprint:
+            return sketch
+        device = "cpu"
     formats = ("float32", "bfloat16", "float16")
     if dtype not in formats:
         raise ConfigError(f"--dtype must be one of {', '.join(formats)}, but is {dtype!r}")
@@ -126,7 +131,8 @@ def anchor_of(name: str | None, base: "BaseModel") -> "Synthesizer | None":
 
     if name is None:
         return None
-    synthesizer = Synthesizer.from_pretrained(name, device=base.device)
+    device = "cpu" if base.device.type == "meta" else base.device
+    synthesizer = Synthesizer.from_pretrained(name, device=device)
     require_made_for(base, synthesizer.base_fingerprint, f"synthesizer {name}")
     return synthesizer
 

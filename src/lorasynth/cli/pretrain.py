@@ -1,5 +1,6 @@
 """`lorasynth pretrain`: a synthesizer from pictures alone, before there is a library."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ from lorasynth.cli.options import (
     preset_of,
 )
 from lorasynth.cli.subjects import Avatars, Folder, Pictures, Series, Split, source_of
+from lorasynth.cli.synth import Strict
 
 RecipeSettings = Annotated[
     list[str] | None,
@@ -52,6 +54,7 @@ def pretrain(
     gradient_checkpointing: Checkpointing = False,
     attention_slicing: Slicing = False,
     size: Size = None,
+    strict: Strict = False,
     device: Device = "auto",
 ) -> None:
     """Train a synthesizer through the base model's denoising loss; run again to resume.
@@ -67,7 +70,9 @@ def pretrain(
     from lorasynth.atomic import make_parent
     from lorasynth.condition import load_encoder
     from lorasynth.device import pick_device
+    from lorasynth.learned import learned_from
     from lorasynth.predict import PredictorTraining, train_predictor
+    from lorasynth.predict.tasks import ENCODED
     from lorasynth.synthesizer import Synthesizer
 
     config = override(PredictorTraining(), [f"optimisation.seed={seed}", *(settings or [])])
@@ -83,9 +88,12 @@ def pretrain(
     )
     drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
     source = source_of(folder, avatars, drawn, model.picture_size, caption)
-    make_parent(out)
+    make_parent(out, run)
     checkpoint = run / "pretrain.safetensors"
-    made = train_predictor(model, embedder, source, adapted, config, checkpoint)
+    made = train_predictor(model, embedder, source, adapted, config, checkpoint, strict=strict)
     parts = (model, made.layout, embedder, made.hypernet, made.codec)
-    Synthesizer.of(*parts, trigger_phrase=trigger).save(out)
-    typer.echo(f"{out}: trained on {len(source.ids)} subjects")
+    made_of = Synthesizer.of(*parts, trigger_phrase=trigger)
+    replace(made_of, learned=learned_from(made.ids)).save(out)
+    left_out = len(source.ids) - len(made.ids)
+    why = f", {left_out} left out ({run / ENCODED}.failures.json)" if left_out else ""
+    typer.echo(f"{out}: trained on {len(made.ids)} subjects{why}")

@@ -33,7 +33,8 @@ def source_of(
 ) -> "SubjectSource":
     """Subjects from a folder, or `avatars` drawn ones with the options `drawn`.
 
-    A picture of the folder that has no caption of its own has `caption`.
+    Avatars are drawn with `size` pixels; a photo of the folder that has no caption of its own has
+    `caption`.
 
     Raises:
         ConfigError: neither is given, or both.
@@ -43,7 +44,7 @@ def source_of(
     from lorasynth.pictures import AvatarSubjects, subjects_in
 
     if folder is not None and avatars is None:
-        return subjects_in(folder, size, caption)
+        return subjects_in(folder, caption)
     if avatars is None or folder is not None:
         raise ConfigError("subjects must come from either --folder or --avatars: give exactly one")
     return from_dict(AvatarSubjects, {**drawn, "count": avatars, "size": size})

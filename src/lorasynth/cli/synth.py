@@ -26,7 +26,7 @@ Out = Annotated[
         "--out", "-o", help="LoRA file (peft: folder) to write; for several subjects a folder."
     ),
 ]
-Where = Annotated[str, typer.Option(help="Synthesizer: a folder or hub id.")]
+Where = Annotated[str, typer.Option(help="Synthesizer: a folder, or hub:owner/name.")]
 Format = Annotated[
     str,
     typer.Option(
@@ -48,6 +48,9 @@ Face = Annotated[
 ]
 
 
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Stop at the first subject that cannot be used.")
+]
 Attribute = Annotated[
     list[str] | None,
     typer.Option(
@@ -69,12 +72,18 @@ def synth(
     temperature: Temperature = None,
     face: Face = None,
     attribute: Attribute = None,
+    strict: Strict = False,
     device: Device = "auto",
 ) -> None:
     """Make a LoRA file for the subject of one or several pictures.
 
+    Of several subjects, one that cannot be used is left out and named; the exit status is 0 if any
+    file was written, and 2 if none was.
+
     Consent: of a person only with that person's consent. Every file says that it is synthesised.
     """
+    import torch
+
     from lorasynth.adapter.files import get_format
     from lorasynth.device import pick_device
     from lorasynth.synthesizer import Stages, Synthesizer
@@ -87,21 +96,36 @@ def synth(
     facts = dict(map(_fact, attribute or []))
     with stages.stage("load"):
         synthesise = Synthesizer.from_pretrained(synthesizer, device=pick_device(device))
-    written = synthesise.write(
-        list(subjects.values()),
-        list(subjects),
+    console.print(f"{synthesizer} knows {synthesise.knows}.", soft_wrap=True)
+    conditions, left_out = {}, {}
+    for path, pictures in subjects.items():
+        try:
+            conditions[path] = synthesise.embed(pictures, stages, face, facts)
+        except PictureError as error:
+            if strict or len(subjects) == 1:
+                raise
+            left_out[path.stem] = error
+    written = synthesise.write_conditions(
+        torch.stack(list(conditions.values())) if conditions else torch.zeros(0, 0),
+        list(conditions),
         file_format,
         seed=seed,
         guidance=guidance,
         steps=steps,
         temperature=temperature,
-        face=face,
-        facts=facts,
         stages=stages,
     )
     print_times(stages)
     for path in written:
         typer.echo(path)
+    for name, reason in left_out.items():
+        typer.echo(f"left out {name}: {reason}", err=True)
+    if left_out:
+        typer.echo(f"{len(written)} subjects written, {len(left_out)} left out", err=True)
+    if not written:
+        raise PictureError(
+            f"a subject must have photos that can be used, but none of the {len(left_out)} has"
+        )
 
 
 def _fact(text: str) -> tuple[str, str]:
@@ -117,16 +141,18 @@ def subjects_of(photos: Sequence[Path], out: Path, suffix: str) -> dict[Path, li
     Raises:
         PictureError: a folder has no pictures, neither itself nor in its subfolders.
     """
-    from lorasynth.pictures import pictures_in
+    from lorasynth.pictures.folders import Tally, pictures_in, subjects_below
 
     if len(photos) > 1 or not photos[0].is_dir():
         return {out: list(photos)}
-    [folder] = photos
-    if found := pictures_in(folder):
-        return {out: found}
-    subfolders = sorted(path for path in folder.iterdir() if path.is_dir())
-    pictures = {path.name: pictures_in(path) for path in subfolders}
-    subjects = {out / f"{name}{suffix}": found for name, found in pictures.items() if found}
+    [folder], tally = photos, Tally()
+    if found := pictures_in(folder, tally):
+        tally.subjects, subjects = 1, {out: found}
+    else:
+        tally = Tally()
+        below = subjects_below(folder, tally)
+        subjects = {out / f"{name}{suffix}": paths for name, paths in below.items()}
+    tally.say(folder)
     if not subjects:
         raise PictureError(
             f"a folder of subjects must hold pictures, or folders of pictures, but {folder} has "

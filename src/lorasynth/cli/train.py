@@ -30,6 +30,9 @@ Around = Annotated[
         "what that misses, and how far that scatters.",
     ),
 ]
+Split = Annotated[
+    str, typer.Option(help="Learn from the adapters of this split of the table; all for every one.")
+]
 Library = Annotated[Path, typer.Argument(help="Library of adapters.", show_default=False)]
 
 
@@ -38,9 +41,7 @@ def fit(
     library: Library,
     out: Annotated[Path, typer.Option("--out", "-o", help="Codec folder to write.")],
     settings: Settings = None,
-    split: Annotated[
-        str | None, typer.Option(help="Fit to the adapters of this split of the table alone.")
-    ] = None,
+    split: Split = "train",
     memory: Annotated[
         str | None,
         typer.Option(
@@ -77,9 +78,8 @@ def fit(
 
     config = override(CODECS.get(codec).config_class(), settings)
     limit = memory_of(memory)
-    make_parent(out)
-    adapters = Library.open(library)
-    source = adapters if split is None else adapters.where("split", split)
+    make_parent(out, run)
+    source = Library.open(library).training(split)
     fitted = fit_into(
         out,
         codec,
@@ -110,6 +110,7 @@ def train(
         typer.Option(help="Weight of the synthesizer's noise, such as 0.5 for likeness.", min=0),
     ] = 1.0,
     trigger: Trigger = TRIGGER,
+    split: Split = "train",
     base: Base = "bundle/base",
     run: Run = Path("runs/train"),
     settings: Settings = None,
@@ -131,17 +132,19 @@ def train(
     from lorasynth.condition import load_encoder
     from lorasynth.hypernet import train as training
     from lorasynth.hypernet.library_data import training_set
+    from lorasynth.learned import learned_from
     from lorasynth.library import Library
     from lorasynth.synthesizer import Synthesizer
 
     stated = [f"optimisation.seed={seed}", *(settings or [])]
     config = override(training.HypernetConfig(), stated)
-    adapters, embedder, fitted = Library.open(library), load_encoder(encoder), load_codec(codec)
-    model = BaseModel.load(base)
-    require_made_for(model, adapters.info.base_fingerprint, f"library {library}")
-    require_fits(model, adapters.layout)
+    opened, embedder, fitted = Library.open(library), load_encoder(encoder), load_codec(codec)
+    adapters = opened.training(split)
+    model = BaseModel.load(base, "meta")
+    require_made_for(model, opened.info.base_fingerprint, f"library {library}")
+    require_fits(model, opened.layout)
     around = anchor_of(anchor, model)
-    make_parent(out)
+    make_parent(out, run)
     accelerator = _accelerator(device)
     data = training_set(adapters, fitted, column_of(embedder))
     hypernet = training.train(
@@ -153,9 +156,14 @@ def train(
     )
     if accelerator.is_main_process:
         made = Synthesizer.of(
-            model, adapters.layout, embedder, hypernet, fitted, trigger_phrase=trigger
+            model, opened.layout, embedder, hypernet, fitted, trigger_phrase=trigger
         )
-        replace(made, strength=strength, temperature=temperature).save(out)
+        made = replace(made, base_fingerprint=opened.info.base_fingerprint)
+        learned = learned_from(adapters.ids) | fitted.learned
+        if around is not None:
+            learned |= around.learned
+        made = replace(made, strength=strength, temperature=temperature, learned=learned)
+        made.save(out)
         typer.echo(f"{out}: trained on {len(adapters)} adapters")
     accelerator.end_training()
 

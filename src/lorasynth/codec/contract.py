@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lorasynth.config import from_dict, read_json, to_dict
 from lorasynth.errors import BundleError, LayoutError, LibraryError
+from lorasynth.learned import Learned
 from lorasynth.registry import Registry
 from lorasynth.weights import CONFIG_FILE, load_module, save_module
 
@@ -43,6 +44,7 @@ class Codec(nn.Module, ABC):
 
     Attributes:
         report: figures of the fit, in JSON values; saved with the codec.
+        learned: the subjects that it was fitted to; saved with the codec.
     """
 
     config_class: ClassVar[type[Any]]
@@ -53,6 +55,7 @@ class Codec(nn.Module, ABC):
         self.width = width
         self.latents = latents
         self.report: dict[str, Any] = {}
+        self.learned: Learned = frozenset()
 
     @classmethod
     @abstractmethod
@@ -118,6 +121,7 @@ class Codec(nn.Module, ABC):
             "latents": self.latents,
             "config": to_dict(self.config),
             "report": self.report,
+            "learned": sorted(self.learned),
         }
         save_module(folder, self, WEIGHTS_FILE, description, half=half)
 
@@ -142,6 +146,7 @@ def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
         ) from error
     codec = load_module(lambda: kind(config, width, latents), folder / WEIGHTS_FILE, device)
     codec.report = description.get("report", {})
+    codec.learned = frozenset(description.get("learned", ()))
     return codec
 
 

@@ -26,6 +26,7 @@ from lorasynth.collect.fleet import Fleet, train_fleet
 from lorasynth.collect.fleet_size import empty_cache, fitting_size
 from lorasynth.collect.prior import kept_class_latents
 from lorasynth.collect.recipe import Recipe
+from lorasynth.condition import ConditionEncoder, framed_subject, subject_conditions
 from lorasynth.device import is_out_of_memory
 from lorasynth.errors import CollectionError, LibraryError, PictureError
 from lorasynth.library import Library
@@ -33,7 +34,7 @@ from lorasynth.pictures import Subject, SubjectSource
 from lorasynth.progress import Advance, console, progress
 
 #: What the library's table says of the training of each adapter, rather than of its subject.
-RUN_COLUMNS = ("seed", "recipe", "attempt", "pictures", "loss", "losses", "seconds")
+RUN_COLUMNS = ("seed", "recipe", "attempt", "pictures", "loss", "losses")
 
 #: Parts of a training that `losses` has a mean of.
 _LOGGED = 20
@@ -49,12 +50,14 @@ class CollectionReport:
     Attributes:
         collected: subjects whose adapters joined the library in this run.
         failed: subject -> why it has no adapter.
+        conditions: of the collected subjects, if an encoder looked at them.
         fleet_size: at the end; smaller than asked for if memory ran out.
         seconds: spent in this run.
     """
 
     collected: list[str]
     failed: dict[str, str]
+    conditions: dict[str, Float[Tensor, "j m"]]
     fleet_size: int
     seconds: float
 
@@ -69,6 +72,7 @@ def collect(
     gauge: str | None = None,
     anchor: Anchor | None = None,
     gate: Gate | None = None,
+    encoder: ConditionEncoder | None = None,
     classes: Float[Tensor, "p c h w"] | None = None,
     attempts: int = 2,
     earlier: Mapping[str, int] | None = None,
@@ -89,9 +93,11 @@ def collect(
             as fit into the free memory (`lorasynth.collect.fleet_size`).
         gauge: of the canonical vectors of a new library; the raw factors are kept beside them.
             None: `shared` where only B is trained, else `procrustes`.
-        anchor: foretells the adapters that training starts from, and that the recipe's decay pulls
+        anchor: predicts the adapters that training starts from, and that the recipe's decay pulls
             toward; a library has one anchor.  None: start as the recipe says.
         gate: judges each fleet; adapters that fail stay out of the library.
+        encoder: looks at each photo, which is then cut around the face; a subject in which it finds
+            nothing is left out.
         classes: latents of the pictures that the recipe's prior asks for; None: those that are
             kept beside the library.
         attempts: how often an adapter is trained before its subject is left out.
@@ -117,6 +123,7 @@ def collect(
         recipe,
         anchor,
         gate,
+        encoder,
         fleet_size or 1,
         dtype,
         classes,
@@ -133,6 +140,7 @@ def collect(
     return CollectionReport(
         collected=run.collected,
         failed=run.failed,
+        conditions=run.conditions,
         fleet_size=run.fleet_size,
         seconds=time.monotonic() - start,
     )
@@ -261,12 +269,14 @@ class _Run:
     recipe: Recipe
     anchor: Anchor | None
     gate: Gate | None
+    encoder: ConditionEncoder | None
     fleet_size: int
     dtype: torch.dtype
     classes: Float[Tensor, "p c h w"] | None
     earlier: Mapping[str, int]
     collected: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    conditions: dict[str, Float[Tensor, "j m"]] = field(default_factory=dict)
 
     def prepare(self, pending: Sequence[str], *, choose_size: bool) -> None:
         """Make what all fleets share, and choose their size if it is not given."""
@@ -296,11 +306,10 @@ class _Run:
         """Train `pending` subjects, fleet after fleet."""
         while pending:
             ids, rest = pending[: self.fleet_size], pending[self.fleet_size :]
-            subjects, anchors = self._foretold(self._load(ids))
-            start = time.monotonic()
+            subjects, anchors = self._predicted(self._load(ids))
             fleet = self._fleet(subjects, anchors, advance) if subjects else None
             if fleet is not None:
-                self._keep(fleet, subjects, (time.monotonic() - start) / len(subjects))
+                self._keep(fleet, subjects)
             elif subjects:
                 self._halve(len(subjects))
                 continue
@@ -310,25 +319,28 @@ class _Run:
         """The subjects whose pictures can be used; the others become failures."""
         subjects: list[Subject] = []
         broken: Broken = {}
+        looking = (self.encoder, None if self.anchor is None else self.anchor.encoder)
+        encoders = [one for one in looking if one is not None]
         for name in ids:
             try:
-                subjects.append(self.source.load(name))
+                subject = self.source.load(name)
+                subjects.append(framed_subject(subject, self.base.picture_size, encoders))
             except PictureError as error:
                 broken[name] = {"reason": str(error)}
         self._fail(broken)
         return subjects
 
-    def _foretold(self, subjects: list[Subject]) -> tuple[list[Subject], Factors | None]:
+    def _predicted(self, subjects: list[Subject]) -> tuple[list[Subject], Factors | None]:
         """What the anchor says of subjects; those that it cannot read become failures."""
         if self.anchor is None or not subjects:
             return subjects, None
         try:
-            return subjects, self.anchor.foretell(subjects)
+            return subjects, self.anchor.predict(subjects)
         except PictureError as error:  # no face in a picture, for example
             if len(subjects) == 1:
                 self._fail({subjects[0].id: {"reason": str(error)}})
                 return [], None
-        return self._foretold([one for each in subjects for one in self._foretold([each])[0]])
+        return self._predicted([one for each in subjects for one in self._predicted([each])[0]])
 
     def _fleet(
         self, subjects: Sequence[Subject], anchors: Factors | None, advance: Advance
@@ -373,7 +385,7 @@ class _Run:
         )
         empty_cache(self.base.device)
 
-    def _keep(self, fleet: Fleet, subjects: Sequence[Subject], seconds: float) -> None:
+    def _keep(self, fleet: Fleet, subjects: Sequence[Subject]) -> None:
         """Append the adapters that are fit for use; list the others as failures."""
         factors = map_factors(lambda part: part.float().cpu(), fleet.factors)
         last = fleet.losses[:, -self.recipe.averaged_steps :].mean(dim=1).tolist()
@@ -382,7 +394,7 @@ class _Run:
         rows: list[dict[str, Any]] = []
         for subject, loss, losses in zip(subjects, last, curves, strict=True):
             run = (self.recipe.seed, self.recipe.fingerprint, self._attempt(subject))
-            facts = (*run, len(subject.pictures), loss, losses, seconds)
+            facts = (*run, len(subject.photos), loss, losses)
             stated = dict(zip(RUN_COLUMNS, facts, strict=True))
             rows.append({**subject.attributes, "id": subject.id, **stated})
         fit, broken = self._judge(factors, subjects, rows)
@@ -391,6 +403,9 @@ class _Run:
             self.library.append(_select(factors, fit), kept)
         names = [row["id"] for row in kept]
         self.collected += names
+        if self.encoder is not None:
+            chosen = (subjects[index] for index in fit.tolist())
+            self.conditions |= {one.id: subject_conditions(self.encoder, one) for one in chosen}
         self._fail(broken, names)
 
     def _judge(

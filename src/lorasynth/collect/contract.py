@@ -8,6 +8,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from lorasynth.adapter import Factors
+from lorasynth.condition import ConditionEncoder
 from lorasynth.pictures import Subject
 
 
@@ -26,16 +27,20 @@ class Verdict:
 
 @runtime_checkable
 class Anchor(Protocol):
-    """Foretells adapters to start from and to be pulled toward, such as a synthesizer's.
+    """Predicts adapters to start from and to be pulled toward, such as a synthesizer's.
 
     Attributes:
-        fingerprint: identifies what foretells; a library has one anchor.
+        fingerprint: identifies what predicts; a library has one anchor.
+        encoder: looks at the photos of a subject before they are cut; None where nothing does.
     """
+
+    @property
+    def encoder(self) -> ConditionEncoder | None: ...  # noqa: D102
 
     @property
     def fingerprint(self) -> str: ...  # noqa: D102
 
-    def foretell(self, subjects: Sequence[Subject]) -> Factors:
+    def predict(self, subjects: Sequence[Subject]) -> Factors:
         """Adapters for `subjects`, stacked in the same order; each depends on its own alone."""
         ...
 

@@ -14,7 +14,7 @@ from lorasynth.pictures import Subject, SubjectSource
 
 #: Columns of a library's table that say nothing of the subjects, but name them, or tell of the
 #: training of their adapters.
-NO_FACTS = frozenset({"id", *RUN_COLUMNS, *GATE_COLUMNS})
+NO_FACTS = frozenset({"id", "seconds", *RUN_COLUMNS, *GATE_COLUMNS})
 
 
 def facts_of(library: Library) -> dict[str, dict[str, str | float]]:
@@ -62,6 +62,6 @@ class DescribedSubjects:
         facts = self._facts[subject_id]
         if self.source is None:
             none = torch.zeros(0, 1, 1, 3, dtype=torch.uint8)
-            return Subject(id=subject_id, pictures=none, captions=[], attributes=facts)
+            return Subject(id=subject_id, photos=none, captions=[], attributes=facts)
         subject = self.source.load(subject_id)
         return replace(subject, attributes={**subject.attributes, **facts})

@@ -1,13 +1,12 @@
 """The embeddings of a library's subjects, as a column beside their adapters."""
 
-import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.condition import ConditionEncoder, embed_subject
+from lorasynth.condition import ConditionEncoder, subject_conditions
 from lorasynth.condition.named import as_word
 from lorasynth.errors import LibraryError
 from lorasynth.library import Library
@@ -30,6 +29,7 @@ def embed_library(
     source: SubjectSource,
     encoder: ConditionEncoder,
     embed: Callable[[Sequence[str]], Iterable[Tensor]] | None = None,
+    known: Mapping[str, Float[Tensor, "_ m"]] | None = None,
 ) -> Float[Tensor, "N P m"]:
     """Embed the training pictures of every subject, attach them as a column, and return them.
 
@@ -40,6 +40,7 @@ def embed_library(
         source: where the pictures come from; P is the number that every subject has at least.
         encoder: whose name names the column.
         embed: embeds subjects, one after another; None for this process.
+        known: conditions of subjects that were looked at already, by their ids.
 
     Raises:
         LibraryError: the library is empty.
@@ -65,17 +66,24 @@ def embed_library(
                 parts.append(read_weights(path)["embeddings"])
                 advance(len(some))
                 continue
-            rows = []
-            here = (embed_subject(encoder, source.load(i)) for i in some)
-            for row in here if embed is None else embed(some):
-                rows.append(row.cpu())
+            found = {one: rows for one, rows in (known or {}).items() if one in set(some)}
+            advance(len(found))
+            missing = [one for one in some if one not in found]
+            here = (subject_conditions(encoder, source.load(one)) for one in missing)
+            embedded = here if embed is None or not missing else embed(missing)
+            for one, row in zip(missing, embedded, strict=True):
+                found[one] = row.cpu()
                 advance()
+            rows = [found[one] for one in some]
             parts.append(as_many_of_each(rows))
             if len(ids) > _PART:
                 write_weights(path, {"embeddings": parts[-1]})
     embeddings = as_many_of_each([row for part in parts for row in part])
     library.attach(name, embeddings)
-    shutil.rmtree(finished, ignore_errors=True)
+    for path in finished.glob(f"{8 * '[0-9]'}-*.safetensors"):
+        path.unlink(missing_ok=True)
+    if finished.is_dir() and not any(finished.iterdir()):
+        finished.rmdir()
     return embeddings
 
 

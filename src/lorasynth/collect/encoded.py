@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from lorasynth.base import BaseModel, Texts
+from lorasynth.condition import framed_subject
 from lorasynth.errors import CollectionError
 from lorasynth.pictures import Subject
 
@@ -53,6 +54,8 @@ class EncodedSubjects:
 def encode_subjects(base: BaseModel, subjects: Iterable[Subject]) -> EncodedSubjects:
     """Encode subject by subject, so that the result does not depend on the fleet.
 
+    Photos that are not squares of the base model's size are cut (`framing.frame`).
+
     Each subject is taken once and let go, so they need not all be in memory.
 
     Raises:
@@ -60,13 +63,13 @@ def encode_subjects(base: BaseModel, subjects: Iterable[Subject]) -> EncodedSubj
     """
     latents, texts = [], []
     for subject in subjects:
-        if not 0 < len(subject.pictures) == len(subject.captions):
+        if not 0 < len(subject.photos) == len(subject.captions):
             raise CollectionError(
                 "a subject must have at least one picture and a caption for each, but "
-                f"{subject.id!r} has {len(subject.pictures)} pictures and "
+                f"{subject.id!r} has {len(subject.photos)} pictures and "
                 f"{len(subject.captions)} captions"
             )
-        latents.append(base.encode_pictures(subject.pictures))
+        latents.append(base.encode_pictures(framed_subject(subject, base.picture_size).pictures))
         texts.append(base.encode_prompts(subject.captions))
     if not latents:
         raise CollectionError("a fleet must have at least one subject, but got none")

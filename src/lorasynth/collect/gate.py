@@ -9,7 +9,7 @@ import torch
 from lorasynth.adapter import Factors
 from lorasynth.base import MEASURED, BaseModel, SamplingConfig
 from lorasynth.collect.contract import Verdict
-from lorasynth.condition import ConditionEncoder
+from lorasynth.condition import ConditionEncoder, seen_in
 from lorasynth.measure.likeness import likeness
 from lorasynth.pictures import Subject
 from lorasynth.randomness import stream_seed
@@ -49,10 +49,10 @@ class LikenessGate:
             prompts += islice(cycle(subject.captions), self.samples)
             seeds += [stream_seed(self.seed, "gate", subject.id, i) for i in range(self.samples)]
         pictures = self.base.sample(prompts, seeds, factors, self.sampling)
-        made = self.encoder.embed(pictures).unflatten(0, (len(subjects), self.samples))
+        made = self.encoder.see(pictures).embeddings.unflatten(0, (len(subjects), self.samples))
         found = torch.stack(
             [
-                likeness(samples[None], self.encoder.embed(subject.pictures)[None]).squeeze()
+                likeness(samples[None], seen_in(self.encoder, subject).embeddings[None]).squeeze()
                 for samples, subject in zip(made, subjects, strict=True)
             ]
         )

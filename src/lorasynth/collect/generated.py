@@ -12,7 +12,7 @@ from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.base.compatibility import require_fits
 from lorasynth.collect.described import DescribedSubjects, facts_of
 from lorasynth.collect.embedding import embed_library
-from lorasynth.condition import CompositeEncoder, ConditionEncoder, embed_made, size_to_embed
+from lorasynth.condition import SHOWN, ConditionEncoder, seen_in, subject_conditions
 from lorasynth.errors import ConfigError, LibraryError
 from lorasynth.library import Library
 from lorasynth.pictures import Subject, subjects_in
@@ -85,7 +85,7 @@ class GeneratedSubjects:
             for subject_id, pictures in zip(some, made.split(each), strict=True):
                 yield Subject(
                     id=subject_id,
-                    pictures=pictures,
+                    photos=pictures,
                     captions=[config.prompt] * each,
                     attributes=self._facts[subject_id],
                 )
@@ -94,7 +94,7 @@ class GeneratedSubjects:
         self, encoder: ConditionEncoder, ids: Sequence[str]
     ) -> Iterator[Float[Tensor, "k m"]]:
         """The conditions of each subject, as `embed_library` takes them."""
-        return (embed_made(encoder, subject) for subject in self.many(ids))
+        return (subject_conditions(encoder, one, made=True) for one in self.many(ids))
 
     def require_shown(self, encoder: ConditionEncoder, ids: Sequence[str]) -> None:
         """Look at pictures of a few subjects before those of all are made, which may take days.
@@ -102,8 +102,8 @@ class GeneratedSubjects:
         Raises:
             LibraryError: in none of them is there anything that the encoder knows.
         """
-        seen = (encoder.presence(subject.pictures) for subject in self.many(ids))
-        if not any(bool((presence >= 0.5).any()) for presence in seen):
+        seen = (seen_in(encoder, subject) for subject in self.many(ids))
+        if encoder.looks and not any(bool((one.presence >= SHOWN).any()) for one in seen):
             raise LibraryError(
                 f"pictures that adapters make must show what the encoder {encoder.name} knows, but "
                 f"none of those of the first {len(ids)} do: give the base model that they were "
@@ -134,9 +134,8 @@ def embed_imported(
         LayoutError: its adapters do not fit the base model.
         PictureError: a subject has no pictures, or one cannot be read, or shows no face.
     """
-    facts_alone = isinstance(encoder, CompositeEncoder) and not encoder.parts
-    if pictures is not None or facts_alone:
-        source = None if pictures is None else subjects_in(pictures, size_to_embed(encoder))
+    if pictures is not None or not encoder.looks:
+        source = None if pictures is None else subjects_in(pictures)
         return embed_library(library, DescribedSubjects(library, source), encoder)
     model = base()
     require_fits(model, library.layout)

@@ -64,16 +64,17 @@ def split_pictures(subject: Subject) -> tuple[Subject, Subject]:
     Raises:
         CollectionError: the subject has a single picture.
     """
-    if len(subject.pictures) < 2:
+    if len(subject.photos) < 2:
         raise CollectionError(
             "a subject must have at least 2 pictures to be trained twice on different ones, but "
-            f"{subject.id!r} has {len(subject.pictures)}"
+            f"{subject.id!r} has {len(subject.photos)}"
         )
     first, second = (
         replace(
             subject,
             id=f"{subject.id}/{half}",
-            pictures=subject.pictures[half::2],
+            photos=subject.photos[half::2],
+            seen={},
             captions=list(subject.captions)[half::2],
         )
         for half in range(2)
@@ -99,7 +100,7 @@ def train_twice(
     """
     halves = [split_pictures(subject) for subject in subjects]
     trainees = [half[index] for index in range(2) for half in halves]
-    start = None if anchor is None else anchor.foretell(trainees)
+    start = None if anchor is None else anchor.predict(trainees)
     fleet = train_fleet(base, recipe, trainees, anchor=start, dtype=dtype, on_step=on_step)
     n = len(subjects)
     first = map_factors(lambda part: part[:n], fleet.factors)

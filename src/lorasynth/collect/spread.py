@@ -34,8 +34,7 @@ from lorasynth.collect.failures import Failures
 from lorasynth.collect.part import ChosenSubjects
 from lorasynth.collect.prior import class_latents, kept_class_latents
 from lorasynth.collect.recipe import Recipe
-from lorasynth.collect.shown import ShownSubjects
-from lorasynth.condition import ConditionEncoder, embed_subject
+from lorasynth.condition import ConditionEncoder, subject_conditions
 from lorasynth.library import Library
 from lorasynth.pictures import SubjectSource
 from lorasynth.progress import Advance, progress
@@ -59,10 +58,6 @@ class Equipment:
     anchor: Anchor | None = None
     gate: Gate | None = None
     encoder: ConditionEncoder | None = None
-
-    def trainable(self, source: SubjectSource) -> SubjectSource:
-        """The source, of whose subjects those cannot be loaded that cannot be embedded."""
-        return source if self.encoder is None else ShownSubjects(source, self.encoder)
 
 
 #: Loads the equipment where it is called.  It travels to the workers, and is hashable by value.
@@ -94,6 +89,7 @@ class _Trained(NamedTuple):
     factors: Factors
     rows: Sequence[dict[str, Any]]
     failed: Mapping[str, Any]
+    conditions: Mapping[str, Tensor]
     fleet_size: int
 
 
@@ -139,6 +135,7 @@ def collect_spread(
     smallest = fleet_size or _SUBJECTS
     collected: list[str] = []
     failed: dict[str, str] = {}
+    conditions: dict[str, Tensor] = {}
     with safe_to_stop(library), library.locked():
 
         def fleets(left: list[str]) -> Iterator[_Task]:
@@ -159,12 +156,14 @@ def collect_spread(
                     failures.update(done.failed, names)
                     collected += names
                     failed |= {name: str(facts["reason"]) for name, facts in done.failed.items()}
+                    conditions |= done.conditions
                     smallest = min(smallest, done.fleet_size)
                     note = f"{len(collected)} adapters, fleets of {done.fleet_size}"
                     advance(len(done.asked), note)
     return CollectionReport(
         collected=collected,
         failed={name: reason for name, reason in failed.items() if name not in collected},
+        conditions=conditions,
         fleet_size=smallest,
         seconds=time.monotonic() - begun,
     )
@@ -216,13 +215,14 @@ def _train(task: _Task, order: _Order) -> _Trained:
         path = Path(folder) / "library"
         report = collect(
             here.base,
-            here.trainable(ChosenSubjects(order.source, task.ids)),
+            ChosenSubjects(order.source, task.ids),
             path,
             order.recipe,
             fleet_size=task.fleet_size,
             gauge="none",
             anchor=here.anchor,
             gate=here.gate,
+            encoder=here.encoder,
             attempts=1,
             earlier=task.earlier,
             **order.options,
@@ -230,11 +230,11 @@ def _train(task: _Task, order: _Order) -> _Trained:
         library, failed = Library.open(path), Failures(path).found
         rows = library.table.to_pylist()
         factors = library.factors(range(len(rows))) if rows else {}
-    return _Trained(task.ids, factors, rows, failed, report.fleet_size)
+    return _Trained(task.ids, factors, rows, failed, report.conditions, report.fleet_size)
 
 
 def _embed(ids: Sequence[str], source: SubjectSource, equip: Equip) -> list[Tensor]:
     """Embed some subjects, in a worker."""
     encoder = _equipped(equip).encoder
     assert encoder is not None, "the caller has one"
-    return [embed_subject(encoder, source.load(name)) for name in ids]
+    return [subject_conditions(encoder, source.load(name)) for name in ids]

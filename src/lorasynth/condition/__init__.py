@@ -5,20 +5,18 @@ from lorasynth.condition.attributes import AttributeEncoder, AttributesConfig
 from lorasynth.condition.avatar import AvatarEncoder, AvatarEncoderConfig
 from lorasynth.condition.contract import (
     ENCODERS,
-    CompositeEncoder,
+    SHOWN,
     ConditionEncoder,
-    PhotoEncoder,
-    embed_made,
-    embed_subject,
-    look,
-    require_shown,
-    size_to_embed,
+    Seen,
+    seen_in,
     sphere_mean,
-    subject_embedding,
+    subject_condition,
+    subject_conditions,
 )
 from lorasynth.condition.faces import FaceConfig, FaceEncoder
 from lorasynth.condition.joined import JoinedEncoder
 from lorasynth.condition.judge import AttributeJudge, JudgeConfig
+from lorasynth.condition.looking import framed_subject
 from lorasynth.condition.named import NAMED, NamedEncoder, load_encoder
 from lorasynth.condition.reader import AttributeReader
 from lorasynth.condition.vision import VisionConfig, VisionEncoder
@@ -26,28 +24,26 @@ from lorasynth.condition.vision import VisionConfig, VisionEncoder
 __all__ = [
     "ENCODERS",
     "NAMED",
+    "SHOWN",
     "AttributeEncoder",
     "AttributeJudge",
     "AttributeReader",
     "AttributesConfig",
     "AvatarEncoder",
     "AvatarEncoderConfig",
-    "CompositeEncoder",
     "ConditionEncoder",
     "FaceConfig",
     "FaceEncoder",
     "JoinedEncoder",
     "JudgeConfig",
     "NamedEncoder",
-    "PhotoEncoder",
+    "Seen",
     "VisionConfig",
     "VisionEncoder",
-    "embed_made",
-    "embed_subject",
+    "framed_subject",
     "load_encoder",
-    "look",
-    "require_shown",
-    "size_to_embed",
+    "seen_in",
     "sphere_mean",
-    "subject_embedding",
+    "subject_condition",
+    "subject_conditions",
 ]

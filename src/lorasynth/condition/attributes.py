@@ -16,20 +16,19 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
+from typing_extensions import override
 
 from lorasynth import config as configs
 from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.condition.contract import (
     ENCODERS,
     ConditionEncoder,
-    EmbedSubject,
-    Photos,
+    Seen,
     saved_config,
-    subject_embedding,
 )
 from lorasynth.condition.named import load_encoder
 from lorasynth.errors import ConfigError
-from lorasynth.pictures.contract import Subject
+from lorasynth.pictures.contract import Photos
 from lorasynth.weights import CONFIG_FILE
 
 _IDENTITY = "identity"
@@ -78,22 +77,26 @@ def in_words(value: object) -> str:
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
-class AttributeEncoder:
+class AttributeEncoder(ConditionEncoder):
     """Facts as a unit vector, beside another encoder's embedding if there is one."""
 
     def __init__(self, config: AttributesConfig, identity: ConditionEncoder | None = None) -> None:
         self.config = config
         self.identity = identity
-        self.parts = () if identity is None else (identity,)
+        self.attributes = config.attributes
+        self.looks = identity is not None
+        if identity is not None:
+            self.domain, self.advice = identity.domain, identity.advice
+        self.finds_faces = identity is not None and identity.finds_faces
         self.name = config.name
         self.facts_width = sum(map(len, config.attributes.values()))
         self.width = self.facts_width + (0 if identity is None else identity.width)
         self.picture_size = 1 if identity is None else identity.picture_size
         self.licence = "none: no weights" if identity is None else identity.licence
 
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the attributes and the other encoder's weights."""
+    @override
+    def _fingerprint(self) -> str:
+        """Of the attributes and the other encoder's weights."""
         seen = "" if self.identity is None else self.identity.fingerprint
         stated = json.dumps([configs.to_dict(self.config), seen])
         return hashlib.sha256(stated.encode()).hexdigest()[:16]
@@ -127,41 +130,52 @@ class AttributeEncoder:
         joined = torch.cat([embeddings, known.expand(len(embeddings), -1)], dim=1)
         return functional.normalize(joined, dim=1)
 
-    def of_photos(
-        self, photos: Photos, names: Sequence[str], face: int | None, facts: Mapping[str, object]
-    ) -> Float[Tensor, " m"]:
-        """The condition of one subject, from what is shown and what is stated.
+    @override
+    def see(
+        self, photos: Photos, *, names: Sequence[str] | None = None, face: int | None = None
+    ) -> Seen:
+        """What the other encoder sees.
 
         Raises:
-            ConfigError: a fact is of no attribute that the encoder knows, or impossible, or
-                nothing is shown or stated.
-            PictureError: the other encoder finds nothing in a photo.
+            ConfigError: there is no other encoder to look at photos.
         """
-        for name in facts:
-            if name not in self.config.attributes:
-                raise ConfigError(
-                    f"--attribute must be of {', '.join(self.config.attributes)}, but the encoder "
-                    f"knows no attribute {name!r}"
-                )
-        seen = None
-        if self.identity is not None and len(photos):
-            seen = subject_embedding(self.identity, photos, names, face)[None]
-        return self.describe(seen, facts)[0]
+        return self._seeing.see(photos, names=names, face=face)
 
-    def of_subject(self, subject: Subject, embed: EmbedSubject) -> Float[Tensor, "k m"]:
-        """Each picture in three: with the facts, the picture alone, the facts alone.
+    @property
+    @override
+    def seen_width(self) -> int:
+        return 0 if self.identity is None else self.identity.seen_width
+
+    @override
+    def conditions(
+        self, seen: Float[Tensor, "k s"] | None, facts: Mapping[str, object]
+    ) -> Float[Tensor, "j m"]:
+        """Each photo in three: with the facts, the photo alone, the facts alone.
 
         So what learns from them needs neither.
 
         Raises:
             ConfigError: a fact is impossible, or there is none.
         """
-        facts = self.describe(None, subject.attributes)
-        if self.identity is None:
-            return facts
-        seen = embed(self.identity, subject)
-        both, alone = self.describe(seen, subject.attributes), self.describe(seen, {})
-        return torch.cat([both, alone, facts.expand(len(seen), -1)])
+        alone = self.describe(None, facts)
+        if self.identity is None or seen is None:
+            return alone
+        seen = self.identity.conditions(seen, facts)
+        both, photo = self.describe(seen, facts), self.describe(seen, {})
+        return torch.cat([both, photo, alone.expand(len(seen), -1)])
+
+    @override
+    def condition(
+        self, seen: Float[Tensor, "k s"] | None, facts: Mapping[str, object]
+    ) -> Float[Tensor, " m"]:
+        """From what is seen and what is stated.
+
+        Raises:
+            ConfigError: a fact is impossible, or nothing is seen or stated.
+        """
+        if self.identity is None or seen is None:
+            return self.describe(None, facts)[0]
+        return self.describe(self.identity.condition(seen, facts)[None], facts)[0]
 
     def _index(self, name: str, value: str) -> int:
         values = self.config.attributes[name]
@@ -169,25 +183,31 @@ class AttributeEncoder:
             raise ConfigError(f"{name} must be one of {', '.join(values)}, but is {value!r}")
         return values.index(value)
 
-    def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
-        """Embed pictures of subjects of whom nothing else is known.
-
-        Raises:
-            ConfigError: there is no other encoder to look at them.
-        """
+    @property
+    def _seeing(self) -> ConditionEncoder:
         if self.identity is None:
             raise ConfigError(
                 f"the encoder {self.name!r} knows attributes in words and looks at no pictures: "
                 "measure with another one"
             )
-        return self.describe(self.identity.embed(pictures), {})
+        return self.identity
 
+    @override
+    def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
+        """Conditions of pictures of subjects of whom nothing else is known.
+
+        Raises:
+            ConfigError: there is no other encoder to look at them.
+        """
+        return self.describe(self._seeing.embed(pictures), {})
+
+    @override
     def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
-        """What the other encoder finds in pictures."""
-        if self.identity is None:
-            return torch.ones(len(pictures))
-        return self.identity.presence(pictures)
+        return (
+            torch.ones(len(pictures)) if self.identity is None else self.identity.presence(pictures)
+        )
 
+    @override
     def save(self, folder: Path) -> None:
         """Write the attributes, and the other encoder below."""
         stated = {"kind": "attributes", **configs.to_dict(self.config)}

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
+from typing_extensions import override
 
 from lorasynth import config as configs
-from lorasynth.condition.contract import ENCODERS, saved_config
+from lorasynth.condition.contract import ENCODERS, ConditionEncoder, saved_config
 from lorasynth.condition.trunks import TRUNKS, unit_batches
 from lorasynth.weights import fingerprint, load_weights, save_module
 
@@ -35,10 +36,14 @@ class AvatarEncoderConfig:
     features: int = 256
 
 
-class AvatarEncoder(nn.Module):
+class AvatarEncoder(ConditionEncoder, nn.Module):
     """Embeds avatars, and says whether a picture is one."""
 
     licence = "Apache-2.0"
+    domain = "drawn avatars"
+    advice = (
+        "for other images train a synthesizer on such (`lorasynth pretrain`, docs/quickstart.md)"
+    )
 
     def __init__(self, config: AvatarEncoderConfig) -> None:
         super().__init__()
@@ -52,9 +57,8 @@ class AvatarEncoder(nn.Module):
         )
         self.detector = nn.Linear(config.features, 1)
 
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the weights."""
+    @override
+    def _fingerprint(self) -> str:
         return fingerprint(self)
 
     def forward(
@@ -65,11 +69,13 @@ class AvatarEncoder(nn.Module):
         embedding = functional.normalize(self.embedding(features).float(), dim=1)
         return embedding, self.detector(features).float().squeeze(1)
 
+    @override
     @torch.no_grad()
     def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
         """Embed pictures as unit vectors on the CPU, in batches of 256."""
         return torch.cat([self(part)[0].cpu() for part in self._batches(pictures)])
 
+    @override
     @torch.no_grad()
     def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
         """The probability that each picture is a portrait."""
@@ -80,6 +86,7 @@ class AvatarEncoder(nn.Module):
     ) -> Iterator[Float[Tensor, "part 3 side side"]]:
         return unit_batches(pictures, self.picture_size, self.detector.weight.device)
 
+    @override
     def save(self, folder: Path) -> None:
         """Write config and weights (fp16) to a folder."""
         kind = {"kind": "avatar", **configs.to_dict(self.config)}

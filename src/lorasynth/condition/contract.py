@@ -1,9 +1,10 @@
-"""What a condition encoder is: a map from pictures of a subject to a point on a sphere."""
+"""What a condition encoder is: a map from photos of a subject to a point on a sphere."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
@@ -12,43 +13,128 @@ from torch.nn import functional
 
 from lorasynth.config import read_json
 from lorasynth.errors import ConfigError, PictureError
-from lorasynth.pictures.contract import Subject
-from lorasynth.pictures.files import middle_square
+from lorasynth.pictures.contract import Photos, Subject
+from lorasynth.pictures.framing import Box, framed
 from lorasynth.registry import Registry
 from lorasynth.weights import CONFIG_FILE
 
+#: From this probability on a photo shows what an encoder knows.
+SHOWN = 0.5
 
-@runtime_checkable
-class ConditionEncoder(Protocol):
-    """Embeds pictures; the embedding of a subject steers synthesis and measures likeness.
+
+class Seen(NamedTuple):
+    """What an encoder sees in k photos, after looking at each once.
+
+    Attributes:
+        embeddings: a unit vector of each.
+        presence: the probability that each shows what the encoder knows.
+        boxes: where, of encoders that find faces; None where no face was found.
+    """
+
+    embeddings: Float[Tensor, "k s"]
+    presence: Float[Tensor, " k"]
+    boxes: Sequence[Box | None]
+
+
+class ConditionEncoder(ABC):
+    """Embeds photos; the embedding of a subject steers synthesis and measures identity similarity.
 
     Attributes:
         name: written into every file that depends on the encoder.
         picture_size: side in pixels of the squares that it looks at; others are scaled to it.
-        width: of an embedding.
+        width: of a condition.
         licence: of the weights.
-        fingerprint: identifies the weights; embeddings of other weights are not comparable.
+        domain: what it knows, in the plural, for messages.
+        advice: what to do with a photo in which it finds nothing.
+        looks: whether it looks at photos at all.
+        finds_faces: whether it finds faces by itself, so that one of several can be chosen.
+        attributes: facts about a subject that are part of a condition, with their values.
     """
 
     name: str
     picture_size: int
     width: int
     licence: str
+    domain: str = "images of anything"
+    advice: str = "use another photo"
+    looks: bool = True
+    finds_faces: bool = False
+    attributes: Mapping[str, Sequence[str]] = {}
 
-    @property
-    def fingerprint(self) -> str: ...  # noqa: D102
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the weights, hashed once; embeddings of other weights are not comparable."""
+        return self._fingerprint()
 
+    @abstractmethod
+    def _fingerprint(self) -> str: ...
+
+    @abstractmethod
     def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
-        """Embed each picture as a unit vector, whether it holds a face or not."""
-        ...
+        """The condition of each picture, a unit vector, whether it shows what is known or not."""
 
     def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
-        """The probability that each picture shows what the encoder knows (a face)."""
-        ...
+        """The probability that each picture shows what the encoder knows; 1 where it looks not."""
+        return torch.ones(len(pictures))
 
+    def see(
+        self,
+        photos: Photos,
+        *,
+        names: Sequence[str] | None = None,  # noqa: ARG002  for encoders that find faces
+        face: int | None = None,  # noqa: ARG002
+    ) -> Seen:
+        """Look at photos of any sizes, at each once.
+
+        Args:
+            photos: k photos.
+            names: what to call each in an error.
+            face: which face of each, counted from the left, from 1; None for the largest.
+
+        Raises:
+            PictureError: a photo has fewer faces.
+        """
+        squares = torch.stack([framed(photo, self.picture_size) for photo in photos])
+        return Seen(self.embed(squares), self.presence(squares), [None] * len(photos))
+
+    def conditions(
+        self,
+        seen: Float[Tensor, "k s"] | None,
+        facts: Mapping[str, object],  # noqa: ARG002  for encoders that know some
+    ) -> Float[Tensor, "j m"]:
+        """The conditions that a subject is learned with, one or more for each photo.
+
+        Args:
+            seen: embeddings of its photos; None for a subject without photos.
+            facts: what is known of it; encoders without `attributes` pass them over.
+        """
+        assert seen is not None, "the caller has photos for an encoder that needs them"
+        return seen
+
+    def condition(
+        self,
+        seen: Float[Tensor, "k s"] | None,
+        facts: Mapping[str, object],  # noqa: ARG002  for encoders that know some
+    ) -> Float[Tensor, " m"]:
+        """The one condition of all photos and facts of a subject: the mean on the sphere."""
+        assert seen is not None, "the caller has photos for an encoder that needs them"
+        return sphere_mean(seen)
+
+    @property
+    def seen_width(self) -> int:
+        """Of an embedding that `see` gives; `width` where facts are no part of a condition."""
+        return self.width
+
+    @abstractmethod
     def save(self, folder: Path) -> None:
         """Write what is needed to load it again, with a `config.json` that names its `kind`."""
-        ...
+
+    def missing(self, photo: str, presence: float) -> str:
+        """Says that a photo does not show what is known."""
+        return (
+            f"a reference photo must show what the encoder {self.name!r} knows, {self.domain}, but "
+            f"it finds none in {photo} (probability {presence:.2f}): {self.advice}"
+        )
 
 
 #: How to load each kind of encoder from a folder, to a device.
@@ -68,210 +154,100 @@ def saved_config(folder: Path) -> dict[str, Any]:
     }
 
 
-@runtime_checkable
-class PhotoEncoder(ConditionEncoder, Protocol):
-    """An encoder that finds what it knows in a photo by itself, as those of faces do.
-
-    Its `embed` and `presence` do so in each picture.  Of a photo that other encoders get, they see
-    the middle square.
-    """
-
-    def prepare(
-        self, photo: UInt8[Tensor, "h w 3"], *, name: str = "the picture", face: int | None = None
-    ) -> UInt8[Tensor, "side side 3"]:
-        """The square of a photo of any size that is embedded.
-
-        Args:
-            photo: the photo.
-            name: what to call it in an error.
-            face: which one, counted from the left, from 1; None for the largest.
-
-        Raises:
-            PictureError: the photo does not show what the encoder knows, or not so many of it.
-        """
-        ...
-
-    def embed_prepared(self, squares: UInt8[Tensor, "b side side 3"]) -> Float[Tensor, "b m"]:
-        """Embed squares that `prepare` gave as unit vectors."""
-        ...
-
-    def look(
-        self, pictures: UInt8[Tensor, "b h w 3"]
-    ) -> tuple[Float[Tensor, "b m"], Float[Tensor, " b"]]:
-        """Both `embed` and `presence`, after looking into each picture once."""
-        ...
-
-
-#: Photos of one subject, of any sizes.
-Photos: TypeAlias = Sequence[UInt8[Tensor, "_ _ 3"]] | UInt8[Tensor, "k h w 3"]
-
-#: Embeds each picture of a subject, with any encoder.
-EmbedSubject: TypeAlias = Callable[[ConditionEncoder, Subject], Float[Tensor, "k m"]]
-
-
-@runtime_checkable
-class CompositeEncoder(ConditionEncoder, Protocol):
-    """An encoder that leaves pictures to others, and makes its conditions of what they see.
-
-    Attributes:
-        parts: the others; none where conditions are facts alone.
-    """
-
-    parts: Sequence[ConditionEncoder]
-
-    def of_photos(
-        self, photos: Photos, names: Sequence[str], face: int | None, facts: Mapping[str, object]
-    ) -> Float[Tensor, " m"]:
-        """The condition of one subject, as `subject_embedding` asks for it."""
-        ...
-
-    def of_subject(self, subject: Subject, embed: EmbedSubject) -> Float[Tensor, "k m"]:
-        """The conditions of a subject that is to be learned from, whose pictures `embed` embeds."""
-        ...
-
-
-#: Side of pictures in which an encoder looks for what it knows.
-_SEARCHED = 512
-
-
 def sphere_mean(embeddings: Float[Tensor, "k m"]) -> Float[Tensor, " m"]:
-    """The direction of the mean of unit vectors: one embedding for several pictures."""
+    """The direction of the mean of unit vectors: one embedding for several photos."""
     return functional.normalize(embeddings.mean(dim=0), dim=0)
 
 
-def subject_embedding(
+def subject_condition(
     encoder: ConditionEncoder,
     photos: Photos,
     names: Sequence[str],
     face: int | None = None,
     facts: Mapping[str, object] | None = None,
 ) -> Float[Tensor, " m"]:
-    """Embed one subject from photos of it, and from facts if the encoder knows any.
+    """The condition of one subject from photos of it, and from facts if the encoder knows any.
 
     Args:
         encoder: any condition encoder.
-        photos: of any sizes.
+        photos: of any sizes; may be none where facts are stated.
         names: what to call each in an error.
         face: which face of each photo, counted from the left, from 1; None for the largest.
         facts: attributes of the subject.
 
     Raises:
-        PictureError: a photo shows no face, or not so many, or there is none.
-        ConfigError: a face is chosen, but the encoder looks for none; or a fact is stated that it
-            does not know.
+        PictureError: a photo does not show what the encoder knows, or not so many faces, or there
+            is none.
+        ConfigError: a face is chosen, but the encoder finds none by itself; or a fact is stated
+            that it does not know.
     """
-    if isinstance(encoder, CompositeEncoder):
-        return encoder.of_photos(photos, names, face, facts or {})
-    if facts:
-        raise ConfigError(
-            f"--attribute is for encoders of attributes, but {encoder.name!r} looks at pictures: "
-            "leave it out"
-        )
+    _require_known(encoder, facts or {})
     if not len(photos):
-        raise PictureError("a subject needs a picture, but got none: name one")
-    if isinstance(encoder, PhotoEncoder):
-        return sphere_mean(_embed_photos(encoder, photos, names, face))
-    if face is not None:
+        if encoder.attributes:
+            return encoder.condition(None, facts or {})
+        raise PictureError("a subject needs a photo, but got none: name one")
+    if face is not None and not encoder.finds_faces:
         raise ConfigError(
-            f"--face chooses among faces, but the encoder {encoder.name!r} looks at the middle of "
-            "a picture and finds none by itself: leave it out, and crop the picture"
+            f"--face chooses among faces, but the encoder {encoder.name!r} finds none by itself: "
+            "leave it out, and crop the photo"
         )
-    pictures = torch.stack([middle_square(photo, encoder.picture_size) for photo in photos])
-    presence = encoder.presence(pictures)
-    for name, probability in zip(names, presence.tolist(), strict=True):
-        if probability < 0.5:
-            raise PictureError(
-                f"a reference picture must show a face, but the encoder {encoder.name!r} finds "
-                f"none in {name} (probability {probability:.2f}): crop it to the face and shoulders"
+    if not encoder.looks:
+        return encoder.condition(None, facts or {})
+    seen = encoder.see(photos, names=names, face=face)
+    for name, presence in zip(names, seen.presence.tolist(), strict=True):
+        if presence < SHOWN:
+            raise PictureError(encoder.missing(name, presence))
+    return encoder.condition(seen.embeddings, facts or {})
+
+
+def _require_known(encoder: ConditionEncoder, facts: Mapping[str, object]) -> None:
+    for name in facts:
+        if not encoder.attributes:
+            raise ConfigError(
+                f"--attribute is for encoders of attributes, but {encoder.name!r} looks at photos: "
+                "leave it out"
             )
-    return sphere_mean(encoder.embed(pictures))
+        if name not in encoder.attributes:
+            raise ConfigError(
+                f"--attribute must be of {', '.join(encoder.attributes)}, but the encoder knows no "
+                f"attribute {name!r}"
+            )
 
 
-def size_to_embed(encoder: ConditionEncoder) -> int:
-    """The side in pixels of pictures that are read only to be embedded."""
-    if isinstance(encoder, CompositeEncoder):
-        return max(map(size_to_embed, encoder.parts), default=encoder.picture_size)
-    return _SEARCHED if isinstance(encoder, PhotoEncoder) else encoder.picture_size
+def seen_in(encoder: ConditionEncoder, subject: Subject) -> Seen:
+    """What an encoder sees in a subject's photos: carried along, or looked at now."""
+    carried: Seen | None = subject.seen.get(encoder.fingerprint)
+    return encoder.see(subject.photos) if carried is None else carried
 
 
-def embed_subject(encoder: ConditionEncoder, subject: Subject) -> Float[Tensor, "k m"]:
-    """Embed each picture of a subject that is to be learned from.
+def subject_conditions(
+    encoder: ConditionEncoder, subject: Subject, *, made: bool = False
+) -> Float[Tensor, "j m"]:
+    """The conditions that a subject is learned with, from its photos and attributes.
 
-    A picture in which an encoder of faces finds none gives way to one in which it does.
+    A photo in which the encoder finds nothing gives way to one in which it does.
+
+    Args:
+        encoder: any condition encoder.
+        subject: may have no photos, where the encoder knows attributes.
+        made: the photos were made with the subject's adapter: if the encoder finds nothing in any,
+            all count, so that every adapter has a condition.
 
     Raises:
-        PictureError: an encoder of faces finds none in any of them.
+        PictureError: an encoder finds nothing in any of its photos.
         ConfigError: an encoder of facts does not know one.
     """
-    if isinstance(encoder, CompositeEncoder):
-        return encoder.of_subject(subject, embed_subject)
-    if not isinstance(encoder, PhotoEncoder):
-        return encoder.embed(subject.pictures)
-    squares = list(_prepared(encoder, subject))
-    if not squares:
-        raise _shown_nowhere(encoder, subject)
-    embedded = encoder.embed_prepared(torch.stack(squares))
-    return embedded[torch.arange(len(subject.pictures)) % len(embedded)]
-
-
-def require_shown(encoder: ConditionEncoder, subject: Subject) -> None:
-    """Refuse a subject that `embed_subject` would, after looking at no more than it takes.
-
-    Raises:
-        PictureError: an encoder of faces finds none in any of its pictures.
-    """
-    if isinstance(encoder, CompositeEncoder):
-        for part in encoder.parts:
-            require_shown(part, subject)
-    elif isinstance(encoder, PhotoEncoder) and next(_prepared(encoder, subject), None) is None:
-        raise _shown_nowhere(encoder, subject)
-
-
-def _shown_nowhere(encoder: PhotoEncoder, subject: Subject) -> PictureError:
-    return PictureError(
-        f"a subject must show a face in one picture or more, but the encoder {encoder.name!r} "
-        f"finds none in the {len(subject.pictures)} of {subject.id!r}: use pictures with both eyes "
-        "in sight, or leave the subject out"
-    )
-
-
-def _prepared(encoder: PhotoEncoder, subject: Subject) -> Iterator[UInt8[Tensor, "side side 3"]]:
-    """The squares of those pictures of a subject that show what an encoder knows."""
-    for picture in subject.pictures:
-        with suppress(PictureError):
-            yield encoder.prepare(picture)
-
-
-def look(
-    encoder: ConditionEncoder, pictures: UInt8[Tensor, "b h w 3"]
-) -> tuple[Float[Tensor, "b m"], Float[Tensor, " b"]]:
-    """The embedding of each picture, and the probability that it shows what an encoder knows."""
-    if isinstance(encoder, PhotoEncoder):
-        return encoder.look(pictures)
-    return encoder.embed(pictures), encoder.presence(pictures)
-
-
-def embed_made(encoder: ConditionEncoder, subject: Subject) -> Float[Tensor, "k m"]:
-    """Embed pictures of a subject that were made with its adapter.
-
-    A picture in which the encoder finds nothing gives way to one in which it does; if there is
-    none, all count, so that every adapter has a condition.
-    """
-    if isinstance(encoder, CompositeEncoder):
-        return encoder.of_subject(subject, embed_made)
-    embedded, presence = look(encoder, subject.pictures)
-    shown = (presence >= 0.5).nonzero().flatten()
-    return embedded[shown[torch.arange(len(embedded)) % len(shown)]] if len(shown) else embedded
-
-
-def _embed_photos(
-    encoder: PhotoEncoder,
-    photos: Photos,
-    names: Sequence[str],
-    face: int | None = None,
-) -> Float[Tensor, "k m"]:
-    squares = [
-        encoder.prepare(photo, name=name, face=face)
-        for photo, name in zip(photos, names, strict=True)
-    ]
-    return encoder.embed_prepared(torch.stack(squares))
+    if not encoder.looks or not len(subject.photos):
+        return encoder.conditions(None, subject.attributes)
+    seen = seen_in(encoder, subject)
+    shown = (seen.presence >= SHOWN).nonzero().flatten()
+    if not len(shown) and made:
+        shown = torch.arange(len(seen.presence))
+    if not len(shown):
+        raise PictureError(
+            f"a subject must show in one photo or more what the encoder {encoder.name!r} knows, "
+            f"{encoder.domain}, but it finds none in the {len(seen.presence)} of {subject.id!r}: "
+            f"{encoder.advice}, or leave the subject out"
+        )
+    chosen = seen.embeddings[shown[torch.arange(len(seen.presence)) % len(shown)]]
+    return encoder.conditions(chosen, subject.attributes)

@@ -14,22 +14,19 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
+from typing_extensions import override
 
 from lorasynth import config as configs
 from lorasynth.atomic import atomic_directory, write_json
-from lorasynth.condition.attributes import AttributeEncoder
 from lorasynth.condition.contract import (
     ENCODERS,
     ConditionEncoder,
-    EmbedSubject,
-    PhotoEncoder,
-    Photos,
+    Seen,
     saved_config,
-    subject_embedding,
 )
 from lorasynth.condition.named import load_encoder
 from lorasynth.errors import ConfigError
-from lorasynth.pictures.contract import Subject
+from lorasynth.pictures.contract import Photos
 from lorasynth.weights import CONFIG_FILE
 
 
@@ -41,7 +38,7 @@ class _Stated:
     parts: int
 
 
-class JoinedEncoder:
+class JoinedEncoder(ConditionEncoder):
     """The embeddings of several encoders side by side, all with the same weight."""
 
     def __init__(self, parts: Sequence[ConditionEncoder], name: str | None = None) -> None:
@@ -57,52 +54,80 @@ class JoinedEncoder:
         self.width = sum(part.width for part in parts)
         self.picture_size = max(part.picture_size for part in parts)
         self.licence = "; ".join(dict.fromkeys(part.licence for part in parts))
+        if looking := self._looking:
+            self.domain, self.advice = looking[0].domain, looking[0].advice
+        self.looks = any(part.looks for part in parts)
+        self.finds_faces = any(part.finds_faces for part in parts)
+        self.attributes = {k: v for part in parts for k, v in part.attributes.items()}
 
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the weights of all parts."""
+    @override
+    def _fingerprint(self) -> str:
         stated = " ".join(part.fingerprint for part in self.parts)
         return hashlib.sha256(stated.encode()).hexdigest()[:16]
 
     def join(self, embeddings: Sequence[Float[Tensor, "k _"]]) -> Float[Tensor, "k m"]:
-        """Put what each part sees side by side, as unit vectors; one row may stand for all."""
+        """Put what each part says side by side, as unit vectors; one row may stand for all."""
         most = max(map(len, embeddings))
         units = [functional.normalize(one, dim=1) for one in embeddings]
         whole = [one.expand(most, -1) if len(one) == 1 else one for one in units]
         return torch.cat(whole, dim=1) / math.sqrt(len(units))
 
-    def of_photos(
-        self, photos: Photos, names: Sequence[str], face: int | None, facts: Mapping[str, object]
-    ) -> Float[Tensor, " m"]:
-        """The condition of one subject: each part is asked what it can answer.
+    @property
+    def _looking(self) -> list[ConditionEncoder]:
+        return [part for part in self.parts if part.looks]
 
-        Raises:
-            PictureError: a part finds nothing in a photo.
-            ConfigError: no part looks for faces, or for facts, though one is stated.
-        """
-        rows = []
-        for part in self.parts:
-            its_face = None if self._is_for_others(part, PhotoEncoder) else face
-            its_facts = {} if self._is_for_others(part, AttributeEncoder) else facts
-            rows.append(subject_embedding(part, photos, names, its_face, its_facts)[None])
-        return self.join(rows)[0]
-
-    def _is_for_others(self, part: ConditionEncoder, kind: type) -> bool:
-        """Whether a question is for parts of a kind: where there is none, each is asked."""
-        return not isinstance(part, kind) and any(isinstance(p, kind) for p in self.parts)
-
-    def of_subject(self, subject: Subject, embed: EmbedSubject) -> Float[Tensor, "k m"]:
-        """The pictures of a subject that is to be learned from, as every part sees them."""
-        return self.join([embed(part, subject) for part in self.parts])
-
+    @override
     def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
-        """Embed each picture with every part."""
         return self.join([part.embed(pictures) for part in self.parts])
 
+    @override
     def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
         """The least that any part finds."""
-        return torch.stack([part.presence(pictures) for part in self.parts]).amin(dim=0)
+        return torch.stack([part.presence(pictures) for part in self._looking]).amin(dim=0)
 
+    @override
+    def see(
+        self, photos: Photos, *, names: Sequence[str] | None = None, face: int | None = None
+    ) -> Seen:
+        """What every part that looks sees, side by side; a photo shows what all of them find."""
+        found = [
+            part.see(photos, names=names, face=face if part.finds_faces else None)
+            for part in self._looking
+        ]
+        return Seen(
+            torch.cat([one.embeddings for one in found], dim=1),
+            torch.stack([one.presence for one in found]).amin(dim=0),
+            next((one.boxes for one in found if any(one.boxes)), found[0].boxes),
+        )
+
+    @override
+    def conditions(
+        self, seen: Float[Tensor, "k s"] | None, facts: Mapping[str, object]
+    ) -> Float[Tensor, "j m"]:
+        pairs = zip(self.parts, self._shares(seen), strict=True)
+        return self.join([part.conditions(share, facts) for part, share in pairs])
+
+    @override
+    def condition(
+        self, seen: Float[Tensor, "k s"] | None, facts: Mapping[str, object]
+    ) -> Float[Tensor, " m"]:
+        pairs = zip(self.parts, self._shares(seen), strict=True)
+        return self.join([part.condition(share, facts)[None] for part, share in pairs])[0]
+
+    def _shares(self, seen: Float[Tensor, "k s"] | None) -> list[Float[Tensor, "k _"] | None]:
+        """What each part saw of what `see` gave."""
+        if seen is None:
+            return [None] * len(self.parts)
+        widths = [part.seen_width for part in self._looking]
+        cut = iter(seen.split(widths, dim=1))
+        return [next(cut) if part.looks else None for part in self.parts]
+
+    @property
+    @override
+    def seen_width(self) -> int:
+        return sum(part.seen_width for part in self._looking)
+
+    @override
     def save(self, folder: Path) -> None:
         """Write the parts, each to a folder below."""
         stated = _Stated(name=self.name, parts=len(self.parts))

@@ -19,6 +19,7 @@ from lorasynth.condition.trunks import TRUNKS, augment, unit_batches
 from lorasynth.errors import BundleError, ConfigError
 from lorasynth.pictures.files import to_unit_range
 from lorasynth.pictures.pool import LABELS, Pool
+from lorasynth.places import local
 from lorasynth.randomness import stream_seed
 from lorasynth.training import Optimisation, Trainer
 from lorasynth.weights import load_weights, save_module
@@ -98,6 +99,7 @@ class AttributeJudge(nn.Module):
         Raises:
             BundleError: the folder is not a whole judge.
         """
+        folder = local(folder)
         try:
             judge = cls(configs.from_dict(JudgeConfig, configs.read_json(folder / "config.json")))
         except ConfigError as error:

@@ -11,6 +11,7 @@ from lorasynth.condition.contract import ENCODERS, ConditionEncoder
 from lorasynth.condition.packages import is_installed
 from lorasynth.config import read_json
 from lorasynth.errors import BundleError, ConfigError
+from lorasynth.places import local
 from lorasynth.registry import Registry
 from lorasynth.weights import CONFIG_FILE
 
@@ -61,7 +62,7 @@ def load_encoder(source: Path | str, device: torch.device | str = "cpu") -> Cond
             is missing.
         ConfigError: what follows the name is not what that kind of encoder takes.
     """
-    folder, device = Path(source), torch.device(device)
+    folder, device = local(source), torch.device(device)
     if (folder / CONFIG_FILE).exists() or not is_name(source):
         return _from_folder(folder, device)
     named, argument = by_name(source)

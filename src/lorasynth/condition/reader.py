@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
+from typing_extensions import override
 
 from lorasynth import config as configs
-from lorasynth.condition.contract import ENCODERS, saved_config
+from lorasynth.condition.contract import ENCODERS, ConditionEncoder, saved_config
 from lorasynth.condition.judge import AttributeJudge, JudgeConfig
 from lorasynth.condition.trunks import unit_batches
 from lorasynth.pictures.pool import IDENTITY_LABELS
@@ -17,7 +18,7 @@ from lorasynth.weights import fingerprint, load_weights, save_module
 _NAME, _WEIGHTS = "reader", "model.safetensors"
 
 
-class AttributeReader:
+class AttributeReader(ConditionEncoder):
     """What a trained network reads of hair, facial hair and glasses, as a unit vector.
 
     Use another network than the judge that measures.
@@ -31,11 +32,11 @@ class AttributeReader:
         self.picture_size = network.config.picture_size
         self.width = sum(map(len, IDENTITY_LABELS.values()))
 
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the weights."""
+    @override
+    def _fingerprint(self) -> str:
         return fingerprint(self.network)
 
+    @override
     @torch.no_grad()
     def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
         """The probabilities of all values, in the order of `IDENTITY_LABELS`, of unit length."""
@@ -46,10 +47,7 @@ class AttributeReader:
             rows.append(functional.normalize(read, dim=1).cpu())
         return torch.cat(rows)
 
-    def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
-        """It looks for nothing, so finds it in everything."""
-        return torch.ones(len(pictures))
-
+    @override
     def save(self, folder: Path) -> None:
         """Write config and weights (fp16) to a folder."""
         stated = {"kind": "reader", "name": self.name, **configs.to_dict(self.network.config)}

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
+from typing_extensions import override
 
 from lorasynth import config as configs
-from lorasynth.condition.contract import ENCODERS, saved_config
+from lorasynth.condition.contract import ENCODERS, ConditionEncoder, saved_config
 from lorasynth.condition.named import as_word
 from lorasynth.errors import BundleError, ConfigError
 from lorasynth.pictures.files import to_unit_range
+from lorasynth.places import HUB, folder_of, public_name, repository
 from lorasynth.weights import fingerprint, load_weights, save_module
 
 _Colour = tuple[float, float, float]
@@ -38,7 +41,7 @@ class VisionConfig:
 
     Attributes:
         name: written into files that depend on it.
-        model: a folder or hub id that transformers loads.
+        model: a folder, or hub:owner/name, that transformers loads.
         licence: of the weights.
         picture_size: in pixels.
         mean: of red, green and blue (0 to 1), which is subtracted.
@@ -57,7 +60,7 @@ class VisionConfig:
     architecture: dict[str, Any] | None = None
 
 
-class VisionEncoder(nn.Module):
+class VisionEncoder(ConditionEncoder, nn.Module):
     """Embeds pictures of anything.
 
     Args:
@@ -102,9 +105,9 @@ class VisionEncoder(nn.Module):
             ) from error
         return int(found.shape[1])
 
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the weights, and how pictures are prepared for them."""
+    @override
+    def _fingerprint(self) -> str:
+        """Of the weights, and how pictures are prepared for them."""
         parts = (fingerprint(self), self.picture_size, self.config.mean, self.config.std)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -119,13 +122,10 @@ class VisionEncoder(nn.Module):
             embedding = found.last_hidden_state[:, 0]
         return functional.normalize(embedding.float(), dim=1)
 
+    @override
     def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
         """Embed pictures as unit vectors on the CPU, in batches."""
         return torch.cat([self(part).cpu() for part in self._batches(pictures)])
-
-    def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
-        """Always 1: there is always something to see."""
-        return torch.ones(len(pictures))
 
     def _batches(
         self, pictures: UInt8[Tensor, "b h w 3"]
@@ -137,6 +137,7 @@ class VisionEncoder(nn.Module):
                 unit = functional.interpolate(unit, size, mode="bilinear", antialias=True)
             yield unit
 
+    @override
     def save(self, folder: Path) -> None:
         """Write config and weights (fp16) to a folder, which then needs no hub."""
         kind = {"kind": "vision", **configs.to_dict(self.config)}
@@ -177,9 +178,10 @@ def named(model: str) -> VisionConfig:
     if not model:
         raise ConfigError(
             "an image encoder needs the name or folder of a model: as in "
-            "clip:openai/clip-vit-large-patch14 or dino:facebook/dinov2-base"
+            "clip:hub:openai/clip-vit-large-patch14 or dino:hub:facebook/dinov2-base"
         )
-    licences = [value for start, value in _LICENCES.items() if model.startswith(start)]
+    name = model.removeprefix(HUB)
+    licences = [value for start, value in _LICENCES.items() if name.startswith(start)]
     config = VisionConfig(name=as_word(model.rstrip("/").split("/")[-1]), model=model)
     return replace(config, licence=licences[0]) if licences else config
 
@@ -201,11 +203,20 @@ def _built(config: VisionConfig) -> nn.Module:
     import transformers
 
     stated = dict(config.architecture or {})
+    if "auto_map" in stated:
+        raise ConfigError(
+            f"an encoder's own code is never run, but the architecture of {config.name!r} has "
+            "auto_map: use a model that transformers knows"
+        )
     kind = str(stated.pop("model_type", None))
     try:
         architecture = transformers.AutoConfig.for_model(kind, **stated)
         build = _class_of(kind)
-        made = build.from_config if build is transformers.AutoModel else build
+        made = (
+            partial(build.from_config, trust_remote_code=False)
+            if build is transformers.AutoModel
+            else build
+        )
         network: nn.Module = made(architecture)
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(
@@ -220,17 +231,30 @@ def _fetched(model: str) -> tuple[Any, dict[str, Any]]:
     import transformers
     from transformers.image_processing_base import ImageProcessingMixin
 
+    on_hub = repository(model)
+    model = on_hub or str(folder_of(model, "an image encoder", BundleError))
+    local = {"local_files_only": on_hub is None}
     try:
-        stated = transformers.AutoConfig.from_pretrained(model)
+        stated = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False, **local)
         own = getattr(stated, "vision_config", stated)
         if hasattr(stated, "projection_dim"):
             own.projection_dim = stated.projection_dim
         network, report = _class_of(own.model_type).from_pretrained(
-            model, config=own, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+            model,
+            config=own,
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            **local,
+            **(
+                {"trust_remote_code": False}
+                if _class_of(own.model_type) is transformers.AutoModel
+                else {}
+            ),
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BundleError(
-            f"an image encoder must be a folder or hub id of transformers with weights in "
+            "an image encoder must be a folder or hub:owner/name of transformers with weights in "
             f"safetensors, but {model!r} is none ({str(error).strip().splitlines()[0]})"
         ) from error
     if missing := sorted(key for key in report["missing_keys"] if "pooler" not in key):
@@ -239,7 +263,7 @@ def _fetched(model: str) -> tuple[Any, dict[str, Any]]:
             f"first {missing[0]}: it is another kind of model"
         )
     try:
-        processing, _ = ImageProcessingMixin.get_image_processor_dict(model)
+        processing, _ = ImageProcessingMixin.get_image_processor_dict(model, **local)
     except OSError:
         processing = {}
     return network.requires_grad_(requires_grad=False), dict(processing)
@@ -262,7 +286,8 @@ def _resolved(config: VisionConfig, own: Any, processing: dict[str, Any]) -> Vis
         picture_size=size,
         mean=config.mean or tuple(processing.get("image_mean") or IMAGENET_DEFAULT_MEAN),
         std=config.std or tuple(processing.get("image_std") or IMAGENET_DEFAULT_STD),
-        architecture=own.to_dict(),
+        architecture={k: v for k, v in own.to_dict().items() if k != "_name_or_path"},
+        model=public_name(config.model),
     )
 
 

@@ -40,7 +40,12 @@ def direction(
     labels = labels_of(columns)
     home = next((column for column, found in labels.items() if name in found), None)
     if home is None:
-        known = ", ".join(attribute_names(columns)) or "none: the library's table names none"
+        known = ", ".join(attribute_names(columns))
+        if not known:
+            raise ConfigError(
+                f"an edit needs a library that knows attributes, but this one has none, so not "
+                f"{name!r}: add some with `lorasynth library annotate`"
+            )
         raise ConfigError(f"an attribute must be one of {known}, but is {name!r}")
     others = [one for column, found in labels.items() if column != home for one in found.values()]
     x = torch.stack([labels[home][name], *others], dim=1).double()

@@ -6,8 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.codec import Codec
-
 
 def lerp(
     start: Float[Tensor, " k"], end: Float[Tensor, " k"], shares: Float[Tensor, " n"]
@@ -36,29 +34,3 @@ def slerp(
 
 Path = Callable[[Tensor, Tensor, Tensor], Tensor]
 PATHS: dict[str, Path] = {"lerp": lerp, "slerp": slerp}
-
-
-@torch.no_grad()
-def interpolate(
-    codec: Codec,
-    start: Float[Tensor, " D"],
-    end: Float[Tensor, " D"],
-    shares: Float[Tensor, " n"],
-    path: Path = lerp,
-) -> Float[Tensor, "n D"]:
-    """Vectors on the way from `start` (share 0) to `end` (share 1), both of which are met exactly.
-
-    What the codec loses of the ends is interpolated linearly.
-
-    Args:
-        codec: in whose latents the way goes.
-        start: a canonical vector.
-        end: another.
-        shares: of the way.
-        path: from two latents and shares to latents.
-    """
-    ends = torch.stack([start, end])
-    latents = codec.encode(ends)
-    lost = ends - codec.decode(latents)
-    way = codec.decode(path(latents[0], latents[1], shares.to(latents)))
-    return way + lerp(lost[0], lost[1], shares.to(lost))

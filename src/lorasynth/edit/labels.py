@@ -17,7 +17,7 @@ _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _CHANNELS = ("red", "green", "blue")
 
 #: A column of a table: facts of subjects, one text or one number each; None where it is missing.
-Column = Sequence[str | float | None]
+Column = Sequence[str | int | float | None]
 
 
 def labels_of(columns: Mapping[str, Column]) -> dict[str, dict[str, Float[Tensor, " N"]]]:

@@ -28,10 +28,11 @@ from lorasynth.base import BaseModel
 from lorasynth.collect.recipe import Recipe
 from lorasynth.condition import AttributeJudge, ConditionEncoder, load_encoder
 from lorasynth.config import from_dict, read_json
+from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.errors import BundleError, ConfigError
-from lorasynth.experiments.latent_library import LatentLibrary
 from lorasynth.experiments.trial import Instruments
 from lorasynth.library import Library
+from lorasynth.places import local
 from lorasynth.synthesizer import Synthesizer
 
 MANIFEST = "MANIFEST.json"
@@ -83,6 +84,7 @@ class Bundle:
         Raises:
             BundleError: the bundle is incomplete, or a file has changed.
         """
+        folder = local(folder)
         verify(folder)
         pretrained = folder / "pretrained"
         return cls(

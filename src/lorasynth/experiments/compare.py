@@ -16,10 +16,10 @@ from torch import Tensor
 
 from lorasynth.adapter import Adapter, Factors, map_factors
 from lorasynth.adapter.addition import add
-from lorasynth.atomic import write_json
+from lorasynth.atomic import as_file_name, write_json
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.base.compatibility import require_fits
-from lorasynth.condition import ConditionEncoder, embed_subject, look
+from lorasynth.condition import ConditionEncoder, subject_conditions
 from lorasynth.config import to_dict
 from lorasynth.errors import ConfigError
 from lorasynth.experiments.figures import bars, save_figure
@@ -123,7 +123,9 @@ class Comparison:
         for subject, made in self.pictures.items():
             each = len(next(iter(made.values())))
             sheet = contact_sheet(torch.cat(list(made.values())), each, names=list(made))
-            write_synthetic(folder / f"{subject}.png", sheet, {"Description": "\n".join(made)})
+            write_synthetic(
+                folder / f"{as_file_name(subject)}.png", sheet, {"Description": "\n".join(made)}
+            )
 
 
 def compare(
@@ -170,9 +172,11 @@ def compare(
 
 def _references(judges: Judges, subject: Subject) -> list[Float[Tensor, "j _"]]:
     """What each encoder sees in the pictures that judge: all but the first, if there are others."""
-    if len(subject.pictures) > 1:
-        subject = replace(subject, pictures=subject.pictures[1:], captions=subject.captions[1:])
-    return [embed_subject(encoder, subject) for encoder in judges.encoders]
+    if len(subject.photos) > 1:
+        subject = replace(
+            subject, photos=subject.photos[1:], captions=subject.captions[1:], seen={}
+        )
+    return [subject_conditions(encoder, subject) for encoder in judges.encoders]
 
 
 def _strengths(contender: Contender, config: CompareConfig) -> tuple[float, ...]:
@@ -219,7 +223,7 @@ def _measure(
     config: CompareConfig,
 ) -> dict[str, float]:
     """One subject's figures; `real` is what each encoder sees in its own pictures."""
-    made, presence = look(judges.encoder, pictures)
+    made, presence, _ = judges.encoder.see(pictures)
     figures = {"likeness": float(likeness(made[None], real[0][None]))}
     if judges.second is not None:
         seen = judges.second.embed(pictures)

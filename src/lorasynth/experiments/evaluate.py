@@ -12,6 +12,7 @@ from lorasynth.config import to_dict
 from lorasynth.experiments.bundle import Bundle
 from lorasynth.experiments.methods import Method, Ridge, Synthesised, methods
 from lorasynth.experiments.trial import COMPARED, Measured, Trial, TrialConfig
+from lorasynth.learned import require_unseen
 from lorasynth.measure.bootstrap import bootstrap_ratio
 from lorasynth.measure.calibration import calibration
 from lorasynth.measure.diversity import mean_pairwise_distance
@@ -55,6 +56,7 @@ def evaluate(bundle: Bundle, config: EvaluationConfig, cache: Path) -> dict[str,
     """
     table = methods(bundle.synthesizer, bundle.pretrained, bundle.library, config.trial.seed)
     run = Trial(bundle.instruments, config.trial, cache / "measured")
+    require_unseen(bundle.synthesizer.learned, run.subjects.ids, "the synthesizer")
     adapters = _adapters(bundle, table, run, cache)
     strengths = _strengths(bundle, table, config, cache)
     measured = {name: run.tried(name, None, described=name == "described") for name in WITHOUT}

@@ -4,14 +4,21 @@ from pathlib import Path
 
 import torch
 
+from lorasynth.atomic import atomic_directory
 from lorasynth.checkpoint import forget
 from lorasynth.codec import CODECS, PCA, Codec, PCAConfig, Scaled, ScaledConfig, VAEConfig
 from lorasynth.codec.contract import require_several
 from lorasynth.codec.out_of_core import OutOfCoreConfig, Source, fit_out_of_core
 from lorasynth.codec.streamed_vae import StreamingConfig, fit_streamed
 from lorasynth.experiments.explained_variance import draw_explained_variance
+from lorasynth.learned import learned_from
 from lorasynth.library import Library, LibraryView
 from lorasynth.library.statistics import streaming_statistics
+
+#: What only PCA's folder has.
+_CURVE = "explained_variance.png"
+#: Names of the states that the fits keep on the way.
+_STATES = ("plan", "gram", "moments", "pass", "krylov", "basis-*-*", "way", "training", "best")
 
 
 def fit_into(
@@ -62,8 +69,11 @@ def fit_into(
         codec = Scaled.of(config, found.mean.float(), found.variance.sqrt().float()).to(device)
     else:
         codec = CODECS.get(name).fit(source, config, device=device)
-    codec.save(out, half=half)
-    if isinstance(codec, PCA):
-        draw_explained_variance(codec, out / "explained_variance.png")
-    forget(kept)
+    if isinstance(source, Library | LibraryView):
+        codec.learned = learned_from(source.ids)
+    with atomic_directory(out, also=[_CURVE]) as folder:
+        codec.save(folder, half=half)
+        if isinstance(codec, PCA):
+            draw_explained_variance(codec, folder / _CURVE)
+    forget(kept, *_STATES)
     return codec

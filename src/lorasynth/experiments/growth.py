@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from lorasynth.codec import fit_codec
 from lorasynth.collect.embedding import column_of
 from lorasynth.config import to_dict
+from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.errors import ConfigError
 from lorasynth.experiments.figures import bars, save_figure
-from lorasynth.experiments.latent_library import LatentLibrary
 from lorasynth.experiments.methods import methods
 from lorasynth.experiments.reports import kept_report
 from lorasynth.experiments.trial import Instruments, Trial, TrialConfig

@@ -57,12 +57,11 @@ def _rungs(bundle: Bundle, run: Trial, trained: Factors) -> Iterator[tuple[str, 
         for level in LEVELS:
             cleaned = hypernet.clean(latents, ten, noise, level)
             yield f"its latent, noise {level:g}, denoised", bundle.decode(cleaned)
-    yield "sampled, condition of ten pictures", synthesizer.synthesise(ten, names)
-    yield "sampled, condition of one picture", synthesizer.synthesise(run.conditions, names)
-    if bundle.pretrained is not None:
-        direct = bundle.pretrained.synthesise
-        yield "direct, condition of ten pictures", direct(ten, names)
-        yield "direct, condition of one picture", direct(run.conditions, names)
+    for title, one in (("sampled", synthesizer), ("direct", bundle.pretrained)):
+        if one is not None:
+            yield f"{title}, condition of ten pictures", one.decode(one.latents(ten, names))
+            latents = one.latents(run.conditions, names)
+            yield f"{title}, condition of one picture", one.decode(latents)
     yield "base model", None
 
 

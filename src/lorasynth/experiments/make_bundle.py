@@ -33,9 +33,9 @@ from lorasynth.condition import (
 from lorasynth.condition.judge import train_judge
 from lorasynth.condition.train import ArcFaceConfig, train_encoder
 from lorasynth.config import read_json, to_dict
+from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.experiments.bundle import MANIFEST, Bundle, write_manifest
 from lorasynth.experiments.evaluate import STRENGTHS, EvaluationConfig, best_strength, evaluate
-from lorasynth.experiments.latent_library import LatentLibrary
 from lorasynth.experiments.parts import PartsConfig, parts_report
 from lorasynth.experiments.stages import StagedRun
 from lorasynth.experiments.trial import Instruments, Trial, TrialConfig
@@ -254,7 +254,7 @@ class BundleMaker:
             condition=synthesizer.encoder,
         )
         run = Trial(instruments, self.config.practice, self.run / "evaluation" / "measured")
-        adapters = synthesizer.synthesise(run.conditions, run.subjects.ids)
+        adapters = synthesizer.decode(synthesizer.latents(run.conditions, run.subjects.ids))
         strength = best_strength(run, "synthesised", adapters, self.config.strengths)
         return replace(synthesizer, strength=strength)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lorasynth.adapter import Factors
-from lorasynth.experiments.latent_library import LatentLibrary
+from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.randomness import stream_seed, torch_stream
 from lorasynth.synthesizer import Synthesizer
 
@@ -56,9 +56,10 @@ class Synthesised:
 
     def __call__(self, conditions: Float[Tensor, "n m"], names: list[str]) -> Factors:
         """Sample one adapter per condition."""
-        return self.synthesizer.synthesise(
+        latents = self.synthesizer.latents(
             conditions, names, seed=self.seed, temperature=self.temperature
         )
+        return self.synthesizer.decode(latents)
 
 
 def mean(library: LatentLibrary) -> Predictor:

@@ -94,6 +94,6 @@ def draw_recipes(reports: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         xlim=(0, 1.02),
         ylim=(0, 1.02),
     )
-    axes.set_title("filled: trained from what a pretrained synthesizer foretells", fontsize=8)
+    axes.set_title("filled: trained from what a pretrained synthesizer predicts", fontsize=8)
     figure.legend(loc="outside right upper", fontsize=7)
     save_figure(figure, path)

@@ -20,7 +20,7 @@ def repeatability_report(
         instruments: what makes pictures, and what judges them.
         recipe: how each adapter is trained.
         config: the subjects; each training sees `training_pictures` of its own.
-        anchor: foretells the adapters that training starts from; None: as the recipe says.
+        anchor: predicts the adapters that training starts from; None: as the recipe says.
 
     Returns:
         JSON values: cosine of the updates of the `same` and of `different` subjects, likeness by

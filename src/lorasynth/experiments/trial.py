@@ -294,7 +294,7 @@ class Trial:
     def trained(self, recipe: Recipe, anchor: Anchor | None, cache: Path) -> Factors:
         """The adapters trained on other pictures of each subject: the ceiling.
 
-        An anchor foretells them from these pictures.
+        An anchor predicts them from these pictures.
 
         They are kept in the cache, so a second trial of the same subjects does not train again.
         """

@@ -24,18 +24,18 @@ from torch import Tensor
 
 from lorasynth.adapter import Adapter, Factors, unstack
 from lorasynth.adapter.files import get_format, write_many
-from lorasynth.atomic import atomic_directory, write_json
+from lorasynth.atomic import as_file_name, atomic_directory, write_json
 from lorasynth.base import BaseModel
 from lorasynth.base.compatibility import require_fits
 from lorasynth.codec import CODECS, load_codec
 from lorasynth.collect.embedding import column_of
 from lorasynth.collect.generated import GeneratedConfig, GeneratedSubjects, embed_imported
-from lorasynth.condition import ConditionEncoder
+from lorasynth.condition import SHOWN, ConditionEncoder
 from lorasynth.config import from_dict, read_json, to_dict
+from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.errors import ConfigError, LibraryError, PictureError
 from lorasynth.experiments.compare import CompareConfig, Contender, Judges, compare
 from lorasynth.experiments.fitting import fit_into
-from lorasynth.experiments.latent_library import LatentLibrary
 from lorasynth.experiments.methods import methods
 from lorasynth.experiments.stages import StagedRun
 from lorasynth.hypernet.library_data import training_set
@@ -97,13 +97,13 @@ class W2WRecipe:
     """One run of the recipe.
 
     Args:
-        source: weights2weights' files, or their hub id.
+        source: weights2weights' files: a folder, or hub:owner/name.
         run: folder of the run.
         config: every choice.
         base: the base model that the adapters were trained on.
         encoder: makes the conditions, and measures likeness.
         second: another encoder, which measures and nothing else; None without one.
-        clip: CLIP model that scores prompts, a folder or hub id; None without.
+        clip: CLIP model that scores prompts, a folder or hub:owner/name; None without.
         pictures: the subjects' pictures by their ids, as `subjects_in` reads them; None: made.
         memory: bytes that fitting the codec may take.
 
@@ -217,7 +217,7 @@ class W2WRecipe:
         layout, metadata = synthesizer.layout, synthesizer.metadata(self.config.seed)
         made = layout.flatten(synthesizer.synthesise(self._seen, names, seed=self.config.seed))
         with atomic_directory(path) as folder:
-            paths = [folder / f"{name}.safetensors" for name in names]
+            paths = [folder / f"{as_file_name(name)}.safetensors" for name in names]
             write_many(get_format("kohya"), made, layout, metadata, paths)
 
     def _evaluation(self, path: Path) -> None:
@@ -236,7 +236,7 @@ class W2WRecipe:
             return Contender(name=name, adapters=dict(zip(names, adapters, strict=True)))
 
         library, folder = Library.open(self.stages.path("library")), self.stages.path("loras")
-        files = {name: Adapter.load(folder / f"{name}.safetensors") for name in names}
+        files = {name: Adapter.load(folder / f"{as_file_name(name)}.safetensors") for name in names}
         synthesizer = Synthesizer.from_pretrained(self.stages.path("synthesizer"))
         column = column_of(self.encoder)
         known = LatentLibrary.encode(self._rows("train"), synthesizer.codec, column)
@@ -266,7 +266,7 @@ class W2WRecipe:
         source: SubjectSource = (
             GeneratedSubjects(self.base, test.library, self.config.generated)
             if self.pictures is None
-            else subjects_in(self.pictures, self.base.picture_size)
+            else subjects_in(self.pictures)
         )
         order = torch.randperm(len(test), generator=torch_stream(self.config.seed, "tried"))
         loaded = (source.load(test.ids[row]) for row in order.tolist())
@@ -279,7 +279,8 @@ class W2WRecipe:
         return tried
 
     def _is_shown(self, subject: Subject) -> bool:
-        return all(bool((one.presence(subject.pictures) >= 0.5).all()) for one in self._judges)
+        seen = (one.see(subject.photos) for one in self._judges)
+        return all(bool((one.presence >= SHOWN).all()) for one in seen)
 
     @cached_property
     def _seen(self) -> Float[Tensor, "n m"]:

@@ -1,18 +1,27 @@
 """From a library and a codec to what a hypernetwork is trained on."""
 
+from contextlib import suppress
+
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from lorasynth.codec import Codec
+from lorasynth.errors import LibraryError, LorasynthError
 from lorasynth.hypernet.batches import TrainingSet
 from lorasynth.library import Library, LibraryView
 from lorasynth.library.blocks import row_blocks
+from lorasynth.library.columns import read_column, write_column
 from lorasynth.progress import progress
+from lorasynth.weights import fingerprint
+
+#: Folder of a library for the latents of its adapters, a file for each codec.
+LATENTS = "latents"
 
 #: Vectors that are encoded at a time; the next are read meanwhile.
 _ROWS = 256
 
 
-@torch.no_grad()
 def training_set(library: Library | LibraryView, codec: Codec, column: str | None) -> TrainingSet:
     """Latents of all adapters, with the conditions that are attached as `column` (N, P, m), if any.
 
@@ -21,11 +30,38 @@ def training_set(library: Library | LibraryView, codec: Codec, column: str | Non
         LibraryError: the column is absent or damaged, there are fewer than two adapters, or vectors
             have changed since they were written.
     """
-    library.require_intact()
     conditions = None if column is None else library.column(column)
+    return TrainingSet(latents=latents_of(library, codec), conditions=conditions)
+
+
+def latents_of(library: Library | LibraryView, codec: Codec) -> Float[Tensor, "N k"]:
+    """Latents of all adapters; those of a whole library are computed once and kept in it.
+
+    They lie in its folder `latents`, under the codec's fingerprint, and are found stale where
+    adapters were appended since.  A library that cannot be written (a read-only disk, another
+    writer) is encoded anew each time.
+
+    Raises:
+        LayoutError: the codec was fitted to another layout.
+        LibraryError: vectors have changed since they were written.
+    """
+    whole = library.library if isinstance(library, LibraryView) else library
+    kept = whole.path / LATENTS / f"{fingerprint(codec)}.safetensors"
+    try:
+        latents = read_column(kept, whole.ids)
+    except LibraryError:  # not there yet, or of fewer adapters
+        latents = _encoded(whole, codec)
+        with suppress(LorasynthError, OSError), whole.locked():
+            write_column(kept, latents, whole.ids)
+    return latents[torch.from_numpy(library.rows)] if isinstance(library, LibraryView) else latents
+
+
+@torch.no_grad()
+def _encoded(library: Library, codec: Codec) -> Float[Tensor, "N k"]:
+    library.require_intact()
     latents = torch.empty(len(library), codec.latents)
     with progress("latents", len(library), shown=len(library) > 16 * _ROWS) as advance:
         for row, vectors in row_blocks(library, _ROWS, torch.device("cpu")):
             latents[row : row + len(vectors)] = codec.encode(vectors)
             advance(len(vectors))
-    return TrainingSet(latents=latents, conditions=conditions)
+    return latents

@@ -15,9 +15,10 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         count = width // 2
-        # Periods from 1/1000 of the whole process to 10 times it.
-        exponents = -math.log(10_000) * torch.arange(count) / max(count - 1, 1)
-        self.register_buffer("frequencies", 1000 * exponents.exp())
+        # Periods from 1/1000 of the whole process to 10 times it.  In plain Python: torch.arange on
+        # the meta device imports torch's compiler, which takes seconds.
+        exponents = (-math.log(10_000) * place / max(count - 1, 1) for place in range(count))
+        self.register_buffer("frequencies", torch.tensor([1000 * math.exp(e) for e in exponents]))
         self.mlp = nn.Sequential(nn.Linear(2 * count, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b tw"]:

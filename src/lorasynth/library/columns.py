@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lorasynth.atomic import atomic_file
 from lorasynth.errors import LibraryError
+from lorasynth.weights import require_small_header, save_with_header
 
 
 def write_column(path: Path, values: Tensor, ids: Sequence[str]) -> None:
@@ -22,7 +22,7 @@ def write_column(path: Path, values: Tensor, ids: Sequence[str]) -> None:
     values = values.detach().cpu().clone().contiguous()
     header = {"ids": hash_lines(ids), "values": hash_numbers(values)}
     with atomic_file(path) as temporary:
-        save_file({"values": values}, temporary, metadata=header)
+        save_with_header({"values": values}, temporary, header)
 
 
 def read_column(path: Path, ids: Sequence[str]) -> Tensor:
@@ -38,6 +38,7 @@ def read_column(path: Path, ids: Sequence[str]) -> Tensor:
             "attached by `lorasynth collect --encoder` and `lorasynth library embed`)"
         )
     try:
+        require_small_header(path)
         with safe_open(path, framework="pt") as file:
             values: Tensor = file.get_tensor("values")
             header = file.metadata() or {}

@@ -25,6 +25,7 @@ from lorasynth.checksums import file_hash
 from lorasynth.config import read_json
 from lorasynth.errors import ConfigError, LibraryError
 from lorasynth.library.vectors import VectorFile, write_vectors
+from lorasynth.weights import require_small_header
 
 VECTORS = "vectors.npy"
 FACTORS = "factors.safetensors"
@@ -103,6 +104,7 @@ class Shard:
             return tensor.expand(self.count, -1, -1)[index]
 
         try:
+            require_small_header(self.path / FACTORS)
             with safe_open(self.path / FACTORS, framework="pt") as file:
                 return {
                     module: Factor(
@@ -110,7 +112,7 @@ class Shard:
                     )
                     for module in self.layout.modules
                 }
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, RuntimeError, IndexError) as error:
             raise self._damaged(FACTORS, error) from error
 
     def require_intact(self) -> None:

@@ -9,9 +9,10 @@ Shards appear by one rename and never change, so a process killed at any moment 
 complete shard, and readers need no lock.  Writers take turns by a file lock.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -37,19 +38,23 @@ from lorasynth.adapter import (
     map_factors,
     require_finite,
 )
-from lorasynth.atomic import atomic_file, remove_leftovers, write_json
+from lorasynth.atomic import atomic_file, make_parent, remove_leftovers, write_json
 from lorasynth.config import from_dict, read_json, to_dict
 from lorasynth.errors import ConfigError, LibraryError
+from lorasynth.library.annotations import stored_facts, with_facts, write_facts
 from lorasynth.library.columns import hash_lines, hash_numbers, read_column, write_column
 from lorasynth.library.shard import Shard, write_shard
 from lorasynth.library.vectors import Stored
-from lorasynth.progress import progress
+from lorasynth.progress import console, progress
+from lorasynth.weights import require_small_header
 
 #: Version of the folder's form.
 VERSION = 1
 
 _INFO = "library.json"
 _REFERENCE = "reference.safetensors"
+_LOCK = ".lock"
+_SHARD = re.compile("[0-9]{6,}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +73,8 @@ class LibraryInfo:
     recipe: dict[str, Any] = field(default_factory=dict)
     #: SHA-256 of the reference vector; None until there is one.
     reference_hash: str | None = None
+    #: Number of shards that were written; 0 in libraries of releases that did not count them.
+    shards: int = 0
     #: Version of the folder's form.
     version: int = VERSION
 
@@ -90,7 +97,7 @@ class Library:
         self.path = path
         self.info = info
         self.layout = Layout.from_dict(info.layout)
-        self._lock = filelock.FileLock(path / ".lock", timeout=0)
+        self._lock = filelock.FileLock(path / _LOCK, timeout=0)
         self._load_shards()
 
     @classmethod
@@ -122,9 +129,8 @@ class Library:
             ConfigError: no such gauge.
         """
         path = Path(path)
-        if (path / _INFO).exists():
-            raise LibraryError(f"a new library needs a path of its own, but {path} is a library")
         GAUGES.get(gauge)
+        make_parent(path / _INFO)
         info = LibraryInfo(
             layout=layout.to_dict(),
             gauge=gauge,
@@ -132,7 +138,12 @@ class Library:
             base_fingerprint=base_fingerprint,
             recipe=dict(recipe or {}),
         )
-        write_json(path / _INFO, to_dict(info))
+        with _lock_of(path):  # of two that create one, the second finds the first's
+            if (path / _INFO).exists():
+                raise LibraryError(
+                    f"a new library needs a path of its own, but {path} is a library"
+                )
+            write_json(path / _INFO, to_dict(info))
         library = cls(path, info)
         if reference is not None:
             with library.locked():
@@ -165,6 +176,10 @@ class Library:
         """Number of adapters N."""
         return int(self._starts[-1])
 
+    def shard_sizes(self) -> list[int]:
+        """Number of adapters in each shard, in row order."""
+        return [shard.count for shard in self._shards]
+
     @property
     def width(self) -> int:
         """Length D of a vector."""
@@ -177,7 +192,12 @@ class Library:
 
     @property
     def table(self) -> pa.Table:
-        """The table of subjects: `id` and whatever columns were given."""
+        """The table of subjects: `id`, whatever columns were given, and what was annotated."""
+        return with_facts(self.own_table, stored_facts(self.path))
+
+    @property
+    def own_table(self) -> pa.Table:
+        """What came with the adapters."""
         if not self._shards:
             return pa.table({"id": pa.array([], pa.string())})
         tables = [shard.subjects for shard in self._shards]
@@ -288,6 +308,35 @@ class Library:
             [i for i, found in enumerate(table[column].to_pylist()) if found == value]
         )
 
+    def training(self, split: str = "train", *, quiet: bool = False) -> "Library | LibraryView":
+        """The rows that may be learned from, so that those held out stay unseen.
+
+        Args:
+            split: of the table's column `split`; "all" for every row.
+            quiet: do not say that the table has no such column; all rows are given then.
+
+        Raises:
+            LibraryError: no row is in that split.
+        """
+        if split == "all":
+            return self
+        if "split" not in self.table.column_names:
+            if not quiet:
+                console.print(
+                    f"{self.path} has no column 'split', so nothing is held out: all {len(self)} "
+                    "adapters are learned from.",
+                    soft_wrap=True,
+                )
+            return self
+        chosen = self.where("split", split)
+        if not len(chosen):
+            found = sorted({str(one) for one in self.table["split"].to_pylist()})
+            raise LibraryError(
+                f"--split must be all or one of {', '.join(found)}, but {self.path} has no adapter "
+                f"in {split!r}"
+            )
+        return chosen
+
     @property
     def reference(self) -> Factors | None:
         """What the gauge aligns with; None as long as there is none.
@@ -298,6 +347,7 @@ class Library:
         if self.info.reference_hash is None:
             return None
         try:
+            require_small_header(self.path / _REFERENCE)
             vector = load_file(self.path / _REFERENCE)["vector"]
         except (OSError, SafetensorError, KeyError) as error:
             raise LibraryError(
@@ -317,14 +367,51 @@ class Library:
         Raises:
             LibraryError: names the first shard that has changed since it was written.
         """
+        self._require_complete()
         _require_intact(self._shards)
+
+    def _require_complete(self) -> None:
+        """Refuse to learn where shards are missing or adapters are there twice.
+
+        Raises:
+            LibraryError: names the first.
+        """
+        for line in self._gaps():
+            raise LibraryError(f"a library must be whole, but {line} (`lorasynth library check`)")
+
+    def _gaps(self) -> Iterator[str]:
+        """Shards that are missing, and ids that are in several places, one line each."""
+        present = {int(shard.path.name): shard for shard in self._shards}
+        for number in range(max(self.info.shards, 1 + max(present, default=-1))):
+            if number not in present:
+                yield f"shard {number:06d} of {self.path} is missing: restore it from a copy"
+        if len(present) < len(self._shards):
+            yield f"two shards of {self.path} have one number: remove the copy"
+        homes: dict[str, str] = {}
+        for shard in self._shards:
+            for name in shard.subjects["id"].to_pylist():
+                if name in homes:
+                    yield (
+                        f"subject {name!r} is in shard {homes[name]} and in shard "
+                        f"{shard.path.name}: remove the shard that is a copy"
+                    )
+                    break
+                homes[name] = shard.path.name
 
     def check(self) -> LibraryReport:
         """Read everything and compare it with its checksums."""
         found = [tuple(shard.damages()) for shard in self._shards]
         intact = [shard for shard, lines in zip(self._shards, found, strict=True) if not lines]
         damages = [line for lines in found for line in lines]
+        damages += [
+            f"{path} is no shard, whose name is six digits: move it elsewhere"
+            for path in sorted((self.path / "shards").glob("[!.]*"))
+            if path not in {shard.path for shard in self._shards}
+        ]
+        if len(intact) == len(found):
+            damages += self._gaps()
         damages += _complaints(lambda: self.reference)
+        damages += _complaints(lambda: stored_facts(self.path))
         if not damages:  # columns are read by the ids of all shards
             for name in self.columns:
                 damages += _complaints(partial(self.column, name))
@@ -340,16 +427,10 @@ class Library:
         Raises:
             LibraryError: another process is writing.
         """
-        try:
-            with self._lock:
-                self.refresh()
-                self._remove_leftovers()
-                yield
-        except filelock.Timeout as error:
-            raise LibraryError(
-                f"a library has one writer at a time, but another process is writing {self.path}: "
-                "wait for it, or end it"
-            ) from error
+        with _taken(self._lock, self.path):
+            self.refresh()
+            self._remove_leftovers()
+            yield
 
     def append(self, factors: Factors, subjects: Sequence[Mapping[str, Any]]) -> None:
         """Add adapters as one shard: all of them are there afterwards, or none.
@@ -378,9 +459,11 @@ class Library:
                     f"vectors must fit into {self.info.dtype}, but these do not: "
                     "make the library with dtype='float32'"
                 )
-            number = 1 + max((int(shard.path.name) for shard in self._shards), default=-1)
+            last = max((int(shard.path.name) for shard in self._shards), default=-1)
+            number = max(last + 1, self.info.shards)
             raw = map_factors(lambda tensor: tensor.detach().cpu(), factors)
             write_shard(self.path / "shards" / f"{number:06d}", stored.cpu(), raw, table)
+            self._state(shards=number + 1)
             self._load_shards()
 
     def attach(self, name: str, values: Tensor | NDArray[Any]) -> None:
@@ -399,10 +482,29 @@ class Library:
                 )
             write_column(self._column_path(name), torch.as_tensor(values), self.ids)
 
+    def annotate(self, facts: pa.Table) -> list[str]:
+        """Add columns to the table, by the subjects' ids; an annotated column may be replaced.
+
+        Args:
+            facts: with a column `id` (see `annotations.read_facts`).
+
+        Returns:
+            The names of all annotated columns.
+
+        Raises:
+            LibraryError: an id is no subject, a column came with the adapters, or another process
+                is writing.
+        """
+        with self.locked():
+            own = self.own_table
+            merged = write_facts(self.path, facts, self.ids, own.column_names)
+        return [name for name in merged.column_names if name != "id"]
+
     # Private ------------------------------------------------------------------------------------
 
     def _load_shards(self) -> None:
-        folders = sorted((self.path / "shards").glob("[0-9]*"))
+        found = [p for p in (self.path / "shards").glob("[0-9]*") if _SHARD.fullmatch(p.name)]
+        folders = sorted(found, key=lambda path: int(path.name))
         known = {shard.path: shard for shard in getattr(self, "_shards", [])}
         self._shards = [known.get(path) or Shard(path, self.layout) for path in folders]
         self.__dict__.pop("_starts", None)  # counted anew
@@ -457,9 +559,12 @@ class Library:
         vector = vector.detach().cpu().float().contiguous()
         with atomic_file(self.path / _REFERENCE) as temporary:
             save_file({"vector": vector}, temporary)
-        stated = {**to_dict(self.info), "reference_hash": hash_numbers(vector)}
-        write_json(self.path / _INFO, stated)
-        self.info = _read_info(self.path)
+        self._state(reference_hash=hash_numbers(vector))
+
+    def _state(self, **facts: Any) -> None:
+        """Write facts into `library.json`."""
+        self.info = replace(self.info, **facts)
+        write_json(self.path / _INFO, to_dict(self.info))
 
     def _remove_leftovers(self) -> None:
         """Delete what a killed writer left; the lock says that nobody is writing it now."""
@@ -533,6 +638,7 @@ class LibraryView:
 
     def require_intact(self) -> None:
         """Compare the vectors of the shards that these rows are in (see `Library`)."""
+        self.library._require_complete()
         _require_intact([shard for shard, _, _ in self.library._locate(self.rows)])
 
     def factors(self) -> Factors:
@@ -555,6 +661,35 @@ def _read_info(path: Path) -> LibraryInfo:
         return from_dict(LibraryInfo, stated)
     except ConfigError as error:
         raise LibraryError(f"{path} must be a library, but is not: {error}") from error
+
+
+def _lock_of(path: Path) -> AbstractContextManager[None]:
+    return _taken(filelock.FileLock(path / _LOCK, timeout=0), path)
+
+
+@contextmanager
+def _taken(lock: filelock.FileLock, path: Path) -> Iterator[None]:
+    """Be the only writer of a library.
+
+    Raises:
+        LibraryError: another process is writing it, or it cannot be written.
+    """
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise LibraryError(
+            f"a library has one writer at a time, but another process is writing {path}: wait for "
+            "it, or end it"
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        raise LibraryError(
+            f"a library must be writable, but {path} is not ({error}): choose another path, or "
+            "copy it to a disk that is"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _require_intact(shards: Sequence[Shard]) -> None:

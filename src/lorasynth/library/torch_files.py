@@ -5,6 +5,7 @@ the file has, and refuses if the machine has less.  So a large matrix is not loa
 where it is within the file, and its rows are mapped for reading alone.
 """
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -17,6 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lorasynth.errors import FileFormatError
 
+#: Bytes of a pickle, of a zip file's directory, and of a file that holds nothing large.
+_MAX_PICKLE, _MAX_DIRECTORY, _MAX_SMALL = 1 << 20, 4 << 20, 16 << 20
+#: Bytes at the end of a zip file in which the place of its directory is stated.
+_TAIL = 22 + (1 << 16)
+
 
 def load_tensors(path: Path) -> Any:
     """What torch saved, and only if it is tensors and plain values.
@@ -25,12 +31,58 @@ def load_tensors(path: Path) -> Any:
         FileFormatError: it is anything else; nothing in it was run.
     """
     try:
+        _require_plain(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what torch raises depends on where it stops reading
+        said = f": {error}" if isinstance(error, FileFormatError) else ""
         raise FileFormatError(
             f"{path} must be a file of torch.save with tensors alone, but is not (nothing in it "
-            "was run): download it again, and do not load it by other means"
+            f"was run{said}): download it again, and do not load it by other means"
         ) from error
+
+
+def load_small(path: Path) -> Any:
+    """As `load_tensors`, of a file that holds no large tensors.
+
+    Raises:
+        FileFormatError: see `load_tensors`, or it is large.
+    """
+    if path.is_file() and path.stat().st_size > _MAX_SMALL:
+        raise FileFormatError(
+            f"{path} must hold nothing large, but has {path.stat().st_size >> 20} MB: download it "
+            "again"
+        )
+    return load_tensors(path)
+
+
+def _require_plain(path: Path) -> None:
+    """Look at the sizes in the zip file's directory before torch reads what it points at.
+
+    torch.save packs nothing, so what is packed, or stated to be more than the file, is a trap.
+
+    Raises:
+        FileFormatError: says which.
+    """
+    if not path.is_file():
+        raise FileFormatError("it is no file")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\3\4":
+            if size > _MAX_PICKLE:
+                raise FileFormatError("it is a large file of an old form, and no zip file")
+            return
+        file.seek(max(0, size - _TAIL))
+        end = file.read().rpartition(b"PK\5\6")[2]
+    if int.from_bytes(end[8:12], "little") > _MAX_DIRECTORY:
+        raise FileFormatError("its zip directory is too large")
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise FileFormatError("it is packed, which torch.save does not do")
+    if sum(entry.file_size for entry in entries) > size:
+        raise FileFormatError("its parts state more bytes than it has")
+    if any(e.file_size > _MAX_PICKLE for e in entries if e.filename.endswith(".pkl")):
+        raise FileFormatError("what it says of its tensors is too long")
 
 
 def _is_matrix(found: Any) -> TypeGuard[Tensor]:

@@ -28,12 +28,13 @@ from torch import Tensor
 from lorasynth.adapter import Factor, Factors, Layout, Slot, map_factors
 from lorasynth.atomic import write_json
 from lorasynth.config import read_json
-from lorasynth.errors import FileFormatError, LayoutError, LibraryError
+from lorasynth.errors import FileFormatError, LayoutError, LibraryError, quoted
 from lorasynth.library.foreign import SKIPPED, ImportReport
 from lorasynth.library.groups import groups_by_likeness
 from lorasynth.library.store import Library
-from lorasynth.library.torch_files import SavedMatrix, load_tensors
+from lorasynth.library.torch_files import SavedMatrix, load_small
 from lorasynth.library.vectors import Stored
+from lorasynth.places import HUB, folder_of, repository
 from lorasynth.progress import progress
 from lorasynth.splits import split_of
 
@@ -107,7 +108,7 @@ def import_w2w(
     known who is shown, `person` and the `split` that follows from it.
 
     Args:
-        source: a folder with the files anywhere below it, or a hub id.
+        source: a folder with the files anywhere below it, or hub:owner/name.
         out: the library, made if it is absent.
         gauge: of a new library's canonical vectors.
         dtype: type in which a new library stores vectors, and raw factors too.
@@ -189,7 +190,8 @@ class W2WFiles:
         Raises:
             LibraryError: a file is missing, or the table is a pickle.
         """
-        folder = Path(source) if Path(source).is_dir() else _fetch(source)
+        on_hub = repository(source)
+        folder = _fetch(on_hub) if on_hub else folder_of(source, "weights2weights", LibraryError)
         pickled = _below(folder, PICKLED_TABLE)
         table = next((path for name in TABLES if (path := _below(folder, name))), None)
         if pickled and not table:
@@ -203,7 +205,7 @@ class W2WFiles:
             if path is None:
                 raise LibraryError(
                     f"weights2weights must have {name}, but nothing below {folder} has that name: "
-                    "download it from the hub (Snapchat/weights2weights)"
+                    "download it from the hub (hub:Snapchat/weights2weights)"
                 )
         weights, dimensions = found.values()
         assert weights is not None
@@ -226,7 +228,7 @@ class W2WFiles:
     @cached_property
     def pieces(self) -> Pieces:
         """Where each factor is within a row."""
-        stated = load_tensors(self.dimensions)
+        stated = load_small(self.dimensions)
         if not isinstance(stated, dict) or not stated:
             raise FileFormatError(
                 f"{self.dimensions} must hold shapes by key, but holds a {type(stated).__name__}"
@@ -287,7 +289,8 @@ def _fetch(source: str) -> Path:
     except Exception as error:  # the hub's own errors share no base with those of the network
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LibraryError(
-            f"weights2weights must be a folder or a hub id, but {source!r} is not usable ({reason})"
+            f"weights2weights must be a folder or {HUB}owner/name, but {HUB}{source} is not usable "
+            f"({reason})"
         ) from error
 
 
@@ -313,19 +316,19 @@ def _pieces(stated: Mapping[Any, Any], path: Path) -> Pieces:
     found: dict[str, dict[str, Piece]] = {}
     start = 0
     for key, value in stated.items():
-        match = _KEY.fullmatch(str(key))
+        match = _KEY.fullmatch(key) if isinstance(key, str) and len(key) < 1000 else None
         try:
             size = int(value[0][0])
             rows, columns = (int(side) for side in value[1])
-        except (TypeError, ValueError, IndexError, KeyError) as error:
+        except (TypeError, ValueError, IndexError, KeyError, ArithmeticError) as error:
             raise FileFormatError(
                 f"{path} must give ((numbers,), (rows, columns)) for each key, but gives "
-                f"{value!r} for {key!r}"
+                f"{quoted(value)} for {quoted(key)}"
             ) from error
-        if match is None or size != rows * columns:
+        if match is None or size != rows * columns or min(rows, columns) < 1:
             raise FileFormatError(
                 f"{path} must have keys of LoRA factors and as many numbers as their shapes, but "
-                f"has {key!r} with {size} numbers of shape {rows} x {columns}"
+                f"has {quoted(key)} with {size} numbers of shape {rows} x {columns}"
             )
         name, side = match.groups()
         module = dotted.get(name.replace(".", "_"), name)
@@ -394,7 +397,7 @@ def _people(
 
 def _embeddings(path: Path, count: int) -> Float[Tensor, "n e"]:
     try:
-        found = np.load(path, allow_pickle=False)
+        found = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError) as error:
         raise FileFormatError(f"{path} must be an .npy file of numbers, but is not") from error
     if found.ndim != 2 or len(found) != count:

@@ -1,7 +1,6 @@
 """CLIP score: do pictures of anything show what their prompts say?  (Hessel et al. 2021)."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
 from lorasynth.condition import ConditionEncoder, load_encoder
 from lorasynth.errors import ConfigError
+from lorasynth.places import folder_of, repository
 
 
 class ClipScore:
@@ -36,13 +36,16 @@ class ClipScore:
             ConfigError: it is none.
         """
         try:
-            local = Path(model).is_dir()
-            text = CLIPTextModelWithProjection.from_pretrained(model, local_files_only=local)
-            tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=local)
+            on_hub = repository(model)
+            place = on_hub or str(folder_of(model, "a CLIP model", ConfigError))
+            local = {"local_files_only": on_hub is None}
+            text = CLIPTextModelWithProjection.from_pretrained(place, **local)
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **local)
         except Exception as error:
             raise ConfigError(
-                f"a CLIP score needs a whole CLIP model (folder or hub id), but {model} cannot be "
-                f"loaded ({str(error).splitlines()[0]}): try openai/clip-vit-base-patch32"
+                f"a CLIP score needs a whole CLIP model (folder or hub:owner/name), but {model} "
+                f"cannot be loaded ({str(error).splitlines()[0]}): try "
+                "hub:openai/clip-vit-base-patch32"
             ) from error
         return cls(load_encoder(f"clip:{model}"), text, tokenizer)
 

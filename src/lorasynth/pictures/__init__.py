@@ -3,23 +3,21 @@
 from lorasynth.pictures import captions
 from lorasynth.pictures.avatars import AvatarSubjects
 from lorasynth.pictures.contract import Subject, SubjectSource
-from lorasynth.pictures.files import pictures_in, read_photo, read_picture, to_image
-from lorasynth.pictures.folders import FolderSubjects
-from lorasynth.pictures.parquet import ParquetSubjects
+from lorasynth.pictures.files import read_photo, to_image
+from lorasynth.pictures.folders import FolderSubjects, pictures_in
+from lorasynth.pictures.given import Photo, as_photo
 from lorasynth.pictures.sources import subjects_in
-from lorasynth.pictures.tars import TarSubjects
 
 __all__ = [
     "AvatarSubjects",
     "FolderSubjects",
-    "ParquetSubjects",
+    "Photo",
     "Subject",
     "SubjectSource",
-    "TarSubjects",
+    "as_photo",
     "captions",
     "pictures_in",
     "read_photo",
-    "read_picture",
     "subjects_in",
     "to_image",
 ]

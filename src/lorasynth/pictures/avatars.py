@@ -272,7 +272,7 @@ class AvatarSubjects:
         scenes = self.scenes(subject_id, purpose)
         return Subject(
             id=subject_id,
-            pictures=self.draw(subject_id, purpose),
+            photos=self.draw(subject_id, purpose),
             captions=[captions.prompt(scene) for scene in scenes],
             attributes=attributes(self.identity(subject_id)),
         )

@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+import torch
 from jaxtyping import UInt8
 from torch import Tensor
+
+#: Photos of one subject, RGB, 0 to 255; a tensor where all have one size.
+Photos: TypeAlias = Sequence[UInt8[Tensor, "_ _ 3"]] | UInt8[Tensor, "k h w 3"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,15 +18,23 @@ class Subject:
 
     Attributes:
         id: a name that is unique in its source and stable over runs.
-        pictures: k pictures of equal size, RGB, 0 to 255.
-        captions: one per picture; each says what varies between the pictures, never who it is.
-        attributes: facts about the subject (not about one picture), as plain JSON values.
+        photos: k of them, of any sizes.
+        captions: one per photo; each says what varies between the photos, never who it is.
+        attributes: facts about the subject (not about one photo), as plain JSON values.
+        seen: what encoders saw in the photos as they were taken, by the encoder's fingerprint, so
+            that each is looked at once.
     """
 
     id: str
-    pictures: UInt8[Tensor, "k h w 3"]
+    photos: Photos
     captions: Sequence[str]
     attributes: Mapping[str, str | float] = field(default_factory=dict)
+    seen: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def pictures(self) -> UInt8[Tensor, "k h w 3"]:
+        """The photos as one tensor, where all have one size, as those that are trained on have."""
+        return self.photos if isinstance(self.photos, Tensor) else torch.stack(list(self.photos))
 
 
 @runtime_checkable

@@ -1,6 +1,8 @@
 """Subjects in Parquet files with one row for each picture."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -12,8 +14,11 @@ import torch
 
 from lorasynth.errors import PictureError
 from lorasynth.pictures.contract import Subject
-from lorasynth.pictures.files import decode_picture
-from lorasynth.pictures.folders import DEFAULT_CAPTION
+from lorasynth.pictures.files import MAX_BYTES, decode_photo
+from lorasynth.pictures.folders import DEFAULT_CAPTION, MAX_CAPTION_BYTES, Tally, caption_text
+
+_ROWS_AT_ONCE = 32
+_MAX_GROUP = 1 << 30
 
 
 class _Row(NamedTuple):
@@ -37,24 +42,25 @@ class ParquetSubjects:
     """
 
     root: Path
-    size: int
     default_caption: str = DEFAULT_CAPTION
 
     @cached_property
     def _rows(self) -> dict[str, list[_Row]]:
         """Subject -> its rows; only the column of names is read."""
         files = sorted(self.root.glob("*.parquet")) if self.root.is_dir() else [self.root]
-        found: dict[str, list[_Row]] = {}
+        found, tally = dict[str, list[_Row]](), Tally()
         for path in files:
-            try:
-                file = pq.ParquetFile(path)
-                _require_columns(path, file.schema_arrow.names)
+            with _readable(path) as file:
+                _require_columns(path, file.schema_arrow)
                 for group in range(file.num_row_groups):
-                    names = file.read_row_group(group, columns=["id"])["id"].to_pylist()
-                    for row, name in enumerate(names):
-                        found.setdefault(str(name), []).append(_Row(path, group, row))
-            except (OSError, pa.ArrowException) as error:
-                raise _unreadable(path, error) from error
+                    for row, value in enumerate(_values(path, file, group, ["id"])):
+                        place = _Row(path, group, row)
+                        if value["id"] is None:
+                            tally.pass_over("rows without an id", str(place))
+                        else:
+                            found.setdefault(str(value["id"]), []).append(place)
+        tally.subjects, tally.pictures = len(found), sum(map(len, found.values()))
+        tally.say(self.root)
         return found
 
     @property
@@ -81,48 +87,87 @@ class ParquetSubjects:
         values = [_row_group(row.file, row.group)[row.row] for row in rows]
         return Subject(
             id=subject_id,
-            pictures=torch.stack(
-                [
-                    self._picture(value["picture"], row)
-                    for value, row in zip(values, rows, strict=True)
-                ]
-            ),
-            captions=[value.get("caption") or self.default_caption for value in values],
+            photos=[
+                self._picture(value["picture"], row)
+                for value, row in zip(values, rows, strict=True)
+            ],
+            captions=[
+                self._caption(value.get("caption"), row)
+                for value, row in zip(values, rows, strict=True)
+            ],
         )
 
-    def _picture(self, value: Any, row: _Row) -> torch.Tensor:
-        data = value["bytes"] if isinstance(value, dict) else value
-        if not isinstance(data, bytes):
+    def _caption(self, value: Any, row: _Row) -> str:
+        if not value:
+            return self.default_caption
+        if not isinstance(value, str):
             raise PictureError(
-                f"a picture must be the bytes of an image file, but {row} holds "
-                f"{type(data).__name__}: leave the row out"
+                f"a caption must be text, but {row} holds {type(value).__name__}: leave it empty"
             )
-        return decode_picture(io.BytesIO(data), self.size, str(row))
+        size = len(value)
+        return caption_text(value.encode() if size <= MAX_CAPTION_BYTES else size, f"that of {row}")
+
+    def _picture(self, value: Any, row: _Row) -> torch.Tensor:
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(data, bytes) or len(data) > MAX_BYTES:
+            raise PictureError(
+                f"a picture must be the bytes of an image file of at most {MAX_BYTES >> 20} MB, "
+                f"but {row} holds {type(data).__name__}: leave the row out"
+            )
+        return decode_photo(io.BytesIO(data), str(row))
 
 
 # A subject's rows are neighbours, so the next subjects are in the group that was read last.
 @lru_cache(maxsize=2)
 def _row_group(path: Path, group: int) -> list[dict[str, Any]]:
-    try:
-        file = pq.ParquetFile(path)
+    with _readable(path) as file:
         columns = [name for name in ("picture", "caption") if name in file.schema_arrow.names]
-        rows: list[dict[str, Any]] = file.read_row_group(group, columns=columns).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from error
-    return rows
+        return list(_values(path, file, group, columns))
 
 
-def _require_columns(path: Path, names: list[str]) -> None:
+def _values(
+    path: Path, file: pq.ParquetFile, group: int, columns: list[str]
+) -> Iterator[dict[str, Any]]:
+    """The rows of a group; no more is in memory than `_MAX_GROUP`."""
+    size = 0
+    for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns):
+        size += batch.nbytes
+        if size > _MAX_GROUP:  # a little file may hold one picture a million times
+            raise PictureError(
+                f"a row group may have {_MAX_GROUP >> 20} MB, but row group {group} of {path} has "
+                "more: write it with smaller row groups"
+            )
+        yield from batch.to_pylist()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[pq.ParquetFile]:
+    """A Parquet file, whatever reading it raises as one line."""
+    try:
+        if not path.is_file():
+            raise OSError("it is no file")
+        with pq.ParquetFile(path) as file:
+            yield file
+    except PictureError:
+        raise
+    except Exception as error:  # also of text that is no UTF-8, and of what has no Python value
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise PictureError(
+            f"subjects may be in Parquet files, but {path} is not one ({reason}): make it again"
+        ) from error
+
+
+def _require_columns(path: Path, schema: pa.Schema) -> None:
     for name in ("id", "picture"):
-        if name not in names:
+        if schema.names.count(name) != 1:
             raise PictureError(
                 f"a Parquet file of subjects must have columns id and picture, but {path} has "
-                f"{', '.join(names)}: rename them"
+                f"{', '.join(schema.names)}: rename them"
             )
-
-
-def _unreadable(path: Path, error: Exception) -> PictureError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return PictureError(
-        f"subjects may be in Parquet files, but {path} is not one ({reason}): make it again"
-    )
+    kind = schema.field("id").type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
+    if not any(test(kind) for test in (*tests, pa.types.is_string_view)):
+        raise PictureError(
+            f"the column id must be of texts or whole numbers, but {path} has {kind}: convert it"
+        )

@@ -5,25 +5,25 @@ from pathlib import Path
 
 from lorasynth.pictures.contract import SubjectSource
 from lorasynth.pictures.folders import DEFAULT_CAPTION, FolderSubjects
-from lorasynth.pictures.parquet import ParquetSubjects
-from lorasynth.pictures.tars import TarSubjects
 
 
-def subjects_in(root: Path, size: int, caption: str = DEFAULT_CAPTION) -> SubjectSource:
+def subjects_in(root: Path, caption: str = DEFAULT_CAPTION) -> SubjectSource:
     """The subjects in a tar or Parquet file, in a folder of such, or in a folder of folders.
 
     Nothing is read yet.
 
     Args:
         root: where they are.
-        size: side of their pictures in pixels.
         caption: of pictures that have none of their own.
     """
-    kinds: dict[str, Callable[[Path, int, str], SubjectSource]] = {
+    from lorasynth.pictures.parquet import ParquetSubjects  # pyarrow, which few callers need
+    from lorasynth.pictures.tars import TarSubjects
+
+    kinds: dict[str, Callable[[Path, str], SubjectSource]] = {
         ".tar": TarSubjects,
         ".parquet": ParquetSubjects,
     }
     for suffix, kind in kinds.items():
         if root.suffix == suffix or any(root.glob(f"*{suffix}")):
-            return kind(root, size, caption)
-    return FolderSubjects(root, size, caption)
+            return kind(root, caption)
+    return FolderSubjects(root, caption)

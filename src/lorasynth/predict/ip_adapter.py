@@ -16,7 +16,6 @@ from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lorasynth.atomic import atomic_file
@@ -29,6 +28,7 @@ from lorasynth.pictures import SubjectSource
 from lorasynth.predict.tasks import ENCODED, draw_task, encode_with_embeddings
 from lorasynth.randomness import stream_seed, torch_stream
 from lorasynth.training import Optimisation, Trainer
+from lorasynth.weights import save_with_header
 
 _CROSS = "attn2.processor"
 #: The projection's tensors in the layout of IP-Adapter files, and where they are here.
@@ -156,7 +156,7 @@ class IPAdapter(nn.Module):
                 tensors[f"ip_adapter.{2 * i + 1}.{part}.weight"] = linear.weight
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with atomic_file(path) as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt", _ENCODER: encoder})
+            save_with_header(tensors, temporary, {"format": "pt", _ENCODER: encoder})
 
     @classmethod
     def load(cls, path: Path | str, unet: Any) -> tuple["IPAdapter", str]:
@@ -208,7 +208,7 @@ def train_ip_adapter(
         BundleError: the checkpoint is damaged.
     """
     kept = checkpoint.with_name(ENCODED)
-    encoded, embeddings = encode_with_embeddings(base, encoder, source, kept)
+    _, encoded, embeddings = encode_with_embeddings(base, encoder, source, kept)
     options = config.optimisation
     torch.manual_seed(stream_seed(options.seed, "ip-adapter"))
     adapter = IPAdapter(config, base.denoiser, embeddings.shape[2])

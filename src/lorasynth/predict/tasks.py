@@ -1,10 +1,11 @@
 """What a network from conditions learns by: it sees one picture, others must be denoised."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,9 +16,11 @@ from lorasynth.collect.collector import checked_ids
 from lorasynth.collect.draws import Draw
 from lorasynth.collect.embedding import as_many_of_each
 from lorasynth.collect.encoded import EncodedSubjects, encode_subjects
-from lorasynth.condition import ConditionEncoder, embed_subject
+from lorasynth.collect.failures import Failures
+from lorasynth.condition import ConditionEncoder, framed_subject, subject_conditions
+from lorasynth.errors import CollectionError, PictureError
 from lorasynth.pictures import Subject, SubjectSource
-from lorasynth.progress import progress
+from lorasynth.progress import console, progress
 from lorasynth.randomness import stream_seed
 from lorasynth.training import Optimisation
 from lorasynth.weights import kept_tensors
@@ -70,11 +73,32 @@ def draw_task(
     return seen, replace(encoded, first=encoded.first[rows]), draw
 
 
+class Taught(NamedTuple):
+    """Subjects that a network learns from.
+
+    Attributes:
+        ids: of those whose photos can be used.
+        encoded: what the base model sees.
+        embeddings: of the same photos.
+    """
+
+    ids: list[str]
+    encoded: EncodedSubjects
+    embeddings: Float[Tensor, "n k m"]
+
+
 @torch.no_grad()
 def encode_with_embeddings(
-    base: BaseModel, encoder: ConditionEncoder, source: SubjectSource, kept: Path
-) -> tuple[EncodedSubjects, Float[Tensor, "n k m"]]:
-    """All subjects as the base model sees them, and the embeddings of the same pictures.
+    base: BaseModel,
+    encoder: ConditionEncoder,
+    source: SubjectSource,
+    kept: Path,
+    *,
+    strict: bool = False,
+) -> Taught:
+    """All subjects as the base model sees them, and the embeddings of the same photos.
+
+    A subject that cannot be used is left out; why is listed beside `kept` (`Failures`).
 
     Args:
         base: the base model.
@@ -82,17 +106,30 @@ def encode_with_embeddings(
         source: the subjects.
         kept: folder for what is encoded, some subjects in a file, so that a run that was killed
             does not do it again.
+        strict: stop at the first subject that cannot be used.
 
     Raises:
-        CollectionError: there is no subject, or two have one name.
+        CollectionError: there is no subject that can be used, or two have one name.
+        PictureError: `strict`, and a subject cannot be used.
     """
-    ids, parts = checked_ids(source), []
+    ids, parts, usable = checked_ids(source), [], list[str]()
+    failures = Failures(kept)
     with progress("encode subjects", len(ids)) as advance:
         for start in range(0, len(ids), _PART):
             names = ids[start : start + _PART]
             path = kept / f"{_name_of(base, encoder, source, names)}.safetensors"
-            parts.append(kept_tensors(path, partial(_encoded, base, encoder, source, names)))
+            look = partial(_looked_at, base, encoder, source, strict=strict)
+            part = kept_tensors(path, partial(_encoded, base, encoder, names, look, failures))
+            chosen = part["usable"].tolist()
+            usable += [name for name, good in zip(names, chosen, strict=True) if good]
+            if any(chosen):
+                parts.append(part)
             advance(len(names))
+    if not parts:
+        raise CollectionError(
+            f"one subject or more must have photos that can be used, but none of {len(ids)} has: "
+            f"{failures.path} says why"
+        )
 
     def whole(name: str, dtype: torch.dtype) -> Tensor:  # files widen fp16
         return torch.cat([tensors[name] for tensors in parts]).to(base.device, dtype)
@@ -102,26 +139,58 @@ def encode_with_embeddings(
     counts = [int(count) for tensors in parts for count in tensors["counts"]]
     encoded = EncodedSubjects.of(whole("latents", base.dtype), Texts(texts), empty, counts)
     embeddings = as_many_of_each([row for tensors in parts for row in tensors["embeddings"]])
-    return encoded, embeddings.to(base.device)
+    return Taught(usable, encoded, embeddings.to(base.device))
+
+
+def _looked_at(
+    base: BaseModel, encoder: ConditionEncoder, source: SubjectSource, name: str, *, strict: bool
+) -> Subject | PictureError:
+    """A subject as it is learned from, or why it cannot be."""
+    try:
+        return framed_subject(source.load(name), base.picture_size, [encoder])
+    except PictureError as error:
+        if strict:
+            raise
+        return error
 
 
 def _encoded(
-    base: BaseModel, encoder: ConditionEncoder, source: SubjectSource, names: Sequence[str]
+    base: BaseModel,
+    encoder: ConditionEncoder,
+    names: Sequence[str],
+    look: Callable[[str], Subject | PictureError],
+    failures: Failures,
 ) -> dict[str, Tensor]:
-    """Some subjects as named tensors."""
+    """Some subjects as named tensors; those that cannot be used are said and listed."""
     rows: list[Tensor] = []
+    bad: dict[str, dict[str, str]] = {}
 
     def subjects() -> Iterator[Subject]:
         for name in names:
-            subject = source.load(name)
-            rows.append(embed_subject(encoder, subject))
-            yield subject
+            subject = look(name)
+            if isinstance(subject, Subject):
+                rows.append(subject_conditions(encoder, subject))
+                yield subject
+            else:
+                bad[name] = {"reason": str(subject)}
+                console.print(f"left out {name}: {subject}", soft_wrap=True, markup=False)
 
-    encoded = encode_subjects(base, subjects())
+    try:
+        encoded = encode_subjects(base, subjects())
+    except CollectionError:
+        if rows:
+            raise
+        failures.update(bad, [])
+        return {"usable": torch.zeros(len(names), dtype=torch.bool)}
+    failures.update(bad, [])
     texts = {_TEXT + name: part for name, part in encoded.texts.parts.items()}
-    counts = torch.tensor(encoded.counts)
-    embeddings = as_many_of_each(rows)
-    return {"latents": encoded.latents, "counts": counts, "embeddings": embeddings, **texts}
+    return {
+        "latents": encoded.latents,
+        "counts": torch.tensor(encoded.counts),
+        "embeddings": as_many_of_each(rows),
+        "usable": torch.tensor([name not in bad for name in names]),
+        **texts,
+    }
 
 
 def _name_of(

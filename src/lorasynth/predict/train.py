@@ -50,11 +50,12 @@ class PredictorTraining:
 
 
 class Predicting(NamedTuple):
-    """What training gives: the parts that a synthesizer is made of, beside its encoder."""
+    """What training gives: parts of a synthesizer, and the ids of those it has learned from."""
 
     hypernet: LatentRegression
     codec: PCA
     layout: Layout
+    ids: list[str]
 
 
 def train_predictor(
@@ -64,6 +65,8 @@ def train_predictor(
     recipe: Recipe,
     config: PredictorTraining,
     checkpoint: Path,
+    *,
+    strict: bool = False,
 ) -> Predicting:
     """Train, from the checkpoint if there is one.
 
@@ -74,6 +77,7 @@ def train_predictor(
         recipe: says what is adapted, with which rank and from which A.
         config: how.
         checkpoint: file to save to and to resume from; encoded pictures are kept beside it too.
+        strict: stop at the first subject whose photos cannot be used, rather than leave it out.
 
     Raises:
         ConfigError: the recipe trains A too, or the checkpoint is of another run.
@@ -85,7 +89,7 @@ def train_predictor(
             'use trained="B"'
         )
     kept = checkpoint.with_name(ENCODED)
-    encoded, embeddings = encode_with_embeddings(base, encoder, source, kept)
+    ids, encoded, embeddings = encode_with_embeddings(base, encoder, source, kept, strict=strict)
     start = start_factors(base.target_linears(recipe.targets), recipe)
     options = config.optimisation
     torch.manual_seed(stream_seed(options.seed, "predictor"))
@@ -107,4 +111,4 @@ def train_predictor(
     # in float64, which not every device has
     hypernet, codec = model.cpu().split(embeddings.flatten(0, 1).cpu())
     hypernet.eval().requires_grad_(requires_grad=False)
-    return Predicting(hypernet, codec, model.layout)
+    return Predicting(hypernet, codec, model.layout, ids)

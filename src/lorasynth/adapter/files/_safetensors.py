@@ -106,7 +106,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     """
     places = list(_DTYPES)
     order = sorted(tensors, key=lambda key: (places.index(tensors[key].dtype), key))
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt", **header}}
+    entries: dict[str, Any] = {"__metadata__": dict(sorted({"format": "pt", **header}.items()))}
     parts: list[Any] = []
     end = 0
     for key in order:

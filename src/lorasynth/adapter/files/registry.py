@@ -27,7 +27,9 @@ def detect(path: Path | str) -> LoraFormat:
     file = weights_file(Path(path))
     keys = read_keys(file)
     refuse_other_kinds(file, keys)
-    matching = [name for name in FORMATS.names() if get_format(name).recognises(keys)]
+    others = (name for name in FORMATS.names() if name not in FORMATS.own)
+    matching = [name for name in FORMATS.own if get_format(name).recognises(keys)]
+    matching = matching or [name for name in others if get_format(name).recognises(keys)]
     if not matching:
         first = f"its first key is {min(keys)}" if keys else "it has no keys at all"
         raise FileFormatError(

@@ -1,6 +1,7 @@
 """The face encoder: any detector with any network, saved as a folder."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,22 +10,25 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
+from typing_extensions import override
 
 from lorasynth import config as configs
 from lorasynth.atomic import atomic_directory, write_json
-from lorasynth.condition.contract import ENCODERS, saved_config
+from lorasynth.condition.contract import ENCODERS, ConditionEncoder, Seen, saved_config
 from lorasynth.condition.faces.alignment import align
 from lorasynth.condition.faces.contract import DETECTORS, NETWORKS, Face, FaceConfig
 from lorasynth.condition.faces.views import find_faces
 from lorasynth.errors import BundleError, PictureError
-from lorasynth.pictures.files import middle_square, to_image
+from lorasynth.pictures.contract import Photos
+from lorasynth.pictures.files import to_image
+from lorasynth.pictures.framing import Box, framed
 from lorasynth.weights import CONFIG_FILE
 
 #: Squares that a network sees at once.
 BATCH = 64
 
 
-class FaceEncoder:
+class FaceEncoder(ConditionEncoder):
     """Embeds the largest face of each picture, laid straight.
 
     Args:
@@ -36,6 +40,13 @@ class FaceEncoder:
         ConfigError: a package is missing, or the config names what does not exist.
         BundleError: a file of weights is not what the config says.
     """
+
+    domain = "faces of people"
+    advice = (
+        "it looked again padded, enlarged and turned; use a photo with both eyes in sight, or crop "
+        "it to the head and shoulders"
+    )
+    finds_faces = True
 
     def __init__(
         self, config: FaceConfig, device: torch.device | str = "cpu", folder: Path = Path()
@@ -66,9 +77,9 @@ class FaceEncoder:
         self.width = network.width
         self.licence = network.licence
 
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the weights, and what else an embedding depends on."""
+    @override
+    def _fingerprint(self) -> str:
+        """Of the weights, and what else an embedding depends on."""
         config = self.config
         parts = (config.detector, config.mean, config.std, config.sha256)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
@@ -77,36 +88,46 @@ class FaceEncoder:
         """The faces of a photo, from left to right."""
         return find_faces(self._detector, to_image(photo))
 
-    def prepare(
-        self,
-        photo: UInt8[Tensor, "h w 3"],
-        *,
-        name: str = "the picture",
-        face: int | None = None,
-    ) -> UInt8[Tensor, "side side 3"]:
-        """The square in which a face of a photo lies as the network expects it.
+    @override
+    def see(
+        self, photos: Photos, *, names: Sequence[str] | None = None, face: int | None = None
+    ) -> Seen:
+        """Embed a face of each photo; of one without a face, the square that `framed` chooses."""
+        names = names or [f"picture {i + 1}" for i in range(len(photos))]
+        found = [self._found(photo, name, face) for photo, name in zip(photos, names, strict=True)]
+        squares = [
+            self._square(photo, one) if one is not None else framed(photo, self.picture_size)
+            for photo, one in zip(photos, found, strict=True)
+        ]
+        return Seen(
+            self.embed_aligned(torch.stack(squares)),
+            torch.tensor([0.0 if one is None else one.score for one in found]),
+            [None if one is None else Box(*one.box) for one in found],
+        )
 
-        Args:
-            photo: of any size.
-            name: what to call it in an error.
-            face: which one, counted from the left, from 1; None for the largest.
-
-        Raises:
-            PictureError: the photo shows no face, or not so many.
-        """
-        faces = self.faces(photo)
-        if not faces:
-            raise PictureError(
-                f"a reference picture must show a face, but the encoder {self.name!r} finds none "
-                f"in {name}, also padded, enlarged and turned: use one with both eyes in sight, "
-                "or crop it to the head and shoulders"
-            )
-        if face is not None and not 1 <= face <= len(faces):
+    def _found(self, photo: UInt8[Tensor, "h w 3"], name: str, face: int | None) -> Face | None:
+        """The face of that number, else the largest; None where there is none."""
+        faces = self.faces(photo.cpu())
+        if face is not None and faces and not 1 <= face <= len(faces):
             raise PictureError(
                 f"--face must be one of the faces of a picture, counted from the left, but is "
                 f"{face} and {name} shows {len(faces)}: choose from 1 to {len(faces)}"
             )
-        found = faces[face - 1] if face else max(faces, key=lambda face: face.area)
+        if face is not None and faces:
+            return faces[face - 1]
+        return max(faces, key=lambda one: one.area, default=None)
+
+    def aligned(
+        self, photo: UInt8[Tensor, "h w 3"], face: int | None = None
+    ) -> UInt8[Tensor, "side side 3"]:
+        """The square in which a face of a photo lies as the network expects it.
+
+        Raises:
+            PictureError: there is no face, or not so many.
+        """
+        found = self._found(photo, "the picture", face)
+        if found is None:
+            raise PictureError(self.missing("the picture", 0.0))
         return self._square(photo, found)
 
     def _square(self, photo: UInt8[Tensor, "h w 3"], face: Face) -> UInt8[Tensor, "side side 3"]:
@@ -114,36 +135,22 @@ class FaceEncoder:
         return torch.from_numpy(np.array(square))
 
     @torch.no_grad()
-    def embed_prepared(self, squares: UInt8[Tensor, "b side side 3"]) -> Float[Tensor, "b m"]:
-        """Embed squares that `prepare` gave as unit vectors on the CPU, in batches."""
+    def embed_aligned(self, squares: UInt8[Tensor, "b side side 3"]) -> Float[Tensor, "b m"]:
+        """Embed squares that `aligned` gave as unit vectors on the CPU, in batches."""
         parts = [self._network(part) for part in squares.cpu().split(BATCH)]
         return functional.normalize(torch.cat(parts).float(), dim=1)
 
+    @override
     def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
-        """Embed the largest face of each picture; of one without a face, its middle square."""
-        return self.look(pictures)[0]
+        return self.see(pictures).embeddings
 
+    @override
     def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
         """The probability that each picture shows a face; 0 where none is found."""
-        return torch.tensor([self._largest(picture)[1] for picture in pictures])
+        found = [self._found(picture, "a picture", None) for picture in pictures]
+        return torch.tensor([0.0 if one is None else one.score for one in found])
 
-    def look(
-        self, pictures: UInt8[Tensor, "b h w 3"]
-    ) -> tuple[Float[Tensor, "b m"], Float[Tensor, " b"]]:
-        """Both `embed` and `presence`, after looking for faces once."""
-        squares, scores = zip(*map(self._largest, pictures), strict=True)
-        return self.embed_prepared(torch.stack(squares)), torch.tensor(scores)
-
-    def _largest(
-        self, picture: UInt8[Tensor, "h w 3"]
-    ) -> tuple[UInt8[Tensor, "side side 3"], float]:
-        picture = picture.cpu()
-        faces = self.faces(picture)
-        if not faces:
-            return middle_square(picture, self.picture_size), 0.0
-        largest = max(faces, key=lambda face: face.area)
-        return self._square(picture, largest), largest.score
-
+    @override
     def save(self, folder: Path) -> None:
         """Write the config, and the weights where no package has them."""
         with atomic_directory(folder) as temporary:

@@ -151,7 +151,7 @@ def optimised(study: Study) -> list[Bought]:
 
 
 def trained(study: Study) -> list[Bought]:
-    """LoRAs from nothing and from what the regression foretells, and all weights."""
+    """LoRAs from nothing and from what the regression predicts, and all weights."""
     found = []
     for count in study.config.trained:
         recipe = replace(Recipe(), targets=study.bundle.recipe.targets, steps=count)
@@ -159,7 +159,7 @@ def trained(study: Study) -> list[Bought]:
         found.append(_fully(study, count))
     if (anchor := study.bundle.pretrained) is not None:
         recipe = study.bundle.recipe
-        found.append(_trained(study, "LoRA, anchored", SHOWN[-1], recipe, anchor.foretell))
+        found.append(_trained(study, "LoRA, anchored", SHOWN[-1], recipe, anchor.predict))
     return found
 
 

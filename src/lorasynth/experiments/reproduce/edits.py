@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lorasynth.edit import direction, moved
-from lorasynth.experiments.latent_library import LatentLibrary
+from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.experiments.reproduce.finding import (
     CLAIMS,
     Finding,

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.experiments.latent_library import LatentLibrary
+from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.experiments.methods import Ridge
 
 

@@ -124,7 +124,7 @@ def _alike(study: Study, optimisation: Optimisation) -> Method:
     method = Synthesizer.of(bundle.base, made.layout, encoder, made.hypernet, made.codec)
 
     def measured(run: Trial, strength: float) -> Measured:
-        adapters = scaled(method.foretell(run.people(1)), strength)
+        adapters = scaled(method.predict(run.people(1)), strength)
         return run.measure(run.pictures(adapters))
 
     return measured

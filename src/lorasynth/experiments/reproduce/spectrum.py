@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lorasynth.adapter import Layout
 from lorasynth.edit.labels import labels_of
-from lorasynth.experiments.latent_library import LatentLibrary
+from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.experiments.reproduce.errors import roots
 from lorasynth.experiments.reproduce.finding import CLAIMS, Finding, judged
 from lorasynth.experiments.reproduce.study import KINDS, Study

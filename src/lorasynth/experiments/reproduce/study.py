@@ -434,7 +434,7 @@ class LikenessProbe:
 
 def synthesised(synthesizer: Synthesizer, people: Sequence[Subject]) -> Factors:
     """What a synthesizer hands out for all pictures of each subject, at its strength."""
-    return scaled(synthesizer.foretell(people), synthesizer.strength)
+    return scaled(synthesizer.predict(people), synthesizer.strength)
 
 
 def as_json(measured: Measured) -> dict[str, list[float]]:

@@ -17,9 +17,12 @@ from lorasynth.config import read_json
 from lorasynth.errors import BundleError, LayoutError
 from lorasynth.hypernet.library_data import training_set
 from lorasynth.library import Library, LibraryView
+from lorasynth.places import local
 from lorasynth.weights import fingerprint, read_weights, write_weights
 
 _WEIGHTS = "latents.safetensors"
+#: Values of all columns together.
+_VALUES = 1 << 23
 _SUBJECTS = "subjects.json"
 
 
@@ -66,7 +69,9 @@ class LatentLibrary:
 
     @classmethod
     def open(cls, folder: Path, codec: Codec) -> "LatentLibrary":
-        """Read a library of latents, or encode a library of adapters (without conditions).
+        """Read a library of latents, or the latents of a library of adapters (without conditions).
+
+        Of a library with splits, the adapters of `train` alone.
 
         Raises:
             BundleError: the folder is neither.
@@ -74,7 +79,7 @@ class LatentLibrary:
             LayoutError: the codec is for adapters of another layout, or not that of the latents.
         """
         if Library.is_at(folder):
-            return cls.encode(Library.open(folder), codec, column=None)
+            return cls.encode(Library.open(folder).training(quiet=True), codec, column=None)
         library = cls.load(folder)
         if library.codec != fingerprint(codec):
             raise LayoutError(
@@ -116,7 +121,8 @@ class LatentLibrary:
         Raises:
             BundleError: the folder is damaged or incomplete.
         """
-        tensors, stated = read_weights(folder / _WEIGHTS), read_json(folder / _SUBJECTS)
+        folder = local(folder)
+        tensors, stated = read_weights(folder / _WEIGHTS), read_json(folder / _SUBJECTS, _VALUES)
         try:
             library = cls(
                 ids=tuple(stated["ids"]),

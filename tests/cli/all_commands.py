@@ -1,0 +1,59 @@
+"""Every command that writes, on the tiny world, and what is written."""
+
+from pathlib import Path
+
+from .conftest import QUICK, World, train_arguments
+
+CPU = ("--device", "cpu")
+FEW = ("--steps", 2, *CPU)
+
+
+def every_command(world: World, root: Path, home: Path) -> list[list[object]]:
+    """Commands that write, each into `root`, of what lies in `home`."""
+    base, photo, subjects = home / "base", home / "photo.png", home / "subjects"
+    encoder, lora, synthesizer = home / "encoder", home / "me.safetensors", home / "synthesizer"
+    library, codec = home / "library", home / "codec"
+    places = ("--synthesizer", synthesizer, "--library", library, "--base", base)
+    sets = [
+        word for one in ("optimisation.steps=2", "optimisation.batch=2") for word in ("--set", one)
+    ]
+    pretrain = ["--recipe", "rank=2", "--set", "latents=2", "--set", "model.width=8"]
+    train = train_arguments(world, root / "synthesizer", root / "work/train")
+    own = {world.base: base, world.library: library, world.codec: codec, world.encoder: encoder}
+    return [
+        ["collect", "-o", root / "library", "--folder", subjects, "--base", base, *CPU, *QUICK,
+         "--encoder", encoder],
+        ["import", "folder", home / "loras", "-o", root / "imported"],
+        ["fit", "pca", library, "-o", root / "codec", "--set", "latents=2", *CPU, "--run",
+         root / "work/fit"],
+        ["fit", "scaled", library, "-o", root / "scaled", *CPU, "--run", root / "work/fit"],
+        [own.get(word, word) if isinstance(word, Path) else word for word in train],
+        ["pretrain", "--folder", subjects, "--base", base, "--encoder", encoder, "-o",
+         root / "pretrained", "--run", root / "work/pretrain", *sets, *pretrain, *CPU],
+        ["synth", photo, "-o", root / "me.safetensors", "--synthesizer", synthesizer],
+        ["synth", subjects, "-o", root / "all", "--synthesizer", synthesizer],
+        ["synth", photo, "-o", root / "peft", "--format", "peft", "--synthesizer", synthesizer],
+        ["convert", lora, root / "converted.safetensors", "--format", "diffusers"],
+        ["refine", lora, photo, "-o", root / "refined.safetensors", "--base", base, *FEW],
+        ["blend", photo, "-o", root / "blended.safetensors", *places, *FEW],
+        ["invert", photo, "-o", root / "inverted.safetensors", *places, *FEW],
+        ["sample", "-o", root / "sampled", "-n", 1, *places, *CPU],
+        ["images", "--prompt", "sks", "-n", 1, "--steps", 1, "--base", base, "--lora", lora, "-o",
+         root / "sheet.png", *CPU],
+        ["compare", subjects, "-o", root / "table", "--base", base, "--encoder", encoder,
+         "--style", f"{lora}=0.5", "--pictures", 2, "--set", "sampling.steps=1", *CPU],
+        ["encoders", "make", f"clip:{home / 'clip'}", "-o", root / "vision"],
+        ["encoders", "join", encoder, f"clip:{home / 'clip'}", "-o", root / "joined"],
+        ["library", "imitate", root / "files", "--rows", 4, "--shrink", 64],
+        ["ip-adapter", "train", "--folder", subjects, "--base", base, "--encoder", encoder, "-o",
+         root / "ip.safetensors", "--run", root / "work/ip", *sets, *CPU],
+        ["fine-tune", photo, "-o", root / "unet", "--base", base, *FEW],
+    ]  # fmt: skip
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and "work" not in path.relative_to(root).parts
+    }
