@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from lorasynth.avatars.model import AvatarModelConfig, build_pipeline
 from lorasynth.base import BaseModel, Memory, StableDiffusion, Texts
-from lorasynth.base.avatar_model import AvatarModelConfig, build_pipeline
 from lorasynth.collect import PRESETS, Recipe, train_fleet
 from lorasynth.device import is_out_of_memory, pick_device
 from lorasynth.pictures import Subject

@@ -49,8 +49,8 @@ def sibling(bundle: Bundle, subjects: int, steps: int) -> Weights:
     for name in source.ids:
         [scene] = source.scenes(name)
         drawn.append(source.draw(name))
-        stream = numpy_stream(0, name, "captions")
-        said.append(captions.training_caption(source.identity(name), scene, stream))
+        who, what = captions.identity_phrases(source.identity(name)), captions.scene_phrases(scene)
+        said.append(captions.training_caption(who, what, numpy_stream(0, name, "captions")))
     style = Subject(id="style", photos=outlined(torch.cat(drawn)), captions=said)
     config = Descent(steps=steps, pictures_per_step=32, learning_rate=2e-4, schedule="cosine")
     return fine_tune(bundle.base, style, config)

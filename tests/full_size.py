@@ -9,7 +9,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from lorasynth.base.avatar_model import AvatarModelConfig, build_tokenizer
+from lorasynth.avatars.model import AvatarModelConfig, build_tokenizer
 
 
 def whole_unet() -> UNet2DConditionModel:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from bounds import cheap
 from lorasynth.atomic import write_json
+from lorasynth.avatars.denoiser import BaseTrainingConfig
 from lorasynth.base import SamplingConfig
-from lorasynth.base.train import BaseTrainingConfig
 from lorasynth.condition import AvatarEncoderConfig, JudgeConfig
 from lorasynth.condition.train import ArcFaceConfig
 from lorasynth.config import changes, from_dict, read_json, to_dict

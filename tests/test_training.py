@@ -195,3 +195,47 @@ def test_other_settings_do_not_resume(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=change):
             trainer(batch, weight).run("test", zero)
+
+
+def test_the_rate_falls_in_the_last_part_alone() -> None:
+    config = replace(CONFIG, steps=22, warmup=2, decay=0.25)
+    assert config.falls_at == 17
+    rates = [config.rate(step) for step in range(22)]
+    assert rates[:2] == [0.5, 1.0]
+    assert rates[2:18] == [1.0] * 16
+    assert rates[17:] == sorted(rates[17:], reverse=True)
+    assert 0 < rates[-1] < 0.2
+    assert replace(config, decay=1.0).rate(12) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("decay", [0.0, -0.1, 1.1, float("nan")])
+def test_the_rate_falls_in_a_part_of_the_steps(decay: float) -> None:
+    with pytest.raises(ConfigError, match=r"decay must be above 0 and at most 1, but"):
+        replace(CONFIG, decay=decay)
+
+
+def test_steps_can_be_changed_until_the_rate_falls(tmp_path: Path) -> None:
+    short = replace(CONFIG, steps=12, decay=0.5)  # falls at 7
+    long = replace(short, steps=16)  # falls at 9
+    for folder, last in (("early", 6), ("late", 8)):
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / folder, short, interrupted_at(last))
+    assert_equal(train(tmp_path / "early", long), train(tmp_path / "whole", long))
+    with pytest.raises(ConfigError, match=r"12 steps can have 16 until its rate falls.*done 8"):
+        train(tmp_path / "late", long)
+    assert_equal(train(tmp_path / "late", short), train(tmp_path / "short", short))
+
+
+def test_watchers_see_the_average_and_change_nothing(tmp_path: Path) -> None:
+    seen: list[tuple[int, Tensor]] = []
+    model = make_model()
+    checkpoint = tmp_path / "watched.safetensors"
+    trainer = Trainer(model, CONFIG, checkpoint, torch.device("cpu"))
+    trainer.watch(3, lambda average, step: seen.append((step, first_weight(average))))
+    assert_equal(trainer.run("test", loss), train(tmp_path))
+    assert [step for step, _ in seen] == [3, 6]
+    assert not seen[1][1].equal(seen[0][1])
+
+
+def first_weight(model: nn.Module) -> Tensor:
+    return next(model.parameters()).detach().clone()

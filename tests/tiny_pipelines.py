@@ -24,7 +24,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from lorasynth.base.avatar_model import AvatarModelConfig, build_pipeline, build_tokenizer
+from lorasynth.avatars.model import AvatarModelConfig, build_pipeline, build_tokenizer
 
 WORDS = ("a", "portrait", "of", "sks", "person", "sad", "red", "blue", "hoodie", "smiling")
 SIZES = AvatarModelConfig(

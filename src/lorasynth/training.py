@@ -7,7 +7,7 @@ ends with the same weights.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from lorasynth.errors import BundleError, ConfigError
 from lorasynth.progress import progress
 from lorasynth.weights import with_prefix
 
+#: What looks on between steps: called with the averaged model and the count of steps done.
+Watch = Callable[[nn.Module, int], None]
+
 #: Returns the loss and a short text for the progress bar; called with the model and the step.
 Loss = Callable[[nn.Module, int], tuple[Tensor, str]]
 
@@ -35,7 +38,9 @@ class Optimisation:
     Attributes:
         steps: optimiser steps.
         batch: samples per step.
-        lr: peak learning rate, reached after `warmup` steps, then a half cosine to zero.
+        lr: peak learning rate, reached after `warmup` steps.
+        decay: the last share of the steps after those, in which the rate falls to zero by a half
+            cosine.  Below 1, `steps` can be changed until the fall begins.
         weight_decay: of AdamW.
         ema: decay of the exponential moving average of the weights, which is what is kept.
         clip: the norm that gradients are clipped to.
@@ -47,6 +52,7 @@ class Optimisation:
     batch: int
     lr: float
     warmup: int = 200
+    decay: float = 1.0
     weight_decay: float = 0.01
     ema: float = 0.999
     clip: float = 1.0
@@ -67,12 +73,19 @@ class Optimisation:
                 )
         if not 0 <= self.ema < 1:
             raise ConfigError(f"training's ema must be from 0 to below 1, but got {self.ema}")
+        if not 0 < self.decay <= 1:
+            raise ConfigError(f"training's decay must be above 0 and at most 1, but {self.decay}")
+
+    @property
+    def falls_at(self) -> int:
+        """The step at which the rate begins to fall."""
+        return self.warmup + round((1 - self.decay) * max(self.steps - self.warmup, 0))
 
     def rate(self, step: int) -> float:
         """The learning rate at a step, as a share of `lr`."""
         if step < self.warmup:
             return (step + 1) / self.warmup
-        share = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        share = max(step - self.falls_at, 0) / max(self.steps - self.falls_at, 1)
         return 0.5 * (1 + float(torch.cos(torch.tensor(share * torch.pi))))
 
 
@@ -103,6 +116,9 @@ class Trainer:
         self.model = model.to(device)
         self.config = config
         self.identity = {**(settings or {}), "optimisation": to_dict(config)}
+        if config.decay < 1:  # what was done before the rate falls is the same for any `steps`
+            del self.identity["optimisation"]["steps"]
+        self.watchers: list[tuple[int, Watch]] = []
         self.checkpoint = checkpoint
         self.device = device
         self.autocast = has_fast_bfloat16(device) if autocast is None else autocast
@@ -116,6 +132,10 @@ class Trainer:
             weight_decay=config.weight_decay,
             fused=device.type == "cuda",
         )
+
+    def watch(self, every: int, watcher: Watch) -> None:
+        """Call a watcher after every so many steps; it must change no weights."""
+        self.watchers.append((every, watcher))
 
     def run(self, title: str, loss: Loss) -> nn.Module:
         """Train to the last step, from the checkpoint if there is one.
@@ -131,6 +151,9 @@ class Trainer:
             for step in range(start, self.config.steps):
                 note = self._step(loss, step)
                 advance(note=note)
+                for every, watcher in self.watchers:
+                    if (step + 1) % every == 0:
+                        watcher(self.average.module.eval(), step + 1)
                 last = step + 1 == self.config.steps
                 if last or time.monotonic() - saved > self.config.checkpoint_seconds:
                     self._save(step + 1)
@@ -156,7 +179,8 @@ class Trainer:
         for name, parameter in self.parameters.items():
             state = self.optimiser.state[parameter]
             tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if state}
-        write_state(self.checkpoint, self.identity, tensors, step=step)
+        steps = self.config.steps
+        write_state(self.checkpoint, self.identity, tensors, step=step, steps=steps)
 
     def _resume(self) -> int:
         """Take over the checkpoint's state, if there is one; the number of steps done."""
@@ -164,6 +188,14 @@ class Trainer:
         if saved is None:
             return 0
         tensors, step = saved.tensors, int(saved.facts["step"])
+        steps = int(saved.facts.get("steps", self.config.steps))
+        if steps != self.config.steps and step > min(
+            self.config.falls_at, replace(self.config, steps=steps).falls_at
+        ):
+            raise ConfigError(
+                f"a run of {steps} steps can have {self.config.steps} until its rate falls, but "
+                f"{self.checkpoint} has done {step}: go on with {steps}"
+            )
         try:
             self.model.load_state_dict(with_prefix(tensors, "model."))
             self.average.module.load_state_dict(with_prefix(tensors, "average."))

@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from lorasynth.condition import AttributeJudge, JudgeConfig
 from lorasynth.condition.judge import train_judge
 from lorasynth.errors import BundleError
-from lorasynth.pictures.pool import CAPTIONS, LABELS, Pool
+from lorasynth.pictures.pool import LABELS, Pool
 from lorasynth.randomness import torch_stream
 from lorasynth.training import Optimisation
 
@@ -34,7 +33,6 @@ def pool() -> Pool:
         pictures=(pictures + noise).to(torch.uint8),
         labels=labels,
         subject=torch.arange(40),
-        captions=np.full((40, CAPTIONS), b"x"),
     )
 
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +13,7 @@ from lorasynth.condition import AvatarEncoder, AvatarEncoderConfig
 from lorasynth.condition.train import ArcFaceConfig, ArcFaceHead, train_encoder
 from lorasynth.condition.trunks import TRUNKS, augment
 from lorasynth.measure.identification import identification
-from lorasynth.pictures.pool import CAPTIONS, LABELS, Pool
+from lorasynth.pictures.pool import LABELS, Pool
 from lorasynth.randomness import torch_stream
 from lorasynth.training import Optimisation
 
@@ -103,7 +102,6 @@ def two_colours(size: int = 16) -> Pool:
         pictures=pictures.clamp(0, 255).to(torch.uint8),
         labels=torch.zeros(32, len(LABELS), dtype=torch.int64),
         subject=subject,
-        captions=np.full((32, CAPTIONS), b"x"),
     )
 
 

@@ -1,16 +1,18 @@
 """A bundle made from nothing by the real maker, in seconds: every part is tiny and untrained."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from lorasynth.avatars.autoencoder import AutoencoderTraining
+from lorasynth.avatars.denoiser import BaseTrainingConfig, DenoiserTraining
+from lorasynth.avatars.model import AvatarModelConfig
 from lorasynth.base import SamplingConfig
-from lorasynth.base.avatar_model import AvatarModelConfig
-from lorasynth.base.train import BaseTrainingConfig
 from lorasynth.collect import Recipe
-from lorasynth.condition import JudgeConfig
+from lorasynth.condition import AvatarEncoder, JudgeConfig
 from lorasynth.condition.train import ArcFaceConfig
 from lorasynth.experiments.evaluate import EvaluationConfig
 from lorasynth.experiments.make_bundle import BundleConfig, BundleMaker, MeasuresConfig
@@ -28,6 +30,7 @@ SAMPLING = SamplingConfig(steps=2)
 def tiny_config() -> BundleConfig:
     """The shipped config with everything small."""
     model = AvatarModelConfig(
+        picture_size=64,
         vae_channels=(8, 8, 8, 8),
         unet_channels=(32, 32),
         attention=(False, True),
@@ -40,8 +43,12 @@ def tiny_config() -> BundleConfig:
         second_subjects=8,
         second_steps=2,
         reads_attributes=True,
-        base=BaseTrainingConfig(model=model, autoencoder=BRIEF, unet=BRIEF),
-        judge=JudgeConfig(features=16, optimisation=BRIEF),
+        base=BaseTrainingConfig(
+            model=model,
+            autoencoder=AutoencoderTraining(optimisation=BRIEF),
+            denoiser=DenoiserTraining(optimisation=BRIEF),
+        ),
+        judge=JudgeConfig(picture_size=64, features=16, optimisation=BRIEF),
         arcface=ArcFaceConfig(negatives=8, optimisation=BRIEF),
         pretraining=PredictorTraining(
             model=LatentRegressionConfig(width=8, depth=1),
@@ -71,8 +78,16 @@ def tiny_config() -> BundleConfig:
     )
 
 
-@pytest.fixture(scope="session")
-def bundle_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="package", autouse=True)
+def _faces_everywhere() -> Iterator[None]:
+    """An encoder that was hardly trained knows no face; here it sees one in everything."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AvatarEncoder, "presence", lambda _, pictures: torch.ones(len(pictures)))
+        yield
+
+
+@pytest.fixture(scope="package")
+def bundle_run(_faces_everywhere: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of stages; the bundle made of them is `bundle` in it."""
     run = tmp_path_factory.mktemp("bundle run")
     BundleMaker(tiny_config(), run, torch.device("cpu"), workers=1).make(run / "bundle")

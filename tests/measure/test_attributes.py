@@ -1,6 +1,12 @@
 import torch
 
-from lorasynth.measure.attributes import PROMPTED, attribute_accuracy, found, prompt_following
+from lorasynth.measure.attributes import (
+    PROMPTED,
+    attribute_accuracy,
+    found,
+    prompt_following,
+    shares_found,
+)
 from lorasynth.pictures.pool import IDENTITY_LABELS, LABELS, SCENE_LABELS
 
 COLUMN = {name: i for i, name in enumerate(LABELS)}
@@ -38,3 +44,17 @@ def test_each_share_counts_its_own_attributes() -> None:
         expected = torch.tensor([[accuracy, 1.0], [following, 1.0]])
         shares = torch.stack([attribute_accuracy(judged, asked), prompt_following(judged, asked)])
         torch.testing.assert_close(shares, expected)
+
+
+def test_eyes_behind_opaque_glasses_do_not_count() -> None:
+    names = list(LABELS)
+    asked = torch.zeros(4, len(names), dtype=torch.int64)
+    asked[:2, names.index("glasses")] = LABELS["glasses"].index("kurt")
+    judged = asked.clone()
+    judged[:3, names.index("eyes")] = 1  # wrong in the two hidden ones, and in one of two others
+    judged[0, names.index("glasses")] = 0
+    shares = shares_found(judged, asked)
+    assert list(shares) == names
+    assert shares["eyes"] == 0.5
+    assert shares["glasses"] == 0.75
+    assert shares["top"] == 1

@@ -77,8 +77,8 @@ def test_prompts_never_name_an_attribute_of_identity() -> None:
 def test_training_captions_drop_phrases_at_the_stated_rates() -> None:
     n = 10_000
     rng = numpy_stream(0, "rates")
-    drawn = [captions.training_caption(IDENTITY, SCENE, rng).split(", ") for _ in range(n)]
     identity, scene = captions.identity_phrases(IDENTITY), captions.scene_phrases(SCENE)
+    drawn = [captions.training_caption(identity, scene, rng).split(", ") for _ in range(n)]
     assert len(identity) == len(scene) == 4
 
     def share(count: int) -> float:
@@ -86,15 +86,15 @@ def test_training_captions_drop_phrases_at_the_stated_rates() -> None:
 
     near = {"abs": 4 * 0.5 / n**0.5}  # four standard errors of a share, at most
     silent = [not set(caption) & set(identity) for caption in drawn]
-    assert share(sum(silent)) == pytest.approx(1 / 3 + 2 / 3 * 0.3**4, **near)
+    assert share(sum(silent)) == pytest.approx(1 / 6 + 5 / 6 * 0.1**4, **near)
     for phrase in identity:
-        assert share(sum(phrase in c for c in drawn)) == pytest.approx(2 / 3 * 0.7, **near)
+        assert share(sum(phrase in c for c in drawn)) == pytest.approx(5 / 6 * 0.9, **near)
     named = sum(phrase in c for c in drawn for phrase in identity) / 4
-    assert share(named) == pytest.approx(2 / 3 * 0.7, abs=0.015)
+    assert share(named) == pytest.approx(5 / 6 * 0.9, abs=0.015)
     for phrase in scene:
         assert share(sum(phrase in c for c in drawn)) == pytest.approx(0.9, **near)
     both = sum(identity[0] in c and identity[1] in c for c in drawn)
-    assert share(both) == pytest.approx(2 / 3 * 0.7**2, **near)
+    assert share(both) == pytest.approx(5 / 6 * 0.9**2, **near)
     whole = ["a portrait of sks", *identity, *scene]
     assert all(c == [phrase for phrase in whole if phrase in c] for c in drawn)
 

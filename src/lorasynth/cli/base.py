@@ -12,43 +12,94 @@ app = typer.Typer(help="The embedded base model.", no_args_is_help=True)
 Perception = Annotated[
     Path | None,
     typer.Option(
-        help="A judge (lorasynth encoders judge) whose feature maps also train the autoencoder, "
-        "which keeps small features; none: pixels alone."
+        help="A network of attributes (lorasynth encoders judge) whose feature maps train too; "
+        "none: pixels and latents alone."
     ),
 ]
 
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
+Subjects = Annotated[int, typer.Option(help="Subjects drawn for training.", min=1)]
+
 
 @app.command()
-def train(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Pipeline folder to write.")],
+def autoencoder(
+    out: Out,
     run: Run = Path("runs/base"),
     perception: Perception = None,
-    subjects: Annotated[int, typer.Option(help="Subjects drawn for training.", min=1)] = 6_000,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="Autoencoder to start from, of images of the same side or half of it."),
+    ] = None,
+    subjects: Subjects = 1_984,
     settings: Settings = None,
     seed: Seed = 0,
     workers: Workers = CORES,
     device: Device = "auto",
 ) -> None:
-    """Train the embedded base model on drawn avatars; run again to resume.
+    """Train the base model's autoencoder on drawn avatars; run again to resume.
 
-    Example: lorasynth base train -o base --perception judge --set unet.steps=3000
+    Example: lorasynth base autoencoder -o autoencoder --perception judge
     """
     from lorasynth.atomic import make_parent
-    from lorasynth.base.train import BaseTrainingConfig, train_autoencoder, train_base
+    from lorasynth.avatars.autoencoder import perceive, train_autoencoder
+    from lorasynth.avatars.denoiser import BaseTrainingConfig
     from lorasynth.condition import AttributeJudge
     from lorasynth.device import pick_device
     from lorasynth.pictures.pool import draw_pool, training_subjects
 
-    seeds = [f"autoencoder.seed={seed}", f"unet.seed={seed}"]
-    config = override(BaseTrainingConfig(), [*seeds, *(settings or [])])
+    seeds = [f"autoencoder.optimisation.seed={seed}"]
+    config, on = override(BaseTrainingConfig(), [*seeds, *(settings or [])]), pick_device(device)
+    model = config.model
     make_parent(out, run)
-    pool = draw_pool(training_subjects("base", subjects, seed), run / "pictures", workers)
-    on = pick_device(device)
-    maps = AttributeJudge.load(perception).to(on).feature_maps if perception else None
-    autoencoder = run / "autoencoder"
-    if not autoencoder.exists():
-        train_autoencoder(pool, config, run, autoencoder, on, maps)
-    train_base(pool, config, autoencoder, run, out, on)
+    drawn = training_subjects("base", subjects, seed, size=model.picture_size)
+    images = draw_pool(drawn, run / "pictures", workers).pictures
+    maps = perceive(AttributeJudge.load(perception).to(on), model) if perception else None
+    checkpoint = run / "autoencoder.safetensors"
+    train_autoencoder(images, model, config.autoencoder, checkpoint, out, on, maps, start)
+    typer.echo(out)
+
+
+@app.command()
+def train(
+    out: Out,
+    autoencoder: Annotated[
+        Path,
+        typer.Option(help="What `lorasynth base autoencoder` wrote.", show_default=False),
+    ],
+    perception: Perception = None,
+    judge: Annotated[
+        Path | None,
+        typer.Option(
+            help="Another judge, that measures caption following on the way, into the run."
+        ),
+    ] = None,
+    run: Run = Path("runs/base"),
+    subjects: Subjects = 6_000,
+    settings: Settings = None,
+    seed: Seed = 0,
+    workers: Workers = CORES,
+    device: Device = "auto",
+) -> None:
+    """Train the embedded base model on latents of drawn avatars; run again to resume.
+
+    Example: lorasynth base train -o base --autoencoder autoencoder --judge judge
+    --set denoiser.optimisation.steps=3000
+    """
+    from lorasynth.atomic import make_parent
+    from lorasynth.avatars.denoiser import BaseTrainingConfig, Progress, save_pipeline, train_base
+    from lorasynth.condition import AttributeJudge
+    from lorasynth.config import to_dict
+    from lorasynth.device import pick_device
+    from lorasynth.pictures.pool import training_subjects
+
+    seeds = [f"autoencoder.optimisation.seed={seed}", f"denoiser.optimisation.seed={seed}"]
+    config, on = override(BaseTrainingConfig(), [*seeds, *(settings or [])]), pick_device(device)
+    make_parent(out, run)
+    seen = AttributeJudge.load(perception) if perception else None
+    watch = Progress(run=run, judge=AttributeJudge.load(judge).to(on)) if judge else None
+    drawn = training_subjects("base", subjects, seed, size=config.model.picture_size)
+    pipeline = train_base(drawn, config, autoencoder, run, on, seen, watch, workers)
+    save_pipeline(pipeline, out, to_dict(config))
     typer.echo(out)
 
 

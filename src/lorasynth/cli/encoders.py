@@ -142,7 +142,7 @@ def train(
     encoder = from_dict(AvatarEncoderConfig, {"name": name, "trunk": trunk})
     config = override(ArcFaceConfig(), [f"optimisation.seed={seed}", *(settings or [])])
     make_parent(out, run)
-    drawn = training_subjects(series, subjects, seed, siblings)
+    drawn = training_subjects(series, subjects, seed, siblings, encoder.picture_size)
     pool = draw_pool(drawn, run / "pictures", workers)
     checkpoint = run / f"{name}.safetensors"
     train_encoder(pool, encoder, config, checkpoint, pick_device(device)).cpu().save(out)
@@ -168,6 +168,7 @@ def judge(
 
     config = override(JudgeConfig(), [f"optimisation.seed={seed}", *(settings or [])])
     make_parent(out, run)
-    pool = draw_pool(training_subjects(series, subjects, seed), run / "pictures", workers)
+    drawn = training_subjects(series, subjects, seed, size=config.picture_size)
+    pool = draw_pool(drawn, run / "pictures", workers)
     train_judge(pool, config, run / "judge.safetensors", pick_device(device)).cpu().save(out)
     typer.echo(out)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lorasynth import config as configs
-from lorasynth.condition.trunks import TRUNKS, augment
+from lorasynth.condition.trunks import TRUNKS, augment, unit_batches
 from lorasynth.errors import BundleError, ConfigError
 from lorasynth.pictures.files import to_unit_range
 from lorasynth.pictures.pool import LABELS, Pool
@@ -30,11 +30,11 @@ class JudgeConfig:
     """What the judge is, and how it is trained."""
 
     trunk: Literal["residual", "separable"] = "residual"
-    picture_size: int = 64
+    picture_size: int = 128
     features: int = 512
     optimisation: Optimisation = field(
         default_factory=lambda: Optimisation(
-            steps=2500, batch=128, lr=2e-3, weight_decay=0.05, ema=0.995
+            steps=6000, batch=64, lr=2e-3, weight_decay=0.05, ema=0.998
         )
     )
 
@@ -74,16 +74,16 @@ class AttributeJudge(nn.Module):
     def features(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b f"]:
         """What the heads see of each picture, for distances between pictures."""
         device = self.norm.weight.device
-        parts = pictures.split(256)
-        return torch.cat([self.trunk(to_unit_range(p.to(device))).cpu() for p in parts])
+        units = unit_batches(pictures, self.config.picture_size, device)
+        return torch.cat([self.trunk(unit).cpu() for unit in units])
 
     @torch.no_grad()
     def labels(self, pictures: UInt8[Tensor, "b h w 3"]) -> Int64[Tensor, "b attributes"]:
         """The most likely value of each attribute, in the order of `LABELS`."""
         device = self.norm.weight.device
         parts = []
-        for part in pictures.split(256):
-            logits = self(to_unit_range(part.to(device)))
+        for unit in unit_batches(pictures, self.config.picture_size, device):
+            logits = self(unit)
             parts.append(torch.stack([logits[name].argmax(1) for name in LABELS], dim=1).cpu())
         return torch.cat(parts)
 

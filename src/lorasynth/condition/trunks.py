@@ -52,7 +52,7 @@ class _Depthwise(nn.Module):
 
 def residual_trunk(picture_size: int, features: int) -> nn.Sequential:
     """A residual network that ends in a fully connected layer over all positions."""
-    widths = (24, 48, 96, 160)
+    widths = (24, 48, 96, 160) if picture_size < 128 else (16, 32, 64, 128, 192)
     layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 5, 2, padding=2, bias=False)]
     for before, after in pairwise(widths):
         layers += [_Residual(before, after, 2), _Residual(after, after, 1)]

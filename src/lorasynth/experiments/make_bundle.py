@@ -15,8 +15,9 @@ import torch
 
 from lorasynth import __version__
 from lorasynth.atomic import atomic_directory, write_json
+from lorasynth.avatars.autoencoder import perceive, train_autoencoder
+from lorasynth.avatars.denoiser import BaseTrainingConfig, save_pipeline, train_base
 from lorasynth.base import BaseModel
-from lorasynth.base.train import BaseTrainingConfig, train_autoencoder, train_base
 from lorasynth.codec import fit_codec, load_codec
 from lorasynth.collect import PRESETS, LikenessGate, Recipe, collect
 from lorasynth.collect.embedding import column_of, embed_library
@@ -177,26 +178,33 @@ class BundleMaker:
         with atomic_directory(out) as folder:
             self._assemble(folder)
 
-    def _pool(self, series: str, count: int, siblings: int = 1) -> Pool:
-        subjects = training_subjects(series, count, self.config.seed, siblings)
+    def _pool(self, series: str, count: int, size: int, siblings: int = 1) -> Pool:
+        subjects = training_subjects(series, count, self.config.seed, siblings, size)
         return draw_pool(subjects, self.run / "embedded" / "pictures", self.workers)
 
     def _autoencoder(self, path: Path) -> None:
+        base, checkpoint = self.config.base, self.run / "embedded" / "autoencoder.safetensors"
         perception = AttributeJudge.load(self.stages.path("perception")).to(self.device)
-        pool, run = self._pool("base", self.config.subjects), self.run / "embedded"
-        maps = perception.feature_maps
-        train_autoencoder(pool, self.config.base, run, path, self.device, maps)
+        images = self._pool("base", self.config.subjects, base.model.picture_size).pictures
+        maps = perceive(perception, base.model)
+        train_autoencoder(images, base.model, base.autoencoder, checkpoint, path, self.device, maps)
 
     def _base(self, path: Path) -> None:
-        pool, run = self._pool("base", self.config.subjects), self.run / "embedded"
+        base, run = self.config.base, self.run / "embedded"
+        size = base.model.picture_size
+        subjects = training_subjects("base", self.config.subjects, self.config.seed, size=size)
         autoencoder = self.stages.path("autoencoder")
-        train_base(pool, self.config.base, autoencoder, run, path, self.device)
+        perception = AttributeJudge.load(self.stages.path("perception"))
+        made = train_base(
+            subjects, base, autoencoder, run, self.device, perception, workers=self.workers
+        )
+        save_pipeline(made, path, to_dict(base))
 
     def _judge(self, path: Path, series: str, seed: int) -> None:
         options = replace(self.config.judge.optimisation, seed=seed)
         config = replace(self.config.judge, optimisation=options)
         checkpoint = self.run / "embedded" / f"{path.name}.safetensors"
-        pool = self._pool(series, self.config.subjects)
+        pool = self._pool(series, self.config.subjects, config.picture_size)
         train_judge(pool, config, checkpoint, self.device).cpu().save(path)
 
     def _encoder(self, path: Path, series: str) -> None:
@@ -208,7 +216,7 @@ class BundleMaker:
         arcface = replace(self.config.arcface, optimisation=options)
         checkpoint = self.run / "embedded" / f"{path.name}.safetensors"
         count = self.config.second_subjects if second else self.config.subjects
-        pool = self._pool(series, count, self.config.siblings)
+        pool = self._pool(series, count, config.picture_size, self.config.siblings)
         encoder = train_encoder(pool, config, arcface, checkpoint, self.device)
         encoder.cpu().save(path)
 

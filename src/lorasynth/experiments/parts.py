@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
+from lorasynth.avatars.following import Following, follow_captions
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.condition import ConditionEncoder
 from lorasynth.condition.judge import AttributeJudge
 from lorasynth.config import to_dict
-from lorasynth.measure.attributes import found
+from lorasynth.measure.attributes import shares_found
 from lorasynth.measure.identification import Identification, identification
-from lorasynth.pictures import AvatarSubjects, captions
+from lorasynth.pictures import AvatarSubjects
 from lorasynth.pictures.avatars import (
     Identity,
     Scene,
@@ -26,7 +27,7 @@ from lorasynth.pictures.avatars import (
     sample_scene,
     with_colours_of,
 )
-from lorasynth.pictures.pool import LABELS, labels_of
+from lorasynth.pictures.pool import labels_of
 from lorasynth.randomness import numpy_stream
 
 #: Subjects who share all their colours come in groups of this many.
@@ -43,15 +44,10 @@ def _draws(count: int, seed: int, size: int) -> tuple[UInt8[Tensor, "n h w 3"], 
     return torch.from_numpy(np.stack(pictures)), labels
 
 
-def _shares(judged: Int64[Tensor, "n attributes"], asked: list[list[int]]) -> dict[str, float]:
-    hits = found(judged, torch.tensor(asked)).float().mean(dim=0)
-    return dict(zip(LABELS, hits.tolist(), strict=True))
-
-
 def judge_accuracy(judge: AttributeJudge, count: int, seed: int) -> dict[str, float]:
     """Per attribute: how often the judge is right about really drawn pictures."""
     pictures, labels = _draws(count, seed, judge.config.picture_size)
-    return _shares(judge.labels(pictures), labels)
+    return shares_found(judge.labels(pictures), torch.tensor(labels))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,23 +98,6 @@ def _average(groups: list[Identification]) -> Identification:
     return Identification(**means, n=n)
 
 
-def caption_following(
-    base: BaseModel, judge: AttributeJudge, count: int, seed: int, sampling: SamplingConfig
-) -> dict[str, float]:
-    """Per attribute: how often the judge finds what the caption asked the base model for.
-
-    The captions name the whole identity and scene, so identity attributes are measured too.
-    """
-    prompts, asked = [], []
-    for i in range(count):
-        rng = numpy_stream(seed, "caption following", i)
-        identity, scene = sample_identity(rng, "test"), sample_scene(rng)
-        prompts.append(captions.described(identity, scene))
-        asked.append(labels_of(identity, scene))
-    pictures = base.sample(prompts, [seed + i for i in range(count)], config=sampling)
-    return _shares(judge.labels(pictures), asked)
-
-
 @dataclass(frozen=True, kw_only=True)
 class PartsConfig:
     """How much is measured.
@@ -146,7 +125,8 @@ def parts_report(
 ) -> dict[str, Any]:
     """All of the above as one JSON object."""
     seed = config.seed
-    followed = caption_following(base, judge, config.samples, seed, config.sampling)
+    asked = Following(count=config.samples, split="test", seed=seed, sampling=config.sampling)
+    followed, _ = follow_captions(base, judge, asked)
     return {
         "config": to_dict(config),
         "judge_on_drawn_pictures": judge_accuracy(judge, config.drawn, seed),

@@ -36,6 +36,26 @@ def found(
     return torch.stack(agrees, dim=-1)
 
 
+#: Attribute -> another attribute and its value that hides it: behind opaque glasses nothing shows
+#: which eyes were drawn.
+HIDDEN = {"eyes": ("glasses", "kurt")}
+
+
+def shares_found(
+    judged: Int64[Tensor, "n attributes"], asked: Int64[Tensor, "n attributes"]
+) -> dict[str, float]:
+    """Per attribute, the share of images in which the judge finds it, of those that can show it."""
+    agrees, names = found(judged, asked).float(), list(LABELS)
+    shares = {}
+    for column, name in enumerate(names):
+        shown = torch.ones(len(asked), dtype=torch.bool)
+        if name in HIDDEN:
+            other, value = HIDDEN[name]
+            shown = asked[:, names.index(other)] != LABELS[other].index(value)
+        shares[name] = float(agrees[shown, column].mean())
+    return shares
+
+
 def _share(
     judged: Int64[Tensor, "n k attributes"],
     asked: Int64[Tensor, "n k attributes"],

@@ -82,18 +82,16 @@ def described(identity: "Identity", scene: "Scene") -> str:
     return join([*identity_phrases(identity), *scene_phrases(scene)])
 
 
-def training_caption(identity: "Identity", scene: "Scene", rng: np.random.Generator) -> str:
-    """A caption for training the base model.
+def training_caption(
+    identity: Sequence[str], scene: Sequence[str], rng: np.random.Generator
+) -> str:
+    """A caption for training the base model, of an image's phrases.
 
-    A third of captions names no identity attribute; in the others each is dropped with probability
-    0.3.  Each phrase of the scene is dropped with probability 0.1.
+    A sixth of captions names no identity attribute.  In the others, as of the scene, each phrase is
+    dropped with probability 0.1.
     """
-    said = identity_phrases(identity)
-    if rng.random() < 1 / 3:
-        said = []
-    kept = [phrase for phrase in said if rng.random() > 0.3]
-    kept += [phrase for phrase in scene_phrases(scene) if rng.random() > 0.1]
-    return join(kept)
+    said = [*identity, *scene] if rng.random() > 1 / 6 else scene
+    return join([phrase for phrase in said if rng.random() > 0.1])
 
 
 def corpus() -> list[str]:

@@ -23,7 +23,8 @@ class AvatarModelConfig:
     Attributes:
         picture_size: in pixels.
         latent_channels: of a latent.
-        vae_channels: per resolution of the autoencoder, which halves the side between two.
+        vae_channels: per resolution of the autoencoder, which halves the side between two; its
+            decoder has two blocks at each, its encoder one.
         unet_channels: per resolution of the U-Net.
         attention: which resolutions of the U-Net have attention.
         text_width: of the text encoder, and so of cross-attention.
@@ -35,12 +36,12 @@ class AvatarModelConfig:
         unet_groups: of the U-Net's group norms.
     """
 
-    picture_size: int = 64
+    picture_size: int = 128
     latent_channels: int = 16
-    vae_channels: tuple[int, ...] = (16, 32, 64, 128)
-    unet_channels: tuple[int, ...] = (64, 128)
+    vae_channels: tuple[int, ...] = (16, 16, 32, 64, 128)
+    unet_channels: tuple[int, ...] = (64, 192)
     attention: tuple[bool, ...] = (True, True)
-    text_width: int = 128
+    text_width: int = 160
     text_layers: int = 2
     tokens: int = 40
     heads: int = 4
@@ -53,6 +54,11 @@ class AvatarModelConfig:
                 "attention must be stated for each resolution of the U-Net, but there are "
                 f"{len(self.unet_channels)} in unet_channels and {len(self.attention)} in attention"
             )
+
+    @property
+    def latent_side(self) -> int:
+        """Height and width of a latent."""
+        return self.picture_size >> (len(self.vae_channels) - 1)
 
 
 def build_tokenizer(config: AvatarModelConfig) -> CLIPTokenizer:
@@ -100,6 +106,19 @@ def _block(attention: bool, name: str) -> str:
     return f"CrossAttn{name}" if attention else name
 
 
+def build_autoencoder(config: AvatarModelConfig) -> AutoencoderKL:
+    """The autoencoder with random weights."""
+    return AutoencoderKL(
+        sample_size=config.picture_size,
+        latent_channels=config.latent_channels,
+        block_out_channels=config.vae_channels,
+        down_block_types=("DownEncoderBlock2D",) * len(config.vae_channels),
+        up_block_types=("UpDecoderBlock2D",) * len(config.vae_channels),
+        layers_per_block=1,
+        norm_num_groups=config.vae_groups,
+    )
+
+
 def build_pipeline(config: AvatarModelConfig) -> StableDiffusionPipeline:
     """The pipeline with random weights."""
     tokenizer = build_tokenizer(config)
@@ -117,17 +136,8 @@ def build_pipeline(config: AvatarModelConfig) -> StableDiffusionPipeline:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    vae = AutoencoderKL(
-        sample_size=config.picture_size,
-        latent_channels=config.latent_channels,
-        block_out_channels=config.vae_channels,
-        down_block_types=("DownEncoderBlock2D",) * len(config.vae_channels),
-        up_block_types=("UpDecoderBlock2D",) * len(config.vae_channels),
-        layers_per_block=1,
-        norm_num_groups=config.vae_groups,
-    )
     unet = UNet2DConditionModel(
-        sample_size=config.picture_size // 2 ** (len(config.vae_channels) - 1),
+        sample_size=config.latent_side,
         in_channels=config.latent_channels,
         out_channels=config.latent_channels,
         block_out_channels=config.unet_channels,
@@ -137,6 +147,10 @@ def build_pipeline(config: AvatarModelConfig) -> StableDiffusionPipeline:
         norm_num_groups=config.unet_groups,
         cross_attention_dim=config.text_width,
         attention_head_dim=config.heads,
+        # The whole caption also scales and shifts each block, beside what attention takes of it.
+        addition_embed_type="text",
+        addition_embed_type_num_heads=config.heads,
+        resnet_time_scale_shift="scale_shift",
     )
     # v-prediction down to zero signal, so that flat backgrounds get any brightness
     # (Salimans & Ho 2022; Lin et al. 2024).
@@ -151,7 +165,7 @@ def build_pipeline(config: AvatarModelConfig) -> StableDiffusionPipeline:
         steps_offset=1,
     )
     pipeline = StableDiffusionPipeline(
-        vae=vae,
+        vae=build_autoencoder(config),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,

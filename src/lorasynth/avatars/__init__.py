@@ -1,0 +1,1 @@
+"""The embedded domain: a small base model of drawn portraits, and how it is trained."""

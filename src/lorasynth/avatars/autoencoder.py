@@ -1,0 +1,339 @@
+"""Training of the embedded base model's autoencoder."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from diffusers import AutoencoderKL
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from lorasynth import config as configs
+from lorasynth.atomic import atomic_directory
+from lorasynth.avatars.model import AvatarModelConfig, build_autoencoder
+from lorasynth.condition.judge import AttributeJudge
+from lorasynth.errors import BaseModelError
+from lorasynth.pictures.files import to_unit_range
+from lorasynth.progress import progress
+from lorasynth.randomness import stream_seed
+from lorasynth.training import Optimisation, Trainer
+
+#: Feature maps of images in [-1, 1], from several layers of a network.
+Perception: TypeAlias = Callable[[Tensor], Sequence[Tensor]]
+
+#: Images whose latents give the statistics that latents are whitened by.
+_MEASURED = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderTraining:
+    """How the autoencoder is trained.
+
+    Attributes:
+        optimisation: how; its batch is of crops.
+        crop: side of the crops in pixels; most steps are of crops, which cost less.
+        whole: every so many steps are of whole images, as many pixels as the crops have.
+        kl_weight: of the autoencoder's prior, per latent number; small, as in Rombach et al. 2022.
+        contrast: share of the pixel loss that follows the image's local contrast, so that small
+            features count for more than flat areas; 0: every pixel counts alike.
+        perception_weight: of the distance between feature maps of a network.
+        alignment_weight: of the distance between such a map and what a linear layer makes of the
+            latents; a denoiser learns latents that say what is seen faster (Yao et al. 2025).
+        decoder_alone: whether the encoder stays as it is, and latents with it.
+        noise: standard deviation of noise on latents where the decoder is trained alone.
+        adversarial_weight: of a discriminator of patches, as that of Stable Diffusion (Esser et
+            al. 2021), which makes edges crisp; 0: there is none.
+        adversarial_after: so many steps.
+    """
+
+    optimisation: Optimisation = field(
+        default_factory=lambda: Optimisation(steps=16000, batch=8, lr=1e-3, weight_decay=0.0)
+    )
+    crop: int = 64
+    whole: int = 4
+    kl_weight: float = 3e-3
+    contrast: float = 0.7
+    perception_weight: float = 0.5
+    alignment_weight: float = 0.2
+    decoder_alone: bool = False
+    noise: float = 0.05
+    adversarial_weight: float = 0.0
+    adversarial_after: int = 500
+
+
+def train_autoencoder(
+    images: UInt8[Tensor, "n h w 3"],
+    model: AvatarModelConfig,
+    training: AutoencoderTraining,
+    checkpoint: Path,
+    out: Path,
+    device: torch.device,
+    perception: Perception | None = None,
+    start: Path | None = None,
+) -> None:
+    """Train the autoencoder of the embedded base model and save it as a folder (fp16).
+
+    Its latents have mean 0 and covariance 1.
+
+    Args:
+        images: drawn images.
+        model: sizes of the base model.
+        training: how.
+        checkpoint: file to save to and to resume from.
+        out: the folder to write.
+        device: where to train.
+        perception: feature maps of images, by a network that is not part of the base model; the
+            autoencoder is also judged by them, as that of Stable Diffusion is (Zhang et al. 2018).
+        start: folder of an autoencoder to start from, of images of the same side or half of it.
+
+    Raises:
+        BaseModelError: that one has layers of other shapes.
+    """
+    options = training.optimisation
+    torch.manual_seed(stream_seed(options.seed, "autoencoder"))
+    parts = nn.ModuleDict({"vae": build_autoencoder(model)})
+    if start is not None:
+        _start_from(parts["vae"], start)
+    if perception is not None:
+        parts["alignment"] = _alignment(perception, model)
+    if training.adversarial_weight:
+        parts["discriminator"] = _discriminator()
+    vae: Any = parts["vae"]
+    shape, own = dict(vae.config), configs.to_dict(training)
+    settings = {
+        "model": {name: shape[name] for name in sorted(shape) if name[0] != "_"},
+        **{name: own[name] for name in own if name != "optimisation"},
+        "images": len(images),
+        "perception": perception is not None,
+        "start": start is not None,
+    }
+    parts.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if training.decoder_alone:
+        for part in (vae.encoder, vae.quant_conv):
+            part.requires_grad_(False)
+    trainer = Trainer(parts, options, checkpoint, device, settings)
+    trainer.run("autoencoder", _Loss(images, training, perception, device))
+    if not training.decoder_alone:
+        _whiten(vae, images[:_MEASURED], device)
+    with atomic_directory(out) as temporary:
+        vae.to("cpu", torch.float16).save_pretrained(temporary)
+
+
+class _Loss:
+    """The autoencoder's loss of a step, all of whose random numbers follow from its number."""
+
+    def __init__(
+        self,
+        images: UInt8[Tensor, "n h w 3"],
+        training: AutoencoderTraining,
+        perception: Perception | None,
+        device: torch.device,
+    ) -> None:
+        self.images, self.training = images, training
+        self.perception, self.device = perception, device
+
+    def __call__(self, parts: Any, step: int) -> tuple[Tensor, str]:
+        training = self.training
+        seed = stream_seed(training.optimisation.seed, "vae", step)
+        generator = torch.Generator().manual_seed(seed)
+        batch = _batch(self.images, training, step, generator).to(self.device)
+        latents = parts["vae"].encode(batch).latent_dist
+        width: Tensor | float = training.noise if training.decoder_alone else latents.std
+        noise = torch.randn(latents.mean.shape, generator=generator).to(self.device)
+        decoded = parts["vae"].decode(latents.mean + width * noise).sample.float()
+        total = _pixel_distance(decoded, batch, training.contrast)
+        note = f"error {(decoded - batch).detach().square().mean().item():.5f}"
+        seen = None if self.perception is None else self.perception(batch)
+        if self.perception is not None and seen is not None:
+            distance = _feature_distance(self.perception(decoded), seen)
+            total = total + training.perception_weight * distance
+            note += f" features {distance.item():.3f}"
+        if training.adversarial_weight and step >= training.adversarial_after:
+            made, told_apart = _adversarial(parts["discriminator"], decoded, batch)
+            total = total + training.adversarial_weight * made + told_apart
+            note += f" discriminator {told_apart.item():.3f}"
+        if training.decoder_alone:
+            return total, note
+        prior = latents.kl().mean() / latents.mean[0].numel()
+        total = total + training.kl_weight * prior
+        if seen is not None:
+            told = parts["alignment"](latents.mean)
+            gap = _feature_distance([told], [_map_of(seen, told)])
+            total = total + training.alignment_weight * gap
+            note += f" alignment {gap.item():.3f}"
+        return total, f"{note} kl {prior.item():.2f}"
+
+
+def perceive(network: AttributeJudge, model: AvatarModelConfig) -> Perception:
+    """The feature maps of a network of attributes, which may be of smaller images."""
+    factor = max(1, model.picture_size // network.config.picture_size)
+
+    def maps(images: Float[Tensor, "b 3 h w"]) -> Sequence[Tensor]:
+        return network.feature_maps(functional.avg_pool2d(images, factor))
+
+    return maps
+
+
+@torch.no_grad()
+def _start_from(vae: Any, folder: Path) -> None:
+    """Take over an autoencoder, of images of the same side or of half of it.
+
+    Raises:
+        BaseModelError: its layers have other shapes.
+    """
+    start: Any = AutoencoderKL.from_pretrained(folder).float()
+    own, theirs = (tuple(v.config.block_out_channels) for v in (vae, start))
+    if own not in (theirs, (theirs[0], *theirs)) or (
+        vae.config.latent_channels != start.config.latent_channels
+    ):
+        raise BaseModelError(
+            f"the autoencoder to start from must have the channels {own}, or without the first "
+            f"where two are equal, and {vae.config.latent_channels} in its latents, but {folder} "
+            f"has {theirs} and {start.config.latent_channels}: start from none"
+        )
+    if own == theirs:
+        vae.load_state_dict(start.state_dict())
+        return
+    # An encoder counts its levels from the image, a decoder from the latents.
+    place = re.compile(r"(?<=encoder\.down_blocks\.)\d+")
+    taken = {
+        place.sub(lambda found: str(int(found[0]) + 1), name): value
+        for name, value in start.state_dict().items()
+    }
+    vae.load_state_dict(taken, strict=False)
+    # The new level, at the images' side, at first only halves (by means) and doubles.
+    for block in (*vae.encoder.down_blocks[0].resnets, *vae.decoder.up_blocks[-1].resnets):
+        block.conv2.weight.zero_()
+        block.conv2.bias.zero_()
+    same = torch.eye(own[0])
+    halving = vae.encoder.down_blocks[0].downsamplers[0].conv
+    doubling = vae.decoder.up_blocks[-2].upsamplers[0].conv
+    for conv, taps in ((halving, slice(0, 2)), (doubling, slice(1, 2))):
+        conv.weight.zero_()
+        conv.bias.zero_()
+        count = len(range(3)[taps]) ** 2
+        conv.weight[:, :, taps, taps] = same[:, :, None, None] / count
+
+
+def _batch(
+    images: UInt8[Tensor, "n h w 3"],
+    training: AutoencoderTraining,
+    step: int,
+    generator: torch.Generator,
+) -> Float[Tensor, "b 3 i j"]:
+    """Crops of images, or every few steps fewer whole ones.
+
+    Crops keep off the margin by half of what they leave out: faces are in the middle.
+    """
+    side, count = images.shape[1], training.optimisation.batch
+    crop = side if (step + 1) % training.whole == 0 else min(training.crop, side)
+    if crop == side:
+        count = max(1, count * training.crop**2 // side**2)
+    rows = torch.randint(len(images), (count,), generator=generator)
+    out = side - crop
+    corners = torch.randint(out // 4, out - out // 4 + 1, (count, 2), generator=generator)
+    cut = [
+        images[row, top : top + crop, left : left + crop]
+        for row, (top, left) in zip(rows.tolist(), corners.tolist(), strict=True)
+    ]
+    return to_unit_range(torch.stack(cut)).contiguous(memory_format=torch.channels_last)
+
+
+def _discriminator() -> nn.Sequential:
+    """Says of each patch of about 38 pixels whether it is drawn (Isola et al. 2017)."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise((3, 32, 64, 96)):
+        layers += [nn.Conv2d(inputs, outputs, 4, 2, 1), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.Conv2d(96, 1, 3, 1, 1))
+
+
+def _adversarial(
+    network: nn.Module, decoded: Float[Tensor, "b 3 h w"], drawn: Float[Tensor, "b 3 h w"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """The decoder's loss, which leaves the discriminator alone, and the discriminator's own."""
+    fixed = {name: value.detach() for name, value in network.named_parameters()}
+    made: Tensor = -functional_call(network, fixed, (decoded,)).mean()
+    real, unreal = network(drawn), network(decoded.detach())
+    return made, (functional.relu(1 - real) + functional.relu(1 + unreal)).mean() / 2
+
+
+def _alignment(perception: Perception, model: AvatarModelConfig) -> nn.Conv2d:
+    """A linear layer from latents to the feature map of their size."""
+    with torch.no_grad():
+        maps = perception(torch.zeros(1, 3, model.picture_size, model.picture_size))
+    latents = torch.empty(1, 0, model.latent_side, model.latent_side)
+    return nn.Conv2d(model.latent_channels, _map_of(maps, latents).shape[1], 1)
+
+
+def _map_of(maps: Sequence[Tensor], latents: Tensor) -> Tensor:
+    """The feature map that is nearest in size to latents."""
+    return min(maps, key=lambda seen: abs(seen.shape[-1] - latents.shape[-1]))
+
+
+def _pixel_distance(
+    decoded: Float[Tensor, "b 3 h w"], original: Float[Tensor, "b 3 h w"], contrast: float
+) -> Float[Tensor, ""]:
+    difference = decoded - original
+    weight = 1 - contrast + contrast * _local_contrast(original)
+    return (weight * (difference.abs() + difference.square())).mean()
+
+
+def _local_contrast(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """How much each pixel's neighbourhood varies, as a multiple of the image's mean."""
+
+    def smooth(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return functional.avg_pool2d(functional.pad(x, (2, 2, 2, 2), mode="replicate"), 5, 1)
+
+    contrast = smooth((images - smooth(images)).abs().mean(dim=1, keepdim=True))
+    return contrast / contrast.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-2)
+
+
+def _feature_distance(
+    decoded: Sequence[Float[Tensor, "b ..."]], original: Sequence[Float[Tensor, "b ..."]]
+) -> Float[Tensor, ""]:
+    """Squared distance between feature maps as a share of their variance, mean over layers."""
+    shares = [
+        (ours - theirs.detach()).float().square().mean() / theirs.detach().float().var()
+        for ours, theirs in zip(decoded, original, strict=True)
+    ]
+    return torch.stack(shares).mean()
+
+
+@torch.no_grad()
+def _whiten(vae: Any, images: UInt8[Tensor, "n h w 3"], device: torch.device) -> None:
+    """Fold the map to latents of mean 0 and covariance 1 into the layers around them.
+
+    Else what varies most, such as the colour of the background, is nearly all that a denoiser's
+    loss sees.  Directions that vary little are widened by no more than a bound.
+    """
+    parts = []
+    with progress("measuring latents", len(images)) as advance:
+        for rows in images.split(64):
+            mean = vae.encode(to_unit_range(rows.to(device))).latent_dist.mean
+            parts.append(mean.movedim(1, -1).flatten(0, 2).double().cpu())
+            advance(len(rows))
+    latents = torch.cat(parts)
+    centre, width = latents.mean(dim=0), latents.shape[1]
+    values, vectors = torch.linalg.eigh(torch.cov(latents.T))
+    scales = values.clamp(min=0.05 * float(values.mean())).rsqrt()
+    white = (vectors * scales) @ vectors.T
+    black = (vectors / scales) @ vectors.T
+    weight, bias = (p.double().cpu() for p in vae.quant_conv.parameters())
+    # The posterior becomes its mean: nothing is drawn from it once the training is over.
+    weight = torch.cat([white @ weight[:width, :, 0, 0], torch.zeros(width, weight.shape[1])])
+    bias = torch.cat([white @ (bias[:width] - centre), torch.full((width,), -30.0)])
+    after, offset = (p.double().cpu() for p in vae.post_quant_conv.parameters())
+    matrix = after[:, :, 0, 0]
+    for layer, kernel, shift in (
+        (vae.quant_conv, weight, bias),
+        (vae.post_quant_conv, matrix @ black, offset + matrix @ centre),
+    ):
+        layer.weight.copy_(kernel[:, :, None, None])
+        layer.bias.copy_(shift)
+    vae.register_to_config(scaling_factor=1.0)

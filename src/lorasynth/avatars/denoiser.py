@@ -1,0 +1,314 @@
+"""Training of the embedded base model's denoiser, with its text encoder."""
+
+import json
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lorasynth import config as configs
+from lorasynth.atomic import atomic_directory, write_bytes, write_json
+from lorasynth.avatars.autoencoder import AutoencoderTraining, perceive
+from lorasynth.avatars.following import Following, follow_captions
+from lorasynth.avatars.model import AvatarModelConfig, build_pipeline
+from lorasynth.base import MEASURED, StableDiffusion
+from lorasynth.condition.judge import AttributeJudge
+from lorasynth.pictures import captions
+from lorasynth.pictures.avatars import AvatarSubjects
+from lorasynth.pictures.files import to_unit_range
+from lorasynth.pictures.png import contact_sheet, write_synthetic
+from lorasynth.pictures.pool import draw_chunks, load_pictures
+from lorasynth.progress import progress
+from lorasynth.randomness import numpy_stream, stream_seed
+from lorasynth.training import Optimisation, Trainer
+from lorasynth.weights import fingerprint, kept_tensors
+
+#: What the trainer calls between steps: the averaged model, and the steps done.
+Watch = Callable[[nn.Module, int], None]
+
+_SHOWN = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserTraining:
+    """How the denoiser and its text encoder are trained.
+
+    Attributes:
+        optimisation: how.  The rate stays at its peak but for the last part, so that a run can be
+            made longer until that begins.
+        unconditional: share of captions replaced by the empty one, for classifier-free guidance.
+        centred: share of timesteps that are drawn around `centre`, where captions decide most of
+            what is denoised (docs/experiments.md, 2026-11-25); the others are uniform.
+        centre: mean of those timesteps.
+        spread: their standard deviation.
+        alignment_weight: of the distance between what a projection makes of the middle of the
+            U-Net and a perception's features of the clean image, if there is one: so a denoiser
+            learns sooner what is to be seen (Yu et al. 2025).
+        gamma: largest signal-to-noise ratio with full weight (Hang et al. 2023); less noise counts
+            less.  More noise keeps its weight: there colours are decided, at no signal at all.
+    """
+
+    optimisation: Optimisation = field(
+        default_factory=lambda: Optimisation(
+            steps=24000, batch=64, lr=8e-4, warmup=500, ema=0.9995, decay=0.25
+        )
+    )
+    unconditional: float = 0.1
+    centred: float = 0.7
+    centre: float = 550.0
+    spread: float = 150.0
+    alignment_weight: float = 0.5
+    gamma: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseTrainingConfig:
+    """Every choice behind the embedded base model.
+
+    Attributes:
+        model: its sizes.
+        autoencoder: training of the autoencoder.
+        denoiser: training of the denoiser and the text encoder.
+    """
+
+    model: AvatarModelConfig = field(default_factory=AvatarModelConfig)
+    autoencoder: AutoencoderTraining = field(default_factory=AutoencoderTraining)
+    denoiser: DenoiserTraining = field(default_factory=DenoiserTraining)
+
+
+def train_base(
+    subjects: AvatarSubjects,
+    config: BaseTrainingConfig,
+    autoencoder: Path,
+    run: Path,
+    device: torch.device,
+    perception: AttributeJudge | None = None,
+    watch: "Progress | None" = None,
+    workers: int = 1,
+) -> StableDiffusionPipeline:
+    """Train denoiser and text encoder of the embedded base model; the whole pipeline.
+
+    Args:
+        subjects: whose images are drawn, with their captions.
+        config: what to train and how.
+        autoencoder: the folder that `train_autoencoder` wrote.
+        run: folder for drawings, latents and the checkpoint; the same folder resumes.
+        device: where to train.
+        perception: a network whose features of the images are learned too; not the judge.
+        watch: what is measured on the way.
+        workers: processes that draw.
+    """
+    options = config.denoiser.optimisation
+    torch.manual_seed(stream_seed(options.seed, "base"))
+    pipeline = build_pipeline(config.model)
+    pipeline.vae = AutoencoderKL.from_pretrained(autoencoder).float()
+    pipeline.vae.register_to_config(_name_or_path="")  # a local path
+    chunks = draw_chunks(subjects, run / "pictures", workers)
+    latents = _latents(pipeline.vae, chunks, run, device)
+    parts = nn.ModuleDict({"unet": pipeline.unet, "text_encoder": pipeline.text_encoder})
+    features = None
+    if perception is not None:
+        features = _features(perception.to(device), config.model, chunks, run, device)
+        parts["projection"] = _projection(config.model.unet_channels[-1], features.shape[1])
+    parts.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    settings = {
+        "model": configs.to_dict(config.model),
+        **{
+            n: value for n, value in configs.to_dict(config.denoiser).items() if n != "optimisation"
+        },
+        "encoder": encoder_fingerprint(pipeline.vae),
+        "images": len(latents),
+        "perception": None if perception is None else fingerprint(perception),
+    }
+    # On a CPU, products on 8 x 8 latents are too small for bf16 to win what its casts cost.
+    trainer = Trainer(
+        parts,
+        options,
+        run / "denoiser.safetensors",
+        device,
+        settings,
+        autocast=device.type == "cuda",
+    )
+    loss = _Loss(pipeline, latents, features, _phrases(subjects), config.denoiser, device)
+    if watch is not None:
+        trainer.watch(watch.every, lambda average, step: watch(pipeline, average, step))
+    trainer.run("denoiser", loss)
+    pipeline.unet, pipeline.text_encoder = parts["unet"], parts["text_encoder"]
+    return pipeline
+
+
+def save_pipeline(pipeline: StableDiffusionPipeline, out: Path, stated: dict[str, Any]) -> None:
+    """Write a pipeline in fp16, with JSON values that say how it was trained."""
+    names = ("unet", "vae", "text_encoder")
+    halves = {name: deepcopy(getattr(pipeline, name)).to(torch.float16) for name in names}
+    stored = type(pipeline)(**(pipeline.components | halves), requires_safety_checker=False)
+    with atomic_directory(out) as temporary:
+        stored.save_pretrained(temporary)
+        write_json(temporary / "training.json", stated)
+
+
+class _Loss:
+    """The denoising loss of a step, all of whose random numbers follow from its number."""
+
+    def __init__(
+        self,
+        pipeline: StableDiffusionPipeline,
+        latents: Float[Tensor, "n c h w"],
+        features: Float[Tensor, "n f i j"] | None,
+        phrases: Sequence[tuple[list[str], list[str]]],
+        training: DenoiserTraining,
+        device: torch.device,
+    ) -> None:
+        self.base = StableDiffusion(pipeline.to(device), "avatars")
+        for part in (pipeline.unet, pipeline.text_encoder):
+            part.requires_grad_(True)
+        self.latents, self.features, self.phrases = latents.to(device), features, phrases
+        self.training, self.device = training, device
+        alphas = pipeline.scheduler.alphas_cumprod.to(device)
+        # In units of the prediction of velocity, whose own weight is the ratio + 1.
+        self.weights = ((training.gamma + 1) * (1 - alphas)).clamp(max=1)
+
+    def __call__(self, model: Any, step: int) -> tuple[Tensor, str]:
+        options = self.training.optimisation
+        generator = torch.Generator().manual_seed(stream_seed(options.seed, "denoiser", step))
+        rows = torch.randint(len(self.latents), (options.batch,), generator=generator)
+        times = draw_times(self.training, options.batch, generator).to(self.device)
+        clean = self.latents[rows.to(self.device)].float()
+        noise = torch.randn(clean.shape, generator=generator).to(self.device)
+        noisy, target = self.base.add_noise(clean, noise, times)
+        rng = numpy_stream(options.seed, "captions", step)
+        said = [self._caption(row, rng) for row in rows.tolist()]
+        text = model["text_encoder"](self.base._tokens("tokenizer", said))[0]
+        middle: list[Tensor] = []
+        hook = model["unet"].mid_block.register_forward_hook(lambda *io: middle.append(io[-1]))
+        prediction = model["unet"](noisy, times, text).sample.float()
+        hook.remove()
+        errors = (prediction - target).square().mean(dim=(1, 2, 3))
+        value = (self.weights[times] * errors).mean()
+        note = f"loss {value.item():.4f}"
+        if self.features is not None:
+            seen = self.features[rows].to(self.device).float()
+            told = functional.interpolate(model["projection"](middle[0]).float(), seen.shape[2:])
+            likeness = functional.cosine_similarity(told, seen, dim=1).mean()
+            value = value - self.training.alignment_weight * likeness
+            note += f" features {likeness.item():.3f}"
+        return value, note
+
+    def _caption(self, row: int, rng: np.random.Generator) -> str:
+        if rng.random() < self.training.unconditional:
+            return ""
+        return captions.training_caption(*self.phrases[row], rng)
+
+
+def draw_times(
+    training: DenoiserTraining, count: int, generator: torch.Generator
+) -> Int64[Tensor, " n"]:
+    """Timesteps to denoise at, most of them where captions act."""
+    uniform = torch.rand(count, generator=generator) * 1000
+    near = training.centre + training.spread * torch.randn(count, generator=generator)
+    centred = torch.rand(count, generator=generator) < training.centred
+    return torch.where(centred, near, uniform).long().clamp(0, 999)
+
+
+def _phrases(subjects: AvatarSubjects) -> list[tuple[list[str], list[str]]]:
+    """What can be said of each image: of its subject, and of its scene."""
+    phrases = []
+    for subject_id in subjects.ids:
+        who = captions.identity_phrases(subjects.identity(subject_id))
+        phrases += [(who, captions.scene_phrases(s)) for s in subjects.scenes(subject_id)]
+    return phrases
+
+
+def _projection(width: int, features: int) -> nn.Sequential:
+    """From the middle of a U-Net to features."""
+    return nn.Sequential(nn.Conv2d(width, 256, 1), nn.SiLU(), nn.Conv2d(256, features, 1))
+
+
+def _latents(
+    vae: Any, chunks: Sequence[Path], run: Path, device: torch.device
+) -> Float[Tensor, "n c h w"]:
+    """Latents of all images."""
+    network = vae.to(device, memory_format=torch.channels_last)
+    folder = run / f"latents-{encoder_fingerprint(vae)[:12]}"
+    return _of_images(chunks, folder, device, lambda unit: network.encode(unit).latent_dist.mean)
+
+
+def _features(
+    network: AttributeJudge,
+    model: AvatarModelConfig,
+    chunks: Sequence[Path],
+    run: Path,
+    device: torch.device,
+) -> Float[Tensor, "n f i j"]:
+    """The coarsest feature maps of all images, each channel with mean 0 and deviation 1."""
+    maps, folder = perceive(network, model), run / f"features-{fingerprint(network)[:12]}"
+    features = _of_images(chunks, folder, device, lambda unit: maps(unit)[-1])
+    some = features[:2048].float()
+    centre = some.mean(dim=(0, 2, 3), keepdim=True)
+    width = some.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-3)
+    return ((features - centre.half()) / width.half()).clamp(-10, 10)
+
+
+@torch.no_grad()
+def _of_images(
+    chunks: Sequence[Path], folder: Path, device: torch.device, network: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "n ..."]:
+    """What a network makes of images, once, into a file for each chunk."""
+
+    def encode(chunk: Path) -> dict[str, Tensor]:
+        units = (to_unit_range(rows.to(device)) for rows in load_pictures(chunk).split(32))
+        return {"latents": torch.cat([network(unit).half().cpu() for unit in units])}
+
+    parts = []
+    with progress("encoding images", len(chunks)) as advance:
+        for chunk in chunks:
+            kept = kept_tensors(folder / f"{chunk.stem}.safetensors", partial(encode, chunk))
+            parts.append(kept["latents"].half())
+            advance()
+    return torch.cat(parts)
+
+
+def encoder_fingerprint(vae: Any) -> str:
+    """Identifies what decides latents: the decoder can be trained further beside a denoiser."""
+    return fingerprint(nn.ModuleDict({"encoder": vae.encoder, "quant_conv": vae.quant_conv}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Measures caption following on the way, into `metrics.jsonl`; decides nothing.
+
+    Attributes:
+        run: folder for the table, a sheet of samples, and the pipeline so far.
+        judge: what reads the images.
+        following: what is measured.
+        every: so many steps.
+    """
+
+    run: Path
+    judge: AttributeJudge
+    following: Following = field(default_factory=lambda: Following(count=128, sampling=MEASURED))
+    every: int = 500
+
+    def __call__(self, pipeline: StableDiffusionPipeline, average: Any, step: int) -> None:
+        """Measure the averaged model, and keep it."""
+        parts = {name: average[name] for name in ("unet", "text_encoder")}
+        averaged = type(pipeline)(**(pipeline.components | parts), requires_safety_checker=False)
+        averaged.set_progress_bar_config(disable=True)
+        base = StableDiffusion(averaged, "averaged")
+        shares, images = follow_captions(base, self.judge, self.following)
+        table = self.run / "metrics.jsonl"
+        lines = table.read_text(encoding="utf-8").splitlines() if table.is_file() else []
+        rows = [row for row in map(json.loads, lines) if row["step"] < step]
+        rows.append({"step": step, "captions": self.following.count, **shares})
+        write_bytes(table, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_synthetic(self.run / "samples.png", contact_sheet(images[:_SHOWN], 8))
+        save_pipeline(averaged, self.run / "so-far", {"steps": step})
