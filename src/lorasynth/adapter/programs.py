@@ -4,7 +4,7 @@ A family's `diffusers_reads` and `comfyui_reads` are rules, one a spelling, divi
 
     lora_unet_ du published -norm_out. !proj_out blocks
 
-prefix of the keys (`bare`: none; with `?`: and a wrapper's), their endings (`AB`, `du`: down and
+prefix of the keys (`bare`: none), their endings (`AB`, `du`: down and
 up, `default`: A and B of an adapter of that name, `AB+alpha`: alpha in a key beside A and B, `*`:
 any), whose names the layers have, and what is lost: `-begin` layers whose diffusers' name begins
 so (`-*end` ends so), `!begin` everything where there is such a layer, `blocks` everything where a

@@ -28,7 +28,10 @@ blocks.# = transformer_blocks.#:
 """),
     diffusers_reads="",
     comfyui_reads=also(
-        *(f"{p} * diffusers" for p in ("transformer.", "base_model.model.", "unet.?"))
+        *(
+            f"{p} * diffusers"
+            for p in ("transformer.", "base_model.model.", "unet.base_model.model.")
+        )
     ),
     text=("t5xxl",),
     widths={"attn1.to_q": (1152,), "attn2.to_q": (1152,)},

@@ -166,7 +166,7 @@ def _spelled(content: Content, resolved: Resolved, family: Family) -> dict[str, 
             names = "published" if published and layer.name == published.name else "diffusers"
             if published and published.modules == (published.name,):
                 names = "same"
-            prefix = f"{key.prefix}?" if key.wrapped else key.prefix
+            prefix = key.spelled.removesuffix(key.name) if key.wrapped else key.prefix
             beside = key.ending != "du" and f"{key.spelled}.alpha" in content.tensors
             ending = f"{key.ending}+alpha" if beside else key.ending
             spelled[module] = Spelling(prefix, ending, names, key.name)
