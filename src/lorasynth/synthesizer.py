@@ -242,7 +242,7 @@ class Synthesizer:
         self,
         subjects: Sequence[Photo | Sequence[Photo]],
         paths: Sequence[Path | str],
-        format: str = "kohya",
+        format: str = "auto",
         *,
         face: int | None = None,
         facts: Mapping[str, object] | None = None,
@@ -449,7 +449,9 @@ class Synthesizer:
             seed: of the noise.
             strength: what the decoded ΔW was multiplied by; None: what `synthesise` takes.
         """
-        extra = {"encoder": self.encoder.name, "seed": str(seed), "base_name": self.base_name}
+        name = self.base_name  # of a folder the last part: the rest says whose disk it is on
+        base = name if name.startswith("hub:") else Path(name).name
+        extra = {"encoder": self.encoder.name, "seed": str(seed), "base_name": base}
         extra |= {"strength": f"{self.strength if strength is None else strength:g}"}
         return AdapterMetadata(
             base_fingerprint=self.base_fingerprint,

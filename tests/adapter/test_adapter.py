@@ -51,5 +51,7 @@ def test_a_cast_that_overflows_is_refused(make_factors) -> None:
 
 
 def test_an_unknown_format_lists_the_known(make_factors, tmp_path) -> None:
-    with pytest.raises(ConfigError, match="one of diffusers, kohya, peft, but got 'pickle'"):
+    with pytest.raises(
+        ConfigError, match="one of auto, comfyui, diffusers, kohya, peft, but got 'pickle'"
+    ):
         Adapter(make_factors(None)).save(tmp_path / "x.safetensors", format="pickle")

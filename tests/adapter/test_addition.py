@@ -20,3 +20,13 @@ def test_updates_add_up_over_ranks_and_modules() -> None:
     assert both["a"].rank == 5
     torch.testing.assert_close(both["b"], left["b"])
     torch.testing.assert_close(both["c"], right["c"])
+
+
+def test_one_a_is_shared_though_it_was_rounded_differently() -> None:
+    left = factor(2)
+    right = Factor(left.A * (1 + 1e-7), torch.rand(4, 2))
+    both = add([{"a": left}, {"a": right}])["a"]
+    assert both.rank == 2
+    torch.testing.assert_close(both.B @ both.A, left.B @ left.A + right.B @ right.A)
+    apart = add([{"a": left}, {"a": Factor(left.A * 1.001, right.B)}])["a"]
+    assert apart.rank == 4

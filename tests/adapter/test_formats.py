@@ -1,5 +1,6 @@
 """What each single format does in its own way."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lorasynth.adapter import Adapter, AdapterMetadata, Factor
-from lorasynth.adapter.files import detect, get_format
-from lorasynth.adapter.files._safetensors import read_tensors, write_tensors
+from lorasynth.adapter.files import read
+from lorasynth.adapter.files.container import read_tensors, to_bytes
 from lorasynth.errors import FileFormatError
 
 PATH = "down_blocks.0.attentions.1.transformer_blocks.0"
@@ -70,6 +71,7 @@ def test_kohya_header(unet_adapter: Adapter, make_factors, tmp_path: Path) -> No
         header = file.metadata()
     assert header["modelspec.trigger_phrase"] == "sks"
     assert "modelspec.architecture" not in header, "no known base model has these widths"
+    assert header["modelspec.sai_model_spec"] == "1.0.1"
     assert "lorasynth.modules" not in header
 
 
@@ -84,9 +86,11 @@ def test_a_foreign_kohya_file_gives_its_trigger_phrase(unet_adapter: Adapter, tm
 
 def test_kohya_keeps_names_that_it_cannot_guess(make_factors, tmp_path: Path) -> None:
     adapter = Adapter(make_factors(None, shapes={"my_block.odd_name.x": (3, 2)}))
-    assert Adapter.load(
-        adapter.save(tmp_path / "k.safetensors", format="kohya")
-    ).factors.keys() == {"my_block.odd_name.x"}
+    path = adapter.save(tmp_path / "k.safetensors", format="kohya")
+    assert Adapter.load(path).factors.keys() == {"my_block.odd_name.x"}
+    save_file(load_file(path), path)
+    with pytest.raises(FileFormatError, match=r"of a known family, but .*my_block_odd_name_x"):
+        Adapter.load(path)
 
 
 def test_kohya_refuses_names_that_collide(make_factors, tmp_path: Path) -> None:
@@ -118,7 +122,7 @@ def test_peft_without_config_is_refused(unet_adapter: Adapter, tmp_path: Path) -
         ({"peft_type": "LOHA"}, "is LOHA"),
         ({"use_dora": True}, "is DoRA"),
         ({"lora_alpha": "many"}, "must be numbers"),
-        ({"alpha_pattern": [1]}, "must be numbers"),
+        ({"alpha_pattern": [1]}, "must map names to numbers"),
     ],
 )
 def test_peft_config_of_another_kind(unet_adapter, tmp_path, change: dict, message: str) -> None:
@@ -151,32 +155,33 @@ def test_an_adapter_of_the_text_encoder_alone(make_factors, tmp_path: Path) -> N
     adapter = Adapter(make_factors(None, shapes={module: (6, 8)}))
     for name in ("diffusers", "kohya"):
         path = adapter.save(tmp_path / f"{name}.safetensors", format=name)
-        assert type(detect(path)) is type(get_format(name))
+        assert read(path).format == name
         assert Adapter.load(path).layout == adapter.layout
-    with pytest.raises(FileFormatError, match="this one changes text_encoder"):
+    with pytest.raises(FileFormatError, match="this one changes text_encoder too"):
         adapter.save(tmp_path / "peft", format="peft")
 
 
-@pytest.mark.parametrize("length", [0x280, 0x480, 0x10380])
+@pytest.mark.parametrize("length", [0x580, 0x780, 0x10380])
 def test_a_header_whose_length_looks_like_a_pickle(tmp_path: Path, length: int) -> None:
-    path = Adapter({"m": Factor(torch.ones(1, 2), torch.ones(3, 1))}).save(
+    path = Adapter({"conv_in": Factor(torch.ones(1, 2), torch.ones(3, 1))}).save(
         tmp_path / "a.safetensors"
     )
     size = int.from_bytes(path.read_bytes()[:8], "little")
+    assert size <= length
     data = path.read_bytes()
     padded = data[8 : 8 + size].ljust(length) + data[8 + size :]
     path.write_bytes(length.to_bytes(8, "little") + padded)
-    assert Adapter.load(path).factors.keys() == {"m"}
+    assert Adapter.load(path).factors.keys() == {"conv_in"}
 
 
 def test_half_precision_alpha_does_not_overflow(tmp_path: Path) -> None:
     factor = Factor(torch.ones(1, 2).half(), torch.full((3, 1), 6e4).half())
-    path = Adapter({"m": factor}).save(tmp_path / "k.safetensors", format="kohya")
-    save_file({**load_file(path), "lora_unet_m.alpha": torch.tensor(27.0)}, path)
-    assert Adapter.load(path).factors["m"].B.max() > 1e6
+    path = Adapter({"conv_in": factor}).save(tmp_path / "k.safetensors", format="kohya")
+    save_file({**load_file(path), "lora_unet_conv_in.alpha": torch.tensor(27.0)}, path)
+    assert Adapter.load(path).factors["conv_in"].B.max() > 1e6
 
 
-def test_a_file_has_the_bytes_that_the_package_would_write(tmp_path: Path) -> None:
+def test_a_file_is_what_the_package_would_write_but_for_the_order_of_its_header(tmp_path) -> None:
     tensors = {
         "b": torch.randn(3, 2),
         "a": torch.randn(2, 3).half(),
@@ -185,11 +190,48 @@ def test_a_file_has_the_bytes_that_the_package_would_write(tmp_path: Path) -> No
         "d": torch.randn(1, 5).bfloat16(),
         "e": torch.randn(2).double(),
     }
-    write_tensors(tmp_path / "ours", tensors, {"key": 'quoted "value"'})
-    content = read_tensors(tmp_path / "ours")
-    assert content.header == {"format": "pt", "key": 'quoted "value"'}
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    ours.write_bytes(to_bytes(tensors, {"key": 'quoted "value"', "a": "1"}))
+    content = read_tensors(ours)
     assert all(content.tensors[key].equal(value) for key, value in tensors.items())
-    contiguous = {key: value.contiguous() for key, value in tensors.items()}
-    save_file(contiguous, tmp_path / "theirs", {"format": "pt"})
-    write_tensors(tmp_path / "ours", tensors, {})
-    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert content.header.pop("key") == 'quoted "value"'
+    numbers = ours.read_bytes()[8 + int.from_bytes(ours.read_bytes()[:8], "little") :]
+    digest = hashlib.sha256(numbers).hexdigest()
+    assert content.header["sshs_model_hash"] == digest
+    assert content.header["modelspec.hash_sha256"] == f"0x{digest}"
+    save_file({key: value.contiguous() for key, value in tensors.items()}, theirs)
+    assert theirs.read_bytes().endswith(numbers)
+
+
+FOREIGN = {
+    "modelspec.title": "Портрет v1.0",
+    "modelspec.author": "somebody",
+    "modelspec.license": "CC-BY-NC-4.0",
+    "modelspec.usage_hint": "strength 0.7",
+    "ss_base_model_version": "sd_1.5",
+    "ss_tag_frequency": json.dumps({"10_ohwx": {"a photo of ohwx person": 12}}),
+}
+
+
+@pytest.mark.parametrize("name", ["kohya", "diffusers", "comfyui", "peft"])
+def test_foreign_entries_of_a_header_are_kept_but_no_path(name, make_factors, tmp_path) -> None:
+    shapes = {f"{PATH}.attn2.to_k": (768, 4)}
+    path = Adapter(make_factors(None, shapes=shapes)).save(tmp_path / "k.safetensors", "kohya")
+    paths = {"ss_sd_model_name": "/home/alice/models/base.safetensors", "ss_network_dim": "99"}
+    save_file(load_file(path), path, {**FOREIGN, **paths})
+    out = tmp_path / (name if name == "peft" else "out.safetensors")
+    written = Adapter.load(path).save(out, format=name)
+    with safe_open(written / "adapter_model.safetensors" if name == "peft" else written, "pt") as f:
+        header = f.metadata()
+    assert {key: header[key] for key in FOREIGN} == FOREIGN
+    assert header["ss_sd_model_name"] == "base.safetensors"
+    assert header["ss_network_dim"] == "2"
+    assert "alice" not in str(header)
+
+
+def test_the_date_is_that_of_the_environment_if_it_says_one(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    path = Adapter({"conv_in": Factor(torch.ones(1, 2), torch.ones(3, 1))}).save(
+        tmp_path / "a.safetensors"
+    )
+    assert read_tensors(path).header["modelspec.date"] == "2023-11-14"

@@ -1,11 +1,13 @@
 """convert, inspect, check and import, as a user runs them, and what they say of bad input."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from command_line import Run
@@ -42,6 +44,147 @@ def test_convert_to_a_format_that_is_none(world: World, run: Run, tmp_path: Path
     assert not out.exists()
 
 
+def stranger(path: Path, dtype: torch.dtype = torch.float16, alpha: float = 1.0) -> Path:
+    """A kohya file of Stable Diffusion 1 in half precision, whose scale is not 1."""
+    stem = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    stream = torch.Generator().manual_seed(0)
+    a = torch.rand(128, 768, generator=stream) - 0.5
+    b = 2e-5 * torch.randn(320, 128, generator=stream)
+    tensors = {f"{stem}.lora_down.weight": a.to(dtype), f"{stem}.lora_up.weight": b.to(dtype)}
+    save_file({**tensors, f"{stem}.alpha": torch.tensor(alpha)}, path, {"modelspec.title": "Me"})
+    return path
+
+
+def dense(path: Path) -> torch.Tensor:
+    [factor] = Adapter.load(path).factors.values()
+    return factor.B.double() @ factor.A.double()
+
+
+def test_convert_keeps_the_type_and_what_small_numbers_say(run: Run, tmp_path: Path) -> None:
+    source, out = stranger(tmp_path / "in.safetensors"), tmp_path / "out.safetensors"
+    assert run("convert", source, out).status == 0
+    weights = [t for key, t in load_file(out).items() if not key.endswith(".alpha")]
+    assert {tensor.dtype for tensor in weights} == {torch.float16}
+    assert float((dense(out) - dense(source)).norm() / dense(source).norm()) < 1e-3
+    with safe_open(out, "pt") as file:
+        assert file.metadata()["modelspec.title"] == "Me"
+
+
+def test_a_scale_that_half_precision_cannot_hold(run: Run, tmp_path: Path) -> None:
+    source = stranger(tmp_path / "in.safetensors", torch.float32, alpha=1e18)
+    out = tmp_path / "out.safetensors"
+    run("convert", source, out, "--dtype", "float16").is_one_error("float16", "bfloat16")
+    assert not out.exists()
+    assert run("convert", source, out, "--dtype", "bfloat16").status == 0
+
+
+def test_convert_for_a_program(world: World, run: Run, tmp_path: Path) -> None:
+    source, out = stranger(tmp_path / "in.safetensors"), tmp_path / "out.safetensors"
+    for program, prefix in (
+        ("a1111", "lora_unet_"),
+        ("comfyui", "lora_unet_"),
+        ("diffusers", "unet."),
+    ):
+        assert run("convert", source, out, "--for", program).status == 0
+        assert min(load_file(out)).startswith(prefix)
+    run("convert", source, out, "--for", "paint").is_one_error("--for must be one of", "'paint'")
+    both = ("--for", "kohya", "--format", "peft")
+    run("convert", source, out, *both).is_one_error("a file has one format")
+    run("convert", source, out, "--family", "sd9").is_one_error("--family must be one of", "sd9")
+    run("convert", source, out, "--family", "wan").is_one_error("all layers must be Wan's")
+
+
+def test_another_kind_becomes_a_lora(run: Run, tmp_path: Path) -> None:
+    stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    w1, w2 = torch.randn(3, 2), torch.randn(4, 5)
+    save_file({f"{stem}.lokr_w1": w1, f"{stem}.lokr_w2": w2}, tmp_path / "lokr.safetensors")
+    out = tmp_path / "lora.safetensors"
+    result = run("convert", tmp_path / "lokr.safetensors", out)
+    assert result.status == 0
+    assert "made of LoKr: rank 8, relative error" in result.err
+    torch.testing.assert_close(dense(out).float(), torch.kron(w1, w2), rtol=1e-4, atol=1e-4)
+    result = run("convert", tmp_path / "lokr.safetensors", out, "--rank", 2)
+    assert "rank 2, relative error 0." in result.err
+
+
+def test_resize_and_merge(run: Run, tmp_path: Path) -> None:
+    source = stranger(tmp_path / "in.safetensors", torch.float32)
+    small, sum_ = tmp_path / "small.safetensors", tmp_path / "sum.safetensors"
+    result = run("resize", source, small, "--rank", 4)
+    assert (result.status, result.out.strip()) == (0, str(small))
+    assert "resized: rank 4, relative error 0." in result.err
+    assert run("merge", source, small, "--weight", 2, "--weight", -1, "-o", sum_).status == 0
+    torch.testing.assert_close(dense(sum_), 2 * dense(source) - dense(small), rtol=1e-3, atol=1e-9)
+    run("merge", source, "--weight", 1, "--weight", 2, "-o", sum_).is_one_error("--weight")
+    run("merge", source, "--method", "mean", "-o", sum_).is_one_error("sum, ties, dare")
+
+
+def test_extract_finds_what_was_merged_into_a_checkpoint(run: Run, tmp_path: Path) -> None:
+    module = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    base = {f"{module}.weight": torch.randn(320, 768), "conv_norm_out.weight": torch.ones(320)}
+    update = torch.randn(320, 3) @ torch.randn(3, 768)
+    tuned = {f"{module}.weight": base[f"{module}.weight"] + update}
+    tuned["conv_norm_out.weight"] = torch.full((320,), 2.0)
+    for name, tensors in (("base", base), ("tuned", tuned)):
+        (tmp_path / name / "unet").mkdir(parents=True)
+        save_file(tensors, tmp_path / name / "unet" / "diffusion_pytorch_model.safetensors")
+    out = tmp_path / "out.safetensors"
+    options = ("--rank", 8, "--dtype", "float32")
+    result = run("extract", tmp_path / "tuned", tmp_path / "base", out, *options)
+    assert result.status == 0
+    assert "extracted: rank" in result.err
+    assert "conv_norm_out.weight" in result.err
+    torch.testing.assert_close(dense(out).float(), update, rtol=1e-3, atol=1e-3)
+    same = run("extract", tmp_path / "base", tmp_path / "base", tmp_path / "no.safetensors")
+    same.is_one_error("must differ")
+    (tmp_path / "empty").mkdir()
+    run("extract", tmp_path / "empty", tmp_path / "base", out).is_one_error("a checkpoint must be")
+
+
+def test_inspect_as_json_and_by_its_status(run: Run, tmp_path: Path) -> None:
+    result = run("inspect", stranger(tmp_path / "in.safetensors"), "--json")
+    assert result.status == 0
+    found = json.loads(result.out)
+    assert (found["family"], found["dtype"]) == ("Stable Diffusion 1", "float16")
+    assert {row["program"]: row["modules"] for row in found["programs"]}["ComfyUI"] == 1
+    zero = tmp_path / "zero.safetensors"
+    tensors = load_file(stranger(zero))
+    save_file({k: t * 0 if "lora_up" in k else t for k, t in tensors.items()}, zero)
+    result = run("inspect", zero)
+    assert result.status == 1
+    assert "1 of its 1 updates are zero" in result.out
+
+
+def test_what_a_header_says_acts_on_no_terminal_and_is_no_fact(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "in.safetensors"
+    header = {
+        "lorasynth.trigger_phrase": "sks\x1b[2J\x1b]0;TITLE\x07",
+        "lorasynth.synthesised": "true",
+        "lorasynth.extra.origin": "photographed by hand",
+    }
+    save_file(load_file(stranger(path)), path, header)
+    out = run("inspect", path).out
+    assert "\x1b" not in out
+    assert "\x07" not in out
+    lines = [line for line in out.splitlines() if line.startswith("origin")]
+    assert [line.split()[1] for line in lines] == ["synthesised"]
+
+
+@pytest.mark.parametrize("pattern", ["(a|a)+", "(a*)*", "(?=a)a", "a{9}", ".*.*.*.*a"])
+def test_an_expression_that_could_take_forever_is_refused(
+    run: Run, tmp_path: Path, pattern: str
+) -> None:
+    module = f"unet.{'a' * 40}!"
+    tensors = {
+        f"{module}.lora_A.weight": torch.ones(1, 1),
+        f"{module}.lora_B.weight": torch.ones(1, 1),
+    }
+    config = {"unet.lora_alpha": 4, "unet.alpha_pattern": {pattern: 1}}
+    header = {"lora_adapter_metadata": json.dumps(config)}
+    save_file(tensors, tmp_path / "x.safetensors", header)
+    run("inspect", tmp_path / "x.safetensors").is_one_error("alpha_pattern must be names")
+
+
 def test_inspect(world: World, run: Run, tmp_path: Path) -> None:
     picture = tmp_path / "norms.png"
     result = run("inspect", world.lora, "--picture", picture)
@@ -54,9 +197,15 @@ def test_inspect(world: World, run: Run, tmp_path: Path) -> None:
     assert "warning" not in result.out
     other = tmp_path / "other.safetensors"
     assert run("convert", world.lora, other, "--format", "diffusers").status == 0
-    assert "warning: ComfyUI loads nothing of its attention" in run("inspect", other).out
+    assert "8 of 40" in row(run("inspect", other).out, "ComfyUI")
     with Image.open(picture) as image:
         assert min(image.size) > 100
+
+
+def row(out: str, program: str) -> str:
+    """The line of a program in what `inspect` prints."""
+    [line] = [line for line in out.splitlines() if program in line]
+    return line
 
 
 def test_check(world: World, run: Run, tmp_path: Path) -> None:
@@ -87,9 +236,9 @@ def test_import(world: World, run: Run, tmp_path: Path) -> None:
 def damaged(path: Path, change: str) -> Path:
     """A LoRA file with something wrong."""
     tensors = {
-        "lora_unet_mid_block_x.lora_down.weight": torch.ones(2, 4),
-        "lora_unet_mid_block_x.lora_up.weight": torch.ones(3, 2),
-        "lora_unet_mid_block_x.alpha": torch.tensor(2.0),
+        "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.ones(2, 4),
+        "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": torch.ones(3, 2),
+        "lora_unet_mid_block_attentions_0_proj_in.alpha": torch.tensor(2.0),
     }
     down, up, _ = tensors
     if change == "a missing key":
@@ -101,9 +250,11 @@ def damaged(path: Path, change: str) -> Path:
     elif change == "infinite values":
         tensors[up] = torch.full((3, 2), torch.inf)
     elif change == "two formats":
-        tensors["unet.mid_block.x.lora_A.weight"] = torch.ones(2, 4)
+        tensors["unet.mid_block.attentions.0.proj_in.lora_A.weight"] = torch.ones(2, 4)
     elif change == "a duplicated key":
-        tensors["lora_transformer_mid_block_x.lora_down.weight"] = torch.ones(2, 4)
+        tensors["lora_transformer_mid_block_attentions_0_proj_in.lora_down.weight"] = torch.ones(
+            2, 4
+        )
     save_file(tensors, path)
     data = path.read_bytes()
     if change == "truncated":
@@ -117,11 +268,11 @@ def damaged(path: Path, change: str) -> Path:
 
 DAMAGES = {
     "a missing key": "without its partner .lora_up.weight",
-    "contradicting shapes": "with r at least 1, but mid_block_x",
+    "contradicting shapes": "with r at least 1, but lora_unet_mid_block_attentions_0_proj_in",
     "rank 0": "r at least 1",
     "infinite values": "infinite values",
     "two formats": "mixes diffusers and kohya",
-    "a duplicated key": "in two ways",
+    "a duplicated key": "without its partner",
     "truncated": "complete safetensors",
     "a header of 10 GB": "complete safetensors",
     "a pickle": "is a pickle",

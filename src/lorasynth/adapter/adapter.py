@@ -28,6 +28,8 @@ class AdapterMetadata:
     created_by: str = f"lorasynth {__version__}"
     #: Anything else, as text.
     extra: dict[str, str] = field(default_factory=dict)
+    #: Entries that the header of its file had from other programs, which new files keep.
+    header: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,12 +86,13 @@ class Adapter:
         """The adapter in another floating-point type."""
         return replace(self, factors=map_factors(lambda tensor: tensor.to(dtype), self.factors))
 
-    def save(self, path: Path | str, format: str = "kohya") -> Path:
+    def save(self, path: Path | str, format: str = "auto") -> Path:
         """Write a file that other programs load; returns the path that was written.
 
         Args:
             path: of the file; for `peft`, of a folder.
-            format: `kohya`, which diffusers, ComfyUI and A1111 read; `diffusers` or `peft`.
+            format: `auto`, what diffusers and ComfyUI both read exactly; `kohya`, `diffusers`,
+                `comfyui` or `peft`.
 
         Raises:
             ConfigError: no such format.
@@ -101,15 +104,15 @@ class Adapter:
 
     @classmethod
     def load(cls, path: Path | str) -> "Adapter":
-        """Read a LoRA file or folder of any known format.
+        """Read a LoRA file or folder in any known spelling.
 
         Raises:
             FileFormatError: the file is damaged, of an unknown format or of a refused kind.
             LayoutError: its numbers are not finite.
         """
-        from lorasynth.adapter.files import detect
+        from lorasynth.adapter.files import read
 
-        return detect(path).read(Path(path))
+        return read(path).adapter
 
 
 def _require_shapes(module: str, factor: Factor) -> None:

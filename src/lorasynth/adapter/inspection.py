@@ -1,25 +1,37 @@
-"""What a LoRA file is: family, ranks, alphas, norms, and what some loader would lose of it."""
+"""What a LoRA file is: family, ranks, alphas, norms, and what each program reads of it."""
 
+import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from lorasynth.adapter.adapter import Adapter, AdapterMetadata
-from lorasynth.adapter.components import component_of
-from lorasynth.adapter.factors import Factor, module_norms
-from lorasynth.adapter.families import family_of, is_transformer
-from lorasynth.adapter.files import FORMATS, LoraFile, detect
+from lorasynth.adapter.factors import Factor
+from lorasynth.adapter.files import LoraFile, read
+from lorasynth.adapter.files.header import CONFIG_KEY
+from lorasynth.adapter.programs import (
+    COMFYUI,
+    DIFFUSERS,
+    PEFT,
+    PROGRAMS,
+    Reading,
+    all_unread,
+)
 
 #: How far A·Aᵀ and Bᵀ·B of a canonical adapter may be from one diagonal matrix, as a share of it.
 _CANONICAL_TOLERANCE = 1e-3
+#: A module whose norm is so many times the median's is named: training diverged there.
+_EXPLODED = 1_000
 
 _BLOCK = re.compile(
-    r"(?:text_encoder(?:_\d)?|(?:down|up)_blocks\.\d+|mid_block|(?:single_)?transformer_blocks\.\d+|[^.]+)"
+    r"(?:text_encoder(?:_\d)?|mid_block|[a-z_]*(?:blocks|layers|refiner)\.\d+|[^.]+)"
 )
+_STAGES = ("text_encoder", "conv_in", "down_blocks", "mid_block", "up_blocks", "transformer_blocks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +41,8 @@ class Inspection:
     Attributes:
         file: the file.
         format: how its keys are spelled.
-        family: base models that it fits, as far as names and widths tell.
+        family: base models that it fits, as far as that is known.
+        told_by: how that is known.
         ranks: rank -> number of modules.
         alphas: alpha as the file states it -> number of its layers.
         dtype: of its numbers.
@@ -38,12 +51,16 @@ class Inspection:
         norms: Frobenius norm of ΔW of each block of the model, in the model's order.
         canonical: whether A·Aᵀ = Bᵀ·B, diagonal, in every module.
         metadata: what its header states.
-        warnings: what some program would lose or refuse, one line each.
+        training: what its header states of its training, most frequent tags included.
+        programs: how much of it each program reads.
+        faults: what is broken in it, one line each.
+        warnings: what else is odd about it.
     """
 
     file: Path
     format: str
     family: str
+    told_by: str
     ranks: dict[int, int]
     alphas: dict[float, int]
     dtype: str
@@ -52,7 +69,15 @@ class Inspection:
     norms: dict[str, float]
     canonical: bool
     metadata: AdapterMetadata
+    training: dict[str, str]
+    programs: tuple[Reading, ...]
+    faults: tuple[str, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is broken and some program reads all of it."""
+        return not self.faults and any(reading.whole for reading in self.programs)
 
 
 def inspect_file(path: Path) -> Inspection:
@@ -61,42 +86,56 @@ def inspect_file(path: Path) -> Inspection:
     Raises:
         FileFormatError: it cannot be read.
     """
-    kind = detect(path)
-    read, name = kind.open(path), FORMATS.name_of(type(kind))
-    adapter = read.adapter
+    found = read(path)
+    adapter = found.adapter
     factors = adapter.factors.values()
-    family = family_of(adapter.layout)
+    norms = module_sizes(adapter)
     return Inspection(
         file=path,
-        format=name,
-        family=family.name if family else "unknown",
+        format=found.format,
+        family=found.verdict.name,
+        told_by=found.verdict.how,
         ranks=dict(sorted(Counter(factor.rank for factor in factors).items())),
-        alphas=dict(sorted(Counter(read.alphas.values()).items())),
-        dtype=", ".join(sorted({str(f.A.dtype).removeprefix("torch.") for f in factors})),
+        alphas=dict(sorted(Counter(found.alphas.values()).items())),
+        dtype=str(found.dtype).removeprefix("torch."),
         modules=len(adapter.factors),
         parameters=adapter.layout.size,
-        norms=block_norms(adapter),
+        norms=block_norms(norms),
         canonical=all(_is_canonical(factor) for factor in factors),
         metadata=adapter.metadata,
-        warnings=tuple(_warnings(read, name)),
+        training=_training(found.header),
+        programs=readings(found),
+        faults=tuple(_faults(norms)),
+        warnings=tuple(_warnings(found, norms)),
     )
 
 
-def block_norms(adapter: Adapter) -> dict[str, float]:
+def module_sizes(adapter: Adapter) -> dict[str, float]:
+    """Frobenius norm of each module's ΔW; computed in float64, of factors that are near 1."""
+    sizes = {}
+    for module, factor in adapter.factors.items():
+        a, b = factor.A.double(), factor.B.double()
+        largest = [float(part.abs().max()) or 1.0 for part in (a, b)]
+        a, b = a / largest[0], b / largest[1]
+        square = float(((b.mT @ b) * (a @ a.mT)).sum())
+        sizes[module] = max(square, 0.0) ** 0.5 * largest[0] * largest[1]
+    return sizes
+
+
+def block_norms(sizes: Mapping[str, float]) -> dict[str, float]:
     """Frobenius norm of ΔW of each block: what is before the second number or part of a name."""
-    squares: dict[str, float] = {}
-    for module, value in module_norms(adapter.factors).items():
+    blocks: dict[str, float] = {}
+    for module, value in sizes.items():
         found = _BLOCK.match(module)
         assert found is not None, "every name has a first part"
-        squares[found[0]] = squares.get(found[0], 0.0) + float(value) ** 2
-    return {block: squares[block] ** 0.5 for block in sorted(squares, key=_order)}
+        blocks[found[0]] = math.hypot(blocks.get(found[0], 0.0), value)
+    return {block: blocks[block] for block in sorted(blocks, key=_order)}
 
 
 def _order(block: str) -> tuple[int, str, int]:
     """Blocks as data passes them: text, down, middle, up."""
     stem, _, number = block.partition(".")
-    stages = ("text_encoder", "down_blocks", "mid_block", "up_blocks", "transformer_blocks")
-    stage = next((i for i, name in enumerate(stages) if stem.startswith(name)), len(stages))
+    stage = next((i for i, name in enumerate(_STAGES) if stem.startswith(name)), len(_STAGES))
     return stage, stem, int(number or 0)
 
 
@@ -108,29 +147,75 @@ def _is_canonical(factor: Factor) -> bool:
     return bool((inputs - outputs).norm() <= scale and crossed.norm() <= scale)
 
 
-def _warnings(read: LoraFile, name: str) -> Iterator[str]:
-    adapter = read.adapter
-    ranks = {factor.rank for factor in adapter.factors.values()}
-    scaled = {alpha for alpha in read.alphas.values() if {alpha} != ranks}
-    if name == "peft":
+def _training(header: Mapping[str, str]) -> dict[str, str]:
+    """Entries that people ask for: the title, the author, the base model, the data's tags."""
+    wanted = (
+        *(f"modelspec.{key}" for key in ("title", "author", "license", "date")),
+        *(f"ss_{key}" for key in ("sd_model_name", "num_train_images", "steps", "learning_rate")),
+    )
+    facts = {key.partition(".")[2] or key[3:]: header[key] for key in wanted if header.get(key)}
+    try:
+        tags: Counter[str] = Counter()
+        for folder in json.loads(header.get("ss_tag_frequency", "{}")).values():
+            tags.update({str(tag).strip(): int(count) for tag, count in folder.items()})
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return facts
+    if tags:
+        facts["tags"] = ", ".join(f"{tag} ({count})" for tag, count in tags.most_common(8))
+    return facts
+
+
+def readings(found: LoraFile) -> tuple[Reading, ...]:
+    """How much of a file each program reads, as the loaders were measured to do."""
+    everything = set(found.adapter.factors)
+    lost: dict[str, set[str]] = dict.fromkeys(PROGRAMS, everything)
+    if not found.spelled:  # no known family: what has the model's own names is read by these two
+        lost[DIFFUSERS] = set() if found.format == "diffusers" else everything
+        lost[PEFT] = set() if found.format == "peft" else everything
+    for number, (family, spelled) in enumerate(found.spelled):
+        for program, modules in all_unread(family, spelled).items():
+            lost[program] = modules | lost[program] if number else modules
+    reasons = {program: _example(modules) for program, modules in lost.items()}
+    ranks = {factor.rank for factor in found.adapter.factors.values()}
+    unequal = set(found.alphas.values()) != ranks
+    if found.format == "kohya" and len(set(found.alphas.values())) > 1 and _is_unet(found):
+        attention = {m for m in found.adapter.factors if ".attn" in m}
+        lost[DIFFUSERS] = lost[DIFFUSERS] | attention
+        reasons[DIFFUSERS] = "the alphas of attention, where alphas differ"
+    if CONFIG_KEY in found.header and unequal:
+        lost[COMFYUI] = set(found.adapter.factors)
+        reasons[COMFYUI] = "alpha in the header, and so the scale"
+    total = len(found.adapter.factors)
+    return tuple(
+        Reading(program, total - len(modules), total, reasons[program])
+        for program, modules in lost.items()
+    )
+
+
+def _example(modules: set[str]) -> str:
+    return f"{min(modules)}{', ...' if len(modules) > 1 else ''}" if modules else ""
+
+
+def _is_unet(found: LoraFile) -> bool:
+    return any(family.denoiser == "unet" for family in found.verdict.candidates)
+
+
+def _warnings(found: LoraFile, sizes: Mapping[str, float]) -> Iterator[str]:
+    if not all(math.isfinite(size) for size in sizes.values()):
+        yield "the norm of an update is not finite: its numbers are far too large"
+    if not found.states_alpha:
+        yield "it states no alpha: if it was trained with alpha other than rank, that is lost"
+    if not found.verdict.candidates:
+        yield "no known family has all of its layers' names"
+    if found.format == "peft":
         yield "pipe.load_lora_weights loads nothing from a PEFT folder and only warns"
-        if scaled:
-            yield "unet.load_lora_adapter loses its alpha and so its scale"
-        yield "ComfyUI and A1111 do not read it"
-    if name == "diffusers":
-        if "lora_adapter_metadata" not in read.header:
-            yield "it states no alpha: if it was trained with alpha other than rank, that is lost"
-        if any(".attn" in module for module in adapter.factors) and not is_transformer(
-            adapter.factors
-        ):
-            yield "ComfyUI loads nothing of its attention layers"
-    if name == "kohya" and len(set(read.alphas.values())) > 1:
-        yield "diffusers 0.42 drops the alphas of attention modules where they differ"
-    outside = [m for m in adapter.factors if not component_of(m) and "transformer_blocks" not in m]
-    if name == "kohya" and is_transformer(adapter.factors) and outside:
-        yield f"diffusers 0.42 drops what is outside the transformer's blocks ({outside[0]}, ...)"
-    attention = any(component_of(m) and ".self_attn." in m for m in adapter.factors)
-    if name == "kohya" and attention and any(".mlp." in m for m in adapter.factors):
-        yield "diffusers 0.42 drops the attention of text encoders that have MLPs adapted too"
-    if any(not factor.B.any() for factor in adapter.factors.values()):
-        yield "some of its updates are zero"
+
+
+def _faults(sizes: Mapping[str, float]) -> Iterator[str]:
+    zero = [module for module, size in sizes.items() if size == 0]
+    if zero:
+        yield f"{len(zero)} of its {len(sizes)} updates are zero ({zero[0]}, ...)"
+    middle = sorted(sizes.values())[len(sizes) // 2]
+    loud = [module for module, size in sizes.items() if middle and size > _EXPLODED * middle]
+    if loud:
+        yield f"{len(loud)} of its updates are over {_EXPLODED} times the median ({loud[0]}, ...)"

@@ -59,6 +59,7 @@ def folder(
     typer.echo(
         f"{out}: {len(report.imported)} adapters imported, {len(report.skipped)} files skipped"
         + (f" ({out / SKIPPED})" if report.skipped else "")
+        + (f"; {report.filled} lack modules, which are zero" if report.filled else "")
     )
 
 

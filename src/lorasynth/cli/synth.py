@@ -30,7 +30,9 @@ Where = Annotated[str, typer.Option(help="Synthesizer: a folder, or hub:owner/na
 Format = Annotated[
     str,
     typer.Option(
-        "--format", help="kohya, which diffusers, ComfyUI and A1111 read; or diffusers, or peft."
+        "--format",
+        help="auto: what diffusers and ComfyUI both read exactly; or kohya, diffusers, comfyui, "
+        "peft.",
     ),
 ]
 Guidance = Annotated[float | None, typer.Option(help="Weight of the condition.")]
@@ -65,7 +67,7 @@ def synth(
     out: Out,
     photos: Annotated[list[Path] | None, _PHOTOS] = None,
     synthesizer: Where = "bundle/synthesizer",
-    file_format: Format = "kohya",
+    file_format: Format = "auto",
     seed: Seed = 0,
     guidance: Guidance = None,
     steps: Steps = None,

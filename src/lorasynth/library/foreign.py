@@ -1,18 +1,24 @@
 """A folder tree of LoRA files becomes a library: readers in parallel, bad files listed and skipped.
 
-All adapters of a library have one layout and one base model: those of its first file.  Files with
-the same modules and a lower rank are padded by zeros; others are skipped with the reason.  Ids are
-paths below the folder, so importing again goes on where an earlier run ended.
+All adapters of a library change one base model.  A new library gets the modules and the highest
+rank of all files of the family that most of them are of, so mixed spellings, ranks and modules fit:
+lower ranks are padded by zeros, and a module that a file does not change is zero; how many of these
+there are is in the table, column `missing`.  A library that exists keeps its layout; what does not
+fit is skipped with the reason.  Ids are paths below the folder, so importing again goes on where an
+earlier run ended.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lorasynth.adapter import Adapter, Factor, Factors, pad_rank, stack
-from lorasynth.adapter.files import FORMATS, detect
+import torch
+
+from lorasynth.adapter import Factor, Factors, Layout, Slot, pad_rank, stack
+from lorasynth.adapter.files import LoraFile, read
 from lorasynth.atomic import write_json
 from lorasynth.errors import FileFormatError, LayoutError, LibraryError, LorasynthError
 from lorasynth.library.store import Library
@@ -21,7 +27,9 @@ from lorasynth.progress import progress
 #: The list of what was skipped and why, in the library's folder.
 SKIPPED = "skipped.json"
 
-_PEFT_CONFIG = "adapter_config.json"
+_PEFT_CONFIG, _PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+#: The largest norm of A or B whose square a float32 still holds; no training comes near it.
+_LARGEST = 1e9
 
 
 @dataclass(kw_only=True)
@@ -31,10 +39,12 @@ class ImportReport:
     Attributes:
         imported: ids that joined the library in this run.
         skipped: file -> why it did not.
+        filled: how many of the imported ones lack modules, which are zero in the library.
     """
 
     imported: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    filled: int = 0
 
 
 def import_folder(
@@ -55,26 +65,20 @@ def import_folder(
         ConfigError: no such gauge.
     """
     paths = find_lora_files(folder)
-    run = _Import(folder, out, gauge)
-    known = set(run.library.ids) if run.library else set()
-    pending = [path for path in paths if run.id_of(path) not in known]
-    with (
-        ThreadPoolExecutor(workers) as readers,
-        progress("import", len(paths), done=len(paths) - len(pending)) as advance,
-    ):
-        for start in range(0, len(pending), shard):
-            chunk = pending[start : start + shard]
-            run.take(chunk, readers.map(_read, chunk))
-            report = run.report
-            advance(len(chunk), f"{len(report.imported)} in, {len(report.skipped)} skipped")
-    if run.library is None:
-        first, reason = next(iter(run.report.skipped.items()))
-        raise LibraryError(
-            f"at least one LoRA file must be usable, but all {len(paths)} below {folder} were "
-            f"skipped, the first, {first}, because: {reason}"
-        )
-    write_json(out / SKIPPED, run.report.skipped)
-    return run.report
+    report = ImportReport()
+    with ThreadPoolExecutor(workers) as readers:
+        if not Library.is_at(out):
+            _create(out, gauge, list(_in_order(readers, _sketch, paths)), folder)
+        library = Library.open(out)
+        known = set(library.ids)
+        pending = [path for path in paths if id_of(folder, path) not in known]
+        with progress("import", len(paths), done=len(paths) - len(pending)) as advance:
+            for start in range(0, len(pending), shard):
+                chunk = pending[start : start + shard]
+                _take(library, folder, chunk, _in_order(readers, _read, chunk), report)
+                advance(len(chunk), f"{len(report.imported)} in, {len(report.skipped)} skipped")
+    write_json(out / SKIPPED, report.skipped)
+    return report
 
 
 def find_lora_files(folder: Path) -> list[Path]:
@@ -86,7 +90,9 @@ def find_lora_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise LibraryError(f"LoRA files are imported from a folder, but {folder} is none")
     found = {
-        path.parent if (path.parent / _PEFT_CONFIG).is_file() else path
+        path.parent
+        if path.name == _PEFT_WEIGHTS and (path.parent / _PEFT_CONFIG).is_file()
+        else path
         for path in folder.rglob("*.safetensors")
     }
     if not found:
@@ -94,79 +100,163 @@ def find_lora_files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _read(path: Path) -> tuple[Adapter, str] | LorasynthError:
-    """An adapter and the name of its format, or what is wrong with the file."""
-    try:
-        kind = detect(path)
-        return kind.read(path), FORMATS.name_of(type(kind))
-    except LorasynthError as error:
-        return error
+def id_of(folder: Path, path: Path) -> str:
+    """The path below the folder, without its ending.
+
+    Of a PEFT folder that has the name of a file too, or is the whole folder, it is its weights'.
+    """
+    if path.is_file():
+        return path.relative_to(folder).with_suffix("").as_posix()
+    if path == folder or path.with_name(f"{path.name}.safetensors").exists():
+        path /= Path(_PEFT_WEIGHTS).stem
+    return path.relative_to(folder).as_posix()
 
 
-class _Import:
-    """One run: the library, once there is one, and what has become of each file."""
+def _in_order(readers: ThreadPoolExecutor, job: Any, paths: Sequence[Path]) -> Iterator[Any]:
+    """What a job gives for each path, or the error that it ended with, few at a time."""
 
-    def __init__(self, folder: Path, out: Path, gauge: str) -> None:
-        self.folder = folder
-        self.out = out
-        self.gauge = gauge
-        self.library = Library.open(out) if Library.is_at(out) else None
-        self.report = ImportReport()
+    def safely(path: Path) -> Any:
+        try:
+            return job(path)
+        except LorasynthError as error:
+            return error
+        except Exception as error:  # a stranger's file must not stop the others
+            return FileFormatError(f"{path} cannot be read ({type(error).__name__}: {error})")
 
-    def id_of(self, path: Path) -> str:
-        """The path below the folder, without its ending."""
-        inside = path.relative_to(self.folder)
-        return (inside.with_suffix("") if path.is_file() else inside).as_posix()
+    return readers.map(safely, paths)
 
-    def take(
-        self, paths: Sequence[Path], found: Iterable[tuple[Adapter, str] | LorasynthError]
-    ) -> None:
-        """Append the adapters that fit as one shard; list the other files as skipped."""
-        fitted: list[Factors] = []
-        rows: list[dict[str, Any]] = []
-        for path, read in zip(paths, found, strict=True):
-            try:
-                if isinstance(read, LorasynthError):
-                    raise read
-                adapter, name = read
-                fitted.append(self._fit(adapter))
-            except LorasynthError as error:
-                self.report.skipped[str(path)] = str(error)
-                continue
-            rows.append(
-                {
-                    "id": self.id_of(path),
-                    "format": name,
-                    "trigger_phrase": adapter.metadata.trigger_phrase,
-                    "synthesised": adapter.metadata.synthesised,
-                }
-            )
-        if fitted:
-            assert self.library is not None, "the first adapter that fitted made it"
-            self.library.append(stack(fitted), rows)
-            self.report.imported += [row["id"] for row in rows]
 
-    def _fit(self, adapter: Adapter) -> Factors:
-        """The factors in the library's layout; the first adapter's layout becomes the library's."""
-        base = adapter.metadata.base_fingerprint
-        if self.library is None:
-            self.library = Library.create(self.out, adapter.layout, base, gauge=self.gauge)
-        expected = self.library.info.base_fingerprint
-        if base != expected:
-            raise FileFormatError(
-                f"all adapters of a library change one base model, {expected or 'not named'}, but "
-                f"this one changes {base or 'one not named'}"
-            )
-        layout = self.library.layout
-        ranks = {slot.module: slot.rank for slot in layout.slots}
-        higher = [m for m, f in adapter.factors.items() if f.rank > ranks.get(m, f.rank)]
-        if higher:
+def _read(path: Path) -> LoraFile:
+    found = read(path)
+    for module, factor in found.adapter.factors.items():
+        if max(float(part.double().norm()) for part in factor) > _LARGEST:
             raise LayoutError(
-                f"an adapter of this library has at most the rank {ranks[higher[0]]} of its first, "
-                f"but this one has {adapter.factors[higher[0]].rank} at {higher[0]}"
+                f"the norms of A and B must be at most {_LARGEST:g}, but {module} in {path} has a "
+                "larger one: it is damaged, or its training diverged"
             )
-        padded = {m: pad_rank(f, ranks.get(m, f.rank)) for m, f in adapter.factors.items()}
-        layout.require(padded)
-        if dict(adapter.kernels) != layout.kernels:
-            raise LayoutError("an adapter of this library has the kernels of its first, not others")
-        return {module: Factor(f.A.float(), f.B.float()) for module, f in padded.items()}
+    return found
+
+
+@dataclass(frozen=True)
+class _Sketch:
+    """What of a file decides a library's layout."""
+
+    layout: Layout
+    base: str
+    families: frozenset[str]
+
+
+def _sketch(path: Path) -> _Sketch:
+    found = _read(path)
+    families = frozenset(family.name for family in found.verdict.candidates)
+    return _Sketch(found.adapter.layout, found.adapter.metadata.base_fingerprint, families)
+
+
+def _create(
+    out: Path, gauge: str, sketches: Sequence[_Sketch | LorasynthError], folder: Path
+) -> None:
+    """Make a library for the base model and family that most files are of."""
+    good = [sketch for sketch in sketches if isinstance(sketch, _Sketch)]
+    if not good:
+        first = next(iter(sketches))
+        raise LibraryError(
+            f"at least one LoRA file must be usable, but all {len(sketches)} below {folder} were "
+            f"skipped, the first because: {first}"
+        )
+    [((base, families), _)] = Counter((one.base, one.families) for one in good).most_common(1)
+    slots: dict[str, Slot] = {}
+    for one in good:
+        alike = one.families & families if families else not one.families
+        if one.base != base or not alike:
+            continue
+        for slot in one.layout.slots:
+            kept = slots.setdefault(slot.module, slot)
+            if replace(kept, rank=slot.rank) == slot:
+                slots[slot.module] = replace(kept, rank=max(kept.rank, slot.rank))
+    Library.create(out, Layout.from_slots(slots.values()), base, gauge=gauge)
+
+
+def _take(
+    library: Library,
+    folder: Path,
+    paths: Sequence[Path],
+    found: Iterable[LoraFile | LorasynthError],
+    report: ImportReport,
+) -> None:
+    """Append the adapters that fit as one shard; list the other files as skipped."""
+    fitted: list[tuple[Path, Factors, dict[str, Any]]] = []
+    for path, one in zip(paths, found, strict=True):
+        try:
+            if isinstance(one, LorasynthError):
+                raise one
+            factors, missing = _fit(library, one)
+        except LorasynthError as error:
+            report.skipped[str(path)] = str(error)
+            continue
+        row = {
+            "id": id_of(folder, path),
+            "format": one.format,
+            "trigger_phrase": one.adapter.metadata.trigger_phrase,
+            "synthesised": one.adapter.metadata.synthesised,
+            "missing": missing,
+        }
+        fitted.append((path, factors, row))
+    _append(library, fitted, report)
+
+
+def _append(
+    library: Library, fitted: list[tuple[Path, Factors, dict[str, Any]]], report: ImportReport
+) -> None:
+    """Append together, or one by one where one of them cannot be appended."""
+    if not fitted:
+        return
+    try:
+        library.append(stack([factors for _, factors, _ in fitted]), [row for *_, row in fitted])
+    except (LorasynthError, RuntimeError, ArithmeticError, ValueError) as error:
+        if len(fitted) == 1:
+            report.skipped[str(fitted[0][0])] = str(error)
+            return
+        for one in fitted:
+            _append(library, [one], report)
+        return
+    report.imported += [row["id"] for *_, row in fitted]
+    report.filled += sum(row["missing"] > 0 for *_, row in fitted)
+
+
+def _fit(library: Library, found: LoraFile) -> tuple[Factors, int]:
+    """The factors in the library's layout, and how many of its modules the adapter lacks."""
+    adapter, layout = found.adapter, library.layout
+    base, expected = adapter.metadata.base_fingerprint, library.info.base_fingerprint
+    if base != expected:
+        raise FileFormatError(
+            f"all adapters of a library change one base model, {expected or 'not named'}, but "
+            f"this one changes {base or 'one not named'}"
+        )
+    slots = {slot.module: slot for slot in layout.slots}
+    for slot in adapter.layout.slots:
+        kept = slots.get(slot.module)
+        if kept is None:
+            raise LayoutError(
+                f"an adapter of this library changes its modules only, but this one changes "
+                f"{slot.module} too"
+            )
+        if slot.rank > kept.rank:
+            raise LayoutError(
+                f"an adapter of this library has at most the rank {kept.rank} at {slot.module}, "
+                f"but this one has {slot.rank}"
+            )
+        if replace(slot, rank=kept.rank) != kept:
+            raise LayoutError(
+                f"{slot.module} in this library is {kept.in_features} -> {kept.out_features} with "
+                f"kernel {kept.kernel}, but this one has {slot.in_features} -> "
+                f"{slot.out_features} with kernel {slot.kernel}"
+            )
+    factors = {}
+    for module, slot in slots.items():
+        one = adapter.factors.get(module)
+        if one is None:
+            zeros = torch.zeros(slot.rank, slot.in_features)
+            factors[module] = Factor(zeros, torch.zeros(slot.out_features, slot.rank))
+        else:
+            factors[module] = pad_rank(Factor(one.A.float(), one.B.float()), slot.rank)
+    return factors, len(slots.keys() - adapter.factors.keys())

@@ -1,14 +1,13 @@
 """Many files of one layout: where each number of a vector goes in a file is found once.
 
-Files of adapters that share layout, metadata and type differ in nothing but their numbers, which a
-format places and does not change.  So a format writes a few adapters whose numbers tell where they
-come from, and every further file is the same bytes with the numbers of another vector.  (Not so a
-transformer's: what is fused there depends on whether numbers of A are equal.)
+Files of adapters that share layout, metadata and type differ in their numbers and hashes alone, and
+a format places numbers and does not change them.  So a format writes a few adapters whose numbers
+tell where they come from, and every further file is the same bytes with the numbers of another
+vector.  (Not so a transformer's: what is fused there depends on whether numbers of A are equal.)
 """
 
-import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lorasynth.adapter.adapter import Adapter, AdapterMetadata
-from lorasynth.adapter.families import is_transformer
-from lorasynth.adapter.files._safetensors import from_header, to_header
-from lorasynth.adapter.files.contract import LoraFormat
+from lorasynth.adapter.families import family_of
+from lorasynth.adapter.files.container import beginning, laid_out
+from lorasynth.adapter.files.formats import LoraFormat
+from lorasynth.adapter.files.header import described
 from lorasynth.adapter.layout import Layout
 from lorasynth.atomic import write_bytes
 from lorasynth.errors import LayoutError
@@ -62,21 +62,29 @@ def write_many(
             "or infinite ones: synthesise or train it again"
         )
     targets = [form.target(path) for path in paths]
-    if len(targets) <= _FEW or not form.suffix or is_transformer(layout.modules):
+    candidates = family_of(layout, metadata.header).candidates
+    fused = not candidates or any(family.denoiser != "unet" for family in candidates)
+    if len(targets) <= _FEW or not form.suffix or fused:
         adapters = (Adapter.from_vector(vector, layout, metadata) for vector in vectors)
         return [form.write(*pair) for pair in zip(adapters, paths, strict=True)]
-    stencil = _stencil(type(form), layout, tuple(to_header(metadata).items()), vectors.dtype)
+    stated = tuple(described(metadata, None, 0).items())
+    stencil = _stencil(form, layout, _Metadata(metadata, stated), vectors.dtype)
     return [stencil.write(*pair) for pair in zip(vectors, targets, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    """Metadata that can be looked up by all that it writes."""
+
+    value: AdapterMetadata = field(compare=False)
+    entries: tuple[tuple[str, str], ...]
 
 
 @lru_cache(maxsize=4)
 def _stencil(
-    form: type[LoraFormat],
-    layout: Layout,
-    header: tuple[tuple[str, str], ...],
-    dtype: torch.dtype,
+    form: LoraFormat, layout: Layout, metadata: _Metadata, dtype: torch.dtype
 ) -> "Stencil":
-    return Stencil.of(form(), layout, from_header(dict(header)), dtype)
+    return Stencil.of(form, layout, metadata.value, dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,13 +93,15 @@ class Stencil:
 
     Attributes:
         dtype: of the numbers in a file.
-        header: what comes before the numbers.
+        text: what describes the tensors.
+        header: the other entries.
         constants: the bits of numbers that no vector decides: alphas, and zeros.
         sources: which number of a vector, with the constants behind it, each number of a file is.
     """
 
     dtype: torch.dtype
-    header: bytes
+    text: bytes
+    header: Mapping[str, str]
     constants: NDArray[np.integer]
     sources: NDArray[np.int64]
 
@@ -99,22 +109,26 @@ class Stencil:
     def of(
         cls, form: LoraFormat, layout: Layout, metadata: AdapterMetadata, dtype: torch.dtype
     ) -> "Stencil":
-        """Let a format whose output is one file write files that tell where numbers go."""
+        """Let a format whose output is one file spell adapters that tell where numbers go."""
         size = layout.size
 
-        def written(numbers: Real[Tensor, " D"]) -> tuple[bytes, NDArray[np.integer]]:
+        def spelled(
+            numbers: Real[Tensor, " D"],
+        ) -> tuple[bytes, Mapping[str, str], NDArray[np.integer]]:
             vector = numbers.to(_BITS[dtype]).view(dtype)
-            return _written(form, Adapter.from_vector(vector, layout, metadata))
+            tensors, header = form.spell(Adapter.from_vector(vector, layout, metadata))
+            text, data = laid_out(tensors)
+            return text, header, np.frombuffer(data, f"i{dtype.itemsize}")
 
-        header, empty = written(torch.zeros(size))
+        text, header, empty = spelled(torch.zeros(size))
         found, factor = np.zeros(len(empty), np.int64), 1
         while factor <= size:
-            _, seen = written(torch.arange(1, size + 1) // factor % _BASE + 1)
+            _, _, seen = spelled(torch.arange(1, size + 1) // factor % _BASE + 1)
             found += np.where(seen != empty, (seen.astype(np.int64) - 1) * factor, 0)
             factor *= _BASE
         fixed = found == 0
         found[fixed] = size + 1 + np.arange(fixed.sum())
-        return cls(dtype, header, empty[fixed], found - 1)
+        return cls(dtype, text, header, empty[fixed], found - 1)
 
     def write(self, vector: Float[Tensor, " D"], path: Path) -> Path:
         """Write the file of one vector atomically.
@@ -124,14 +138,6 @@ class Stencil:
         """
         bits = vector.detach().cpu().to(self.dtype).view(_BITS[self.dtype]).numpy()
         numbers = np.concatenate([bits, self.constants])[self.sources]
-        write_bytes(path, b"".join([self.header, numbers.data]))
+        data = numbers.view(np.uint8).data
+        write_bytes(path, b"".join([beginning(self.text, self.header, data), data]))
         return path
-
-
-def _written(form: LoraFormat, adapter: Adapter) -> tuple[bytes, NDArray[np.integer]]:
-    """What a file has before its numbers, and their bits."""
-    size = next(iter(adapter.factors.values())).A.dtype.itemsize
-    with tempfile.TemporaryDirectory() as folder:
-        data = form.write(adapter, Path(folder) / f"adapter{form.suffix}").read_bytes()
-    start = 8 + int.from_bytes(data[:8], "little")
-    return data[:start], np.frombuffer(data, f"i{size}", offset=start)

@@ -46,3 +46,11 @@ def separate(fused: Factor, rows: Sequence[int]) -> list[Factor | None]:
 def _used(A: Float[Tensor, "r in"], B: Float[Tensor, "out r"]) -> Factor | None:
     used = B.any(dim=0)
     return Factor(A[used], B[:, used]) if used.any() else None
+
+
+def swap_halves(factor: Factor) -> Factor:
+    """Shift and scale in the other order, where a layer makes these two of its input."""
+    if factor.out_features != 2 * factor.in_features:
+        return factor
+    first, second = factor.B.chunk(2)
+    return Factor(factor.A, torch.cat([second, first]))

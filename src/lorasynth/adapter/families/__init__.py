@@ -1,0 +1,204 @@
+"""Families of base models: what their layers are called, and which one an adapter is made for.
+
+A family is one short file here and its name in `FAMILIES`.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from lorasynth.adapter.components import DENOISER, component_of
+from lorasynth.adapter.families.anima import ANIMA
+from lorasynth.adapter.families.auraflow import AURAFLOW
+from lorasynth.adapter.families.contract import TEXT_TABLES, Family, component_number
+from lorasynth.adapter.families.flux1 import CHROMA, FLUX1
+from lorasynth.adapter.families.flux2 import FLUX2
+from lorasynth.adapter.families.hidream import HIDREAM
+from lorasynth.adapter.families.ideogram4 import IDEOGRAM4
+from lorasynth.adapter.families.krea2 import KREA2
+from lorasynth.adapter.families.ltx import LTX
+from lorasynth.adapter.families.lumina import LUMINA2, Z_IMAGE
+from lorasynth.adapter.families.pixart import PIXART, SANA
+from lorasynth.adapter.families.qwen_image import QWEN_IMAGE
+from lorasynth.adapter.families.sd3 import SD3
+from lorasynth.adapter.families.stable_diffusion import OTHER_UNET, SD1, SD2, SDXL
+from lorasynth.adapter.families.wan import WAN
+from lorasynth.adapter.layout import Layout
+from lorasynth.errors import ConfigError
+
+__all__ = [
+    "FAMILIES",
+    "FLUX1",
+    "OTHER_UNET",
+    "SD2",
+    "Family",
+    "Verdict",
+    "decide",
+    "family_named",
+    "family_of",
+    "stated_family",
+]
+
+#: By the names that `--family` takes.
+FAMILIES: Mapping[str, Family] = {
+    "sd1": SD1,
+    "sd2": SD2,
+    "sdxl": SDXL,
+    "sd3": SD3,
+    "flux1": FLUX1,
+    "chroma": CHROMA,
+    "flux2": FLUX2,
+    "z-image": Z_IMAGE,
+    "lumina2": LUMINA2,
+    "qwen-image": QWEN_IMAGE,
+    "wan": WAN,
+    "hidream": HIDREAM,
+    "pixart": PIXART,
+    "sana": SANA,
+    "auraflow": AURAFLOW,
+    "krea2": KREA2,
+    "anima": ANIMA,
+    "ltx": LTX,
+    "ideogram4": IDEOGRAM4,
+}
+
+#: What header entries that name a family begin with, beside the family's own.
+_STATED = (
+    (re.compile("sdxl|stable-diffusion-xl"), SDXL),
+    (re.compile("sd3|stable-diffusion-3"), SD3),
+    (re.compile("sd_?v?2|stable-diffusion-v2"), SD2),
+    (re.compile("sd_?v?1|stable-diffusion-v1"), SD1),
+    (re.compile("chroma"), CHROMA),
+    (re.compile("flux[-_.]?2"), FLUX2),
+    (re.compile("flux"), FLUX1),
+    (re.compile("qwen"), QWEN_IMAGE),
+    (re.compile("z[-_]?image"), Z_IMAGE),
+    (re.compile("lumina"), LUMINA2),
+    *((re.compile(re.escape(name)), family) for name, family in FAMILIES.items()),
+)
+_HEADER_KEYS = ("modelspec.architecture", "ss_base_model_version")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which families an adapter can be made for, and how that is known.
+
+    Attributes:
+        candidates: all that fit; one if it is decided, none if no known family does.
+        how: the evidence in words.
+    """
+
+    candidates: tuple[Family, ...]
+    how: str
+
+    @property
+    def family(self) -> Family | None:
+        """The only candidate, if there is one."""
+        return self.candidates[0] if len(self.candidates) == 1 else None
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return " or ".join(family.name for family in self.candidates) or "unknown"
+
+    def shared(self, of: Callable[[Family], str]) -> str | None:
+        """What all candidates have in common; None if they differ or there is none."""
+        values = {of(family) for family in self.candidates}
+        return values.pop() if len(values) == 1 else None
+
+
+def family_named(name: str) -> Family:
+    """The family that `--family` calls so.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in FAMILIES:
+        raise ConfigError(f"--family must be one of {', '.join(FAMILIES)}, but is {name!r}")
+    return FAMILIES[name]
+
+
+def stated_family(header: Mapping[str, str]) -> Family | None:
+    """The family that a file's header names; None if it names none."""
+    for key in _HEADER_KEYS:
+        value = header.get(key, "").lower()
+        for pattern, family in _STATED:
+            if pattern.match(value):
+                return family
+    return None
+
+
+def family_of(layout: Layout, header: Mapping[str, str] | None = None) -> Verdict:
+    """The family that an adapter is made for, told by names, then widths, then the header."""
+    shapes = {slot.module: (slot.in_features, slot.out_features) for slot in layout.slots}
+    named = [
+        family
+        for family in FAMILIES.values()
+        if all(
+            component_of(module) != DENOISER or family.table.layer_of(module) for module in shapes
+        )
+    ]
+    # The names of a U-Net's layers say little: its blocks may be of any shape.
+    named = [f for f in named if f.denoiser != "unet" or not _contradicts(f, shapes)]
+    if not named and all(
+        component_of(module) != DENOISER or OTHER_UNET.table.layer_of(module) for module in shapes
+    ):
+        return Verdict((OTHER_UNET,), "names")
+    return decide([(family, shapes) for family in named], header or {})
+
+
+def _contradicts(family: Family, shapes: Mapping[str, tuple[int, int]]) -> bool:
+    inside = {module: shape for module, shape in shapes.items() if not component_of(module)}
+    return not _fits(family, inside)
+
+
+def decide(
+    options: Iterable[tuple[Family, Mapping[str, tuple[int, int]]]], header: Mapping[str, str]
+) -> Verdict:
+    """Choose among families whose names fit.
+
+    Args:
+        options: each family with the widths (in, out) that its modules then have.
+        header: of the file.
+    """
+    named = dict(options)
+    if len(named) < 2:
+        return Verdict(tuple(named), "names")
+    fitting = [family for family, shapes in named.items() if _fits(family, shapes)] or list(named)
+    if len(fitting) == 1:
+        return Verdict(tuple(fitting), "names and shapes")
+    stated = stated_family(header)
+    if stated in fitting:
+        return Verdict((stated,), "the header")
+    return Verdict(tuple(fitting), "names and shapes, which leave several")
+
+
+def _fits(family: Family, shapes: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether widths, numbers of blocks and text encoders are such as the family has."""
+    return all(_module_fits(family, module, shape) for module, shape in shapes.items())
+
+
+def _module_fits(family: Family, module: str, shape: tuple[int, int]) -> bool:
+    component = component_of(module)
+    if component:
+        inside = module.removeprefix(f"{component}.")
+        number = component_number(component)
+        if number > len(family.kinds):
+            return False
+        kinds = [kind for kind, table in TEXT_TABLES.items() if table.find(inside, dotted=True)]
+        return not kinds or family.kinds[number - 1] in kinds
+    for stack, number in _STACKS.findall(module):
+        if int(number) >= family.depths.get(stack, 1_000):
+            return False
+    bare = _NUMBERS.sub(".", module)
+    width, out = shape
+    allowed = [widths for end, widths in family.widths.items() if f".{bare}".endswith(f".{end}")]
+    ratios = [ratio for end, ratio in family.ratios.items() if f".{bare}".endswith(f".{end}")]
+    return all(width in widths for widths in allowed) and all(
+        abs(out - ratio * width) < 0.5 for ratio in ratios
+    )
+
+
+#: A stack of blocks and the number of one.
+_STACKS = re.compile(r"(\w+)\.(\d{1,4})(?=\.)")
+_NUMBERS = re.compile(r"(?<=blocks)\.\d+\.")

@@ -1,0 +1,158 @@
+"""Safetensors in and out: one clear error for damaged files, and repeatable bytes."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lorasynth.errors import FileFormatError
+
+#: File names that folders of the known formats hold.
+WEIGHT_NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+
+#: Entries with hashes of the numbers.
+HASHES = ("modelspec.hash_sha256", "sshs_legacy_hash", "sshs_model_hash")
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+@dataclass(frozen=True)
+class Content:
+    """A safetensors file in memory, and where it came from."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    header: dict[str, str]
+
+
+def weights_file(path: Path) -> Path:
+    """The safetensors file at `path`, or of a known name in the folder `path`.
+
+    Raises:
+        FileFormatError: there is none.
+    """
+    if not path.exists():
+        raise FileFormatError(f"{path} does not exist: check the path")
+    if not path.is_dir():
+        return path
+    if (found := _weights_in(path)) is not None:
+        return found
+    raise FileFormatError(
+        f"a folder with a LoRA must hold {' or '.join(WEIGHT_NAMES)}, but {path} does not"
+    )
+
+
+def is_lora(path: Path) -> bool:
+    """Whether there is a file, or a folder that holds a LoRA under a known name."""
+    return path.is_file() or _weights_in(path) is not None
+
+
+def _weights_in(folder: Path) -> Path | None:
+    return next((folder / name for name in WEIGHT_NAMES if (folder / name).is_file()), None)
+
+
+def read_tensors(path: Path) -> Content:
+    """The whole of a safetensors file.
+
+    Raises:
+        FileFormatError: the file is truncated, a pickle, something else, or holds other numbers
+            than floating-point ones.
+    """
+    refuse_pickle(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            header = dict(file.metadata() or {})
+    except (SafetensorError, OSError, AttributeError, KeyError, ValueError) as error:
+        raise _damaged(path, error) from error
+    for key, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES and not key.endswith(".alpha"):
+            raise FileFormatError(
+                f"LoRA weights must be float64, float32, float16 or bfloat16, but {key[:200]} in "
+                f"{path} is {str(tensor.dtype).removeprefix('torch.')}"
+            )
+    return Content(path, tensors, header)
+
+
+def to_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
+    """A safetensors file with hashes of its numbers: equal input gives equal bytes."""
+    text, numbers = laid_out(tensors)
+    return b"".join([beginning(text, header, numbers), numbers])
+
+
+def laid_out(tensors: Mapping[str, Tensor]) -> tuple[bytes, memoryview]:
+    """What describes the tensors in a file's header, and all of their numbers."""
+    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    data = safetensors.torch.save(plain)
+    end = 8 + int.from_bytes(data[:8], "little")
+    return data[8:end], memoryview(data)[end:]
+
+
+def beginning(text: bytes, header: Mapping[str, str], numbers: memoryview) -> bytes:
+    """All of a file before its numbers.
+
+    The package orders the entries of the header at random, so they are put in here.
+
+    Args:
+        text: what describes the tensors.
+        header: the other entries.
+        numbers: of which the header has hashes.
+    """
+    kohyas = {key: value for key, value in header.items() if key.startswith("ss_")}
+    start = len(_with_entries(text, kohyas))
+    return _with_entries(text, {**header, **hashes(numbers, start)})
+
+
+def _with_entries(text: bytes, header: Mapping[str, str]) -> bytes:
+    """The beginning of a file, of which `text` describes the tensors."""
+    entries = json.dumps(dict(sorted(header.items())), ensure_ascii=False, separators=(",", ":"))
+    text = b'{"__metadata__":' + entries.encode() + b"," + text[1:].rstrip()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def hashes(numbers: memoryview, start: int) -> dict[str, str]:
+    """The hashes that kohya's scripts and the modelspec define, of what follows a header.
+
+    Args:
+        numbers: all of the file behind its header.
+        start: where they would begin if the header had kohya's entries (`ss_...`) only.
+    """
+    whole = hashlib.sha256(numbers).hexdigest()
+    place = max(0, 0x100000 - start)
+    legacy = hashlib.sha256(numbers[place : place + 0x10000]).hexdigest()[:8]
+    return dict(zip(HASHES, (f"0x{whole}", legacy, whole), strict=True))
+
+
+def refuse_pickle(path: Path) -> None:
+    """Say in one line that a file is a pickle.
+
+    Raises:
+        FileFormatError: it is one, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise _damaged(path, error) from error
+    # A safetensors file begins with the length of its header in 8 bytes, which may be those of a
+    # pickle, and then the header.
+    if start.startswith(_PICKLE_STARTS) and not start.endswith(b"{"):
+        raise FileFormatError(
+            f"a LoRA file must be safetensors, but {path} is a pickle or zip archive, which can "
+            "run code when it is loaded: convert it where you trust it"
+        )
+
+
+def _damaged(path: Path, error: Exception) -> FileFormatError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return FileFormatError(
+        f"a LoRA file must be complete safetensors, but {path} is not ({reason[:300]}): copy or "
+        "download it again"
+    )

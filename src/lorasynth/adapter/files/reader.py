@@ -1,0 +1,306 @@
+"""The one reader of LoRA files: from keys in any spelling to the factors of diffusers' layers."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorasynth.adapter.adapter import Adapter
+from lorasynth.adapter.factors import Factor
+from lorasynth.adapter.families import Family, Verdict, stated_family
+from lorasynth.adapter.files.container import Content, read_tensors, weights_file
+from lorasynth.adapter.files.fused import separate, swap_halves
+from lorasynth.adapter.files.header import CONFIG_KEY, from_header
+from lorasynth.adapter.files.keys import Key, parse_all
+from lorasynth.adapter.files.peft_config import AlphaOf, alpha_from, parse_config
+from lorasynth.adapter.files.resolve import Resolved, resolve
+from lorasynth.adapter.layout import Kernel
+from lorasynth.adapter.programs import Spelling
+from lorasynth.errors import FileFormatError, LayoutError
+
+_PEFT_WEIGHTS = "adapter_model.safetensors"
+_PEFT_CONFIG = "adapter_config.json"
+#: Class of a model that a PEFT folder is for -> the part of a pipeline.
+_TEXT_CLASSES = {"CLIPTextModel": "te1", "CLIPTextModelWithProjection": "te2"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraFile:
+    """What a file holds.
+
+    Attributes:
+        adapter: with every scale folded in.
+        alphas: alpha of each layer of the file, under its name there.
+        header: entries of the safetensors header.
+        format: how its keys are spelled.
+        verdict: the family that it is for, and how that is known.
+        dtype: of most of its numbers.
+        states_alpha: whether it says what alpha is.
+        spelled: module -> how the file spells it, for each family that it can be of.
+    """
+
+    adapter: Adapter
+    alphas: Mapping[str, float]
+    header: Mapping[str, str]
+    format: str
+    verdict: Verdict
+    dtype: torch.dtype
+    states_alpha: bool
+    spelled: tuple[tuple[Family, Mapping[str, Spelling]], ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One layer as a file holds it: its factor with alpha folded in, and its kernel."""
+
+    key: Key
+    factor: Factor
+    kernel: Kernel | None
+    alpha: float
+
+
+def read(path: Path | str, family: Family | None = None) -> LoraFile:
+    """Read a LoRA file or folder in any spelling.
+
+    Args:
+        path: a file, or a folder that holds one of a known name.
+        family: the family that it is for, where names and shapes leave several.
+
+    Raises:
+        FileFormatError: the file is damaged, of another kind of adapter, contradicts itself, or has
+            names that no known family has.
+    """
+    content = read_tensors(weights_file(Path(path)))
+    keys = parse_all(content.path, content.tensors)
+    refuse_other_kinds(content.path, keys)
+    form = format_of(keys)
+    config, tag = _configuration(content, form)
+    if tag:
+        keys = {key: replace(found, tag=tag) for key, found in keys.items()}
+    pairs = list(_pairs(content, keys, config))
+    states_alpha = (
+        bool(config)
+        or "ss_network_alpha" in content.header
+        or any(found.part == "alpha" for found in keys.values())
+    )
+    return assemble(content, pairs, form, family, states_alpha=states_alpha)
+
+
+def refuse_other_kinds(path: Path, keys: Mapping[str, Key]) -> None:
+    """Name what a file is if it is an adapter, but not a plain LoRA.
+
+    Raises:
+        FileFormatError: it is of another kind.
+    """
+    for key, found in keys.items():
+        if found.kind:
+            raise FileFormatError(
+                f"only plain LoRA (B·A) can be read, but {path} is {found.kind} (key {key[:200]}): "
+                "`lorasynth convert` makes a LoRA of what is an addition to the weights"
+            )
+
+
+def format_of(keys: Mapping[str, Key]) -> str:
+    """What keys that are spelled so are called."""
+    formats = {found.format for found in keys.values()}
+    return "comfyui" if len(formats) > 1 else formats.pop()
+
+
+def assemble(
+    content: Content, pairs: list[Pair], form: str, family: Family | None, *, states_alpha: bool
+) -> LoraFile:
+    """Join the layers of a file into an adapter.
+
+    Raises:
+        FileFormatError: a name is unknown or occurs in two spellings, or numbers are not finite.
+    """
+    shapes = {p.key: (p.factor.in_features, p.factor.out_features) for p in pairs}
+    resolved = resolve(content.path, shapes, content.header, family)
+    factors: dict[str, Factor] = {}
+    kernels: dict[str, Kernel] = {}
+    for pair in pairs:
+        for module, factor in _modules(pair, resolved):
+            if module in factors:
+                raise FileFormatError(
+                    f"a LoRA file must have each module once, but {content.path} has {module} in "
+                    "two spellings"
+                )
+            factors[module] = factor
+            kernel = resolved.kernel(module, pair.kernel, factor.in_features)
+            if kernel is not None:
+                kernels[module] = kernel
+    metadata = from_header(content.header)
+    if family and stated_family(content.header) is not family:
+        stated = {"modelspec.architecture": family.architecture}
+        stated["ss_base_model_version"] = family.base_version
+        metadata = replace(metadata, header={**metadata.header, **stated})
+    try:
+        adapter = Adapter(factors, metadata, kernels)
+    except LayoutError as error:
+        raise FileFormatError(f"{content.path} cannot be used: {error}") from error
+    candidates = resolved.verdict.candidates
+    types = Counter(t.dtype for key, t in content.tensors.items() if not key.endswith(".alpha"))
+    return LoraFile(
+        adapter=adapter,
+        alphas={pair.key.spelled: pair.alpha for pair in pairs},
+        header=content.header,
+        format=form,
+        verdict=resolved.verdict,
+        dtype=types.most_common(1)[0][0],
+        states_alpha=states_alpha,
+        spelled=tuple((family, _spelled(content, resolved, family)) for family in candidates),
+    )
+
+
+def _spelled(content: Content, resolved: Resolved, family: Family) -> dict[str, Spelling]:
+    """How the file spells each module of a family."""
+    spelled = {}
+    for key, layer in resolved.layers.items():
+        for module in layer.modules:
+            published = family.table.layer_of(module)
+            names = "published" if published and layer.name == published.name else "diffusers"
+            if published and published.modules == (published.name,):
+                names = "same"
+            prefix = f"{key.prefix}?" if key.wrapped else key.prefix
+            beside = key.ending != "du" and f"{key.spelled}.alpha" in content.tensors
+            ending = f"{key.ending}+alpha" if beside else key.ending
+            spelled[module] = Spelling(prefix, ending, names, key.name)
+    return spelled
+
+
+def _modules(pair: Pair, resolved: Resolved) -> Iterator[tuple[str, Factor]]:
+    layer = resolved.layers[pair.key]
+    if len(layer.modules) == 1:
+        yield layer.modules[0], swap_halves(pair.factor) if layer.swapped else pair.factor
+        return
+    rows = layer.rows(pair.factor.out_features)
+    assert rows is not None, "resolve() leaves none that cannot be shared out"
+    for module, part in zip(layer.modules, separate(pair.factor, rows), strict=True):
+        if part is not None:
+            yield module, part
+
+
+# Configurations
+
+
+def _configuration(content: Content, form: str) -> tuple[dict[str, AlphaOf], str]:
+    """Rules for alpha by part of the pipeline (`*`: all), and the text encoder of a PEFT folder."""
+    if form == "peft" and content.path.name == _PEFT_WEIGHTS:
+        path = content.path.parent / _PEFT_CONFIG
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise FileFormatError(
+                "a PEFT adapter needs its configuration, which holds alpha, but "
+                f"{path} cannot be read ({type(error).__name__})"
+            ) from error
+        config = parse_config(text, str(path))
+        mapping = config.get("auto_mapping")
+        kind = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
+        return {"*": alpha_from(config, path)}, _TEXT_CLASSES.get(str(kind), "")
+    if form == "diffusers" and CONFIG_KEY in content.header:
+        what = f"the header entry {CONFIG_KEY} of {content.path}"
+        config = parse_config(content.header[CONFIG_KEY], what)
+        parts: dict[str, dict[str, Any]] = {}
+        for key, value in config.items():
+            part, _, option = str(key).partition(".")
+            parts.setdefault(part, {})[option] = value
+        return {part: alpha_from(rules, content.path) for part, rules in parts.items()}, ""
+    return {}, ""
+
+
+# Tensors
+
+
+def _pairs(
+    content: Content, keys: Mapping[str, Key], config: Mapping[str, AlphaOf]
+) -> Iterator[Pair]:
+    groups: dict[str, dict[str, Tensor]] = {}
+    samples: dict[str, Key] = {}
+    for key, found in keys.items():
+        parts = groups.setdefault(found.spelled, {})
+        if found.part in parts:
+            raise FileFormatError(
+                f"a LoRA file must have each key once, but {content.path} spells that of "
+                f"{found.name[:200]} in two ways"
+            )
+        parts[found.part] = content.tensors[key]
+        if found.part != "alpha":
+            samples[found.spelled] = found
+    for spelled in sorted(groups):
+        parts = groups[spelled]
+        factor, kernel = pair_of(content.path, spelled, parts)
+        sample = samples[spelled]
+        rule = config.get("*") or config.get(sample.prefix.rstrip("."))
+        stated: Tensor | float | None = parts.get("alpha")
+        if stated is None:
+            stated = rule(sample.name, factor.rank) if rule else float(factor.rank)
+        alpha = number(content.path, spelled, stated)
+        yield Pair(sample, fold(factor, alpha / factor.rank), kernel, alpha)
+
+
+def pair_of(path: Path, name: str, parts: Mapping[str, Tensor]) -> tuple[Factor, Kernel | None]:
+    """A and B of a layer as matrices, and its kernel if it is a convolution.
+
+    Raises:
+        FileFormatError: one is missing, or shapes contradict.
+    """
+    endings = {"down": ".lora_down.weight or .lora_A.weight", "up": ".lora_up.weight"}
+    endings["up"] += " or .lora_B.weight"
+    for part in ("down", "up"):
+        if part not in parts:
+            raise FileFormatError(
+                f"every module of a LoRA file must have both its factors, but {path} has "
+                f"{name[:200]} without its partner {endings[part]}"
+            )
+    a, b = parts["down"], parts["up"]
+    kernel = (a.shape[2], a.shape[3]) if a.dim() == 4 else None
+    flat = kernel is None or tuple(b.shape[2:]) == (1, 1)
+    if {a.dim(), b.dim()} not in ({2}, {4}) or not flat or 0 in (*a.shape, *b.shape):
+        raise _contradiction(path, name, a, b)
+    factor = Factor(a.flatten(1), b.flatten(1))
+    if factor.A.shape[0] != factor.B.shape[1]:
+        raise _contradiction(path, name, a, b)
+    return factor, kernel
+
+
+def _contradiction(path: Path, name: str, a: Tensor, b: Tensor) -> FileFormatError:
+    return FileFormatError(
+        "A must be (r, in) and B (out, r), or of a convolution (r, in, h, w) and (out, r, 1, 1), "
+        f"with r at least 1, but {name[:200]} in {path} has {tuple(a.shape)} and {tuple(b.shape)}"
+    )
+
+
+def number(path: Path, name: str, alpha: Tensor | float) -> float:
+    """Alpha as one finite number.
+
+    Raises:
+        FileFormatError: it is none.
+    """
+    if isinstance(alpha, Tensor):
+        if alpha.numel() != 1:
+            raise FileFormatError(
+                f"alpha must be one number, but {name[:200]} in {path} has {tuple(alpha.shape)} of "
+                "them"
+            )
+        if alpha.is_complex() or alpha.dtype == torch.bool:
+            raise FileFormatError(
+                f"alpha must be a real number, but {name[:200]} in {path} is {alpha.dtype}"
+            )
+    value = float(alpha)
+    if not math.isfinite(value):
+        raise FileFormatError(f"alpha must be finite, but {name[:200]} in {path} has {value}")
+    return value
+
+
+def fold(factor: Factor, scale: float) -> Factor:
+    """Fold a scale into B; in float32 at least, since half precision could overflow."""
+    if scale == 1:
+        return factor
+    dtype = torch.promote_types(factor.B.dtype, torch.float32)
+    return Factor(factor.A.to(dtype), factor.B.to(dtype) * scale)

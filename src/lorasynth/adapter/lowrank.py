@@ -1,0 +1,119 @@
+"""Updates of a lower rank: the nearest ones (Eckart & Young 1936), and how far off they are."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lorasynth.adapter.factors import Factor
+
+#: Singular values below this share of the largest are rounding of float32.
+_NOTHING = 1e-6
+#: Matrices whose shorter side is at most this are decomposed as a whole.
+_SMALL = 1024
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """An update of bounded rank.
+
+    Attributes:
+        factor: in float32; of rank 1 at least.
+        square: |ΔW|² of what it replaces.
+        lost: the squared distance.
+    """
+
+    factor: Factor
+    square: float
+    lost: float
+
+
+def relative_error(parts: Iterable[Nearest]) -> float:
+    """|ΔW - ΔW'| / |ΔW| over several modules."""
+    pairs = [(part.lost, part.square) for part in parts]
+    total = sum(square for _, square in pairs)
+    return (sum(lost for lost, _ in pairs) / total) ** 0.5 if total else 0.0
+
+
+def truncated(factor: Factor, rank: int, energy: float = 1.0) -> Nearest:
+    """The nearest update of at most a rank, without the dense matrix where that is larger.
+
+    Args:
+        factor: without batch axes.
+        rank: the highest.
+        energy: share of |ΔW|² that is enough.
+    """
+    b, a = factor.B.double(), factor.A.double()
+    if factor.rank >= min(factor.in_features, factor.out_features):
+        return of_matrix((b @ a).float(), rank, energy)
+    left, outer = torch.linalg.qr(b)
+    right, inner = torch.linalg.qr(a.mT)
+    u, s, vh = torch.linalg.svd(outer @ inner.mT)
+    return _kept(left @ u, s, vh @ right.mT, float(s.square().sum()), rank, energy)
+
+
+def of_matrix(matrix: Float[Tensor, "out in"], rank: int, energy: float = 1.0) -> Nearest:
+    """The update of at most a rank that is nearest to a dense one."""
+    square = float(matrix.double().square().sum())
+    if min(matrix.shape) <= _SMALL:
+        u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    else:  # randomised (Halko et al. 2011), with more columns and steps than such spectra need
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            columns = min(rank + 32, *matrix.shape)
+            u, s, v = torch.svd_lowrank(matrix.float(), q=columns, niter=6)
+        u, s, vh = u.double(), s.double(), v.mT.double()
+    return _kept(u, s, vh, square, rank, energy)
+
+
+def of_kronecker(
+    left: Float[Tensor, "a b"], right: Float[Tensor, "c d"], scale: float, rank: int
+) -> Nearest:
+    """The nearest to scale·(left ⊗ right), whose singular values are all products of theirs."""
+    (u1, s1, v1), (u2, s2, v2) = (
+        torch.linalg.svd(part.double(), full_matrices=False) for part in (left, right)
+    )
+    products = (abs(scale) * s1[:, None] * s2[None, :]).flatten()
+    square = float(products.square().sum())
+    s, order = products.sort(descending=True)
+    s = s[: min(rank, _rank_of(s)) or 1]
+    first, second = (order // len(s2))[: len(s)], (order % len(s2))[: len(s)]
+    u = _columns(u1[:, first], u2[:, second])
+    v = _columns(v1[first].mT, v2[second].mT)
+    sign = 1.0 if scale >= 0 else -1.0
+    return _factor(u * sign, s, v.mT, square)
+
+
+def _columns(one: Float[Tensor, "a k"], other: Float[Tensor, "c k"]) -> Float[Tensor, "ac k"]:
+    """The Kronecker product of each column with the other's of the same number."""
+    return (one[:, None, :] * other[None, :, :]).flatten(0, 1)
+
+
+def _rank_of(s: Float[Tensor, " k"]) -> int:
+    return int((s > _NOTHING * s[0]).sum()) if len(s) else 0
+
+
+def _kept(
+    u: Float[Tensor, "out k"],
+    s: Float[Tensor, " k"],
+    vh: Float[Tensor, "k in"],
+    square: float,
+    rank: int,
+    energy: float,
+) -> Nearest:
+    keep = min(rank, _rank_of(s)) or 1
+    if energy < 1:
+        enough = s.square().cumsum(0) >= energy * square
+        keep = min(keep, 1 + int((~enough).sum()))
+    return _factor(u[:, :keep], s[:keep], vh[:keep], square)
+
+
+def _factor(
+    u: Float[Tensor, "out k"], s: Float[Tensor, " k"], vh: Float[Tensor, "k in"], square: float
+) -> Nearest:
+    root = s.sqrt()
+    factor = Factor((root[:, None] * vh).float(), (u * root).float())
+    lost = max(0.0, square - float(s.square().sum()))
+    return Nearest(factor, square, lost)

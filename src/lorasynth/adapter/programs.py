@@ -1,0 +1,201 @@
+"""What each program reads of a LoRA file.
+
+A family's `diffusers_reads` and `comfyui_reads` are rules, one a spelling, divided by semicolons::
+
+    lora_unet_ du published -norm_out. !proj_out blocks
+
+prefix of the keys (`bare`: none; with `?`: and a wrapper's), their endings (`AB`, `du`: down and
+up, `default`: A and B of an adapter of that name, `AB+alpha`: alpha in a key beside A and B, `*`:
+any), whose names the layers have, and what is lost: `-begin` layers whose diffusers' name begins
+so (`-*end` ends so), `!begin` everything where there is such a layer, `blocks` everything where a
+block lacks one of its layers, `all` everything where some layer is spelled otherwise.  Each rule
+was measured with the real loaders (tests/adapter/test_table.py, test_comfyui.py).
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+from lorasynth.adapter.components import component_of
+from lorasynth.adapter.families.contract import CLIP, T5, Family, component_number
+
+DIFFUSERS, COMFYUI, A1111 = "diffusers 0.42", "ComfyUI", "A1111, Forge"
+KOHYA, PEFT = "kohya", "PEFT"
+PROGRAMS = (DIFFUSERS, COMFYUI, A1111, KOHYA, PEFT)
+_BLOCK = re.compile(r".*?\.\d+\.")
+
+
+class Spelling(NamedTuple):
+    """How a file spells one layer.
+
+    Attributes:
+        prefix: what its key begins with.
+        ending: `AB`, `AB+alpha`, `du`, `default` or others.
+        names: `published`, `diffusers`, or `same` where both are one.
+        name: the layer's own name as spelled.
+    """
+
+    prefix: str
+    ending: str
+    names: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How much of a file one program reads.
+
+    Attributes:
+        program: its name.
+        modules: how many modules it reads exactly.
+        of: how many the file has.
+        lost: some that it loses, and why.
+    """
+
+    program: str
+    modules: int
+    of: int
+    lost: str = ""
+
+    @property
+    def whole(self) -> bool:
+        """Whether it reads everything."""
+        return self.modules == self.of
+
+
+@dataclass(frozen=True)
+class _Rule:
+    prefix: str
+    ending: str
+    names: str
+    marks: tuple[str, ...]
+
+    def takes(self, spelling: Spelling) -> bool:
+        return (
+            self.prefix in (spelling.prefix, "" if spelling.prefix else "bare")
+            and self.ending in ("*", spelling.ending)
+            and spelling.names in ("same", self.names)
+        )
+
+    def loses(self, module: str) -> bool:
+        return any(
+            module.endswith(mark[2:]) if mark.startswith("-*") else module.startswith(mark[1:])
+            for mark in self.marks
+            if mark[0] == "-"
+        )
+
+    def fails(self, spelled: Mapping[str, Spelling], family: Family) -> bool:
+        names = list(spelled)
+        if "all" in self.marks and not all(map(self.takes, spelled.values())):
+            return True
+        fatal = tuple(mark[1:] for mark in self.marks if mark[0] == "!")
+        if fatal and any(name.startswith(fatal) for name in names):
+            return True
+        return "blocks" in self.marks and _has_gaps(names, family)
+
+
+@cache
+def _rules(text: str) -> tuple[_Rule, ...]:
+    parts = [rule.split() for rule in text.split(";") if rule.strip()]
+    return tuple(_Rule(prefix, end, names, tuple(marks)) for prefix, end, names, *marks in parts)
+
+
+def _has_gaps(modules: list[str], family: Family) -> bool:
+    """Whether a block lacks layers that the converters of diffusers take for granted."""
+    optional = ("add_k_proj", "add_v_proj")
+    whole: dict[str, set[str]] = {}
+    for layer in family.table.layers:
+        for module in layer.modules:
+            stack, mark, rest = module.partition(".#.")
+            if mark and not rest.endswith(optional):
+                whole.setdefault(stack, set()).add(rest)
+    blocks: dict[str, set[str]] = {}
+    for module in modules:
+        if found := _BLOCK.match(module):
+            blocks.setdefault(found[0], set()).add(module[found.end() :])
+    return any(not whole[block.split(".")[0]] <= names for block, names in blocks.items())
+
+
+def unread(family: Family, program: str, spelled: Mapping[str, Spelling]) -> set[str]:
+    """Modules that diffusers or ComfyUI loses.
+
+    Args:
+        family: that they are of.
+        program: `DIFFUSERS` or `COMFYUI`.
+        spelled: module -> how the file spells it.
+    """
+    rules = _rules(family.diffusers_reads if program == DIFFUSERS else family.comfyui_reads)
+    lost = set()
+    denoiser = {module: one for module, one in spelled.items() if not component_of(module)}
+    for module, spelling in spelled.items():
+        if component_of(module):
+            if not _text_is_read(family, program, module, spelling):
+                lost.add(module)
+            continue
+        taking = [rule for rule in rules if rule.takes(spelling)]
+        if not any(not r.loses(module) and not r.fails(denoiser, family) for r in taking):
+            lost.add(module)
+    return lost
+
+
+def _text_is_read(family: Family, program: str, module: str, spelling: Spelling) -> bool:
+    number = component_number(component_of(module))
+    if number > len(family.kinds):
+        return False
+    kind, prefix = family.kinds[number - 1], spelling.prefix
+    if program == COMFYUI:
+        if prefix.startswith("text_encoders."):
+            return True
+        if prefix.startswith("lora_te"):
+            return kind in (CLIP, T5)
+        return kind == CLIP and number < 3 and spelling.name.startswith("text_model.")
+    if kind != CLIP or prefix.startswith("text_encoders.") or not family.diffusers_reads:
+        return False
+    if prefix.startswith("lora_te"):  # only these have a converter that keeps text encoders
+        return family.name in ("FLUX.1", "Chroma") or family.denoiser == "unet"
+    return number < 3
+
+
+def all_unread(family: Family, spelled: Mapping[str, Spelling]) -> dict[str, set[str]]:
+    """Program -> modules that it loses; A1111, Forge and kohya by their source, not by a run."""
+    return {
+        DIFFUSERS: unread(family, DIFFUSERS, spelled),
+        COMFYUI: unread(family, COMFYUI, spelled),
+        A1111: _a1111_unread(family, spelled),
+        KOHYA: _kohya_unread(family, spelled),
+        PEFT: {
+            module
+            for module, one in spelled.items()
+            if one.prefix != "base_model.model." or one.ending == "du" or one.names == "published"
+        },
+    }
+
+
+def _a1111_unread(family: Family, spelled: Mapping[str, Spelling]) -> set[str]:
+    if "a1111" not in family.programs:
+        return set(spelled)
+    if family.denoiser != "unet":  # FLUX.1 in Forge, which has ComfyUI's names
+        return unread(family, COMFYUI, spelled)
+    return {module for module, one in spelled.items() if not _is_kohyas(family, module, one)}
+
+
+def _kohya_unread(family: Family, spelled: Mapping[str, Spelling]) -> set[str]:
+    if "kohya" not in family.programs:
+        return set(spelled)
+    return {
+        module
+        for module, one in spelled.items()
+        if not _is_kohyas(family, module, one)
+        or (not component_of(module) and one.names not in ("same", family.kohya))
+    }
+
+
+def _is_kohyas(family: Family, module: str, spelling: Spelling) -> bool:
+    component = component_of(module)
+    if not component:
+        return (spelling.prefix, spelling.ending) == ("lora_unet_", "du")
+    if component_number(component) > len(family.kinds):
+        return False
+    return spelling.prefix == family.kohya_prefix(component)

@@ -1,0 +1,191 @@
+"""What is no plain LoRA becomes one where it adds a matrix, as dense products made here say."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lorasynth.adapter import Adapter, Factor, norm
+from lorasynth.adapter.files.other_kinds import read_any
+from lorasynth.adapter.lowrank import of_kronecker, of_matrix, truncated
+from lorasynth.adapter.merging import merged
+from lorasynth.errors import ConfigError, FileFormatError, LayoutError
+
+LINEAR = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+MODULE = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+CONV = "lora_unet_mid_block_resnets_0_conv1"
+stream = torch.Generator()
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=stream)
+
+
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    stream.manual_seed(0)
+
+
+Case = tuple[str, dict[str, Tensor], Tensor]
+
+
+def loha() -> Case:
+    b1, a1, b2, a2 = numbers(12, 2), numbers(2, 10), numbers(12, 2), numbers(2, 10)
+    parts = {"hada_w1_a": b1, "hada_w1_b": a1, "hada_w2_a": b2, "hada_w2_b": a2}
+    return LINEAR, {**parts, "alpha": torch.tensor(1.0)}, (b1 @ a1) * (b2 @ a2) / 2
+
+
+def names(n: int) -> tuple[str, str, str]:
+    return f"t{n}", f"w{n}_b", f"w{n}_a"
+
+
+def loha_with_core() -> Case:
+    parts = {f"hada_w{n}_{x}": numbers(2, 8 if x == "a" else 6) for n in (1, 2) for x in "ab"}
+    parts |= {f"hada_t{n}": numbers(2, 2, 3, 3) for n in (1, 2)}
+    one, other = (
+        torch.einsum("ijkl,jr,ip->prkl", *(parts[f"hada_{x}"] for x in names(n)))
+        for n in (1, 2)
+    )  # fmt: skip
+    return CONV, parts, (one * other).flatten(1)
+
+
+def lokr_full() -> Case:
+    w1, w2 = numbers(3, 2), numbers(4, 5)
+    return LINEAR, {"lokr_w1": w1, "lokr_w2": w2, "alpha": torch.tensor(9.0)}, torch.kron(w1, w2)
+
+
+def lokr_decomposed() -> Case:
+    w1, a, b = numbers(3, 2), numbers(4, 2), numbers(2, 5)
+    parts = {"lokr_w1": w1, "lokr_w2_a": a, "lokr_w2_b": b, "alpha": torch.tensor(1.0)}
+    return LINEAR, parts, torch.kron(w1, a @ b) / 2
+
+
+def lokr_of_a_convolution() -> Case:
+    w1, w2 = numbers(2, 3), numbers(4, 2, 3, 3)
+    dense = torch.stack([
+        torch.stack([torch.kron(w1, w2[:, :, i, j]) for j in range(3)], -1) for i in range(3)
+    ], -2)  # fmt: skip
+    return CONV, {"lokr_w1": w1, "lokr_w2": w2}, dense.flatten(1)
+
+
+def tucker() -> Case:
+    down, core, up = numbers(2, 6, 1, 1), numbers(3, 2, 3, 3), numbers(8, 3, 1, 1)
+    dense = torch.einsum("op,pqhw,qi->oihw", up[:, :, 0, 0], core, down[:, :, 0, 0]) / 3
+    parts = {"lora_down.weight": down, "lora_mid.weight": core, "lora_up.weight": up}
+    return CONV, {**parts, "alpha": torch.tensor(1.0)}, dense.flatten(1)
+
+
+def difference() -> Case:
+    weight = numbers(12, 3) @ numbers(3, 10)
+    return LINEAR, {"diff": weight}, weight
+
+
+CASES: list[Callable[[], Case]] = [
+    loha, loha_with_core, lokr_full, lokr_decomposed, lokr_of_a_convolution, tucker, difference
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_added_becomes_a_lora_exactly(case, tmp_path: Path) -> None:
+    name, parts, dense = case()
+    save_file(
+        {f"{name}.{part}": t.contiguous() for part, t in parts.items()}, tmp_path / "x.safetensors"
+    )
+    made = read_any(tmp_path / "x.safetensors", rank=64)
+    [factor] = made.file.adapter.factors.values()
+    torch.testing.assert_close(factor.B @ factor.A, dense, rtol=1e-4, atol=1e-4)
+    assert made.error < 1e-5
+    assert made.rank == torch.linalg.matrix_rank(dense)
+    assert dict(made.file.adapter.kernels) == (
+        {"mid_block.resnets.0.conv1": (3, 3)} if name == CONV else {}
+    )
+    with pytest.raises(FileFormatError, match="only plain LoRA"):
+        Adapter.load(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("case", [loha, lokr_full, difference])
+def test_a_lower_rank_is_the_nearest_and_its_error_is_said(case, tmp_path: Path) -> None:
+    name, parts, dense = case()
+    save_file({f"{name}.{part}": t for part, t in parts.items()}, tmp_path / "x.safetensors")
+    made = read_any(tmp_path / "x.safetensors", rank=2)
+    [factor] = made.file.adapter.factors.values()
+    s = torch.linalg.svdvals(dense)
+    best = float((s[2:].square().sum() / s.square().sum()).sqrt())
+    assert made.rank == 2
+    assert made.error == pytest.approx(best, rel=1e-3)
+    found = float((factor.B @ factor.A - dense).norm() / dense.norm())
+    assert found == pytest.approx(best, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [
+        ("dora_scale", "DoRA"),
+        ("oft_blocks", "OFT"),
+        ("boft_R", "BOFT"),
+        ("on_input", "IA3"),
+        ("a1.weight", "GLoRA"),
+        ("diff_b", "a difference of biases"),
+        ("w_norm", "a LoRA with trained norms"),
+    ],
+)
+def test_what_depends_on_the_weights_is_refused_by_name(part, kind, tmp_path: Path) -> None:
+    tensors = {f"{LINEAR}.lora_down.weight": numbers(2, 10)}
+    tensors |= {f"{LINEAR}.lora_up.weight": numbers(12, 2), f"{LINEAR}.{part}": numbers(12)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(FileFormatError, match=rf"is {kind} .*lorasynth extract"):
+        read_any(tmp_path / "x.safetensors", rank=4)
+
+
+def test_parts_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    name, parts, _ = loha()
+    parts["hada_w2_b"] = numbers(2, 9)
+    save_file({f"{name}.{part}": t for part, t in parts.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(FileFormatError, match=r"must fit each other, but those of .*attn2_to_k"):
+        read_any(tmp_path / "x.safetensors", rank=4)
+
+
+def test_truncation_keeps_what_matters() -> None:
+    factor = Factor(numbers(6, 40), numbers(30, 6))
+    dense = factor.B @ factor.A
+    s = torch.linalg.svdvals(dense.double())
+    near = truncated(factor, 3)
+    assert near.factor.rank == 3
+    assert near.lost == pytest.approx(float(s[3:].square().sum()), rel=1e-6)
+    found = (near.factor.B @ near.factor.A - dense).double().square().sum()
+    assert float(found) == pytest.approx(near.lost, rel=1e-4)
+    share = float(s[:2].square().sum() / s.square().sum())
+    assert truncated(factor, 6, energy=share - 1e-6).factor.rank == 2
+    assert of_matrix(dense, 100).factor.rank == 6
+    left, right = numbers(5, 4), numbers(6, 7)
+    whole = of_kronecker(left, right, -0.5, 100)
+    torch.testing.assert_close(
+        whole.factor.B @ whole.factor.A, -0.5 * torch.kron(left, right), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_merging(tmp_path: Path) -> None:
+    one, two = (Adapter({MODULE: Factor(numbers(2, 10), numbers(12, 2))}) for _ in range(2))
+    dense = [a.factors[MODULE].B @ a.factors[MODULE].A for a in (one, two)]
+    summed, error = merged([one, two], [0.5, 2.0], "sum", 0.5, 64)
+    factor = summed.factors[MODULE]
+    torch.testing.assert_close(factor.B @ factor.A, 0.5 * dense[0] + 2 * dense[1])
+    assert error == 0
+    pruned, error = merged([one, two], [1.0, 1.0], "ties", 1.0, 64)
+    elected = torch.sign(dense[0] + dense[1])
+    agreeing = [d.where(torch.sign(d) == elected, torch.zeros(())) for d in dense]
+    count = sum((d != 0).int() for d in agreeing).clamp_min(1)
+    factor = pruned.factors[MODULE]
+    torch.testing.assert_close(factor.B @ factor.A, sum(agreeing) / count, rtol=1e-4, atol=1e-4)
+    assert error < 1e-5
+    same, _ = merged([one, two], [1.0, 1.0], "dare", 0.5, 64)
+    again, _ = merged([one, two], [1.0, 1.0], "dare", 0.5, 64)
+    assert float(norm(same.factors)) == float(norm(again.factors))
+    with pytest.raises(ConfigError, match="--method must be one of sum, ties, dare"):
+        merged([one], [1.0], "mean", 0.5, 4)
+    wide = Adapter({MODULE: Factor(numbers(2, 11), numbers(12, 2))})
+    with pytest.raises(LayoutError, match="same widths"):
+        merged([one, wide], [1.0, 1.0], "sum", 0.5, 4)
