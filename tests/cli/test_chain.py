@@ -83,7 +83,7 @@ def test_diffusion_is_trained_around_a_pretrained_synthesizer(
     world: World, pretrained: Path, run: Run, tmp_path
 ) -> None:
     out = tmp_path / "synthesizer"
-    where = [*train_arguments(world, out, tmp_path), "--device", "cpu"]
+    where = [*train_arguments(world, out, tmp_path / "run"), "--device", "cpu"]
     assert run(*where, "--anchor", pretrained).status == 0
     hypernet = Synthesizer.from_pretrained(out).hypernet
     assert isinstance(hypernet, LatentDiffusion)

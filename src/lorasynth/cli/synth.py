@@ -98,7 +98,8 @@ def synth(
     facts = dict(map(_fact, attribute or []))
     with stages.stage("load"):
         synthesise = Synthesizer.from_pretrained(synthesizer, device=pick_device(device))
-    console.print(f"{synthesizer} knows {synthesise.knows}.", soft_wrap=True)
+    if synthesise.encoder.looks:
+        console.print(f"{synthesizer} knows {synthesise.knows}.", soft_wrap=True)
     conditions, left_out = {}, {}
     for path, pictures in subjects.items():
         try:
