@@ -64,25 +64,29 @@ def test_a_picture_that_cannot_be_used(world: World, run: Run, tmp_path, make, w
     assert not out.parent.exists()
 
 
-def test_no_face(world: World, run: Run, tmp_path) -> None:
+def test_an_encoder_that_finds_nobody_is_refused_before_training(
+    world: World, run: Run, tmp_path
+) -> None:
     blind = save_encoder(tmp_path / "blind", face=False)
-    synthesizer, out = tmp_path / "synthesizer", tmp_path / "me.safetensors"
-    library = shutil.copytree(world.library, tmp_path / "library")
-    assert run(*collect_arguments(world, library), "--encoder", blind).status == 0
-    other = replace(world, library=library, encoder=blind)
-    arguments = train_arguments(other, synthesizer, tmp_path / "run")
-    assert run(*arguments, "--device", "cpu").status == 0
-    result = run("synth", world.photo, "-o", out, "--synthesizer", synthesizer)
-    result.is_one_error("face", str(world.photo))
-    assert not out.exists()
+    library = tmp_path / "library"
+    result = run(*collect_arguments(world, library), "--encoder", blind)
+    result.is_one_error("all 3 failed", "finds none in the 2 of 'ann'", "drawn avatars")
+    where = ["--folder", world.subjects, "--base", world.base, "--device", "cpu"]
+    options = ["--encoder", blind, "-o", tmp_path / "out", "--run", tmp_path / "run"]
+    result = run("pretrain", *where, *options, "--recipe", "rank=2")
+    assert result.status == 2
+    assert "none of 3 has" in result.err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
 
 
-def test_one_bad_subject_of_several_leaves_no_file(world: World, run: Run, tmp_path) -> None:
-    write_picture(tmp_path / "in" / "ann" / "1.png", 1)
-    (tmp_path / "in" / "ben").mkdir()
-    no_picture(tmp_path / "in" / "ben" / "1.png")
+def test_only_bad_subjects_leave_no_file(world: World, run: Run, tmp_path) -> None:
+    for name in ("ann", "ben"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        no_picture(tmp_path / "in" / name / "1.png")
     out = tmp_path / "out"
-    run("synth", tmp_path / "in", "-o", out, "--synthesizer", world.synthesizer).is_one_error("ben")
+    result = run("synth", tmp_path / "in", "-o", out, "--synthesizer", world.synthesizer)
+    assert result.status == 2
+    assert "none of the 2 has" in result.err.splitlines()[-1]
     assert not out.exists()
 
 

@@ -30,6 +30,7 @@ def training_set(library: Library | LibraryView, codec: Codec, column: str | Non
         LibraryError: the column is absent or damaged, there are fewer than two adapters, or vectors
             have changed since they were written.
     """
+    library.require_intact()  # also if latents are kept: they are of the vectors as they were
     conditions = None if column is None else library.column(column)
     return TrainingSet(latents=latents_of(library, codec), conditions=conditions)
 
@@ -46,7 +47,6 @@ def latents_of(library: Library | LibraryView, codec: Codec) -> Float[Tensor, "N
         LibraryError: vectors have changed since they were written.
     """
     whole = library.library if isinstance(library, LibraryView) else library
-    whole.require_intact()  # also if latents are kept: they are of the vectors as they were
     kept = whole.path / LATENTS / f"{fingerprint(codec)}.safetensors"
     try:
         latents = read_column(kept, whole.ids)
@@ -59,6 +59,7 @@ def latents_of(library: Library | LibraryView, codec: Codec) -> Float[Tensor, "N
 
 @torch.no_grad()
 def _encoded(library: Library, codec: Codec) -> Float[Tensor, "N k"]:
+    library.require_intact()
     latents = torch.empty(len(library), codec.latents)
     with progress("latents", len(library), shown=len(library) > 16 * _ROWS) as advance:
         for row, vectors in row_blocks(library, _ROWS, torch.device("cpu")):
