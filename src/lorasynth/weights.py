@@ -206,8 +206,8 @@ def save_module(
 
 
 @contextmanager
-def described(folder: Path | str) -> Iterator[None]:
-    """Turn whatever a description raises that no `save` wrote, into one line.
+def described(folder: Path | str, what: str) -> Iterator[None]:
+    """Turn whatever a description of `what` raises that no `save` wrote, into one line.
 
     Raises:
         BundleError: in place of anything that is not a `LorasynthError` already.
@@ -228,7 +228,7 @@ def described(folder: Path | str) -> Iterator[None]:
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
         raise BundleError(
-            f"{folder} must be as it was saved, but its description is not "
+            f"{folder} must describe {what} as it was saved, but does not "
             f"({type(error).__name__}: {first}): fetch or make it again"
         ) from error
     finally:

@@ -80,7 +80,7 @@ def test_an_encoder_of_pictures_takes_no_attributes(world: World, run: Run, tmp_
     where = ("--synthesizer", world.synthesizer, "-o", tmp_path / "x.safetensors")
     result = run("synth", world.photo, "--attribute", "top=bun", *where)
     result.is_one_error("--attribute is for encoders of attributes")
-    run("synth", *where).is_one_error("a subject needs a picture")
+    run("synth", *where).is_one_error("a subject needs a photo")
     made = run("encoders", "attributes", world.library, "--column", "hat", "-o", tmp_path / "e")
     made.is_one_error("a column of the table", "'hat'")
 

@@ -126,7 +126,7 @@ def merge(
 
 def extract(
     tuned: Annotated[Path, typer.Argument(help="Fine-tuned checkpoint: folder or file.")],
-    base: Annotated[Path, typer.Argument(help="The checkpoint that it was tuned from.")],
+    original: Annotated[Path, typer.Argument(help="The checkpoint that it was tuned from.")],
     out: Out,
     rank: Rank = 64,
     family: FamilyName = None,
@@ -139,7 +139,7 @@ def extract(
 
     writer = _chosen(out, file_format, None)
     _check_dtype(dtype)
-    made = extracted(tuned, base, rank, family_named(family) if family else None)
+    made = extracted(tuned, original, rank, family_named(family) if family else None)
     path = _written(made.file.adapter, out, writer, None, dtype or "float16")
     _say_error("extracted", made.rank, made.error, made.worst)
     if made.left_out:

@@ -135,7 +135,7 @@ def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
     """
     folder = Path(folder)
     description = read_json(folder / CONFIG_FILE)
-    with described(folder):
+    with described(folder, "a codec"):
         kind = CODECS.get(description["codec"])
         config = from_dict(kind.config_class, description["config"])
         width, latents = int(description["width"]), int(description["latents"])

@@ -104,7 +104,7 @@ class AttributeJudge(nn.Module):
             config = configs.from_dict(JudgeConfig, configs.read_json(folder / "config.json"))
         except ConfigError as error:
             raise BundleError(f"{folder} must hold a judge, but does not: {error}") from error
-        with described(folder):
+        with described(folder, "a judge"):
             return load_module(lambda: cls(config), folder / "model.safetensors")
 
 

@@ -92,7 +92,7 @@ def by_name(source: Path | str) -> tuple[NamedEncoder, str]:
 def _from_folder(folder: Path, device: torch.device) -> ConditionEncoder:
     try:
         load = ENCODERS.get(str(read_json(folder / CONFIG_FILE).get("kind")))
-        with described(folder):
+        with described(folder, "a condition encoder"):
             return load(folder, device)
     except ConfigError as error:
         raise BundleError(

@@ -124,7 +124,7 @@ def load_hypernet(folder: Path | str, device: torch.device | str = "cpu") -> Hyp
     """
     folder = Path(folder)
     description = read_json(folder / CONFIG_FILE)
-    with described(folder):
+    with described(folder, "a hypernetwork"):
         kind = HYPERNETWORKS.get(description["hypernetwork"])
         config = from_dict(kind.config_class, description["config"])
         widths = int(description["latents"]), int(description["condition_width"])
