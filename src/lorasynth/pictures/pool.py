@@ -4,7 +4,7 @@ A pool is a folder of chunks, each written by one atomic rename, so drawing one 
 processes resumes after a kill.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,15 +94,26 @@ def draw_chunks(subjects: AvatarSubjects, folder: Path, workers: int) -> list[Pa
     chunks = list(_chunks(subjects, folder))
     missing = [(ids, path) for ids, path in chunks if not path.is_file()]
     done = len(chunks) - len(missing)
-    with (
-        ProcessPoolExecutor(workers) as executor,
-        progress("drawing avatars", len(chunks), done) as advance,
-    ):
+    with progress("drawing avatars", len(chunks), done) as advance:
+        for _ in _drawn(subjects, missing, workers):
+            advance()
+    return [path for _, path in chunks]
+
+
+def _drawn(
+    subjects: AvatarSubjects, missing: Sequence[tuple[list[str], Path]], workers: int
+) -> Iterator[None]:
+    """Draw chunks, one after another; a single worker is this process, which forks none."""
+    if workers == 1:
+        for ids, path in missing:
+            _draw_chunk(subjects, ids, path)
+            yield
+        return
+    with ProcessPoolExecutor(workers) as executor:
         tasks = [executor.submit(_draw_chunk, subjects, ids, path) for ids, path in missing]
         for task in tasks:
             task.result()
-            advance()
-    return [path for _, path in chunks]
+            yield
 
 
 def load_pictures(path: Path) -> UInt8[Tensor, "n h w 3"]:
