@@ -66,7 +66,7 @@ def embed_library(
                 parts.append(read_weights(path)["embeddings"])
                 advance(len(some))
                 continue
-            found = {one: rows for one, rows in (known or {}).items() if one in set(some)}
+            found = {one: known[one] for one in some if one in known} if known else {}
             advance(len(found))
             missing = [one for one in some if one not in found]
             here = (subject_conditions(encoder, source.load(one)) for one in missing)

@@ -15,7 +15,7 @@ from lorasynth.codec import Codec
 from lorasynth.collect.described import NO_FACTS
 from lorasynth.config import read_json
 from lorasynth.errors import BundleError, LayoutError
-from lorasynth.hypernet.library_data import training_set
+from lorasynth.hypernet.library_data import latents_of
 from lorasynth.library import Library, LibraryView
 from lorasynth.places import local
 from lorasynth.weights import fingerprint, read_weights, write_weights
@@ -53,14 +53,13 @@ class LatentLibrary:
         cls, library: Library | LibraryView, codec: Codec, column: str | None
     ) -> "LatentLibrary":
         """Encode a library or a part of one; `column` holds the conditions, if they are needed."""
-        data = training_set(library, codec, column)
         none = torch.zeros(len(library), 0, 0)
         whole = library.library if isinstance(library, LibraryView) else library
         reference = whole.reference
         return cls(
             ids=tuple(library.ids),
-            latents=data.latents,
-            conditions=none if data.conditions is None else data.conditions,
+            latents=latents_of(library, codec),
+            conditions=none if column is None else library.column(column),
             columns={k: v for k, v in library.table.to_pydict().items() if k not in NO_FACTS},
             gauge=whole.info.gauge,
             reference=None if reference is None else whole.layout.flatten(reference),

@@ -6,6 +6,7 @@ any LoRA of the base model: one that was refined, or that another program traine
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -139,7 +140,7 @@ class LatentSpace:
             parts += [scaled(adapter.factors, weight), scaled(self.decode(lies), -weight)]
         return add(parts)
 
-    @property
+    @cached_property
     def _reference(self) -> Factors | None:
         vector = self.library.reference
         return None if vector is None else self.layout.unflatten(vector)
