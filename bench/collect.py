@@ -28,9 +28,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lorasynth.avatars.model import AvatarModelConfig, build_pipeline
 from lorasynth.base import BaseModel, Memory, StableDiffusion, Texts
-from lorasynth.collect import PRESETS, Recipe, train_fleet
-from lorasynth.device import is_out_of_memory, pick_device
-from lorasynth.pictures import Subject
+from lorasynth.collect import PRESETS, Recipe
+from lorasynth.core.device import is_out_of_memory, pick_device
+from lorasynth.engine.fleet import train_fleet
+from lorasynth.images import Subject
 
 #: Runs some steps and returns the seconds of each.
 Run = Callable[[], list[float]]

@@ -28,11 +28,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
-from lorasynth.atomic import write_text
 from lorasynth.condition import FaceEncoder, load_encoder
 from lorasynth.condition.faces.dlib import _centre
-from lorasynth.errors import PictureError
-from lorasynth.pictures import read_photo, to_image
+from lorasynth.core.atomic import write_text
+from lorasynth.core.errors import PictureError
+from lorasynth.images import read_photo, to_image
 
 SAME = ("obama.jpg", "obama2.jpg", "obama3.jpg")
 

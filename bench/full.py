@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from lorasynth.atomic import write_json
 from lorasynth.codec import PCAConfig
 from lorasynth.codec.out_of_core import OutOfCoreConfig, fit_out_of_core
-from lorasynth.config import read_json
+from lorasynth.core.atomic import write_json
+from lorasynth.core.config import read_json
 from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile
 from pca import peak_bytes

@@ -28,11 +28,11 @@ from rich.table import Table
 from lorasynth.codec import PCAConfig, VAEConfig, streamed_vae
 from lorasynth.codec.out_of_core import OutOfCoreConfig, fit_out_of_core
 from lorasynth.codec.streamed_vae import StreamingConfig, fit_streamed
+from lorasynth.core.weights import write_weights
 from lorasynth.hypernet import TrainingSet
 from lorasynth.hypernet.train import HypernetConfig, train
 from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile
-from lorasynth.weights import write_weights
 
 MEMORY = 4 * 10**9
 LATENTS = 32

@@ -24,12 +24,11 @@ from rich.table import Table
 from torch import Tensor
 
 from lorasynth.adapter import Factors
+from lorasynth.avatars.bundle import Bundle
 from lorasynth.codec import fit_codec
-from lorasynth.config import from_dict, read_json, to_dict
-from lorasynth.experiments.bundle import Bundle
-from lorasynth.experiments.reports import kept_report
-from lorasynth.experiments.reproduce.study import as_json
-from lorasynth.experiments.trial import Measured, Trial, TrialConfig
+from lorasynth.core.config import from_dict, read_json, to_dict
+from lorasynth.evaluation.trial import Measured, Trial, TrialConfig
+from lorasynth.images import Subject
 from lorasynth.library import Library
 from lorasynth.optimise import (
     Coordinates,
@@ -40,7 +39,8 @@ from lorasynth.optimise import (
     personalise,
     weights2weights,
 )
-from lorasynth.pictures import Subject
+from lorasynth.studies.reports import kept_report
+from lorasynth.studies.reproduce.study import as_json
 
 #: Configs that rows differ from.
 WAYS = {

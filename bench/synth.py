@@ -34,12 +34,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from lorasynth import Synthesizer, atomic
+from lorasynth import Synthesizer
 from lorasynth.adapter.files import get_format, write_many
+from lorasynth.avatars.drawing import AvatarSubjects
 from lorasynth.codec import PCA, PCAConfig
+from lorasynth.core import atomic
 from lorasynth.hypernet import LatentDiffusion, LatentDiffusionConfig
+from lorasynth.images import to_image
 from lorasynth.library.w2w import published_layout
-from lorasynth.pictures import AvatarSubjects, to_image
 from lorasynth.synthesizer import Stages
 
 STAGES = ("read", "embed", "sample", "decode", "write", "flush")

@@ -36,16 +36,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from lorasynth.checkpoint import Checkpoint
 from lorasynth.codec import VAE, VAEConfig, passes
 from lorasynth.codec.scaled import Scaled, ScaledConfig
 from lorasynth.codec.streamed_vae import OnDisk
 from lorasynth.codec.vae_training import Training
+from lorasynth.core.checkpoint import Checkpoint
+from lorasynth.engine.trainer import Optimisation
 from lorasynth.hypernet import TrainingSet
 from lorasynth.hypernet.train import HypernetConfig, _Run
 from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile
-from lorasynth.training import Optimisation
 from pca import peak_bytes
 
 CONDITION = 512

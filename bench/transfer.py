@@ -22,14 +22,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from lorasynth.adapter import Factors, scaled
-from lorasynth.atomic import write_json
-from lorasynth.collect.descent import Descent
-from lorasynth.experiments.bundle import Bundle
-from lorasynth.experiments.trial import Measured, Trial, TrialConfig
+from lorasynth.avatars import captions
+from lorasynth.avatars.bundle import Bundle
+from lorasynth.avatars.drawing import AvatarSubjects
+from lorasynth.core.atomic import write_json
+from lorasynth.core.randomness import numpy_stream
+from lorasynth.engine.descent import Descent
+from lorasynth.evaluation.trial import Measured, Trial, TrialConfig
+from lorasynth.images import Subject
+from lorasynth.images.png import contact_sheet
 from lorasynth.optimise.full import Weights, fine_tune, weights_of
-from lorasynth.pictures import AvatarSubjects, Subject, captions
-from lorasynth.pictures.png import contact_sheet
-from lorasynth.randomness import numpy_stream
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 

@@ -33,7 +33,7 @@ Run = Callable[..., Result]
 
 def call(arguments: Sequence[object]) -> int:
     """The exit status of `lorasynth` with these arguments."""
-    from lorasynth.cli.main import main
+    from lorasynth.commands.main import main
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["lorasynth", *map(str, arguments)])

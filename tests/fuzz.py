@@ -35,17 +35,18 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lorasynth.adapter import Adapter, Factor, Layout, Slot
-from lorasynth.checkpoint import read_state, write_state
+from lorasynth.avatars.encoder import AvatarEncoder, AvatarEncoderConfig
 from lorasynth.codec import Scaled, ScaledConfig, load_codec
-from lorasynth.condition import AvatarEncoder, AvatarEncoderConfig, load_encoder
-from lorasynth.errors import LorasynthError
+from lorasynth.condition import load_encoder
+from lorasynth.core.checkpoint import read_state, write_state
+from lorasynth.core.errors import LorasynthError
+from lorasynth.core.weights import read_weights
+from lorasynth.images.files import read_photo
+from lorasynth.images.parquet import ParquetSubjects
+from lorasynth.images.tars import TarSubjects
 from lorasynth.library import Library
 from lorasynth.library.torch_files import SavedMatrix, load_small
 from lorasynth.library.vectors import VectorFile
-from lorasynth.pictures.files import read_photo
-from lorasynth.pictures.parquet import ParquetSubjects
-from lorasynth.pictures.tars import TarSubjects
-from lorasynth.weights import read_weights
 
 #: What one file may cost.
 SECONDS, MEGABYTES = 5.0, 300

@@ -25,7 +25,7 @@ def test_the_version_is_stated_alike_everywhere() -> None:
     assert lorasynth.__version__ == PROJECT["project"]["version"] == metadata.version("lorasynth")
 
 
-@pytest.mark.parametrize("module", ["lorasynth", "lorasynth.cli.main"])
+@pytest.mark.parametrize("module", ["lorasynth", "lorasynth.commands.main"])
 def test_import_does_not_load_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'diffusers'}} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

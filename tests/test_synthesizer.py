@@ -10,8 +10,8 @@ from PIL import Image
 
 from lorasynth import Synthesizer
 from lorasynth.adapter import Adapter
-from lorasynth.errors import ConfigError, PictureError
-from lorasynth.pictures import as_photo
+from lorasynth.core.errors import ConfigError, PictureError
+from lorasynth.images import as_photo
 
 ROOT = Path(__file__).parents[1]
 PHOTO = ROOT / "examples" / "photo.png"

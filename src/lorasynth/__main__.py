@@ -1,5 +1,5 @@
 """`python -m lorasynth` is the command `lorasynth`."""
 
-from lorasynth.cli.main import main
+from lorasynth.commands.main import main
 
 main()

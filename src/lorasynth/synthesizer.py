@@ -21,10 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth import checksums
 from lorasynth.adapter import Adapter, AdapterMetadata, Factors, Layout, scaled, unstack
 from lorasynth.adapter.files import get_format, write_many
-from lorasynth.atomic import atomic_directory, write_json
+from lorasynth.avatars import captions
 from lorasynth.codec import Codec, load_codec
 from lorasynth.condition import (
     ConditionEncoder,
@@ -33,13 +32,15 @@ from lorasynth.condition import (
     subject_condition,
     subject_conditions,
 )
-from lorasynth.config import read_json
-from lorasynth.errors import BundleError, ConfigError, LayoutError
+from lorasynth.core import checksums
+from lorasynth.core.atomic import atomic_directory, write_json
+from lorasynth.core.config import read_json
+from lorasynth.core.errors import BundleError, ConfigError, LayoutError
+from lorasynth.core.learned import Learned
+from lorasynth.core.places import HUB, folder_of, repository
+from lorasynth.core.weights import fingerprint
 from lorasynth.hypernet import Hypernetwork, LatentRegression, in_latents_of, load_hypernet
-from lorasynth.learned import Learned
-from lorasynth.pictures import Photo, Subject, as_photo, captions
-from lorasynth.places import HUB, folder_of, repository
-from lorasynth.weights import fingerprint
+from lorasynth.images import Photo, Subject, as_photo
 
 _DESCRIPTION = "synthesizer.json"
 _VERSION = 1

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lorasynth.adapter import Adapter, AdapterMetadata, Factor, Layout
-from lorasynth.errors import ConfigError, LayoutError
+from lorasynth.core.errors import ConfigError, LayoutError
 
 
 def test_vector_round_trip(make_factors) -> None:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorasynth.adapter import Factor, Layout, balance, canonicalise, choose_reference, map_factors
-from lorasynth.errors import LayoutError
+from lorasynth.core.errors import LayoutError
 
 
 def distance(left: torch.Tensor, right: torch.Tensor) -> float:

@@ -16,7 +16,7 @@ from lorasynth.adapter import (
     stack,
     unstack,
 )
-from lorasynth.errors import LayoutError
+from lorasynth.core.errors import LayoutError
 
 
 def test_products_and_norms_are_those_of_the_dense_update(make_factors, dense) -> None:

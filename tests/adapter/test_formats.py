@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from lorasynth.adapter import Adapter, AdapterMetadata, Factor
 from lorasynth.adapter.files import read
 from lorasynth.adapter.files.container import read_tensors, to_bytes
-from lorasynth.errors import FileFormatError
+from lorasynth.core.errors import FileFormatError
 
 PATH = "down_blocks.0.attentions.1.transformer_blocks.0"
 #: One module of each kind that a U-Net of diffusers has.

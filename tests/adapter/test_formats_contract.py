@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from lorasynth.adapter import Adapter, AdapterMetadata, Layout, norm
 from lorasynth.adapter.files import FORMATS, get_format, read, write_many
-from lorasynth.errors import FileFormatError, LayoutError, LorasynthError
+from lorasynth.core.errors import FileFormatError, LayoutError, LorasynthError
 
 #: More numbers than a half has values, so that one pass does not tell them apart.
 LARGE = {

@@ -12,7 +12,7 @@ import torch
 
 from lorasynth.adapter import Adapter
 from lorasynth.adapter.files import FORMATS
-from lorasynth.errors import LorasynthError
+from lorasynth.core.errors import LorasynthError
 
 MUTATIONS_PER_FORMAT = 10_000 // 5
 #: Seconds that one file may take; reading one takes about a thousandth of it.

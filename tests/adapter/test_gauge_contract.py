@@ -14,7 +14,7 @@ from lorasynth.adapter import (
     choose_reference,
     map_factors,
 )
-from lorasynth.errors import LayoutError
+from lorasynth.core.errors import LayoutError
 
 
 class Case(NamedTuple):

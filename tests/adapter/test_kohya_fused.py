@@ -5,7 +5,7 @@ import torch
 
 from lorasynth.adapter import Adapter, Factor
 from lorasynth.adapter.files.fused import fuse, separate
-from lorasynth.errors import FileFormatError
+from lorasynth.core.errors import FileFormatError
 
 HIDDEN = 8
 DOUBLE, SINGLE = "transformer_blocks.0", "single_transformer_blocks.3"

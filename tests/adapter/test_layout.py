@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lorasynth.adapter import Factor, Layout, Slot
-from lorasynth.errors import LayoutError
+from lorasynth.core.errors import LayoutError
 
 widths = st.integers(1, 6)
 slots = st.dictionaries(st.sampled_from("abcdef"), st.tuples(widths, widths, widths), min_size=1)

@@ -12,7 +12,7 @@ from lorasynth.adapter import Adapter, Factor, norm
 from lorasynth.adapter.files.other_kinds import read_any
 from lorasynth.adapter.lowrank import of_kronecker, of_matrix, truncated
 from lorasynth.adapter.merging import merged
-from lorasynth.errors import ConfigError, FileFormatError, LayoutError
+from lorasynth.core.errors import ConfigError, FileFormatError, LayoutError
 
 LINEAR = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
 MODULE = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"

@@ -23,7 +23,7 @@ from lorasynth.adapter.families import FAMILIES
 from lorasynth.adapter.files import LoraFormat, format_for, read, universal
 from lorasynth.adapter.inspection import readings
 from lorasynth.adapter.programs import DIFFUSERS
-from lorasynth.errors import FileFormatError, LayoutError
+from lorasynth.core.errors import FileFormatError, LayoutError
 
 FORMATS = ("kohya", "diffusers", "comfyui", "peft")
 LOADED = [family for family, row in ROWS.items() if row[2]]

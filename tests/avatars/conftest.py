@@ -6,10 +6,10 @@ import pytest
 
 from lorasynth.avatars.autoencoder import AutoencoderTraining
 from lorasynth.avatars.denoiser import BaseTrainingConfig, DenoiserTraining
+from lorasynth.avatars.drawing import AvatarSubjects
 from lorasynth.avatars.model import AvatarModelConfig
-from lorasynth.pictures.avatars import AvatarSubjects
-from lorasynth.pictures.pool import Pool, draw_pool
-from lorasynth.training import Optimisation
+from lorasynth.avatars.pool import Pool, draw_pool
+from lorasynth.engine.trainer import Optimisation
 
 QUICK = Optimisation(steps=4, batch=4, lr=1e-3, warmup=2, ema=0.5, checkpoint_seconds=0.0)
 CONFIG = BaseTrainingConfig(

@@ -21,12 +21,12 @@ from lorasynth.avatars.autoencoder import (
     train_autoencoder,
 )
 from lorasynth.avatars.denoiser import encoder_fingerprint
+from lorasynth.avatars.judge import AttributeJudge, JudgeConfig
 from lorasynth.avatars.model import AvatarModelConfig
-from lorasynth.condition import AttributeJudge, JudgeConfig
-from lorasynth.errors import BaseModelError, ConfigError
-from lorasynth.pictures.files import to_unit_range
-from lorasynth.pictures.pool import Pool
-from lorasynth.training import Trainer
+from lorasynth.avatars.pool import Pool
+from lorasynth.core.errors import BaseModelError, ConfigError
+from lorasynth.engine.trainer import Trainer
+from lorasynth.images.files import to_unit_range
 
 CPU = torch.device("cpu")
 

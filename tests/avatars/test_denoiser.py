@@ -19,12 +19,12 @@ from lorasynth.avatars.denoiser import (
     train_base,
 )
 from lorasynth.avatars.following import Following
+from lorasynth.avatars.judge import AttributeJudge, JudgeConfig
+from lorasynth.avatars.pool import LABELS, Pool
 from lorasynth.base import BaseModel, SamplingConfig
-from lorasynth.condition import AttributeJudge, JudgeConfig
-from lorasynth.config import from_dict, read_json, to_dict
-from lorasynth.pictures.pool import LABELS, Pool
-from lorasynth.randomness import torch_stream
-from lorasynth.training import Trainer
+from lorasynth.core.config import from_dict, read_json, to_dict
+from lorasynth.core.randomness import torch_stream
+from lorasynth.engine.trainer import Trainer
 
 CPU = torch.device("cpu")
 

@@ -13,12 +13,12 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from lorasynth.avatars import captions
+from lorasynth.avatars.drawing import sample_identity, sample_scene
 from lorasynth.avatars.model import AvatarModelConfig, build_pipeline, build_tokenizer
 from lorasynth.base import BaseModel, StableDiffusion
-from lorasynth.errors import ConfigError
-from lorasynth.pictures import captions
-from lorasynth.pictures.avatars import sample_identity, sample_scene
-from lorasynth.randomness import numpy_stream
+from lorasynth.core.errors import ConfigError
+from lorasynth.core.randomness import numpy_stream
 
 
 @pytest.fixture(scope="module")

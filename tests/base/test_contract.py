@@ -17,8 +17,8 @@ from torch import Tensor
 from lorasynth.adapter import Adapter, Factor, Factors, map_factors, unstack
 from lorasynth.adapter.addition import add
 from lorasynth.base import BASE_MODELS, BaseModel, Memory, SamplingConfig, StackedAdapters, Texts
-from lorasynth.errors import BaseModelError, LayoutError
-from lorasynth.randomness import torch_stream
+from lorasynth.core.errors import BaseModelError, LayoutError
+from lorasynth.core.randomness import torch_stream
 from tiny_pipelines import KINDS, build
 
 PROMPTS = ["a portrait of sks, smiling", "sad", "", "blue hoodie"]

@@ -9,7 +9,7 @@ import torch
 from lorasynth.adapter import Adapter, Factor
 from lorasynth.base import BaseModel
 from lorasynth.base.outline import outline
-from lorasynth.errors import BaseModelError
+from lorasynth.core.errors import BaseModelError
 from tiny_pipelines import KINDS
 
 QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"

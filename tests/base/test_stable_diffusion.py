@@ -11,8 +11,8 @@ import torch
 
 from lorasynth.adapter import Factor
 from lorasynth.base import BaseModel, SamplingConfig
-from lorasynth.errors import BaseModelError, LayoutError
-from lorasynth.randomness import torch_stream
+from lorasynth.core.errors import BaseModelError, LayoutError
+from lorasynth.core.randomness import torch_stream
 
 from .test_contract import PROMPTS, QUICK, ROUNDING, SEEDS, distance, random_adapters
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from lorasynth.adapter import Factor
 from lorasynth.base.stacked import StackedAdapters
-from lorasynth.errors import LayoutError
-from lorasynth.randomness import torch_stream
+from lorasynth.core.errors import LayoutError
+from lorasynth.core.randomness import torch_stream
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in")
 CONVOLUTIONS = ("conv_in", "conv1", "conv_shortcut", "downsamplers.0.conv")

@@ -9,7 +9,7 @@ from torch import Tensor
 from lorasynth.codec import PCA, VAE, PCAConfig, Scaled, ScaledConfig, VAEConfig
 from lorasynth.codec.pca import principal_components
 from lorasynth.codec.vae import _hidden_widths
-from lorasynth.errors import ConfigError
+from lorasynth.core.errors import ConfigError
 
 
 def _correlated(n: int, width: int, seed: int = 0) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lorasynth.codec import CODECS, Codec, fit_codec, load_codec
-from lorasynth.errors import BundleError, ConfigError, LayoutError, LibraryError
+from lorasynth.core.errors import BundleError, ConfigError, LayoutError, LibraryError
 
 N, D, RANK = 60, 40, 8
 TRAINING = {"beta": 0.1, "epochs": 200, "batch": 16, "lr": 0.3}

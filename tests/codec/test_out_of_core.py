@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kills import kill_after_checkpoint
-from lorasynth.checkpoint import forget
 from lorasynth.codec import PCA, PCAConfig, load_codec
 from lorasynth.codec.out_of_core import OutOfCoreConfig, fit_out_of_core
 from lorasynth.codec.plan import Plan, bytes_left, make_plan
-from lorasynth.errors import BundleError, ConfigError, LibraryError
+from lorasynth.core.checkpoint import forget
+from lorasynth.core.errors import BundleError, ConfigError, LibraryError
 from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile, write_vectors
 
@@ -267,7 +267,7 @@ def test_interrupted_after_any_checkpoint_it_ends_with_the_same_bits(
     tmp_path: Path, monkeypatch, way: str, rows: int
 ) -> None:
     """Stop at every other checkpoint, in one run of many starts."""
-    from lorasynth.checkpoint import Checkpoint
+    from lorasynth.core.checkpoint import Checkpoint
 
     source, config = on_disk(example(rows), tmp_path), PCAConfig(latents=20)
     plans(monkeypatch, way=way, capacity=36)  # so that the basis is restarted too

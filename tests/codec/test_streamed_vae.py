@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from kills import kill_after_checkpoint
-from lorasynth.checkpoint import Checkpoint
 from lorasynth.codec import VAE, VAEConfig
 from lorasynth.codec.streamed_vae import StreamingConfig, choose_way, fit_streamed
-from lorasynth.errors import BundleError, ConfigError, LibraryError
+from lorasynth.core.checkpoint import Checkpoint
+from lorasynth.core.errors import BundleError, ConfigError, LibraryError
 from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile, write_vectors
 

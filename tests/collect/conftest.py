@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lorasynth.base import BaseModel
-from lorasynth.pictures import Subject
-from lorasynth.randomness import torch_stream
+from lorasynth.core.randomness import torch_stream
+from lorasynth.images import Subject
 
 SIDE = 16
 

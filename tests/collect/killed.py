@@ -19,7 +19,7 @@ import torch
 
 from lorasynth.base import BaseModel
 from lorasynth.collect import Recipe, collect
-from lorasynth.pictures import FolderSubjects
+from lorasynth.images import FolderSubjects
 
 RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), pictures_per_step=2)
 

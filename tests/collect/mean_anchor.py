@@ -8,8 +8,8 @@ import torch
 from lorasynth.adapter import Factor, Factors
 from lorasynth.base import BaseModel
 from lorasynth.collect import Recipe
-from lorasynth.collect.fleet import start_factors
-from lorasynth.pictures import Subject
+from lorasynth.engine.fleet import start_factors
+from lorasynth.images import Subject
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,18 @@ from PIL import Image
 
 from lorasynth.adapter import Factor
 from lorasynth.base import BaseModel
-from lorasynth.collect import Fleet, Recipe, Verdict, collect, collector
-from lorasynth.errors import (
+from lorasynth.collect import Recipe, Verdict, collect, collector
+from lorasynth.core.errors import (
     CollectionError,
     ConfigError,
     LibraryError,
     LorasynthError,
     PictureError,
 )
+from lorasynth.core.randomness import numpy_stream
+from lorasynth.engine.fleet import Fleet
+from lorasynth.images import FolderSubjects
 from lorasynth.library import Library
-from lorasynth.pictures import FolderSubjects
-from lorasynth.randomness import numpy_stream
 
 RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), pictures_per_step=2)
 

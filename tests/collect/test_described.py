@@ -5,7 +5,7 @@ import torch
 
 from lorasynth.adapter import Factor, Layout, Slot
 from lorasynth.collect.described import DescribedSubjects, facts_of
-from lorasynth.errors import LibraryError
+from lorasynth.core.errors import LibraryError
 from lorasynth.library import Library
 
 

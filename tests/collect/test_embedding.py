@@ -9,7 +9,7 @@ from colours import Colours
 from lorasynth.adapter import Factor, Layout, Slot
 from lorasynth.collect import embedding
 from lorasynth.collect.embedding import column_of, embed_library
-from lorasynth.errors import LibraryError
+from lorasynth.core.errors import LibraryError
 from lorasynth.library import Library
 
 LAYOUT = Layout.from_slots([Slot("module", 3, 4, 1)])

@@ -7,15 +7,16 @@ import sys
 import pytest
 import torch
 
-from lorasynth.collect import Recipe, collect, collector, fleet_size
-from lorasynth.collect.fleet_size import (
+from lorasynth.collect import Recipe, collect, collector
+from lorasynth.core.errors import PictureError
+from lorasynth.engine import fleet_size
+from lorasynth.engine.fleet_size import (
     LARGEST,
     LARGEST_ON_CPU,
     fitting_size,
     free_memory,
     peak_memory,
 )
-from lorasynth.errors import PictureError
 from lorasynth.library import Library
 
 CPU, GPU, MPS = map(torch.device, ("cpu", "cuda", "mps"))
@@ -26,7 +27,7 @@ MEBI = 1 << 20
 #: In a process of its own: what earlier tests left in the heap would be used again, uncounted.
 ACTION = """
 import torch
-from lorasynth.collect.fleet_size import peak_memory
+from lorasynth.engine.fleet_size import peak_memory
 
 def action():
     for _ in range(3):  # blocks so large that the C library gives each back when it is freed

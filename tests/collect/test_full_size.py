@@ -10,9 +10,10 @@ import torch
 
 from full_size import whole_pipeline
 from lorasynth.base import Memory, StableDiffusion
-from lorasynth.collect import PRESETS, train_fleet
-from lorasynth.pictures import Subject
-from lorasynth.randomness import torch_stream
+from lorasynth.collect import PRESETS
+from lorasynth.core.randomness import torch_stream
+from lorasynth.engine.fleet import train_fleet
+from lorasynth.images import Subject
 
 SIDE = 64
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"

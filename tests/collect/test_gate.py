@@ -4,7 +4,8 @@ from colours import Colours
 
 from lorasynth.adapter import Factor
 from lorasynth.base import SamplingConfig
-from lorasynth.collect import LikenessGate, Recipe, collect, train_fleet
+from lorasynth.collect import LikenessGate, Recipe, collect
+from lorasynth.engine.fleet import train_fleet
 from lorasynth.library import Library
 
 RECIPE = Recipe(steps=2, rank=2, targets=("to_q", "to_v"), pictures_per_step=1)

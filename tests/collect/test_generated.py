@@ -8,10 +8,10 @@ import torch
 from lorasynth.adapter import Factor, Layout
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.collect import Recipe
-from lorasynth.collect.fleet import start_factors
 from lorasynth.collect.generated import GeneratedConfig, GeneratedSubjects
 from lorasynth.condition import ConditionEncoder
-from lorasynth.errors import ConfigError, LibraryError
+from lorasynth.core.errors import ConfigError, LibraryError
+from lorasynth.engine.fleet import start_factors
 from lorasynth.library import Library
 
 CONFIG = GeneratedConfig(

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from lorasynth.base import BaseModel, Memory
-from lorasynth.collect import Recipe, collect, train_fleet
-from lorasynth.collect.prior import Prior
+from lorasynth.collect import Recipe, collect
+from lorasynth.engine.fleet import train_fleet
+from lorasynth.engine.prior import Prior
 from lorasynth.library import Library
 from tiny_pipelines import KINDS, build
 

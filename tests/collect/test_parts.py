@@ -12,7 +12,7 @@ from lorasynth.collect.embedding import embed_library
 from lorasynth.collect.failures import Failures
 from lorasynth.collect.join import join
 from lorasynth.collect.part import Part, begin_part
-from lorasynth.errors import CollectionError, ConfigError, LibraryError, PictureError
+from lorasynth.core.errors import CollectionError, ConfigError, LibraryError, PictureError
 from lorasynth.library import Library
 
 RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), pictures_per_step=2, trained="both")

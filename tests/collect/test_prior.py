@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from lorasynth.base import BaseModel
-from lorasynth.collect import PRESETS, Recipe, collect, collector, prior, train_fleet
-from lorasynth.collect.prior import Prior, class_latents, kept_class_latents
-from lorasynth.config import from_dict, to_dict
-from lorasynth.errors import BundleError, CollectionError, ConfigError
+from lorasynth.collect import PRESETS, Recipe, collect, collector
+from lorasynth.core.config import from_dict, to_dict
+from lorasynth.core.errors import BundleError, CollectionError, ConfigError
+from lorasynth.engine import prior
+from lorasynth.engine.fleet import train_fleet
+from lorasynth.engine.prior import Prior, class_latents, kept_class_latents
 from lorasynth.library import Library
 
 CLASS = Prior(prompt="a portrait", pictures=3, steps=2)

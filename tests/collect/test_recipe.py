@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasynth.collect import PRESETS, Recipe
-from lorasynth.config import from_dict, to_dict
-from lorasynth.errors import ConfigError
+from lorasynth.core.config import from_dict, to_dict
+from lorasynth.core.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", PRESETS)

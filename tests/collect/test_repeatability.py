@@ -7,7 +7,7 @@ from mean_anchor import MeanAnchor
 from lorasynth.adapter import Factor, map_factors
 from lorasynth.collect import Recipe, compare, train_twice
 from lorasynth.collect.repeatability import split_pictures
-from lorasynth.errors import CollectionError
+from lorasynth.core.errors import CollectionError
 
 RECIPE = Recipe(steps=6, rank=2, targets=("to_q", "to_v"), pictures_per_step=2)
 

@@ -19,10 +19,10 @@ from lorasynth.collect import collect
 from lorasynth.collect.cluster import ClusterConfig, connected
 from lorasynth.collect.embedding import embed_library
 from lorasynth.collect.spread import collect_spread, embed_spread
-from lorasynth.errors import CollectionError, LibraryError
+from lorasynth.core.errors import CollectionError, LibraryError
+from lorasynth.core.randomness import numpy_stream
+from lorasynth.images import FolderSubjects
 from lorasynth.library import Library
-from lorasynth.pictures import FolderSubjects
-from lorasynth.randomness import numpy_stream
 
 pytest.importorskip("ray", reason="needs lorasynth[cluster]")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from lorasynth.pictures import read_photo
+from lorasynth.images import read_photo
 
 
 def photo(package: str, name: str) -> Tensor:

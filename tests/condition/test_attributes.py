@@ -6,17 +6,16 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from lorasynth.avatars.encoder import AvatarEncoder, AvatarEncoderConfig
 from lorasynth.condition import (
     AttributeEncoder,
     AttributesConfig,
-    AvatarEncoder,
-    AvatarEncoderConfig,
     load_encoder,
     subject_condition,
     subject_conditions,
 )
-from lorasynth.errors import BundleError, ConfigError, PictureError
-from lorasynth.pictures import Subject
+from lorasynth.core.errors import BundleError, ConfigError, PictureError
+from lorasynth.images import Subject
 
 ROWS = [
     {"id": "ann", "hat": "top", "male": 0, "age": 1.0, "same": 1},

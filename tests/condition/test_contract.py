@@ -12,27 +12,25 @@ import torch
 from torch import Tensor
 from torch.nn import BatchNorm1d, BatchNorm2d
 
+from lorasynth.avatars.encoder import AvatarEncoder, AvatarEncoderConfig
+from lorasynth.avatars.judge import AttributeJudge, JudgeConfig
+from lorasynth.avatars.reader import AttributeReader
 from lorasynth.condition import (
     AttributeEncoder,
-    AttributeJudge,
-    AttributeReader,
     AttributesConfig,
-    AvatarEncoder,
-    AvatarEncoderConfig,
     ConditionEncoder,
     FaceConfig,
     FaceEncoder,
     JoinedEncoder,
-    JudgeConfig,
     VisionConfig,
     VisionEncoder,
     load_encoder,
     sphere_mean,
     subject_condition,
 )
-from lorasynth.errors import BundleError, ConfigError, PictureError
-from lorasynth.pictures.files import to_unit_range
-from lorasynth.randomness import torch_stream
+from lorasynth.core.errors import BundleError, ConfigError, PictureError
+from lorasynth.core.randomness import torch_stream
+from lorasynth.images.files import to_unit_range
 
 from . import drawn  # noqa: F401  its detector becomes known by name
 from .models import write_clip, write_dino

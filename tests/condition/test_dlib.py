@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lorasynth.condition import FaceEncoder, load_encoder, subject_condition
 from lorasynth.condition.faces import DlibDetector
-from lorasynth.errors import PictureError
-from lorasynth.pictures import to_image
+from lorasynth.core.errors import PictureError
+from lorasynth.images import to_image
 
 from .photos import hopper, six_people
 

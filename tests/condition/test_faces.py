@@ -29,9 +29,9 @@ from lorasynth.condition.faces import (
     similarity,
 )
 from lorasynth.condition.faces.alignment import inverse, moved
-from lorasynth.errors import BundleError, ConfigError, PictureError
-from lorasynth.pictures import Subject
-from lorasynth.randomness import numpy_stream
+from lorasynth.core.errors import BundleError, ConfigError, PictureError
+from lorasynth.core.randomness import numpy_stream
+from lorasynth.images import Subject
 
 from .drawn import DOTS, DrawnDetector, canvas, draw_face, pixels
 from .onnx_files import write_arcface

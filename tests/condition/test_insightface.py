@@ -8,7 +8,7 @@ import torch
 
 from lorasynth.condition import FaceConfig, FaceEncoder, load_encoder
 from lorasynth.condition.faces import NETWORKS, insightface
-from lorasynth.errors import BundleError, ConfigError
+from lorasynth.core.errors import BundleError, ConfigError
 
 from .onnx_files import BOX, POINTS, write_pack
 

@@ -13,8 +13,8 @@ from lorasynth.condition import (
     subject_condition,
     subject_conditions,
 )
-from lorasynth.errors import ConfigError, PictureError
-from lorasynth.pictures import Subject
+from lorasynth.core.errors import ConfigError, PictureError
+from lorasynth.images import Subject
 
 
 class Mean(ConditionEncoder):

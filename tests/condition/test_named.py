@@ -6,7 +6,7 @@ import pytest
 
 from lorasynth.condition import NAMED, load_encoder
 from lorasynth.condition.packages import is_installed, need
-from lorasynth.errors import BundleError, ConfigError
+from lorasynth.core.errors import BundleError, ConfigError
 
 
 def test_all_named_encoders_state_what_they_are() -> None:

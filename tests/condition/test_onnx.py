@@ -11,8 +11,8 @@ from torch.nn import functional
 from lorasynth.condition import load_encoder
 from lorasynth.condition.faces import OnnxNetwork
 from lorasynth.condition.faces.onnx import providers, session_of
-from lorasynth.errors import BundleError, ConfigError, LorasynthError
-from lorasynth.randomness import torch_stream
+from lorasynth.core.errors import BundleError, ConfigError, LorasynthError
+from lorasynth.core.randomness import torch_stream
 
 from .onnx_files import write_arcface
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lorasynth.condition import VisionEncoder, load_encoder
-from lorasynth.errors import BundleError, ConfigError, LorasynthError
-from lorasynth.randomness import torch_stream
+from lorasynth.core.errors import BundleError, ConfigError, LorasynthError
+from lorasynth.core.randomness import torch_stream
 
 from .models import PROCESSING, write_clip, write_dino, write_siglip
 

@@ -3,9 +3,9 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
+from lorasynth.core.errors import ConfigError
 from lorasynth.diffusion import Cosine, Denoise, Linear, Schedule, sample
 from lorasynth.diffusion.contract import over
-from lorasynth.errors import ConfigError
 
 
 def gaussian_denoiser(schedule: Schedule, mean: float, std: float) -> Denoise:

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasynth.codec import PCA, PCAConfig
+from lorasynth.core.errors import ConfigError
 from lorasynth.edit import attribute_names, direction, lerp, moved, slerp
-from lorasynth.errors import ConfigError
 
 
 def planted(correlated: bool) -> tuple[torch.Tensor, dict[str, list[object]], torch.Tensor]:

@@ -17,8 +17,8 @@ from lorasynth.adapter import (
     stack,
 )
 from lorasynth.codec import PCA, PCAConfig
+from lorasynth.core.errors import LayoutError
 from lorasynth.edit import PATHS, LatentLibrary, LatentSpace
-from lorasynth.errors import LayoutError
 
 LAYOUT = Layout((Slot("a", 6, 5, 2), Slot("b", 4, 7, 2)))
 GAUGES = ("shared", "procrustes", "sign")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from lorasynth.codec import PCA, VAE, PCAConfig, VAEConfig
-from lorasynth.errors import ConfigError
+from lorasynth.core.errors import ConfigError
 from lorasynth.hypernet import LatentRegression, LatentRegressionConfig, in_latents_of
 from lorasynth.hypernet.train import train
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorasynth.config import from_dict
+from lorasynth.core.config import from_dict
 from lorasynth.hypernet import (
     DENOISERS,
     MODULATIONS,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lorasynth.errors import BundleError, ConfigError, LayoutError
+from lorasynth.core.errors import BundleError, ConfigError, LayoutError
 from lorasynth.hypernet import (
     HYPERNETWORKS,
     Hypernetwork,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lorasynth.errors import ConfigError
+from lorasynth.core.errors import ConfigError
 from lorasynth.hypernet import LatentDiffusion, LatentDiffusionConfig
 
 K, M = 6, 4

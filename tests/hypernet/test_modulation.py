@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lorasynth.errors import ConfigError
+from lorasynth.core.errors import ConfigError
 from lorasynth.hypernet import LowRankModulation, LowRankModulationConfig
 
 

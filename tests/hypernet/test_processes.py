@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lorasynth.errors import ConfigError
+from lorasynth.core.errors import ConfigError
 from lorasynth.hypernet import LatentDiffusion
 from lorasynth.hypernet.share import Share, share_dropout
 from two_processes import launch

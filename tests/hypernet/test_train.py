@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 import kills
-from lorasynth.config import from_dict, to_dict
-from lorasynth.errors import BundleError, ConfigError, LibraryError
+from lorasynth.core.config import from_dict, to_dict
+from lorasynth.core.errors import BundleError, ConfigError, LibraryError
 from lorasynth.hypernet import CleanError, LatentDiffusion, Prediction, TrainingSet
 from lorasynth.hypernet import train as training
 from lorasynth.hypernet.normaliser import Normaliser

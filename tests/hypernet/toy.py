@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorasynth.engine.trainer import Optimisation
 from lorasynth.hypernet import LatentDiffusionConfig, TrainingSet
 from lorasynth.hypernet.train import HypernetConfig
-from lorasynth.training import Optimisation
 
 K, M = 8, 4
 SPREAD = 0.3

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lorasynth.checksums import file_hash
-from lorasynth.errors import LibraryError
+from lorasynth.core.checksums import file_hash
+from lorasynth.core.errors import LibraryError
 from lorasynth.library import Library
 from lorasynth.library.shard import Shard, write_shard
 

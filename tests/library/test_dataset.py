@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lorasynth.errors import LibraryError
+from lorasynth.core.errors import LibraryError
 from lorasynth.library import LibraryDataset
 
 

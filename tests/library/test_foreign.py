@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from lorasynth.adapter import Adapter, AdapterMetadata, Factor, Factors, cosine
-from lorasynth.config import read_json
-from lorasynth.errors import LibraryError
+from lorasynth.core.config import read_json
+from lorasynth.core.errors import LibraryError
 from lorasynth.library import Library
 from lorasynth.library.foreign import SKIPPED, import_folder
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lorasynth.errors import LorasynthError
+from lorasynth.core.errors import LorasynthError
 from lorasynth.library import Library
 
 

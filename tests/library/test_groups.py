@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lorasynth.errors import LibraryError
+from lorasynth.core.errors import LibraryError
 from lorasynth.library.groups import groups_by_likeness
 
 

@@ -59,7 +59,7 @@ def test_every_point_of_a_write_is_safe(
     library: Library, make_factors, make_subjects, monkeypatch
 ) -> None:
     """Stop a write after each of its renames and syncs, without any clean-up."""
-    from lorasynth import atomic
+    from lorasynth.core import atomic
 
     steps = ("_sync_file", "sync_directory")
     stopped = 0

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.lib import format as npy
 
-from lorasynth.errors import LibraryError
+from lorasynth.core.errors import LibraryError
 from lorasynth.library import streaming_statistics
 from lorasynth.library.statistics import Sums
 from lorasynth.library.vectors import VectorFile, write_vectors

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from lorasynth.adapter import GAUGES, Layout, Slot, canonicalise, choose_reference
-from lorasynth.errors import ConfigError, LayoutError, LibraryError
+from lorasynth.core.errors import ConfigError, LayoutError, LibraryError
 from lorasynth.library import Library
 
 

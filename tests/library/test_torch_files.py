@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bounds import cheap
-from lorasynth.errors import FileFormatError
+from lorasynth.core.errors import FileFormatError
 from lorasynth.library.torch_files import SavedMatrix, load_small, load_tensors
 
 VIEWS = {

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from library_reader import read_while_it_grows
 
-from lorasynth.errors import LibraryError
+from lorasynth.core.errors import LibraryError
 from lorasynth.library import Library
 from lorasynth.library.vectors import VectorFile, write_vectors
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bounds import cheap
 from lorasynth.adapter import canonicalise, choose_reference
-from lorasynth.errors import FileFormatError, LayoutError, LibraryError, LorasynthError
+from lorasynth.core.errors import FileFormatError, LayoutError, LibraryError, LorasynthError
 from lorasynth.library import Library
 from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
 from lorasynth.library.torch_files import SavedMatrix

@@ -11,9 +11,13 @@ import torch
 from lorasynth.adapter import Factor, Factors, Layout, cosines, map_factors
 from lorasynth.base import BaseModel
 from lorasynth.codec import PCA, VAE, PCAConfig, VAEConfig
-from lorasynth.collect import Descent, Recipe, train_fleet
-from lorasynth.collect.loop import descend
-from lorasynth.errors import ConfigError
+from lorasynth.collect import Recipe
+from lorasynth.core.errors import ConfigError
+from lorasynth.core.randomness import torch_stream
+from lorasynth.engine.descent import Descent
+from lorasynth.engine.fleet import train_fleet
+from lorasynth.engine.loop import descend
+from lorasynth.images import Subject
 from lorasynth.optimise import (
     Coordinates,
     Inversion,
@@ -23,8 +27,6 @@ from lorasynth.optimise import (
     personalise,
     weights2weights,
 )
-from lorasynth.pictures import Subject
-from lorasynth.randomness import torch_stream
 
 RECIPE = Recipe(rank=2, targets=("to_q", "to_v", "ff.net.2"), steps=20, learning_rate=2e-2)
 DESCENT = Descent(steps=25, learning_rate=0.5, pictures_per_step=2, average=0.0, clip=None)

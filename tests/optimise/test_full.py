@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lorasynth.base import BaseModel
-from lorasynth.collect import Descent
+from lorasynth.engine.descent import Descent
 from lorasynth.optimise import fine_tune, weights_of
 
 from .test_coordinates import subject

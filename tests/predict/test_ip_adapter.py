@@ -9,9 +9,9 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
 from lorasynth.base import BaseModel
-from lorasynth.errors import BundleError, ConfigError
+from lorasynth.core.errors import BundleError, ConfigError
+from lorasynth.engine.trainer import Optimisation
 from lorasynth.predict.ip_adapter import IPAdapter, IPAdapterConfig, train_ip_adapter
-from lorasynth.training import Optimisation
 
 from .test_predict import Colours, MeanColour, losses_of_all
 

@@ -12,18 +12,18 @@ from torch.nn import functional
 from lorasynth.adapter import Factors, count
 from lorasynth.base import BaseModel, Memory, StackedAdapters
 from lorasynth.collect import Recipe
-from lorasynth.collect.draws import Draw
-from lorasynth.collect.encoded import encode_subjects
-from lorasynth.collect.fleet import start_factors
-from lorasynth.collect.loop import denoising_losses
 from lorasynth.condition import ConditionEncoder
-from lorasynth.errors import ConfigError
+from lorasynth.core.errors import ConfigError
+from lorasynth.core.randomness import torch_stream
+from lorasynth.engine.draws import Draw
+from lorasynth.engine.encoded import encode_subjects
+from lorasynth.engine.fleet import start_factors
+from lorasynth.engine.loop import denoising_losses
+from lorasynth.engine.trainer import Optimisation
 from lorasynth.hypernet import LatentRegressionConfig
-from lorasynth.pictures import Subject
+from lorasynth.images import Subject
 from lorasynth.predict import Predicting, Predictor, PredictorTraining, tasks, train_predictor
 from lorasynth.predict.tasks import encode_with_embeddings
-from lorasynth.randomness import torch_stream
-from lorasynth.training import Optimisation
 
 RECIPE = Recipe(rank=2, targets=("to_q", "to_v", "ff.net.2"))
 SMALL = PredictorTraining(

@@ -11,7 +11,7 @@ from torch import Tensor
 from lorasynth import __version__
 from lorasynth.adapter.factors import Factor, Factors, map_factors, require_finite, scaled
 from lorasynth.adapter.layout import Kernel, Layout
-from lorasynth.errors import LayoutError
+from lorasynth.core.errors import LayoutError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,8 +28,8 @@ from lorasynth.adapter.factors import Factor, Factors, divide, map_factors
 from lorasynth.adapter.gauge import GAUGES, Balanced, Gauge
 from lorasynth.adapter.lapack import solve_batch
 from lorasynth.adapter.layout import Layout
-from lorasynth.device import exact_device
-from lorasynth.errors import LayoutError
+from lorasynth.core.device import exact_device
+from lorasynth.core.errors import LayoutError
 
 #: 2m matrices of one rank, r rows each, with or without a batch axis: A, Bᵀ, A, Bᵀ, ...
 Matrices: TypeAlias = list[Float[Tensor, "*_ r _"]]

@@ -16,8 +16,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from lorasynth.device import exact_device
-from lorasynth.errors import LayoutError
+from lorasynth.core.device import exact_device
+from lorasynth.core.errors import LayoutError
 
 #: Elements of the largest intermediate of `inner_products` (256 MB in float32).
 _CHUNK_ELEMENTS = 1 << 26

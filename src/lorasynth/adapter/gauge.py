@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lorasynth.adapter.lapack import solve_batch
-from lorasynth.errors import LayoutError
-from lorasynth.registry import Registry
+from lorasynth.core.errors import LayoutError
+from lorasynth.core.registry import Registry
 
 
 class Balanced(NamedTuple):

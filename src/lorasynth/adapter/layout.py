@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lorasynth.adapter.factors import Factor, Factors
-from lorasynth.errors import LayoutError
+from lorasynth.core.errors import LayoutError
 
 #: Version of the JSON form.
 VERSION = 1

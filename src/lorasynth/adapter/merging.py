@@ -14,7 +14,7 @@ from lorasynth.adapter.adapter import Adapter, AdapterMetadata
 from lorasynth.adapter.addition import add
 from lorasynth.adapter.factors import Factor, Factors, map_factors, scaled
 from lorasynth.adapter.lowrank import Nearest, of_matrix, relative_error
-from lorasynth.errors import ConfigError, LayoutError
+from lorasynth.core.errors import ConfigError, LayoutError
 
 METHODS = ("sum", "ties", "dare")
 

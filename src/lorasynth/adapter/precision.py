@@ -11,7 +11,7 @@ import torch
 
 from lorasynth.adapter.adapter import Adapter
 from lorasynth.adapter.factors import Factor
-from lorasynth.errors import LayoutError
+from lorasynth.core.errors import LayoutError
 
 
 def narrowed(adapter: Adapter, dtype: torch.dtype) -> Adapter:

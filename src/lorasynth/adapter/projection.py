@@ -8,7 +8,7 @@ from lorasynth.adapter.canonical import canonicalise
 from lorasynth.adapter.factors import Factor, Factors, map_factors, pad_rank, stack, unstack
 from lorasynth.adapter.gauge import GAUGES
 from lorasynth.adapter.layout import Layout, Slot
-from lorasynth.errors import LayoutError
+from lorasynth.core.errors import LayoutError
 
 
 @torch.no_grad()

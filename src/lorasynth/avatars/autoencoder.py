@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from lorasynth import config as configs
-from lorasynth.atomic import atomic_directory
+from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.avatars.model import AvatarModelConfig, build_autoencoder
-from lorasynth.condition.judge import AttributeJudge
-from lorasynth.errors import BaseModelError
-from lorasynth.pictures.files import to_unit_range
-from lorasynth.progress import progress
-from lorasynth.randomness import stream_seed
-from lorasynth.training import Optimisation, Trainer
+from lorasynth.core import config as configs
+from lorasynth.core.atomic import atomic_directory
+from lorasynth.core.errors import BaseModelError
+from lorasynth.core.progress import progress
+from lorasynth.core.randomness import stream_seed
+from lorasynth.engine.trainer import Optimisation, Trainer
+from lorasynth.images.files import to_unit_range
 
 #: Feature maps of images in [-1, 1], from several layers of a network.
 Perception: TypeAlias = Callable[[Tensor], Sequence[Tensor]]

@@ -15,22 +15,22 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lorasynth import config as configs
-from lorasynth.atomic import atomic_directory, write_bytes, write_json
+from lorasynth.avatars import captions
 from lorasynth.avatars.autoencoder import AutoencoderTraining, perceive
+from lorasynth.avatars.drawing import AvatarSubjects
 from lorasynth.avatars.following import Following, follow_captions
+from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.avatars.model import AvatarModelConfig, build_pipeline
+from lorasynth.avatars.pool import draw_chunks, load_pictures
 from lorasynth.base import MEASURED, StableDiffusion
-from lorasynth.condition.judge import AttributeJudge
-from lorasynth.pictures import captions
-from lorasynth.pictures.avatars import AvatarSubjects
-from lorasynth.pictures.files import to_unit_range
-from lorasynth.pictures.png import contact_sheet, write_synthetic
-from lorasynth.pictures.pool import draw_chunks, load_pictures
-from lorasynth.progress import progress
-from lorasynth.randomness import numpy_stream, stream_seed
-from lorasynth.training import Optimisation, Trainer
-from lorasynth.weights import fingerprint, kept_tensors
+from lorasynth.core import config as configs
+from lorasynth.core.atomic import atomic_directory, write_bytes, write_json
+from lorasynth.core.progress import progress
+from lorasynth.core.randomness import numpy_stream, stream_seed
+from lorasynth.core.weights import fingerprint, kept_tensors
+from lorasynth.engine.trainer import Optimisation, Trainer
+from lorasynth.images.files import to_unit_range
+from lorasynth.images.png import contact_sheet, write_synthetic
 
 #: What the trainer calls between steps: the averaged model, and the steps done.
 Watch = Callable[[nn.Module, int], None]

@@ -7,13 +7,13 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from lorasynth.avatars import captions
+from lorasynth.avatars.attributes import shares_found
+from lorasynth.avatars.drawing import sample_identity, sample_scene
+from lorasynth.avatars.judge import AttributeJudge
+from lorasynth.avatars.pool import labels_of
 from lorasynth.base import BaseModel, SamplingConfig
-from lorasynth.condition.judge import AttributeJudge
-from lorasynth.measure.attributes import shares_found
-from lorasynth.pictures import captions
-from lorasynth.pictures.avatars import sample_identity, sample_scene
-from lorasynth.pictures.pool import labels_of
-from lorasynth.randomness import numpy_stream
+from lorasynth.core.randomness import numpy_stream
 
 
 @dataclass(frozen=True, kw_only=True)

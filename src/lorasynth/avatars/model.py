@@ -12,8 +12,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from lorasynth.errors import ConfigError
-from lorasynth.pictures import captions
+from lorasynth.avatars import captions
+from lorasynth.core.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import torch
 
 from lorasynth.adapter import Layout
 from lorasynth.base.contract import BaseModel
-from lorasynth.errors import BaseModelError
+from lorasynth.core.errors import BaseModelError
 
 
 def require_made_for(base: BaseModel, fingerprint: str, what: str) -> None:

@@ -22,12 +22,12 @@ from lorasynth.base.outline import outlined_pipeline, stored_fingerprint
 from lorasynth.base.pipeline_files import load_pipeline, read_description
 from lorasynth.base.stacked import StackedAdapters
 from lorasynth.base.texts import Texts
-from lorasynth.errors import BaseModelError, LayoutError
-from lorasynth.pictures.files import to_unit_range
-from lorasynth.places import public_name
-from lorasynth.randomness import torch_stream
-from lorasynth.registry import Registry
-from lorasynth.weights import fingerprint
+from lorasynth.core.errors import BaseModelError, LayoutError
+from lorasynth.core.places import public_name
+from lorasynth.core.randomness import torch_stream
+from lorasynth.core.registry import Registry
+from lorasynth.core.weights import fingerprint
+from lorasynth.images.files import to_unit_range
 
 #: Pixels that the autoencoder takes at once, and that a denoiser makes at once: 64 pictures of
 #: 64 pixels, or one of 512; 16 of 512.
@@ -394,7 +394,13 @@ class BaseModel(ABC):
         return max(1, min(64, pixels // self.picture_size**2))
 
 
-BASE_MODELS: Registry[type[BaseModel]] = Registry("base model", "lorasynth.base_models")
+BASE_MODELS: Registry[type[BaseModel]] = Registry(
+    "base model",
+    "lorasynth.base_models",
+    "lorasynth.base.flux",
+    "lorasynth.base.sdxl",
+    "lorasynth.base.stable_diffusion",
+)
 
 
 def _kind_of(name: str) -> type[BaseModel]:

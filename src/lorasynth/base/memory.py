@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lorasynth.errors import BaseModelError
+from lorasynth.core.errors import BaseModelError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from lorasynth.adapter import Layout, Slot
 from lorasynth.adapter.components import DENOISER, TEXT_ENCODERS, component_of
 from lorasynth.base.pipeline_files import classes_of, read_description, weights_here
-from lorasynth.errors import BaseModelError
-from lorasynth.places import public_name
-from lorasynth.weights import fingerprint_of
+from lorasynth.core.errors import BaseModelError
+from lorasynth.core.places import public_name
+from lorasynth.core.weights import fingerprint_of
 
 _DENOISERS = ("unet", "transformer")
 

@@ -10,10 +10,10 @@ from diffusers import pipelines
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from lorasynth.base.quiet import without_bars
-from lorasynth.config import read_json
-from lorasynth.errors import BaseModelError
-from lorasynth.places import folder_of, repository
-from lorasynth.weights import require_small_header
+from lorasynth.core.config import read_json
+from lorasynth.core.errors import BaseModelError
+from lorasynth.core.places import folder_of, repository
+from lorasynth.core.weights import require_small_header
 
 #: Number formats in the headers of safetensors files.
 _FORMATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}

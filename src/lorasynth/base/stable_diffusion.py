@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lorasynth.base.contract import BASE_MODELS, BaseModel, Guided
 from lorasynth.base.texts import Texts, interleave, separate
-from lorasynth.errors import ConfigError
+from lorasynth.core.errors import ConfigError
 
 
 @BASE_MODELS.register("StableDiffusionPipeline")

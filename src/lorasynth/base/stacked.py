@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from lorasynth.adapter import Factor, Factors, count
-from lorasynth.errors import LayoutError
+from lorasynth.core.errors import LayoutError
 
 
 class StackedAdapters:

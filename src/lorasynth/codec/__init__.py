@@ -4,21 +4,6 @@
 the contract of `contract.py`; others join by name or entry point (`lorasynth.codecs`).
 """
 
-from lorasynth.codec.contract import CODECS, Codec, VectorSource, fit_codec, load_codec
-from lorasynth.codec.pca import PCA, PCAConfig
-from lorasynth.codec.scaled import Scaled, ScaledConfig
-from lorasynth.codec.vae import VAE, VAEConfig
+import lazy_loader
 
-__all__ = [
-    "CODECS",
-    "PCA",
-    "VAE",
-    "Codec",
-    "PCAConfig",
-    "Scaled",
-    "ScaledConfig",
-    "VAEConfig",
-    "VectorSource",
-    "fit_codec",
-    "load_codec",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lorasynth.config import from_dict, read_json, to_dict
-from lorasynth.errors import LayoutError, LibraryError
-from lorasynth.learned import Learned
-from lorasynth.registry import Registry
-from lorasynth.weights import CONFIG_FILE, described, load_module, save_module
+from lorasynth.core.config import from_dict, read_json, to_dict
+from lorasynth.core.errors import LayoutError, LibraryError
+from lorasynth.core.learned import Learned
+from lorasynth.core.registry import Registry
+from lorasynth.core.weights import CONFIG_FILE, described, load_module, save_module
 
 WEIGHTS_FILE = "codec.safetensors"
 
@@ -201,4 +201,10 @@ def _check(rows: Tensor, expected: int, what: str, remedy: str) -> None:
         )
 
 
-CODECS: Registry[type[Codec]] = Registry("codec", "lorasynth.codecs")
+CODECS: Registry[type[Codec]] = Registry(
+    "codec",
+    "lorasynth.codecs",
+    "lorasynth.codec.pca",
+    "lorasynth.codec.scaled",
+    "lorasynth.codec.vae",
+)

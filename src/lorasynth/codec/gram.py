@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
-from lorasynth.checkpoint import Checkpoint
 from lorasynth.codec.passes import accumulate
+from lorasynth.core.checkpoint import Checkpoint
+from lorasynth.core.progress import progress
 from lorasynth.library.blocks import BlockSource
 from lorasynth.library.statistics import Moments
-from lorasynth.progress import progress
 
 #: Strips that a symmetric product is computed in: only those parts that are on or below its
 #: diagonal, so it costs little more than half.

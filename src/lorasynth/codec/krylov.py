@@ -26,9 +26,9 @@ import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
-from lorasynth.checkpoint import Checkpoint
 from lorasynth.codec.plan import MOST_BLOCKS
 from lorasynth.codec.span import orthonormalise
+from lorasynth.core.checkpoint import Checkpoint
 
 #: Applies the covariance (times a constant) to rows; the text names the pass.
 Apply = Callable[[Float32[Tensor, "l D"], str], Float32[Tensor, "l D"]]

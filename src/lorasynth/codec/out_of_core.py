@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
-from lorasynth.checkpoint import Checkpoint
 from lorasynth.codec import passes
 from lorasynth.codec.contract import VectorSource, require_several
 from lorasynth.codec.gram import eigen_of_columns, eigen_of_rows
@@ -22,12 +21,13 @@ from lorasynth.codec.krylov import leading_eigenvectors
 from lorasynth.codec.pca import PCA, PCAConfig, fix_signs, require_latents, substantial
 from lorasynth.codec.plan import Method, Plan, bytes_left, make_plan
 from lorasynth.codec.scaled import Scaled, ScaledConfig
-from lorasynth.config import to_dict
-from lorasynth.device import exact_device
+from lorasynth.core.checkpoint import Checkpoint
+from lorasynth.core.config import to_dict
+from lorasynth.core.device import exact_device
+from lorasynth.core.progress import console
+from lorasynth.core.randomness import torch_stream
 from lorasynth.library.blocks import BlockSource
 from lorasynth.library.statistics import Moments
-from lorasynth.progress import console
-from lorasynth.randomness import torch_stream
 
 
 class Source(BlockSource, VectorSource, Protocol):

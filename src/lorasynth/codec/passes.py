@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from lorasynth.checkpoint import Checkpoint
+from lorasynth.core.checkpoint import Checkpoint
+from lorasynth.core.progress import progress
 from lorasynth.library.blocks import BlockSource, row_blocks
 from lorasynth.library.statistics import Moments, Sums
-from lorasynth.progress import progress
 
 
 def accumulate(

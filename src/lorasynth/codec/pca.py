@@ -12,8 +12,8 @@ from typing_extensions import override
 
 from lorasynth.codec.contract import CODECS, Codec, VectorSource, gather
 from lorasynth.codec.scaled import Scale, Scaled, ScaledConfig
-from lorasynth.device import exact
-from lorasynth.errors import ConfigError
+from lorasynth.core.device import exact
+from lorasynth.core.errors import ConfigError
 
 #: Components whose variance is a smaller share of the largest are rounding errors: the eigenvalues
 #: come from a product in float64, whose own error is about 1e-14 of the largest.

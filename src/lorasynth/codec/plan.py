@@ -7,7 +7,7 @@ from typing import Literal
 import psutil
 import torch
 
-from lorasynth.errors import ConfigError
+from lorasynth.core.errors import ConfigError
 
 Method = Literal["auto", "exact", "krylov"]
 Way = Literal["memory", "gram", "krylov"]

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from lorasynth.device import exact, exact_device
-from lorasynth.randomness import torch_stream
+from lorasynth.core.device import exact, exact_device
+from lorasynth.core.randomness import torch_stream
 
 #: Columns in float64 at a time.
 _COLUMNS = 4096

@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from lorasynth.checkpoint import Checkpoint
 from lorasynth.codec import passes
 from lorasynth.codec.contract import gather, require_several
 from lorasynth.codec.out_of_core import Source
@@ -25,9 +24,10 @@ from lorasynth.codec.plan import bytes_left
 from lorasynth.codec.scaled import Scaled, ScaledConfig
 from lorasynth.codec.vae import VAE, VAEConfig
 from lorasynth.codec.vae_training import Training, split
-from lorasynth.config import to_dict
-from lorasynth.device import exact_device
-from lorasynth.errors import ConfigError
+from lorasynth.core.checkpoint import Checkpoint
+from lorasynth.core.config import to_dict
+from lorasynth.core.device import exact_device
+from lorasynth.core.errors import ConfigError
 from lorasynth.library.blocks import read_ahead, read_rows
 
 Way = Literal["memory", "streamed"]

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from lorasynth.checkpoint import Checkpoint
 from lorasynth.codec.contract import CODECS, Codec, VectorSource, gather
 from lorasynth.codec.scaled import Scale, Scaled, ScaledConfig
 from lorasynth.codec.span import Span
 from lorasynth.codec.vae_training import InMemory, Training
-from lorasynth.errors import ConfigError
-from lorasynth.randomness import stream_seed
+from lorasynth.core.checkpoint import Checkpoint
+from lorasynth.core.errors import ConfigError
+from lorasynth.core.randomness import stream_seed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from lorasynth.checkpoint import Checkpoint
-from lorasynth.errors import ConfigError
-from lorasynth.progress import Advance, progress
-from lorasynth.randomness import torch_stream
-from lorasynth.weights import optimiser_state, optimiser_tensors, with_prefix
+from lorasynth.core.checkpoint import Checkpoint
+from lorasynth.core.errors import ConfigError
+from lorasynth.core.progress import Advance, progress
+from lorasynth.core.randomness import torch_stream
+from lorasynth.core.weights import optimiser_state, optimiser_tensors, with_prefix
 
 if TYPE_CHECKING:
     from lorasynth.codec.vae import VAE, VAEConfig

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lorasynth.errors import CollectionError, LorasynthError
+from lorasynth.core.errors import CollectionError, LorasynthError
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")

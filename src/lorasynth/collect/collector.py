@@ -18,20 +18,20 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from lorasynth.adapter import Factors, Layout, map_factors
-from lorasynth.atomic import make_parent
 from lorasynth.base import BaseModel
 from lorasynth.collect.contract import Anchor, Gate, Verdict
 from lorasynth.collect.failures import Failures
-from lorasynth.collect.fleet import Fleet, train_fleet
-from lorasynth.collect.fleet_size import empty_cache, fitting_size
-from lorasynth.collect.prior import kept_class_latents
 from lorasynth.collect.recipe import Recipe
 from lorasynth.condition import ConditionEncoder, framed_subject, subject_conditions
-from lorasynth.device import is_out_of_memory
-from lorasynth.errors import CollectionError, LibraryError, PictureError
+from lorasynth.core.atomic import make_parent
+from lorasynth.core.device import is_out_of_memory
+from lorasynth.core.errors import CollectionError, LibraryError, PictureError
+from lorasynth.core.progress import Advance, console, progress
+from lorasynth.engine.fleet import Fleet, train_fleet
+from lorasynth.engine.fleet_size import empty_cache, fitting_size
+from lorasynth.engine.prior import kept_class_latents
+from lorasynth.images import Subject, SubjectSource
 from lorasynth.library import Library
-from lorasynth.pictures import Subject, SubjectSource
-from lorasynth.progress import Advance, console, progress
 
 #: What the library's table says of the training of each adapter, rather than of its subject.
 RUN_COLUMNS = ("seed", "recipe", "attempt", "pictures", "loss", "losses")
@@ -90,7 +90,7 @@ def collect(
         library_path: the library, which is created if absent.
         recipe: how each adapter is trained; a library has one recipe.
         fleet_size: adapters per fleet; decides speed and memory, not the result.  None: as many
-            as fit into the free memory (`lorasynth.collect.fleet_size`).
+            as fit into the free memory (`lorasynth.engine.fleet_size`).
         gauge: of the canonical vectors of a new library; the raw factors are kept beside them.
             None: `shared` where only B is trained, else `procrustes`.
         anchor: predicts the adapters that training starts from, and that the recipe's decay pulls

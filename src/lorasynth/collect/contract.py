@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lorasynth.adapter import Factors
 from lorasynth.condition import ConditionEncoder
-from lorasynth.pictures import Subject
+from lorasynth.images import Subject
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ import torch
 
 from lorasynth.collect.collector import RUN_COLUMNS
 from lorasynth.collect.gate import GATE_COLUMNS
-from lorasynth.errors import LibraryError
+from lorasynth.core.errors import LibraryError
+from lorasynth.images import Subject, SubjectSource
 from lorasynth.library import Library
-from lorasynth.pictures import Subject, SubjectSource
 
 #: Columns of a library's table that say nothing of the subjects, but name them, or tell of the
 #: training of their adapters.

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from lorasynth.condition import ConditionEncoder, subject_conditions
 from lorasynth.condition.named import as_word
-from lorasynth.errors import LibraryError
+from lorasynth.core.errors import LibraryError
+from lorasynth.core.progress import progress
+from lorasynth.core.weights import read_weights, write_weights
+from lorasynth.images import SubjectSource
 from lorasynth.library import Library
-from lorasynth.pictures import SubjectSource
-from lorasynth.progress import progress
-from lorasynth.weights import read_weights, write_weights
 
 #: Subjects whose embeddings are written at once; a run that was killed keeps those before.
 _PART = 256

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorasynth.atomic import write_json
-from lorasynth.config import read_json
+from lorasynth.core.atomic import write_json
+from lorasynth.core.config import read_json
 
 
 class Failures:

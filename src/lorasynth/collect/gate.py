@@ -10,9 +10,9 @@ from lorasynth.adapter import Factors
 from lorasynth.base import MEASURED, BaseModel, SamplingConfig
 from lorasynth.collect.contract import Verdict
 from lorasynth.condition import ConditionEncoder, seen_in
-from lorasynth.measure.likeness import likeness
-from lorasynth.pictures import Subject
-from lorasynth.randomness import stream_seed
+from lorasynth.core.randomness import stream_seed
+from lorasynth.evaluation.likeness import likeness
+from lorasynth.images import Subject
 
 #: What the library's table says of what a gate measured.
 GATE_COLUMNS = ("likeness",)

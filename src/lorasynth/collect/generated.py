@@ -13,10 +13,10 @@ from lorasynth.base.compatibility import require_fits
 from lorasynth.collect.described import DescribedSubjects, facts_of
 from lorasynth.collect.embedding import embed_library
 from lorasynth.condition import SHOWN, ConditionEncoder, seen_in, subject_conditions
-from lorasynth.errors import ConfigError, LibraryError
+from lorasynth.core.errors import ConfigError, LibraryError
+from lorasynth.core.randomness import stream_seed
+from lorasynth.images import Subject, subjects_in
 from lorasynth.library import Library
-from lorasynth.pictures import Subject, subjects_in
-from lorasynth.randomness import stream_seed
 
 #: Adapters whose pictures are looked at before those of all are made.
 _FIRST = 16

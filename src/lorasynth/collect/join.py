@@ -15,9 +15,9 @@ from lorasynth.adapter import Factors, concatenate, map_factors
 from lorasynth.collect.collector import require_place
 from lorasynth.collect.failures import Failures
 from lorasynth.collect.part import PartRecord
-from lorasynth.errors import CollectionError, LibraryError
+from lorasynth.core.errors import CollectionError, LibraryError
+from lorasynth.core.progress import progress
 from lorasynth.library import Library
-from lorasynth.progress import progress
 
 #: Adapters that are appended at once.
 _ROWS = 256

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorasynth.atomic import write_json
-from lorasynth.config import read_json
-from lorasynth.errors import CollectionError, ConfigError
-from lorasynth.pictures import Subject, SubjectSource
+from lorasynth.core.atomic import write_json
+from lorasynth.core.config import read_json
+from lorasynth.core.errors import CollectionError, ConfigError
+from lorasynth.images import Subject, SubjectSource
 
 
 @dataclass(frozen=True)

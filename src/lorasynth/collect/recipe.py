@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from typing_extensions import override
 
-from lorasynth.collect.descent import Descent
-from lorasynth.collect.prior import Prior
-from lorasynth.config import to_dict
+from lorasynth.core.config import to_dict
+from lorasynth.engine.descent import Descent
+from lorasynth.engine.prior import Prior
 
 
 @dataclass(frozen=True, kw_only=True)

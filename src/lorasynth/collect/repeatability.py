@@ -15,11 +15,11 @@ from torch import Tensor
 from lorasynth.adapter import Factors, cosines, map_factors
 from lorasynth.base import BaseModel
 from lorasynth.collect.contract import Anchor
-from lorasynth.collect.fleet import train_fleet
-from lorasynth.collect.loop import OnStep
 from lorasynth.collect.recipe import Recipe
-from lorasynth.errors import CollectionError
-from lorasynth.pictures import Subject
+from lorasynth.core.errors import CollectionError
+from lorasynth.engine.fleet import train_fleet
+from lorasynth.engine.loop import OnStep
+from lorasynth.images import Subject
 
 
 @dataclass(frozen=True, kw_only=True)

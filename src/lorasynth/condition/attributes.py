@@ -18,8 +18,6 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
-from lorasynth import config as configs
-from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.condition.contract import (
     ENCODERS,
     ConditionEncoder,
@@ -27,9 +25,11 @@ from lorasynth.condition.contract import (
     saved_config,
 )
 from lorasynth.condition.named import load_encoder
-from lorasynth.errors import ConfigError
-from lorasynth.pictures.contract import Photos
-from lorasynth.weights import CONFIG_FILE
+from lorasynth.core import config as configs
+from lorasynth.core.atomic import atomic_directory, write_json
+from lorasynth.core.errors import ConfigError
+from lorasynth.core.weights import CONFIG_FILE
+from lorasynth.images.contract import Photos
 
 _IDENTITY = "identity"
 

@@ -6,7 +6,7 @@ from lorasynth.condition.faces import FaceConfig, FaceEncoder
 from lorasynth.condition.faces.insightface import LICENCE
 from lorasynth.condition.named import NAMED, NamedEncoder, as_word
 from lorasynth.condition.vision import VisionEncoder, named
-from lorasynth.errors import ConfigError
+from lorasynth.core.errors import ConfigError
 
 
 def _dlib(argument: str) -> FaceConfig:

@@ -11,12 +11,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from lorasynth.config import read_json
-from lorasynth.errors import ConfigError, PictureError
-from lorasynth.pictures.contract import Photos, Subject
-from lorasynth.pictures.framing import Box, framed
-from lorasynth.registry import Registry
-from lorasynth.weights import CONFIG_FILE
+from lorasynth.core.config import read_json
+from lorasynth.core.errors import ConfigError, PictureError
+from lorasynth.core.registry import Registry
+from lorasynth.core.weights import CONFIG_FILE
+from lorasynth.images.contract import Photos, Subject
+from lorasynth.images.framing import Box, framed
 
 #: From this probability on a photo shows what an encoder knows.
 SHOWN = 0.5
@@ -139,7 +139,12 @@ class ConditionEncoder(ABC):
 
 #: How to load each kind of encoder from a folder, to a device.
 ENCODERS: Registry[Callable[[Path, torch.device], ConditionEncoder]] = Registry(
-    "condition encoder", "lorasynth.encoders"
+    "condition encoder",
+    "lorasynth.encoders",
+    "lorasynth.condition.attributes",
+    "lorasynth.condition.faces.encoder",
+    "lorasynth.condition.joined",
+    "lorasynth.condition.vision",
 )
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 
 from lorasynth.condition.contract import ConditionEncoder, Seen, subject_conditions
-from lorasynth.pictures import Subject
-from lorasynth.pictures.framing import Box, framed
+from lorasynth.images import Subject
+from lorasynth.images.framing import Box, framed
 
 
 def framed_subject(

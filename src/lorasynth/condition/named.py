@@ -9,11 +9,11 @@ import torch
 
 from lorasynth.condition.contract import ENCODERS, ConditionEncoder
 from lorasynth.condition.packages import is_installed
-from lorasynth.config import read_json
-from lorasynth.errors import BundleError, ConfigError
-from lorasynth.places import local
-from lorasynth.registry import Registry
-from lorasynth.weights import CONFIG_FILE, described
+from lorasynth.core.config import read_json
+from lorasynth.core.errors import BundleError, ConfigError
+from lorasynth.core.places import local
+from lorasynth.core.registry import Registry
+from lorasynth.core.weights import CONFIG_FILE, described
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,9 @@ class NamedEncoder:
 
 
 #: Encoders by what stands before the colon.
-NAMED: Registry[NamedEncoder] = Registry("condition encoder", "lorasynth.named_encoders")
+NAMED: Registry[NamedEncoder] = Registry(
+    "condition encoder", "lorasynth.named_encoders", "lorasynth.condition.catalogue"
+)
 
 
 def load_encoder(source: Path | str, device: torch.device | str = "cpu") -> ConditionEncoder:

@@ -4,7 +4,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from lorasynth.errors import BundleError
+from lorasynth.core.errors import BundleError
 
 
 def is_installed(package: str) -> bool:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from lorasynth import config as configs
 from lorasynth.condition.contract import ENCODERS, ConditionEncoder, saved_config
 from lorasynth.condition.named import as_word
-from lorasynth.errors import BundleError, ConfigError
-from lorasynth.pictures.files import to_unit_range
-from lorasynth.places import HUB, folder_of, public_name, repository
-from lorasynth.weights import fingerprint, load_weights, save_module
+from lorasynth.core import config as configs
+from lorasynth.core.errors import BundleError, ConfigError
+from lorasynth.core.places import HUB, folder_of, public_name, repository
+from lorasynth.core.weights import fingerprint, load_weights, save_module
+from lorasynth.images.files import to_unit_range
 
 _Colour = tuple[float, float, float]
 _WEIGHTS = "model.safetensors"

@@ -5,31 +5,6 @@ class and joins by name.  Nothing here knows of adapters, codecs or conditions. 
 re-exported: only training needs it, and it loads diffusers (seconds).
 """
 
-from lorasynth.diffusion.contract import (
-    PARAMETERISATIONS,
-    SCHEDULES,
-    Denoise,
-    Parameterisation,
-    Schedule,
-)
-from lorasynth.diffusion.parameterisation import X0, Epsilon, Flow, Velocity
-from lorasynth.diffusion.sampler import Solver, sample, solver_times
-from lorasynth.diffusion.schedule import Cosine, Linear, discretise
+import lazy_loader
 
-__all__ = [
-    "PARAMETERISATIONS",
-    "SCHEDULES",
-    "X0",
-    "Cosine",
-    "Denoise",
-    "Epsilon",
-    "Flow",
-    "Linear",
-    "Parameterisation",
-    "Schedule",
-    "Solver",
-    "Velocity",
-    "discretise",
-    "sample",
-    "solver_times",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

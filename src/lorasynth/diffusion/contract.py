@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.registry import Registry
+from lorasynth.core.registry import Registry
 
 #: Maps noisy points x_t and their times to the expected clean points x_0.
 Denoise = Callable[[Float[Tensor, "b *d"], Float[Tensor, " b"]], Float[Tensor, "b *d"]]
@@ -114,7 +114,9 @@ def over(values: Float[Tensor, " b"], like: Float[Tensor, "b *d"]) -> Tensor:
     return values.to(like).reshape(-1, *[1] * (like.dim() - 1))
 
 
-SCHEDULES: Registry[type[Schedule]] = Registry("schedule", "lorasynth.schedules")
+SCHEDULES: Registry[type[Schedule]] = Registry(
+    "schedule", "lorasynth.schedules", "lorasynth.diffusion.schedule"
+)
 PARAMETERISATIONS: Registry[type[Parameterisation]] = Registry(
-    "parameterisation", "lorasynth.parameterisations"
+    "parameterisation", "lorasynth.parameterisations", "lorasynth.diffusion.parameterisation"
 )

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lorasynth.core.errors import ConfigError
 from lorasynth.diffusion.contract import NOISE_RANGE, Denoise, Schedule
-from lorasynth.errors import ConfigError
 
 Solver = Literal["ddim", "dpm2m"]
 MAX_STEPS = 30

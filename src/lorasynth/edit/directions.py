@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lorasynth.core.errors import ConfigError
 from lorasynth.edit.labels import Column, labels_of
-from lorasynth.errors import ConfigError
 
 #: Ridge penalty, as a share of the mean variance of a label: attributes that always occur together
 #: share what they have, rather than cancel one another.

@@ -10,15 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.adapter import Factors, Layout, canonicalise
-from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.codec import Codec
 from lorasynth.collect.described import NO_FACTS
-from lorasynth.config import read_json
-from lorasynth.errors import BundleError, LayoutError
+from lorasynth.core.atomic import atomic_directory, write_json
+from lorasynth.core.config import read_json
+from lorasynth.core.errors import BundleError, LayoutError
+from lorasynth.core.places import local
+from lorasynth.core.weights import fingerprint, read_weights, write_weights
 from lorasynth.hypernet.library_data import latents_of
 from lorasynth.library import Library, LibraryView
-from lorasynth.places import local
-from lorasynth.weights import fingerprint, read_weights, write_weights
 
 _WEIGHTS = "latents.safetensors"
 #: Values of all columns together.

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lorasynth.codec import Codec
-from lorasynth.errors import ConfigError
+from lorasynth.core.errors import ConfigError
 from lorasynth.hypernet.regression import LatentRegression
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lorasynth.errors import LibraryError
+from lorasynth.core.errors import LibraryError
 
 
 @dataclass(frozen=True, kw_only=True)

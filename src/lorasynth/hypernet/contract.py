@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lorasynth.config import from_dict
-from lorasynth.registry import Registry
+from lorasynth.core.config import from_dict
+from lorasynth.core.registry import Registry
 
 if TYPE_CHECKING:
     from lorasynth.hypernet.latent_diffusion import LatentDiffusion
@@ -231,5 +231,15 @@ def modulation_of(config: Modulated, inner: int, outer: int) -> Modulation:
     )
 
 
-DENOISERS: Registry[type[Denoiser]] = Registry("denoiser", "lorasynth.denoisers")
-MODULATIONS: Registry[type[Modulation]] = Registry("modulation", "lorasynth.modulations")
+DENOISERS: Registry[type[Denoiser]] = Registry(
+    "denoiser",
+    "lorasynth.denoisers",
+    "lorasynth.hypernet.denoiser_mlp",
+    "lorasynth.hypernet.denoiser_unet",
+)
+MODULATIONS: Registry[type[Modulation]] = Registry(
+    "modulation",
+    "lorasynth.modulations",
+    "lorasynth.hypernet.modulation.ada_norm",
+    "lorasynth.hypernet.modulation.low_rank",
+)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from lorasynth.errors import ConfigError
+from lorasynth.core.errors import ConfigError
 from lorasynth.hypernet.contract import DENOISERS, Denoiser, State, modulation_of
 from lorasynth.hypernet.modulation import ScaleAndShift
 from lorasynth.hypernet.time_embedding import TimeEmbedding

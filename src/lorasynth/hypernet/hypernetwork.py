@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lorasynth.config import from_dict, read_json, to_dict
-from lorasynth.errors import LayoutError
-from lorasynth.randomness import torch_stream
-from lorasynth.registry import Registry
-from lorasynth.weights import CONFIG_FILE, described, load_module, save_module
+from lorasynth.core.config import from_dict, read_json, to_dict
+from lorasynth.core.errors import LayoutError
+from lorasynth.core.randomness import torch_stream
+from lorasynth.core.registry import Registry
+from lorasynth.core.weights import CONFIG_FILE, described, load_module, save_module
 
 WEIGHTS_FILE = "hypernet.safetensors"
 
@@ -112,7 +112,12 @@ class Hypernetwork(nn.Module, ABC):
         save_module(folder, self, WEIGHTS_FILE, description, half=half)
 
 
-HYPERNETWORKS: Registry[type[Hypernetwork]] = Registry("hypernetwork", "lorasynth.hypernetworks")
+HYPERNETWORKS: Registry[type[Hypernetwork]] = Registry(
+    "hypernetwork",
+    "lorasynth.hypernetworks",
+    "lorasynth.hypernet.latent_diffusion",
+    "lorasynth.hypernet.regression",
+)
 
 
 def load_hypernet(folder: Path | str, device: torch.device | str = "cpu") -> Hypernetwork:

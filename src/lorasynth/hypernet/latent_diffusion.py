@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
-from lorasynth.config import from_dict
+from lorasynth.core.config import from_dict
 from lorasynth.diffusion import PARAMETERISATIONS, SCHEDULES, Solver, sample, solver_times
 from lorasynth.diffusion.contract import over
 from lorasynth.hypernet.contract import DENOISERS, Layer, State

@@ -7,13 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.codec import Codec
-from lorasynth.errors import LibraryError, LorasynthError
+from lorasynth.core.errors import LibraryError, LorasynthError
+from lorasynth.core.progress import progress
+from lorasynth.core.weights import fingerprint
 from lorasynth.hypernet.batches import TrainingSet
 from lorasynth.library import Library, LibraryView
 from lorasynth.library.blocks import row_blocks
 from lorasynth.library.columns import read_column, write_column
-from lorasynth.progress import progress
-from lorasynth.weights import fingerprint
 
 #: Folder of a library for the latents of its adapters, a file for each codec.
 LATENTS = "latents"

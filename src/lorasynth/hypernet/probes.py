@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lorasynth.core.randomness import torch_stream
 from lorasynth.hypernet.latent_diffusion import LatentDiffusion
-from lorasynth.randomness import torch_stream
 
 
 class CleanError:

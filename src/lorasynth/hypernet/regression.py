@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lorasynth.errors import ConfigError
+from lorasynth.core.errors import ConfigError
 from lorasynth.hypernet.hypernetwork import HYPERNETWORKS, Hypernetwork
 from lorasynth.hypernet.normaliser import Normaliser
 

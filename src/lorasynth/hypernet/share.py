@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from lorasynth.errors import ConfigError
+from lorasynth.core.errors import ConfigError
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

@@ -24,20 +24,20 @@ from accelerate.utils import broadcast_object_list
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lorasynth.checkpoint import read_state, write_state
-from lorasynth.config import to_dict
+from lorasynth.core.checkpoint import read_state, write_state
+from lorasynth.core.config import to_dict
+from lorasynth.core.errors import ConfigError
+from lorasynth.core.progress import progress
+from lorasynth.core.randomness import stream_seed, torch_stream
+from lorasynth.core.weights import fingerprint, optimiser_state, optimiser_tensors, with_prefix
 from lorasynth.diffusion.ema import AveragedWeights
-from lorasynth.errors import ConfigError
+from lorasynth.engine.trainer import Optimisation
 from lorasynth.hypernet.batches import Batch, TrainingSet, draw_batch
 from lorasynth.hypernet.contract import Objective, Prediction, Probe
 from lorasynth.hypernet.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from lorasynth.hypernet.regression import LatentRegression
 from lorasynth.hypernet.sharded import all_whole, placed_like, whole
 from lorasynth.hypernet.share import Share, share_dropout
-from lorasynth.progress import progress
-from lorasynth.randomness import stream_seed, torch_stream
-from lorasynth.training import Optimisation
-from lorasynth.weights import fingerprint, optimiser_state, optimiser_tensors, with_prefix
 
 #: Several processes agree on whether to write a checkpoint once in so many steps.
 _AGREE_EVERY = 10

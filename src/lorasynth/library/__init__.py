@@ -1,15 +1,5 @@
 """Libraries: many canonical adapters of one layout on disk, their statistics."""
 
-from lorasynth.library.dataset import LibraryDataset
-from lorasynth.library.statistics import Statistics, streaming_statistics
-from lorasynth.library.store import Library, LibraryInfo, LibraryReport, LibraryView
+import lazy_loader
 
-__all__ = [
-    "Library",
-    "LibraryDataset",
-    "LibraryInfo",
-    "LibraryReport",
-    "LibraryView",
-    "Statistics",
-    "streaming_statistics",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

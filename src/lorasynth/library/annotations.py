@@ -9,8 +9,8 @@ import pyarrow as pa
 from pyarrow import csv
 from pyarrow import parquet as pq
 
-from lorasynth.atomic import atomic_file
-from lorasynth.errors import LibraryError
+from lorasynth.core.atomic import atomic_file
+from lorasynth.core.errors import LibraryError
 
 FILE = "annotations.parquet"
 _ID = "id"

@@ -12,9 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lorasynth.atomic import atomic_file
-from lorasynth.errors import LibraryError
-from lorasynth.weights import require_small_header, save_with_header
+from lorasynth.core.atomic import atomic_file
+from lorasynth.core.errors import LibraryError
+from lorasynth.core.weights import require_small_header, save_with_header
 
 
 def write_column(path: Path, values: Tensor, ids: Sequence[str]) -> None:

@@ -19,10 +19,10 @@ import torch
 
 from lorasynth.adapter import Factor, Factors, Layout, Slot, pad_rank, stack
 from lorasynth.adapter.files import LoraFile, read
-from lorasynth.atomic import write_json
-from lorasynth.errors import FileFormatError, LayoutError, LibraryError, LorasynthError
+from lorasynth.core.atomic import write_json
+from lorasynth.core.errors import FileFormatError, LayoutError, LibraryError, LorasynthError
+from lorasynth.core.progress import progress
 from lorasynth.library.store import Library
-from lorasynth.progress import progress
 
 #: The list of what was skipped and why, in the library's folder.
 SKIPPED = "skipped.json"

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from lorasynth.adapter import choose_reference
-from lorasynth.atomic import atomic_directory
-from lorasynth.config import to_dict
+from lorasynth.core.atomic import atomic_directory
+from lorasynth.core.config import to_dict
 from lorasynth.library.annotations import FILE as FACTS
 from lorasynth.library.annotations import stored_facts
 from lorasynth.library.columns import hash_numbers

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.errors import LibraryError
+from lorasynth.core.errors import LibraryError
 
 #: Cosine of ArcFace embeddings above which two pictures are taken to show one person.  Pictures of
 #: two people hardly ever reach it (their cosines are about 0.05 ± 0.1).

@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lorasynth.adapter import Factor, Factors, Layout
-from lorasynth.atomic import atomic_directory, write_json
-from lorasynth.checksums import file_hash
-from lorasynth.config import read_json
-from lorasynth.errors import ConfigError, LibraryError
+from lorasynth.core.atomic import atomic_directory, write_json
+from lorasynth.core.checksums import file_hash
+from lorasynth.core.config import read_json
+from lorasynth.core.errors import ConfigError, LibraryError
+from lorasynth.core.weights import require_small_header
 from lorasynth.library.vectors import VectorFile, write_vectors
-from lorasynth.weights import require_small_header
 
 VECTORS = "vectors.npy"
 FACTORS = "factors.safetensors"

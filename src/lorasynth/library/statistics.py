@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
-from lorasynth.errors import LibraryError
+from lorasynth.core.errors import LibraryError
+from lorasynth.core.progress import progress
 from lorasynth.library.blocks import BlockSource, row_blocks
-from lorasynth.progress import progress
 
 #: Bytes of a block of vectors that is read at a time.
 _BLOCK_BYTES = 64 << 20

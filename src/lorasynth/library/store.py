@@ -39,15 +39,15 @@ from lorasynth.adapter import (
     map_factors,
     require_finite,
 )
-from lorasynth.atomic import atomic_file, make_parent, remove_leftovers, write_json
-from lorasynth.config import from_dict, read_json, to_dict
-from lorasynth.errors import ConfigError, LibraryError
+from lorasynth.core.atomic import atomic_file, make_parent, remove_leftovers, write_json
+from lorasynth.core.config import from_dict, read_json, to_dict
+from lorasynth.core.errors import ConfigError, LibraryError
+from lorasynth.core.progress import console, progress
+from lorasynth.core.weights import require_small_header
 from lorasynth.library.annotations import stored_facts, with_facts, write_facts
 from lorasynth.library.columns import hash_lines, hash_numbers, read_column, write_column
 from lorasynth.library.shard import Shard, write_shard
 from lorasynth.library.vectors import Stored
-from lorasynth.progress import console, progress
-from lorasynth.weights import require_small_header
 
 #: Version of the folder's form.
 VERSION = 1

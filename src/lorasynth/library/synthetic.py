@@ -22,9 +22,9 @@ from jaxtyping import Float, Float32, Float64
 from numpy.lib import format as npy
 from torch import Tensor
 
-from lorasynth.atomic import atomic_file
-from lorasynth.progress import progress
-from lorasynth.randomness import torch_stream
+from lorasynth.core.atomic import atomic_file
+from lorasynth.core.progress import progress
+from lorasynth.core.randomness import torch_stream
 
 #: Bytes of float64 that rows are made in at a time.
 _BLOCK_BYTES = 64 << 20

@@ -16,7 +16,7 @@ from jaxtyping import Float32
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lorasynth.errors import FileFormatError
+from lorasynth.core.errors import FileFormatError
 
 #: Bytes of a pickle, of a zip file's directory, and of a file that holds nothing large.
 _MAX_PICKLE, _MAX_DIRECTORY, _MAX_SMALL = 1 << 20, 4 << 20, 16 << 20

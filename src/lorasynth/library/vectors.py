@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32
 from numpy.lib import format as npy
 from torch import Tensor
 
-from lorasynth.errors import LibraryError
+from lorasynth.core.errors import LibraryError
 
 #: Types that vectors are stored in.
 Stored: TypeAlias = Literal["float32", "float16", "bfloat16"]

@@ -26,17 +26,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lorasynth.adapter import Factor, Factors, Layout, Slot, map_factors
-from lorasynth.atomic import write_json
-from lorasynth.config import read_json
-from lorasynth.errors import FileFormatError, LayoutError, LibraryError, quoted
+from lorasynth.core.atomic import write_json
+from lorasynth.core.config import read_json
+from lorasynth.core.errors import FileFormatError, LayoutError, LibraryError, quoted
+from lorasynth.core.places import HUB, folder_of, repository
+from lorasynth.core.progress import progress
+from lorasynth.core.splits import split_of
 from lorasynth.library.foreign import SKIPPED, ImportReport
 from lorasynth.library.groups import groups_by_likeness
 from lorasynth.library.store import Library
 from lorasynth.library.torch_files import SavedMatrix, load_small
 from lorasynth.library.vectors import Stored
-from lorasynth.places import HUB, folder_of, repository
-from lorasynth.progress import progress
-from lorasynth.splits import split_of
 
 WEIGHTS, DIMENSIONS, CONFIG = "all_weights.pt", "weight_dimensions.pt", "adapter_config.json"
 TABLES = ("identity_df.parquet", "identity_df.csv")

@@ -13,11 +13,11 @@ import pyarrow.csv as csv
 import torch
 
 from lorasynth.adapter import Layout
-from lorasynth.atomic import atomic_directory, write_json
+from lorasynth.core.atomic import atomic_directory, write_json
+from lorasynth.core.randomness import torch_stream
 from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
 from lorasynth.library.torch_files import SavedMatrix
 from lorasynth.library.w2w import ALPHA, CONFIG, DIMENSIONS, TABLES, WEIGHTS, published_layout
-from lorasynth.randomness import torch_stream
 
 #: Rows of the published file.
 PUBLISHED_ROWS = 64_974

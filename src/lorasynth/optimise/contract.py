@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lorasynth.adapter import Factors
-from lorasynth.collect.descent import Descent
+from lorasynth.engine.descent import Descent
 
 #: Rows of some coordinates -> stacked adapters; differentiable.
 Decode = Callable[[Float[Tensor, "n k"]], Factors]

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from lorasynth.base import BaseModel
-from lorasynth.collect.descent import Descent
-from lorasynth.collect.encoded import encode_subjects
-from lorasynth.collect.loop import denoising_losses, draws_of
-from lorasynth.pictures import Subject
+from lorasynth.engine.descent import Descent
+from lorasynth.engine.encoded import encode_subjects
+from lorasynth.engine.loop import denoising_losses, draws_of
+from lorasynth.images import Subject
 
 #: All weights of a denoiser, by name.
 Weights: TypeAlias = dict[str, Tensor]

@@ -11,8 +11,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lorasynth.adapter import Factors
-from lorasynth.collect.descent import Descent
-from lorasynth.errors import ConfigError
+from lorasynth.core.errors import ConfigError
+from lorasynth.engine.descent import Descent
 from lorasynth.optimise.contract import Coordinates, Decode, mean_square
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lorasynth.adapter import Factors, map_factors
 from lorasynth.base import BaseModel
-from lorasynth.collect.loop import OnStep, descend
+from lorasynth.engine.loop import OnStep, descend
+from lorasynth.images import Subject
 from lorasynth.optimise.contract import Coordinates
-from lorasynth.pictures import Subject
 
 
 class Personalised(NamedTuple):

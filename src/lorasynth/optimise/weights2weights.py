@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.codec import PCA, PCAConfig
-from lorasynth.collect.descent import Descent
+from lorasynth.engine.descent import Descent
 from lorasynth.optimise.inversion import InversionConfig
 
 #: The rate is one of coefficients; `in_latents` makes it one of a codec's latents.

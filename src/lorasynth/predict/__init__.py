@@ -1,6 +1,5 @@
 """Trained through the base model's own loss: a regression with its codec, and an IP-Adapter."""
 
-from lorasynth.predict.predictor import Predictor
-from lorasynth.predict.train import Predicting, PredictorTraining, train_predictor
+import lazy_loader
 
-__all__ = ["Predicting", "Predictor", "PredictorTraining", "train_predictor"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

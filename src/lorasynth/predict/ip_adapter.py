@@ -18,17 +18,17 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lorasynth.atomic import atomic_file
 from lorasynth.base import BaseModel
-from lorasynth.collect.loop import denoising_losses
 from lorasynth.condition import ConditionEncoder
-from lorasynth.config import to_dict
-from lorasynth.errors import BundleError, ConfigError
-from lorasynth.pictures import SubjectSource
+from lorasynth.core.atomic import atomic_file
+from lorasynth.core.config import to_dict
+from lorasynth.core.errors import BundleError, ConfigError
+from lorasynth.core.randomness import stream_seed, torch_stream
+from lorasynth.core.weights import save_with_header
+from lorasynth.engine.loop import denoising_losses
+from lorasynth.engine.trainer import Optimisation, Trainer
+from lorasynth.images import SubjectSource
 from lorasynth.predict.tasks import ENCODED, draw_task, encode_with_embeddings
-from lorasynth.randomness import stream_seed, torch_stream
-from lorasynth.training import Optimisation, Trainer
-from lorasynth.weights import save_with_header
 
 _CROSS = "attn2.processor"
 #: The projection's tensors in the layout of IP-Adapter files, and where they are here.

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from lorasynth.base import BaseModel, Texts
 from lorasynth.collect.collector import checked_ids
-from lorasynth.collect.draws import Draw
 from lorasynth.collect.embedding import as_many_of_each
-from lorasynth.collect.encoded import EncodedSubjects, encode_subjects
 from lorasynth.collect.failures import Failures
 from lorasynth.condition import ConditionEncoder, framed_subject, subject_conditions
-from lorasynth.errors import CollectionError, PictureError
-from lorasynth.pictures import Subject, SubjectSource
-from lorasynth.progress import console, progress
-from lorasynth.randomness import stream_seed
-from lorasynth.training import Optimisation
-from lorasynth.weights import kept_tensors
+from lorasynth.core.errors import CollectionError, PictureError
+from lorasynth.core.progress import console, progress
+from lorasynth.core.randomness import stream_seed
+from lorasynth.core.weights import kept_tensors
+from lorasynth.engine.draws import Draw
+from lorasynth.engine.encoded import EncodedSubjects, encode_subjects
+from lorasynth.engine.trainer import Optimisation
+from lorasynth.images import Subject, SubjectSource
 
 #: Folder beside a checkpoint for what is encoded, which all that is trained there share.
 ENCODED = "encoded"

@@ -16,17 +16,17 @@ from lorasynth.adapter import Layout
 from lorasynth.base import BaseModel, StackedAdapters
 from lorasynth.codec import PCA
 from lorasynth.collect import Recipe
-from lorasynth.collect.fleet import start_factors
-from lorasynth.collect.loop import denoising_losses
 from lorasynth.condition import ConditionEncoder
-from lorasynth.config import to_dict
-from lorasynth.errors import ConfigError
+from lorasynth.core.config import to_dict
+from lorasynth.core.errors import ConfigError
+from lorasynth.core.randomness import stream_seed
+from lorasynth.engine.fleet import start_factors
+from lorasynth.engine.loop import denoising_losses
+from lorasynth.engine.trainer import Optimisation, Trainer
 from lorasynth.hypernet import LatentRegression, LatentRegressionConfig
-from lorasynth.pictures import SubjectSource
+from lorasynth.images import SubjectSource
 from lorasynth.predict.predictor import Predictor
 from lorasynth.predict.tasks import ENCODED, draw_task, encode_with_embeddings
-from lorasynth.randomness import stream_seed
-from lorasynth.training import Optimisation, Trainer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from lorasynth.adapter.families.sd3 import SD3
 from lorasynth.adapter.families.stable_diffusion import OTHER_UNET, SD1, SD2, SDXL
 from lorasynth.adapter.families.wan import WAN
 from lorasynth.adapter.layout import Layout
-from lorasynth.errors import ConfigError
+from lorasynth.core.errors import ConfigError
 
 __all__ = [
     "FAMILIES",

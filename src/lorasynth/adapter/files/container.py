@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lorasynth.errors import FileFormatError
+from lorasynth.core.errors import FileFormatError
 
 #: File names that folders of the known formats hold.
 WEIGHT_NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")

@@ -14,7 +14,7 @@ from lorasynth.adapter.files.container import Content, refuse_pickle
 from lorasynth.adapter.files.keys import Key
 from lorasynth.adapter.files.reader import LoraFile, Pair, assemble
 from lorasynth.adapter.lowrank import of_matrix, relative_error
-from lorasynth.errors import FileFormatError
+from lorasynth.core.errors import FileFormatError
 
 #: What published checkpoints in one file put before the denoiser's names.
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")

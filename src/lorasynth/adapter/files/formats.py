@@ -26,9 +26,9 @@ from lorasynth.adapter.files.peft_config import lora_config
 from lorasynth.adapter.layout import Kernel
 from lorasynth.adapter.names import Layer
 from lorasynth.adapter.programs import COMFYUI, DIFFUSERS, Spelling, unread
-from lorasynth.atomic import atomic_directory, write_bytes
-from lorasynth.errors import FileFormatError
-from lorasynth.registry import Registry
+from lorasynth.core.atomic import atomic_directory, write_bytes
+from lorasynth.core.errors import FileFormatError
+from lorasynth.core.registry import Registry
 
 _PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _USUAL_NAME = "pytorch_lora_weights.safetensors"

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasynth.errors import FileFormatError
+from lorasynth.core.errors import FileFormatError
 
 #: What keys begin with -> (format, part of the pipeline), names with dots.  Longer ones come first.
 _DOTTED = {

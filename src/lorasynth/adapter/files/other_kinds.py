@@ -29,7 +29,7 @@ from lorasynth.adapter.files.reader import (
 )
 from lorasynth.adapter.layout import Kernel
 from lorasynth.adapter.lowrank import Nearest, of_kronecker, of_matrix, relative_error, truncated
-from lorasynth.errors import FileFormatError
+from lorasynth.core.errors import FileFormatError
 
 #: What is added to the weights; the others are refused by their names.
 ADDITIVE = ("LoHa", "LoKr", "a LoRA with a Tucker core", "a difference of whole weights")

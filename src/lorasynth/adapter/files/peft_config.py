@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasynth.adapter.factors import Factors
-from lorasynth.errors import FileFormatError
+from lorasynth.core.errors import FileFormatError
 
 _TEXT_MODEL = "text_model."
 

@@ -21,7 +21,7 @@ from lorasynth.adapter.files.peft_config import AlphaOf, alpha_from, parse_confi
 from lorasynth.adapter.files.resolve import Resolved, resolve
 from lorasynth.adapter.layout import Kernel
 from lorasynth.adapter.programs import Spelling
-from lorasynth.errors import FileFormatError, LayoutError
+from lorasynth.core.errors import FileFormatError, LayoutError
 
 _PEFT_WEIGHTS = "adapter_model.safetensors"
 _PEFT_CONFIG = "adapter_config.json"

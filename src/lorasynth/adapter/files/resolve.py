@@ -11,7 +11,7 @@ from lorasynth.adapter.files.header import MODULES_KEY
 from lorasynth.adapter.files.keys import Key
 from lorasynth.adapter.layout import Kernel
 from lorasynth.adapter.names import Layer
-from lorasynth.errors import FileFormatError
+from lorasynth.core.errors import FileFormatError
 
 #: Prefixes under which names are those of diffusers' own model, whatever that is.
 _AS_THEY_ARE = ("unet.", "transformer.", "base_model.model.")

@@ -23,8 +23,8 @@ from lorasynth.adapter.files.container import beginning, laid_out
 from lorasynth.adapter.files.formats import LoraFormat
 from lorasynth.adapter.files.header import described
 from lorasynth.adapter.layout import Layout
-from lorasynth.atomic import write_bytes
-from lorasynth.errors import LayoutError
+from lorasynth.core.atomic import write_bytes
+from lorasynth.core.errors import LayoutError
 
 #: Base of the digits that numbers are told apart by; as the bits of a half, each is a finite one.
 _BASE = 30_000

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
-from lorasynth.registry import Registry
+from lorasynth.core.registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +102,17 @@ class FaceConfig:
 
 #: How to make each kind of detector, from what follows its name and a colon, for a device.
 DETECTORS: Registry[Callable[[str, torch.device], FaceDetector]] = Registry(
-    "face detector", "lorasynth.face_detectors"
+    "face detector",
+    "lorasynth.face_detectors",
+    "lorasynth.condition.faces.dlib",
+    "lorasynth.condition.faces.insightface",
 )
 #: How to make each kind of network, from what follows its name and a colon, the config that names
 #: it, and the folder that a relative path starts from, for a device.
 NETWORKS: Registry[Callable[[str, FaceConfig, Path, torch.device], FaceNetwork]] = Registry(
-    "face network", "lorasynth.face_networks"
+    "face network",
+    "lorasynth.face_networks",
+    "lorasynth.condition.faces.dlib",
+    "lorasynth.condition.faces.insightface",
+    "lorasynth.condition.faces.onnx",
 )

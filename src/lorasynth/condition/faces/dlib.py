@@ -13,7 +13,7 @@ from torch import Tensor
 from lorasynth.condition.faces.alignment import DLIB
 from lorasynth.condition.faces.contract import DETECTORS, NETWORKS, Face, FaceConfig
 from lorasynth.condition.packages import need
-from lorasynth.config import read_json
+from lorasynth.core.config import read_json
 
 _EXTRA = "face"
 #: Of the 68 landmarks (those of iBUG 300-W): six for each eye, the nose's tip, the mouth's corners.

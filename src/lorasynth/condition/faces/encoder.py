@@ -12,17 +12,17 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
-from lorasynth import config as configs
-from lorasynth.atomic import atomic_directory, write_json
 from lorasynth.condition.contract import ENCODERS, ConditionEncoder, Seen, saved_config
 from lorasynth.condition.faces.alignment import align
 from lorasynth.condition.faces.contract import DETECTORS, NETWORKS, Face, FaceConfig
 from lorasynth.condition.faces.views import find_faces
-from lorasynth.errors import BundleError, PictureError
-from lorasynth.pictures.contract import Photos
-from lorasynth.pictures.files import to_image
-from lorasynth.pictures.framing import Box, framed
-from lorasynth.weights import CONFIG_FILE
+from lorasynth.core import config as configs
+from lorasynth.core.atomic import atomic_directory, write_json
+from lorasynth.core.errors import BundleError, PictureError
+from lorasynth.core.weights import CONFIG_FILE
+from lorasynth.images.contract import Photos
+from lorasynth.images.files import to_image
+from lorasynth.images.framing import Box, framed
 
 #: Squares that a network sees at once.
 BATCH = 64

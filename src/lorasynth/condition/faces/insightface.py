@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from lorasynth.condition.faces.contract import DETECTORS, NETWORKS, Face, FaceConfig
 from lorasynth.condition.faces.onnx import OnnxNetwork, providers
 from lorasynth.condition.packages import need
-from lorasynth.errors import BundleError, ConfigError
+from lorasynth.core.errors import BundleError, ConfigError
 
 LICENCE = "non-commercial research only (InsightFace)"
 #: The side of the square that a picture is fitted into for detection: the packs' own for usual

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from lorasynth.checksums import file_hash
 from lorasynth.condition.faces.alignment import ARCFACE
 from lorasynth.condition.faces.contract import NETWORKS, FaceConfig
 from lorasynth.condition.packages import need
-from lorasynth.errors import BundleError, ConfigError
+from lorasynth.core.checksums import file_hash
+from lorasynth.core.errors import BundleError, ConfigError
 
 _EXTRA = "face"
 #: The file's name in an encoder's folder.

@@ -1,12 +1,5 @@
 """How a condition enters a denoiser's layers: `AdaNorm`, and the paper's AdaLoRA layer."""
 
-from lorasynth.hypernet.modulation.ada_norm import AdaNorm, AdaNormConfig, ScaleAndShift
-from lorasynth.hypernet.modulation.low_rank import LowRankModulation, LowRankModulationConfig
+import lazy_loader
 
-__all__ = [
-    "AdaNorm",
-    "AdaNormConfig",
-    "LowRankModulation",
-    "LowRankModulationConfig",
-    "ScaleAndShift",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

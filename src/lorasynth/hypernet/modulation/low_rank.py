@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lorasynth.errors import ConfigError
+from lorasynth.core.errors import ConfigError
 from lorasynth.hypernet.contract import MODULATIONS, Layer, Modulation, State
 from lorasynth.hypernet.modulation.ada_norm import ScaleAndShift
 

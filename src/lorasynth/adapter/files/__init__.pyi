@@ -1,0 +1,10 @@
+from .container import is_lora as is_lora
+from .formats import FORMATS as FORMATS
+from .formats import PROGRAMS as PROGRAMS
+from .formats import LoraFormat as LoraFormat
+from .formats import format_for as format_for
+from .formats import get_format as get_format
+from .formats import universal as universal
+from .reader import LoraFile as LoraFile
+from .reader import read as read
+from .stencil import write_many as write_many

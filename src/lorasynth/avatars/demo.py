@@ -1,0 +1,187 @@
+"""The demo: everything at once, for subjects never trained on, as one page and one picture."""
+
+import base64
+import html
+import io
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from lorasynth.adapter import Factors, scaled
+from lorasynth.avatars.bundle import Bundle
+from lorasynth.core.atomic import write_text
+from lorasynth.evaluation.trial import Trial, TrialConfig
+from lorasynth.images import to_image
+from lorasynth.studies.figures import save_figure
+from lorasynth.studies.methods import methods
+from lorasynth.synthesizer import Stages
+
+#: Columns of the page: method, and what it is called.
+COLUMNS = {
+    "trained": "trained adapter",
+    "diffusion": "synthesised adapter",
+    "nearest": "nearest library adapter",
+    "base": "base model",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """What the page shows.
+
+    Attributes:
+        conditions: the one picture of each subject that was given.
+        pictures: method -> the pictures made for each subject.
+        likeness: method -> likeness to other, real pictures of each subject.
+        seconds: what was timed -> seconds.
+        prompts: of the pictures of each subject.
+    """
+
+    conditions: UInt8[Tensor, "n h w 3"]
+    pictures: Mapping[str, UInt8[Tensor, "n k h w 3"]]
+    likeness: Mapping[str, Float[Tensor, " n"]]
+    seconds: Mapping[str, float]
+    prompts: list[list[str]]
+
+
+def run_demo(bundle: Bundle, config: TrialConfig, out: Path) -> Demo:
+    """Train, synthesise, look up and compare; writes the synthesised files into `out/loras`."""
+    run = Trial(bundle.instruments, config)
+    shape = (config.subjects, config.pictures)
+    conditions = run.condition_pictures()
+    seconds = _synthesise_files(bundle, conditions, out / "loras")
+    table = methods(bundle.synthesizer, bundle.pretrained, bundle.library, config.seed)
+    synthesised, nearest = (
+        table[name](run.conditions, run.subjects.ids) for name in ("diffusion", "nearest")
+    )
+    adapters: dict[str, Factors | None] = {
+        "diffusion": scaled(synthesised, bundle.synthesizer.strength),
+        "nearest": nearest,
+    }
+    start = time.perf_counter()
+    adapters["trained"] = run.trained(bundle.recipe, bundle.pretrained, out / "cache")
+    seconds["training, per adapter"] = (time.perf_counter() - start) / config.subjects
+    adapters["base"] = None
+    pictures, likeness = {}, {}
+    for name in COLUMNS:
+        made = run.pictures(adapters[name])
+        pictures[name] = made.unflatten(0, shape)
+        likeness[name] = run.measure(made).likeness
+    prompts = run.prompts()
+    k = config.pictures
+    return Demo(
+        conditions=conditions,
+        pictures=pictures,
+        likeness=likeness,
+        seconds=seconds,
+        prompts=[prompts[i * k : (i + 1) * k] for i in range(config.subjects)],
+    )
+
+
+def _synthesise_files(
+    bundle: Bundle, conditions: UInt8[Tensor, "n h w 3"], folder: Path
+) -> dict[str, float]:
+    """One file per subject, as `lorasynth synth` makes it; the mean seconds of each stage."""
+    stages = Stages()
+    for number, picture in enumerate(conditions, start=1):
+        adapter = bundle.synthesizer(picture, stages=stages)
+        with stages.stage("write"):
+            adapter.save(folder / f"subject-{number}.safetensors")
+    each = {f"synthesis: {k}": v / len(conditions) for k, v in stages.seconds.items()}
+    total = sum(stages.seconds.values()) / len(conditions)
+    return {"synthesis, per adapter": total, **each}
+
+
+def draw_sheet(demo: Demo, path: Path, shown: int = 3) -> None:
+    """Write all pictures as one PNG with the likeness under each group."""
+    subjects = len(demo.conditions)
+    with mpl.rc_context({"font.size": 8}):
+        figure = Figure(figsize=(1.4 + 2.6 * len(COLUMNS), 1.15 * subjects), dpi=150)
+        ratios = [1.2] + [shown] * len(COLUMNS)
+        grid = figure.subplots(subjects, 1 + len(COLUMNS), width_ratios=ratios, squeeze=False)
+        for row, axes in enumerate(grid):
+            axes[0].imshow(demo.conditions[row].numpy())
+            for axis, name in zip(axes[1:], COLUMNS, strict=True):
+                axis.imshow(np.concatenate(list(demo.pictures[name][row, :shown].numpy()), axis=1))
+                axis.set_xlabel(f"likeness {demo.likeness[name][row]:.2f}", labelpad=2)
+            for axis in axes:
+                axis.set_xticks([])
+                axis.set_yticks([])
+        for axis, title in zip(grid[0], ("the one picture", *COLUMNS.values()), strict=True):
+            axis.set_title(title)
+        figure.tight_layout(pad=0.6)
+        save_figure(figure, path)
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>lorasynth: one picture in, a LoRA out</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem;
+       color: #222; background: #fff }}
+table {{ border-collapse: collapse }} th, td {{ padding: .4rem .6rem; vertical-align: top;
+       text-align: left }} tr + tr td {{ border-top: 1px solid #ddd }}
+img {{ width: 72px; height: 72px; image-rendering: auto; margin: 0 2px 2px 0 }}
+.number {{ font-variant-numeric: tabular-nums; white-space: nowrap }}
+@media (prefers-color-scheme: dark) {{ body {{ color: #ddd; background: #181818 }}
+  tr + tr td {{ border-color: #444 }} }}
+</style>
+<h1>One picture in, a LoRA out</h1>
+<p>{subjects} avatars that no part of the system has seen, nor their combinations of hair, facial
+hair and glasses. All methods make the same prompts from the same noise; hover over a picture to
+read its prompt. Likeness is the mean cosine between embeddings of the pictures and of other, real
+pictures of the subject. The trained adapter learned from ten pictures, the synthesised one saw only
+the first column.</p>
+<table><tr><th>the one picture</th>{heads}</tr>
+{rows}</table>
+<h2>Time</h2>
+<table>{times}</table>
+<p>The synthesised files are in <code>loras/</code>. Likenesses of people need their consent.</p>
+</html>
+"""
+
+
+def write_page(demo: Demo, path: Path) -> None:
+    """Write the page; its pictures are inside it."""
+    rows = []
+    for row, condition in enumerate(demo.conditions):
+        cells = [f"<td>{_image(condition, 'the condition')}</td>"]
+        for name in COLUMNS:
+            made = zip(demo.pictures[name][row], demo.prompts[row], strict=True)
+            images = "".join(_image(picture, prompt) for picture, prompt in made)
+            value = demo.likeness[name][row]
+            cells.append(f'<td>{images}<br><span class="number">likeness {value:.2f}</span></td>')
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    times = [
+        f'<tr><td>{html.escape(what)}</td><td class="number">{_duration(seconds)}</td></tr>'
+        for what, seconds in demo.seconds.items()
+    ]
+    heads = "".join(
+        f"<th>{title}<br>mean likeness {demo.likeness[name].mean():.2f}</th>"
+        for name, title in COLUMNS.items()
+    )
+    text = _PAGE.format(
+        subjects=len(demo.conditions), heads=heads, rows="\n".join(rows), times="\n".join(times)
+    )
+    write_text(path, text)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _image(picture: UInt8[Tensor, "h w 3"], text: str) -> str:
+    data = io.BytesIO()
+    to_image(picture).resize((144, 144), Image.Resampling.LANCZOS).save(data, "png")
+    said = html.escape(text, quote=True)
+    encoded = base64.b64encode(data.getvalue()).decode()
+    return f'<img src="data:image/png;base64,{encoded}" alt="{said}" title="{said}">'

@@ -1,0 +1,135 @@
+"""How good the embedded parts are: the judge, the encoders, and the base model's caption following.
+
+All subjects are of the test split, whose combinations of attributes no part has seen in training.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from lorasynth.avatars.attributes import shares_found
+from lorasynth.avatars.drawing import (
+    AvatarSubjects,
+    Identity,
+    Scene,
+    draw,
+    sample_identity,
+    sample_scene,
+    with_colours_of,
+)
+from lorasynth.avatars.following import Following, follow_captions
+from lorasynth.avatars.judge import AttributeJudge
+from lorasynth.avatars.pool import labels_of
+from lorasynth.base import BaseModel, SamplingConfig
+from lorasynth.condition import ConditionEncoder
+from lorasynth.core.config import to_dict
+from lorasynth.core.randomness import numpy_stream
+from lorasynth.evaluation.identification import Identification, identification
+
+#: Subjects who share all their colours come in groups of this many.
+SAME_COLOUR_GROUP = 100
+
+
+def _draws(count: int, seed: int, size: int) -> tuple[UInt8[Tensor, "n h w 3"], list[list[int]]]:
+    pictures, labels = [], []
+    for i in range(count):
+        rng = numpy_stream(seed, "parts", i)
+        identity, scene = sample_identity(rng, "test"), sample_scene(rng)
+        pictures.append(draw(identity, scene, size))
+        labels.append(labels_of(identity, scene))
+    return torch.from_numpy(np.stack(pictures)), labels
+
+
+def judge_accuracy(judge: AttributeJudge, count: int, seed: int) -> dict[str, float]:
+    """Per attribute: how often the judge is right about really drawn pictures."""
+    pictures, labels = _draws(count, seed, judge.config.picture_size)
+    return shares_found(judge.labels(pictures), torch.tensor(labels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderReport:
+    """What an encoder knows of unseen subjects; `same_colours` shares all colours in groups."""
+
+    unseen: Identification
+    same_colours: Identification
+
+
+def encoder_report(encoder: ConditionEncoder, count: int, seed: int) -> EncoderReport:
+    """Identify unseen subjects by a second picture, among all, and among equals in colour."""
+    subjects = AvatarSubjects(split="test", count=count, pictures=2, seed=seed, series="encoder")
+    identities = [subjects.identity(i) for i in subjects.ids]
+    scenes = [subjects.scenes(i) for i in subjects.ids]
+    unseen = _identify(encoder, identities, scenes)
+    groups = []
+    size = min(SAME_COLOUR_GROUP, count)
+    for start in range(0, count - size + 1, size):
+        rows = slice(start, start + size)
+        model = identities[start]
+        alike = [with_colours_of(identity, model) for identity in identities[rows]]
+        groups.append(_identify(encoder, alike, scenes[rows]))
+    return EncoderReport(unseen=unseen, same_colours=_average(groups))
+
+
+def _identify(
+    encoder: ConditionEncoder, identities: list[Identity], scenes: list[list[Scene]]
+) -> Identification:
+    size = encoder.picture_size
+    first, second = (
+        encoder.embed(
+            torch.from_numpy(
+                np.stack([draw(i, s[k], size) for i, s in zip(identities, scenes, strict=True)])
+            )
+        )
+        for k in (0, 1)
+    )
+    return identification(first, second)
+
+
+def _average(groups: list[Identification]) -> Identification:
+    n = sum(group.n for group in groups)
+    means = {
+        name: sum(getattr(group, name) * group.n for group in groups) / n
+        for name in ("rank1", "same", "different")
+    }
+    return Identification(**means, n=n)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartsConfig:
+    """How much is measured.
+
+    Attributes:
+        drawn: pictures that the judge is judged on.
+        samples: pictures that the base model makes.
+        subjects: that the encoders must tell apart.
+        seed: of subjects, scenes and noise.
+        sampling: how the base model makes pictures.
+    """
+
+    drawn: int = 1000
+    samples: int = 200
+    subjects: int = 500
+    seed: int = 0
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+def parts_report(
+    base: BaseModel,
+    encoders: list[ConditionEncoder],
+    judge: AttributeJudge,
+    config: PartsConfig,
+) -> dict[str, Any]:
+    """All of the above as one JSON object."""
+    seed = config.seed
+    asked = Following(count=config.samples, split="test", seed=seed, sampling=config.sampling)
+    followed, _ = follow_captions(base, judge, asked)
+    return {
+        "config": to_dict(config),
+        "judge_on_drawn_pictures": judge_accuracy(judge, config.drawn, seed),
+        "captions_followed": followed,
+        "encoders": {e.name: asdict(encoder_report(e, config.subjects, seed)) for e in encoders},
+    }

@@ -1,0 +1,99 @@
+"""One progress display for all long work: what, how far, time left, and the last figures.
+
+On a terminal it is a bar; in a log it is a line every 20 seconds.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Protocol, runtime_checkable
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from lorasynth.core.errors import escaped
+
+#: Progress and messages go to standard error, so that standard output stays parseable.
+console = Console(stderr=True)
+
+_LOG_SECONDS = 20
+
+
+def note(line: str) -> None:
+    """Say something on the way, as one line."""
+    console.print(escaped(line), markup=False, highlight=False, soft_wrap=True)
+
+
+@runtime_checkable
+class Advance(Protocol):
+    """Callback that reports `steps` done and, optionally, a short text such as the loss."""
+
+    def __call__(self, steps: int = 1, note: str = "") -> None: ...  # noqa: D102
+
+
+@contextmanager
+def progress(title: str, total: int, done: int = 0, *, shown: bool = True) -> Iterator[Advance]:
+    """Show the progress of `total` steps of which `done` were finished by an earlier run.
+
+    Of several processes that do one work, one has it `shown`.
+    """
+    if not shown:
+        yield _silent
+    elif console.is_terminal:
+        with _bar(title, total, done) as advance:
+            yield advance
+    else:
+        yield _log(title, total, done)
+
+
+def _silent(steps: int = 1, note: str = "") -> None:
+    """Show nothing."""
+
+
+@contextmanager
+def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=total, completed=done, note="")
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            bar.advance(task, steps)
+            if note:
+                bar.update(task, note=note)
+
+        yield advance
+
+
+def _log(title: str, total: int, done: int) -> Advance:
+    begun = spoken = time.monotonic()
+    first, last_note = done, ""
+
+    def advance(steps: int = 1, note: str = "") -> None:
+        nonlocal done, spoken, last_note
+        done, last_note = done + steps, note or last_note
+        now = time.monotonic()
+        if now - spoken < _LOG_SECONDS and done < total:
+            return
+        spoken = now
+        elapsed = now - begun
+        left = timedelta(seconds=round(elapsed / max(done - first, 1) * (total - done)))
+        took = timedelta(seconds=round(elapsed))
+        line = f"{title}: {done}/{total}, {took} passed, {left} left {last_note}"
+        console.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
+
+    return advance

@@ -1,0 +1,70 @@
+"""PNG files of synthetic pictures, which say that they are synthetic."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from lorasynth import __version__
+from lorasynth.core.atomic import write_bytes
+from lorasynth.images.files import to_image
+
+#: What every file says of itself; the last is the IPTC's term for pictures made by a trained model.
+SYNTHETIC = {
+    "Software": f"lorasynth {__version__}",
+    "Comment": "A synthetic picture, made by a generative model.",
+    "DigitalSourceType": "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia",
+}
+
+#: Height of the letters of names beside a sheet, and what is left white at their sides, in pixels.
+_LETTERS, _SPACE = 12, 4
+
+
+def write_synthetic(
+    path: Path, picture: UInt8[Tensor, "h w 3"], facts: Mapping[str, str] | None = None
+) -> None:
+    """Write a picture atomically, with `facts` beside `SYNTHETIC` in its text metadata.
+
+    Raises:
+        LorasynthError: the file cannot be written.
+    """
+    text = PngInfo()
+    for name, value in (SYNTHETIC | dict(facts or {})).items():
+        text.add_itxt(name, value)
+    data = io.BytesIO()
+    to_image(picture).save(data, "PNG", pnginfo=text)
+    write_bytes(path, data.getvalue())
+
+
+def contact_sheet(
+    pictures: UInt8[Tensor, "b h w 3"], columns: int, gap: int = 2, names: Sequence[str] = ()
+) -> UInt8[Tensor, "height width 3"]:
+    """Pictures side by side in rows of `columns`, on white; names stand at the left of the rows."""
+    b, h, w, _ = pictures.shape
+    rows = -(-b // columns)
+    sheet = pictures.new_full((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), 255)
+    for index, picture in enumerate(pictures):
+        top, left = index // columns * (h + gap), index % columns * (w + gap)
+        sheet[top : top + h, left : left + w] = picture
+    return _beside(sheet, names, h + gap) if names else sheet
+
+
+def _beside(
+    sheet: UInt8[Tensor, "height width 3"], names: Sequence[str], apart: int
+) -> UInt8[Tensor, "height wider 3"]:
+    """The sheet with names at its left, of rows that begin so many pixels apart."""
+    font, height = ImageFont.load_default(_LETTERS), sheet.shape[0]
+    margin = max(math.ceil(font.getlength(name)) for name in names) + 2 * _SPACE
+    image = Image.new("RGB", (margin, height), "white")
+    draw = ImageDraw.Draw(image)
+    for row, name in enumerate(names):
+        middle = row * apart + apart // 2
+        draw.text((_SPACE, middle), name, fill="black", font=font, anchor="lm")
+    return torch.cat([torch.from_numpy(np.array(image)), sheet], dim=1)

@@ -1,0 +1,219 @@
+"""Subjects in tar files, named as webdataset does: `<subject>.<n>.jpg`, its caption `.txt`.
+
+The files are never unpacked: their headers say where each picture begins, and it is read there.
+The headers are walked here, since tarfile reads what they state whatever its size.
+"""
+
+import io
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from lorasynth.core.errors import PictureError
+from lorasynth.images.contract import Subject
+from lorasynth.images.files import MAX_BYTES, decode_photo
+from lorasynth.images.folders import (
+    CAPTION_SUFFIXES,
+    DEFAULT_CAPTION,
+    MAX_CAPTION_BYTES,
+    Tally,
+    caption_text,
+    without_surrogates,
+)
+
+_BLOCK = tarfile.BLOCKSIZE
+#: Bytes of a name that has a header of its own; more is refused.
+_LONGEST_NAME = 16 << 10
+
+
+class _Member(NamedTuple):
+    """Where one file of a tar lies."""
+
+    tar: Path
+    name: str
+    start: int
+    size: int
+
+    def read(self) -> bytes:
+        with self.tar.open("rb") as file:
+            file.seek(self.start)
+            return file.read(self.size)
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.tar}"
+
+
+class _Files(NamedTuple):
+    """A subject's files by their names in tars, and its captions by number."""
+
+    pictures: dict[str, _Member]
+    captions: dict[str, _Member]
+
+
+@dataclass(frozen=True)
+class TarSubjects:
+    """A source that reads the pictures in one tar file, or in all `*.tar` of a folder.
+
+    A subject's pictures come in the order of their names, and may be spread over several tars.  A
+    picture without a caption has `default_caption`.
+    """
+
+    root: Path
+    default_caption: str = DEFAULT_CAPTION
+
+    @cached_property
+    def _subjects(self) -> dict[str, _Files]:
+        tars = sorted(self.root.glob("*.tar")) if self.root.is_dir() else [self.root]
+        found, tally = dict[str, _Files](), Tally()
+        for member in (member for tar in tars for member in _members(tar)):
+            self._sort(member, found, tally)
+        shown = sorted(name for name, one in found.items() if one.pictures)
+        subjects = {name: found[name] for name in without_surrogates(shown, tally)}
+        tally.subjects = len(subjects)
+        tally.pictures = sum(len(one.pictures) for one in subjects.values())
+        tally.captions = sum(
+            _number(name) in one.captions for one in subjects.values() for name in one.pictures
+        )
+        tally.say(self.root)
+        return subjects
+
+    @staticmethod
+    def _sort(member: _Member, found: dict[str, _Files], tally: Tally) -> None:
+        """Put a file where it belongs."""
+        stem, _, suffix = member.name.rpartition(".")
+        subject, _, number = stem.rpartition(".")
+        if not subject:
+            tally.pass_over("files not named <subject>.<number>", member.name)
+        elif tally.sort(member.name):
+            files = found.setdefault(subject, _Files({}, {}))
+            other = files.pictures.get(member.name)
+            if other is not None and other.tar != member.tar:
+                raise PictureError(
+                    f"a picture must be in one tar, but {member.name} is in {other.tar} and in "
+                    f"{member.tar}: rename one"
+                )
+            files.pictures[member.name] = member
+        elif f".{suffix.lower()}" in CAPTION_SUFFIXES:
+            found.setdefault(subject, _Files({}, {})).captions[number] = member
+
+    @property
+    def ids(self) -> list[str]:
+        """The subjects that have at least one picture, sorted.
+
+        Raises:
+            PictureError: a file is no tar, is compressed, or ends too soon.
+        """
+        return list(self._subjects)
+
+    def load(self, subject_id: str) -> Subject:
+        """Read a subject's pictures and captions.
+
+        Raises:
+            PictureError: there is no such subject, or a picture or caption cannot be read.
+        """
+        if subject_id not in self._subjects:
+            raise PictureError(
+                f"a subject must have files <subject>.<number>.jpg in {self.root}, but "
+                f"{subject_id!r} has none: check the name"
+            )
+        files = self._subjects[subject_id]
+        pictures = [files.pictures[name] for name in sorted(files.pictures)]
+        return Subject(
+            id=subject_id,
+            photos=[self._picture(one) for one in pictures],
+            captions=[self._caption(files.captions.get(_number(one.name))) for one in pictures],
+        )
+
+    def _picture(self, member: _Member) -> UInt8[Tensor, "h w 3"]:
+        if member.size > MAX_BYTES:
+            raise PictureError(
+                f"a picture's file may have {MAX_BYTES >> 20} MB, but {member} has "
+                f"{member.size >> 20}: save it as JPEG or PNG"
+            )
+        return decode_photo(io.BytesIO(member.read()), str(member))
+
+    def _caption(self, member: _Member | None) -> str:
+        if member is None:
+            return self.default_caption
+        small = member.size <= MAX_CAPTION_BYTES
+        return caption_text(member.read() if small else member.size, str(member))
+
+
+def _number(name: str) -> str:
+    return name.rpartition(".")[0].rpartition(".")[2]
+
+
+def _members(path: Path) -> Iterator[_Member]:
+    """The plain files of a tar, in its order.
+
+    Raises:
+        PictureError: it is no tar, or is cut.
+    """
+    try:
+        if not path.is_file():
+            raise tarfile.ReadError("it is no file")
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            yield from _walk(file, path, size)
+    except (OSError, ValueError, tarfile.TarError) as error:
+        raise PictureError(
+            f"subjects may be in tar files, whole and not compressed, but {path} is not one "
+            f"({error}): unpack or make it again"
+        ) from error
+
+
+def _walk(file: BinaryIO, path: Path, size: int) -> Iterator[_Member]:
+    place, name, sparse = 0, None, False
+    while block := file.read(_BLOCK):
+        if block == bytes(_BLOCK):
+            if file.read(_BLOCK) != bytes(_BLOCK):
+                raise tarfile.ReadError("it ends without its two empty blocks")
+            return
+        entry = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        start = place + _BLOCK
+        if not 0 <= entry.size <= size - start:
+            raise tarfile.ReadError(f"it is cut, or its header at byte {place} is damaged")
+        more = entry.type == tarfile.GNUTYPE_SPARSE and block[482]
+        while more:  # the rest of a list of holes
+            more, start = file.read(_BLOCK)[504:505] == b"\1", start + _BLOCK
+        place = start + -(-entry.size // _BLOCK) * _BLOCK
+        if entry.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
+            if entry.size > _LONGEST_NAME:
+                raise tarfile.ReadError(f"its header at byte {start - _BLOCK} is too long")
+            stated, sparse = _long_name(entry.type, file.read(entry.size))
+            name = stated or name
+        elif entry.type not in (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE):
+            if entry.isreg() and entry.type != tarfile.GNUTYPE_SPARSE and not sparse:
+                yield _Member(path, (name or entry.name).removeprefix("./"), start, entry.size)
+            name, sparse = None, False
+        file.seek(place)
+    raise tarfile.ReadError("it ends without its two empty blocks")
+
+
+def _long_name(kind: bytes, data: bytes) -> tuple[str | None, bool]:
+    """The name that a header states for the next file, and whether that has holes.
+
+    Raises:
+        ValueError: it is damaged, or states what is not read here.
+    """
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        return data.split(b"\0")[0].decode("utf-8", "surrogateescape"), False
+    name, sparse = None, False
+    while data.strip(b"\0"):
+        length = int(data.split(b" ", 1)[0][:9])
+        key, equals, value = data[:length].partition(b" ")[2].partition(b"=")
+        if not equals or not 0 < length <= len(data) or not value.endswith(b"\n"):
+            raise ValueError("one of its extended headers is damaged")
+        if key == b"path":
+            name = value[:-1].decode("utf-8", "surrogateescape")
+        elif key == b"size":
+            raise ValueError("one of its files has more than 8 GB")
+        sparse = sparse or key.startswith(b"GNU.sparse")
+        data = data[length:]
+    return name, sparse

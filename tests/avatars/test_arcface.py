@@ -1,0 +1,135 @@
+"""The ArcFace loss, and the training of a tiny encoder with it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from lorasynth.avatars.arcface import ArcFaceConfig, ArcFaceHead, train_encoder
+from lorasynth.avatars.encoder import AvatarEncoder, AvatarEncoderConfig
+from lorasynth.avatars.pool import LABELS, Pool
+from lorasynth.avatars.trunks import TRUNKS, augment
+from lorasynth.core.randomness import torch_stream
+from lorasynth.engine.trainer import Optimisation
+from lorasynth.evaluation.identification import identification
+
+
+def head_and_batch(
+    margin: float, seed: int = 0, scale: float = 10.0
+) -> tuple[ArcFaceHead, Tensor, Tensor]:
+    torch.manual_seed(seed)
+    head = ArcFaceHead(width=5, classes=4, scale=scale, margin=margin)
+    embeddings = functional.normalize(torch.randn(7, 5), dim=1).requires_grad_()
+    return head, embeddings, torch.randint(4, (7,))
+
+
+@given(st.integers(0, 1000))
+def test_without_a_margin_it_is_the_softmax_of_scaled_cosines(seed: int) -> None:
+    head, embeddings, subject = head_and_batch(0.0, seed)
+    cosines = functional.cosine_similarity(embeddings[:, None], head.centres[None], dim=2)
+    plain = functional.cross_entropy(10 * cosines, subject)
+    torch.testing.assert_close(head(embeddings, subject), plain, atol=1e-4, rtol=1e-4)
+
+
+def test_the_margin_is_added_to_the_angle_of_the_own_class() -> None:
+    head, embeddings, subject = head_and_batch(0.3)
+    with torch.no_grad():
+        angles = (embeddings @ functional.normalize(head.centres, dim=1).T).acos()
+        angles += 0.3 * functional.one_hot(subject, 4)
+        expected = functional.cross_entropy(10 * angles.cos(), subject)
+        torch.testing.assert_close(head(embeddings, subject), expected)
+        assert head(embeddings, subject) > ArcFaceHead.forward(
+            head_and_batch(0.0)[0], embeddings, subject
+        )
+
+
+@given(st.integers(0, 1000), st.sampled_from([0.0, 0.35]))
+def test_the_gradient_pulls_to_the_own_class_and_from_the_others(seed: int, margin: float) -> None:
+    head, embeddings, subject = head_and_batch(margin, seed, scale=3.0)
+    head.centres.data = torch.eye(4, 5)  # so a cosine is a coordinate
+    head(embeddings, subject).backward()
+    assert embeddings.grad is not None
+    pull = embeddings.grad[:, :4]
+    own = functional.one_hot(subject, 4).bool()
+    within = embeddings[:, :4][own].acos() + margin < torch.pi  # else only the others are felt
+    assert (pull[own][within] < 0).all()
+    assert (pull[~own] > 0).all()
+
+
+def test_only_directions_of_centres_count() -> None:
+    head, embeddings, subject = head_and_batch(0.35)
+    before = head(embeddings, subject)
+    with torch.no_grad():
+        head.centres *= torch.tensor([0.1, 1, 10, 100])[:, None]
+    torch.testing.assert_close(head(embeddings, subject), before)
+
+
+# Trunks
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_a_trunk_takes_any_size_that_it_is_made_for(trunk: str, size: int) -> None:
+    network = TRUNKS[trunk](size, 10).eval()
+    with torch.no_grad():
+        assert network(torch.zeros(2, 3, size, size)).shape == (2, 10)
+
+
+def test_augmenting_degrades_a_little_and_keeps_colours() -> None:
+    pictures = torch.rand(64, 3, 16, 16, generator=torch_stream(0, "pictures")) * 2 - 1
+    once, again = (augment(pictures, torch_stream(0, "augment")) for _ in range(2))
+    assert once.equal(again)
+    assert once.shape == pictures.shape
+    assert (once - pictures).flatten(1).norm(dim=1).min() > 0
+    assert (once.mean(dim=(2, 3)) - pictures.mean(dim=(2, 3))).abs().max() < 0.1
+
+
+# Training
+
+
+def two_colours(size: int = 16) -> Pool:
+    """Four subjects, 8 pictures each: their colours are who they are, stripes what varies."""
+    stream = torch_stream(0, "subjects")
+    colours = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 40]])
+    subject = torch.arange(32) // 8
+    stripes = torch.randint(-40, 40, (32, 1, size, 1), generator=stream)
+    pictures = colours[subject][:, None, None] + stripes + torch.zeros(32, size, size, 1)
+    return Pool(
+        pictures=pictures.clamp(0, 255).to(torch.uint8),
+        labels=torch.zeros(32, len(LABELS), dtype=torch.int64),
+        subject=subject,
+    )
+
+
+ENCODER = AvatarEncoderConfig(name="tiny", picture_size=16, width=4, features=8)
+
+
+def train(checkpoint: Path, steps: int = 25) -> AvatarEncoder:
+    options = Optimisation(steps=steps, batch=20, lr=3e-3, warmup=5, ema=0.8, seed=3)
+    config = ArcFaceConfig(negatives=12, negative_share=0.2, optimisation=options)
+    return train_encoder(two_colours(), ENCODER, config, checkpoint, torch.device("cpu"))
+
+
+def test_a_trained_encoder_knows_its_subjects_and_faces(tmp_path: Path) -> None:
+    pool = two_colours()
+    encoder = train(tmp_path / "c.safetensors", steps=60)
+    assert not encoder.training
+    embeddings = encoder.embed(pool.pictures).unflatten(0, (4, 8))
+    found = identification(embeddings[:, 0], embeddings[:, 5])
+    assert found.rank1 == 1
+    assert found.same > found.different + 0.5
+    noise = torch.randint(0, 256, (20, 16, 16, 3), generator=torch_stream(0, "no")).to(torch.uint8)
+    assert encoder.presence(pool.pictures).mean() > encoder.presence(noise).mean() + 0.3
+
+
+def test_training_again_gives_the_same_encoder(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first = train(tmp_path / "a.safetensors", steps=4)
+    torch.manual_seed(2)
+    second = train(tmp_path / "b.safetensors", steps=4)
+    pictures = two_colours().pictures
+    assert first.embed(pictures).equal(second.embed(pictures))

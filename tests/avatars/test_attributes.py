@@ -1,0 +1,60 @@
+import torch
+
+from lorasynth.avatars.attributes import (
+    PROMPTED,
+    attribute_accuracy,
+    found,
+    prompt_following,
+    shares_found,
+)
+from lorasynth.avatars.pool import IDENTITY_LABELS, LABELS, SCENE_LABELS
+
+COLUMN = {name: i for i, name in enumerate(LABELS)}
+
+
+def test_found_is_where_the_judge_agrees() -> None:
+    asked = torch.zeros(2, len(LABELS), dtype=torch.int64)
+    judged = asked.clone()
+    judged[1, COLUMN["mouth"]] = 3
+    agrees = found(judged, asked)
+    assert not agrees[1, COLUMN["mouth"]]
+    assert agrees.sum() == 2 * len(LABELS) - 1
+
+
+def test_a_sad_and_a_serious_mouth_count_as_one() -> None:
+    mouth, values = COLUMN["mouth"], LABELS["mouth"]
+    judged = torch.zeros(len(values), len(LABELS), dtype=torch.int64)
+    judged[:, mouth] = torch.arange(len(values))
+    for asked_value in values:
+        asked = torch.zeros_like(judged)
+        asked[:, mouth] = values.index(asked_value)
+        hits = {values[i] for i in found(judged, asked)[:, mouth].nonzero().flatten()}
+        assert hits == ({"sad", "serious"} if asked_value in {"sad", "serious"} else {asked_value})
+
+
+def test_each_share_counts_its_own_attributes() -> None:
+    """Two subjects of four pictures; one attribute of the first is wrong in one picture."""
+    asked = torch.ones(2, 4, len(LABELS), dtype=torch.int64)
+    assert set(PROMPTED) == {"mouth", "clothes", "clothes_colour", "background"} < set(SCENE_LABELS)
+    for name, column in COLUMN.items():
+        judged = asked.clone()
+        judged[0, 2, column] = 0
+        accuracy = 1 - (name in IDENTITY_LABELS) / (4 * len(IDENTITY_LABELS))
+        following = 1 - (name in PROMPTED) / (4 * len(PROMPTED))
+        expected = torch.tensor([[accuracy, 1.0], [following, 1.0]])
+        shares = torch.stack([attribute_accuracy(judged, asked), prompt_following(judged, asked)])
+        torch.testing.assert_close(shares, expected)
+
+
+def test_eyes_behind_opaque_glasses_do_not_count() -> None:
+    names = list(LABELS)
+    asked = torch.zeros(4, len(names), dtype=torch.int64)
+    asked[:2, names.index("glasses")] = LABELS["glasses"].index("kurt")
+    judged = asked.clone()
+    judged[:3, names.index("eyes")] = 1  # wrong in the two hidden ones, and in one of two others
+    judged[0, names.index("glasses")] = 0
+    shares = shares_found(judged, asked)
+    assert list(shares) == names
+    assert shares["eyes"] == 0.5
+    assert shares["glasses"] == 0.75
+    assert shares["top"] == 1

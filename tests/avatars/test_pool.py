@@ -1,0 +1,61 @@
+"""A pool of drawn avatars: what it says of its pictures is true, and drawing resumes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorasynth.avatars.drawing import AvatarSubjects, split_of
+from lorasynth.avatars.pool import LABELS, Pool, draw_pool, training_subjects
+
+#: One chunk and a bit.
+SUBJECTS = AvatarSubjects(split="train", count=66, pictures=2, size=8, series="pool")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pool")
+
+
+@pytest.fixture(scope="module")
+def pool(folder: Path) -> Pool:
+    return draw_pool(SUBJECTS, folder, workers=1)
+
+
+def test_pictures_are_those_of_the_source(pool: Pool) -> None:
+    assert len(pool) == 132
+    assert pool.subject.tolist() == [i // 2 for i in range(132)]
+    for i in (0, 65):
+        assert pool.pictures[2 * i : 2 * i + 2].equal(SUBJECTS.draw(SUBJECTS.ids[i]))
+
+
+def test_labels_are_the_attributes(pool: Pool) -> None:
+    names = list(LABELS)
+    for i in (0, 1, 40, 131):
+        name = SUBJECTS.ids[i // 2]
+        shown = {**vars(SUBJECTS.identity(name)), **vars(SUBJECTS.scenes(name)[i % 2])}
+        values = [LABELS[n][v] for n, v in zip(names, pool.labels[i].tolist(), strict=True)]
+        assert values == [shown[n] for n in names]
+
+
+def test_drawing_resumes(pool: Pool, folder: Path) -> None:
+    first, second = sorted(folder.iterdir())
+    written = first.stat().st_mtime_ns
+    second.unlink()
+    again = draw_pool(SUBJECTS, folder, workers=1)
+    assert first.stat().st_mtime_ns == written
+    for name in ("pictures", "labels", "subject"):
+        assert getattr(again, name).equal(getattr(pool, name))
+
+
+def test_series_of_training_subjects() -> None:
+    base, other = (training_subjects(series, 100, seed=0) for series in ("base", "other"))
+    assert not set(base.ids) & set(other.ids)
+    assert {split_of(base.identity(name).combination) for name in base.ids} == {"train"}
+    drawn = torch.tensor(
+        [
+            base.identity(n).skin == other.identity(m).skin
+            for n, m in zip(base.ids, other.ids, strict=True)
+        ]
+    )
+    assert not drawn.any()

@@ -1,0 +1,149 @@
+"""The commands, run in this process on three tiny subjects: every output is made once."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import BatchNorm1d, BatchNorm2d
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+
+from command_line import call
+from lorasynth.avatars.encoder import AvatarEncoder, AvatarEncoderConfig
+from lorasynth.core.randomness import torch_stream
+from lorasynth.images.files import to_unit_range
+
+SIDE = 16
+SUBJECTS = ("ann", "ben", "cyd")
+QUICK = ("--set", "steps=2", "--set", "rank=2", "--set", "pictures_per_step=1")
+TRAINING = ("optimisation.steps=2", "optimisation.batch=2", "record_every=1")
+DENOISER = ('model.denoiser_options={"width":8,"depth":1}',)
+
+
+def write_picture(path: Path, seed: int, side: int = SIDE) -> Path:
+    pixels = torch.randint(0, 256, (side, side, 3), generator=torch_stream(seed), dtype=torch.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.numpy()).save(path)
+    return path
+
+
+def save_encoder(folder: Path, face: bool = True) -> Path:
+    """A tiny encoder whose detector sees a face in everything, or in nothing."""
+    torch.manual_seed(0)
+    encoder = AvatarEncoder(AvatarEncoderConfig(name="tiny-one", picture_size=SIDE, width=6))
+    for module in encoder.modules():
+        if isinstance(module, BatchNorm1d | BatchNorm2d):
+            module.momentum = None  # take the statistics of what is seen, all of it
+    noise = torch.randint(0, 256, (16, SIDE, SIDE, 3), generator=torch_stream(1))
+    encoder(to_unit_range(noise.to(torch.uint8)))
+    torch.nn.init.zeros_(encoder.detector.weight)
+    torch.nn.init.constant_(encoder.detector.bias, 9.0 if face else -9.0)
+    encoder.eval().save(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class World:
+    """Where everything is."""
+
+    base: Path
+    subjects: Path
+    encoder: Path
+    library: Path
+    codec: Path
+    synthesizer: Path
+    photo: Path
+    lora: Path
+
+
+@pytest.fixture(scope="session")
+def world(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """What each command of the chain made, from three folders of pictures to a LoRA file."""
+    root = tmp_path_factory.mktemp("world")
+    for index, name in enumerate(SUBJECTS):
+        for picture in range(2 + index):
+            write_picture(root / "subjects" / name / f"{picture}.png", 10 * index + picture)
+    world = World(
+        base=pipeline_folder,
+        subjects=root / "subjects",
+        encoder=save_encoder(root / "encoder"),
+        library=root / "library",
+        codec=root / "codec",
+        synthesizer=root / "synthesizer",
+        photo=write_picture(root / "photo.png", 77, side=40),
+        lora=root / "me.safetensors",
+    )
+    chain(world, root)
+    return world
+
+
+def collect_arguments(world: World, library: Path) -> list[object]:
+    where = ["--folder", world.subjects, "--base", world.base, "--device", "cpu"]
+    return ["collect", "-o", library, *where, *QUICK]
+
+
+def train_arguments(world: World, out: Path, run_folder: Path) -> list[object]:
+    sets = [word for setting in (*TRAINING, *DENOISER) for word in ("--set", setting)]
+    parts = ["--codec", world.codec, "--encoder", world.encoder, "--base", world.base]
+    parts += ["--strength", 1.25]
+    return ["train", world.library, *parts, "-o", out, "--run", run_folder, *sets]
+
+
+def chain(world: World, root: Path) -> None:
+    """Make the world with the commands."""
+    steps: list[list[object]] = [
+        [*collect_arguments(world, world.library), "--encoder", world.encoder],
+        ["library", "check", world.library],
+        ["fit", "pca", world.library, "-o", world.codec, "--set", "latents=2", "--device", "cpu"],
+        [*train_arguments(world, world.synthesizer, root / "run"), "--device", "cpu"],
+        ["synth", world.photo, "-o", world.lora, "--synthesizer", world.synthesizer],
+    ]
+    for arguments in steps:
+        assert call(arguments) == 0, arguments
+
+
+#: Who is in no library.
+STRANGERS = ("dan", "eve", "fay")
+
+
+@pytest.fixture(scope="session")
+def strangers(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The subjects' pictures under other names, for tests on people whom nothing has learned."""
+    folder = tmp_path_factory.mktemp("strangers")
+    for name, stranger in zip(SUBJECTS, STRANGERS, strict=True):
+        shutil.copytree(world.subjects / name, folder / stranger)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP model with random weights and the base model's tokenizer."""
+    folder = tmp_path_factory.mktemp("clip")
+    tokenizer = AutoTokenizer.from_pretrained(world.base / "tokenizer")
+    tokenizer.save_pretrained(folder)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    small |= {"num_attention_heads": 2, "projection_dim": 8}
+    ends = {"bos_token_id": 0, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
+    text = {**small, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": 24}
+    vision = {**small, "image_size": 16, "patch_size": 8}
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def home(world: World, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that the commands take, in the home folder of a user with a name."""
+    home = tmp_path_factory.mktemp("homes") / "alice_of_wonderland"
+    for name in ("base", "encoder", "library", "codec", "synthesizer", "subjects"):
+        shutil.copytree(getattr(world, name), home / name)
+    shutil.copytree(clip, home / "clip")
+    (home / "loras").mkdir()
+    for source, place in ((world.photo, "photo.png"), (world.lora, "me.safetensors"),
+                          (world.lora, "loras/ann.safetensors")):  # fmt: skip
+        shutil.copy(source, home / place)
+    return home

@@ -1,0 +1,102 @@
+"""Synthesis from attributes in words: with a photo, without, and what cannot be."""
+
+from pathlib import Path
+
+import pytest
+
+from command_line import Run
+from lorasynth.adapter import Adapter
+from lorasynth.avatars.judge import AttributeJudge, JudgeConfig
+from lorasynth.condition import JoinedEncoder, load_encoder
+from lorasynth.core.atomic import atomic_directory
+from lorasynth.library import Library
+
+from .conftest import DENOISER, TRAINING, World
+
+AVATARS = ("--avatars", 3, "--pictures", 2)
+QUICK = ("--set", "steps=2", "--set", "rank=2", "--set", "pictures_per_step=1")
+
+
+@pytest.fixture(scope="module")
+def library(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Adapters of drawn subjects, whose table tells their attributes."""
+    from command_line import call
+
+    out = tmp_path_factory.mktemp("attributes") / "library"
+    assert call(["collect", *AVATARS, "-o", out, "--base", world.base, *QUICK]) == 0
+    return out
+
+
+def train(
+    world: World, run: Run, library: Path, root: Path, *identity: object
+) -> tuple[Path, Path]:
+    encoder, codec, synthesizer = root / "encoder", root / "codec", root / "synthesizer"
+    made = run("encoders", "attributes", library, "--column", "top", *identity, "-o", encoder)
+    assert made.status == 0, made.err
+    assert "top: " in made.out
+    pictures = ("--base", world.base, "--set", "pictures=1", "--set", "sampling.steps=1")
+    assert run("library", "embed", library, "--encoder", encoder, *pictures).status == 0
+    fit = ("fit", "pca", library, "-o", codec, "--set", "latents=2", "--run", root / "fit")
+    assert run(*fit).status == 0
+    sets = [word for setting in (*TRAINING, *DENOISER) for word in ("--set", setting)]
+    parts = ("--codec", codec, "--encoder", encoder, "--base", world.base, "--run", root / "run")
+    result = run("train", library, *parts, "-o", synthesizer, *sets)
+    assert result.status == 0, result.err
+    return encoder, synthesizer
+
+
+def test_attributes_without_a_photo(world: World, run: Run, library: Path, tmp_path: Path) -> None:
+    tops = sorted(set(Library.open(library).table["top"].to_pylist()))
+    assert len(tops) > 1
+    _, synthesizer = train(world, run, library, tmp_path)
+    made = []
+    for top in tops[:2]:
+        file = tmp_path / f"{top}.safetensors"
+        asked = ("--attribute", f"top={top}", "-o", file, "--synthesizer", synthesizer)
+        result = run("synth", *asked)
+        assert result.status == 0, result.err
+        made.append(Adapter.load(file))
+    first, second = (next(iter(adapter.factors.values())).B for adapter in made)
+    assert not first.equal(second)
+    where = ("--synthesizer", synthesizer, "-o", tmp_path / "x.safetensors")
+    run("synth", *where).is_one_error("needs a picture or one of top")
+    run("synth", *where, "--attribute", "top=crown").is_one_error("top must be one of", "'crown'")
+    run("synth", *where, "--attribute", "shoes=red").is_one_error("no attribute 'shoes'")
+    run("synth", *where, "--attribute", "top").is_one_error("NAME=VALUE", "'top'")
+
+
+def test_attributes_beside_a_photo(world: World, run: Run, library: Path, tmp_path: Path) -> None:
+    top = Library.open(library).table["top"].to_pylist()[0]
+    _, synthesizer = train(world, run, library, tmp_path, "--identity", world.encoder)
+    made = []
+    for index, asked in enumerate([(), ("--attribute", f"top={top}")]):
+        file = tmp_path / f"{index}.safetensors"
+        result = run("synth", world.photo, *asked, "-o", file, "--synthesizer", synthesizer)
+        assert result.status == 0, result.err
+        made.append(next(iter(Adapter.load(file).factors.values())).B)
+    assert not made[0].equal(made[1])
+
+
+def test_an_encoder_of_pictures_takes_no_attributes(world: World, run: Run, tmp_path: Path) -> None:
+    where = ("--synthesizer", world.synthesizer, "-o", tmp_path / "x.safetensors")
+    result = run("synth", world.photo, "--attribute", "top=bun", *where)
+    result.is_one_error("--attribute is for encoders of attributes")
+    run("synth", *where).is_one_error("a subject needs a photo")
+    made = run("encoders", "attributes", world.library, "--column", "hat", "-o", tmp_path / "e")
+    made.is_one_error("a column of the table", "'hat'")
+
+
+def test_encoders_are_joined_and_read_attributes(world: World, run: Run, tmp_path: Path) -> None:
+    network = AttributeJudge(JudgeConfig(picture_size=16, features=8))
+    with atomic_directory(tmp_path / "network") as folder:
+        network.save(folder)
+    made = run("encoders", "reader", tmp_path / "network", "-o", tmp_path / "reader")
+    assert made.status == 0, made.err
+    joined = run("encoders", "join", world.encoder, tmp_path / "reader", "-o", tmp_path / "both")
+    assert joined.status == 0, joined.err
+    assert "tiny-one-and-reader, 53 numbers, licences: Apache-2.0" in joined.out
+    both = load_encoder(tmp_path / "both")
+    assert isinstance(both, JoinedEncoder)
+    assert [part.width for part in both.parts] == [6, 47]
+    alone = run("encoders", "join", world.encoder, "-o", tmp_path / "one")
+    alone.is_one_error("two encoders or more", "got 1")

@@ -1,0 +1,279 @@
+"""From pictures to pictures by commands alone."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from command_line import Run, call
+from lorasynth import Synthesizer
+from lorasynth.adapter import Adapter
+from lorasynth.core.errors import CollectionError
+from lorasynth.hypernet import LatentDiffusion
+from lorasynth.images import FolderSubjects, SubjectSource
+from lorasynth.library import Library
+
+from .conftest import (
+    QUICK,
+    SIDE,
+    SUBJECTS,
+    World,
+    collect_arguments,
+    train_arguments,
+    write_picture,
+)
+
+
+def test_the_library_holds_every_subject_with_its_embeddings(world: World) -> None:
+    library = Library.open(world.library)
+    assert library.ids == list(SUBJECTS)
+    assert library.info.gauge == "shared"
+    assert library.info.recipe["rank"] == 2
+    [column] = library.columns
+    assert column.startswith("tiny_one_")
+    assert library.column(column).shape == (3, 2, 6)  # the subjects have 2, 3 and 4 pictures
+
+
+def test_collecting_again_trains_nothing(world: World, run: Run) -> None:
+    result = run(*collect_arguments(world, world.library))
+    assert result.status == 0
+    assert "3 adapters, 0 of them new" in result.out
+
+
+def test_a_recipe_that_trains_both_factors_gets_the_procrustes_gauge(
+    world: World, run: Run, tmp_path
+) -> None:
+    assert not run(*collect_arguments(world, tmp_path / "both"), "--set", "trained=both").status
+    assert Library.open(tmp_path / "both").info.gauge == "procrustes"
+
+
+@pytest.fixture(scope="module")
+def pretrained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretraining")
+    out = folder / "pretrained"
+    common = ["--folder", world.subjects, "--base", world.base, "--device", "cpu"]
+    sets = ("optimisation.steps=2", "optimisation.batch=2", "latents=2", "model.width=8")
+    options = ["--encoder", world.encoder, "-o", out, "--recipe", "rank=2"]
+    options += ["--run", folder / "run"]
+    words = [word for setting in sets for word in ("--set", setting)]
+    assert call(["pretrain", *common, *options, *words]) == 0
+    return out
+
+
+def test_a_library_starts_from_a_pretrained_synthesizer(
+    world: World, pretrained: Path, run: Run, tmp_path
+) -> None:
+    synthesizer = Synthesizer.from_pretrained(pretrained)
+    arguments = [*collect_arguments(world, tmp_path / "library"), "--anchor", pretrained]
+    still = ("--set", "learning_rate=1e-12")
+    assert run(*arguments, *still).status == 0
+    library = Library.open(tmp_path / "library")
+    assert library.info.recipe["anchor"] == synthesizer.fingerprint
+    source = FolderSubjects(world.subjects)
+    predicted = synthesizer.predict([source.load(name) for name in library.ids])
+    vectors = library.layout.flatten(library.factors(range(len(library))))
+    torch.testing.assert_close(vectors, library.layout.flatten(predicted))
+
+
+def test_diffusion_is_trained_around_a_pretrained_synthesizer(
+    world: World, pretrained: Path, run: Run, tmp_path
+) -> None:
+    out = tmp_path / "synthesizer"
+    where = [*train_arguments(world, out, tmp_path / "run"), "--device", "cpu"]
+    assert run(*where, "--anchor", pretrained).status == 0
+    hypernet = Synthesizer.from_pretrained(out).hypernet
+    assert isinstance(hypernet, LatentDiffusion)
+    assert hypernet.anchor is not None
+    run(*where, "--anchor", world.synthesizer).is_one_error("regression", "LatentDiffusion")
+
+
+def test_a_frugal_collection_of_half_precise_numbers_from_a_tar(
+    world: World, run: Run, tmp_path
+) -> None:
+    with tarfile.open(tmp_path / "subjects.tar", "w") as tar:
+        for path in sorted(world.subjects.glob("*/*.png")):
+            tar.add(path, f"{path.parent.name}.{path.name}")
+        bad = tarfile.TarInfo("dan.0.png")
+        bad.size = 3
+        tar.addfile(bad, io.BytesIO(b"bad"))
+    where = ["--folder", tmp_path / "subjects.tar", "--base", world.base, "--device", "cpu", *QUICK]
+    frugal = ("--dtype", "bfloat16", "--gradient-checkpointing", "--attention-slicing")
+    arguments = ["collect", "-o", tmp_path / "library", *where, *frugal, "--size", 8]
+    prior = ("--set", 'prior={"prompt":"a portrait","pictures":1,"steps":1}')
+    result = run(*arguments, *prior, "--fleet", 2)
+    assert "3 adapters, 3 of them new" in result.out
+    assert "1 failed" in result.out
+    library = Library.open(tmp_path / "library")
+    assert library.info.recipe["picture_size"] == 8
+    assert library.info.recipe["prior"]["prompt"] == "a portrait"
+    assert "dan.0.png" in (tmp_path / "library.failures.json").read_text()
+    assert "0 failed" in run(*arguments, *prior).out
+    assert "1 failed" in run(*arguments, *prior, "--retry-failed").out
+
+
+def test_pictures_without_a_caption_have_the_one_that_is_given(
+    world: World, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def collected(_: object, source: SubjectSource, *__: object, **___: object) -> None:
+        seen.extend(source.load("ann").captions)
+        raise CollectionError("enough is known")
+
+    monkeypatch.setattr("lorasynth.collect.collect", collected)
+    arguments = collect_arguments(world, tmp_path / "library")
+    run(*arguments).is_one_error("enough")
+    run(*arguments, "--caption", "a photo of sks person").is_one_error("enough")
+    assert seen == ["a portrait of sks"] * 2 + ["a photo of sks person"] * 2
+
+
+def test_library_info_says_what_it_holds(world: World, run: Run) -> None:
+    result = run("library", "info", world.library)
+    facts = dict(line.split(maxsplit=1) for line in result.out.splitlines())
+    assert facts["adapters"] == "3"
+    assert facts["rank"] == "2"
+    assert facts["columns"].startswith("tiny_one_")
+    assert "rank=2" in facts["recipe"]
+    assert "norms" not in facts
+    lines = run("library", "info", world.library, "--statistics").out.splitlines()
+    facts = dict(line.split(maxsplit=1) for line in lines)
+    norms = Library.open(world.library).all_vectors().norm(dim=1)
+    assert facts["norms"].startswith(f"{float(norms.median()):.4g} in the median")
+
+
+def test_the_synthesizer_remembers_its_base_and_trigger(world: World) -> None:
+    synthesizer = Synthesizer.from_pretrained(world.synthesizer)
+    library = Library.open(world.library)
+    assert synthesizer.base_fingerprint == library.info.base_fingerprint
+    assert synthesizer.layout == library.layout
+    assert synthesizer.trigger_phrase == "sks"
+
+
+def test_synth_writes_what_python_gives(world: World) -> None:
+    adapter = Adapter.load(world.lora)
+    again = Synthesizer.from_pretrained(world.synthesizer)(world.photo)
+    torch.testing.assert_close(adapter.to_vector(), again.to_vector())
+    assert adapter.metadata.synthesised
+    assert adapter.metadata.base_fingerprint
+
+
+def test_synth_prints_the_path_and_the_time_of_each_stage(world: World, run: Run, tmp_path) -> None:
+    out = tmp_path / "me.safetensors"
+    result = run("synth", world.photo, "-o", out, "--synthesizer", world.synthesizer)
+    assert result.out == f"{out}\n"
+    for stage in ("read", "embed", "sample", "decode", "write"):
+        assert stage in result.err
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("diffusers", "me.safetensors"), ("kohya", "me.safetensors"), ("peft", "me")],
+)
+def test_every_format_holds_the_same_adapter(world: World, run: Run, tmp_path, name, file) -> None:
+    out = tmp_path / file
+    options = ("--synthesizer", world.synthesizer, "--format", name)
+    assert run("synth", world.photo, "-o", out, *options).status == 0
+    expected = Adapter.load(world.lora)
+    torch.testing.assert_close(Adapter.load(out).to_vector(), expected.to_vector())
+
+
+def test_several_photos_are_one_subject(world: World, run: Run, tmp_path) -> None:
+    photos = [write_picture(tmp_path / "two" / f"{i}.png", i) for i in range(2)]
+    by_files, by_folder = tmp_path / "files.safetensors", tmp_path / "folder.safetensors"
+    options = ("--synthesizer", world.synthesizer)
+    run("synth", *photos, "-o", by_files, *options)
+    run("synth", tmp_path / "two", "-o", by_folder, *options)
+    both = Adapter.load(by_files).to_vector()
+    torch.testing.assert_close(both, Adapter.load(by_folder).to_vector())
+    run("synth", photos[0], "-o", by_files, *options)
+    assert (Adapter.load(by_files).to_vector() - both).norm() > 1e-4 * both.norm()
+
+
+def test_a_folder_of_subjects_gives_one_file_each(world: World, run: Run, tmp_path) -> None:
+    out = tmp_path / "out"
+    result = run("synth", world.subjects, "-o", out, "--synthesizer", world.synthesizer)
+    paths = [out / f"{name}.safetensors" for name in SUBJECTS]
+    assert result.out.splitlines() == [str(path) for path in paths]
+    vectors = [Adapter.load(path).to_vector() for path in paths]
+    assert not torch.equal(vectors[0], vectors[1])
+
+
+def test_a_folder_of_subjects_gives_one_peft_folder_each(world: World, run: Run, tmp_path) -> None:
+    options = ("--synthesizer", world.synthesizer, "--format", "peft")
+    assert run("synth", world.subjects, "-o", tmp_path, *options).status == 0
+    assert [path.name for path in sorted(tmp_path.iterdir())] == list(SUBJECTS)
+
+
+def image_arguments(world: World, out) -> list[object]:
+    return ["images", "--base", world.base, "-o", out, "--steps", 1, "-n", 2, "--device", "cpu"]
+
+
+def test_a_sheet_has_a_row_for_each_prompt_and_says_it_is_synthetic(
+    world: World, run: Run, tmp_path
+) -> None:
+    out = tmp_path / "sheet.png"
+    prompts = ("--prompt", "sks", "--prompt", "sks, smiling", "--prompt", "sks, sad")
+    result = run(*image_arguments(world, out), "--lora", world.lora, *prompts)
+    assert (result.status, result.out) == (0, f"{out}\n")
+    with Image.open(out) as sheet:
+        assert sheet.size == (2 * SIDE + 2, 3 * SIDE + 4)
+        assert "synthetic" in sheet.info["Comment"]
+        assert sheet.info["Description"].splitlines() == list(prompts[1::2])
+
+
+def test_a_folder_has_a_file_for_each_picture(world: World, run: Run, tmp_path) -> None:
+    run(*image_arguments(world, tmp_path / "out"), "--lora", world.lora, "--prompt", "sks")
+    files = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in files] == ["00-000000.png", "00-000001.png"]
+    with Image.open(files[1]) as picture:
+        assert picture.size == (SIDE, SIDE)
+        assert picture.info["Seed"] == "1"
+        assert "trainedAlgorithmicMedia" in picture.info["DigitalSourceType"]
+
+
+def pixels(path) -> list[int]:
+    with Image.open(path) as picture:
+        return list(picture.tobytes())
+
+
+def test_strength_scales_and_files_add_up(world: World, run: Run, tmp_path) -> None:
+    Adapter.load(world.lora).scaled(300.0).save(tmp_path / "strong.safetensors")
+    Adapter.load(world.lora).scaled(150.0).save(tmp_path / "half.safetensors")
+
+    def picture(*options: object) -> list[int]:
+        out = tmp_path / "picture.png"
+        result = run(*image_arguments(world, out), "--prompt", "sks", *options)
+        assert result.status == 0, result.err
+        return pixels(out)
+
+    half = ("--lora", tmp_path / "half.safetensors")
+    bare, strong = picture(), picture("--lora", tmp_path / "strong.safetensors")
+    assert picture(*half, "--strength", 0) == bare
+    assert strong != bare
+    for same in (picture(*half, *half), picture(*half, "--strength", 2)):
+        difference = [abs(a - b) for a, b in zip(same, strong, strict=True)]
+        assert max(difference) <= 1
+
+
+def test_pictures_of_another_size_in_half_precision(world: World, run: Run, tmp_path) -> None:
+    out = tmp_path / "small.png"
+    frugal = ("--dtype", "bfloat16", "--attention-slicing", "--size", 8)
+    result = run(*image_arguments(world, out), "--prompt", "sks", "--lora", world.lora, *frugal)
+    assert result.status == 0, result.err
+    with Image.open(out) as sheet:
+        assert sheet.size == (2 * 8 + 2, 8)
+
+
+def test_loading_a_base_model_is_silent(world: World, run: Run, tmp_path) -> None:
+    assert run(*image_arguments(world, tmp_path / "a.png"), "--prompt", "sks").err == ""
+
+
+def test_the_file_header_names_the_base_model(world: World) -> None:
+    with safe_open(world.lora, "pt") as file:
+        header = file.metadata()
+    library = Library.open(world.library)
+    assert header["lorasynth.base_fingerprint"] == library.info.base_fingerprint

@@ -1,0 +1,130 @@
+"""Ctrl-C in each long command: one line, status 130, and what was finished is whole and kept."""
+
+from pathlib import Path
+
+import pytest
+
+from command_line import Run, interrupt
+from lorasynth.library import Library
+
+from .conftest import World, collect_arguments, train_arguments
+
+
+def everything_below(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_collect(world: World, run: Run, tmp_path, monkeypatch) -> None:
+    from lorasynth.collect import collector
+
+    arguments = [*collect_arguments(world, tmp_path / "library"), "--fleet", 1]
+    with monkeypatch.context() as patch:
+        interrupt(patch, collector, "train_fleet", calls=3)
+        result = run(*arguments)
+    assert result.status == 130
+    assert "2 finished adapters are safe" in result.err.splitlines()[-1]
+    library = Library.open(tmp_path / "library")
+    assert len(library) == 2
+    assert library.check().damages == ()
+    result = run(*arguments)
+    assert result.status == 0
+    assert "3 adapters, 1 of them new" in result.out
+
+
+def test_train(world: World, run: Run, tmp_path, monkeypatch) -> None:
+    from lorasynth.hypernet import train
+
+    arguments = [*train_arguments(world, tmp_path / "out", tmp_path / "run"), "--device", "cpu"]
+    arguments += ["--set", "optimisation.checkpoint_seconds=0"]
+    with monkeypatch.context() as patch:
+        interrupt(patch, train, "draw_batch", calls=2)
+        run(*arguments).is_one_error("run the same command to go on", status=130)
+    assert everything_below(tmp_path) == ["run", "run/hypernet.safetensors"]
+    assert run(*arguments).status == 0
+    assert (tmp_path / "out" / "synthesizer.json").is_file()
+
+
+def test_fit(world: World, run: Run, tmp_path, monkeypatch) -> None:
+    from lorasynth.codec import pca
+
+    interrupt(monkeypatch, pca, "principal_components")
+    arguments = ("fit", "pca", world.library, "-o", tmp_path / "codec", "--device", "cpu")
+    run(*arguments).is_one_error("interrupted", status=130)
+    assert everything_below(tmp_path) == []
+
+
+@pytest.mark.parametrize("moment", ["sampling", "writing"])
+def test_synth(world: World, run: Run, tmp_path, monkeypatch, moment) -> None:
+    from lorasynth.core import atomic
+    from lorasynth.hypernet import LatentDiffusion
+
+    moments = {"sampling": (LatentDiffusion, "sample"), "writing": (atomic, "_sync_file")}
+    interrupt(monkeypatch, *moments[moment])
+    out = tmp_path / "me.safetensors"
+    result = run("synth", world.photo, "-o", out, "--synthesizer", world.synthesizer)
+    result.is_one_error("interrupted", status=130)
+    assert everything_below(tmp_path) == []
+
+
+@pytest.mark.parametrize("moment", ["sampling", "writing"])
+def test_images(world: World, run: Run, tmp_path, monkeypatch, moment) -> None:
+    from lorasynth.base import StableDiffusion
+    from lorasynth.core import atomic
+
+    moments = {"sampling": (StableDiffusion, "denoise"), "writing": (atomic, "_sync_file")}
+    interrupt(monkeypatch, *moments[moment])
+    options = ("--base", world.base, "--steps", 1, "-n", 1, "--device", "cpu")
+    arguments = ("--lora", world.lora, "--prompt", "sks", "-o", tmp_path / "me.png")
+    run("images", *arguments, *options).is_one_error("interrupted", status=130)
+    assert everything_below(tmp_path) == []
+
+
+TINY_BASE = [
+    "unet_channels=[32]",
+    "text_width=16",
+    "text_layers=1",
+    "heads=2",
+    "tokens=32",
+    "attention=[true]",
+]
+TINY_BASE = [f"model.{size}" for size in [*TINY_BASE, "vae_channels=[8,8]", "latent_channels=4"]]
+TINY_BASE.append("model.picture_size=16")
+#: Command -> where its optimisation is in its settings, and these.
+TRAININGS = {
+    ("base", "autoencoder"): ("autoencoder.optimisation", [*TINY_BASE, "autoencoder.crop=8"]),
+    ("base", "train"): ("denoiser.optimisation", TINY_BASE),
+    ("encoders", "train"): ("optimisation", ["negatives=4"]),
+    ("encoders", "judge"): ("optimisation", ["features=16"]),
+}
+
+
+def words_of(command: tuple[str, ...]) -> list[object]:
+    """Two steps of a training, as options."""
+    where, settings = TRAININGS[command]
+    brief = [f"{where}.steps=2", f"{where}.batch=4", f"{where}.checkpoint_seconds=0"]
+    return [word for setting in (*settings, *brief) for word in ("--set", setting)]
+
+
+@pytest.mark.parametrize("command", TRAININGS)
+def test_training_of_the_embedded_models(run: Run, tmp_path, monkeypatch, command) -> None:
+    from lorasynth.engine.trainer import Trainer
+
+    out, where = tmp_path / "out", ("--workers", 1, "--device", "cpu", "--subjects", 2)
+    arguments = [*command, "-o", out, "--run", tmp_path / "run", *where, *words_of(command)]
+    if command == ("base", "train"):
+        first, made = ("base", "autoencoder"), tmp_path / "autoencoder"
+        words = [*first, "-o", made, "--run", tmp_path / "first", *where, *words_of(first)]
+        assert run(*words).status == 0
+        arguments += ["--autoencoder", made]
+    with monkeypatch.context() as patch:
+        interrupt(patch, Trainer, "_step", calls=2)
+        result = run(*arguments)
+    assert result.status == 130
+    assert "run the same command to go on" in result.err.splitlines()[-1]
+    assert not out.exists()
+    steps: list[int] = []
+    step = Trainer._step
+    monkeypatch.setattr(Trainer, "_step", lambda s, loss, i: steps.append(i) or step(s, loss, i))
+    assert run(*arguments).status == 0
+    assert steps == [1]
+    assert (out / "config.json").is_file() or (out / "model_index.json").is_file()

@@ -1,0 +1,100 @@
+"""One subject that cannot be used does not end the work on the others."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from command_line import Run
+from lorasynth import Synthesizer
+from lorasynth.avatars.encoder import AvatarEncoder
+from lorasynth.core.config import read_json
+from lorasynth.core.learned import learned_from
+
+from .conftest import SIDE, SUBJECTS, World
+
+
+@pytest.fixture
+def people(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The world's subjects, and one whose photos are black; the encoder sees nothing in black."""
+
+    def presence(_: AvatarEncoder, pictures):
+        return (pictures.float().mean(dim=(1, 2, 3)) > 5).float()
+
+    monkeypatch.setattr(AvatarEncoder, "presence", presence)
+    folder = tmp_path / "people"
+    shutil.copytree(world.subjects, folder)
+    (folder / "bob").mkdir()
+    for number in range(2):
+        black = Image.fromarray(np.zeros((SIDE, SIDE, 3), np.uint8))
+        black.save(folder / "bob" / f"{number}.png")
+    return folder
+
+
+def test_synth_writes_the_others_and_says_who_is_left_out(
+    world: World, people: Path, run: Run, tmp_path: Path
+) -> None:
+    arguments = ("synth", people, "-o", tmp_path / "out", "--synthesizer", world.synthesizer)
+    result = run(*arguments)
+    assert result.status == 0, result.err
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == set(SUBJECTS)
+    assert "left out bob: a reference photo must show" in result.err
+    assert "3 subjects written, 1 left out" in result.err
+    strict = run(*arguments[:2], "-o", tmp_path / "strict", *arguments[4:], "--strict")
+    assert strict.status == 2
+    assert "bob" in strict.err
+    assert not (tmp_path / "strict").exists()
+
+
+def test_synth_fails_where_nobody_can_be_used(
+    world: World, people: Path, run: Run, tmp_path: Path
+) -> None:
+    for name in SUBJECTS:
+        shutil.rmtree(people / name)
+    shutil.copytree(people / "bob", people / "rob")
+    arguments = ("synth", people, "-o", tmp_path / "out", "--synthesizer", world.synthesizer)
+    result = run(*arguments)
+    assert result.status == 2
+    assert "left out rob" in result.err
+    assert "none of the 2 has" in result.err.splitlines()[-1]
+
+
+def test_pretraining_leaves_out_who_shows_nothing(
+    world: World, people: Path, run: Run, tmp_path: Path
+) -> None:
+    out, work = tmp_path / "pretrained", tmp_path / "run"
+    where = ["--folder", people, "--base", world.base, "--device", "cpu", "--run", work]
+    sets = ("optimisation.steps=1", "optimisation.batch=2", "latents=2", "model.width=8")
+    words = [word for setting in sets for word in ("--set", setting)]
+    arguments = ["--encoder", world.encoder, "--recipe", "rank=2", *words]
+    result = run("pretrain", *where, "-o", out, *arguments)
+    assert result.status == 0, result.err
+    assert "trained on 3 subjects, 1 left out" in result.out
+    assert list(read_json(work / "encoded.failures.json")) == ["bob"]
+    assert Synthesizer.from_pretrained(out).learned == learned_from(SUBJECTS)
+    again = run("pretrain", *where, "-o", tmp_path / "again", *arguments)
+    assert "trained on 3 subjects, 1 left out" in again.out
+    where[-1] = tmp_path / "other"
+    strict = run("pretrain", *where, "-o", tmp_path / "strict", *arguments, "--strict")
+    assert strict.status == 2
+    assert "'bob'" in strict.err
+
+
+def test_a_synthesizer_says_whom_it_knows(world: World, run: Run, tmp_path: Path) -> None:
+    arguments = ("synth", world.photo, "-o", tmp_path / "me.safetensors")
+    result = run(*arguments, "--synthesizer", world.synthesizer)
+    assert "knows drawn avatars" in result.err
+
+
+def test_a_photo_of_something_else_is_refused_with_what_to_do(
+    world: World, people: Path, run: Run, tmp_path: Path
+) -> None:
+    photo = people / "bob" / "0.png"
+    arguments = ("synth", photo, "-o", tmp_path / "me.safetensors")
+    result = run(*arguments, "--synthesizer", world.synthesizer)
+    assert result.status == 2
+    line = result.err.strip().splitlines()[-1]
+    for words in ("drawn avatars", str(photo), "lorasynth pretrain", "docs/quickstart.md"):
+        assert words in line

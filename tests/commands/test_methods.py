@@ -1,0 +1,173 @@
+"""`blend`, `invert`, `refine`, `edit`, `interpolate` and `sample` on the tiny world."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from command_line import Run
+from lorasynth.adapter import Adapter
+
+from .conftest import World, write_picture
+
+FEW = ("--steps", 2, "--device", "cpu")
+
+
+def places(world: World) -> tuple[object, ...]:
+    return ("--synthesizer", world.synthesizer, "--library", world.library, "--base", world.base)
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("blend", ()),
+        ("blend", ("--over", "adapters", "--set", "simplex=true")),
+        ("invert", ("--set", "prior=0.1")),
+        ("invert", ("--start", "synthesised")),
+    ],
+)
+def test_a_photo_becomes_a_file_by_descent(
+    world: World, run: Run, tmp_path: Path, command: str, options: tuple[object, ...]
+) -> None:
+    out = tmp_path / "me.safetensors"
+    result = run(command, world.photo, "-o", out, *places(world), *options, *FEW)
+    assert result.status == 0, result.err
+    assert result.out.strip() == str(out)
+    made = Adapter.load(out)
+    assert made.layout == Adapter.load(world.lora).layout
+    assert made.metadata.synthesised
+    assert made.metadata.extra["optimised"] == f"{command} 2"
+
+
+def test_several_subjects_are_optimised_at_once(world: World, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "all"
+    assert run("blend", world.subjects, "-o", out, *places(world), *FEW).status == 0
+    files = sorted(path.name for path in out.iterdir())
+    assert files == ["ann.safetensors", "ben.safetensors", "cyd.safetensors"]
+    first, second = (Adapter.load(out / name).to_vector() for name in files[:2])
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("trained", ["both", "B"])
+def test_refining_moves_a_file_and_says_so(
+    world: World, run: Run, tmp_path: Path, trained: str
+) -> None:
+    out = tmp_path / "better.safetensors"
+    which = ("--set", f"trained={trained}") if trained == "B" else ()
+    result = run("refine", world.lora, world.photo, "-o", out, "--base", world.base, *which, *FEW)
+    assert result.status == 0, result.err
+    before, after = Adapter.load(world.lora), Adapter.load(out)
+    assert after.metadata.extra["optimised"] == "refine 2"
+    for module, factors in before.factors.items():
+        assert not torch.equal(factors.B, after.factors[module].B)
+        stays = torch.allclose(factors.A, after.factors[module].A)
+        assert stays == (trained == "B"), module
+
+
+def test_the_ends_of_an_interpolation_are_the_files(world: World, run: Run, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    photo = write_picture(tmp_path / "other.png", 5)
+    assert run("synth", photo, "-o", other, "--synthesizer", world.synthesizer).status == 0
+    out, strip = tmp_path / "between", tmp_path / "strip.png"
+    result = run(
+        "interpolate", world.lora, other, "--steps", 3, "-o", out, "--strip", strip, *places(world)
+    )
+    assert result.status == 0, result.err
+    files = sorted(out.iterdir())
+    assert [path.name for path in files] == [f"{i:03d}.safetensors" for i in range(3)]
+    for end, file in ((world.lora, files[0]), (other, files[-1])):
+        expected = Adapter.load(end).to_vector()
+        torch.testing.assert_close(Adapter.load(file).to_vector(), expected, rtol=1e-3, atol=1e-4)
+    with Image.open(strip) as picture:
+        assert picture.size == (3 * 16 + 2 * 2, 16)
+        assert "synthetic" in picture.text["Comment"]
+
+
+@pytest.mark.parametrize("prior", ["gaussian", "standard", "convex", "diffusion"])
+def test_unconditional_samples_differ_and_say_where_they_come_from(
+    world: World, run: Run, tmp_path: Path, prior: str
+) -> None:
+    where = ("--synthesizer", world.synthesizer, "--library", world.library)
+    assert run("sample", "--prior", prior, "-n", 2, "-o", tmp_path / "out", *where).status == 0
+    first, second = (Adapter.load(path) for path in sorted((tmp_path / "out").iterdir()))
+    assert first.metadata.extra["prior"] == prior
+    assert first.metadata.synthesised
+    assert not torch.equal(first.to_vector(), second.to_vector())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--attribute", "glasses"), ("NAME=STEP", "'glasses'")),
+        (("--attribute", "glasses=+1"), ("has none", "'glasses'", "library annotate")),
+    ],
+)
+def test_edit_refuses_what_the_library_does_not_know(
+    world: World, run: Run, tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    out = tmp_path / "edited.safetensors"
+    where = ("--synthesizer", world.synthesizer, "--library", world.library)
+    run("edit", world.lora, "-o", out, *arguments, *where).is_one_error(*words)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "words"),
+    [
+        ("blend", ("--over", "pictures"), ("latents or adapters", "'pictures'")),
+        ("invert", ("--start", "photo"), ("mean or synthesised", "'photo'")),
+        ("blend", ("--set", "penalty=-1"), ("at least 0", "-1")),
+        ("blend", ("--over", "adapters", "--library", "nowhere"), ("library", "nowhere")),
+    ],
+)
+def test_bad_options_are_one_line(
+    world: World,
+    run: Run,
+    tmp_path: Path,
+    command: str,
+    options: tuple[str, ...],
+    words: tuple[str, ...],
+) -> None:
+    out = tmp_path / "me.safetensors"
+    run(command, world.photo, "-o", out, *places(world), *options).is_one_error(*words)
+
+
+def test_adapters_that_do_not_fit_into_memory_are_refused(
+    world: World, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "me.safetensors"
+    monkeypatch.setattr("lorasynth.engine.fleet_size.free_memory", lambda _: 100)
+    made = run("blend", world.photo, "-o", out, *places(world), "--over", "adapters")
+    made.is_one_error("must have all 3 adapters in memory", "use --over latents")
+
+
+def test_refine_takes_the_lora_first(world: World, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "x.safetensors"
+    result = run("refine", world.photo, world.lora, "-o", out, "--base", world.base)
+    result.is_one_error("the LoRA first", world.photo.name)
+
+
+@pytest.mark.parametrize("name", ["me.png", "me.ckpt"])
+def test_a_name_of_something_else_is_refused_before_work(
+    world: World, run: Run, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / name
+    for command in (("synth", world.photo), ("blend", world.photo), ("edit", world.lora)):
+        more = ("--attribute", "glasses=1") if command[0] == "edit" else ()
+        run(*command, "-o", out, *more, "--synthesizer", "nowhere").is_one_error(
+            "must be named *.safetensors", name
+        )
+    assert not out.exists()
+
+
+def test_refine_takes_one_subject(world: World, run: Run, tmp_path: Path) -> None:
+    result = run("refine", world.lora, world.subjects, "-o", tmp_path / "x", "--base", world.base)
+    result.is_one_error("one subject", "3 folders")
+
+
+def test_what_cannot_be_sampled_is_refused(world: World, run: Run, tmp_path: Path) -> None:
+    where = ("-o", tmp_path / "out", "--library", world.library)
+    refused = run("sample", "--prior", "uniform", "--synthesizer", world.synthesizer, *where)
+    refused.is_one_error("one of diffusion, convex, gaussian, standard", "'uniform'")
+    assert not (tmp_path / "out").exists()

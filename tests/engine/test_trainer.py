@@ -1,0 +1,241 @@
+"""The loop: where it resumes it ends alike, and what it keeps is the running average."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lorasynth.core.errors import BundleError, ConfigError
+from lorasynth.core.randomness import torch_stream
+from lorasynth.engine.trainer import Optimisation, Trainer
+
+STEPS = 8
+CONFIG = Optimisation(steps=STEPS, batch=16, lr=0.05, warmup=2, ema=0.7, checkpoint_seconds=0.0)
+
+
+def make_model(hidden: int = 6) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(3, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, 2)
+    )
+
+
+def loss(model: nn.Module, step: int) -> tuple[Tensor, str]:
+    x = torch.randn(CONFIG.batch, 3, generator=torch_stream(5, step))
+    return (model(x).float() - x[:, :2].roll(1, 1)).square().mean(), f"step {step}"
+
+
+def train(
+    folder: Path,
+    config: Optimisation = CONFIG,
+    loss: Callable[[nn.Module, int], tuple[Tensor, str]] = loss,
+    model: nn.Module | None = None,
+) -> nn.Module:
+    trainer = Trainer(model or make_model(), config, folder / "c.safetensors", torch.device("cpu"))
+    return trainer.run("test", loss)
+
+
+def interrupted_at(last: int) -> Callable[[nn.Module, int], tuple[Tensor, str]]:
+    def interrupted(model: nn.Module, step: int) -> tuple[Tensor, str]:
+        if step == last:
+            raise KeyboardInterrupt
+        return loss(model, step)
+
+    return interrupted
+
+
+def assert_equal(first: nn.Module, second: nn.Module) -> None:
+    for name, value in first.state_dict().items():
+        assert value.equal(second.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("batch", 0), ("batch", -1), ("steps", -3), ("warmup", -5), ("lr", -1.0), ("lr", 0.0),
+        ("lr", float("nan")), ("weight_decay", -0.1), ("clip", 0.0), ("ema", 1.0), ("ema", -0.1),
+        ("checkpoint_seconds", -1.0),
+    ],
+)  # fmt: skip
+def test_nonsense_is_refused(option: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{option} must be .*, but got {value}"):
+        replace(CONFIG, **{option: value})
+
+
+@pytest.mark.parametrize("interruptions", [(0,), (1,), (3,), (2, 5, 7)])
+@pytest.mark.parametrize("checkpoint_seconds", [0.0, 1000.0])
+def test_an_interrupted_run_ends_like_an_undisturbed_one(
+    tmp_path: Path, interruptions: tuple[int, ...], checkpoint_seconds: float
+) -> None:
+    config = replace(CONFIG, checkpoint_seconds=checkpoint_seconds)
+    for last in interruptions:
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "cut", config, interrupted_at(last))
+    assert (tmp_path / "cut").exists() == (checkpoint_seconds == 0 and interruptions != (0,))
+    assert_equal(train(tmp_path / "cut", config), train(tmp_path / "whole", config))
+
+
+def test_resuming_repeats_no_step_and_a_finished_run_does_none(tmp_path: Path) -> None:
+    steps: list[int] = []
+
+    def counted(model: nn.Module, step: int) -> tuple[Tensor, str]:
+        steps.append(step)
+        return interrupted_at(5)(model, step) if len(steps) <= 6 else loss(model, step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, loss=counted)
+    finished = train(tmp_path, loss=counted)
+    assert steps == [0, 1, 2, 3, 4, 5, 5, 6, 7]
+    assert_equal(train(tmp_path, loss=counted), finished)
+    assert len(steps) == 9
+
+
+def test_the_average_of_the_weights_is_kept(tmp_path: Path) -> None:
+    seen: list[dict[str, Tensor]] = []
+
+    def watched(model: nn.Module, step: int) -> tuple[Tensor, str]:
+        seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
+        return loss(model, step)
+
+    kept = train(tmp_path, loss=watched)
+    stored = load_file(tmp_path / "c.safetensors")
+    after = [*seen[1:], {name: stored[f"model.{name}"] for name in seen[0]}]
+    average = after[0]
+    for count, weights in enumerate(after[1:], start=1):
+        decay = min(CONFIG.ema, (1 + count) / (10 + count))
+        average = {n: decay * average[n] + (1 - decay) * weights[n] for n in average}
+    for name, parameter in kept.named_parameters():
+        torch.testing.assert_close(parameter.detach(), average[name])
+        assert not parameter.equal(stored[f"model.{name}"])
+    assert not kept.training
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    def error(model: nn.Module) -> float:
+        with torch.no_grad():
+            return loss(model.eval(), 10_000)[0].item()
+
+    before = error(make_model())
+    assert (
+        error(train(tmp_path, replace(CONFIG, steps=150, checkpoint_seconds=99.0))) < 0.3 * before
+    )
+
+
+def test_gradients_are_clipped(tmp_path: Path) -> None:
+    def huge(model: nn.Module, step: int) -> tuple[Tensor, str]:
+        value, note = loss(model, step)
+        norms.append(nn.utils.get_total_norm([p.grad for p in model.parameters() if step]))
+        return value * 1e6, note
+
+    norms: list[Tensor] = []
+    train(tmp_path, replace(CONFIG, clip=0.5), huge)
+    torch.testing.assert_close(torch.stack(norms[1:]), torch.full((STEPS - 1,), 0.5))
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    config = replace(CONFIG, steps=100, warmup=10)
+    rates = torch.tensor([config.rate(step) for step in range(101)])
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1
+    assert (rates[:10].diff() > 0).all()
+    assert (rates[10:].diff() < 0).all()
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0, abs=1e-6)
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def _forget_step(path: Path) -> None:
+    save_file(load_file(path), path)
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [_truncate, _forget_step, _empty])
+def test_a_damaged_checkpoint_is_told_in_one_line(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    train(tmp_path)
+    damage(tmp_path / "c.safetensors")
+    with pytest.raises(
+        BundleError, match=r"c\.safetensors.*delete .*c\.safetensors to begin anew"
+    ) as caught:
+        train(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    train(tmp_path)
+    with pytest.raises(BundleError, match="of the model being trained"):
+        train(tmp_path, model=make_model(hidden=7))
+
+
+def test_other_settings_do_not_resume(tmp_path: Path) -> None:
+    def trainer(batch: int, weight: float) -> Trainer:
+        config = replace(CONFIG, batch=batch)
+        path, device = tmp_path / "c.safetensors", torch.device("cpu")
+        return Trainer(nn.Linear(2, 1), config, path, device, {"weight": weight})
+
+    def zero(model: nn.Module, step: int) -> tuple[Tensor, str]:
+        return model.weight.square().sum() + model.bias.sum(), ""
+
+    trainer(4, 1.0).run("test", zero)
+    trainer(4, 1.0).run("test", zero)
+    for batch, weight, change in (
+        (5, 1.0, r"optimisation\.batch was 4 and is now 5"),
+        (4, 2.0, r"weight was 1\.0 and is now 2\.0"),
+    ):
+        with pytest.raises(ConfigError, match=change):
+            trainer(batch, weight).run("test", zero)
+
+
+def test_the_rate_falls_in_the_last_part_alone() -> None:
+    config = replace(CONFIG, steps=22, warmup=2, decay=0.25)
+    assert config.falls_at == 17
+    rates = [config.rate(step) for step in range(22)]
+    assert rates[:2] == [0.5, 1.0]
+    assert rates[2:18] == [1.0] * 16
+    assert rates[17:] == sorted(rates[17:], reverse=True)
+    assert 0 < rates[-1] < 0.2
+    assert replace(config, decay=1.0).rate(12) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("decay", [0.0, -0.1, 1.1, float("nan")])
+def test_the_rate_falls_in_a_part_of_the_steps(decay: float) -> None:
+    with pytest.raises(ConfigError, match=r"decay must be above 0 and at most 1, but"):
+        replace(CONFIG, decay=decay)
+
+
+def test_steps_can_be_changed_until_the_rate_falls(tmp_path: Path) -> None:
+    short = replace(CONFIG, steps=12, decay=0.5)  # falls at 7
+    long = replace(short, steps=16)  # falls at 9
+    for folder, last in (("early", 6), ("late", 8)):
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / folder, short, interrupted_at(last))
+    assert_equal(train(tmp_path / "early", long), train(tmp_path / "whole", long))
+    with pytest.raises(ConfigError, match=r"12 steps can have 16 until its rate falls.*done 8"):
+        train(tmp_path / "late", long)
+    assert_equal(train(tmp_path / "late", short), train(tmp_path / "short", short))
+
+
+def test_watchers_see_the_average_and_change_nothing(tmp_path: Path) -> None:
+    seen: list[tuple[int, Tensor]] = []
+    model = make_model()
+    checkpoint = tmp_path / "watched.safetensors"
+    trainer = Trainer(model, CONFIG, checkpoint, torch.device("cpu"))
+    trainer.watch(3, lambda average, step: seen.append((step, first_weight(average))))
+    assert_equal(trainer.run("test", loss), train(tmp_path))
+    assert [step for step, _ in seen] == [3, 6]
+    assert not seen[1][1].equal(seen[0][1])
+
+
+def first_weight(model: nn.Module) -> Tensor:
+    return next(model.parameters()).detach().clone()

@@ -1,0 +1,62 @@
+"""Ctrl-C in the commands that run the whole system: nothing half-written, and they go on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from command_line import Run, interrupt
+from lorasynth.avatars import make_bundle
+from lorasynth.avatars.bundle import verify
+from lorasynth.avatars.encoder import AvatarEncoder
+from lorasynth.base import BaseModel
+from lorasynth.collect import collector
+from lorasynth.engine.trainer import Trainer
+
+from .conftest import tiny_config
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands with the tiny bundle's settings in place of the shipped ones."""
+    config = tiny_config()
+    monkeypatch.setattr(make_bundle, "BundleConfig", lambda: config)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "demo"])
+def test_measuring(
+    bundle_run: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    # The tiny encoder is not trained, so what it says of faces is chance.
+    monkeypatch.setattr(AvatarEncoder, "presence", lambda _, pictures: torch.ones(len(pictures)))
+    out = tmp_path / "out"
+    write = {"evaluate": ("--json", out, "--cache", tmp_path / "cache"), "demo": ("--out", out)}
+    arguments = (command, "--subjects", 2, "--bundle", bundle_run / "bundle", *write[command])
+    with monkeypatch.context() as patch:
+        interrupt(patch, BaseModel, "decode_latents", calls=2)
+        result = run(*arguments, "--device", "cpu")
+    assert result.status == 130
+    assert "run the same command to go on" in result.err.splitlines()[-1]
+    page = out if command == "evaluate" else out / "index.html"
+    assert not page.exists()
+    # What was trained before is not trained again.
+    monkeypatch.setattr(collector, "train_fleet", lambda *_, **__: pytest.fail("trained again"))
+    assert run(*arguments, "--device", "cpu").status == 0
+    assert page.is_file()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_making_a_bundle(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = ("--run", tmp_path / "run", "--workers", 1, "--device", "cpu")
+    arguments = ("bundle", "make", tmp_path / "bundle", *where)
+    with monkeypatch.context() as patch:
+        interrupt(patch, Trainer, "_step", calls=7)  # in the judge, after perception and base model
+        assert run(*arguments).status == 130
+    assert sorted(path.name for path in (tmp_path / "run" / "out").iterdir()) == [
+        "autoencoder",
+        "base",
+        "perception",
+    ]
+    assert not (tmp_path / "bundle").exists()
+    assert run(*arguments).status == 0
+    verify(tmp_path / "bundle")
