@@ -1,6 +1,6 @@
 """Throughput of fleet training beside the frozen base model and diffusers + PEFT, in one run.
 
-    python bench/collect.py --fleet 32 --pictures-per-step 1 4
+    python bench/collect.py --fleet 32 --images-per-step 1 4
     python bench/collect.py --network sd15 --dtype bfloat16 --fleet 1 2 4 8 16 32
 
 The frozen base model (a forward and a backward pass down to its input, which every training of
@@ -67,7 +67,7 @@ def frozen_run(base: BaseModel, batch: int, steps: int) -> Run:
 
 
 def fleet_run(base: BaseModel, recipe: Recipe, fleet: int, steps: int) -> Run:
-    side = base.picture_size
+    side = base.image_size
     subjects = [
         Subject(
             id=f"{index}",
@@ -77,7 +77,7 @@ def fleet_run(base: BaseModel, recipe: Recipe, fleet: int, steps: int) -> Run:
         for index in range(fleet)
     ]
 
-    count = recipe.prior.pictures if recipe.prior else 1
+    count = recipe.prior.images if recipe.prior else 1
     classes = torch.randn(count, *base.latent_shape).to(base.device, base.dtype)
 
     def run() -> list[float]:
@@ -103,7 +103,7 @@ def peft_run(base: BaseModel, recipe: Recipe, steps: int) -> Run:
             parameter.requires_grad_(False)
     parameters = [p for p in unet.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=recipe.learning_rate)
-    latents, timesteps, text = inputs(base, recipe.pictures_per_step)
+    latents, timesteps, text = inputs(base, recipe.images_per_step)
 
     def step() -> None:
         noisy, target = base.add_noise(latents, torch.randn_like(latents), timesteps)
@@ -148,13 +148,13 @@ class Timed:
 
 
 def samples_of(recipe: Recipe, fleet: int) -> int:
-    """What one step of a fleet processes: as many pictures of the class as of its subjects."""
-    return recipe.pictures_per_step * fleet * (1 if recipe.prior is None else 2)
+    """What one step of a fleet processes: as many images of the class as of its subjects."""
+    return recipe.images_per_step * fleet * (1 if recipe.prior is None else 2)
 
 
 def operations(base: BaseModel, recipe: Recipe) -> float:
     """Of one sample of a fleet's step, a multiplication and an addition counted as two."""
-    one = replace(recipe, pictures_per_step=1)
+    one = replace(recipe, images_per_step=1)
     with FlopCounterMode(display=False) as counter:
         fleet_run(base, one, 1, 1)()
     with FlopCounterMode(display=False) as twice:
@@ -167,7 +167,7 @@ def measure(
     base: BaseModel, recipe: Recipe, fleets: Sequence[int], steps: int, repeats: int
 ) -> tuple[Timed, dict[int, tuple[Timed, Timed]]]:
     """Time PEFT, and for each fleet, one of 1 among them, both the frozen model and the fleet."""
-    m = recipe.pictures_per_step
+    m = recipe.images_per_step
     peft = Timed(m, peft_run(base, recipe, steps))
     pairs = {
         n: (
@@ -189,7 +189,7 @@ def embedded(device: torch.device, dtype: torch.dtype) -> BaseModel:
 def stable_diffusion(device: torch.device, dtype: torch.dtype) -> BaseModel:
     """The U-Net of Stable Diffusion 1.5 with a small autoencoder and text encoder."""
     small = AvatarModelConfig(
-        picture_size=512,
+        image_size=512,
         latent_channels=4,
         vae_channels=(32, 64, 64, 64),
         vae_groups=8,
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--network", choices=NETWORKS, default="embedded", help="random weights")
     parser.add_argument("--recipe", choices=PRESETS, default="ours")
     parser.add_argument("--fleet", type=int, nargs="+", default=[32])
-    parser.add_argument("--pictures-per-step", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--images-per-step", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="auto")
@@ -228,11 +228,11 @@ def main() -> None:
     Memory(gradient_checkpointing=options.gradient_checkpointing).apply(base.denoiser, base.name)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     table = Table(title=f"{where}, {options.dtype}, {base.name}; ms per sample")
-    columns = ("pictures/step", "fleet", "frozen x1", "frozen", "gain", "fleet of 1", "in fleet")
+    columns = ("images/step", "fleet", "frozen x1", "frozen", "gain", "fleet of 1", "in fleet")
     for name in (*columns, "gain", "share", "TFLOP/s", "PEFT alone", "fleet is faster"):
         table.add_column(name, justify="right")
-    for pictures in options.pictures_per_step:
-        recipe = replace(PRESETS[options.recipe], pictures_per_step=pictures)
+    for images in options.images_per_step:
+        recipe = replace(PRESETS[options.recipe], images_per_step=images)
         work = operations(base, recipe)
         peft, pairs = measure(base, recipe, options.fleet, options.steps, options.repeats)
         alone, single = (one.milliseconds for one in pairs[1])
@@ -242,7 +242,7 @@ def main() -> None:
             cells = (f"{alone:.1f}", f"{frozen:.1f}", f"{bound:.2f}x")
             cells += (f"{single:.1f}", f"{fleet:.1f}", f"{gain:.2f}x", f"{gain / bound:.0%}")
             cells += (f"{work / fleet / 1e9:.3g}", f"{peft.milliseconds:.1f}")
-            table.add_row(str(pictures), str(size), *cells, f"{peft.milliseconds / fleet:.2f}x")
+            table.add_row(str(images), str(size), *cells, f"{peft.milliseconds / fleet:.2f}x")
     Console(width=150).print(table)
 
 

@@ -31,7 +31,7 @@ from torch.nn import functional
 from lorasynth.condition import FaceEncoder, load_encoder
 from lorasynth.condition.faces.dlib import _centre
 from lorasynth.core.atomic import write_text
-from lorasynth.core.errors import PictureError
+from lorasynth.core.errors import ImageError
 from lorasynth.images import read_photo, to_image
 
 SAME = ("obama.jpg", "obama2.jpg", "obama3.jpg")
@@ -145,7 +145,7 @@ def show_variants(encoder: FaceEncoder, photos: dict[str, Tensor], console: Cons
             start = time.process_time()
             try:
                 square = encoder.aligned(changed)
-            except PictureError:
+            except ImageError:
                 continue
             finally:
                 taken.append(time.process_time() - start)

@@ -1,7 +1,7 @@
-"""Settings of mixtures and inversions on validation subjects, from one picture and from ten.
+"""Settings of mixtures and inversions on validation subjects, from one image and from ten.
 
     python bench/optimise.py --subjects 12
-    python bench/optimise.py rows.json -o runs/mine --pictures 1
+    python bench/optimise.py rows.json -o runs/mine --images 1
 
 A row of the JSON file says in which "way" adapters are found, "mixture", "inversion" or
 "weights2weights", and how that one's config differs from the default.  "start": "synthesised" is
@@ -102,14 +102,14 @@ class Bench:
             start = synthesizer.latents(conditions, [one.id for one in people])
         return Inversion(config, len(people), known, decode, start)
 
-    def measure(self, row: Row, pictures: int) -> dict[str, Any]:
+    def measure(self, row: Row, images: int) -> dict[str, Any]:
         """One row's adapters, measured."""
-        people = self.run.people(pictures)
+        people = self.run.people(images)
         coordinates = self.coordinates(row, people)
         begun = time.perf_counter()
         made = personalise(self.bundle.base, people, coordinates).factors
         seconds = (time.perf_counter() - begun) / len(people)
-        return {"seconds": seconds, **as_json(self.run.measure(self.run.pictures(made)))}
+        return {"seconds": seconds, **as_json(self.run.measure(self.run.images(made)))}
 
 
 def main() -> None:
@@ -120,26 +120,26 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=Path("bundle"))
     parser.add_argument("--library", type=Path, default=Path("runs/out/library"))
     parser.add_argument("--subjects", type=int, default=12)
-    parser.add_argument("--pictures", type=int, nargs="+", default=[1, 10])
+    parser.add_argument("--images", type=int, nargs="+", default=[1, 10])
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
     config = TrialConfig(subjects=options.subjects, split="validation")
     bench = Bench(bundle, options.library, config)
-    table = Table("setting", "pictures", "seconds", *FIGURES)
+    table = Table("setting", "images", "seconds", *FIGURES)
     for name, said in read_json(options.rows).items():
         row = Row.read(**said)
-        for pictures in options.pictures:
+        for images in options.images:
             asked = {
                 "row": said | to_dict(row.config),
-                "pictures": pictures,
+                "images": images,
                 "trial": to_dict(config),
                 "parts": [*bundle.instruments.fingerprints, bundle.synthesizer.fingerprint],
             }
-            path = options.out / f"{name}, {pictures}.json"
-            measure = partial(bench.measure, row, pictures)
-            report = kept_report(path, asked, f"{name}, {pictures}", measure)
+            path = options.out / f"{name}, {images}.json"
+            measure = partial(bench.measure, row, images)
+            report = kept_report(path, asked, f"{name}, {images}", measure)
             means = [f"{torch.tensor(report[figure]).mean():.3f}" for figure in FIGURES]
-            table.add_row(name, str(pictures), f"{report['seconds']:.1f}", *means)
+            table.add_row(name, str(images), f"{report['seconds']:.1f}", *means)
     Console(width=130).print(table)
 
 

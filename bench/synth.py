@@ -49,11 +49,11 @@ CONDITION = 512
 
 
 def draw_photos(folder: Path, count: int, size: int) -> list[Path]:
-    subjects = AvatarSubjects(split="test", count=count, pictures=1, size=size, series="bench")
+    subjects = AvatarSubjects(split="test", count=count, images=1, size=size, series="bench")
     paths = []
     for name in subjects.ids:
         paths.append(folder / f"{len(paths)}.png")
-        to_image(subjects.load(name).pictures[0]).save(paths[-1])
+        to_image(subjects.load(name).images[0]).save(paths[-1])
     return paths
 
 
@@ -177,7 +177,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         if not options.width:
-            photos = draw_photos(folder, options.photos, synthesizer.encoder.picture_size)
+            photos = draw_photos(folder, options.photos, synthesizer.encoder.image_size)
         for batch in options.batch:
             count = -(-options.photos // batch)
             if options.width:

@@ -4,7 +4,7 @@
 
 A sibling of the base model is made first: all of its weights are trained on 512 drawn subjects in
 another style, with outlines, as checkpoints of one family are.  Adapters that were made for the
-base model are then used with both; likeness is that to the subject's real pictures, drawn in the
+base model are then used with both; likeness is that to the subject's real images, drawn in the
 style of the model.  Subjects are of the validation split.
 """
 
@@ -36,9 +36,9 @@ from lorasynth.optimise.full import Weights, fine_tune, weights_of
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
-def outlined(pictures: Tensor) -> Tensor:
+def outlined(images: Tensor) -> Tensor:
     """The other style: dark lines wherever colours change."""
-    unit = pictures.permute(0, 3, 1, 2).float() / 255
+    unit = images.permute(0, 3, 1, 2).float() / 255
     around = functional.max_pool2d(unit, 3, 1, 1) + functional.max_pool2d(-unit, 3, 1, 1)
     drawn = unit * (1 - around.amax(dim=1, keepdim=True).clamp(max=0.45))
     return (drawn * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
@@ -46,7 +46,7 @@ def outlined(pictures: Tensor) -> Tensor:
 
 def sibling(bundle: Bundle, subjects: int, steps: int) -> Weights:
     """The base model's weights after training on drawings in the other style."""
-    source = AvatarSubjects(split="train", count=subjects, pictures=1, seed=0, series="sibling")
+    source = AvatarSubjects(split="train", count=subjects, images=1, seed=0, series="sibling")
     drawn, said = [], []
     for name in source.ids:
         [scene] = source.scenes(name)
@@ -54,15 +54,15 @@ def sibling(bundle: Bundle, subjects: int, steps: int) -> Weights:
         who, what = captions.identity_phrases(source.identity(name)), captions.scene_phrases(scene)
         said.append(captions.training_caption(who, what, numpy_stream(0, name, "captions")))
     style = Subject(id="style", photos=outlined(torch.cat(drawn)), captions=said)
-    config = Descent(steps=steps, pictures_per_step=32, learning_rate=2e-4, schedule="cosine")
+    config = Descent(steps=steps, images_per_step=32, learning_rate=2e-4, schedule="cosine")
     return fine_tune(bundle.base, style, config)
 
 
 def figures(run: Trial, adapters: Factors | None, sheet: list[Tensor]) -> dict[str, Any]:
-    """What a method's pictures are worth; its first ones join the sheet."""
-    pictures = run.pictures(adapters)
-    sheet.append(pictures[:: run.config.pictures][:8])
-    measured: Measured = run.measure(pictures)
+    """What a method's images are worth; its first ones join the sheet."""
+    images = run.images(adapters)
+    sheet.append(images[:: run.config.images][:8])
+    measured: Measured = run.measure(images)
     names = ("likeness", "likeness_second", "attribute_accuracy", "prompt_following")
     return measured.intervals(*names)
 
@@ -70,7 +70,7 @@ def figures(run: Trial, adapters: Factors | None, sheet: list[Tensor]) -> dict[s
 def in_style(run: Trial) -> Trial:
     """The same trial, whose references are drawn in the other style."""
     other = Trial(run.instruments, run.config)
-    shape = (run.config.subjects, run.config.pictures)
+    shape = (run.config.subjects, run.config.images)
     other.references = outlined(run.references)
     other.first = run.instruments.encoder.embed(other.references).unflatten(0, shape)
     other.second = run.instruments.second.embed(other.references).unflatten(0, shape)
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--cache", type=Path, default=Path("runs/evaluation"))
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--image", type=Path)
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
     config = TrialConfig(subjects=options.subjects, split="validation")
@@ -96,7 +96,7 @@ def main() -> None:
         "synthesised": made,
     }
     weights = sibling(bundle, options.drawn, options.steps)
-    styled, rows, sheet = in_style(run), [], [run.references[:: config.pictures][:8]]
+    styled, rows, sheet = in_style(run), [], [run.references[:: config.images][:8]]
     for model, trial, context in (
         ("base", run, nullcontext()),
         ("sibling", styled, weights_of(bundle.base, weights)),
@@ -109,7 +109,7 @@ def main() -> None:
                     rows.append({"model": model, "adapters": name, "strength": strength, **found})
             rows.append({"model": model, "adapters": "none", **figures(trial, None, sheet)})
         real = trial.real().intervals("likeness", "likeness_second")
-        rows.append({"model": model, "adapters": "real pictures", **real})
+        rows.append({"model": model, "adapters": "real images", **real})
     table = Table("model", "adapters", "strength", "likeness", "second", "attributes", "prompts")
     for row in rows:
         names = ("likeness", "likeness_second", "attribute_accuracy", "prompt_following")
@@ -118,9 +118,9 @@ def main() -> None:
     Console().print(table)
     if options.json:
         write_json(options.json, {"subjects": options.subjects, "rows": rows})
-    if options.picture:
+    if options.image:
         whole = contact_sheet(torch.cat(sheet), min(8, options.subjects))
-        Image.fromarray(np.asarray(whole)).save(options.picture)
+        Image.fromarray(np.asarray(whole)).save(options.image)
 
 
 if __name__ == "__main__":

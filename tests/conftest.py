@@ -33,7 +33,7 @@ class MakePipeline(Protocol):
 
 @pytest.fixture(scope="session")
 def make_pipeline() -> MakePipeline:
-    """Save the embedded base model, tiny and untrained, with pictures of 16 pixels."""
+    """Save the embedded base model, tiny and untrained, with images of 16 pixels."""
 
     def make(folder: Path, prediction_type: str = "v_prediction") -> Path:
         from tiny_pipelines import build

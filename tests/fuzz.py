@@ -1,6 +1,6 @@
 """Damaged files for every reader: each is read or refused in one line, in time and memory.
 
-    python tests/fuzz.py pictures 10000 0      # a reader, how many files, a seed
+    python tests/fuzz.py images 10000 0      # a reader, how many files, a seed
 
 Files are changed by their structure: what checks them (lengths, checksums) is made right again, so
 that the change is what is read.  Nothing may connect or start a program.  Prints figures as JSON;
@@ -224,7 +224,7 @@ def photo() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def pictures(_: Path) -> Reader:
+def images(_: Path) -> Reader:
     whole: list[tuple[str, bytes, Mutate]] = []
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "maker"
@@ -278,7 +278,7 @@ def weights(folder: Path) -> Reader:
 
 
 def configs(folder: Path) -> Reader:
-    AvatarEncoder(AvatarEncoderConfig(name="x", picture_size=16, width=4)).save(folder / "encoder")
+    AvatarEncoder(AvatarEncoderConfig(name="x", image_size=16, width=4)).save(folder / "encoder")
     Scaled.of(ScaledConfig(), torch.zeros(6), torch.ones(6)).save(folder / "codec")
     library = Library.create(folder / "library", Layout((Slot("a", 3, 4, 2),)), recipe={"x": 1})
     library.append(
@@ -328,7 +328,7 @@ def tars(_: Path) -> Reader:
 def parquet(_: Path) -> Reader:
     data, image = io.BytesIO(), io.BytesIO()
     photo().save(image, "PNG")
-    table = pa.table({"id": ["a", "b"], "picture": [image.getvalue()] * 2, "caption": ["x", None]})
+    table = pa.table({"id": ["a", "b"], "image": [image.getvalue()] * 2, "caption": ["x", None]})
     pq.write_table(table, data)
     return Reader(
         [("a.parquet", data.getvalue(), any_bytes)], lambda p: read_source(ParquetSubjects(p, 8))
@@ -358,7 +358,7 @@ def vectors(_: Path) -> Reader:
 
 
 READERS = {
-    "pictures": pictures,
+    "images": images,
     "loras": loras,
     "peft": peft,
     "weights": weights,

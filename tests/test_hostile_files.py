@@ -18,7 +18,7 @@ pytestmark = [
 ]
 #: Files for each reader.
 FILES = {
-    "pictures": 30_000,
+    "images": 30_000,
     "loras": 20_000,
     "peft": 5_000,
     "weights": 10_000,

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lorasynth import Synthesizer
 from lorasynth.adapter import Adapter
-from lorasynth.core.errors import ConfigError, PictureError
+from lorasynth.core.errors import ConfigError, ImageError
 from lorasynth.images import as_photo
 
 ROOT = Path(__file__).parents[1]
@@ -58,11 +58,11 @@ def test_a_photo_may_have_any_form(synth: Synthesizer, expected: torch.Tensor, f
         (np.full((8, 8, 3), 7.0), "from 0 to 1, but are from 7 to 7"),
         (np.full((8, 8, 3), np.nan), "from 0 to 1"),
         (np.zeros((8, 8, 3), np.int64), "are torch.int64"),
-        (b"no picture", "whole image file"),
+        (b"no image", "whole image file"),
     ],
 )
 def test_what_is_no_photo_is_refused(photo: object, words: str) -> None:
-    with pytest.raises(PictureError, match=words):
+    with pytest.raises(ImageError, match=words):
         as_photo(photo)
 
 

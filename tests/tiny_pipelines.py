@@ -28,7 +28,7 @@ from lorasynth.avatars.model import AvatarModelConfig, build_pipeline, build_tok
 
 WORDS = ("a", "portrait", "of", "sks", "person", "sad", "red", "blue", "hoodie", "smiling")
 SIZES = AvatarModelConfig(
-    picture_size=16,
+    image_size=16,
     latent_channels=4,
     vae_channels=(8, 8),
     unet_channels=(32,),

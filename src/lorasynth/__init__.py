@@ -1,4 +1,4 @@
-"""lorasynth: one reference picture in, a LoRA file for a text-to-image diffusion model out."""
+"""lorasynth: one reference image in, a LoRA file for a text-to-image diffusion model out."""
 
 import os
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The assembled system that a user holds: pictures of a subject in, an adapter out.
+"""The assembled system that a user holds: images of a subject in, an adapter out.
 
 A saved synthesizer is one folder:
 
@@ -91,14 +91,14 @@ class Stages:
 
 @dataclass(frozen=True, kw_only=True)
 class Synthesizer:
-    """Everything between a picture and an adapter.
+    """Everything between an image and an adapter.
 
     Attributes:
         base_fingerprint: of the base model that the adapters change.
         base_name: where that base model can be had.
         trigger_phrase: what calls the subject in a prompt.
         layout: of the flat vector.
-        encoder: pictures to conditions.
+        encoder: images to conditions.
         hypernet: conditions to latents.
         codec: latents to vectors.
         strength: multiplies ΔW of synthesised adapters.  Predictions shrink toward the conditional
@@ -187,7 +187,7 @@ class Synthesizer:
             **draw: `seed` (0), `guidance`, `steps` and `temperature`, see `SamplingOptions`.
 
         Raises:
-            PictureError: a photo cannot be read, or does not show what the encoder knows.
+            ImageError: a photo cannot be read, or does not show what the encoder knows.
             ConfigError: the encoder does not know a fact, or finds no face by itself.
             TypeError: a keyword is unknown.
         """
@@ -206,14 +206,14 @@ class Synthesizer:
         """Make an adapter for each of several subjects, all in one batch.
 
         Args:
-            subjects: the pictures of each; the other arguments are those of a single call.
-            face: which face of each picture, as in a single call.
+            subjects: the images of each; the other arguments are those of a single call.
+            face: which face of each image, as in a single call.
             facts: attributes that all of them share.
             stages: collects the time of each stage.
             **draw: how the adapters are drawn, see `SamplingOptions`.
 
         Raises:
-            PictureError: a picture cannot be read or shows no face.
+            ImageError: an image cannot be read or shows no face.
             ConfigError: as for a single call.
         """
         conditions = self._conditions_of(subjects, face, facts, stages or Stages())
@@ -226,10 +226,10 @@ class Synthesizer:
         stages: Stages | None = None,
         **draw: Unpack[SamplingOptions],
     ) -> list[Adapter]:
-        """Make an adapter for each condition that `embed` gave, as `many` does for its pictures.
+        """Make an adapter for each condition that `embed` gave, as `many` does for its images.
 
         Args:
-            conditions: one for each subject, kept in place of its pictures.
+            conditions: one for each subject, kept in place of its images.
             stages: collects the time of each stage.
             **draw: how the adapters are drawn, see `SamplingOptions`.
         """
@@ -253,10 +253,10 @@ class Synthesizer:
         """Write a LoRA file for each of several subjects, all in one batch.
 
         Args:
-            subjects: the pictures of each; the other arguments are those of a single call.
+            subjects: the images of each; the other arguments are those of a single call.
             paths: of the files; for `peft`, of folders.
             format: see `Adapter.save`.
-            face: which face of each picture, as in a single call.
+            face: which face of each image, as in a single call.
             facts: attributes that all of them share.
             stages: collects the time of each stage.
             **draw: how the adapters are drawn, see `SamplingOptions`.
@@ -265,7 +265,7 @@ class Synthesizer:
             The paths that were written.
 
         Raises:
-            PictureError: a picture cannot be read or shows no face.
+            ImageError: an image cannot be read or shows no face.
             ConfigError: as for a single call, or no such format.
             LorasynthError: a file cannot be written, or is not named as the format asks.
         """
@@ -330,10 +330,10 @@ class Synthesizer:
         face: int | None = None,
         facts: Mapping[str, object] | None = None,
     ) -> Float[Tensor, " m"]:
-        """The condition of one subject, from pictures and facts as in a call.
+        """The condition of one subject, from images and facts as in a call.
 
         Raises:
-            PictureError: a picture cannot be read, or shows no face, or not so many.
+            ImageError: an image cannot be read, or shows no face, or not so many.
             ConfigError: the encoder does not know a fact, or looks for no face.
         """
         stages = stages or Stages()
@@ -419,11 +419,11 @@ class Synthesizer:
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
     def conditions(self, subjects: Sequence[Subject]) -> Float[Tensor, "n m"]:
-        """The condition of all pictures of each subject."""
+        """The condition of all images of each subject."""
         return torch.stack([sphere_mean(subject_conditions(self.encoder, one)) for one in subjects])
 
     def predict(self, subjects: Sequence[Subject]) -> Factors:
-        """Adapters from all pictures of each subject, for a collection to start from.
+        """Adapters from all images of each subject, for a collection to start from.
 
         They are as `decode` makes them: training finds its own strength.
         """

@@ -14,7 +14,7 @@ from lorasynth.engine.trainer import Optimisation
 QUICK = Optimisation(steps=4, batch=4, lr=1e-3, warmup=2, ema=0.5, checkpoint_seconds=0.0)
 CONFIG = BaseTrainingConfig(
     model=AvatarModelConfig(
-        picture_size=16,
+        image_size=16,
         latent_channels=4,
         vae_channels=(8, 8),
         unet_channels=(32,),
@@ -26,7 +26,7 @@ CONFIG = BaseTrainingConfig(
     autoencoder=AutoencoderTraining(optimisation=QUICK, crop=8, whole=2),
     denoiser=DenoiserTraining(optimisation=QUICK),
 )
-SUBJECTS = AvatarSubjects(split="train", count=6, pictures=2, size=16)
+SUBJECTS = AvatarSubjects(split="train", count=6, images=2, size=16)
 
 
 @pytest.fixture(scope="session")

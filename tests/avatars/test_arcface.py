@@ -80,32 +80,32 @@ def test_a_trunk_takes_any_size_that_it_is_made_for(trunk: str, size: int) -> No
 
 
 def test_augmenting_degrades_a_little_and_keeps_colours() -> None:
-    pictures = torch.rand(64, 3, 16, 16, generator=torch_stream(0, "pictures")) * 2 - 1
-    once, again = (augment(pictures, torch_stream(0, "augment")) for _ in range(2))
+    images = torch.rand(64, 3, 16, 16, generator=torch_stream(0, "pictures")) * 2 - 1
+    once, again = (augment(images, torch_stream(0, "augment")) for _ in range(2))
     assert once.equal(again)
-    assert once.shape == pictures.shape
-    assert (once - pictures).flatten(1).norm(dim=1).min() > 0
-    assert (once.mean(dim=(2, 3)) - pictures.mean(dim=(2, 3))).abs().max() < 0.1
+    assert once.shape == images.shape
+    assert (once - images).flatten(1).norm(dim=1).min() > 0
+    assert (once.mean(dim=(2, 3)) - images.mean(dim=(2, 3))).abs().max() < 0.1
 
 
 # Training
 
 
 def two_colours(size: int = 16) -> Pool:
-    """Four subjects, 8 pictures each: their colours are who they are, stripes what varies."""
+    """Four subjects, 8 images each: their colours are who they are, stripes what varies."""
     stream = torch_stream(0, "subjects")
     colours = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 40]])
     subject = torch.arange(32) // 8
     stripes = torch.randint(-40, 40, (32, 1, size, 1), generator=stream)
-    pictures = colours[subject][:, None, None] + stripes + torch.zeros(32, size, size, 1)
+    images = colours[subject][:, None, None] + stripes + torch.zeros(32, size, size, 1)
     return Pool(
-        pictures=pictures.clamp(0, 255).to(torch.uint8),
+        images=images.clamp(0, 255).to(torch.uint8),
         labels=torch.zeros(32, len(LABELS), dtype=torch.int64),
         subject=subject,
     )
 
 
-ENCODER = AvatarEncoderConfig(name="tiny", picture_size=16, width=4, features=8)
+ENCODER = AvatarEncoderConfig(name="tiny", image_size=16, width=4, features=8)
 
 
 def train(checkpoint: Path, steps: int = 25) -> AvatarEncoder:
@@ -118,12 +118,12 @@ def test_a_trained_encoder_knows_its_subjects_and_faces(tmp_path: Path) -> None:
     pool = two_colours()
     encoder = train(tmp_path / "c.safetensors", steps=60)
     assert not encoder.training
-    embeddings = encoder.embed(pool.pictures).unflatten(0, (4, 8))
+    embeddings = encoder.embed(pool.images).unflatten(0, (4, 8))
     found = identification(embeddings[:, 0], embeddings[:, 5])
     assert found.rank1 == 1
     assert found.same > found.different + 0.5
     noise = torch.randint(0, 256, (20, 16, 16, 3), generator=torch_stream(0, "no")).to(torch.uint8)
-    assert encoder.presence(pool.pictures).mean() > encoder.presence(noise).mean() + 0.3
+    assert encoder.presence(pool.images).mean() > encoder.presence(noise).mean() + 0.3
 
 
 def test_training_again_gives_the_same_encoder(tmp_path: Path) -> None:
@@ -131,5 +131,5 @@ def test_training_again_gives_the_same_encoder(tmp_path: Path) -> None:
     first = train(tmp_path / "a.safetensors", steps=4)
     torch.manual_seed(2)
     second = train(tmp_path / "b.safetensors", steps=4)
-    pictures = two_colours().pictures
-    assert first.embed(pictures).equal(second.embed(pictures))
+    images = two_colours().images
+    assert first.embed(images).equal(second.embed(images))

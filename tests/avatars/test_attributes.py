@@ -33,7 +33,7 @@ def test_a_sad_and_a_serious_mouth_count_as_one() -> None:
 
 
 def test_each_share_counts_its_own_attributes() -> None:
-    """Two subjects of four pictures; one attribute of the first is wrong in one picture."""
+    """Two subjects of four images; one attribute of the first is wrong in one image."""
     asked = torch.ones(2, 4, len(LABELS), dtype=torch.int64)
     assert set(PROMPTED) == {"mouth", "clothes", "clothes_colour", "background"} < set(SCENE_LABELS)
     for name, column in COLUMN.items():

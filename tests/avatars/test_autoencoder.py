@@ -44,7 +44,7 @@ def train(
 ) -> Path:
     checkpoint, out = folder / "autoencoder.safetensors", folder / "autoencoder"
     training = CONFIG.autoencoder
-    train_autoencoder(pool.pictures, model, training, checkpoint, out, CPU, maps, start)
+    train_autoencoder(pool.images, model, training, checkpoint, out, CPU, maps, start)
     return out
 
 
@@ -57,7 +57,7 @@ def test_latents_are_white(trained: Path, pool: Pool) -> None:
     vae = AutoencoderKL.from_pretrained(trained)
     assert vae.config.scaling_factor == 1
     with torch.no_grad():
-        latents = vae.float().encode(to_unit_range(pool.pictures)).latent_dist
+        latents = vae.float().encode(to_unit_range(pool.images)).latent_dist
         cells = latents.mean.movedim(1, -1).flatten(0, 2)
         assert latents.sample().sub(latents.mean).abs().max() < 1e-5
     assert cells.mean(dim=0).abs().max() < 0.02
@@ -71,7 +71,7 @@ def test_whitening_changes_no_image(
     monkeypatch.setattr("lorasynth.avatars.autoencoder._whiten", lambda *_: None)
     plain = AutoencoderKL.from_pretrained(train(pool, tmp_path)).float()
     white = AutoencoderKL.from_pretrained(trained).float()
-    images = to_unit_range(pool.pictures[:4])
+    images = to_unit_range(pool.images[:4])
     with torch.no_grad():
         decoded = [vae.decode(vae.encode(images).latent_dist.mean).sample for vae in (plain, white)]
     assert decoded[0].sub(decoded[1]).abs().max() < 0.02
@@ -102,8 +102,8 @@ def test_feature_maps_train_it_too(trained: Path, pool: Pool, tmp_path: Path) ->
 
 
 def test_a_network_of_smaller_images_perceives_larger_ones() -> None:
-    judge = AttributeJudge(JudgeConfig(picture_size=16, features=8)).eval()
-    maps = perceive(judge, replace(CONFIG.model, picture_size=32))
+    judge = AttributeJudge(JudgeConfig(image_size=16, features=8)).eval()
+    maps = perceive(judge, replace(CONFIG.model, image_size=32))
     images = torch.rand(2, 3, 32, 32)
     small = torch.nn.functional.avg_pool2d(images, 2)
     for seen, expected in zip(maps(images), judge.feature_maps(small), strict=True):
@@ -111,9 +111,9 @@ def test_a_network_of_smaller_images_perceives_larger_ones() -> None:
 
 
 def test_it_starts_from_one_of_half_the_side(trained: Path, pool: Pool, tmp_path: Path) -> None:
-    larger = replace(CONFIG.model, picture_size=32, vae_channels=(8, 8, 8))
-    images = pool.pictures.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
-    pool = replace(pool, pictures=images)
+    larger = replace(CONFIG.model, image_size=32, vae_channels=(8, 8, 8))
+    images = pool.images.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+    pool = replace(pool, images=images)
     vae = AutoencoderKL.from_pretrained(train(pool, tmp_path, None, larger, trained)).float()
     small = AutoencoderKL.from_pretrained(trained).float()
     own, taken = (m.encoder.mid_block.resnets[0].conv1.weight for m in (vae, small))
@@ -125,7 +125,7 @@ def test_it_starts_from_one_of_half_the_side(trained: Path, pool: Pool, tmp_path
 
 def test_most_steps_are_of_crops(pool: Pool) -> None:
     training, generator = CONFIG.autoencoder, torch.Generator()
-    shapes = [_batch(pool.pictures, training, step, generator).shape for step in range(2)]
+    shapes = [_batch(pool.images, training, step, generator).shape for step in range(2)]
     assert shapes == [(QUICK.batch, 3, 8, 8), (1, 3, 16, 16)]
 
 
@@ -144,7 +144,7 @@ def test_a_decoder_trained_alone_keeps_the_latents(
 ) -> None:
     alone = replace(CONFIG.autoencoder, decoder_alone=True)
     out = tmp_path / "out"
-    train_autoencoder(pool.pictures, CONFIG.model, alone, tmp_path / "c", out, CPU, None, trained)
+    train_autoencoder(pool.images, CONFIG.model, alone, tmp_path / "c", out, CPU, None, trained)
     before, after = (AutoencoderKL.from_pretrained(folder).float() for folder in (trained, out))
     assert encoder_fingerprint(before) == encoder_fingerprint(after)
     old, new = (vae.decoder.conv_out.weight for vae in (before, after))
@@ -154,7 +154,7 @@ def test_a_decoder_trained_alone_keeps_the_latents(
 def test_decoder_and_discriminator_learn_from_losses_of_their_own(pool: Pool) -> None:
     torch.manual_seed(0)
     network = _discriminator()
-    drawn = to_unit_range(pool.pictures[:4])
+    drawn = to_unit_range(pool.images[:4])
     decoded = torch.zeros_like(drawn, requires_grad=True)
     made, told_apart = _adversarial(network, decoded, drawn)
     made.backward()
@@ -170,5 +170,5 @@ def test_decoder_and_discriminator_learn_from_losses_of_their_own(pool: Pool) ->
 def test_a_discriminator_trains_the_decoder_too(pool: Pool, trained: Path, tmp_path: Path) -> None:
     judged = replace(CONFIG.autoencoder, adversarial_weight=0.5, adversarial_after=1)
     out = tmp_path / "out"
-    train_autoencoder(pool.pictures, CONFIG.model, judged, tmp_path / "c", out, CPU, halves)
+    train_autoencoder(pool.images, CONFIG.model, judged, tmp_path / "c", out, CPU, halves)
     assert weights(out) != weights(trained)

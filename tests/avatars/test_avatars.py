@@ -1,4 +1,4 @@
-"""Who a subject is, what varies between its pictures, and which subjects are held out."""
+"""Who a subject is, what varies between its images, and which subjects are held out."""
 
 import hashlib
 import sys
@@ -32,7 +32,7 @@ from lorasynth.core.errors import ConfigError
 from lorasynth.core.randomness import numpy_stream
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-SUBJECTS = AvatarSubjects(split="test", count=4, pictures=3, size=16)
+SUBJECTS = AvatarSubjects(split="test", count=4, images=3, size=16)
 
 
 # Splits
@@ -58,7 +58,7 @@ def test_every_combination_is_in_one_split() -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_subjects_have_combinations_of_their_split(split: Split) -> None:
-    subjects = AvatarSubjects(split=split, count=300, pictures=1, series="any")
+    subjects = AvatarSubjects(split=split, count=300, images=1, series="any")
     found = {subjects.identity(name).combination for name in subjects.ids}
     assert len(found) > 50
     assert {split_of(combination) for combination in found} == {split}
@@ -91,7 +91,7 @@ def test_the_streams_are_those_of_everything_shipped() -> None:
 
 
 def test_a_subject_depends_on_neither_count_nor_order() -> None:
-    more = replace(SUBJECTS, count=9, pictures=5)
+    more = replace(SUBJECTS, count=9, images=5)
     later = replace(SUBJECTS, first=2, count=2)
     assert more.ids[:4] == SUBJECTS.ids
     assert later.ids == SUBJECTS.ids[2:]
@@ -99,13 +99,13 @@ def test_a_subject_depends_on_neither_count_nor_order() -> None:
         assert more.identity(name) == later.identity(name) == SUBJECTS.identity(name)
         assert more.scenes(name)[:3] == later.scenes(name) == SUBJECTS.scenes(name)
     alone, among = later.load(later.ids[1]), more.load(later.ids[1])
-    assert alone.pictures.equal(among.pictures[:3])
+    assert alone.images.equal(among.images[:3])
     assert alone.captions == among.captions[:3]
     assert alone.attributes == among.attributes
 
 
 def test_siblings_share_all_colours_and_every_second_is_a_twin() -> None:
-    alone = AvatarSubjects(split="train", count=8, pictures=1)
+    alone = AvatarSubjects(split="train", count=8, images=1)
     grouped = replace(alone, siblings=4)
     colours = ("skin", "hair", "facial_hair_colour", "hat", "glasses_colour")
     identities = [grouped.identity(name) for name in grouped.ids]
@@ -129,13 +129,13 @@ def test_other_series_share_no_subject(change: dict[str, Any]) -> None:
     assert len({str(identity) for identity in identities}) == 8
 
 
-def test_another_purpose_gives_other_pictures_of_the_same_subject() -> None:
+def test_another_purpose_gives_other_images_of_the_same_subject() -> None:
     name = SUBJECTS.ids[0]
     training, judging = (SUBJECTS.load(name, purpose) for purpose in ("training", "judging"))
     assert training.attributes == judging.attributes
     scenes = [*SUBJECTS.scenes(name), *SUBJECTS.scenes(name, "judging")]
     assert len({str(scene) for scene in scenes}) == 6
-    assert not training.pictures.equal(judging.pictures)
+    assert not training.images.equal(judging.images)
     assert training.captions != judging.captions
 
 
@@ -144,7 +144,7 @@ def test_the_captions_of_a_subject_are_those_of_its_scenes() -> None:
     scenes = SUBJECTS.scenes(SUBJECTS.ids[0])
     assert subject.captions == [captions.prompt(scene) for scene in scenes]
     identity = SUBJECTS.identity(SUBJECTS.ids[0])
-    assert np.array_equal(subject.pictures[1].numpy(), draw(identity, scenes[1], 16))
+    assert np.array_equal(subject.images[1].numpy(), draw(identity, scenes[1], 16))
 
 
 # Drawing
@@ -194,12 +194,12 @@ SCENE = Scene(
 )
 
 
-def test_a_picture_is_a_function_of_identity_and_scene() -> None:
-    picture = draw(IDENTITY, SCENE, 32)
-    assert picture.shape == (32, 32, 3)
-    assert picture.dtype == np.uint8
+def test_a_image_is_a_function_of_identity_and_scene() -> None:
+    image = draw(IDENTITY, SCENE, 32)
+    assert image.shape == (32, 32, 3)
+    assert image.dtype == np.uint8
     draw(replace(IDENTITY, top="fro"), SCENE, 32)
-    assert np.array_equal(draw(IDENTITY, SCENE, 32), picture)
+    assert np.array_equal(draw(IDENTITY, SCENE, 32), image)
 
 
 #: Another value for each field; hats and absent hair have a test of their own.
@@ -227,24 +227,24 @@ CHANGES: dict[str, Any] = {
 def test_every_attribute_shows() -> None:
     names = {field.name for kind in (Identity, Scene) for field in fields(kind)}
     assert names - {"hat"} == set(CHANGES)
-    picture = draw(IDENTITY, SCENE, 64)
+    image = draw(IDENTITY, SCENE, 64)
     for name, value in CHANGES.items():
         if hasattr(IDENTITY, name):
             changed = draw(replace(IDENTITY, **{name: value}), SCENE, 64)
         else:
             changed = draw(IDENTITY, replace(SCENE, **{name: value}), 64)
-        assert not np.array_equal(changed, picture), name
+        assert not np.array_equal(changed, image), name
 
 
 @pytest.mark.parametrize("top", TOPS)
 def test_hats_have_the_hats_colour_and_hair_the_hairs(top: str) -> None:
     plain = replace(IDENTITY, top=top)
-    picture = draw(plain, SCENE, 64)
+    image = draw(plain, SCENE, 64)
     other_hat = draw(replace(plain, hat=(20, 200, 90)), SCENE, 64)
     other_hair = draw(replace(plain, hair=(236, 220, 191)), SCENE, 64)
-    assert np.array_equal(other_hat, picture) == (top not in HATS)
+    assert np.array_equal(other_hat, image) == (top not in HATS)
     if top not in (*HATS, "sides"):
-        assert not np.array_equal(other_hair, picture)
+        assert not np.array_equal(other_hair, image)
 
 
 def test_a_named_background_is_that_colour() -> None:

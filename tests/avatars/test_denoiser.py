@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 def autoencoder(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("autoencoder")
     out = folder / "out"
-    train_autoencoder(pool.pictures, CONFIG.model, CONFIG.autoencoder, folder / "c", out, CPU)
+    train_autoencoder(pool.images, CONFIG.model, CONFIG.autoencoder, folder / "c", out, CPU)
     return out
 
 
@@ -44,7 +44,7 @@ def train(
     watch: Progress | None = None,
 ) -> Path:
     torch.manual_seed(0)
-    seen = AttributeJudge(JudgeConfig(picture_size=16, features=8)).eval()
+    seen = AttributeJudge(JudgeConfig(image_size=16, features=8)).eval()
     made = train_base(SUBJECTS, config, autoencoder, folder / "run", CPU, seen, watch)
     save_pipeline(made, folder / "base", to_dict(config))
     return folder / "base"
@@ -57,7 +57,7 @@ def trained(autoencoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def test_the_result_is_a_base_model_in_half_precision(trained: Path, pool: Pool) -> None:
     base = BaseModel.load(trained)
-    assert base.encode_pictures(pool.pictures).std() == pytest.approx(1, abs=0.1)
+    assert base.encode_images(pool.images).std() == pytest.approx(1, abs=0.1)
     assert from_dict(BaseTrainingConfig, read_json(trained / "training.json")) == CONFIG
     assert set(weights(trained)) == {
         "unet/diffusion_pytorch_model.safetensors",
@@ -87,7 +87,7 @@ def test_a_run_that_is_cut_off_ends_alike(
 
 
 def test_what_watches_changes_nothing(autoencoder: Path, trained: Path, tmp_path: Path) -> None:
-    judge = AttributeJudge(JudgeConfig(picture_size=16, features=8)).eval()
+    judge = AttributeJudge(JudgeConfig(image_size=16, features=8)).eval()
     asked = Following(count=3, sampling=SamplingConfig(steps=2))
     watch = Progress(run=tmp_path / "run", judge=judge, following=asked, every=2)
     (tmp_path / "run").mkdir()

@@ -1,4 +1,4 @@
-"""The judge: what it says of pictures, how it is stored, and that it learns."""
+"""The judge: what it says of images, how it is stored, and that it learns."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,21 +15,21 @@ from lorasynth.engine.trainer import Optimisation
 
 def config() -> JudgeConfig:
     options = Optimisation(steps=80, batch=16, lr=5e-3, warmup=5, ema=0.8)
-    return JudgeConfig(picture_size=16, features=32, optimisation=options)
+    return JudgeConfig(image_size=16, features=32, optimisation=options)
 
 
 def pool() -> Pool:
-    """Forty pictures whose brightness is their mouth and whose redness their background."""
+    """Forty images whose brightness is their mouth and whose redness their background."""
     stream = torch_stream(0, "judge")
     labels = torch.zeros(40, len(LABELS), dtype=torch.int64)
     mouth, background = (torch.randint(2, (40,), generator=stream) for _ in range(2))
     labels[:, list(LABELS).index("mouth")] = mouth
     labels[:, list(LABELS).index("background")] = background
-    pictures = 60 + 60 * mouth[:, None, None, None].expand(-1, 16, 16, 3).clone()
-    pictures[..., 0] += 100 * background[:, None, None]
-    noise = torch.randint(-20, 20, pictures.shape, generator=stream)
+    images = 60 + 60 * mouth[:, None, None, None].expand(-1, 16, 16, 3).clone()
+    images[..., 0] += 100 * background[:, None, None]
+    noise = torch.randint(-20, 20, images.shape, generator=stream)
     return Pool(
-        pictures=(pictures + noise).to(torch.uint8),
+        images=(images + noise).to(torch.uint8),
         labels=labels,
         subject=torch.arange(40),
     )
@@ -43,7 +43,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> AttributeJudge:
 
 def test_it_learns_to_read_attributes(judge: AttributeJudge) -> None:
     assert not judge.training
-    judged = judge.labels(pool().pictures)
+    judged = judge.labels(pool().images)
     assert judged.shape == (40, len(LABELS))
     assert (judged == pool().labels).float().mean() > 0.99
 
@@ -62,7 +62,7 @@ def test_what_is_saved_can_be_loaded(judge: AttributeJudge, tmp_path: Path) -> N
     judge.save(tmp_path / "judge")
     loaded = AttributeJudge.load(tmp_path / "judge")
     assert loaded.config == judge.config
-    assert loaded.labels(pool().pictures).equal(judge.labels(pool().pictures))
+    assert loaded.labels(pool().images).equal(judge.labels(pool().images))
 
 
 def _truncate(folder: Path) -> None:

@@ -79,7 +79,7 @@ def test_noise_ends_without_signal() -> None:
 def test_sizes_follow_the_config() -> None:
     torch.manual_seed(0)
     config = AvatarModelConfig(
-        picture_size=32,
+        image_size=32,
         latent_channels=3,
         unet_channels=(32, 64),
         attention=(False, True),
@@ -89,7 +89,7 @@ def test_sizes_follow_the_config() -> None:
     )
     base = StableDiffusion(build_pipeline(config), "sizes")
     assert base.latent_shape == (3, 2, 2)
-    assert base.picture_size == 32
+    assert base.image_size == 32
     assert base.encode_prompts(["sks"]).parts["encoder_hidden_states"].shape == (1, 16, 24)
 
 

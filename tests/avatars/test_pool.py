@@ -1,4 +1,4 @@
-"""A pool of drawn avatars: what it says of its pictures is true, and drawing resumes."""
+"""A pool of drawn avatars: what it says of its images is true, and drawing resumes."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from lorasynth.avatars.drawing import AvatarSubjects, split_of
 from lorasynth.avatars.pool import LABELS, Pool, draw_pool, training_subjects
 
 #: One chunk and a bit.
-SUBJECTS = AvatarSubjects(split="train", count=66, pictures=2, size=8, series="pool")
+SUBJECTS = AvatarSubjects(split="train", count=66, images=2, size=8, series="pool")
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +22,11 @@ def pool(folder: Path) -> Pool:
     return draw_pool(SUBJECTS, folder, workers=1)
 
 
-def test_pictures_are_those_of_the_source(pool: Pool) -> None:
+def test_images_are_those_of_the_source(pool: Pool) -> None:
     assert len(pool) == 132
     assert pool.subject.tolist() == [i // 2 for i in range(132)]
     for i in (0, 65):
-        assert pool.pictures[2 * i : 2 * i + 2].equal(SUBJECTS.draw(SUBJECTS.ids[i]))
+        assert pool.images[2 * i : 2 * i + 2].equal(SUBJECTS.draw(SUBJECTS.ids[i]))
 
 
 def test_labels_are_the_attributes(pool: Pool) -> None:
@@ -44,7 +44,7 @@ def test_drawing_resumes(pool: Pool, folder: Path) -> None:
     second.unlink()
     again = draw_pool(SUBJECTS, folder, workers=1)
     assert first.stat().st_mtime_ns == written
-    for name in ("pictures", "labels", "subject"):
+    for name in ("images", "labels", "subject"):
         assert getattr(again, name).equal(getattr(pool, name))
 
 

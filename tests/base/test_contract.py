@@ -25,7 +25,7 @@ PROMPTS = ["a portrait of sks, smiling", "sad", "", "blue hoodie"]
 SEEDS = [3, 1, 4, 1]
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 QUICK = SamplingConfig(steps=2, guidance=2.0)
-#: Levels of 255 by which two ways to the same picture may differ: both round once.
+#: Levels of 255 by which two ways to the same image may differ: both round once.
 ROUNDING = 1
 
 
@@ -89,19 +89,19 @@ def test_every_registered_kind_is_run_here() -> None:
 
 def test_the_kind_is_told_by_the_folder(kind: Kind) -> None:
     assert type(kind.base) is BASE_MODELS.get(kind.name)
-    assert kind.base.picture_size == 16
+    assert kind.base.image_size == 16
     assert kind.base.latent_shape == (4, 8, 8)
     networks = (kind.base.denoiser, kind.base.vae, *kind.base.text_encoders.values())
     assert not any(p.requires_grad for network in networks for p in network.parameters())
 
 
-def test_latents_come_back_as_pictures_and_do_not_depend_on_their_batch(base: BaseModel) -> None:
-    pictures = torch.randint(0, 256, (3, 16, 16, 3), generator=torch_stream(0)).to(torch.uint8)
-    latents = base.encode_pictures(pictures)
+def test_latents_come_back_as_images_and_do_not_depend_on_their_batch(base: BaseModel) -> None:
+    images = torch.randint(0, 256, (3, 16, 16, 3), generator=torch_stream(0)).to(torch.uint8)
+    latents = base.encode_images(images)
     assert latents.shape == (3, *base.latent_shape)
-    torch.testing.assert_close(base.encode_pictures(pictures, batch=1), latents)
+    torch.testing.assert_close(base.encode_images(images, batch=1), latents)
     config = base.vae.config
-    mean = base.vae.encode(pictures.permute(0, 3, 1, 2).double() / 127.5 - 1).latent_dist.mean
+    mean = base.vae.encode(images.permute(0, 3, 1, 2).double() / 127.5 - 1).latent_dist.mean
     shift = getattr(config, "shift_factor", None) or 0.0
     torch.testing.assert_close(latents, (mean - shift) * config.scaling_factor)
     expected = base.vae.decode(mean).sample.permute(0, 2, 3, 1)
@@ -257,8 +257,8 @@ def test_half_precision(kind: Kind, base: BaseModel, dtype: torch.dtype) -> None
     low = BaseModel.load(kind.folder, dtype=dtype)
     assert low.dtype == dtype
     assert low.fingerprint == base.fingerprint
-    pictures = torch.full((1, 16, 16, 3), 90, dtype=torch.uint8)
-    assert low.encode_pictures(pictures).dtype == dtype
+    images = torch.full((1, 16, 16, 3), 90, dtype=torch.uint8)
+    assert low.encode_images(images).dtype == dtype
     assert all(part.dtype == dtype for part in low.encode_prompts(["sad"]).parts.values())
     noisy, _, times, texts = noised(base, 2)
     adapters = random_adapters(base, 2)
@@ -276,7 +276,7 @@ def test_half_precision(kind: Kind, base: BaseModel, dtype: torch.dtype) -> None
 # Sampling
 
 
-def test_a_picture_depends_on_its_prompt_and_seed_and_not_on_its_batch(base: BaseModel) -> None:
+def test_a_image_depends_on_its_prompt_and_seed_and_not_on_its_batch(base: BaseModel) -> None:
     together = base.sample(PROMPTS, SEEDS, config=QUICK)
     assert together.dtype == torch.uint8
     for i, prompt in enumerate(PROMPTS):
@@ -321,7 +321,7 @@ def made_by(pipe: Any, base: BaseModel) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["diffusers", "kohya"])
-def test_a_file_of_an_adapter_makes_the_same_pictures_in_diffusers(
+def test_a_file_of_an_adapter_makes_the_same_images_in_diffusers(
     kind: Kind, diffusers_pipeline: Any, tmp_path: Path, name: str
 ) -> None:
     if (kind.name, name) == ("FluxPipeline", "kohya"):
@@ -373,12 +373,12 @@ def test_adapters_of_text_encoders_change_the_prompts(base: BaseModel) -> None:
 # Sizes and folders
 
 
-def test_pictures_may_have_another_size(kind: Kind) -> None:
-    base = BaseModel.load(kind.folder, picture_size=8)
+def test_images_may_have_another_size(kind: Kind) -> None:
+    base = BaseModel.load(kind.folder, image_size=8)
     assert base.latent_shape == (4, 4, 4)
     assert base.sample(["sad"], [0], config=QUICK).shape == (1, 8, 8, 3)
     with pytest.raises(BaseModelError, match=r"--size is 15"):
-        BaseModel.load(kind.folder, picture_size=15)
+        BaseModel.load(kind.folder, image_size=15)
 
 
 def test_a_hub_id_is_read_from_the_cache(

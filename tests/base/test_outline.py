@@ -75,7 +75,7 @@ def test_a_model_on_the_meta_device_is_told_by_its_files(kind: str, tmp_path: Pa
     whole, sketch = (BaseModel.load(tmp_path / "tiny", device) for device in ("cpu", "meta"))
     assert sketch.fingerprint == whole.fingerprint
     assert sketch.latent_shape == whole.latent_shape
-    assert sketch.picture_size == whole.picture_size
+    assert sketch.image_size == whole.image_size
     names = sketch.target_linears(["to_q"])
     assert names.keys() == whole.target_linears(["to_q"]).keys()
     assert all(parameter.device.type == "meta" for parameter in sketch.denoiser.parameters())

@@ -39,8 +39,8 @@ def test_sampling_leaves_random_state_alone(base: BaseModel) -> None:
 
 def test_adapters_of_zero_change_nothing(base: BaseModel) -> None:
     zero = {k: Factor(f.A, torch.zeros_like(f.B)) for k, f in random_adapters(base, 2).items()}
-    pictures = base.sample(PROMPTS, SEEDS, zero, QUICK)
-    assert distance(pictures, base.sample(PROMPTS, SEEDS, config=QUICK)) <= ROUNDING
+    images = base.sample(PROMPTS, SEEDS, zero, QUICK)
+    assert distance(images, base.sample(PROMPTS, SEEDS, config=QUICK)) <= ROUNDING
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_prompts_that_do_not_divide_among_adapters(
 
 def test_sizes_are_those_of_the_pipeline(base: BaseModel) -> None:
     assert base.latent_shape == (4, 8, 8)
-    assert base.picture_size == 16
+    assert base.image_size == 16
     assert base.prediction_type == "v_prediction"
     assert base.dtype == torch.float64
     [text] = base.encode_prompts(["sad", "a b c"]).parts.values()

@@ -1,4 +1,4 @@
-"""An encoder that knows the mean colour of a picture."""
+"""An encoder that knows the mean colour of an image."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ class Colours(ConditionEncoder):
     """It counts how often it is asked."""
 
     name = "mean-colour"
-    picture_size = 16
+    image_size = 16
     width = 3
     licence = "Apache-2.0"
 
@@ -25,9 +25,9 @@ class Colours(ConditionEncoder):
     def _fingerprint(self) -> str:
         return self.stated
 
-    def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
+    def embed(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
         self.calls += 1
-        return normalize(pictures.float().mean(dim=(1, 2)) - 100, dim=1)
+        return normalize(images.float().mean(dim=(1, 2)) - 100, dim=1)
 
     def save(self, folder: Path) -> None:
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The tiny base model, predicting noise, and subjects of random pictures."""
+"""The tiny base model, predicting noise, and subjects of random images."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ SIDE = 16
 
 @dataclass(frozen=True)
 class RandomSubjects:
-    """A source of `count` subjects, each random pictures around a colour of its own."""
+    """A source of `count` subjects, each random images around a colour of its own."""
 
     count: int
-    pictures: int = 3
+    images: int = 3
 
     @property
     def ids(self):
@@ -26,11 +26,11 @@ class RandomSubjects:
     def load(self, subject_id):
         stream = torch_stream(7, subject_id)
         colour = torch.randint(64, 192, (1, 1, 1, 3), generator=stream)
-        noise = torch.randint(-60, 60, (self.pictures, SIDE, SIDE, 3), generator=stream)
+        noise = torch.randint(-60, 60, (self.images, SIDE, SIDE, 3), generator=stream)
         return Subject(
             id=subject_id,
             photos=(colour + noise).to(torch.uint8),
-            captions=[f"a portrait {'abc'[index % 3]}" for index in range(self.pictures)],
+            captions=[f"a portrait {'abc'[index % 3]}" for index in range(self.images)],
             attributes={"redness": float(colour[..., 0])},
         )
 

@@ -21,7 +21,7 @@ from lorasynth.base import BaseModel
 from lorasynth.collect import Recipe, collect
 from lorasynth.images import FolderSubjects
 
-RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), pictures_per_step=2)
+RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), images_per_step=2)
 
 
 def die_before_rename(number: int) -> None:

@@ -14,7 +14,7 @@ from lorasynth.images import Subject
 
 @dataclass(frozen=True)
 class MeanAnchor:
-    """Predicts adapters whose B is a tenth of the mean of the subject's pictures."""
+    """Predicts adapters whose B is a tenth of the mean of the subject's images."""
 
     base: BaseModel
     recipe: Recipe
@@ -22,7 +22,7 @@ class MeanAnchor:
     encoder: None = None
 
     def predict(self, subjects: Sequence[Subject]) -> Factors:
-        means = torch.stack([one.pictures.double().mean() / 1275 for one in subjects])
+        means = torch.stack([one.images.double().mean() / 1275 for one in subjects])
         start = start_factors(self.base.target_linears(self.recipe.targets), self.recipe)
         return {
             name: Factor(f.A.expand(len(means), -1, -1), f.B + means[:, None, None])

@@ -25,9 +25,9 @@ RECIPE = Recipe(
     steps=3,
     rank=2,
     targets=("to_q", "to_v"),
-    pictures_per_step=2,
+    images_per_step=2,
     trained="both",
-    prior=Prior(prompt="a portrait", pictures=2, steps=1),
+    prior=Prior(prompt="a portrait", images=2, steps=1),
 )
 OPTIONS = {"gpus": 0.0, "patience": 4.0}
 

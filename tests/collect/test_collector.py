@@ -19,16 +19,16 @@ from lorasynth.collect import Recipe, Verdict, collect, collector
 from lorasynth.core.errors import (
     CollectionError,
     ConfigError,
+    ImageError,
     LibraryError,
     LorasynthError,
-    PictureError,
 )
 from lorasynth.core.randomness import numpy_stream
 from lorasynth.engine.fleet import Fleet
 from lorasynth.images import FolderSubjects
 from lorasynth.library import Library
 
-RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), pictures_per_step=2)
+RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), images_per_step=2)
 
 
 def vectors(path):
@@ -69,11 +69,11 @@ def test_fleet_size_does_not_matter(tmp_path, base, source):
     assert_same(vectors(tmp_path / "2"), vectors(tmp_path / "5"))
 
 
-def test_each_picture_and_caption_is_encoded_once(tmp_path, base, source, monkeypatch):
-    encode, pictures, captions = base.vae.encode, [], []
+def test_each_image_and_caption_is_encoded_once(tmp_path, base, source, monkeypatch):
+    encode, images, captions = base.vae.encode, [], []
 
     def counted(batch):
-        pictures.append(len(batch))
+        images.append(len(batch))
         return encode(batch)
 
     monkeypatch.setattr(base.vae, "encode", counted)
@@ -82,8 +82,8 @@ def test_each_picture_and_caption_is_encoded_once(tmp_path, base, source, monkey
     )
     with hook:
         collect(base, source, tmp_path / "lib", replace(RECIPE, steps=9), fleet_size=2)
-    assert sum(pictures) == 5 * source.pictures
-    assert sum(captions) == 5 * source.pictures + 3  # and the empty caption, once for each fleet
+    assert sum(images) == 5 * source.images
+    assert sum(captions) == 5 * source.images + 3  # and the empty caption, once for each fleet
 
 
 def test_goes_on_where_it_stopped(tmp_path, base, source):
@@ -116,19 +116,19 @@ def test_subject_that_the_anchor_cannot_read_does_not_stop_the_others(tmp_path, 
     class Choosy(MeanAnchor):
         def predict(self, subjects):
             if any(subject.id == source.ids[1] for subject in subjects):
-                raise PictureError("a picture must show a face, but this one does not")
+                raise ImageError("an image must show a face, but this one does not")
             return super().predict(subjects)
 
     report = collect(base, source, tmp_path / "lib", RECIPE, anchor=Choosy(base, RECIPE))
     assert report.collected == [source.ids[0], *source.ids[2:]]
-    assert report.failed == {source.ids[1]: "a picture must show a face, but this one does not"}
+    assert report.failed == {source.ids[1]: "an image must show a face, but this one does not"}
 
 
-def test_pictures_of_another_size_are_another_recipe(tmp_path, folder, source):
-    small = BaseModel.load(folder, picture_size=8)
+def test_images_of_another_size_are_another_recipe(tmp_path, folder, source):
+    small = BaseModel.load(folder, image_size=8)
     collect(small, source, tmp_path / "lib", RECIPE)
-    assert Library.open(tmp_path / "lib").info.recipe["picture_size"] == 8
-    with pytest.raises(CollectionError, match="has picture_size=8 and this run picture_size=None"):
+    assert Library.open(tmp_path / "lib").info.recipe["image_size"] == 8
+    with pytest.raises(CollectionError, match="has image_size=8 and this run image_size=None"):
         collect(BaseModel.load(folder), source, tmp_path / "lib", RECIPE)
 
 
@@ -149,9 +149,9 @@ def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path, folder, base):
     for subject in range(3):
         place = tmp_path / "subjects" / f"{subject}"
         place.mkdir(parents=True)
-        for picture in range(3):
-            noise = numpy_stream(3, subject, picture).integers(0, 256, (16, 16, 3))
-            Image.fromarray(noise.astype(np.uint8)).save(place / f"{picture}.png")
+        for image in range(3):
+            noise = numpy_stream(3, subject, image).integers(0, 256, (16, 16, 3))
+            Image.fromarray(noise.astype(np.uint8)).save(place / f"{image}.png")
     script = Path(__file__).with_name("killed.py")
     arguments = [str(folder), str(tmp_path / "subjects"), str(tmp_path / "killed")]
     command = [sys.executable, str(script), *arguments]
@@ -365,14 +365,14 @@ def test_subject_that_cannot_be_read_does_not_stop_the_others(tmp_path, base, so
 
     def load(self, name):
         if name == source.ids[2]:
-            raise PictureError("a picture must be whole, but subject-002/1.png is cut off")
+            raise ImageError("an image must be whole, but subject-002/1.png is cut off")
         return real(self, name)
 
     monkeypatch.setattr(type(source), "load", load)
     report = collect(base, source, tmp_path / "lib", RECIPE, fleet_size=1)
     assert report.collected == [*source.ids[:2], *source.ids[3:]]
     assert report.failed == {
-        source.ids[2]: "a picture must be whole, but subject-002/1.png is cut off"
+        source.ids[2]: "an image must be whole, but subject-002/1.png is cut off"
     }
 
 

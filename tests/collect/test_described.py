@@ -30,13 +30,13 @@ def test_texts_and_numbers_are_facts_and_what_training_noted_is_not(library):
     assert second == {"male": 1.0, "age": 1.0}
 
 
-def test_subjects_have_their_facts_with_pictures_and_without(library, source):
+def test_subjects_have_their_facts_with_images_and_without(library, source):
     name = library.ids[0]
     alone = DescribedSubjects(library).load(name)
-    assert alone.pictures.shape == (0, 1, 1, 3)
+    assert alone.images.shape == (0, 1, 1, 3)
     assert alone.attributes == facts_of(library)[name]
     seen = DescribedSubjects(library, source).load(name)
-    assert seen.pictures.equal(source.load(name).pictures)
+    assert seen.images.equal(source.load(name).images)
     assert seen.attributes.items() >= alone.attributes.items()
     assert DescribedSubjects(library).ids == library.ids
     with pytest.raises(LibraryError, match="'nobody'"):

@@ -12,7 +12,7 @@ from lorasynth.engine.draws import NOISE_CHUNK, Draw, draw_steps
 RECIPES = st.builds(
     Recipe,
     steps=st.integers(1, 2 * NOISE_CHUNK + 3),
-    pictures_per_step=st.integers(1, 4),
+    images_per_step=st.integers(1, 4),
     noise=st.sampled_from(["shared", "own"]),
     caption_dropout=st.sampled_from([0.0, 0.3, 1.0]),
     seed=st.integers(0, 3),
@@ -55,12 +55,12 @@ def test_longer_training_begins_alike(recipe, more):
 
 @settings(max_examples=15, deadline=None)
 @given(recipe=RECIPES, count=st.integers(1, 6))
-def test_pictures_come_in_whole_rounds(recipe, count):
-    pictures = draw_all(recipe, ["a"], [count]).pictures.flatten()
-    whole = len(pictures) // count * count
-    rounds = pictures[:whole].reshape(-1, count).sort(dim=1).values
+def test_images_come_in_whole_rounds(recipe, count):
+    images = draw_all(recipe, ["a"], [count]).images.flatten()
+    whole = len(images) // count * count
+    rounds = images[:whole].reshape(-1, count).sort(dim=1).values
     assert torch.equal(rounds, torch.arange(count).expand_as(rounds))
-    assert len(set(pictures[whole:].tolist())) == len(pictures) - whole
+    assert len(set(images[whole:].tolist())) == len(images) - whole
 
 
 def test_noise_is_shared_or_own():
@@ -79,4 +79,4 @@ def test_distributions():
     assert draw.times.max() == 49
     assert abs(draw.times.double().mean() - 24.5) < 0.5
     assert abs(draw.dropped.double().mean() - 0.25) < 0.02
-    assert torch.equal(draw.pictures[:, 0].flatten().bincount(), torch.full((4,), 2000))
+    assert torch.equal(draw.images[:, 0].flatten().bincount(), torch.full((4,), 2000))

@@ -30,13 +30,13 @@ def library(tmp_path, source):
 def test_rows_are_in_the_librarys_order(library, source):
     encoder = Colours()
     embeddings = embed_library(library, source, encoder)
-    expected = [encoder.embed(source.load(name).pictures) for name in library.ids]
+    expected = [encoder.embed(source.load(name).images) for name in library.ids]
     assert embeddings.shape == (3, 3, 3)
     torch.testing.assert_close(embeddings, torch.stack(expected))
     torch.testing.assert_close(library.column("mean_colour_0123"), embeddings)
 
 
-def test_the_smallest_number_of_pictures_is_taken_of_all(library, source):
+def test_the_smallest_number_of_images_is_taken_of_all(library, source):
     @dataclass
     class Uneven:
         ids: list[str]
@@ -44,7 +44,7 @@ def test_the_smallest_number_of_pictures_is_taken_of_all(library, source):
         def load(self, subject_id):
             subject = source.load(subject_id)
             few = 2 if subject_id == library.ids[1] else 3
-            return replace(subject, photos=subject.pictures[:few], captions=subject.captions[:few])
+            return replace(subject, photos=subject.images[:few], captions=subject.captions[:few])
 
     assert embed_library(library, Uneven(source.ids), Colours()).shape == (3, 2, 3)
 
@@ -84,17 +84,17 @@ def test_a_killed_run_goes_on_with_the_next_part(library, source, monkeypatch):
     monkeypatch.setattr(embedding, "_PART", 1)
 
     class Killed(Colours):
-        def embed(self, pictures):
+        def embed(self, images):
             if self.calls == 2:
                 raise KeyboardInterrupt
-            return super().embed(pictures)
+            return super().embed(images)
 
     with pytest.raises(KeyboardInterrupt):
         embed_library(library, source, Killed())
     encoder = Colours()
     embeddings = embed_library(library, source, encoder)
     assert encoder.calls == 1
-    expected = [encoder.embed(source.load(name).pictures) for name in library.ids]
+    expected = [encoder.embed(source.load(name).images) for name in library.ids]
     torch.testing.assert_close(embeddings, torch.stack(expected))
     assert [path.name for path in library.path.glob(".mean*")] == []
     assert library.check().damages == ()

@@ -17,7 +17,7 @@ from lorasynth.engine.encoded import encode_subjects
 from lorasynth.engine.fleet import train_fleet
 from lorasynth.engine.loop import clip_each
 
-SHORT = Recipe(steps=6, rank=2, targets=("to_q", "to_v", "ff.net.2"), pictures_per_step=2)
+SHORT = Recipe(steps=6, rank=2, targets=("to_q", "to_v", "ff.net.2"), images_per_step=2)
 RECIPES = {
     "default": Recipe(steps=50, rank=2, average=0.0),
     "both": Recipe(
@@ -79,7 +79,7 @@ def train_with_peft(base, recipe, subject, start):
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: recipe.rate(min(step, recipe.steps - 1)) / recipe.learning_rate
     )
-    latents = base.encode_pictures(subject.pictures)
+    latents = base.encode_images(subject.images)
     texts, empty = (
         base.encode_prompts(said).parts["encoder_hidden_states"]
         for said in (subject.captions, [""])
@@ -94,10 +94,10 @@ def train_with_peft(base, recipe, subject, start):
         dtype=base.dtype,
     )
     for draw in draws:
-        text = texts[draw.pictures[0]].clone()
+        text = texts[draw.images[0]].clone()
         text[draw.dropped[0]] = empty[0]
         times, noise = draw.times[0], draw.noise[0]
-        noisy = base.scheduler.add_noise(latents[draw.pictures[0]], noise, times)
+        noisy = base.scheduler.add_noise(latents[draw.images[0]], noise, times)
         loss = mse_loss(unet(noisy, times, text).sample, noise)
         optimiser.zero_grad()
         loss.backward()
@@ -140,8 +140,8 @@ def test_fleet_size_and_order_do_not_matter(base, subjects, name):
     assert distance(one, five, 0, 3) > 1e-3
 
 
-def test_subjects_may_have_different_numbers_of_pictures(base, subjects):
-    fewer = replace(subjects[1], photos=subjects[1].pictures[:2], captions=["a", "b"])
+def test_subjects_may_have_different_numbers_of_images(base, subjects):
+    fewer = replace(subjects[1], photos=subjects[1].images[:2], captions=["a", "b"])
     together = train_fleet(base, SHORT, [subjects[0], fewer, subjects[2]], dtype=torch.float64)
     alone = train_fleet(base, SHORT, [subjects[2]], dtype=torch.float64)
     assert distance(together.factors, alone.factors, 2, 0) <= 1e-9
@@ -162,12 +162,12 @@ def test_other_prediction_types(tmp_path, make_pipeline, subjects, kind):
         dtype=base.dtype,
     )
     draw = next(iter(draws))
-    x, noise, times = encoded.latents[draw.pictures[0]], draw.noise[0], draw.times[0]
+    x, noise, times = encoded.latents[draw.images[0]], draw.noise[0], draw.times[0]
     signal = base.scheduler.alphas_cumprod[times].double()[:, None, None, None]
     noisy = signal.sqrt() * x + (1 - signal).sqrt() * noise
     velocity = signal.sqrt() * noise - (1 - signal).sqrt() * x
     with torch.no_grad():
-        predicted = base.denoise(noisy, times, encoded.texts[draw.pictures[0]])
+        predicted = base.denoise(noisy, times, encoded.texts[draw.images[0]])
     expected = mse_loss(predicted, velocity if kind == "v_prediction" else x)
     torch.testing.assert_close(fleet.losses[0, 0], expected, rtol=1e-6, atol=0)
 
@@ -270,7 +270,7 @@ def test_reports_each_step(base, subjects):
 def test_bad_input(base, subjects):
     with pytest.raises(CollectionError, match="at least one subject"):
         train_fleet(base, SHORT, [])
-    with pytest.raises(CollectionError, match=r"'subject-000' has 3 pictures and 1 captions"):
+    with pytest.raises(CollectionError, match=r"'subject-000' has 3 images and 1 captions"):
         train_fleet(base, SHORT, [replace(subjects[0], captions=["one"])])
     with pytest.raises(LayoutError, match="'to_x'"):
         train_fleet(base, replace(SHORT, targets=("to_x",)), subjects)

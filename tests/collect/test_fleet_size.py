@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lorasynth.collect import Recipe, collect, collector
-from lorasynth.core.errors import PictureError
+from lorasynth.core.errors import ImageError
 from lorasynth.engine import fleet_size
 from lorasynth.engine.fleet_size import (
     LARGEST,
@@ -20,7 +20,7 @@ from lorasynth.engine.fleet_size import (
 from lorasynth.library import Library
 
 CPU, GPU, MPS = map(torch.device, ("cpu", "cuda", "mps"))
-RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), pictures_per_step=2)
+RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), images_per_step=2)
 MEBI = 1 << 20
 
 
@@ -121,7 +121,7 @@ def test_a_chosen_size_changes_no_adapter(tmp_path, base, source, monkeypatch):
 
     def load_but_the_first(self, name):
         if name == source.ids[0]:
-            raise PictureError("a picture must be whole, but this one is cut off")
+            raise ImageError("an image must be whole, but this one is cut off")
         return load(self, name)
 
     monkeypatch.setattr(type(source), "load", load_but_the_first)

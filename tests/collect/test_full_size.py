@@ -23,15 +23,15 @@ INNERMOST = (f"{BLOCK}.attn1.to_q", f"{BLOCK}.attn1.to_k")
 
 @pytest.fixture(scope="module")
 def base():
-    base = StableDiffusion(whole_pipeline(), "whole", picture_size=SIDE)
+    base = StableDiffusion(whole_pipeline(), "whole", image_size=SIDE)
     Memory(gradient_checkpointing=True).apply(base.denoiser, base.name)
     return base
 
 
 def subject(name):
-    pictures = torch.randint(256, (2, SIDE, SIDE, 3), generator=torch_stream(0, name))
+    images = torch.randint(256, (2, SIDE, SIDE, 3), generator=torch_stream(0, name))
     return Subject(
-        id=name, photos=pictures.to(torch.uint8), captions=["a portrait of sks", "sks, sad"]
+        id=name, photos=images.to(torch.uint8), captions=["a portrait of sks", "sks, sad"]
     )
 
 
@@ -39,7 +39,7 @@ def subject(name):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("name", "modules"), [("ours", 160), ("weights2weights", 64)])
 def test_a_fleet_of_two_takes_a_step(base, name, modules):
-    recipe = replace(PRESETS[name], steps=1, pictures_per_step=1)
+    recipe = replace(PRESETS[name], steps=1, images_per_step=1)
     classes = torch.randn(2, *base.latent_shape, generator=torch_stream(1)).bfloat16()
     fleet = train_fleet(base, recipe, [subject("ann"), subject("ben")], classes=classes)
     assert len(fleet.factors) == modules

@@ -8,7 +8,7 @@ from lorasynth.collect import LikenessGate, Recipe, collect
 from lorasynth.engine.fleet import train_fleet
 from lorasynth.library import Library
 
-RECIPE = Recipe(steps=2, rank=2, targets=("to_q", "to_v"), pictures_per_step=1)
+RECIPE = Recipe(steps=2, rank=2, targets=("to_q", "to_v"), images_per_step=1)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from lorasynth.engine.fleet import start_factors
 from lorasynth.library import Library
 
 CONFIG = GeneratedConfig(
-    prompt="a portrait of sks", pictures=2, sampling=SamplingConfig(steps=2, batch=4)
+    prompt="a portrait of sks", images=2, sampling=SamplingConfig(steps=2, batch=4)
 )
 
 
@@ -39,17 +39,17 @@ def test_a_subject_does_not_depend_on_those_beside_it(pipeline_folder, library):
     together = list(source.many(source.ids))
     assert [subject.id for subject in together] == library.ids
     alone = source.load("s3")
-    assert alone.pictures.shape == (2, 16, 16, 3)
+    assert alone.images.shape == (2, 16, 16, 3)
     assert alone.captions == ["a portrait of sks"] * 2
-    difference = (alone.pictures.int() - together[3].pictures.int()).abs()
+    difference = (alone.images.int() - together[3].images.int()).abs()
     assert difference.max() <= 2
-    assert (together[3].pictures != together[2].pictures).float().mean() > 0.5
+    assert (together[3].images != together[2].images).float().mean() > 0.5
 
 
 class Halves(ConditionEncoder):
-    """Finds a face in every second picture only, or in none."""
+    """Finds a face in every second image only, or in none."""
 
-    name, picture_size, width, licence = "halves", 16, 1, "Apache-2.0"
+    name, image_size, width, licence = "halves", 16, 1, "Apache-2.0"
 
     def _fingerprint(self):
         return "0"
@@ -57,11 +57,11 @@ class Halves(ConditionEncoder):
     def __init__(self, faces):
         self.faces = faces
 
-    def embed(self, pictures):
-        return torch.arange(1.0, 1 + len(pictures))[:, None]
+    def embed(self, images):
+        return torch.arange(1.0, 1 + len(images))[:, None]
 
-    def presence(self, pictures):
-        return torch.tensor(self.faces)[: len(pictures)]
+    def presence(self, images):
+        return torch.tensor(self.faces)[: len(images)]
 
     def save(self, folder):
         raise NotImplementedError
@@ -71,16 +71,16 @@ class Halves(ConditionEncoder):
     ("faces", "expected"),
     [([0.1, 0.9, 0.2, 0.8], [2, 4, 2, 4]), ([0.1] * 4, [1, 2, 3, 4]), ([1.0] * 4, [1, 2, 3, 4])],
 )
-def test_pictures_without_a_face_give_way(pipeline_folder, library, faces, expected):
-    config = replace(CONFIG, pictures=4)
+def test_images_without_a_face_give_way(pipeline_folder, library, faces, expected):
+    config = replace(CONFIG, images=4)
     source = GeneratedSubjects(BaseModel.load(pipeline_folder), library, config)
     [row] = source.embeddings(Halves(faces), ["s1"])
     assert row.flatten().tolist() == expected
 
 
-def test_strangers_and_no_pictures_are_refused(pipeline_folder, library):
+def test_strangers_and_no_images_are_refused(pipeline_folder, library):
     source = GeneratedSubjects(BaseModel.load(pipeline_folder), library, CONFIG)
     with pytest.raises(LibraryError, match="'nobody'"):
         source.load("nobody")
-    with pytest.raises(ConfigError, match="pictures is 0"):
-        GeneratedConfig(pictures=0)
+    with pytest.raises(ConfigError, match="images is 0"):
+        GeneratedConfig(images=0)

@@ -1,4 +1,4 @@
-"""Collection through every kind of base model: the same code, from pictures to a library."""
+"""Collection through every kind of base model: the same code, from images to a library."""
 
 from dataclasses import replace
 
@@ -16,10 +16,10 @@ RECIPE = Recipe(
     steps=3,
     rank=2,
     targets=("to_q", "to_v", "ff.net.2"),
-    pictures_per_step=2,
+    images_per_step=2,
     caption_dropout=0.5,
     noise="own",
-    prior=Prior(prompt="a portrait", pictures=2, steps=1),
+    prior=Prior(prompt="a portrait", images=2, steps=1),
 )
 
 

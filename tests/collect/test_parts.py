@@ -12,10 +12,10 @@ from lorasynth.collect.embedding import embed_library
 from lorasynth.collect.failures import Failures
 from lorasynth.collect.join import join
 from lorasynth.collect.part import Part, begin_part
-from lorasynth.core.errors import CollectionError, ConfigError, LibraryError, PictureError
+from lorasynth.core.errors import CollectionError, ConfigError, ImageError, LibraryError
 from lorasynth.library import Library
 
-RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), pictures_per_step=2, trained="both")
+RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), images_per_step=2, trained="both")
 
 
 def collect_part(base, source, out, number, count=2, recipe=RECIPE):
@@ -40,7 +40,7 @@ def assert_same_library(left: Path, right: Path) -> None:
 
 @dataclass(frozen=True)
 class Uneven:
-    """Subjects of unequal numbers of pictures, one of which cannot be read."""
+    """Subjects of unequal numbers of images, one of which cannot be read."""
 
     source: object
     broken: str = "subject-001"
@@ -52,10 +52,10 @@ class Uneven:
 
     def load(self, subject_id):
         if subject_id == self.broken:
-            raise PictureError("a picture must be whole, but one is cut off")
+            raise ImageError("an image must be whole, but one is cut off")
         subject = self.source.load(subject_id)
         few = 2 if subject_id == "subject-003" else 3
-        return replace(subject, photos=subject.pictures[:few], captions=subject.captions[:few])
+        return replace(subject, photos=subject.images[:few], captions=subject.captions[:few])
 
 
 def test_joined_parts_are_what_one_process_collects(tmp_path, base, source):

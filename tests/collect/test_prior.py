@@ -1,4 +1,4 @@
-"""Prior preservation: pictures of the class are made once, and weigh in every adapter's loss."""
+"""Prior preservation: images of the class are made once, and weigh in every adapter's loss."""
 
 from dataclasses import replace
 
@@ -14,9 +14,9 @@ from lorasynth.engine.fleet import train_fleet
 from lorasynth.engine.prior import Prior, class_latents, kept_class_latents
 from lorasynth.library import Library
 
-CLASS = Prior(prompt="a portrait", pictures=3, steps=2)
+CLASS = Prior(prompt="a portrait", images=3, steps=2)
 RECIPE = Recipe(
-    steps=2, rank=2, targets=("to_q", "to_v"), pictures_per_step=2, average=0.0, prior=CLASS
+    steps=2, rank=2, targets=("to_q", "to_v"), images_per_step=2, average=0.0, prior=CLASS
 )
 
 
@@ -25,12 +25,12 @@ def updates(base, recipe, subjects, **options):
     return torch.cat([factor.B.flatten(1) for factor in factors.values()], dim=1)
 
 
-def test_class_pictures_come_from_streams_of_their_own(pipeline_folder):
+def test_class_images_come_from_streams_of_their_own(pipeline_folder):
     base = BaseModel.load(pipeline_folder, dtype=torch.float64)
     latents = class_latents(base, CLASS, 0)
     assert latents.shape == (3, *base.latent_shape)
-    fewer = class_latents(base, replace(CLASS, pictures=2), 0)
-    torch.testing.assert_close(fewer, latents[:2], atol=0.02, rtol=0)  # pictures are rounded
+    fewer = class_latents(base, replace(CLASS, images=2), 0)
+    torch.testing.assert_close(fewer, latents[:2], atol=0.02, rtol=0)  # images are rounded
     spread = (latents[0] - latents[1]).norm()
     assert spread > 10 * (fewer - latents[:2]).norm()
     assert (class_latents(base, CLASS, 1)[0] - latents[0]).norm() > 0.3 * spread
@@ -63,7 +63,7 @@ def test_fleet_size_and_order_do_not_matter(base, subjects):
     torch.testing.assert_close(two, three[[1, 0]], rtol=1e-9, atol=1e-12)
 
 
-def test_class_pictures_are_made_once_for_a_library(tmp_path, base, source, monkeypatch):
+def test_class_images_are_made_once_for_a_library(tmp_path, base, source, monkeypatch):
     path = tmp_path / "lib"
     collect(base, replace(source, count=2), path, RECIPE, fleet_size=1)
     [kept] = tmp_path.glob("class-*.safetensors")
@@ -79,12 +79,12 @@ def test_class_pictures_are_made_once_for_a_library(tmp_path, base, source, monk
         collect(base, replace(source, count=6), path, RECIPE)
 
 
-def test_class_pictures_of_another_prior_seed_or_base_are_not_taken(tmp_path, base, folder):
+def test_class_images_of_another_prior_seed_or_base_are_not_taken(tmp_path, base, folder):
     def kept(model, chosen, seed):
         path = tmp_path / "lib"
         return kept_class_latents(model, chosen, seed, path, lambda _: torch.rand(1, 1, 1, 1))
 
-    small = BaseModel.load(folder, picture_size=8)
+    small = BaseModel.load(folder, image_size=8)
     asked = [(base, CLASS, 0), (base, CLASS, 1), (base, replace(CLASS, prompt="a cat"), 0)]
     found = [kept(*one) for one in [*asked, (small, CLASS, 0)]]
     assert all(torch.equal(one, kept(*args)) for one, args in zip(found, asked, strict=False))
@@ -100,19 +100,19 @@ def test_latents_that_are_given_are_taken(tmp_path, base, source, monkeypatch):
 
 def test_a_recipe_without_a_prior_is_stated_as_before():
     assert "prior" not in Recipe().stated
-    assert RECIPE.stated["prior"]["pictures"] == 3
+    assert RECIPE.stated["prior"]["images"] == 3
     assert RECIPE.fingerprint != replace(RECIPE, prior=None).fingerprint
     assert from_dict(Recipe, to_dict(RECIPE)) == RECIPE
 
 
-def test_weights2weights_has_200_class_pictures():
+def test_weights2weights_has_200_class_images():
     preset = PRESETS["weights2weights"].prior
     assert preset is not None
-    assert (preset.pictures, preset.weight) == (200, 1.0)
+    assert (preset.images, preset.weight) == (200, 1.0)
 
 
 def test_bad_input():
-    with pytest.raises(ConfigError, match="at least 1 picture"):
-        Prior(prompt="a person", pictures=0)
+    with pytest.raises(ConfigError, match="at least 1 image"):
+        Prior(prompt="a person", images=0)
     with pytest.raises(ConfigError, match="Prior has no option 'wait'"):
         from_dict(Recipe, {"prior": {"prompt": "a person", "wait": 2.0}})

@@ -6,10 +6,10 @@ from mean_anchor import MeanAnchor
 
 from lorasynth.adapter import Factor, map_factors
 from lorasynth.collect import Recipe, compare, train_twice
-from lorasynth.collect.repeatability import split_pictures
+from lorasynth.collect.repeatability import split_images
 from lorasynth.core.errors import CollectionError
 
-RECIPE = Recipe(steps=6, rank=2, targets=("to_q", "to_v"), pictures_per_step=2)
+RECIPE = Recipe(steps=6, rank=2, targets=("to_q", "to_v"), images_per_step=2)
 
 
 def random_stack(n, seed=0):
@@ -41,20 +41,20 @@ def test_equal_adapters_repeat_whatever_their_size():
     assert compare(first, map_factors(lambda part: 3 * part, first)).same == pytest.approx(1)
 
 
-def test_halves_share_no_picture(subjects):
-    first, second = split_pictures(subjects[0])
-    assert len(first.pictures) + len(second.pictures) == len(subjects[0].pictures)
+def test_halves_share_no_image(subjects):
+    first, second = split_images(subjects[0])
+    assert len(first.images) + len(second.images) == len(subjects[0].images)
     assert first.id != second.id
     for half in (first, second):
-        assert len(half.captions) == len(half.pictures)
-    assert torch.equal(second.pictures[0], subjects[0].pictures[1])
+        assert len(half.captions) == len(half.images)
+    assert torch.equal(second.images[0], subjects[0].images[1])
     assert second.captions == ["a portrait b"]
 
 
 def test_adapters_of_one_subject_are_closer(base, subjects):
-    # All pictures of a subject are the same one, so its halves teach the same.
+    # All images of a subject are the same one, so its halves teach the same.
     alike = [
-        replace(one, photos=one.pictures[:1].repeat(4, 1, 1, 1), captions=["a"] * 4)
+        replace(one, photos=one.images[:1].repeat(4, 1, 1, 1), captions=["a"] * 4)
         for one in subjects[:3]
     ]
     # Colour alone tells these subjects apart, so it must be learned for longer than noise is.
@@ -70,7 +70,7 @@ def test_an_anchor_sees_one_half_only(base, subjects):
     anchor = MeanAnchor(base, still)
     first, second = train_twice(base, still, subjects, anchor=anchor, dtype=torch.float64)
     for number, factors in enumerate((first, second)):
-        predicted = anchor.predict([split_pictures(one)[number] for one in subjects])
+        predicted = anchor.predict([split_images(one)[number] for one in subjects])
         for name, factor in factors.items():
             torch.testing.assert_close(factor.B, predicted[name].B)
 
@@ -78,6 +78,6 @@ def test_an_anchor_sees_one_half_only(base, subjects):
 def test_too_little_to_compare(base, subjects):
     with pytest.raises(CollectionError, match="at least two subjects"):
         compare(*train_twice(base, RECIPE, subjects[:1]))
-    single = replace(subjects[0], photos=subjects[0].pictures[:1], captions=["a"])
-    with pytest.raises(CollectionError, match="at least 2 pictures"):
+    single = replace(subjects[0], photos=subjects[0].images[:1], captions=["a"])
+    with pytest.raises(CollectionError, match="at least 2 images"):
         train_twice(base, RECIPE, [single, subjects[1]])

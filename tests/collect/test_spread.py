@@ -36,9 +36,9 @@ def subjects(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("spread") / "subjects"
     for subject in range(7):
         (root / f"{subject}").mkdir(parents=True)
-        for picture in range(3):
-            noise = numpy_stream(3, subject, picture).integers(0, 256, (16, 16, 3))
-            Image.fromarray(noise.astype(np.uint8)).save(root / f"{subject}/{picture}.png")
+        for image in range(3):
+            noise = numpy_stream(3, subject, image).integers(0, 256, (16, 16, 3))
+            Image.fromarray(noise.astype(np.uint8)).save(root / f"{subject}/{image}.png")
     return root
 
 

@@ -41,7 +41,7 @@ def every_command(world: World, root: Path, home: Path) -> list[list[object]]:
         ["images", "--prompt", "sks", "-n", 1, "--steps", 1, "--base", base, "--lora", lora, "-o",
          root / "sheet.png", *CPU],
         ["compare", subjects, "-o", root / "table", "--base", base, "--encoder", encoder,
-         "--style", f"{lora}=0.5", "--pictures", 2, "--set", "sampling.steps=1", *CPU],
+         "--style", f"{lora}=0.5", "--images", 2, "--set", "sampling.steps=1", *CPU],
         ["encoders", "make", f"clip:{home / 'clip'}", "-o", root / "vision"],
         ["encoders", "join", encoder, f"clip:{home / 'clip'}", "-o", root / "joined"],
         ["library", "imitate", root / "files", "--rows", 4, "--shrink", 64],

@@ -17,12 +17,12 @@ from lorasynth.images.files import to_unit_range
 
 SIDE = 16
 SUBJECTS = ("ann", "ben", "cyd")
-QUICK = ("--set", "steps=2", "--set", "rank=2", "--set", "pictures_per_step=1")
+QUICK = ("--set", "steps=2", "--set", "rank=2", "--set", "images_per_step=1")
 TRAINING = ("optimisation.steps=2", "optimisation.batch=2", "record_every=1")
 DENOISER = ('model.denoiser_options={"width":8,"depth":1}',)
 
 
-def write_picture(path: Path, seed: int, side: int = SIDE) -> Path:
+def write_image(path: Path, seed: int, side: int = SIDE) -> Path:
     pixels = torch.randint(0, 256, (side, side, 3), generator=torch_stream(seed), dtype=torch.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels.numpy()).save(path)
@@ -32,7 +32,7 @@ def write_picture(path: Path, seed: int, side: int = SIDE) -> Path:
 def save_encoder(folder: Path, face: bool = True) -> Path:
     """A tiny encoder whose detector sees a face in everything, or in nothing."""
     torch.manual_seed(0)
-    encoder = AvatarEncoder(AvatarEncoderConfig(name="tiny-one", picture_size=SIDE, width=6))
+    encoder = AvatarEncoder(AvatarEncoderConfig(name="tiny-one", image_size=SIDE, width=6))
     for module in encoder.modules():
         if isinstance(module, BatchNorm1d | BatchNorm2d):
             module.momentum = None  # take the statistics of what is seen, all of it
@@ -60,11 +60,11 @@ class World:
 
 @pytest.fixture(scope="session")
 def world(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """What each command of the chain made, from three folders of pictures to a LoRA file."""
+    """What each command of the chain made, from three folders of images to a LoRA file."""
     root = tmp_path_factory.mktemp("world")
     for index, name in enumerate(SUBJECTS):
-        for picture in range(2 + index):
-            write_picture(root / "subjects" / name / f"{picture}.png", 10 * index + picture)
+        for image in range(2 + index):
+            write_image(root / "subjects" / name / f"{image}.png", 10 * index + image)
     world = World(
         base=pipeline_folder,
         subjects=root / "subjects",
@@ -72,7 +72,7 @@ def world(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Wo
         library=root / "library",
         codec=root / "codec",
         synthesizer=root / "synthesizer",
-        photo=write_picture(root / "photo.png", 77, side=40),
+        photo=write_image(root / "photo.png", 77, side=40),
         lora=root / "me.safetensors",
     )
     chain(world, root)
@@ -110,7 +110,7 @@ STRANGERS = ("dan", "eve", "fay")
 
 @pytest.fixture(scope="session")
 def strangers(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The subjects' pictures under other names, for tests on people whom nothing has learned."""
+    """The subjects' images under other names, for tests on people whom nothing has learned."""
     folder = tmp_path_factory.mktemp("strangers")
     for name, stranger in zip(SUBJECTS, STRANGERS, strict=True):
         shutil.copytree(world.subjects / name, folder / stranger)

@@ -13,8 +13,8 @@ from lorasynth.library import Library
 
 from .conftest import DENOISER, TRAINING, World
 
-AVATARS = ("--avatars", 3, "--pictures", 2)
-QUICK = ("--set", "steps=2", "--set", "rank=2", "--set", "pictures_per_step=1")
+AVATARS = ("--avatars", 3, "--images", 2)
+QUICK = ("--set", "steps=2", "--set", "rank=2", "--set", "images_per_step=1")
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def train(
     made = run("encoders", "attributes", library, "--column", "top", *identity, "-o", encoder)
     assert made.status == 0, made.err
     assert "top: " in made.out
-    pictures = ("--base", world.base, "--set", "pictures=1", "--set", "sampling.steps=1")
-    assert run("library", "embed", library, "--encoder", encoder, *pictures).status == 0
+    images = ("--base", world.base, "--set", "images=1", "--set", "sampling.steps=1")
+    assert run("library", "embed", library, "--encoder", encoder, *images).status == 0
     fit = ("fit", "pca", library, "-o", codec, "--set", "latents=2", "--run", root / "fit")
     assert run(*fit).status == 0
     sets = [word for setting in (*TRAINING, *DENOISER) for word in ("--set", setting)]
@@ -59,7 +59,7 @@ def test_attributes_without_a_photo(world: World, run: Run, library: Path, tmp_p
     first, second = (next(iter(adapter.factors.values())).B for adapter in made)
     assert not first.equal(second)
     where = ("--synthesizer", synthesizer, "-o", tmp_path / "x.safetensors")
-    run("synth", *where).is_one_error("needs a picture or one of top")
+    run("synth", *where).is_one_error("needs an image or one of top")
     run("synth", *where, "--attribute", "top=crown").is_one_error("top must be one of", "'crown'")
     run("synth", *where, "--attribute", "shoes=red").is_one_error("no attribute 'shoes'")
     run("synth", *where, "--attribute", "top").is_one_error("NAME=VALUE", "'top'")
@@ -77,7 +77,7 @@ def test_attributes_beside_a_photo(world: World, run: Run, library: Path, tmp_pa
     assert not made[0].equal(made[1])
 
 
-def test_an_encoder_of_pictures_takes_no_attributes(world: World, run: Run, tmp_path: Path) -> None:
+def test_an_encoder_of_images_takes_no_attributes(world: World, run: Run, tmp_path: Path) -> None:
     where = ("--synthesizer", world.synthesizer, "-o", tmp_path / "x.safetensors")
     result = run("synth", world.photo, "--attribute", "top=bun", *where)
     result.is_one_error("--attribute is for encoders of attributes")
@@ -87,7 +87,7 @@ def test_an_encoder_of_pictures_takes_no_attributes(world: World, run: Run, tmp_
 
 
 def test_encoders_are_joined_and_read_attributes(world: World, run: Run, tmp_path: Path) -> None:
-    network = AttributeJudge(JudgeConfig(picture_size=16, features=8))
+    network = AttributeJudge(JudgeConfig(image_size=16, features=8))
     with atomic_directory(tmp_path / "network") as folder:
         network.save(folder)
     made = run("encoders", "reader", tmp_path / "network", "-o", tmp_path / "reader")

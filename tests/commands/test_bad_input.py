@@ -19,7 +19,7 @@ from .conftest import (
     collect_arguments,
     save_encoder,
     train_arguments,
-    write_picture,
+    write_image,
 )
 
 
@@ -34,16 +34,16 @@ def left_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-# Pictures
+# Images
 
 
-def no_picture(path: Path) -> Path:
-    path.write_text("no picture")
+def no_image(path: Path) -> Path:
+    path.write_text("no image")
     return path
 
 
 def truncated(path: Path) -> Path:
-    data = write_picture(path, 3, side=64).read_bytes()
+    data = write_image(path, 3, side=64).read_bytes()
     path.write_bytes(data[: len(data) // 2])
     return path
 
@@ -54,9 +54,9 @@ def huge(path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make", "word"), [(no_picture, "image file"), (truncated, "image file"), (huge, "megapixels")]
+    ("make", "word"), [(no_image, "image file"), (truncated, "image file"), (huge, "megapixels")]
 )
-def test_a_picture_that_cannot_be_used(world: World, run: Run, tmp_path, make, word) -> None:
+def test_a_image_that_cannot_be_used(world: World, run: Run, tmp_path, make, word) -> None:
     photo = make(tmp_path / "photo.png")
     out = tmp_path / "out" / "me.safetensors"
     result = run("synth", photo, "-o", out, "--synthesizer", world.synthesizer)
@@ -82,7 +82,7 @@ def test_an_encoder_that_finds_nobody_is_refused_before_training(
 def test_only_bad_subjects_leave_no_file(world: World, run: Run, tmp_path) -> None:
     for name in ("ann", "ben"):
         (tmp_path / "in" / name).mkdir(parents=True)
-        no_picture(tmp_path / "in" / name / "1.png")
+        no_image(tmp_path / "in" / name / "1.png")
     out = tmp_path / "out"
     result = run("synth", tmp_path / "in", "-o", out, "--synthesizer", world.synthesizer)
     assert result.status == 2
@@ -99,7 +99,7 @@ def test_zero_subjects(world: World, run: Run, tmp_path) -> None:
     for subjects in (("--folder", tmp_path / "empty"), ("--avatars", 0)):
         run("collect", *where, *subjects).is_one_error("at least one subject")
     result = run("synth", tmp_path / "empty", "-o", tmp_path / "out")
-    result.is_one_error("folders of pictures")
+    result.is_one_error("folders of images")
     assert left_in(tmp_path) == ["empty"]
 
 
@@ -127,7 +127,7 @@ def test_options_of_a_collection(world: World, run: Run, tmp_path, options, word
 
 def test_a_library_of_failures_only(world: World, run: Run, tmp_path) -> None:
     (tmp_path / "in" / "ann").mkdir(parents=True)
-    no_picture(tmp_path / "in" / "ann" / "1.png")
+    no_image(tmp_path / "in" / "ann" / "1.png")
     arguments = ("--folder", tmp_path / "in", "--base", world.base, *QUICK)
     result = run("collect", "-o", tmp_path / "library", *arguments)
     assert result.status == 2

@@ -1,4 +1,4 @@
-"""From pictures to pictures by commands alone."""
+"""From images to images by commands alone."""
 
 import io
 import tarfile
@@ -24,7 +24,7 @@ from .conftest import (
     World,
     collect_arguments,
     train_arguments,
-    write_picture,
+    write_image,
 )
 
 
@@ -35,7 +35,7 @@ def test_the_library_holds_every_subject_with_its_embeddings(world: World) -> No
     assert library.info.recipe["rank"] == 2
     [column] = library.columns
     assert column.startswith("tiny_one_")
-    assert library.column(column).shape == (3, 2, 6)  # the subjects have 2, 3 and 4 pictures
+    assert library.column(column).shape == (3, 2, 6)  # the subjects have 2, 3 and 4 images
 
 
 def test_collecting_again_trains_nothing(world: World, run: Run) -> None:
@@ -103,19 +103,19 @@ def test_a_frugal_collection_of_half_precise_numbers_from_a_tar(
     where = ["--folder", tmp_path / "subjects.tar", "--base", world.base, "--device", "cpu", *QUICK]
     frugal = ("--dtype", "bfloat16", "--gradient-checkpointing", "--attention-slicing")
     arguments = ["collect", "-o", tmp_path / "library", *where, *frugal, "--size", 8]
-    prior = ("--set", 'prior={"prompt":"a portrait","pictures":1,"steps":1}')
+    prior = ("--set", 'prior={"prompt":"a portrait","images":1,"steps":1}')
     result = run(*arguments, *prior, "--fleet", 2)
     assert "3 adapters, 3 of them new" in result.out
     assert "1 failed" in result.out
     library = Library.open(tmp_path / "library")
-    assert library.info.recipe["picture_size"] == 8
+    assert library.info.recipe["image_size"] == 8
     assert library.info.recipe["prior"]["prompt"] == "a portrait"
     assert "dan.0.png" in (tmp_path / "library.failures.json").read_text()
     assert "0 failed" in run(*arguments, *prior).out
     assert "1 failed" in run(*arguments, *prior, "--retry-failed").out
 
 
-def test_pictures_without_a_caption_have_the_one_that_is_given(
+def test_images_without_a_caption_have_the_one_that_is_given(
     world: World, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
@@ -182,7 +182,7 @@ def test_every_format_holds_the_same_adapter(world: World, run: Run, tmp_path, n
 
 
 def test_several_photos_are_one_subject(world: World, run: Run, tmp_path) -> None:
-    photos = [write_picture(tmp_path / "two" / f"{i}.png", i) for i in range(2)]
+    photos = [write_image(tmp_path / "two" / f"{i}.png", i) for i in range(2)]
     by_files, by_folder = tmp_path / "files.safetensors", tmp_path / "folder.safetensors"
     options = ("--synthesizer", world.synthesizer)
     run("synth", *photos, "-o", by_files, *options)
@@ -225,41 +225,41 @@ def test_a_sheet_has_a_row_for_each_prompt_and_says_it_is_synthetic(
         assert sheet.info["Description"].splitlines() == list(prompts[1::2])
 
 
-def test_a_folder_has_a_file_for_each_picture(world: World, run: Run, tmp_path) -> None:
+def test_a_folder_has_a_file_for_each_image(world: World, run: Run, tmp_path) -> None:
     run(*image_arguments(world, tmp_path / "out"), "--lora", world.lora, "--prompt", "sks")
     files = sorted((tmp_path / "out").iterdir())
     assert [path.name for path in files] == ["00-000000.png", "00-000001.png"]
-    with Image.open(files[1]) as picture:
-        assert picture.size == (SIDE, SIDE)
-        assert picture.info["Seed"] == "1"
-        assert "trainedAlgorithmicMedia" in picture.info["DigitalSourceType"]
+    with Image.open(files[1]) as image:
+        assert image.size == (SIDE, SIDE)
+        assert image.info["Seed"] == "1"
+        assert "trainedAlgorithmicMedia" in image.info["DigitalSourceType"]
 
 
 def pixels(path) -> list[int]:
-    with Image.open(path) as picture:
-        return list(picture.tobytes())
+    with Image.open(path) as image:
+        return list(image.tobytes())
 
 
 def test_strength_scales_and_files_add_up(world: World, run: Run, tmp_path) -> None:
     Adapter.load(world.lora).scaled(300.0).save(tmp_path / "strong.safetensors")
     Adapter.load(world.lora).scaled(150.0).save(tmp_path / "half.safetensors")
 
-    def picture(*options: object) -> list[int]:
-        out = tmp_path / "picture.png"
+    def image(*options: object) -> list[int]:
+        out = tmp_path / "image.png"
         result = run(*image_arguments(world, out), "--prompt", "sks", *options)
         assert result.status == 0, result.err
         return pixels(out)
 
     half = ("--lora", tmp_path / "half.safetensors")
-    bare, strong = picture(), picture("--lora", tmp_path / "strong.safetensors")
-    assert picture(*half, "--strength", 0) == bare
+    bare, strong = image(), image("--lora", tmp_path / "strong.safetensors")
+    assert image(*half, "--strength", 0) == bare
     assert strong != bare
-    for same in (picture(*half, *half), picture(*half, "--strength", 2)):
+    for same in (image(*half, *half), image(*half, "--strength", 2)):
         difference = [abs(a - b) for a, b in zip(same, strong, strict=True)]
         assert max(difference) <= 1
 
 
-def test_pictures_of_another_size_in_half_precision(world: World, run: Run, tmp_path) -> None:
+def test_images_of_another_size_in_half_precision(world: World, run: Run, tmp_path) -> None:
     out = tmp_path / "small.png"
     frugal = ("--dtype", "bfloat16", "--attention-slicing", "--size", 8)
     result = run(*image_arguments(world, out), "--prompt", "sks", "--lora", world.lora, *frugal)

@@ -20,19 +20,19 @@ from lorasynth.evaluation.clip_score import ClipScore
 from lorasynth.images import Subject
 from lorasynth.images.png import contact_sheet
 
-from .conftest import STRANGERS, SUBJECTS, World, write_picture
+from .conftest import STRANGERS, SUBJECTS, World, write_image
 
-FEW = ("--pictures", 2, "--set", "sampling.steps=2", "--device", "cpu")
+FEW = ("--images", 2, "--set", "sampling.steps=2", "--device", "cpu")
 
 
-def test_a_score_is_of_each_picture_and_its_own_prompt(clip: Path) -> None:
+def test_a_score_is_of_each_image_and_its_own_prompt(clip: Path) -> None:
     score = ClipScore.load(str(clip))
-    pictures = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8)
+    images = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8)
     prompts = ["a portrait of sks", "a portrait of sks, smiling", "a portrait of sks"]
-    found = score(pictures, prompts)
+    found = score(images, prompts)
     assert found.shape == (3,)
-    torch.testing.assert_close(score(pictures[1:2], prompts[1:2]), found[1:2])
-    assert not torch.allclose(score(pictures, prompts[::-1])[1:], found[1:][[1, 0]])
+    torch.testing.assert_close(score(images[1:2], prompts[1:2]), found[1:2])
+    assert not torch.allclose(score(images, prompts[::-1])[1:], found[1:][[1, 0]])
 
 
 def test_files_strengths_a_style_and_prompts_in_one_table(
@@ -78,7 +78,7 @@ def test_loras_as_other_programs_lay_them_out(world: World, run: Run, tmp_path: 
         adapter.scaled(1.0 + i).save(tmp_path / "files" / f"{name}.safetensors", "kohya")
     one = tmp_path / "dreambooth" / "pytorch_lora_weights.safetensors"
     adapter.save(one, "diffusers")
-    write_picture(tmp_path / "ann" / "ann" / "0.png", 1)
+    write_image(tmp_path / "ann" / "ann" / "0.png", 1)
     arguments = ("--base", world.base, "--encoder", world.encoder, *FEW)
     several = [("--lora", f"{name}={tmp_path / name}") for name in ("peft", "files")]
     result = run("compare", world.subjects, "-o", out, *arguments, *several[0], *several[1])
@@ -108,12 +108,12 @@ def test_bad_options_are_one_line(
     result.is_one_error(*words)
 
 
-def test_a_picture_that_is_shown_does_not_judge(world: World, run: Run, tmp_path: Path) -> None:
-    write_picture(tmp_path / "people" / "solo" / "0.png", 1)
+def test_a_image_that_is_shown_does_not_judge(world: World, run: Run, tmp_path: Path) -> None:
+    write_image(tmp_path / "people" / "solo" / "0.png", 1)
     arguments = ("--base", world.base, "--encoder", world.encoder, *FEW)
     where = (tmp_path / "people", "-o", tmp_path / "out", *arguments)
     result = run("compare", *where, "--synthesizer", world.synthesizer)
-    result.is_one_error("two pictures", "solo has 1")
+    result.is_one_error("two images", "solo has 1")
     assert run("compare", *where).status == 0
 
 
@@ -126,7 +126,7 @@ def test_a_missing_file_names_its_subject(world: World, run: Run, tmp_path: Path
 
 
 @pytest.mark.parametrize("option", ["--lora", "--style"])
-def test_a_file_that_does_not_fit_is_told_before_any_picture_is_made(
+def test_a_file_that_does_not_fit_is_told_before_any_image_is_made(
     world: World, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
     adapter, loras = Adapter.load(world.lora), tmp_path / "loras"
@@ -134,7 +134,7 @@ def test_a_file_that_does_not_fit_is_told_before_any_picture_is_made(
     for name in SUBJECTS:
         adapter.save(loras / f"{name}.safetensors")
     Adapter(wide, adapter.metadata).save(loras / "cyd.safetensors")
-    monkeypatch.setattr(BaseModel, "sample", lambda *_: pytest.fail("a picture was made"))
+    monkeypatch.setattr(BaseModel, "sample", lambda *_: pytest.fail("an image was made"))
     given = {"--lora": f"peer={loras}", "--style": f"{loras / 'cyd.safetensors'}=1"}
     arguments = ("--base", world.base, "--encoder", world.encoder, *FEW)
     out = tmp_path / "out"
@@ -142,7 +142,7 @@ def test_a_file_that_does_not_fit_is_told_before_any_picture_is_made(
     result.is_one_error("99")
 
 
-def test_a_subjects_own_pictures_are_embedded_once(
+def test_a_subjects_own_images_are_embedded_once(
     world: World, strangers: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
@@ -173,7 +173,7 @@ def test_no_subject_leads_out_of_the_output(
                 member.size = len(photo)
                 tar.addfile(member, io.BytesIO(photo))
     else:
-        pq.write_table(pa.table({"id": names, "picture": [photo] * len(names)}), source)
+        pq.write_table(pa.table({"id": names, "image": [photo] * len(names)}), source)
     out = tmp_path / "a/b/table"
     arguments = ("--base", world.base, "--encoder", world.encoder, *FEW)
     result = run("compare", source, "-o", out, *arguments)

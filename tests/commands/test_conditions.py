@@ -43,19 +43,19 @@ def synthesizer(world: World, faces: Path, tmp_path_factory: pytest.TempPathFact
 
 
 def write_two(path: Path) -> Path:
-    picture = canvas(210, 100)
-    draw_face(picture, 10, 30, 45)
-    draw_face(picture, 90, 5, 90, 12.0)
+    image = canvas(210, 100)
+    draw_face(image, 10, 30, 45)
+    draw_face(image, 90, 5, 90, 12.0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    image.save(path)
     return path
 
 
 def write_one(path: Path, side: int = 100, share: float = 0.6) -> Path:
-    picture = canvas(side, side)
-    draw_face(picture, side * (1 - share) / 2, side * (1 - share) / 2, side * share)
+    image = canvas(side, side)
+    draw_face(image, side * (1 - share) / 2, side * (1 - share) / 2, side * share)
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    image.save(path)
     return path
 
 
@@ -164,10 +164,10 @@ def test_photos_of_several_sizes(run: Run, synthesizer: Path, tmp_path: Path) ->
     assert result.status == 0, result.err
 
 
-def test_subjects_without_a_face_or_with_an_unreadable_picture(
+def test_subjects_without_a_face_or_with_an_unreadable_image(
     world: World, run: Run, faces: Path, tmp_path: Path
 ) -> None:
-    """They are told before training and left out; one picture with a face is enough."""
+    """They are told before training and left out; one image with a face is enough."""
     for name in ("ann", "ben"):
         for i in range(2):
             write_one(tmp_path / "in" / name / f"{i}.png", share=1.1)  # seen at 16 pixels
@@ -175,7 +175,7 @@ def test_subjects_without_a_face_or_with_an_unreadable_picture(
     for hidden in ("ben/1.png", "dan/0.png"):
         Image.new("RGB", (60, 60)).save(tmp_path / "in" / hidden)
     (tmp_path / "in" / "cyd").mkdir()
-    (tmp_path / "in" / "cyd" / "1.png").write_text("no picture")
+    (tmp_path / "in" / "cyd" / "1.png").write_text("no image")
     library = tmp_path / "library"
     there = replace(world, subjects=tmp_path / "in")
     arguments = (*collect_arguments(there, library), "--encoder", faces)

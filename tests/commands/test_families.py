@@ -47,7 +47,7 @@ def adapter(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "ip.safetensors"
 
 
-def test_an_ip_adapter_makes_a_row_of_pictures_for_each_subject(
+def test_an_ip_adapter_makes_a_row_of_images_for_each_subject(
     world: World, run: Run, tmp_path: Path, adapter: Path
 ) -> None:
     with safe_open(adapter, framework="pt") as file:
@@ -56,8 +56,8 @@ def test_an_ip_adapter_makes_a_row_of_pictures_for_each_subject(
     out = tmp_path / "sheet.png"
     result = run("ip-adapter", "images", world.subjects, "-o", out, "-n", 2, *where)
     assert result.status == 0, result.err
-    with Image.open(out) as picture:
-        assert picture.size == (2 * SIDE + 2, 3 * SIDE + 2 * 2)
-        assert "synthetic" in picture.text["Comment"]
+    with Image.open(out) as image:
+        assert image.size == (2 * SIDE + 2, 3 * SIDE + 2 * 2)
+        assert "synthetic" in image.text["Comment"]
     wrong = ("--adapter", world.lora, *where[2:])
     run("ip-adapter", "images", world.photo, "-o", out, *wrong).is_one_error("must be a file that")

@@ -1,6 +1,6 @@
 """The commands, one after another, on the whole U-Net of Stable Diffusion 1.5 in bf16.
 
-Its weights are random and pictures have 64 pixels.  Takes minutes and 6 GB:
+Its weights are random and images have 64 pixels.  Takes minutes and 6 GB:
 `pytest -m slow tests/cli`.
 """
 
@@ -15,10 +15,10 @@ from full_size import whole_pipeline
 from lorasynth.adapter import Adapter
 from lorasynth.library import Library
 
-from .conftest import DENOISER, SUBJECTS, TRAINING, save_encoder, write_picture
+from .conftest import DENOISER, SUBJECTS, TRAINING, save_encoder, write_image
 
 SIDE = 64
-RECIPE = ("steps=2", 'prior={"prompt": "a person", "pictures": 2, "steps": 1}')
+RECIPE = ("steps=2", 'prior={"prompt": "a person", "images": 2, "steps": 1}')
 PROMPT = "a portrait of sks, smiling"
 
 
@@ -28,12 +28,12 @@ def settings(values: tuple[str, ...]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_from_pictures_to_a_file_that_diffusers_loads(tmp_path: Path) -> None:
+def test_from_images_to_a_file_that_diffusers_loads(tmp_path: Path) -> None:
     base, people, library = (tmp_path / name for name in ("base", "people", "library"))
     whole_pipeline().save_pretrained(base)
     for index, name in enumerate(SUBJECTS):
-        for picture in range(2):
-            write_picture(people / name / f"{picture}.png", 10 * index + picture, SIDE)
+        for image in range(2):
+            write_image(people / name / f"{image}.png", 10 * index + image, SIDE)
     encoder = save_encoder(tmp_path / "encoder")
     model = ("--base", base, "--device", "cpu")
     small = ("--dtype", "bfloat16", "--size", SIDE)

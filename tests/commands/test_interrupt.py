@@ -88,7 +88,7 @@ TINY_BASE = [
     "attention=[true]",
 ]
 TINY_BASE = [f"model.{size}" for size in [*TINY_BASE, "vae_channels=[8,8]", "latent_channels=4"]]
-TINY_BASE.append("model.picture_size=16")
+TINY_BASE.append("model.image_size=16")
 #: Command -> where its optimisation is in its settings, and these.
 TRAININGS = {
     ("base", "autoencoder"): ("autoencoder.optimisation", [*TINY_BASE, "autoencoder.crop=8"]),

@@ -20,8 +20,8 @@ from .conftest import SIDE, SUBJECTS, World
 def people(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The world's subjects, and one whose photos are black; the encoder sees nothing in black."""
 
-    def presence(_: AvatarEncoder, pictures):
-        return (pictures.float().mean(dim=(1, 2, 3)) > 5).float()
+    def presence(_: AvatarEncoder, images):
+        return (images.float().mean(dim=(1, 2, 3)) > 5).float()
 
     monkeypatch.setattr(AvatarEncoder, "presence", presence)
     folder = tmp_path / "people"

@@ -186,8 +186,8 @@ def test_an_expression_that_could_take_forever_is_refused(
 
 
 def test_inspect(world: World, run: Run, tmp_path: Path) -> None:
-    picture = tmp_path / "norms.png"
-    result = run("inspect", world.lora, "--picture", picture)
+    image = tmp_path / "norms.png"
+    result = run("inspect", world.lora, "--image", image)
     assert result.status == 0
     facts = dict(line.split(maxsplit=1) for line in result.out.splitlines() if " " in line.strip())
     assert facts["format"] == "kohya"
@@ -198,7 +198,7 @@ def test_inspect(world: World, run: Run, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     assert run("convert", world.lora, other, "--format", "diffusers").status == 0
     assert "8 of 40" in row(run("inspect", other).out, "ComfyUI")
-    with Image.open(picture) as image:
+    with Image.open(image) as image:
         assert min(image.size) > 100
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from command_line import Run
 from lorasynth.adapter import Adapter
 
-from .conftest import World, write_picture
+from .conftest import World, write_image
 
 FEW = ("--steps", 2, "--device", "cpu")
 
@@ -67,7 +67,7 @@ def test_refining_moves_a_file_and_says_so(
 
 def test_the_ends_of_an_interpolation_are_the_files(world: World, run: Run, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
-    photo = write_picture(tmp_path / "other.png", 5)
+    photo = write_image(tmp_path / "other.png", 5)
     assert run("synth", photo, "-o", other, "--synthesizer", world.synthesizer).status == 0
     out, strip = tmp_path / "between", tmp_path / "strip.png"
     result = run(
@@ -79,9 +79,9 @@ def test_the_ends_of_an_interpolation_are_the_files(world: World, run: Run, tmp_
     for end, file in ((world.lora, files[0]), (other, files[-1])):
         expected = Adapter.load(end).to_vector()
         torch.testing.assert_close(Adapter.load(file).to_vector(), expected, rtol=1e-3, atol=1e-4)
-    with Image.open(strip) as picture:
-        assert picture.size == (3 * 16 + 2 * 2, 16)
-        assert "synthetic" in picture.text["Comment"]
+    with Image.open(strip) as image:
+        assert image.size == (3 * 16 + 2 * 2, 16)
+        assert "synthetic" in image.text["Comment"]
 
 
 @pytest.mark.parametrize("prior", ["gaussian", "standard", "convex", "diffusion"])
@@ -115,7 +115,7 @@ def test_edit_refuses_what_the_library_does_not_know(
 @pytest.mark.parametrize(
     ("command", "options", "words"),
     [
-        ("blend", ("--over", "pictures"), ("latents or adapters", "'pictures'")),
+        ("blend", ("--over", "images"), ("latents or adapters", "'images'")),
         ("invert", ("--start", "photo"), ("mean or synthesised", "'photo'")),
         ("blend", ("--set", "penalty=-1"), ("at least 0", "-1")),
         ("blend", ("--over", "adapters", "--library", "nowhere"), ("library", "nowhere")),

@@ -69,7 +69,7 @@ def test_an_encoder_that_comes_with_code(world: World, run: Run, tmp_path: Path,
     shutil.rmtree(made / "encoder")
     (made / "encoder").mkdir()
     own = {"model_type": kind, "auto_map": AUTO_MAP, "_name_or_path": str(tmp_path / "code")}
-    stated = {"kind": "vision", "name": "x", "model": "m", "picture_size": 8, "mean": [0, 0, 0]}
+    stated = {"kind": "vision", "name": "x", "model": "m", "image_size": 8, "mean": [0, 0, 0]}
     stated |= {"std": [1, 1, 1], "width": 4, "architecture": own}
     (made / "encoder/config.json").write_text(json.dumps(stated))
     sign(made)

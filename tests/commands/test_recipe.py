@@ -19,11 +19,11 @@ from lorasynth.hypernet.train import accelerator_on
 from lorasynth.library import Library
 from tiny_pipelines import shrunk_stable_diffusion
 
-from .conftest import DENOISER, SIDE, TRAINING, save_encoder, write_picture
+from .conftest import DENOISER, SIDE, TRAINING, save_encoder, write_image
 
 SHRINK, ROWS = 64, 24
 STAGES = ("library", "conditions.json", "codec", "synthesizer", "loras", "evaluation")
-SAMPLING = ("sampling.steps=1", "pictures=2")
+SAMPLING = ("sampling.steps=1", "images=2")
 CHOICES = (
     *(f"generated.{setting}" for setting in SAMPLING),
     *(f"comparison.{setting}" for setting in SAMPLING),
@@ -201,10 +201,10 @@ def test_test_subjects_are_shown_to_both_encoders(
     blind = save_encoder(tmp_path / "blind", face=False)
     result = run(*published.arguments(tmp_path / "run"), "--second", blind)
     assert result.status == 2
-    assert "must be shown by their pictures, but 0 of" in result.err
+    assert "must be shown by their images, but 0 of" in result.err
 
 
-def test_pictures_without_a_face_are_refused_before_all_are_made(
+def test_images_without_a_face_are_refused_before_all_are_made(
     published: Published, run: Run, tmp_path: Path
 ) -> None:
     blind = save_encoder(tmp_path / "blind", face=False)
@@ -225,7 +225,7 @@ def test_an_encoder_of_facts_alone_is_refused_before_anything_is_made(
     facts = AttributesConfig(attributes={"hat": ["none", "top"]})
     AttributeEncoder(facts).save(tmp_path / "facts")
     recipe = replace(published, encoder=tmp_path / "facts").arguments(tmp_path / "run")
-    run(*recipe).is_one_error("looks at no pictures")
+    run(*recipe).is_one_error("looks at no images")
     assert not (tmp_path / "run").exists()
 
 
@@ -234,7 +234,7 @@ def test_an_encoder_of_facts_alone_is_refused_before_anything_is_made(
     [
         (("--set", "subjects=1"), ("at least two subjects",)),
         (("--only", "decoder"), ("a stage must be one of library", "'decoder'")),
-        (("--pictures", "nowhere"), ("--pictures", "nowhere")),
+        (("--images", "nowhere"), ("--images", "nowhere")),
         (("--set", "codec=jpeg"), ("a codec must be one of", "'jpeg'")),
     ],
 )
@@ -258,15 +258,15 @@ def test_a_base_model_of_other_widths_is_refused(
     assert "made for another base model?" in result.err
 
 
-def test_real_pictures_take_the_place_of_made_ones(
+def test_real_images_take_the_place_of_made_ones(
     published: Published, run: Run, tmp_path: Path
 ) -> None:
     library = tmp_path / "library"
     assert run("import", "w2w", published.files, "-o", library).status == 0
     for index, name in enumerate(Library.open(library).ids):
-        for picture in range(3):
-            write_picture(tmp_path / "people" / name / f"{picture}.png", 10 * index + picture, SIDE)
-    result = run(*published.arguments(tmp_path / "run"), "--pictures", tmp_path / "people")
+        for image in range(3):
+            write_image(tmp_path / "people" / name / f"{image}.png", 10 * index + image, SIDE)
+    result = run(*published.arguments(tmp_path / "run"), "--images", tmp_path / "people")
     assert result.status == 0, result.err
     assert "synthesised" in result.out
 

@@ -51,7 +51,7 @@ def test_the_output_is_not_what_decides_the_numbers(world: World, run: Run, tmp_
         assert one == another
 
 
-def test_equal_pictures_in_folders_of_other_names_give_equal_files(
+def test_equal_images_in_folders_of_other_names_give_equal_files(
     world: World, run: Run, tmp_path: Path
 ) -> None:
     for name in ("ann", "bob.v1", "bob.v2"):

@@ -15,7 +15,7 @@ DOTS = ARCFACE
 
 
 def draw_face(
-    picture: Image.Image, left: float, top: float, size: float, turn: float = 0.0
+    image: Image.Image, left: float, top: float, size: float, turn: float = 0.0
 ) -> np.ndarray:
     """Draw a face in a square, turned clockwise by degrees around its middle; gives the dots."""
     angle = np.radians(turn)
@@ -24,7 +24,7 @@ def draw_face(
     radius = size / 12
     for (x, y), colour in zip(points, COLOURS, strict=True):
         box = (x - radius - 0.5, y - radius - 0.5, x + radius - 0.5, y + radius - 0.5)
-        ImageDraw.Draw(picture).ellipse(box, fill=colour)
+        ImageDraw.Draw(image).ellipse(box, fill=colour)
     return points
 
 
@@ -32,8 +32,8 @@ def canvas(width: int, height: int, shade: int = 60) -> Image.Image:
     return Image.new("RGB", (width, height), (shade, shade, shade))
 
 
-def pixels(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture))
+def pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image))
 
 
 class DrawnDetector:
@@ -42,18 +42,18 @@ class DrawnDetector:
     def __init__(self) -> None:
         self.shown: list[tuple[int, ...]] = []
 
-    def detect(self, picture: np.ndarray) -> list[Face]:
-        self.shown.append(picture.shape)
-        dots = [_dots(picture, colour) for colour in COLOURS]
+    def detect(self, image: np.ndarray) -> list[Face]:
+        self.shown.append(image.shape)
+        dots = [_dots(image, colour) for colour in COLOURS]
         if len({len(found) for found in dots}) != 1:
             return []
-        return [face for five in zip(*dots, strict=True) if (face := _face(five, picture.shape))]
+        return [face for five in zip(*dots, strict=True) if (face := _face(five, image.shape))]
 
 
-def _dots(picture: np.ndarray, colour: tuple[int, ...]) -> list[np.ndarray]:
+def _dots(image: np.ndarray, colour: tuple[int, ...]) -> list[np.ndarray]:
     """The middles of the patches of a colour, from left to right."""
     red, green, blue = (
-        picture[..., i] > 155 if level else picture[..., i] < 100 for i, level in enumerate(colour)
+        image[..., i] > 155 if level else image[..., i] < 100 for i, level in enumerate(colour)
     )
     near = red & green & blue
     columns = [int(x) for x in np.flatnonzero(near.any(axis=0))]

@@ -29,7 +29,7 @@ def write_clip(folder: Path, seed: int = 0) -> Path:
 def write_dino(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = transformers.Dinov2Config(**{k: v for k, v in VISION.items() if k[0] != "i"})
-    config.image_size = 40  # larger than what its pictures are cut to, as in DINOv2
+    config.image_size = 40  # larger than what its images are cut to, as in DINOv2
     transformers.Dinov2Model(config).save_pretrained(folder)
     return _say(folder, PROCESSING | {"size": {"shortest_edge": 36}, "crop_size": 32})
 

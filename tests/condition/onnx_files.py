@@ -70,7 +70,7 @@ def write_arcface(
 def write_pack(folder: Path, *, seed: int = 0) -> Path:
     """An InsightFace pack: a recognition file, and a detector shaped like SCRFD.
 
-    The detector sees one face in every bright picture, always at the same place.
+    The detector sees one face in every bright image, always at the same place.
     """
     folder.mkdir(parents=True)
     write_arcface(folder / "recognition.onnx", seed=seed)

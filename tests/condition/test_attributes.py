@@ -1,4 +1,4 @@
-"""Conditions from facts, alone and beside what pictures show."""
+"""Conditions from facts, alone and beside what images show."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from lorasynth.condition import (
     subject_condition,
     subject_conditions,
 )
-from lorasynth.core.errors import BundleError, ConfigError, PictureError
+from lorasynth.core.errors import BundleError, ConfigError, ImageError
 from lorasynth.images import Subject
 
 ROWS = [
@@ -32,13 +32,13 @@ def facts() -> AttributeEncoder:
 @pytest.fixture
 def both() -> AttributeEncoder:
     torch.manual_seed(0)
-    identity = AvatarEncoder(AvatarEncoderConfig(name="tiny", picture_size=16, width=6)).eval()
+    identity = AvatarEncoder(AvatarEncoderConfig(name="tiny", image_size=16, width=6)).eval()
     return AttributeEncoder(AttributesConfig.of(ROWS, ["hat", "male"]), identity)
 
 
 def subject(facts: dict[str, str | float]) -> Subject:
-    pictures = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)
-    return Subject(id="ann", photos=pictures, captions=["", ""], attributes=facts)
+    images = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)
+    return Subject(id="ann", photos=images, captions=["", ""], attributes=facts)
 
 
 def test_a_table_says_which_values_there_are() -> None:
@@ -57,10 +57,10 @@ def test_facts_are_blocks_of_a_unit_vector(facts: AttributeEncoder) -> None:
     torch.testing.assert_close(unknown, torch.tensor([0.0, 0, 0, 1, 0]))
 
 
-def test_a_subject_gives_both_pictures_alone_and_facts_alone(both: AttributeEncoder) -> None:
+def test_a_subject_gives_both_images_alone_and_facts_alone(both: AttributeEncoder) -> None:
     ann = subject({"hat": "top", "male": 0, "age": 9})
     assert both.identity is not None
-    seen = both.identity.embed(ann.pictures)
+    seen = both.identity.embed(ann.images)
     for rows in (subject_conditions(both, ann), subject_conditions(both, ann, made=True)):
         assert rows.shape == (6, 11)
         torch.testing.assert_close(rows.norm(dim=1), torch.ones(6))
@@ -71,7 +71,7 @@ def test_a_subject_gives_both_pictures_alone_and_facts_alone(both: AttributeEnco
         torch.testing.assert_close(rows[:2, 6:], rows[4:, 6:] / 2**0.5)
 
 
-def test_facts_alone_need_no_pictures(facts: AttributeEncoder) -> None:
+def test_facts_alone_need_no_images(facts: AttributeEncoder) -> None:
     none = Subject(
         id="ann",
         photos=torch.zeros(0, 1, 1, 3, dtype=torch.uint8),
@@ -80,7 +80,7 @@ def test_facts_alone_need_no_pictures(facts: AttributeEncoder) -> None:
     )
     assert subject_conditions(facts, none).shape == (1, 5)
     assert subject_condition(facts, [], [], facts={"hat": "top"}).tolist() == [0, 0, 1, 0, 0]
-    with pytest.raises(ConfigError, match="looks at no pictures"):
+    with pytest.raises(ConfigError, match="looks at no images"):
         facts.embed(torch.zeros(1, 16, 16, 3, dtype=torch.uint8))
 
 
@@ -111,12 +111,12 @@ def test_what_cannot_be_is_refused(facts: AttributeEncoder, both: AttributeEncod
         AttributesConfig.of(ROWS, [])
     with pytest.raises(ConfigError, match="hat must be one of bowler, none, top, but is 'cap'"):
         facts.describe(None, {"hat": "cap"})
-    with pytest.raises(ConfigError, match="needs a picture or one of hat, male"):
+    with pytest.raises(ConfigError, match="needs an image or one of hat, male"):
         subject_condition(both, [], [])
     assert both.identity is not None
     with pytest.raises(ConfigError, match="--attribute is for encoders of attributes"):
         subject_condition(both.identity, [], [], facts={"hat": "top"})
-    with pytest.raises(PictureError, match="got none"):
+    with pytest.raises(ImageError, match="got none"):
         subject_condition(both.identity, [], [])
     with pytest.raises(ConfigError, match="no attribute 'shoes'"):
         subject_condition(facts, [], [], facts={"shoes": "red"})

@@ -28,7 +28,7 @@ from lorasynth.condition import (
     sphere_mean,
     subject_condition,
 )
-from lorasynth.core.errors import BundleError, ConfigError, PictureError
+from lorasynth.core.errors import BundleError, ConfigError, ImageError
 from lorasynth.core.randomness import torch_stream
 from lorasynth.images.files import to_unit_range
 
@@ -38,7 +38,7 @@ from .onnx_files import write_arcface, write_pack
 
 SCRATCH = TemporaryDirectory()
 KNOWN = AttributesConfig(name="tiny", attributes={"hat": ["none", "top"]})
-AVATAR = AvatarEncoderConfig(name="tiny", picture_size=32, width=6, features=12)
+AVATAR = AvatarEncoderConfig(name="tiny", image_size=32, width=6, features=12)
 
 
 def avatar(config: AvatarEncoderConfig, seed: int) -> ConditionEncoder:
@@ -48,17 +48,17 @@ def avatar(config: AvatarEncoderConfig, seed: int) -> ConditionEncoder:
     for module in encoder.modules():
         if isinstance(module, BatchNorm1d | BatchNorm2d):
             module.momentum = None  # take the statistics of what is seen, all of it
-    encoder(to_unit_range(pictures(64)))
+    encoder(to_unit_range(images(64)))
     return encoder.eval()
 
 
 def reader(seed: int) -> ConditionEncoder:
     torch.manual_seed(seed)
-    network = AttributeJudge(JudgeConfig(picture_size=32, features=12))
+    network = AttributeJudge(JudgeConfig(image_size=32, features=12))
     for module in network.modules():
         if isinstance(module, BatchNorm1d | BatchNorm2d):
             module.momentum = None
-    network(to_unit_range(pictures(64)))
+    network(to_unit_range(images(64)))
     return AttributeReader(network, "tiny")
 
 
@@ -96,7 +96,7 @@ class Row:
 
     Attributes:
         make: with weights of a seed.
-        many: pictures that are more than are computed at once.
+        many: images that are more than are computed at once.
         others: whether it can have other weights.
     """
 
@@ -123,27 +123,27 @@ ROWS: dict[str, Row] = {
 #: Those that leave photos to other encoders.
 COMPOSED = ("attributes", "joined")
 rows = pytest.mark.parametrize("row", ROWS)
-#: Those that look at the middle of a picture, whatever it shows; of faces, see `test_faces.py`.
+#: Those that look at the middle of an image, whatever it shows; of faces, see `test_faces.py`.
 squares = pytest.mark.parametrize(
     "row", [row for row in ROWS if not row.startswith("face") and row not in COMPOSED]
 )
 
 
-def pictures(count: int, size: int = 32) -> Tensor:
+def images(count: int, size: int = 32) -> Tensor:
     """Random blobs, smooth enough to look alike at other sizes."""
     coarse = torch.rand(count, 3, 4, 4, generator=torch_stream(0, "blobs"))
     smooth = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear")
     return (smooth * 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
-# A unit vector and a probability for each picture
+# A unit vector and a probability for each image
 
 
 @rows
-def test_embeddings_are_unit_vectors_that_tell_pictures_apart(row: str) -> None:
+def test_embeddings_are_unit_vectors_that_tell_images_apart(row: str) -> None:
     encoder = ROWS[row]()
     assert isinstance(encoder, ConditionEncoder)
-    embeddings = encoder.embed(pictures(5))
+    embeddings = encoder.embed(images(5))
     assert embeddings.shape == (5, encoder.width)
     assert embeddings.dtype == torch.float32
     assert embeddings.device.type == "cpu"
@@ -154,22 +154,22 @@ def test_embeddings_are_unit_vectors_that_tell_pictures_apart(row: str) -> None:
 
 @rows
 def test_presence_is_a_probability(row: str) -> None:
-    presence = ROWS[row]().presence(pictures(5))
+    presence = ROWS[row]().presence(images(5))
     assert presence.shape == (5,)
     assert ((presence >= 0) & (presence <= 1)).all()
 
 
 @pytest.mark.parametrize("row", ["avatar-residual", "avatar-separable"])
 def test_avatars_are_told_from_others_by_degrees(row: str) -> None:
-    presence = ROWS[row]().presence(pictures(5))
+    presence = ROWS[row]().presence(images(5))
     assert ((presence > 0) & (presence < 1)).all()
     assert presence.unique().numel() > 1
 
 
 @rows
-def test_a_picture_does_not_depend_on_its_batch(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_image_does_not_depend_on_its_batch(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorasynth.condition.faces.encoder.BATCH", 2)
-    encoder, many = ROWS[row](), pictures(ROWS[row].many)
+    encoder, many = ROWS[row](), images(ROWS[row].many)
     chosen = [0, *{len(many) * 5 // 6, min(256, len(many) - 2)}, len(many) - 1]
     for method in (encoder.embed, encoder.presence):
         together = method(many)
@@ -179,10 +179,10 @@ def test_a_picture_does_not_depend_on_its_batch(row: str, monkeypatch: pytest.Mo
 
 @rows
 @pytest.mark.parametrize("size", [24, 64])
-def test_pictures_of_another_size_are_scaled(row: str, size: int) -> None:
+def test_images_of_another_size_are_scaled(row: str, size: int) -> None:
     encoder = ROWS[row]()
-    scaled = encoder.embed(pictures(4, size))
-    cosines = scaled @ encoder.embed(pictures(4)).T
+    scaled = encoder.embed(images(4, size))
+    cosines = scaled @ encoder.embed(images(4)).T
     assert (cosines.argmax(dim=1) == torch.arange(4)).all()
     flat = torch.full((1, 1, 1, 3), 90, dtype=torch.uint8)
     torch.testing.assert_close(
@@ -193,9 +193,9 @@ def test_pictures_of_another_size_are_scaled(row: str, size: int) -> None:
 @rows
 def test_nothing_is_learned_by_looking(row: str) -> None:
     encoder = ROWS[row]()
-    first = encoder.embed(pictures(3))
-    encoder.presence(pictures(4))
-    again = encoder.embed(pictures(3))
+    first = encoder.embed(images(3))
+    encoder.presence(images(4))
+    again = encoder.embed(images(3))
     assert again.equal(first)
     assert not again.requires_grad
 
@@ -208,16 +208,16 @@ def test_what_is_saved_can_be_loaded(row: str, tmp_path: Path) -> None:
     encoder = ROWS[row]()
     encoder.save(tmp_path / "encoder")
     loaded = load_encoder(tmp_path / "encoder")
-    for name in ("name", "picture_size", "width", "licence"):
+    for name in ("name", "image_size", "width", "licence"):
         assert getattr(loaded, name) == getattr(encoder, name)
     assert type(loaded) is type(encoder)
-    cosines = (loaded.embed(pictures(3)) * encoder.embed(pictures(3))).sum(dim=1)
+    cosines = (loaded.embed(images(3)) * encoder.embed(images(3))).sum(dim=1)
     assert cosines.min() > 1 - 1e-4  # saved in half precision
-    difference = loaded.presence(pictures(3)) - encoder.presence(pictures(3))
+    difference = loaded.presence(images(3)) - encoder.presence(images(3))
     assert difference.abs().max() < 1e-2
     loaded.save(tmp_path / "again")
     reloaded = load_encoder(tmp_path / "again")
-    assert reloaded.embed(pictures(3)).equal(loaded.embed(pictures(3)))
+    assert reloaded.embed(images(3)).equal(loaded.embed(images(3)))
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if not row.startswith("face")])
@@ -288,18 +288,18 @@ def test_a_damaged_folder_is_told_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-# Several pictures of one subject
+# Several images of one subject
 
 
 @squares
-def test_a_subject_is_the_mean_of_its_pictures_on_the_sphere(row: str) -> None:
+def test_a_subject_is_the_mean_of_its_images_on_the_sphere(row: str) -> None:
     encoder = ROWS[row]()
-    encoder.presence = lambda pictures: torch.ones(len(pictures))  # type: ignore[method-assign]
-    embedding = subject_condition(encoder, pictures(3), ["a", "b", "c"])
-    summed = encoder.embed(pictures(3)).sum(dim=0)
+    encoder.presence = lambda images: torch.ones(len(images))  # type: ignore[method-assign]
+    embedding = subject_condition(encoder, images(3), ["a", "b", "c"])
+    summed = encoder.embed(images(3)).sum(dim=0)
     torch.testing.assert_close(embedding, summed / summed.norm())
-    alone = subject_condition(encoder, pictures(1), ["a"])
-    torch.testing.assert_close(alone, encoder.embed(pictures(1))[0])
+    alone = subject_condition(encoder, images(1), ["a"])
+    torch.testing.assert_close(alone, encoder.embed(images(1))[0])
 
 
 def test_the_mean_on_the_sphere_is_between() -> None:
@@ -309,11 +309,11 @@ def test_the_mean_on_the_sphere_is_between() -> None:
 
 
 @squares
-def test_a_picture_without_a_face_is_refused_by_name(row: str) -> None:
+def test_a_image_without_a_face_is_refused_by_name(row: str) -> None:
     encoder = ROWS[row]()
     encoder.presence = lambda _: torch.tensor([0.9, 0.5, 0.02])  # type: ignore[method-assign]
-    with pytest.raises(PictureError, match=r"'tiny' .* finds none in c\.png \(prob.* 0\.02\)") as e:
-        subject_condition(encoder, pictures(3), ["a.png", "b.png", "c.png"])
+    with pytest.raises(ImageError, match=r"'tiny' .* finds none in c\.png \(prob.* 0\.02\)") as e:
+        subject_condition(encoder, images(3), ["a.png", "b.png", "c.png"])
     assert "\n" not in str(e.value)
     assert encoder.advice in str(e.value)
 
@@ -332,6 +332,6 @@ def test_the_fingerprint_is_of_the_weights_as_they_are_stored(row: str, tmp_path
 def test_faces_are_chosen_only_from_an_encoder_that_finds_them(row: str) -> None:
     encoder = ROWS[row]()
     assert encoder.finds_faces == row.startswith("face")
-    error = PictureError if encoder.finds_faces else ConfigError
+    error = ImageError if encoder.finds_faces else ConfigError
     with pytest.raises(error, match=r"face.*'tiny'|'tiny'.*face"):
         subject_condition(encoder, torch.zeros(1, 32, 32, 3, dtype=torch.uint8), ["a.png"], face=1)

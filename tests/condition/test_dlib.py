@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lorasynth.condition import FaceEncoder, load_encoder, subject_condition
 from lorasynth.condition.faces import DlibDetector
-from lorasynth.core.errors import PictureError
+from lorasynth.core.errors import ImageError
 from lorasynth.images import to_image
 
 from .photos import hopper, six_people
@@ -113,11 +113,11 @@ def test_people_beside_each_other_are_counted_from_the_left() -> None:
     assert middles == sorted(middles)
     first = subject_condition(encoder(), [photo], ["photo"], face=1)
     assert first @ embedded(person("left")) > 0.8
-    with pytest.raises(PictureError, match=rf"shows {len(faces)}"):
+    with pytest.raises(ImageError, match=rf"shows {len(faces)}"):
         subject_condition(encoder(), [photo], ["photo"], face=7)
 
 
 def test_medals_and_flags_are_no_faces() -> None:
     assert len(encoder().faces(hopper())) == 1
-    with pytest.raises(PictureError, match="finds none in uniform"):
+    with pytest.raises(ImageError, match="finds none in uniform"):
         subject_condition(encoder(), [hopper()[400:600, 60:400]], ["uniform"])

@@ -29,7 +29,7 @@ from lorasynth.condition.faces import (
     similarity,
 )
 from lorasynth.condition.faces.alignment import inverse, moved
-from lorasynth.core.errors import BundleError, ConfigError, PictureError
+from lorasynth.core.errors import BundleError, ConfigError, ImageError
 from lorasynth.core.randomness import numpy_stream
 from lorasynth.images import Subject
 
@@ -48,9 +48,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> FaceEncoder:
 
 def photo(size: float = 60.0, turn: float = 0.0, side: int = 120) -> Tensor:
     """One face, not in the middle."""
-    picture = canvas(side, side)
-    draw_face(picture, side * 0.3, side * 0.25, size, turn)
-    return pixels(picture)
+    image = canvas(side, side)
+    draw_face(image, side * 0.3, side * 0.25, size, turn)
+    return pixels(image)
 
 
 # Alignment
@@ -88,9 +88,9 @@ def test_the_templates_are_those_of_the_networks() -> None:
 @pytest.mark.parametrize("turn", [0.0, 30.0, 90.0, 170.0])
 @pytest.mark.parametrize("size", [60.0, 150.0, 900.0])
 def test_an_aligned_face_lies_on_the_template(size: float, turn: float) -> None:
-    picture = canvas(round(size * 1.6), round(size * 1.5))
-    points = draw_face(picture, size * 0.3, size * 0.2, size, turn)
-    square = align(picture, points, ARCFACE, 112)
+    image = canvas(round(size * 1.6), round(size * 1.5))
+    points = draw_face(image, size * 0.3, size * 0.2, size, turn)
+    square = align(image, points, ARCFACE, 112)
     upright = canvas(112, 112)
     draw_face(upright, 0, 0, 112)
     difference = np.abs(np.asarray(square, float) - np.asarray(upright, float))
@@ -111,57 +111,57 @@ def test_fine_patterns_vanish_when_a_face_shrinks() -> None:
 @pytest.mark.parametrize("view", [View(side=90), View(side=300, turn=30.0, border=0.5)])
 def test_a_view_knows_where_its_pixels_come_from(view: View, turn: float) -> None:
     turned = View(side=view.side, turn=view.turn + turn, border=view.border)
-    picture = canvas(200, 160)
-    points = draw_face(picture, 60, 30, 80, turned.turn)  # upright in the view
-    seen, back = turned.of(picture)
+    image = canvas(200, 160)
+    points = draw_face(image, 60, 30, 80, turned.turn)  # upright in the view
+    seen, back = turned.of(image)
     [face] = DrawnDetector().detect(np.asarray(seen))
     np.testing.assert_allclose(moved(face.points, back), points, atol=1.5)
 
 
 @pytest.mark.parametrize("turn", [0.0, 30.0, 45.0, 75.0, 90.0, 135.0, 180.0, 230.0, 270.0, 315.0])
 def test_a_turned_face_is_found_where_it_is(turn: float) -> None:
-    picture = canvas(150, 110)
-    points = draw_face(picture, 75, 20, 60, turn)
-    [face] = find_faces(DrawnDetector(), picture)
+    image = canvas(150, 110)
+    points = draw_face(image, 75, 20, 60, turn)
+    [face] = find_faces(DrawnDetector(), image)
     np.testing.assert_allclose(face.points, points, atol=1.5)
     assert face.box[0] < points[:, 0].min()
     assert face.box[3] > points[:, 1].max() - 5
 
 
 def test_a_face_that_fills_the_frame_is_padded() -> None:
-    picture = canvas(100, 100)
-    points = draw_face(picture, -25, -38, 150)
+    image = canvas(100, 100)
+    points = draw_face(image, -25, -38, 150)
     detector = DrawnDetector()
-    assert find_faces(detector, picture, ROUNDS[:1]) == []
-    [face] = find_faces(detector, picture)
+    assert find_faces(detector, image, ROUNDS[:1]) == []
+    [face] = find_faces(detector, image)
     np.testing.assert_allclose(face.points, points, atol=1.5)
 
 
 def test_a_small_face_in_a_large_photo_is_found() -> None:
-    picture = canvas(2400, 200)
-    points = draw_face(picture, 1900, 80, 40)
+    image = canvas(2400, 200)
+    points = draw_face(image, 1900, 80, 40)
     detector = DrawnDetector()
-    assert find_faces(detector, picture, ROUNDS[:2]) == []
-    [face] = find_faces(detector, picture)
+    assert find_faces(detector, image, ROUNDS[:2]) == []
+    [face] = find_faces(detector, image)
     np.testing.assert_allclose(face.points, points, atol=1.5)
 
 
 def test_a_photo_of_small_faces_is_looked_at_more_closely() -> None:
-    picture = canvas(800, 120)
-    draw_face(picture, 20, 30, 60)
-    points = draw_face(picture, 600, 50, 21)
+    image = canvas(800, 120)
+    draw_face(image, 20, 30, 60)
+    points = draw_face(image, 600, 50, 21)
     detector = DrawnDetector()
-    assert len(detector.detect(np.asarray(View(side=640).of(picture)[0]))) == 1
-    _, face = find_faces(detector, picture)
+    assert len(detector.detect(np.asarray(View(side=640).of(image)[0]))) == 1
+    _, face = find_faces(detector, image)
     np.testing.assert_allclose(face.points, points, atol=1.5)
 
 
 def test_a_plain_photo_is_looked_at_once_and_an_empty_one_in_every_view() -> None:
     plain, empty = DrawnDetector(), DrawnDetector()
-    picture = canvas(100, 100)
-    assert find_faces(empty, picture) == []
-    draw_face(picture, 20, 20, 60)
-    assert len(find_faces(plain, picture)) == 1
+    image = canvas(100, 100)
+    assert find_faces(empty, image) == []
+    draw_face(image, 20, 20, 60)
+    assert len(find_faces(plain, image)) == 1
     assert len(plain.shown) == 1
     assert len(empty.shown) == sum(len(views) for views in ROUNDS)
 
@@ -199,10 +199,10 @@ def test_photos_of_one_subject_may_have_any_sizes(encoder: FaceEncoder) -> None:
 
 def canvas_of_two() -> Tensor:
     """A small face to the left of a large one whose eyes lie further apart."""
-    picture = canvas(420, 200)
-    draw_face(picture, 20, 60, 90)
-    draw_face(picture, 180, 10, 180, 10.0)
-    return pixels(picture)
+    image = canvas(420, 200)
+    draw_face(image, 20, 60, 90)
+    draw_face(image, 180, 10, 180, 10.0)
+    return pixels(image)
 
 
 def test_the_largest_face_is_taken_or_the_one_asked_for(encoder: FaceEncoder) -> None:
@@ -219,31 +219,31 @@ def test_the_largest_face_is_taken_or_the_one_asked_for(encoder: FaceEncoder) ->
 def test_a_face_that_is_not_there_is_told_with_how_many_are(
     encoder: FaceEncoder, face: int
 ) -> None:
-    with pytest.raises(PictureError, match=r"us\.jpg shows 2: choose from 1 to 2") as caught:
+    with pytest.raises(ImageError, match=r"us\.jpg shows 2: choose from 1 to 2") as caught:
         subject_condition(encoder, [canvas_of_two()], ["us.jpg"], face=face)
     assert "\n" not in str(caught.value)
 
 
 def test_a_photo_without_a_face_is_refused_by_name(encoder: FaceEncoder) -> None:
-    with pytest.raises(PictureError, match=r"'drawn' .* none in b\.jpg .* padded") as caught:
+    with pytest.raises(ImageError, match=r"'drawn' .* none in b\.jpg .* padded") as caught:
         subject_condition(encoder, [photo(), pixels(canvas(80, 60))], ["a.jpg", "b.jpg"])
     assert "\n" not in str(caught.value)
 
 
 def test_what_shows_no_face_can_still_be_measured(encoder: FaceEncoder) -> None:
-    """Pictures made with an adapter may show none: each has an embedding all the same."""
-    pictures = torch.stack([photo(), pixels(canvas(120, 120))])
-    assert encoder.embed(pictures).norm(dim=1).allclose(torch.ones(2))
-    present, absent = encoder.presence(pictures).tolist()
+    """Images made with an adapter may show none: each has an embedding all the same."""
+    images = torch.stack([photo(), pixels(canvas(120, 120))])
+    assert encoder.embed(images).norm(dim=1).allclose(torch.ones(2))
+    present, absent = encoder.presence(images).tolist()
     assert (present > 0.5, absent) == (True, 0.0)
 
 
 def test_looking_once_tells_both(encoder: FaceEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = torch.stack([photo(), pixels(canvas(120, 120))])
-    expected, found = (encoder.embed(pictures), encoder.presence(pictures)), []
+    images = torch.stack([photo(), pixels(canvas(120, 120))])
+    expected, found = (encoder.embed(images), encoder.presence(images)), []
     faces = encoder.faces
-    monkeypatch.setattr(encoder, "faces", lambda picture: found.append(1) or faces(picture))
-    embeddings, presence, boxes = encoder.see(pictures)
+    monkeypatch.setattr(encoder, "faces", lambda image: found.append(1) or faces(image))
+    embeddings, presence, boxes = encoder.see(images)
     torch.testing.assert_close((embeddings, presence), expected)
     assert [box is None for box in boxes] == [False, True]
     assert len(found) == 2
@@ -255,11 +255,11 @@ def test_a_subject_that_teaches_must_show_a_face_once(encoder: FaceEncoder) -> N
     expected = encoder.embed(photo()[None])
     torch.testing.assert_close(subject_conditions(encoder, subject), expected.expand(3, -1))
     hidden = replace(subject, photos=torch.stack([nobody, nobody]), captions=[""] * 2)
-    with pytest.raises(PictureError, match=r"'drawn' .* finds none in the 2 of 'ann': ") as caught:
+    with pytest.raises(ImageError, match=r"'drawn' .* finds none in the 2 of 'ann': ") as caught:
         subject_conditions(encoder, hidden)
     assert "\n" not in str(caught.value)
     shown = subject_conditions(encoder, hidden, made=True)
-    torch.testing.assert_close(shown, encoder.embed(hidden.pictures))
+    torch.testing.assert_close(shown, encoder.embed(hidden.images))
 
 
 def test_training_photos_are_cut_around_the_face_and_seen_whole(encoder: FaceEncoder) -> None:
@@ -268,8 +268,8 @@ def test_training_photos_are_cut_around_the_face_and_seen_whole(encoder: FaceEnc
     draw_face(standing, 90, 40, 60)
     whole = Subject(id="ann", photos=[pixels(standing), photo()], captions=["", ""])
     cut = framed_subject(whole, 128, [encoder])
-    assert cut.pictures.shape == (2, 128, 128, 3)
-    assert all(len(encoder.faces(picture)) == 1 for picture in cut.pictures)
+    assert cut.images.shape == (2, 128, 128, 3)
+    assert all(len(encoder.faces(image)) == 1 for image in cut.images)
     used = subject_condition(encoder, whole.photos, ["a", "b"])
     learned = sphere_mean(subject_conditions(encoder, cut))
     assert used @ learned > 0.9999
@@ -279,7 +279,7 @@ def test_a_photo_is_searched_for_faces_once(
     encoder: FaceEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, faces = [], encoder.faces
-    monkeypatch.setattr(encoder, "faces", lambda picture: found.append(1) or faces(picture))
+    monkeypatch.setattr(encoder, "faces", lambda image: found.append(1) or faces(image))
     cut = framed_subject(Subject(id="ann", photos=[photo()] * 3, captions=[""] * 3), 64, [encoder])
     subject_conditions(encoder, cut)
     seen_in(encoder, cut)

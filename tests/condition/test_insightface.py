@@ -27,7 +27,7 @@ def bright(size: int = 64) -> torch.Tensor:
 def test_detections_come_back_as_they_are(pack: Path) -> None:
     encoder = load_encoder(f"insightface:{pack}")
     assert isinstance(encoder, FaceEncoder)
-    assert (encoder.name, encoder.picture_size, encoder.width) == ("insightface-tiny-l", 112, 16)
+    assert (encoder.name, encoder.image_size, encoder.width) == ("insightface-tiny-l", 112, 16)
     assert "non-commercial" in encoder.licence
     [face] = encoder.faces(bright())
     assert face.box == pytest.approx(BOX, abs=0.5)

@@ -13,28 +13,28 @@ from lorasynth.condition import (
     subject_condition,
     subject_conditions,
 )
-from lorasynth.core.errors import ConfigError, PictureError
+from lorasynth.core.errors import ConfigError, ImageError
 from lorasynth.images import Subject
 
 
 class Mean(ConditionEncoder):
-    """The mean of one part of each picture, with 1 beside it."""
+    """The mean of one part of each image, with 1 beside it."""
 
     licence = "Apache-2.0"
 
     def __init__(self, channel: int, size: int = 8) -> None:
-        self.channel, self.picture_size, self.width = channel, size, 2
+        self.channel, self.image_size, self.width = channel, size, 2
         self.name = f"mean-{channel}"
 
     def _fingerprint(self) -> str:
         return self.name
 
-    def embed(self, pictures: Tensor) -> Tensor:
-        mean = pictures[..., self.channel].float().mean(dim=(1, 2)) / 255
+    def embed(self, images: Tensor) -> Tensor:
+        mean = images[..., self.channel].float().mean(dim=(1, 2)) / 255
         return normalize(torch.stack([mean, torch.ones(len(mean))], dim=1), dim=1)
 
-    def presence(self, pictures: Tensor) -> Tensor:
-        return (pictures[..., self.channel].float().mean(dim=(1, 2)) > 9).float()
+    def presence(self, images: Tensor) -> Tensor:
+        return (images[..., self.channel].float().mean(dim=(1, 2)) > 9).float()
 
     def save(self, folder: object) -> None:
         raise NotImplementedError
@@ -43,34 +43,34 @@ class Mean(ConditionEncoder):
 def test_each_part_sees_the_subject_as_it_does_alone() -> None:
     red, green = Mean(0), Mean(1, 16)
     both = JoinedEncoder([red, green])
-    assert (both.name, both.width, both.picture_size) == ("mean-0-and-mean-1", 4, 16)
-    pictures = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
-    expected = torch.cat([red.embed(pictures), green.embed(pictures)], dim=1) / 2**0.5
-    torch.testing.assert_close(both.embed(pictures), expected)
-    ann = Subject(id="ann", photos=pictures, captions=[""] * 3)
+    assert (both.name, both.width, both.image_size) == ("mean-0-and-mean-1", 4, 16)
+    images = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
+    expected = torch.cat([red.embed(images), green.embed(images)], dim=1) / 2**0.5
+    torch.testing.assert_close(both.embed(images), expected)
+    ann = Subject(id="ann", photos=images, captions=[""] * 3)
     close = {"atol": 2e-3, "rtol": 0}  # photos are scaled to what each part looks at
     torch.testing.assert_close(subject_conditions(both, ann), expected, **close)
     torch.testing.assert_close(subject_conditions(both, ann, made=True), expected, **close)
-    found = subject_condition(both, list(pictures), ["a", "b", "c"])
-    alone = [subject_condition(part, list(pictures), ["a", "b", "c"]) for part in (red, green)]
+    found = subject_condition(both, list(images), ["a", "b", "c"])
+    alone = [subject_condition(part, list(images), ["a", "b", "c"]) for part in (red, green)]
     torch.testing.assert_close(found, torch.cat(alone) / 2**0.5)
 
 
 def test_what_one_part_misses_is_missing() -> None:
     both = JoinedEncoder([Mean(0), Mean(1)])
-    pictures = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
-    pictures[..., 0] = 200
-    pictures[1, ..., 1] = 200
-    assert both.presence(pictures).tolist() == [0, 1]
-    with pytest.raises(PictureError, match=r"'mean-0-and-mean-1' knows, .* finds none in a"):
-        subject_condition(both, [pictures[0]], ["a"])
+    images = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
+    images[..., 0] = 200
+    images[1, ..., 1] = 200
+    assert both.presence(images).tolist() == [0, 1]
+    with pytest.raises(ImageError, match=r"'mean-0-and-mean-1' knows, .* finds none in a"):
+        subject_condition(both, [images[0]], ["a"])
 
 
 def test_parts_may_know_facts() -> None:
     facts = AttributeEncoder(AttributesConfig(attributes={"hat": ["none", "top"]}))
     both = JoinedEncoder([Mean(0), facts])
-    pictures = torch.full((1, 8, 8, 3), 200, dtype=torch.uint8)
-    row = subject_condition(both, list(pictures), ["a"], facts={"hat": "top"})
+    images = torch.full((1, 8, 8, 3), 200, dtype=torch.uint8)
+    row = subject_condition(both, list(images), ["a"], facts={"hat": "top"})
     torch.testing.assert_close(row[2:], torch.tensor([0, 0.5**0.5]))
 
 

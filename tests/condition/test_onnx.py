@@ -40,12 +40,12 @@ def test_the_device_that_was_chosen_runs_it(
     assert providers(torch.device("cuda:1")) == [*second, "CPUExecutionProvider"]
 
 
-def by_hand(path: Path, pictures: Tensor, mean: float, std: float) -> Tensor:
+def by_hand(path: Path, images: Tensor, mean: float, std: float) -> Tensor:
     """What the file computes."""
     [matrix] = [one for one in onnx.load(path).graph.initializer if one.name == "matrix"]
     weights = torch.from_numpy(onnx.numpy_helper.to_array(matrix).copy())
-    unit = (pictures.permute(0, 3, 1, 2).float() - mean) / std
-    return functional.avg_pool2d(unit, pictures.shape[1] // 4).flatten(1) @ weights
+    unit = (images.permute(0, 3, 1, 2).float() - mean) / std
+    return functional.avg_pool2d(unit, images.shape[1] // 4).flatten(1) @ weights
 
 
 @pytest.mark.parametrize("batch", ["batch", 1])
@@ -56,9 +56,9 @@ def test_pixels_are_fed_as_rgb_and_normalised_as_arcface_expects(
     path = write_arcface(tmp_path / "a.onnx", size=size, batch=batch)
     made = network(path)
     assert (made.size, made.width) == (size, 16)
-    pictures = squares(size=size)
-    expected = by_hand(path, pictures, 127.5, 127.5)
-    torch.testing.assert_close(made(pictures), expected, atol=1e-3, rtol=1e-4)
+    images = squares(size=size)
+    expected = by_hand(path, images, 127.5, 127.5)
+    torch.testing.assert_close(made(images), expected, atol=1e-3, rtol=1e-4)
 
 
 def test_a_graph_that_normalises_itself_is_fed_plain_pixels(tmp_path: Path) -> None:

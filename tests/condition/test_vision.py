@@ -31,7 +31,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: write(root / f"my.{name}") for name, write in MODELS.items()}
 
 
-def pictures(size: int = 32) -> Tensor:
+def images(size: int = 32) -> Tensor:
     stream = torch_stream(0, "pictures")
     return torch.randint(0, 256, (3, size, size, 3), generator=stream).to(torch.uint8)
 
@@ -41,7 +41,7 @@ def by_transformers(name: str, folder: Path) -> Tensor:
     mean, std = (
         torch.tensor(PROCESSING[f"image_{what}"])[:, None, None] for what in ("mean", "std")
     )
-    unit = (pictures().permute(0, 3, 1, 2) / 255 - mean) / std
+    unit = (images().permute(0, 3, 1, 2) / 255 - mean) / std
     model = transformers.AutoModel.from_pretrained(folder).eval()
     with torch.no_grad():
         if name == "clip":
@@ -57,11 +57,11 @@ def by_transformers(name: str, folder: Path) -> Tensor:
 def test_embeddings_are_those_of_transformers(folders: dict[str, Path], name: str) -> None:
     encoder = load_encoder(f"clip:{folders[name]}")
     assert isinstance(encoder, VisionEncoder)
-    assert (encoder.name, encoder.picture_size) == (f"my-{name}", 32)
+    assert (encoder.name, encoder.image_size) == (f"my-{name}", 32)
     expected = by_transformers(name, folders[name])
     assert encoder.width == expected.shape[1]
-    torch.testing.assert_close(encoder.embed(pictures()), expected, atol=1e-5, rtol=1e-4)
-    assert encoder.presence(pictures()).tolist() == [1, 1, 1]
+    torch.testing.assert_close(encoder.embed(images()), expected, atol=1e-5, rtol=1e-4)
+    assert encoder.presence(images()).tolist() == [1, 1, 1]
 
 
 @models
@@ -74,7 +74,7 @@ def test_a_saved_encoder_needs_the_model_no_more(
     shutil.rmtree(source)
     loaded = load_encoder(tmp_path / "encoder")
     assert loaded.fingerprint == encoder.fingerprint
-    assert (loaded.embed(pictures()) * encoder.embed(pictures())).sum(dim=1).min() > 0.999
+    assert (loaded.embed(images()) * encoder.embed(images())).sum(dim=1).min() > 0.999
 
 
 def test_the_licence_is_stated_where_it_is_known() -> None:
@@ -89,7 +89,7 @@ def test_a_model_without_a_word_on_preparation_has_defaults(tmp_path: Path) -> N
     folder = write_dino(tmp_path / "dino")
     (folder / "preprocessor_config.json").unlink()
     encoder = load_encoder(f"dino:{folder}")
-    assert encoder.picture_size == 40  # what the model learned from
+    assert encoder.image_size == 40  # what the model learned from
 
 
 def no_weights(folder: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_model_of_text_is_refused(tmp_path: Path) -> None:
         vocab_size=30,
     )
     transformers.BertModel(config).save_pretrained(tmp_path / "bert")
-    with pytest.raises(ConfigError, match="size of its pictures") as caught:
+    with pytest.raises(ConfigError, match="size of its images") as caught:
         load_encoder(f"clip:{tmp_path / 'bert'}")
     assert "\n" not in str(caught.value)
 

@@ -6,7 +6,7 @@ from lorasynth.core.randomness import torch_stream
 from lorasynth.evaluation.identification import identification
 
 
-def test_subjects_whose_pictures_agree_are_all_found() -> None:
+def test_subjects_whose_images_agree_are_all_found() -> None:
     axes = torch.eye(5)
     found = identification(axes, axes)
     assert (found.rank1, found.same, found.different, found.n) == (1, 1, 0, 5)
@@ -20,11 +20,11 @@ def test_subjects_mistaken_for_another_are_counted() -> None:
     assert found.different == pytest.approx(2 / 12)
 
 
-def test_each_second_picture_seeks_among_the_first_ones() -> None:
+def test_each_second_image_seeks_among_the_first_ones() -> None:
     first = normalize(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), dim=1)
     second = normalize(torch.tensor([[1.0, 0.3], [1.0, 0.2]]), dim=1)
-    # Both second pictures are nearest to the first subject's first one; the other way about, both
-    # first pictures would be nearest to a second one of their own or the other's.
+    # Both second images are nearest to the first subject's first one; the other way about, both
+    # first images would be nearest to a second one of their own or the other's.
     found = identification(first, second)
     assert found.rank1 == 0.5
     assert found.same == pytest.approx((second * first).sum(dim=1).mean().item())

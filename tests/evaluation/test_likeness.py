@@ -12,7 +12,7 @@ def unit(*shape: int, seed: int = 0) -> Tensor:
     return normalize(torch.randn(*shape, generator=torch_stream(seed, "unit")), dim=-1)
 
 
-def test_identical_pictures_have_a_likeness_of_one() -> None:
+def test_identical_images_have_a_likeness_of_one() -> None:
     one = unit(3, 1, 8)
     torch.testing.assert_close(likeness(one.expand(-1, 4, -1), one), torch.ones(3))
     torch.testing.assert_close(likeness(-one, one.expand(-1, 2, -1)), -torch.ones(3))
@@ -27,7 +27,7 @@ def test_likeness_is_the_mean_over_all_pairs_of_each_subject() -> None:
     torch.testing.assert_close(likeness(generated, references), torch.stack(expected))
 
 
-def test_a_picture_is_not_compared_with_itself() -> None:
+def test_a_image_is_not_compared_with_itself() -> None:
     references = unit(2, 3, 8)
     pairs = [(0, 1), (0, 2), (1, 2)]
     expected = [

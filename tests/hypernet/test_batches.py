@@ -4,9 +4,9 @@ from lorasynth.hypernet import TrainingSet
 from lorasynth.hypernet.batches import Batch, draw_batch
 
 
-def _set(n: int = 30, pictures: int = 3) -> TrainingSet:
+def _set(n: int = 30, images: int = 3) -> TrainingSet:
     generator = torch.Generator().manual_seed(0)
-    conditions = torch.randn(n, pictures, 5, generator=generator)
+    conditions = torch.randn(n, images, 5, generator=generator)
     conditions = conditions / conditions.norm(dim=2, keepdim=True)
     return TrainingSet(latents=torch.randn(n, 4, generator=generator), conditions=conditions)
 

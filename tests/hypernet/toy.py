@@ -24,11 +24,11 @@ def truth(c: Tensor) -> Tensor:
     return c @ _W.T * torch.linspace(2, 0.5, K) + 3
 
 
-def data(n: int = 2000, pictures: int = 2) -> TrainingSet:
+def data(n: int = 2000, images: int = 2) -> TrainingSet:
     c = conditions(n, seed=1)
     noise = torch.randn(n, K, generator=torch.Generator().manual_seed(2))
     return TrainingSet(
-        latents=truth(c) + SPREAD * noise, conditions=c[:, None].expand(-1, pictures, -1)
+        latents=truth(c) + SPREAD * noise, conditions=c[:, None].expand(-1, images, -1)
     )
 
 

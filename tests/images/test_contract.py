@@ -16,25 +16,25 @@ from lorasynth.images import FolderSubjects, Subject, SubjectSource, subjects_in
 from lorasynth.images.parquet import ParquetSubjects
 from lorasynth.images.tars import TarSubjects
 
-COUNT, PICTURES, SIZE = 3, 2, 16
+COUNT, IMAGES, SIZE = 3, 2, 16
 
 
 def avatars(_: Path) -> SubjectSource:
-    return AvatarSubjects(split="train", count=COUNT, pictures=PICTURES, size=SIZE)
+    return AvatarSubjects(split="train", count=COUNT, images=IMAGES, size=SIZE)
 
 
 def folders(root: Path) -> SubjectSource:
     for subject in range(COUNT):
         folder = root / f"subject {subject}"
         folder.mkdir(parents=True, exist_ok=True)
-        for picture in range(PICTURES):
-            colours = torch.full((20, 30, 3), 40 * subject + picture, dtype=torch.uint8)
-            to_image(colours).save(folder / f"{picture}.png")
+        for image in range(IMAGES):
+            colours = torch.full((20, 30, 3), 40 * subject + image, dtype=torch.uint8)
+            to_image(colours).save(folder / f"{image}.png")
     return FolderSubjects(root)
 
 
-def encoded(subject: int, picture: int) -> bytes:
-    colours = torch.full((20, 30, 3), 40 * subject + picture, dtype=torch.uint8)
+def encoded(subject: int, image: int) -> bytes:
+    colours = torch.full((20, 30, 3), 40 * subject + image, dtype=torch.uint8)
     file = io.BytesIO()
     to_image(colours).save(file, "PNG")
     return file.getvalue()
@@ -43,17 +43,17 @@ def encoded(subject: int, picture: int) -> bytes:
 def tars(root: Path) -> SubjectSource:
     for subject in range(COUNT):
         with tarfile.open(root / f"{subject}.tar", "w") as tar:
-            for picture in range(PICTURES):
-                data = encoded(subject, picture)
-                entry = tarfile.TarInfo(f"subject {subject}.{picture}.png")
+            for image in range(IMAGES):
+                data = encoded(subject, image)
+                entry = tarfile.TarInfo(f"subject {subject}.{image}.png")
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
     return TarSubjects(root)
 
 
 def parquet(root: Path) -> SubjectSource:
-    pairs = [(subject, picture) for subject in range(COUNT) for picture in range(PICTURES)]
-    table = {"id": [s for s, _ in pairs], "picture": [encoded(*pair) for pair in pairs]}
+    pairs = [(subject, image) for subject in range(COUNT) for image in range(IMAGES)]
+    table = {"id": [s for s, _ in pairs], "image": [encoded(*pair) for pair in pairs]}
     pq.write_table(pa.table(table), root / "subjects.parquet", row_group_size=3)
     return ParquetSubjects(root)
 
@@ -77,10 +77,10 @@ def test_a_subject_has_captioned_photos(tmp_path: Path, make: Make) -> None:
     for subject_id in source.ids:
         subject = source.load(subject_id)
         assert subject.id == subject_id
-        assert len(subject.photos) == PICTURES
+        assert len(subject.photos) == IMAGES
         assert {tuple(photo.shape) for photo in subject.photos} <= {(20, 30, 3), (SIZE, SIZE, 3)}
         assert {photo.dtype for photo in subject.photos} == {torch.uint8}
-        assert len(subject.captions) == PICTURES
+        assert len(subject.captions) == IMAGES
         assert all("sks" in caption for caption in subject.captions)
         assert json.loads(json.dumps(dict(subject.attributes))) == subject.attributes
 
@@ -89,7 +89,7 @@ def test_a_subject_has_captioned_photos(tmp_path: Path, make: Make) -> None:
 def test_loading_again_gives_the_same(tmp_path: Path, make: Make) -> None:
     def same(first: Subject, second: Subject) -> bool:
         return (
-            first.pictures.equal(second.pictures)
+            first.images.equal(second.images)
             and first.captions == second.captions
             and first.attributes == second.attributes
         )
@@ -107,6 +107,6 @@ def test_the_kind_of_source_is_told_by_what_is_there(tmp_path: Path, make: Make)
     found = subjects_in(tmp_path)
     assert found == source
     asked = subjects_in(tmp_path, "a photo of sks person")
-    assert asked.load(asked.ids[0]).captions == ["a photo of sks person"] * PICTURES
+    assert asked.load(asked.ids[0]).captions == ["a photo of sks person"] * IMAGES
     first = found.load(found.ids[0])
-    assert first.pictures[:, 0, 0, 0].tolist() == [0, 1]
+    assert first.images[:, 0, 0, 0].tolist() == [0, 1]

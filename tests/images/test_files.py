@@ -1,4 +1,4 @@
-"""Pictures that people bring, and the one line that they get for those that cannot be used."""
+"""Images that people bring, and the one line that they get for those that cannot be used."""
 
 import io
 import os
@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from lorasynth.core.errors import PictureError
-from lorasynth.images import pictures_in, read_photo, to_image
+from lorasynth.core.errors import ImageError
+from lorasynth.images import images_in, read_photo, to_image
 from lorasynth.images.files import MAX_BYTES, MAX_MEGAPIXELS, to_unit_range
 from lorasynth.images.framing import framed
 
 SIZE = 8
 
 
-def read_picture(path: Path, size: int) -> Tensor:
+def read_image(path: Path, size: int) -> Tensor:
     return framed(read_photo(path), size)
 
 
@@ -37,9 +37,9 @@ def quarters() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def corners(picture: Tensor) -> list[list[int]]:
-    last = picture.shape[0] - 1
-    return [picture[y, x].tolist() for y in (0, last) for x in (0, last)]
+def corners(image: Tensor) -> list[list[int]]:
+    last = image.shape[0] - 1
+    return [image[y, x].tolist() for y in (0, last) for x in (0, last)]
 
 
 RED, GREEN, BLUE, WHITE = [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]
@@ -50,17 +50,17 @@ RED, GREEN, BLUE, WHITE = [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".gif", ".webp", ".jpg", ".JPEG"])
 def test_formats(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"picture{suffix}"
+    path = tmp_path / f"image{suffix}"
     lossless = {"lossless": True} if suffix == ".webp" else {"quality": 100, "subsampling": 0}
     quarters().save(path, **lossless)
-    picture = read_picture(path, SIZE)
-    assert picture.shape == (SIZE, SIZE, 3)
-    difference = picture.float() - torch.from_numpy(np.array(quarters())).float()
+    image = read_image(path, SIZE)
+    assert image.shape == (SIZE, SIZE, 3)
+    difference = image.float() - torch.from_numpy(np.array(quarters())).float()
     assert difference.abs().max() <= (6 if suffix.lower() in (".jpg", ".jpeg") else 0)
-    assert pictures_in(tmp_path) == [path]
+    assert images_in(tmp_path) == [path]
 
 
-#: Where each corner of the stored picture is seen, by EXIF orientation.
+#: Where each corner of the stored image is seen, by EXIF orientation.
 ORIENTATIONS = {
     1: [RED, GREEN, BLUE, WHITE],
     2: [GREEN, RED, WHITE, BLUE],
@@ -75,7 +75,7 @@ def test_a_turned_photo_is_upright(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     quarters().save(tmp_path / "photo.png", exif=exif)
-    assert corners(read_picture(tmp_path / "photo.png", SIZE)) == ORIENTATIONS[orientation]
+    assert corners(read_image(tmp_path / "photo.png", SIZE)) == ORIENTATIONS[orientation]
 
 
 def test_the_middle_square_is_scaled(tmp_path: Path) -> None:
@@ -83,9 +83,9 @@ def test_the_middle_square_is_scaled(tmp_path: Path) -> None:
     pixels[:, 20:60] = (10, 200, 30)
     for name, array in (("wide.png", pixels), ("tall.png", pixels.swapaxes(0, 1))):
         Image.fromarray(np.ascontiguousarray(array)).save(tmp_path / name)
-        assert (read_picture(tmp_path / name, 40) == torch.tensor([10, 200, 30])).all()
+        assert (read_image(tmp_path / name, 40) == torch.tensor([10, 200, 30])).all()
         # Near its edges the filter sees a little of what is cut off.
-        small = read_picture(tmp_path / name, 10).float()
+        small = read_image(tmp_path / name, 10).float()
         assert (small - torch.tensor([10, 200, 30])).abs().max() <= 20
 
 
@@ -107,48 +107,48 @@ def _palette() -> tuple[Image.Image, list[list[int]]]:
 
 
 def _transparent() -> tuple[Image.Image, list[list[int]]]:
-    picture = quarters().convert("RGBA")
-    picture.paste((1, 2, 3, 0), (4, 0, 8, 4))  # nothing is seen of this colour
-    picture.paste((0, 0, 0, 128), (0, 4, 4, 8))
-    return picture, [RED, WHITE, [127] * 3, WHITE]
+    image = quarters().convert("RGBA")
+    image.paste((1, 2, 3, 0), (4, 0, 8, 4))  # nothing is seen of this colour
+    image.paste((0, 0, 0, 128), (0, 4, 4, 8))
+    return image, [RED, WHITE, [127] * 3, WHITE]
 
 
 def _transparent_grey() -> tuple[Image.Image, list[list[int]]]:
-    picture = Image.new("LA", (SIZE, SIZE), (0, 0))
-    picture.paste((50, 255), (0, 0, 4, 8))
-    return picture, [[50] * 3, WHITE, [50] * 3, WHITE]
+    image = Image.new("LA", (SIZE, SIZE), (0, 0))
+    image.paste((50, 255), (0, 0, 4, 8))
+    return image, [[50] * 3, WHITE, [50] * 3, WHITE]
 
 
 @pytest.mark.parametrize("make", [_greyscale, _one_bit, _palette, _transparent, _transparent_grey])
 def test_modes(tmp_path: Path, make: Callable[[], tuple[Image.Image, list[list[int]]]]) -> None:
-    picture, expected = make()
-    picture.save(tmp_path / "picture.png")
-    found = corners(read_picture(tmp_path / "picture.png", SIZE))
+    image, expected = make()
+    image.save(tmp_path / "image.png")
+    found = corners(read_image(tmp_path / "image.png", SIZE))
     assert np.abs(np.array(found) - expected).max() <= 1
 
 
 def test_a_transparent_palette_shows_white(tmp_path: Path) -> None:
-    picture = Image.new("P", (SIZE, SIZE))
-    picture.putpalette([200, 0, 0, 0, 0, 200])
-    picture.paste(1, (4, 0, 8, 8))
+    image = Image.new("P", (SIZE, SIZE))
+    image.putpalette([200, 0, 0, 0, 0, 200])
+    image.paste(1, (4, 0, 8, 8))
     for name in ("p.gif", "p.png"):
-        picture.save(tmp_path / name, transparency=0)
-        found = corners(read_picture(tmp_path / name, SIZE))
+        image.save(tmp_path / name, transparency=0)
+        found = corners(read_image(tmp_path / name, SIZE))
         assert found == [WHITE, [0, 0, 200], WHITE, [0, 0, 200]]
 
 
-def test_an_animation_gives_its_first_picture(tmp_path: Path) -> None:
+def test_an_animation_gives_its_first_image(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (SIZE, SIZE), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert corners(read_picture(tmp_path / "a.gif", SIZE)) == [RED] * 4
+    assert corners(read_image(tmp_path / "a.gif", SIZE)) == [RED] * 4
 
 
 # What cannot
 
 
 def refused(path: Path, message: str) -> None:
-    with pytest.raises(PictureError, match=message) as caught:
-        read_picture(path, SIZE)
+    with pytest.raises(ImageError, match=message) as caught:
+        read_image(path, SIZE)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -159,7 +159,7 @@ def test_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"<svg></svg>", b"\x89PNG\r\n\x1a\n"])
-def test_not_a_picture(tmp_path: Path, content: bytes) -> None:
+def test_not_a_image(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.png").write_bytes(content)
     refused(tmp_path / "x.png", "must be a whole image file.*export it")
 
@@ -200,7 +200,7 @@ def test_too_large_is_refused_before_it_is_decoded(
     refused(tmp_path / "large.png", f"may have {MAX_MEGAPIXELS} megapixels, but .* {message}")
 
 
-def test_a_whole_picture_of_50_megapixels(tmp_path: Path) -> None:
+def test_a_whole_image_of_50_megapixels(tmp_path: Path) -> None:
     Image.new("1", (10_000, 5_000)).save(tmp_path / "large.png")
     refused(tmp_path / "large.png", "has 50 ")
 
@@ -239,7 +239,7 @@ WHOLE = [
     damage=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
     cut=st.integers(0, 400),
 )
-def test_damage_anywhere_gives_a_picture_or_one_line(
+def test_damage_anywhere_gives_a_image_or_one_line(
     tmp_path: Path, whole: bytes, damage: list[tuple[int, int]], cut: int
 ) -> None:
     content = bytearray(whole)
@@ -248,8 +248,8 @@ def test_damage_anywhere_gives_a_picture_or_one_line(
     path = tmp_path / "damaged"
     path.write_bytes(content[: len(content) - cut // 4])
     try:
-        assert read_picture(path, SIZE).shape == (SIZE, SIZE, 3)
-    except PictureError as error:
+        assert read_image(path, SIZE).shape == (SIZE, SIZE, 3)
+    except ImageError as error:
         message = str(error)
     else:
         message = ""
@@ -259,27 +259,27 @@ def test_damage_anywhere_gives_a_picture_or_one_line(
 # Folders and tensors
 
 
-def test_the_pictures_of_a_folder_by_name(tmp_path: Path) -> None:
+def test_the_images_of_a_folder_by_name(tmp_path: Path) -> None:
     for name in ("b.png", "a.JPG", "notes.txt", "c.webp", "b.txt"):
         (tmp_path / name).touch()
     (tmp_path / "deeper.png").mkdir()
-    assert [path.name for path in pictures_in(tmp_path)] == ["a.JPG", "b.png", "c.webp"]
+    assert [path.name for path in images_in(tmp_path)] == ["a.JPG", "b.png", "c.webp"]
 
 
 def test_tensors_and_images() -> None:
-    pictures = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(1, 1, 1, 3)
-    unit = to_unit_range(pictures)
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(1, 1, 1, 3)
+    unit = to_unit_range(images)
     assert unit.shape == (1, 3, 16, 16)
     assert (unit.min(), unit.max()) == (-1, 1)
-    assert ((unit[0, 0] + 1) * 127.5).round().to(torch.uint8).equal(pictures[0, ..., 0])
-    assert np.array_equal(np.array(to_image(pictures[0])), pictures[0].numpy())
+    assert ((unit[0, 0] + 1) * 127.5).round().to(torch.uint8).equal(images[0, ..., 0])
+    assert np.array_equal(np.array(to_image(images[0])), images[0].numpy())
 
 
 # Photos as telephones, cameras and other systems make them
 
 
 def exif(odd: tuple[int, int, int, bytes] | None, orientation: bytes = b"\6\0") -> bytes:
-    """EXIF in which the picture is turned, and another tag: its number, type, count and bytes."""
+    """EXIF in which the image is turned, and another tag: its number, type, count and bytes."""
     entries = sorted([(0x112, 3, 1, orientation), *([odd] if odd else [])])
     body, place = b"", 8 + 2 + 12 * len(entries) + 4
     table = struct.pack("<H", len(entries))
@@ -309,15 +309,15 @@ def test_of_exif_only_the_orientation_matters(tmp_path: Path, odd: str, suffix: 
     whole, strange = tmp_path / f"whole{suffix}", tmp_path / f"strange{suffix}"
     quarters().save(whole, quality=95, exif=exif(None))
     quarters().save(strange, quality=95, exif=exif(ODD[odd]))
-    found = read_picture(strange, SIZE)
-    assert found.equal(read_picture(whole, SIZE))
+    found = read_image(strange, SIZE)
+    assert found.equal(read_image(whole, SIZE))
     assert np.abs(np.array(corners(found)) - ORIENTATIONS[6]).max() < 90
 
 
 @pytest.mark.parametrize("orientation", [b"\0\0", b"\x09\0", b"\xff\xff"])
 def test_an_orientation_that_is_none_turns_nothing(tmp_path: Path, orientation: bytes) -> None:
     quarters().save(tmp_path / "a.png", exif=exif(None, orientation))
-    assert corners(read_picture(tmp_path / "a.png", SIZE)) == ORIENTATIONS[1]
+    assert corners(read_image(tmp_path / "a.png", SIZE)) == ORIENTATIONS[1]
 
 
 def profile(corners: tuple[tuple[float, float], ...], gamma: float) -> bytes:
@@ -364,23 +364,23 @@ def test_the_embedded_profile_says_what_colours_mean(tmp_path: Path, name: str, 
     assert np.abs(np.array(changed).astype(int) - np.array(soft())).max() > 8
     changed = changed.quantize(64) if mode == "P" else changed.convert(mode)
     changed.save(tmp_path / "wide.png", icc_profile=WIDE[name])
-    found = read_picture(tmp_path / "wide.png", SIZE).numpy().astype(int)
+    found = read_image(tmp_path / "wide.png", SIZE).numpy().astype(int)
     assert np.abs(found - np.array(soft())).max() <= (12 if mode == "P" else 3)
 
 
 def test_profiles_of_grey_and_of_ink_and_transparency(tmp_path: Path) -> None:
     grey = soft().convert("L")
     grey.save(tmp_path / "grey.png", icc_profile=WIDE["Display P3"])  # which is none of grey
-    found = read_picture(tmp_path / "grey.png", SIZE).numpy()
+    found = read_image(tmp_path / "grey.png", SIZE).numpy()
     assert (found == np.array(grey)[..., None]).all()
     ink = Image.new("CMYK", (SIZE, SIZE), (0, 255, 255, 0))
     ink.save(tmp_path / "ink.jpg", quality=100, icc_profile=WIDE["Adobe RGB"])
     assert (
-        read_picture(tmp_path / "ink.jpg", SIZE).float().mean((0, 1)) - torch.tensor([255, 0, 0])
+        read_image(tmp_path / "ink.jpg", SIZE).float().mean((0, 1)) - torch.tensor([255, 0, 0])
     ).abs().max() < 9
     glass = Image.new("RGBA", (SIZE, SIZE), (10, 20, 30, 0))
     glass.save(tmp_path / "glass.png", icc_profile=WIDE["ProPhoto"])
-    assert corners(read_picture(tmp_path / "glass.png", SIZE)) == [WHITE] * 4
+    assert corners(read_image(tmp_path / "glass.png", SIZE)) == [WHITE] * 4
 
 
 @pytest.mark.parametrize("icc", [b"x", WIDE["ProPhoto"][:200], bytes(500), b"\xff" * 3000])
@@ -391,20 +391,20 @@ def test_a_damaged_profile_is_passed_over(tmp_path: Path, icc: bytes) -> None:
             icc_profile=icc,
             **{"lossless": True} if suffix == ".webp" else {},
         )
-        assert corners(read_picture(tmp_path / f"a{suffix}", SIZE)) == ORIENTATIONS[1]
+        assert corners(read_image(tmp_path / f"a{suffix}", SIZE)) == ORIENTATIONS[1]
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
-def test_of_several_pictures_the_first_is_used_and_that_is_said(
+def test_of_several_images_the_first_is_used_and_that_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], format: str
 ) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.png", format, save_all=True, append_images=frames[1:])
-    found = read_picture(tmp_path / "a.png", SIZE).float()
+    found = read_image(tmp_path / "a.png", SIZE).float()
     assert (found - torch.tensor(RED)).abs().max() <= 3
-    assert "a.png has several pictures: the first is used" in capsys.readouterr().err
+    assert "a.png has several images: the first is used" in capsys.readouterr().err
     frames[0].save(tmp_path / "b.png", "MPO", save_all=True, append_images=frames[1:])
-    read_picture(tmp_path / "b.png", SIZE)  # a photo and what a telephone keeps beside it
+    read_image(tmp_path / "b.png", SIZE)  # a photo and what a telephone keeps beside it
     assert capsys.readouterr().err == ""
 
 
@@ -436,7 +436,7 @@ def test_heic_is_read_where_its_reader_is_installed(tmp_path: Path) -> None:
     heif = pytest.importorskip("pillow_heif")
     heif.register_heif_opener()
     quarters().resize((64, 64), Image.Resampling.NEAREST).save(tmp_path / "a.HEIC", quality=100)
-    found = np.array(corners(read_picture(tmp_path / "a.HEIC", SIZE)))
+    found = np.array(corners(read_image(tmp_path / "a.HEIC", SIZE)))
     assert np.abs(found - ORIENTATIONS[1]).max() < 40
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasynth.core.errors import PictureError
+from lorasynth.core.errors import ImageError
 from lorasynth.images import FolderSubjects, to_image
 
 
@@ -30,38 +30,38 @@ def source(tmp_path: Path) -> FolderSubjects:
     return FolderSubjects(tmp_path, default_caption="sks")
 
 
-def test_a_subject_is_a_folder_with_pictures(source: FolderSubjects) -> None:
+def test_a_subject_is_a_folder_with_images(source: FolderSubjects) -> None:
     assert source.ids == ["adam", "zoë"]
 
 
-def test_each_picture_has_the_caption_of_its_text_file(source: FolderSubjects) -> None:
+def test_each_image_has_the_caption_of_its_text_file(source: FolderSubjects) -> None:
     zoe = source.load("zoë")
-    assert zoe.pictures[:, 0, 0, 0].tolist() == [11, 20, 12]  # 1, 10, 2: sorted by name
+    assert zoe.images[:, 0, 0, 0].tolist() == [11, 20, 12]  # 1, 10, 2: sorted by name
     assert zoe.captions == ["sks, smiling", "sks", "sks, café"]
     assert source.load("adam").captions == ["sks"] * 3
 
 
-def test_a_bad_picture_spoils_only_its_subject(source: FolderSubjects) -> None:
+def test_a_bad_image_spoils_only_its_subject(source: FolderSubjects) -> None:
     (source.root / "zoë" / "10.png").write_bytes(b"no")
-    with pytest.raises(PictureError, match=r"whole image file.*10\.png"):
+    with pytest.raises(ImageError, match=r"whole image file.*10\.png"):
         source.load("zoë")
-    assert len(source.load("adam").pictures) == 3
+    assert len(source.load("adam").images) == 3
 
 
 def test_a_bad_caption_is_told_in_one_line(source: FolderSubjects) -> None:
     (source.root / "adam" / "1.txt").write_bytes("café".encode("latin-1"))
-    with pytest.raises(PictureError, match=r"must be text in UTF-8, but .*1\.txt") as caught:
+    with pytest.raises(ImageError, match=r"must be text in UTF-8, but .*1\.txt") as caught:
         source.load("adam")
     assert "\n" not in str(caught.value)
 
 
 def test_no_such_subject_or_folder(source: FolderSubjects) -> None:
     for name in ("eve", "empty", "stray.png"):
-        with pytest.raises(PictureError, match=f"'{name}' is none: check the name"):
+        with pytest.raises(ImageError, match=f"'{name}' is none: check the name"):
             source.load(name)
-    with pytest.raises(PictureError, match="is not a folder"):
+    with pytest.raises(ImageError, match="is not a folder"):
         _ = FolderSubjects(source.root / "none").ids
-    with pytest.raises(PictureError, match="is not a folder"):
+    with pytest.raises(ImageError, match="is not a folder"):
         _ = FolderSubjects(source.root / "stray.png").ids
 
 
@@ -73,7 +73,7 @@ def summary(capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-def test_what_systems_leave_is_no_picture_and_no_subject(
+def test_what_systems_leave_is_no_image_and_no_subject(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("ann/a.png", "ann/B.JPG", "bob/a.jpg", ".thumbnails/a.png", "@eaDir/a.png"):
@@ -82,10 +82,10 @@ def test_what_systems_leave_is_no_picture_and_no_subject(
     (tmp_path / "__MACOSX/ann").mkdir(parents=True)
     system = ("ann/._a.png", "ann/.DS_Store", "ann/Thumbs.db", "bob/desktop.ini", "._.png")
     for name in system:
-        (tmp_path / name).write_bytes(b"\0\5\x16\7 no picture")
+        (tmp_path / name).write_bytes(b"\0\5\x16\7 no image")
     source = FolderSubjects(tmp_path)
     assert source.ids == ["ann", "bob"]
-    assert len(source.load("ann").pictures) == 2
+    assert len(source.load("ann").images) == 2
     line = summary(capsys)
     assert f"{tmp_path}: 3 images of 2 subjects, 3 without a caption" in line
     assert "8 hidden or a system's" in line
@@ -106,7 +106,7 @@ def test_every_image_that_is_not_read_is_named(
     for said in ("2 HEIC, which needs pip install 'lorasynth[heic]' (IMG_1.HEIC, b.heif)",
                  "2 images in a format that is not read (notes.pdf, raw.CR2)",
                  "1 other files (list.csv)", "1 links to nothing, or no files (gone.png)",
-                 "1 folders without pictures (eve)"):  # fmt: skip
+                 "1 folders without images (eve)"):  # fmt: skip
         assert said in line, (said, line)
 
 
@@ -141,7 +141,7 @@ def test_a_caption_without_end_is_refused_unread(tmp_path: Path) -> None:
     photo(tmp_path / "ann/a.png", 50)
     with (tmp_path / "ann/a.txt").open("wb") as file:
         file.truncate(1 << 40)  # takes no disk
-    with pytest.raises(PictureError, match=r"a caption may have 64 kB, but .*a\.txt has"):
+    with pytest.raises(ImageError, match=r"a caption may have 64 kB, but .*a\.txt has"):
         FolderSubjects(tmp_path).load("ann")
 
 
@@ -153,7 +153,7 @@ def test_a_name_that_is_no_text_is_listed_and_the_others_go_on(
         photo(tmp_path / name / os.fsdecode(b"\xfe.png"), 50)
     source = FolderSubjects(tmp_path)
     assert source.ids == ["ann"]
-    assert len(source.load("ann").pictures) == 1
+    assert len(source.load("ann").images) == 1
     assert r"1 folders whose names are no UTF-8 (b\udcffb)" in summary(capsys)
 
 

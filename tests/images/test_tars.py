@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasynth.core.errors import PictureError
+from lorasynth.core.errors import ImageError
 from lorasynth.images import to_image
 from lorasynth.images.tars import TarSubjects
 
 
-def picture(brightness: int) -> bytes:
+def image(brightness: int) -> bytes:
     file = io.BytesIO()
     to_image(torch.full((12, 12, 3), brightness, dtype=torch.uint8)).save(file, "PNG")
     return file.getvalue()
@@ -34,36 +34,36 @@ def source(tmp_path: Path) -> TarSubjects:
     write(
         tmp_path / "a.tar",
         {
-            "./zoë.b.1.png": picture(11),
+            "./zoë.b.1.png": image(11),
             "./zoë.b.1.txt": "sks, café\n".encode(),
-            "faces/adam.0.PNG": picture(90),
+            "faces/adam.0.PNG": image(90),
             "faces/adam.0.json": b"{}",
             "nobody.0.txt": b"sks",
             "read me": b"",
         },
     )
-    write(tmp_path / "b.tar", {"zoë.b.0.png": picture(10), "faces/adam.1.png": picture(91)})
+    write(tmp_path / "b.tar", {"zoë.b.0.png": image(10), "faces/adam.1.png": image(91)})
     return TarSubjects(tmp_path, default_caption="sks")
 
 
 def test_a_subject_is_named_by_its_files_and_may_be_in_several_tars(source: TarSubjects) -> None:
     assert source.ids == ["faces/adam", "zoë.b"]
     zoe = source.load("zoë.b")
-    assert zoe.pictures[:, 0, 0, 0].tolist() == [10, 11]
+    assert zoe.images[:, 0, 0, 0].tolist() == [10, 11]
     assert zoe.captions == ["sks", "sks, café"]
-    assert source.load("faces/adam").pictures[:, 0, 0, 0].tolist() == [90, 91]
+    assert source.load("faces/adam").images[:, 0, 0, 0].tolist() == [90, 91]
 
 
 def test_one_tar_is_a_source(source: TarSubjects) -> None:
     assert TarSubjects(source.root / "b.tar").ids == ["faces/adam", "zoë.b"]
 
 
-def test_a_bad_picture_spoils_only_its_subject(tmp_path: Path) -> None:
-    write(tmp_path / "a.tar", {"ann.0.png": picture(1)[:40], "ben.0.png": picture(2)})
+def test_a_bad_image_spoils_only_its_subject(tmp_path: Path) -> None:
+    write(tmp_path / "a.tar", {"ann.0.png": image(1)[:40], "ben.0.png": image(2)})
     source = TarSubjects(tmp_path)
-    with pytest.raises(PictureError, match=r"whole image file.*ann\.0\.png of .*a\.tar"):
+    with pytest.raises(ImageError, match=r"whole image file.*ann\.0\.png of .*a\.tar"):
         source.load("ann")
-    assert len(source.load("ben").pictures) == 1
+    assert len(source.load("ben").images) == 1
 
 
 def test_what_is_no_tar_is_told_in_one_line(tmp_path: Path) -> None:
@@ -74,16 +74,16 @@ def test_what_is_no_tar_is_told_in_one_line(tmp_path: Path) -> None:
         tar.add(whole, "ann.0.png")
     (tmp_path / "text.tar").write_text("no")
     for path in (cut, packed, tmp_path / "text.tar", tmp_path / "none.tar"):
-        with pytest.raises(PictureError, match=f"but .*{path.name} is not one") as caught:
+        with pytest.raises(ImageError, match=f"but .*{path.name} is not one") as caught:
             _ = TarSubjects(path).ids
         assert "\n" not in str(caught.value)
 
 
 def test_captions_and_names(source: TarSubjects, tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match="'nobody' has none"):
+    with pytest.raises(ImageError, match="'nobody' has none"):
         source.load("nobody")
-    path = write(tmp_path / "c.tar", {"ann.0.png": picture(1), "ann.0.txt": b"caf\xe9"})
-    with pytest.raises(PictureError, match=r"UTF-8, but ann\.0\.txt of .*c\.tar"):
+    path = write(tmp_path / "c.tar", {"ann.0.png": image(1), "ann.0.txt": b"caf\xe9"})
+    with pytest.raises(ImageError, match=r"UTF-8, but ann\.0\.txt of .*c\.tar"):
         TarSubjects(path).load("ann")
 
 
@@ -105,7 +105,7 @@ def padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % 512)
 
 
-ANN = header("ann.0.png", len(picture(7))) + padded(picture(7))
+ANN = header("ann.0.png", len(image(7))) + padded(image(7))
 HOLES = b"25 GNU.sparse.map=0,1,xx\n22 GNU.sparse.size=50\n"
 END = bytes(1024)
 DAMAGED = {
@@ -114,8 +114,8 @@ DAMAGED = {
     "size that is none": header("bob.0.png", 0, stated=b"99999999999\0") + ANN + END,
     "wrong checksum": ANN + header("bob.0.png", 0).replace(b"bob", b"eve") + END,
     "cut in a header": ANN + header("bob.0.png", 9)[:300],
-    "cut in a picture": ANN + header("bob.0.png", 900) + b"x" * 100,
-    "cut after a picture": ANN,
+    "cut in an image": ANN + header("bob.0.png", 900) + b"x" * 100,
+    "cut after an image": ANN,
     "one empty block": ANN + bytes(512),
     "empty": b"",
     "long name without end": header("x", 1 << 30, b"L") + ANN + END,
@@ -128,7 +128,7 @@ DAMAGED = {
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_a_damaged_tar_is_one_line(tmp_path: Path, damage: str) -> None:
     (tmp_path / "a.tar").write_bytes(DAMAGED[damage])
-    with pytest.raises(PictureError, match=r"whole and not compressed, but .*a\.tar") as caught:
+    with pytest.raises(ImageError, match=r"whole and not compressed, but .*a\.tar") as caught:
         _ = TarSubjects(tmp_path / "a.tar").ids
     assert "\n" not in str(caught.value)
 
@@ -145,7 +145,7 @@ def test_files_with_holes_and_of_systems_are_passed_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def plain(name: str) -> bytes:
-        return header(name, len(picture(7))) + padded(picture(7))
+        return header(name, len(image(7))) + padded(image(7))
 
     old = bytearray(header("eve.0.png", 512, b"S"))
     old[482] = 1  # a block with more of its holes comes before its data
@@ -175,27 +175,27 @@ def test_what_is_too_large_is_refused_unread(
         file.truncate(len(start) + -(-size // 512) * 512 + 1024)  # takes no disk
     source = TarSubjects(tmp_path / "a.tar")
     began = time.monotonic()
-    with pytest.raises(PictureError, match=said):
+    with pytest.raises(ImageError, match=said):
         source.load("ann")
     assert time.monotonic() - began < 1
 
 
-def test_two_pictures_of_one_number_are_two_and_one_name_in_two_tars_is_refused(
+def test_two_images_of_one_number_are_two_and_one_name_in_two_tars_is_refused(
     tmp_path: Path,
 ) -> None:
     bmp = io.BytesIO()
     to_image(torch.full((12, 12, 3), 9, dtype=torch.uint8)).save(bmp, "BMP")
-    write(tmp_path / "a.tar", {"ann.0.png": picture(8), "ann.0.BMP": bmp.getvalue()})
-    assert sorted(TarSubjects(tmp_path).load("ann").pictures[:, 0, 0, 0].tolist()) == [8, 9]
-    write(tmp_path / "b.tar", {"ann.0.png": picture(7)})
-    with pytest.raises(PictureError, match=r"ann\.0\.png is in .*a\.tar and in .*b\.tar"):
+    write(tmp_path / "a.tar", {"ann.0.png": image(8), "ann.0.BMP": bmp.getvalue()})
+    assert sorted(TarSubjects(tmp_path).load("ann").images[:, 0, 0, 0].tolist()) == [8, 9]
+    write(tmp_path / "b.tar", {"ann.0.png": image(7)})
+    with pytest.raises(ImageError, match=r"ann\.0\.png is in .*a\.tar and in .*b\.tar"):
         _ = TarSubjects(tmp_path).ids
 
 
 def test_a_device_is_no_tar(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.tar")
     for path in (tmp_path / "pipe.tar", Path("/dev/zero")):
-        with pytest.raises(PictureError, match="it is no file"):
+        with pytest.raises(ImageError, match="it is no file"):
             _ = TarSubjects(path).ids
 
 
@@ -207,8 +207,8 @@ def test_long_and_foreign_names_are_read_as_tar_programs_write_them(
     with tarfile.open(tmp_path / "a.tar", "w", format=kind) as tar:
         for name in names:
             entry = tarfile.TarInfo(name)
-            entry.size = len(picture(4))
-            tar.addfile(entry, io.BytesIO(picture(4)))
+            entry.size = len(image(4))
+            tar.addfile(entry, io.BytesIO(image(4)))
     source = TarSubjects(tmp_path / "a.tar")
     assert source.ids == [names[0].removesuffix(".0.png")]
-    assert len(source.load(source.ids[0]).pictures) == 2
+    assert len(source.load(source.ids[0]).images) == 2

@@ -29,7 +29,7 @@ from lorasynth.optimise import (
 )
 
 RECIPE = Recipe(rank=2, targets=("to_q", "to_v", "ff.net.2"), steps=20, learning_rate=2e-2)
-DESCENT = Descent(steps=25, learning_rate=0.5, pictures_per_step=2, average=0.0, clip=None)
+DESCENT = Descent(steps=25, learning_rate=0.5, images_per_step=2, average=0.0, clip=None)
 
 
 def subject(name: str) -> Subject:

@@ -19,7 +19,7 @@ def state(base: BaseModel) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in base.denoiser.parameters()])
 
 
-def test_the_base_model_stays_as_it_was_and_pictures_change_inside_the_context(
+def test_the_base_model_stays_as_it_was_and_images_change_inside_the_context(
     base: BaseModel,
 ) -> None:
     before = state(base)

@@ -34,9 +34,7 @@ def trained(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> IPAdap
 
 
 def test_a_subjects_own_condition_denoises_it_best(base: BaseModel, trained: IPAdapter) -> None:
-    own = torch.cat(
-        [MeanColour().embed(Colours().load(name).pictures)[:1] for name in Colours().ids]
-    )
+    own = torch.cat([MeanColour().embed(Colours().load(name).images)[:1] for name in Colours().ids])
     found = {}
     for name, conditions in (("own", own), ("other", own.roll(1, dims=0)), ("none", 0 * own)):
         with trained.attached(base.denoiser, conditions):
@@ -81,7 +79,7 @@ def test_a_killed_run_goes_on(base: BaseModel, tmp_path: Path) -> None:
 
 
 def test_diffusers_reads_the_file(base: BaseModel, pipeline_folder: Path, tmp_path: Path) -> None:
-    """Its pictures are ours, with guidance and a scale."""
+    """Its images are ours, with guidance and a scale."""
     adapter = IPAdapter(IPAdapterConfig(tokens=4), base.denoiser, 4).requires_grad_(False)
     adapter.save(tmp_path / "ip.safetensors", "encoder")
     loaded, encoder = IPAdapter.load(tmp_path / "ip.safetensors", base.denoiser)

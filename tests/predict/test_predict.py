@@ -30,13 +30,13 @@ SMALL = PredictorTraining(
     model=LatentRegressionConfig(width=16, depth=1),
     latents=4,
     optimisation=Optimisation(steps=60, batch=6, lr=3e-2, warmup=1, ema=0.9),
-    pictures=2,
+    images=2,
 )
 
 
 @dataclass(frozen=True)
 class Colours:
-    """A source of subjects, each plain pictures of a colour of its own."""
+    """A source of subjects, each plain images of a colour of its own."""
 
     count: int = 6
 
@@ -47,10 +47,10 @@ class Colours:
     def load(self, subject_id: str) -> Subject:
         stream = torch_stream(3, subject_id)
         colour = torch.randint(0, 256, (1, 1, 1, 3), generator=stream)
-        pictures = (colour + torch.randint(-9, 9, (3, 16, 16, 3), generator=stream)).clamp(0, 255)
+        images = (colour + torch.randint(-9, 9, (3, 16, 16, 3), generator=stream)).clamp(0, 255)
         return Subject(
             id=subject_id,
-            photos=pictures.to(torch.uint8),
+            photos=images.to(torch.uint8),
             captions=["a portrait"] * 3,
             attributes={},
         )
@@ -59,13 +59,13 @@ class Colours:
 class MeanColour(ConditionEncoder):
     """An encoder whose embedding is the direction of the mean colour."""
 
-    name, picture_size, width, licence = "colour", 16, 4, "none"
+    name, image_size, width, licence = "colour", 16, 4, "none"
 
     def _fingerprint(self) -> str:
         return "0"
 
-    def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
-        colours = pictures.float().mean((1, 2)) / 128 - 1
+    def embed(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
+        colours = images.float().mean((1, 2)) / 128 - 1
         return functional.normalize(functional.pad(colours, (0, 1), value=0.5), dim=1)
 
     def save(self, folder: Path) -> None:
@@ -93,7 +93,7 @@ def predict(predicting: Predicting, conditions: Tensor) -> Factors:
 
 
 def embeddings() -> Tensor:
-    return torch.cat([MeanColour().embed(Colours().load(n).pictures) for n in Colours().ids])
+    return torch.cat([MeanColour().embed(Colours().load(n).images) for n in Colours().ids])
 
 
 def losses(base: BaseModel, factors: Factors) -> Tensor:
@@ -109,7 +109,7 @@ def losses_of_all(base: BaseModel) -> Tensor:
     shape = (n, 24)
     noise = torch.randn(1, 24, *encoded.latents.shape[1:], generator=stream)
     draw = Draw(
-        pictures=torch.arange(24).expand(shape) % 3,
+        images=torch.arange(24).expand(shape) % 3,
         times=torch.arange(20, 980, 40).expand(shape),
         noise=noise.expand(n, -1, -1, -1, -1),
         dropped=torch.zeros(shape, dtype=torch.bool),
@@ -156,7 +156,7 @@ def test_split_predicts_the_same_by_components_of_what_is_predicted(base: BaseMo
 def test_it_learns_to_denoise_the_subject_it_is_asked_for(
     base: BaseModel, predicting: Predicting
 ) -> None:
-    seen = torch.stack([MeanColour().embed(Colours().load(n).pictures)[0] for n in Colours().ids])
+    seen = torch.stack([MeanColour().embed(Colours().load(n).images)[0] for n in Colours().ids])
     own = losses(base, predict(predicting, seen))
     assert (own < losses(base, fresh(base)(seen))).all()
     # the noise is the same, so that even small differences are the subjects'

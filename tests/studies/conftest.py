@@ -31,7 +31,7 @@ SAMPLING = SamplingConfig(steps=2)
 def tiny_config() -> BundleConfig:
     """The shipped config with everything small."""
     model = AvatarModelConfig(
-        picture_size=64,
+        image_size=64,
         vae_channels=(8, 8, 8, 8),
         unet_channels=(32, 32),
         attention=(False, True),
@@ -49,17 +49,17 @@ def tiny_config() -> BundleConfig:
             autoencoder=AutoencoderTraining(optimisation=BRIEF),
             denoiser=DenoiserTraining(optimisation=BRIEF),
         ),
-        judge=JudgeConfig(picture_size=64, features=16, optimisation=BRIEF),
+        judge=JudgeConfig(image_size=64, features=16, optimisation=BRIEF),
         arcface=ArcFaceConfig(negatives=8, optimisation=BRIEF),
         pretraining=PredictorTraining(
             model=LatentRegressionConfig(width=8, depth=1),
             latents=3,
             optimisation=replace(BRIEF, batch=2),
-            pictures=1,
+            images=1,
         ),
         pretraining_subjects=3,
         library=6,
-        recipe=Recipe(steps=3, pictures_per_step=1, targets=("attn2.to_k", "attn2.to_v")),
+        recipe=Recipe(steps=3, images_per_step=1, targets=("attn2.to_k", "attn2.to_v")),
         least_likeness=-1.01,
         codec_options={"latents": 3},
         hypernet=HypernetConfig(
@@ -70,12 +70,12 @@ def tiny_config() -> BundleConfig:
         measures=MeasuresConfig(
             parts=PartsConfig(drawn=8, samples=4, subjects=6, sampling=SAMPLING),
             evaluation=EvaluationConfig(
-                trial=TrialConfig(subjects=3, pictures=2, training_pictures=2, sampling=SAMPLING),
+                trial=TrialConfig(subjects=3, images=2, training_images=2, sampling=SAMPLING),
                 resamples=2,
             ),
         ),
         strengths=(1.0, 1.5),
-        practice=TrialConfig(subjects=2, pictures=2, split="validation", sampling=SAMPLING),
+        practice=TrialConfig(subjects=2, images=2, split="validation", sampling=SAMPLING),
     )
 
 
@@ -83,7 +83,7 @@ def tiny_config() -> BundleConfig:
 def _faces_everywhere() -> Iterator[None]:
     """An encoder that was hardly trained knows no face; here it sees one in everything."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AvatarEncoder, "presence", lambda _, pictures: torch.ones(len(pictures)))
+        patch.setattr(AvatarEncoder, "presence", lambda _, images: torch.ones(len(images)))
         yield
 
 

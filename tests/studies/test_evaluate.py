@@ -81,7 +81,7 @@ def test_forecasts_are_compared_with_the_trained_adapters(bundle: Bundle, bundle
     assert {row["method"] for row in result["share_of_trained"]} == {"direct", "diffusion"}
 
 
-def test_subjects_are_unseen_and_pictures_are_apart(bundle: Bundle) -> None:
+def test_subjects_are_unseen_and_images_are_apart(bundle: Bundle) -> None:
     run = Trial(bundle.instruments, tiny_config().measures.evaluation.trial)
     training = {"/".join(c) for c in combinations("train")}
     for name in run.subjects.ids:
@@ -105,11 +105,11 @@ def test_another_seed_gives_other_subjects(bundle: Bundle) -> None:
     assert not torch.equal(first, second)
 
 
-def test_demo_writes_page_picture_and_files(
+def test_demo_writes_page_image_and_files(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The tiny encoder is not trained, so what it says of faces is chance.
-    monkeypatch.setattr(AvatarEncoder, "presence", lambda _, pictures: torch.ones(len(pictures)))
+    monkeypatch.setattr(AvatarEncoder, "presence", lambda _, images: torch.ones(len(images)))
     result = run_demo(bundle, tiny_config().measures.evaluation.trial, tmp_path)
     draw_sheet(result, tmp_path / "demo.png", shown=2)
     write_page(result, tmp_path / "index.html")
@@ -220,15 +220,13 @@ def test_a_synthesizer_hands_out_what_its_strength_says(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The tiny encoder is not trained, so what it says of faces is chance.
-    monkeypatch.setattr(AvatarEncoder, "presence", lambda _, pictures: torch.ones(len(pictures)))
+    monkeypatch.setattr(AvatarEncoder, "presence", lambda _, images: torch.ones(len(images)))
     stronger = replace(bundle.synthesizer, strength=2 * bundle.synthesizer.strength)
     stronger.save(tmp_path / "stronger")
     again = Synthesizer.from_pretrained(tmp_path / "stronger")
     assert again.strength == stronger.strength
-    picture = Trial(
-        bundle.instruments, tiny_config().measures.evaluation.trial
-    ).condition_pictures()[0]
-    before, after = (made.many([[picture]])[0].factors for made in (bundle.synthesizer, stronger))
+    image = Trial(bundle.instruments, tiny_config().measures.evaluation.trial).condition_images()[0]
+    before, after = (made.many([[image]])[0].factors for made in (bundle.synthesizer, stronger))
     for name, factor in before.items():
         torch.testing.assert_close(after[name].B, 2 * factor.B)
         assert after[name].A.equal(factor.A)

@@ -21,7 +21,7 @@ def test_the_report_says_what_a_recipe_is_worth(bundle_run: Path) -> None:
     }
     assert -1 <= report["different"] <= report["same"] <= 1
     assert report["lo"] <= report["likeness"] <= report["hi"]
-    assert report["config"]["training_pictures"] == 2
+    assert report["config"]["training_images"] == 2
     assert report["seconds"] > 0
 
 
@@ -38,7 +38,7 @@ def parts_of(bundle: Path) -> list[object]:
 
 def test_the_command(bundle_run: Path, run: Run, tmp_path: Path) -> None:
     where = [*parts_of(bundle_run / "bundle"), "--device", "cpu", "--json", tmp_path / "r.json"]
-    brief = [w for s in ("steps=2", "pictures_per_step=1") for w in ("--set", s)]
+    brief = [w for s in ("steps=2", "images_per_step=1") for w in ("--set", s)]
     result = run("repeatability", "--subjects", 2, *where, *brief)
     assert result.status == 0
     printed = dict(line.split() for line in result.out.splitlines())
@@ -50,7 +50,7 @@ def test_recipes_are_compared_and_what_is_measured_is_kept(
     bundle_run: Path, run: Run, tmp_path: Path
 ) -> None:
     bundle, table, out = bundle_run / "bundle", tmp_path / "table.json", tmp_path / "out"
-    brief = {"steps": 2, "pictures_per_step": 1, "targets": ["attn2.to_k", "attn2.to_v"]}
+    brief = {"steps": 2, "images_per_step": 1, "targets": ["attn2.to_k", "attn2.to_v"]}
     still = {"learning_rate": 1e-12, "anchored": True}
     write_json(table, {"free": brief, "still": brief | still})
     where = ["recipes", table, "-o", out, "--subjects", 2, *parts_of(bundle), "--device", "cpu"]
@@ -67,5 +67,5 @@ def test_recipes_are_compared_and_what_is_measured_is_kept(
     assert "recipe still" not in result.err
     assert (out / "still.json").read_text() == still_report
     assert read_json(out / "free.json")["recipe"]["steps"] == 1
-    assert run(*anchored, "--pictures", 1).status == 0
-    assert read_json(out / "still.json")["config"]["training_pictures"] == 1
+    assert run(*anchored, "--images", 1).status == 0
+    assert read_json(out / "still.json")["config"]["training_images"] == 1

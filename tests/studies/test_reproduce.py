@@ -56,8 +56,8 @@ def test_a_smoke_run_writes_a_report_without_verdicts_and_resumes(
     assert [claim["seeds"] for claim in report if claim["section"] == "4.4"] == [[0, 1]]
     text = (out / "report.md").read_text()
     assert "no verdicts" in text
-    for picture in ("norms", "spectrum", "spaces", "gradient-flow", "adalora", "cost", "edits"):
-        assert (out / f"{picture}.png").is_file()
+    for image in ("norms", "spectrum", "spaces", "gradient-flow", "adalora", "cost", "edits"):
+        assert (out / f"{image}.png").is_file()
     cells = {path: path.stat().st_mtime_ns for path in folder.rglob("cells/*.json")}
     assert run(*arguments, "--device", "cpu").status == 0
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("cells/*.json")} == cells

@@ -36,7 +36,7 @@ class Planted(Study):
         return self.plant(name, facts)
 
     def in_gauge(self, kind: str, gauge: str) -> Factors:
-        """Any adapters, for a picture of them."""
+        """Any adapters, for an image of them."""
         stream = torch_stream(0, kind, gauge)
         return {"module": Factor(*torch.randn(2, 3, 2, 2, generator=stream))}
 
@@ -192,7 +192,7 @@ def test_linearity(start: float, end: float, expected: str) -> None:
 
 
 def bought(mean: float, *seed: object, spread: float = 0.02) -> dict[str, list[float]]:
-    """What the pictures of a method are worth."""
+    """What the images of a method are worth."""
     names = ("likeness", "likeness_second", "attribute_accuracy", "prompt_following")
     return {name: figures(mean, *seed, spread=spread) for name in names}
 

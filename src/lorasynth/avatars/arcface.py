@@ -27,8 +27,8 @@ class ArcFaceConfig:
     Attributes:
         scale: s of the loss, the inverse temperature.
         margin: m of the loss, in radians, added to the angle to the own class.
-        negatives: faceless pictures drawn to train the detector.
-        negative_share: of faceless pictures in a batch.
+        negatives: faceless images drawn to train the detector.
+        negative_share: of faceless images in a batch.
     """
 
     scale: float = 24.0
@@ -67,7 +67,7 @@ def _negatives(pool: Pool, count: int, size: int, seed: int) -> UInt8[Tensor, "n
     with progress("drawing negatives", count) as advance:
         for _ in range(count):
             if rng.random() < 0.25:
-                drawn.append(tear(pool.pictures[rng.integers(len(pool))].numpy(), rng))
+                drawn.append(tear(pool.images[rng.integers(len(pool))].numpy(), rng))
             else:
                 drawn.append(draw_negative(rng, size))
             advance()
@@ -87,9 +87,9 @@ def train_encoder(
     encoder = AvatarEncoder(encoder_config)
     classes = int(pool.subject.max()) + 1
     head = ArcFaceHead(encoder_config.width, classes, config.scale, config.margin)
-    negatives = _negatives(pool, config.negatives, encoder_config.picture_size, options.seed)
-    pictures, subject, negatives = (
-        part.to(device) for part in (pool.pictures, pool.subject, negatives)
+    negatives = _negatives(pool, config.negatives, encoder_config.image_size, options.seed)
+    images, subject, negatives = (
+        part.to(device) for part in (pool.images, pool.subject, negatives)
     )
     faceless = round(options.batch * config.negative_share)
     faces = options.batch - faceless
@@ -97,9 +97,9 @@ def train_encoder(
 
     def loss(model: nn.Module, step: int) -> tuple[Tensor, str]:
         generator = torch.Generator(device).manual_seed(stream_seed(options.seed, "arcface", step))
-        rows = torch.randint(len(pictures), (faces,), generator=generator, device=device)
+        rows = torch.randint(len(images), (faces,), generator=generator, device=device)
         others = torch.randint(len(negatives), (faceless,), generator=generator, device=device)
-        batch = to_unit_range(torch.cat([pictures[rows], negatives[others]]))
+        batch = to_unit_range(torch.cat([images[rows], negatives[others]]))
         embeddings, logits = model["encoder"](augment(batch, generator))  # type: ignore[index]
         identity = model["head"](embeddings[:faces], subject[rows])  # type: ignore[index]
         detection = functional.binary_cross_entropy_with_logits(logits, has_face)
@@ -110,7 +110,7 @@ def train_encoder(
     settings = {
         "encoder": configs.to_dict(encoder_config),
         "arcface": configs.to_dict(config),
-        "pictures": len(pool),
+        "images": len(pool),
     }
     trainer = Trainer(both, options, checkpoint, device, settings)
     trainer.run(f"encoder {encoder_config.name}", loss)

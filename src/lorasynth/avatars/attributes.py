@@ -1,4 +1,4 @@
-"""What the judge finds in generated pictures, against what was asked for."""
+"""What the judge finds in generated images, against what was asked for."""
 
 from collections.abc import Sequence
 

@@ -172,7 +172,7 @@ class _Loss:
 
 def perceive(network: AttributeJudge, model: AvatarModelConfig) -> Perception:
     """The feature maps of a network of attributes, which may be of smaller images."""
-    factor = max(1, model.picture_size // network.config.picture_size)
+    factor = max(1, model.image_size // network.config.image_size)
 
     def maps(images: Float[Tensor, "b 3 h w"]) -> Sequence[Tensor]:
         return network.feature_maps(functional.avg_pool2d(images, factor))
@@ -266,7 +266,7 @@ def _adversarial(
 def _alignment(perception: Perception, model: AvatarModelConfig) -> nn.Conv2d:
     """A linear layer from latents to the feature map of their size."""
     with torch.no_grad():
-        maps = perception(torch.zeros(1, 3, model.picture_size, model.picture_size))
+        maps = perception(torch.zeros(1, 3, model.image_size, model.image_size))
     latents = torch.empty(1, 0, model.latent_side, model.latent_side)
     return nn.Conv2d(model.latent_channels, _map_of(maps, latents).shape[1], 1)
 

@@ -55,7 +55,7 @@ class Bundle:
 
     @property
     def instruments(self) -> Instruments:
-        """What makes pictures, and what judges them."""
+        """What makes images, and what judges them."""
         return Instruments(
             base=self.base,
             encoder=self.first,

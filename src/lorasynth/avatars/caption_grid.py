@@ -1,4 +1,4 @@
-"""What a base model makes of captions, as one picture: a row per caption, a column per sample."""
+"""What a base model makes of captions, as one image: a row per caption, a column per sample."""
 
 import textwrap
 from collections.abc import Sequence
@@ -35,18 +35,18 @@ def caption_grid(
     prompts = captions_shown(seed)
     repeated = [prompt for prompt in prompts for _ in range(columns)]
     seeds = [stream_seed(seed, "grid", column) for column in range(columns)] * len(prompts)
-    pictures = base.sample(repeated, seeds, config=sampling)
-    return prompts, pictures.unflatten(0, (len(prompts), columns))
+    images = base.sample(repeated, seeds, config=sampling)
+    return prompts, images.unflatten(0, (len(prompts), columns))
 
 
 def draw_caption_grid(
-    prompts: Sequence[str], pictures: UInt8[Tensor, "rows columns h w 3"], path: Path
+    prompts: Sequence[str], images: UInt8[Tensor, "rows columns h w 3"], path: Path
 ) -> None:
     """Write the grid as a PNG, each row under its caption."""
-    rows, columns = pictures.shape[:2]
+    rows, columns = images.shape[:2]
     figure = Figure(figsize=(1.1 * columns, 1.45 * rows), dpi=100)
     for axis, prompt, row in zip(
-        figure.subplots(rows, 1, squeeze=False)[:, 0], prompts, pictures, strict=True
+        figure.subplots(rows, 1, squeeze=False)[:, 0], prompts, images, strict=True
     ):
         axis.imshow(np.concatenate(list(row.numpy()), axis=1))
         title = "\n".join(textwrap.wrap(prompt, 17 * columns))

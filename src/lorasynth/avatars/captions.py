@@ -58,7 +58,7 @@ def identity_phrases(identity: "Identity") -> list[str]:
 
 
 def scene_phrases(scene: "Scene") -> list[str]:
-    """What varies between pictures: expression, background, clothes."""
+    """What varies between images: expression, background, clothes."""
     return [
         MOUTHS[scene.mouth],
         EYES[scene.eyes],

@@ -1,4 +1,4 @@
-"""The demo: everything at once, for subjects never trained on, as one page and one picture."""
+"""The demo: everything at once, for subjects never trained on, as one page and one image."""
 
 import base64
 import html
@@ -38,15 +38,15 @@ class Demo:
     """What the page shows.
 
     Attributes:
-        conditions: the one picture of each subject that was given.
-        pictures: method -> the pictures made for each subject.
-        likeness: method -> likeness to other, real pictures of each subject.
+        conditions: the one image of each subject that was given.
+        images: method -> the images made for each subject.
+        likeness: method -> likeness to other, real images of each subject.
         seconds: what was timed -> seconds.
-        prompts: of the pictures of each subject.
+        prompts: of the images of each subject.
     """
 
     conditions: UInt8[Tensor, "n h w 3"]
-    pictures: Mapping[str, UInt8[Tensor, "n k h w 3"]]
+    images: Mapping[str, UInt8[Tensor, "n k h w 3"]]
     likeness: Mapping[str, Float[Tensor, " n"]]
     seconds: Mapping[str, float]
     prompts: list[list[str]]
@@ -55,8 +55,8 @@ class Demo:
 def run_demo(bundle: Bundle, config: TrialConfig, out: Path) -> Demo:
     """Train, synthesise, look up and compare; writes the synthesised files into `out/loras`."""
     run = Trial(bundle.instruments, config)
-    shape = (config.subjects, config.pictures)
-    conditions = run.condition_pictures()
+    shape = (config.subjects, config.images)
+    conditions = run.condition_images()
     seconds = _synthesise_files(bundle, conditions, out / "loras")
     table = methods(bundle.synthesizer, bundle.pretrained, bundle.library, config.seed)
     synthesised, nearest = (
@@ -70,16 +70,16 @@ def run_demo(bundle: Bundle, config: TrialConfig, out: Path) -> Demo:
     adapters["trained"] = run.trained(bundle.recipe, bundle.pretrained, out / "cache")
     seconds["training, per adapter"] = (time.perf_counter() - start) / config.subjects
     adapters["base"] = None
-    pictures, likeness = {}, {}
+    images, likeness = {}, {}
     for name in COLUMNS:
-        made = run.pictures(adapters[name])
-        pictures[name] = made.unflatten(0, shape)
+        made = run.images(adapters[name])
+        images[name] = made.unflatten(0, shape)
         likeness[name] = run.measure(made).likeness
     prompts = run.prompts()
-    k = config.pictures
+    k = config.images
     return Demo(
         conditions=conditions,
-        pictures=pictures,
+        images=images,
         likeness=likeness,
         seconds=seconds,
         prompts=[prompts[i * k : (i + 1) * k] for i in range(config.subjects)],
@@ -91,8 +91,8 @@ def _synthesise_files(
 ) -> dict[str, float]:
     """One file per subject, as `lorasynth synth` makes it; the mean seconds of each stage."""
     stages = Stages()
-    for number, picture in enumerate(conditions, start=1):
-        adapter = bundle.synthesizer(picture, stages=stages)
+    for number, image in enumerate(conditions, start=1):
+        adapter = bundle.synthesizer(image, stages=stages)
         with stages.stage("write"):
             adapter.save(folder / f"subject-{number}.safetensors")
     each = {f"synthesis: {k}": v / len(conditions) for k, v in stages.seconds.items()}
@@ -101,7 +101,7 @@ def _synthesise_files(
 
 
 def draw_sheet(demo: Demo, path: Path, shown: int = 3) -> None:
-    """Write all pictures as one PNG with the likeness under each group."""
+    """Write all images as one PNG with the likeness under each group."""
     subjects = len(demo.conditions)
     with mpl.rc_context({"font.size": 8}):
         figure = Figure(figsize=(1.4 + 2.6 * len(COLUMNS), 1.15 * subjects), dpi=150)
@@ -110,12 +110,12 @@ def draw_sheet(demo: Demo, path: Path, shown: int = 3) -> None:
         for row, axes in enumerate(grid):
             axes[0].imshow(demo.conditions[row].numpy())
             for axis, name in zip(axes[1:], COLUMNS, strict=True):
-                axis.imshow(np.concatenate(list(demo.pictures[name][row, :shown].numpy()), axis=1))
+                axis.imshow(np.concatenate(list(demo.images[name][row, :shown].numpy()), axis=1))
                 axis.set_xlabel(f"likeness {demo.likeness[name][row]:.2f}", labelpad=2)
             for axis in axes:
                 axis.set_xticks([])
                 axis.set_yticks([])
-        for axis, title in zip(grid[0], ("the one picture", *COLUMNS.values()), strict=True):
+        for axis, title in zip(grid[0], ("the one image", *COLUMNS.values()), strict=True):
             axis.set_title(title)
         figure.tight_layout(pad=0.6)
         save_figure(figure, path)
@@ -124,7 +124,7 @@ def draw_sheet(demo: Demo, path: Path, shown: int = 3) -> None:
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>lorasynth: one picture in, a LoRA out</title>
+<title>lorasynth: one image in, a LoRA out</title>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem;
        color: #222; background: #fff }}
@@ -135,13 +135,13 @@ img {{ width: 72px; height: 72px; image-rendering: auto; margin: 0 2px 2px 0 }}
 @media (prefers-color-scheme: dark) {{ body {{ color: #ddd; background: #181818 }}
   tr + tr td {{ border-color: #444 }} }}
 </style>
-<h1>One picture in, a LoRA out</h1>
+<h1>One image in, a LoRA out</h1>
 <p>{subjects} avatars that no part of the system has seen, nor their combinations of hair, facial
-hair and glasses. All methods make the same prompts from the same noise; hover over a picture to
-read its prompt. Likeness is the mean cosine between embeddings of the pictures and of other, real
-pictures of the subject. The trained adapter learned from ten pictures, the synthesised one saw only
+hair and glasses. All methods make the same prompts from the same noise; hover over an image to
+read its prompt. Likeness is the mean cosine between embeddings of the images and of other, real
+images of the subject. The trained adapter learned from ten images, the synthesised one saw only
 the first column.</p>
-<table><tr><th>the one picture</th>{heads}</tr>
+<table><tr><th>the one image</th>{heads}</tr>
 {rows}</table>
 <h2>Time</h2>
 <table>{times}</table>
@@ -151,13 +151,13 @@ the first column.</p>
 
 
 def write_page(demo: Demo, path: Path) -> None:
-    """Write the page; its pictures are inside it."""
+    """Write the page; its images are inside it."""
     rows = []
     for row, condition in enumerate(demo.conditions):
         cells = [f"<td>{_image(condition, 'the condition')}</td>"]
         for name in COLUMNS:
-            made = zip(demo.pictures[name][row], demo.prompts[row], strict=True)
-            images = "".join(_image(picture, prompt) for picture, prompt in made)
+            made = zip(demo.images[name][row], demo.prompts[row], strict=True)
+            images = "".join(_image(image, prompt) for image, prompt in made)
             value = demo.likeness[name][row]
             cells.append(f'<td>{images}<br><span class="number">likeness {value:.2f}</span></td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
@@ -179,9 +179,9 @@ def _duration(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
-def _image(picture: UInt8[Tensor, "h w 3"], text: str) -> str:
+def _image(image: UInt8[Tensor, "h w 3"], text: str) -> str:
     data = io.BytesIO()
-    to_image(picture).resize((144, 144), Image.Resampling.LANCZOS).save(data, "png")
+    to_image(image).resize((144, 144), Image.Resampling.LANCZOS).save(data, "png")
     said = html.escape(text, quote=True)
     encoded = base64.b64encode(data.getvalue()).decode()
     return f'<img src="data:image/png;base64,{encoded}" alt="{said}" title="{said}">'

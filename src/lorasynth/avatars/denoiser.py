@@ -21,7 +21,7 @@ from lorasynth.avatars.drawing import AvatarSubjects
 from lorasynth.avatars.following import Following, follow_captions
 from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.avatars.model import AvatarModelConfig, build_pipeline
-from lorasynth.avatars.pool import draw_chunks, load_pictures
+from lorasynth.avatars.pool import draw_chunks, load_images
 from lorasynth.base import MEASURED, StableDiffusion
 from lorasynth.core import config as configs
 from lorasynth.core.atomic import atomic_directory, write_bytes, write_json
@@ -112,7 +112,7 @@ def train_base(
     pipeline = build_pipeline(config.model)
     pipeline.vae = AutoencoderKL.from_pretrained(autoencoder).float()
     pipeline.vae.register_to_config(_name_or_path="")  # a local path
-    chunks = draw_chunks(subjects, run / "pictures", workers)
+    chunks = draw_chunks(subjects, run / "images", workers)
     latents = _latents(pipeline.vae, chunks, run, device)
     parts = nn.ModuleDict({"unet": pipeline.unet, "text_encoder": pipeline.text_encoder})
     features = None
@@ -265,7 +265,7 @@ def _of_images(
     """What a network makes of images, once, into a file for each chunk."""
 
     def encode(chunk: Path) -> dict[str, Tensor]:
-        units = (to_unit_range(rows.to(device)) for rows in load_pictures(chunk).split(32))
+        units = (to_unit_range(rows.to(device)) for rows in load_images(chunk).split(32))
         return {"latents": torch.cat([network(unit).half().cpu() for unit in units])}
 
     parts = []

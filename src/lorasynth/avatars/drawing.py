@@ -1,7 +1,7 @@
 """The embedded domain: portraits drawn by DiceBear's `avataaars` style, at any size.
 
 An `Identity` is what makes a subject: hair or hat, facial hair, glasses, their colours and that of
-the skin, and the size of the face.  A `Scene` is all that varies between two pictures of one
+the skin, and the size of the face.  A `Scene` is all that varies between two images of one
 subject: expression, clothes, background, pose.  Colours of an identity are continuous; its discrete
 attributes form the `combination` by which subjects are split, so that no combination of a held-out
 subject is ever seen in training.
@@ -57,7 +57,7 @@ _COLOURS_OF_IDENTITY = ("skin", "hair", "facial_hair_colour", "hat", "glasses_co
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What two pictures of one subject share."""
+    """What two images of one subject share."""
 
     top: str
     facial_hair: str
@@ -77,7 +77,7 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What varies between two pictures of one subject."""
+    """What varies between two images of one subject."""
 
     mouth: str
     eyes: str
@@ -165,7 +165,7 @@ def _style(name: str) -> Any:
 
 
 def render_style(name: str, options: dict[str, Any], size: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Draw any DiceBear style as an RGB picture of `size` pixels.
+    """Draw any DiceBear style as an RGB image of `size` pixels.
 
     Raises:
         ConfigError: the extra `avatars` is not installed.
@@ -220,9 +220,9 @@ def draw(identity: Identity, scene: Scene, size: int) -> UInt8[np.ndarray, "h w 
 
 @dataclass(frozen=True, kw_only=True)
 class AvatarSubjects:
-    """A source of `count` avatar subjects of one split, `pictures` each.
+    """A source of `count` avatar subjects of one split, `images` each.
 
-    Subject number i is the same whatever `count` and `pictures` are, and so is its picture number
+    Subject number i is the same whatever `count` and `images` are, and so is its image number
     j.  Different `series` never share a subject.  Neighbours in groups of `siblings` have the same
     colours, and every second of them is the twin of the one before, with another size of the face:
     who learns to tell them apart must look at shapes and sizes.
@@ -230,7 +230,7 @@ class AvatarSubjects:
 
     split: Split
     count: int
-    pictures: int = 10
+    images: int = 10
     size: int = 64
     seed: int = 0
     series: str = "library"
@@ -257,12 +257,12 @@ class AvatarSubjects:
         return with_colours_of(own, self.identity(f"{stem}-{eldest:06d}"))
 
     def scenes(self, subject_id: str, purpose: str = "training") -> list[Scene]:
-        """The scenes of a subject's pictures; another purpose gives other pictures of it."""
-        streams = (numpy_stream(self.seed, subject_id, purpose, j) for j in range(self.pictures))
+        """The scenes of a subject's images; another purpose gives other images of it."""
+        streams = (numpy_stream(self.seed, subject_id, purpose, j) for j in range(self.images))
         return [sample_scene(stream) for stream in streams]
 
     def draw(self, subject_id: str, purpose: str = "training") -> UInt8[Tensor, "k h w 3"]:
-        """Draw a subject's pictures."""
+        """Draw a subject's images."""
         identity = self.identity(subject_id)
         drawn = [draw(identity, scene, self.size) for scene in self.scenes(subject_id, purpose)]
         return torch.from_numpy(np.stack(drawn))

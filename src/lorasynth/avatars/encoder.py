@@ -24,20 +24,20 @@ class AvatarEncoderConfig:
     Attributes:
         name: written into files that depend on it.
         trunk: the architecture, by name.
-        picture_size: in pixels.
+        image_size: in pixels.
         width: of the embedding.
         features: of the last hidden layer, which the embedding and the face detector share.
     """
 
     name: str = "avatar"
     trunk: Literal["residual", "separable"] = "residual"
-    picture_size: int = 64
+    image_size: int = 64
     width: int = 128
     features: int = 256
 
 
 class AvatarEncoder(ConditionEncoder, nn.Module):
-    """Embeds avatars, and says whether a picture is one."""
+    """Embeds avatars, and says whether an image is one."""
 
     licence = "Apache-2.0"
     domain = "drawn avatars"
@@ -49,9 +49,9 @@ class AvatarEncoder(ConditionEncoder, nn.Module):
         super().__init__()
         self.config = config
         self.name = config.name
-        self.picture_size = config.picture_size
+        self.image_size = config.image_size
         self.width = config.width
-        self.trunk = TRUNKS[config.trunk](config.picture_size, config.features)
+        self.trunk = TRUNKS[config.trunk](config.image_size, config.features)
         self.embedding = nn.Sequential(
             nn.BatchNorm1d(config.features), nn.Linear(config.features, config.width)
         )
@@ -62,29 +62,29 @@ class AvatarEncoder(ConditionEncoder, nn.Module):
         return fingerprint(self)
 
     def forward(
-        self, pictures: Float[Tensor, "b 3 h w"]
+        self, images: Float[Tensor, "b 3 h w"]
     ) -> tuple[Float[Tensor, "b m"], Float[Tensor, " b"]]:
         """Unit embeddings, and the logit of there being a face."""
-        features = self.trunk(pictures)
+        features = self.trunk(images)
         embedding = functional.normalize(self.embedding(features).float(), dim=1)
         return embedding, self.detector(features).float().squeeze(1)
 
     @override
     @torch.no_grad()
-    def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
-        """Embed pictures as unit vectors on the CPU, in batches of 256."""
-        return torch.cat([self(part)[0].cpu() for part in self._batches(pictures)])
+    def embed(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
+        """Embed images as unit vectors on the CPU, in batches of 256."""
+        return torch.cat([self(part)[0].cpu() for part in self._batches(images)])
 
     @override
     @torch.no_grad()
-    def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
-        """The probability that each picture is a portrait."""
-        return torch.cat([self(part)[1].sigmoid().cpu() for part in self._batches(pictures)])
+    def presence(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
+        """The probability that each image is a portrait."""
+        return torch.cat([self(part)[1].sigmoid().cpu() for part in self._batches(images)])
 
     def _batches(
-        self, pictures: UInt8[Tensor, "b h w 3"]
+        self, images: UInt8[Tensor, "b h w 3"]
     ) -> Iterator[Float[Tensor, "part 3 side side"]]:
-        return unit_batches(pictures, self.picture_size, self.detector.weight.device)
+        return unit_batches(images, self.image_size, self.detector.weight.device)
 
     @override
     def save(self, folder: Path) -> None:

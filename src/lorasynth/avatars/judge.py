@@ -1,7 +1,7 @@
-"""The judge: reads the discrete attributes of an avatar off its picture.
+"""The judge: reads the discrete attributes of an avatar off its image.
 
-It answers two questions about generated pictures: is what the prompt asked for there, and are the
-subject's hair, facial hair and glasses there?  It is trained on drawn pictures only and is never
+It answers two questions about generated images: is what the prompt asked for there, and are the
+subject's hair, facial hair and glasses there?  It is trained on drawn images only and is never
 used to choose anything during training.
 """
 
@@ -30,7 +30,7 @@ class JudgeConfig:
     """What the judge is, and how it is trained."""
 
     trunk: Literal["residual", "separable"] = "residual"
-    picture_size: int = 128
+    image_size: int = 128
     features: int = 512
     optimisation: Optimisation = field(
         default_factory=lambda: Optimisation(
@@ -45,21 +45,21 @@ class AttributeJudge(nn.Module):
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
         self.config = config
-        self.trunk = TRUNKS[config.trunk](config.picture_size, config.features)
+        self.trunk = TRUNKS[config.trunk](config.image_size, config.features)
         self.norm = nn.BatchNorm1d(config.features)
         self.heads = nn.ModuleDict(
             {name: nn.Linear(config.features, len(values)) for name, values in LABELS.items()}
         )
 
-    def forward(self, pictures: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b _"]]:
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b _"]]:
         """Logits of each attribute's values."""
-        features = functional.relu(self.norm(self.trunk(pictures)))
+        features = functional.relu(self.norm(self.trunk(images)))
         return {name: head(features).float() for name, head in self.heads.items()}
 
-    def feature_maps(self, pictures: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b ..."]]:
-        """What the trunk's layers see, one map for each resolution; gradients flow to pictures."""
+    def feature_maps(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b ..."]]:
+        """What the trunk's layers see, one map for each resolution; gradients flow to images."""
         maps: list[Tensor] = []
-        seen = pictures
+        seen = images
         for layer in self.trunk:
             seen = layer(seen)
             if seen.dim() != 4:
@@ -71,18 +71,18 @@ class AttributeJudge(nn.Module):
         return maps
 
     @torch.no_grad()
-    def features(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b f"]:
-        """What the heads see of each picture, for distances between pictures."""
+    def features(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b f"]:
+        """What the heads see of each image, for distances between images."""
         device = self.norm.weight.device
-        units = unit_batches(pictures, self.config.picture_size, device)
+        units = unit_batches(images, self.config.image_size, device)
         return torch.cat([self.trunk(unit).cpu() for unit in units])
 
     @torch.no_grad()
-    def labels(self, pictures: UInt8[Tensor, "b h w 3"]) -> Int64[Tensor, "b attributes"]:
+    def labels(self, images: UInt8[Tensor, "b h w 3"]) -> Int64[Tensor, "b attributes"]:
         """The most likely value of each attribute, in the order of `LABELS`."""
         device = self.norm.weight.device
         parts = []
-        for unit in unit_batches(pictures, self.config.picture_size, device):
+        for unit in unit_batches(images, self.config.image_size, device):
             logits = self(unit)
             parts.append(torch.stack([logits[name].argmax(1) for name in LABELS], dim=1).cpu())
         return torch.cat(parts)
@@ -111,15 +111,15 @@ class AttributeJudge(nn.Module):
 def train_judge(
     pool: Pool, config: JudgeConfig, checkpoint: Path, device: torch.device
 ) -> AttributeJudge:
-    """Train the judge on a pool of drawn pictures; resumes from `checkpoint`."""
+    """Train the judge on a pool of drawn images; resumes from `checkpoint`."""
     options = config.optimisation
     torch.manual_seed(stream_seed(options.seed, "judge"))
-    pictures, labels = pool.pictures.to(device), pool.labels.to(device)
+    images, labels = pool.images.to(device), pool.labels.to(device)
 
     def loss(model: nn.Module, step: int) -> tuple[Tensor, str]:
         generator = torch.Generator(device).manual_seed(stream_seed(options.seed, "judge", step))
-        rows = torch.randint(len(pictures), (options.batch,), generator=generator, device=device)
-        logits = model(augment(to_unit_range(pictures[rows]), generator))
+        rows = torch.randint(len(images), (options.batch,), generator=generator, device=device)
+        logits = model(augment(to_unit_range(images[rows]), generator))
         losses = [
             functional.cross_entropy(logits[name], labels[rows, i]) for i, name in enumerate(LABELS)
         ]
@@ -127,6 +127,6 @@ def train_judge(
         return total, f"loss {total.item():.3f}" if step % 50 == 0 else ""
 
     judge = AttributeJudge(config)
-    settings = configs.to_dict(config) | {"pictures": len(pool)}
+    settings = configs.to_dict(config) | {"images": len(pool)}
     Trainer(judge, options, checkpoint, device, settings).run("judge", loss)
     return judge.eval()

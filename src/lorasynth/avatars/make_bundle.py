@@ -66,7 +66,7 @@ class BundleConfig:
     """Every choice behind the shipped bundle.
 
     Attributes:
-        subjects: whose pictures train the base model; as many others each train the judge and the
+        subjects: whose images train the base model; as many others each train the judge and the
             condition encoder.
         second_subjects: other subjects, for the encoder that only judges.
         second_steps: of its training.
@@ -79,9 +79,9 @@ class BundleConfig:
             network of the stage `perception` reads of attributes.
         pretraining: training of the synthesizer that the library starts from; None: it starts from
             nothing.
-        pretraining_subjects: other subjects, whose pictures it is trained with; what an embedding
+        pretraining_subjects: other subjects, whose images it is trained with; what an embedding
             tells is learned from many.
-        pretraining_pictures: of each; two are needed, one to see and one to denoise.
+        pretraining_images: of each; two are needed, one to see and one to denoise.
         library: adapters collected; the gate refuses three in a thousand, so that 2,000 remain.
         recipe: how each adapter is trained.
         least_likeness: of adapters that may join the library (see `LikenessGate`); None: all may.
@@ -106,7 +106,7 @@ class BundleConfig:
     reads_attributes: bool = True
     pretraining: PredictorTraining | None = field(default_factory=PredictorTraining)
     pretraining_subjects: int = 16000
-    pretraining_pictures: int = 4
+    pretraining_images: int = 4
     library: int = 2010
     recipe: Recipe = PRESETS["anchored"]
     least_likeness: float | None = 0.5
@@ -174,18 +174,18 @@ class BundleMaker:
 
     def _pool(self, series: str, count: int, size: int, siblings: int = 1) -> Pool:
         subjects = training_subjects(series, count, self.config.seed, siblings, size)
-        return draw_pool(subjects, self.run / "embedded" / "pictures", self.workers)
+        return draw_pool(subjects, self.run / "embedded" / "images", self.workers)
 
     def _autoencoder(self, path: Path) -> None:
         base, checkpoint = self.config.base, self.run / "embedded" / "autoencoder.safetensors"
         perception = AttributeJudge.load(self.stages.path("perception")).to(self.device)
-        images = self._pool("base", self.config.subjects, base.model.picture_size).pictures
+        images = self._pool("base", self.config.subjects, base.model.image_size).images
         maps = perceive(perception, base.model)
         train_autoencoder(images, base.model, base.autoencoder, checkpoint, path, self.device, maps)
 
     def _base(self, path: Path) -> None:
         base, run = self.config.base, self.run / "embedded"
-        size = base.model.picture_size
+        size = base.model.image_size
         subjects = training_subjects("base", self.config.subjects, self.config.seed, size=size)
         autoencoder = self.stages.path("autoencoder")
         perception = AttributeJudge.load(self.stages.path("perception"))
@@ -198,7 +198,7 @@ class BundleMaker:
         options = replace(self.config.judge.optimisation, seed=seed)
         config = replace(self.config.judge, optimisation=options)
         checkpoint = self.run / "embedded" / f"{path.name}.safetensors"
-        pool = self._pool(series, self.config.subjects, config.picture_size)
+        pool = self._pool(series, self.config.subjects, config.image_size)
         train_judge(pool, config, checkpoint, self.device).cpu().save(path)
 
     def _encoder(self, path: Path, series: str) -> None:
@@ -210,7 +210,7 @@ class BundleMaker:
         arcface = replace(self.config.arcface, optimisation=options)
         checkpoint = self.run / "embedded" / f"{path.name}.safetensors"
         count = self.config.second_subjects if second else self.config.subjects
-        pool = self._pool(series, count, config.picture_size, self.config.siblings)
+        pool = self._pool(series, count, config.image_size, self.config.siblings)
         encoder = train_encoder(pool, config, arcface, checkpoint, self.device)
         encoder.cpu().save(path)
 
@@ -227,7 +227,7 @@ class BundleMaker:
         source = AvatarSubjects(
             split="train",
             count=self.config.pretraining_subjects,
-            pictures=self.config.pretraining_pictures,
+            images=self.config.pretraining_images,
             seed=self.config.seed,
             series="pretraining",
         )
@@ -341,7 +341,7 @@ class BundleMaker:
         return {
             **_circumstances(self.command, self.device),
             "licences": {
-                "weights": "Apache-2.0, made by this project from drawn pictures",
+                "weights": "Apache-2.0, made by this project from drawn images",
                 "drawings": 'style "Avataaars" by Pablo Stanley, "Free for personal and commercial '
                 'use", https://avataaars.com/, drawn by DiceBear (MIT)',
             },

@@ -21,7 +21,7 @@ class AvatarModelConfig:
     """The sizes of the embedded model.
 
     Attributes:
-        picture_size: in pixels.
+        image_size: in pixels.
         latent_channels: of a latent.
         vae_channels: per resolution of the autoencoder, which halves the side between two; its
             decoder has two blocks at each, its encoder one.
@@ -36,7 +36,7 @@ class AvatarModelConfig:
         unet_groups: of the U-Net's group norms.
     """
 
-    picture_size: int = 128
+    image_size: int = 128
     latent_channels: int = 16
     vae_channels: tuple[int, ...] = (16, 16, 32, 64, 128)
     unet_channels: tuple[int, ...] = (64, 192)
@@ -58,7 +58,7 @@ class AvatarModelConfig:
     @property
     def latent_side(self) -> int:
         """Height and width of a latent."""
-        return self.picture_size >> (len(self.vae_channels) - 1)
+        return self.image_size >> (len(self.vae_channels) - 1)
 
 
 def build_tokenizer(config: AvatarModelConfig) -> CLIPTokenizer:
@@ -109,7 +109,7 @@ def _block(attention: bool, name: str) -> str:
 def build_autoencoder(config: AvatarModelConfig) -> AutoencoderKL:
     """The autoencoder with random weights."""
     return AutoencoderKL(
-        sample_size=config.picture_size,
+        sample_size=config.image_size,
         latent_channels=config.latent_channels,
         block_out_channels=config.vae_channels,
         down_block_types=("DownEncoderBlock2D",) * len(config.vae_channels),

@@ -1,4 +1,4 @@
-"""Pictures without a face, to teach an encoder when to refuse."""
+"""Images without a face, to teach an encoder when to refuse."""
 
 import numpy as np
 from jaxtyping import UInt8
@@ -10,7 +10,7 @@ _FACELESS_STYLES = ("identicon", "shapes", "rings", "glass", "icons", "initials"
 
 
 def draw_negative(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Draw one faceless picture of `size` pixels."""
+    """Draw one faceless image of `size` pixels."""
     kind = rng.integers(4)
     if kind == 0:
         style = str(rng.choice(_FACELESS_STYLES))
@@ -35,13 +35,11 @@ def draw_negative(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "h w
     return canvas
 
 
-def tear(
-    picture: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator
-) -> UInt8[np.ndarray, "h w 3"]:
+def tear(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
     """Shuffle a portrait's sixteen tiles, so that its colours stay and its face does not."""
-    side = picture.shape[0] // 4
+    side = image.shape[0] // 4
     tiles = (
-        picture[: side * 4, : side * 4]
+        image[: side * 4, : side * 4]
         .reshape(4, side, 4, side, 3)
         .swapaxes(1, 2)
         .reshape(16, side, side, 3)

@@ -35,19 +35,19 @@ SAME_COLOUR_GROUP = 100
 
 
 def _draws(count: int, seed: int, size: int) -> tuple[UInt8[Tensor, "n h w 3"], list[list[int]]]:
-    pictures, labels = [], []
+    images, labels = [], []
     for i in range(count):
         rng = numpy_stream(seed, "parts", i)
         identity, scene = sample_identity(rng, "test"), sample_scene(rng)
-        pictures.append(draw(identity, scene, size))
+        images.append(draw(identity, scene, size))
         labels.append(labels_of(identity, scene))
-    return torch.from_numpy(np.stack(pictures)), labels
+    return torch.from_numpy(np.stack(images)), labels
 
 
 def judge_accuracy(judge: AttributeJudge, count: int, seed: int) -> dict[str, float]:
-    """Per attribute: how often the judge is right about really drawn pictures."""
-    pictures, labels = _draws(count, seed, judge.config.picture_size)
-    return shares_found(judge.labels(pictures), torch.tensor(labels))
+    """Per attribute: how often the judge is right about really drawn images."""
+    images, labels = _draws(count, seed, judge.config.image_size)
+    return shares_found(judge.labels(images), torch.tensor(labels))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ class EncoderReport:
 
 
 def encoder_report(encoder: ConditionEncoder, count: int, seed: int) -> EncoderReport:
-    """Identify unseen subjects by a second picture, among all, and among equals in colour."""
-    subjects = AvatarSubjects(split="test", count=count, pictures=2, seed=seed, series="encoder")
+    """Identify unseen subjects by a second image, among all, and among equals in colour."""
+    subjects = AvatarSubjects(split="test", count=count, images=2, seed=seed, series="encoder")
     identities = [subjects.identity(i) for i in subjects.ids]
     scenes = [subjects.scenes(i) for i in subjects.ids]
     unseen = _identify(encoder, identities, scenes)
@@ -77,7 +77,7 @@ def encoder_report(encoder: ConditionEncoder, count: int, seed: int) -> EncoderR
 def _identify(
     encoder: ConditionEncoder, identities: list[Identity], scenes: list[list[Scene]]
 ) -> Identification:
-    size = encoder.picture_size
+    size = encoder.image_size
     first, second = (
         encoder.embed(
             torch.from_numpy(
@@ -103,11 +103,11 @@ class PartsConfig:
     """How much is measured.
 
     Attributes:
-        drawn: pictures that the judge is judged on.
-        samples: pictures that the base model makes.
+        drawn: images that the judge is judged on.
+        samples: images that the base model makes.
         subjects: that the encoders must tell apart.
         seed: of subjects, scenes and noise.
-        sampling: how the base model makes pictures.
+        sampling: how the base model makes images.
     """
 
     drawn: int = 1000
@@ -129,7 +129,7 @@ def parts_report(
     followed, _ = follow_captions(base, judge, asked)
     return {
         "config": to_dict(config),
-        "judge_on_drawn_pictures": judge_accuracy(judge, config.drawn, seed),
+        "judge_on_drawn_images": judge_accuracy(judge, config.drawn, seed),
         "captions_followed": followed,
         "encoders": {e.name: asdict(encoder_report(e, config.subjects, seed)) for e in encoders},
     }

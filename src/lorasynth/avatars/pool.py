@@ -47,7 +47,7 @@ _SUBJECTS_PER_CHUNK = 64
 
 
 def labels_of(identity: Identity, scene: Scene) -> list[int]:
-    """The discrete attributes of one picture as numbers, in the order of `LABELS`."""
+    """The discrete attributes of one image as numbers, in the order of `LABELS`."""
     values = {name: getattr(identity, name) for name in IDENTITY_LABELS}
     values |= {name: getattr(scene, name) for name in SCENE_LABELS}
     return [LABELS[name].index(value) for name, value in values.items()]
@@ -55,38 +55,38 @@ def labels_of(identity: Identity, scene: Scene) -> list[int]:
 
 @dataclass(frozen=True)
 class Pool:
-    """Pictures of a pool in memory; picture i shows subject `subject[i]`."""
+    """Images of a pool in memory; image i shows subject `subject[i]`."""
 
-    pictures: UInt8[Tensor, "n h w 3"]
+    images: UInt8[Tensor, "n h w 3"]
     labels: Int64[Tensor, "n attributes"]
     subject: Int64[Tensor, " n"]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
 
 def _draw_chunk(subjects: AvatarSubjects, ids: list[str], path: Path) -> None:
-    pictures, labels = [], []
+    images, labels = [], []
     for subject_id in ids:
         identity = subjects.identity(subject_id)
         for scene in subjects.scenes(subject_id):
-            pictures.append(draw(identity, scene, subjects.size))
+            images.append(draw(identity, scene, subjects.size))
             labels.append(labels_of(identity, scene))
     with atomic_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, pictures=np.stack(pictures), labels=np.array(labels, np.int16))
+        np.savez(file, images=np.stack(images), labels=np.array(labels, np.int16))
 
 
 def _chunks(subjects: AvatarSubjects, folder: Path) -> Iterator[tuple[list[str], Path]]:
     ids = subjects.ids
     for start in range(0, len(ids), _SUBJECTS_PER_CHUNK):
         chunk = ids[start : start + _SUBJECTS_PER_CHUNK]
-        name = f"{chunk[0]}-{len(chunk)}x{subjects.pictures}-siblings{subjects.siblings}"
+        name = f"{chunk[0]}-{len(chunk)}x{subjects.images}-siblings{subjects.siblings}"
         yield chunk, folder / f"{name}-{subjects.size}px.npz"
 
 
 def draw_pool(subjects: AvatarSubjects, folder: Path, workers: int) -> Pool:
     """Draw what is missing of a pool, then load it."""
-    return _load(draw_chunks(subjects, folder, workers), subjects.pictures)
+    return _load(draw_chunks(subjects, folder, workers), subjects.images)
 
 
 def draw_chunks(subjects: AvatarSubjects, folder: Path, workers: int) -> list[Path]:
@@ -116,19 +116,19 @@ def _drawn(
             yield
 
 
-def load_pictures(path: Path) -> UInt8[Tensor, "n h w 3"]:
-    """The pictures of one chunk."""
+def load_images(path: Path) -> UInt8[Tensor, "n h w 3"]:
+    """The images of one chunk."""
     with np.load(path, allow_pickle=False) as chunk:
-        return torch.from_numpy(chunk["pictures"])
+        return torch.from_numpy(chunk["images"])
 
 
 def _load(paths: list[Path], per_subject: int) -> Pool:
-    pictures = torch.cat([load_pictures(path) for path in paths])
+    images = torch.cat([load_images(path) for path in paths])
     parts = [np.load(path, allow_pickle=False)["labels"] for path in paths]
     return Pool(
-        pictures=pictures,
+        images=images,
         labels=torch.from_numpy(np.concatenate(parts).astype(np.int64)),
-        subject=torch.arange(len(pictures)) // per_subject,
+        subject=torch.arange(len(images)) // per_subject,
     )
 
 
@@ -139,7 +139,7 @@ def training_subjects(
     return AvatarSubjects(
         split="train",
         count=count,
-        pictures=8,
+        images=8,
         seed=seed,
         series=series,
         siblings=siblings,

@@ -1,4 +1,4 @@
-"""A condition of what can be read off a picture: the probability of each value of attributes."""
+"""A condition of what can be read off an image: the probability of each value of attributes."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class AttributeReader(ConditionEncoder):
     def __init__(self, network: AttributeJudge, name: str = _NAME) -> None:
         self.network = network.eval()
         self.name = name
-        self.picture_size = network.config.picture_size
+        self.image_size = network.config.image_size
         self.width = sum(map(len, IDENTITY_LABELS.values()))
 
     @override
@@ -38,10 +38,10 @@ class AttributeReader(ConditionEncoder):
 
     @override
     @torch.no_grad()
-    def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
+    def embed(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
         """The probabilities of all values, in the order of `IDENTITY_LABELS`, of unit length."""
         device, rows = self.network.norm.weight.device, []
-        for unit in unit_batches(pictures, self.picture_size, device):
+        for unit in unit_batches(images, self.image_size, device):
             logits = self.network(unit)
             read = torch.cat([logits[name].softmax(dim=1) for name in IDENTITY_LABELS], dim=1)
             rows.append(functional.normalize(read, dim=1).cpu())

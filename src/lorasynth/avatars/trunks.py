@@ -1,4 +1,4 @@
-"""Small picture networks of several architectures, so that they err apart."""
+"""Small image networks of several architectures, so that they err apart."""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -35,7 +35,7 @@ class _Residual(nn.Module):
 class _Depthwise(nn.Module):
     """A 5 x 5 depthwise convolution and a pointwise MLP (after Liu et al. 2022).
 
-    Batch norm, because a norm over one picture would scale what is read of a face by its scene.
+    Batch norm, because a norm over one image would scale what is read of a face by its scene.
     """
 
     def __init__(self, width: int) -> None:
@@ -50,19 +50,19 @@ class _Depthwise(nn.Module):
         return out
 
 
-def residual_trunk(picture_size: int, features: int) -> nn.Sequential:
+def residual_trunk(image_size: int, features: int) -> nn.Sequential:
     """A residual network that ends in a fully connected layer over all positions."""
-    widths = (24, 48, 96, 160) if picture_size < 128 else (16, 32, 64, 128, 192)
+    widths = (24, 48, 96, 160) if image_size < 128 else (16, 32, 64, 128, 192)
     layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 5, 2, padding=2, bias=False)]
     for before, after in pairwise(widths):
         layers += [_Residual(before, after, 2), _Residual(after, after, 1)]
-    cells = (picture_size // 2 ** len(widths)) ** 2
+    cells = (image_size // 2 ** len(widths)) ** 2
     layers += [nn.BatchNorm2d(widths[-1]), nn.ReLU(), nn.Flatten()]
     layers += [nn.Linear(widths[-1] * cells, features)]
     return nn.Sequential(*layers)
 
 
-def separable_trunk(picture_size: int, features: int) -> nn.Sequential:
+def separable_trunk(image_size: int, features: int) -> nn.Sequential:
     """Depthwise blocks between overlapping strides, then an MLP over all positions."""
     stem, widths = 24, (32, 64, 128)
     layers: list[nn.Module] = [
@@ -74,7 +74,7 @@ def separable_trunk(picture_size: int, features: int) -> nn.Sequential:
         layers.append(nn.Conv2d(before, width, 3, 2, padding=1))
         layers += [_Depthwise(width) for _ in range(2)]
         layers.append(nn.BatchNorm2d(width))
-    cells = (picture_size // 2 ** (len(widths) + 1)) ** 2
+    cells = (image_size // 2 ** (len(widths) + 1)) ** 2
     layers += [nn.Flatten(), nn.Linear(widths[-1] * cells, 1024)]
     layers += [nn.GELU(), nn.Linear(1024, features)]
     return nn.Sequential(*layers)
@@ -88,10 +88,10 @@ TRUNKS: dict[str, Callable[[int, int], nn.Sequential]] = {
 
 
 def unit_batches(
-    pictures: UInt8[Tensor, "b h w 3"], size: int, device: torch.device
+    images: UInt8[Tensor, "b h w 3"], size: int, device: torch.device
 ) -> Iterator[Float[Tensor, "part 3 size size"]]:
-    """Pictures as networks of this kind see them, 256 at a time."""
-    for part in pictures.split(256):
+    """Images as networks of this kind see them, 256 at a time."""
+    for part in images.split(256):
         unit = to_unit_range(part.to(device))
         if unit.shape[2:] != (size, size):
             unit = functional.interpolate(unit, (size, size), mode="bilinear", antialias=True)
@@ -99,18 +99,18 @@ def unit_batches(
 
 
 def augment(
-    pictures: Float[Tensor, "b 3 h w"], generator: torch.Generator
+    images: Float[Tensor, "b 3 h w"], generator: torch.Generator
 ) -> Float[Tensor, "b 3 h w"]:
-    """Degrade pictures a little, as a diffusion model's samples are: soften, shift, add noise.
+    """Degrade images a little, as a diffusion model's samples are: soften, shift, add noise.
 
     Colours are left alone: they are part of who somebody is.
     """
-    b, device = pictures.shape[0], pictures.device
+    b, device = images.shape[0], images.device
     share = torch.rand(b, 1, 1, 1, generator=generator, device=device) * 0.7
-    soft = functional.avg_pool2d(functional.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    pictures = pictures + share * (soft - pictures)
+    soft = functional.avg_pool2d(functional.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    images = images + share * (soft - images)
     dy, dx = torch.randint(-2, 3, (2,), generator=generator, device=device).tolist()
-    pictures = torch.roll(pictures, (dy, dx), dims=(2, 3))
+    images = torch.roll(images, (dy, dx), dims=(2, 3))
     level = torch.rand(b, 1, 1, 1, generator=generator, device=device) * 0.08
-    noise = torch.randn(pictures.shape, generator=generator, device=device)
-    return pictures + level * noise
+    noise = torch.randn(images.shape, generator=generator, device=device)
+    return images + level * noise

@@ -29,7 +29,7 @@ from lorasynth.core.registry import Registry
 from lorasynth.core.weights import fingerprint
 from lorasynth.images.files import to_unit_range
 
-#: Pixels that the autoencoder takes at once, and that a denoiser makes at once: 64 pictures of
+#: Pixels that the autoencoder takes at once, and that a denoiser makes at once: 64 images of
 #: 64 pixels, or one of 512; 16 of 512.
 _ENCODED_AT_ONCE, _MADE_AT_ONCE = 1 << 18, 1 << 22
 
@@ -42,13 +42,13 @@ Guided: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How pictures are made.
+    """How images are made.
 
     Attributes:
         steps: solver steps.
         guidance: weight of classifier-free guidance, 1 turns it off; or what a model that was
             distilled with guidance is told.
-        batch: most latents denoised at once (twice as many samples with guidance); large pictures
+        batch: most latents denoised at once (twice as many samples with guidance); large images
             are made in smaller batches.
     """
 
@@ -57,7 +57,7 @@ class SamplingConfig:
     batch: int = 64
 
 
-#: For pictures that are only measured: their figures are those of pictures after twenty steps.
+#: For images that are only measured: their figures are those of images after twenty steps.
 MEASURED = SamplingConfig(steps=10)
 
 
@@ -74,7 +74,7 @@ class BaseModel(ABC):
         fingerprint: identifies the denoiser's weights; written into every adapter.
         denoiser: the U-Net or transformer.
         text_encoders: by their names in the pipeline.
-        picture_size: side of its pictures in pixels.
+        image_size: side of its images in pixels.
         latent_shape: channels, height and width of a latent.
         scheduler: diffusers' solver, which each kind chooses.
     """
@@ -86,16 +86,16 @@ class BaseModel(ABC):
     left_out: ClassVar[Mapping[str, Any]] = {}
     patch: ClassVar[int] = 1
 
-    def __init__(self, pipeline: Any, name: str, picture_size: int | None = None) -> None:
+    def __init__(self, pipeline: Any, name: str, image_size: int | None = None) -> None:
         """Freeze a pipeline.
 
         Args:
             pipeline: of `pipeline_class`.
             name: for messages.
-            picture_size: side of the pictures in pixels; None: the model's own.
+            image_size: side of the images in pixels; None: the model's own.
 
         Raises:
-            BaseModelError: a part is missing, or the model cannot make pictures of that size.
+            BaseModelError: a part is missing, or the model cannot make images of that size.
         """
         _require_parts(pipeline, name, (self.denoiser_part, "vae", *self.text_parts.values()))
         self.pipeline = pipeline
@@ -107,7 +107,7 @@ class BaseModel(ABC):
         }
         for part in self._networks():
             part.requires_grad_(False).eval()
-        self.picture_size = picture_size or self.own_picture_size()
+        self.image_size = image_size or self.own_image_size()
         self.latent_shape = (self._latent_channels(), *[self._latent_side()] * 2)
         self.scaling = float(self.vae.config.scaling_factor)
         self.shift = float(getattr(self.vae.config, "shift_factor", None) or 0.0)
@@ -124,7 +124,7 @@ class BaseModel(ABC):
         dtype: torch.dtype = torch.float32,
         *,
         memory: Memory | None = None,
-        picture_size: int | None = None,
+        image_size: int | None = None,
     ) -> "BaseModel":
         """Load a pipeline of any known kind from a folder or the hub.
 
@@ -135,18 +135,18 @@ class BaseModel(ABC):
             dtype: number format of all weights; an autoencoder that is known to overflow in
                 float16 stays in float32.
             memory: what is given up for memory; None: nothing.
-            picture_size: side of the pictures in pixels; None: the model's own.
+            image_size: side of the images in pixels; None: the model's own.
 
         Raises:
             BaseModelError: the folder or repository is missing a part or is of no known kind.
         """
         kind = _kind_of(str(name))
         if torch.device(device).type == "meta":
-            return kind(outlined_pipeline(str(name), kind.pipeline_class), str(name), picture_size)
+            return kind(outlined_pipeline(str(name), kind.pipeline_class), str(name), image_size)
         pipeline = load_pipeline(str(name), kind.pipeline_class, kind.left_out)
         pipeline.set_progress_bar_config(disable=True)
         # The fingerprint is of the weights as stored, so the cast comes after it.
-        base = kind(pipeline, str(name), picture_size)
+        base = kind(pipeline, str(name), image_size)
         _check_tokenizers(base)
         (memory or Memory()).apply(base.denoiser, str(name))
         for part in base._networks():
@@ -156,8 +156,8 @@ class BaseModel(ABC):
     # What a kind of pipeline must say
 
     @abstractmethod
-    def own_picture_size(self) -> int:
-        """Side in pixels of the pictures that the model was trained for."""
+    def own_image_size(self) -> int:
+        """Side in pixels of the images that the model was trained for."""
 
     @abstractmethod
     def _latent_channels(self) -> int: ...
@@ -255,12 +255,12 @@ class BaseModel(ABC):
         }
 
     @torch.no_grad()
-    def encode_pictures(
-        self, pictures: UInt8[Tensor, "b h w 3"], batch: int | None = None
+    def encode_images(
+        self, images: UInt8[Tensor, "b h w 3"], batch: int | None = None
     ) -> Float[Tensor, "b c i j"]:
-        """The means of the pictures' latents, scaled as the denoiser takes them."""
+        """The means of the images' latents, scaled as the denoiser takes them."""
         parts = []
-        for part in pictures.split(batch or self._at_once(_ENCODED_AT_ONCE)):
+        for part in images.split(batch or self._at_once(_ENCODED_AT_ONCE)):
             unit = to_unit_range(part.to(self.device)).to(self.vae.dtype)
             mean = self.vae.encode(unit).latent_dist.mean
             parts.append(((mean - self.shift) * self.scaling).to(self.dtype))
@@ -270,7 +270,7 @@ class BaseModel(ABC):
     def decode_latents(
         self, latents: Float[Tensor, "b c i j"], batch: int | None = None
     ) -> UInt8[Tensor, "b h w 3"]:
-        """Pictures of latents, on the CPU."""
+        """Images of latents, on the CPU."""
         parts = []
         for part in latents.split(batch or self._at_once(_ENCODED_AT_ONCE)):
             unscaled = (part / self.scaling + self.shift).to(self.vae.dtype)
@@ -300,7 +300,7 @@ class BaseModel(ABC):
             yield
 
     def noise(self, seeds: Sequence[int]) -> Float[Tensor, "b c i j"]:
-        """Starting noise, one stream per seed, so that a picture does not depend on its batch."""
+        """Starting noise, one stream per seed, so that an image does not depend on its batch."""
         drawn = [torch.randn(self.latent_shape, generator=torch_stream(s, "image")) for s in seeds]
         return torch.stack(drawn).to(self.device, self.dtype)
 
@@ -312,7 +312,7 @@ class BaseModel(ABC):
         adapters: Factors | None = None,
         config: SamplingConfig | None = None,
     ) -> UInt8[Tensor, "b h w 3"]:
-        """Make one picture per prompt.
+        """Make one image per prompt.
 
         Args:
             prompts: b prompts; with n stacked adapters, b = n * m in the order of the adapters.
@@ -327,8 +327,8 @@ class BaseModel(ABC):
         n = 1 if adapters is None else count(adapters)
         if not prompts or len(prompts) % n or len(seeds) != len(prompts):
             raise LayoutError(
-                "each picture needs a prompt and a seed, and each adapter the same number of "
-                f"pictures, but got {len(prompts)} prompts, {len(seeds)} seeds and {n} "
+                "each image needs a prompt and a seed, and each adapter the same number of "
+                f"images, but got {len(prompts)} prompts, {len(seeds)} seeds and {n} "
                 f"adapters: give a multiple of {n} of both"
             )
         batch = min(config.batch, self._at_once(_MADE_AT_ONCE))
@@ -336,16 +336,16 @@ class BaseModel(ABC):
             return self._sample_in_batches(prompts, seeds, None, 1, config, batch)
         per_adapter = len(prompts) // n
         fleet = max(batch // per_adapter, 1)
-        pictures = []
+        images = []
         for start in range(0, n, fleet):
             rows = slice(start, min(start + fleet, n))
             part = {name: Factor(f.A[rows], f.B[rows]) for name, f in adapters.items()}
-            images = slice(rows.start * per_adapter, rows.stop * per_adapter)
+            own = slice(rows.start * per_adapter, rows.stop * per_adapter)
             size = rows.stop - rows.start
-            pictures.append(
-                self._sample_in_batches(prompts[images], seeds[images], part, size, config, batch)
+            images.append(
+                self._sample_in_batches(prompts[own], seeds[own], part, size, config, batch)
             )
-        return torch.cat(pictures)
+        return torch.cat(images)
 
     def _sample_in_batches(
         self,
@@ -382,16 +382,16 @@ class BaseModel(ABC):
 
     def _latent_side(self) -> int:
         unit = int(self.pipeline.vae_scale_factor) * self.patch
-        if self.picture_size < unit or self.picture_size % unit:
+        if self.image_size < unit or self.image_size % unit:
             raise BaseModelError(
-                f"pictures of {self.name} must have a multiple of {unit} pixels on each side, but "
-                f"--size is {self.picture_size}"
+                f"images of {self.name} must have a multiple of {unit} pixels on each side, but "
+                f"--size is {self.image_size}"
             )
-        return self.picture_size // unit * self.patch
+        return self.image_size // unit * self.patch
 
     def _at_once(self, pixels: int) -> int:
-        """Pictures in a batch of so many pixels; from 1 to 64."""
-        return max(1, min(64, pixels // self.picture_size**2))
+        """Images in a batch of so many pixels; from 1 to 64."""
+        return max(1, min(64, pixels // self.image_size**2))
 
 
 BASE_MODELS: Registry[type[BaseModel]] = Registry(

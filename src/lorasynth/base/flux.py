@@ -19,13 +19,13 @@ from lorasynth.base.contract import BASE_MODELS, BaseModel, Guided
 from lorasynth.base.texts import Texts
 
 #: What a model that was distilled with guidance is told in training: the weight at which guidance
-#: does nothing, so that an adapter learns the pictures as they are.
+#: does nothing, so that an adapter learns the images as they are.
 _TRAINING_GUIDANCE = 1.0
 
 
 @BASE_MODELS.register("FluxPipeline")
 class Flux(BaseModel):
-    """A transformer that reads T5's tokens and CLIP's summary; pictures are made by Euler steps."""
+    """A transformer that reads T5's tokens and CLIP's summary; images are made by Euler steps."""
 
     pipeline_class = FluxPipeline
     denoiser_part = "transformer"
@@ -35,12 +35,12 @@ class Flux(BaseModel):
     }
     patch = 2
 
-    def __init__(self, pipeline: Any, name: str, picture_size: int | None = None) -> None:
-        super().__init__(pipeline, name, picture_size)
+    def __init__(self, pipeline: Any, name: str, image_size: int | None = None) -> None:
+        super().__init__(pipeline, name, image_size)
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)
 
     @override
-    def own_picture_size(self) -> int:
+    def own_image_size(self) -> int:
         return int(self.vae.config.sample_size)
 
     @override
@@ -63,7 +63,7 @@ class Flux(BaseModel):
 
     @override
     def draw_times(self, shape: Sequence[int], generator: torch.Generator) -> Float[Tensor, "..."]:
-        """Logit-normal (Esser et al. 2024), then shifted for the size of the pictures."""
+        """Logit-normal (Esser et al. 2024), then shifted for the size of the images."""
         normal = torch.randn(tuple(shape), generator=generator, device=generator.device)
         times = normal.sigmoid()
         if self.scheduler.config.use_dynamic_shifting:
@@ -73,7 +73,7 @@ class Flux(BaseModel):
         return shift * times / (1 + (shift - 1) * times)
 
     def _shift_of_size(self) -> float:
-        """How far times move toward noise; large pictures need more of it to be drowned."""
+        """How far times move toward noise; large images need more of it to be drowned."""
         tokens = (self.latent_shape[1] // self.patch) ** 2
         config = self.scheduler.config
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")

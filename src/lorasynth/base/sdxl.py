@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: a U-Net, two CLIP text encoders, and the picture's size as a condition."""
+"""Stable Diffusion XL: a U-Net, two CLIP text encoders, and the image's size as a condition."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -52,7 +52,7 @@ class StableDiffusionXL(StableDiffusion):
         self, noisy: Float[Tensor, "b c i j"], times: Int64[Tensor, " b"], texts: Texts
     ) -> Float[Tensor, "b c i j"]:
         # Height and width before cropping, where it was cropped, height and width after.
-        side = self.picture_size
+        side = self.image_size
         sizes = torch.tensor([side, side, 0, 0, side, side], device=noisy.device)
         prediction: Tensor = self.denoiser(
             noisy,

@@ -16,13 +16,13 @@ from lorasynth.core.errors import ConfigError
 
 @BASE_MODELS.register("StableDiffusionPipeline")
 class StableDiffusion(BaseModel):
-    """A U-Net with a discrete noise schedule; pictures are made by DDIM."""
+    """A U-Net with a discrete noise schedule; images are made by DDIM."""
 
     pipeline_class = StableDiffusionPipeline
     left_out: ClassVar[dict[str, Any]] = {"safety_checker": None, "requires_safety_checker": False}
 
-    def __init__(self, pipeline: Any, name: str, picture_size: int | None = None) -> None:
-        super().__init__(pipeline, name, picture_size)
+    def __init__(self, pipeline: Any, name: str, image_size: int | None = None) -> None:
+        super().__init__(pipeline, name, image_size)
         # Whatever sampler the pipeline came with, DDIM takes its noise schedule and prediction
         # type; clipping is for pixels, not for latents.
         self.scheduler = DDIMScheduler.from_config(
@@ -35,7 +35,7 @@ class StableDiffusion(BaseModel):
         return str(self.scheduler.config.prediction_type)
 
     @override
-    def own_picture_size(self) -> int:
+    def own_image_size(self) -> int:
         return int(self.denoiser.config.sample_size) * int(self.pipeline.vae_scale_factor)
 
     @override

@@ -25,7 +25,7 @@ from lorasynth.collect.recipe import Recipe
 from lorasynth.condition import ConditionEncoder, framed_subject, subject_conditions
 from lorasynth.core.atomic import make_parent
 from lorasynth.core.device import is_out_of_memory
-from lorasynth.core.errors import CollectionError, LibraryError, PictureError
+from lorasynth.core.errors import CollectionError, ImageError, LibraryError
 from lorasynth.core.progress import Advance, console, progress
 from lorasynth.engine.fleet import Fleet, train_fleet
 from lorasynth.engine.fleet_size import empty_cache, fitting_size
@@ -34,7 +34,7 @@ from lorasynth.images import Subject, SubjectSource
 from lorasynth.library import Library
 
 #: What the library's table says of the training of each adapter, rather than of its subject.
-RUN_COLUMNS = ("seed", "recipe", "attempt", "pictures", "loss", "losses")
+RUN_COLUMNS = ("seed", "recipe", "attempt", "images", "loss", "losses")
 
 #: Parts of a training that `losses` has a mean of.
 _LOGGED = 20
@@ -98,7 +98,7 @@ def collect(
         gate: judges each fleet; adapters that fail stay out of the library.
         encoder: looks at each photo, which is then cut around the face; a subject in which it finds
             nothing is left out.
-        classes: latents of the pictures that the recipe's prior asks for; None: those that are
+        classes: latents of the images that the recipe's prior asks for; None: those that are
             kept beside the library.
         attempts: how often an adapter is trained before its subject is left out.
         earlier: attempts that were made elsewhere, by subject.
@@ -186,8 +186,8 @@ def open_library(
     failures = Failures(path)
     gauge = gauge or ("shared" if recipe.trained == "B" else "procrustes")
     stated = recipe.stated
-    if base.picture_size != base.own_picture_size():
-        stated["picture_size"] = base.picture_size
+    if base.image_size != base.own_image_size():
+        stated["image_size"] = base.image_size
     if anchor is not None:
         stated["anchor"] = anchor.fingerprint
     if not path.exists() or all(entry.name.startswith(".") for entry in path.iterdir()):
@@ -250,7 +250,7 @@ def checked_ids(source: SubjectSource) -> list[str]:
     if not ids:
         raise CollectionError(
             "a collection must have at least one subject, but its source has none: "
-            "give a folder that holds one folder of pictures per subject"
+            "give a folder that holds one folder of images per subject"
         )
     if len(set(ids)) < len(ids):
         twice = next(name for index, name in enumerate(ids) if name in ids[:index])
@@ -316,7 +316,7 @@ class _Run:
             pending = rest
 
     def _load(self, ids: Sequence[str]) -> list[Subject]:
-        """The subjects whose pictures can be used; the others become failures."""
+        """The subjects whose images can be used; the others become failures."""
         subjects: list[Subject] = []
         broken: Broken = {}
         looking = (self.encoder, None if self.anchor is None else self.anchor.encoder)
@@ -324,8 +324,8 @@ class _Run:
         for name in ids:
             try:
                 subject = self.source.load(name)
-                subjects.append(framed_subject(subject, self.base.picture_size, encoders))
-            except PictureError as error:
+                subjects.append(framed_subject(subject, self.base.image_size, encoders))
+            except ImageError as error:
                 broken[name] = {"reason": str(error)}
         self._fail(broken)
         return subjects
@@ -336,7 +336,7 @@ class _Run:
             return subjects, None
         try:
             return subjects, self.anchor.predict(subjects)
-        except PictureError as error:  # no face in a picture, for example
+        except ImageError as error:  # no face in an image, for example
             if len(subjects) == 1:
                 self._fail({subjects[0].id: {"reason": str(error)}})
                 return [], None
@@ -377,7 +377,7 @@ class _Run:
         if size == 1:
             raise CollectionError(
                 "memory must suffice for a fleet of one adapter, but it does not: use fewer "
-                "pictures per step, a smaller dtype or another device"
+                "images per step, a smaller dtype or another device"
             )
         self.fleet_size = size // 2
         console.print(

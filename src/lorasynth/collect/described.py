@@ -1,4 +1,4 @@
-"""A library's subjects with what its table says of them, beside their pictures if there are any."""
+"""A library's subjects with what its table says of them, beside their images if there are any."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ class DescribedSubjects:
 
     Attributes:
         library: whose table describes them.
-        source: where their pictures come from; None for subjects without pictures.
+        source: where their images come from; None for subjects without images.
     """
 
     library: Library
@@ -55,7 +55,7 @@ class DescribedSubjects:
 
         Raises:
             LibraryError: the library has no such subject.
-            PictureError: the source lacks its pictures, or one cannot be read.
+            ImageError: the source lacks its images, or one cannot be read.
         """
         if subject_id not in self._facts:
             raise LibraryError(f"a subject must be in the library, but {subject_id!r} is not")

@@ -31,20 +31,20 @@ def embed_library(
     embed: Callable[[Sequence[str]], Iterable[Tensor]] | None = None,
     known: Mapping[str, Float[Tensor, "_ m"]] | None = None,
 ) -> Float[Tensor, "N P m"]:
-    """Embed the training pictures of every subject, attach them as a column, and return them.
+    """Embed the training images of every subject, attach them as a column, and return them.
 
     A column that is there and covers all rows is returned as it is; a run that was killed goes on.
 
     Args:
         library: what to attach the column to.
-        source: where the pictures come from; P is the number that every subject has at least.
+        source: where the images come from; P is the number that every subject has at least.
         encoder: whose name names the column.
         embed: embeds subjects, one after another; None for this process.
         known: conditions of subjects that were looked at already, by their ids.
 
     Raises:
         LibraryError: the library is empty.
-        PictureError: the source lacks a subject, or a picture cannot be read, or none of a
+        ImageError: the source lacks a subject, or an image cannot be read, or none of a
             subject's shows a face to an encoder of faces.
     """
     ids, name = library.ids, column_of(encoder)
@@ -88,6 +88,6 @@ def embed_library(
 
 
 def as_many_of_each(rows: Sequence[Float[Tensor, "_ m"]]) -> Float[Tensor, "n P m"]:
-    """The embeddings of n subjects, cut to the number of pictures that all have."""
-    pictures = min(len(row) for row in rows)
-    return torch.stack([row[:pictures] for row in rows])
+    """The embeddings of n subjects, cut to the number of images that all have."""
+    images = min(len(row) for row in rows)
+    return torch.stack([row[:images] for row in rows])

@@ -1,4 +1,4 @@
-"""A quality gate: are a few pictures made with an adapter like its subject?"""
+"""A quality gate: are a few images made with an adapter like its subject?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ GATE_COLUMNS = ("likeness",)
 
 @dataclass(frozen=True, kw_only=True)
 class LikenessGate:
-    """Lets adapters pass whose samples are like the pictures that they were trained on.
+    """Lets adapters pass whose samples are like the images that they were trained on.
 
-    The samples have the captions of those pictures.  Unlike the likeness that is reported, this one
-    compares with training pictures: it is to find broken adapters, not to rank good ones.
+    The samples have the captions of those images.  Unlike the likeness that is reported, this one
+    compares with training images: it is to find broken adapters, not to rank good ones.
 
     Attributes:
         base: makes the samples.
@@ -48,8 +48,8 @@ class LikenessGate:
         for subject in subjects:
             prompts += islice(cycle(subject.captions), self.samples)
             seeds += [stream_seed(self.seed, "gate", subject.id, i) for i in range(self.samples)]
-        pictures = self.base.sample(prompts, seeds, factors, self.sampling)
-        made = self.encoder.see(pictures).embeddings.unflatten(0, (len(subjects), self.samples))
+        images = self.base.sample(prompts, seeds, factors, self.sampling)
+        made = self.encoder.see(images).embeddings.unflatten(0, (len(subjects), self.samples))
         found = torch.stack(
             [
                 likeness(samples[None], seen_in(self.encoder, subject).embeddings[None]).squeeze()

@@ -1,4 +1,4 @@
-"""Subjects of a library whose pictures are made with its adapters, where no others are at hand."""
+"""Subjects of a library whose images are made with its adapters, where no others are at hand."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from lorasynth.core.randomness import stream_seed
 from lorasynth.images import Subject, subjects_in
 from lorasynth.library import Library
 
-#: Adapters whose pictures are looked at before those of all are made.
+#: Adapters whose images are looked at before those of all are made.
 _FIRST = 16
 
 
@@ -28,20 +28,20 @@ class GeneratedConfig:
 
     Attributes:
         prompt: asked of every adapter; it should hold the words that it was trained with.
-        pictures: of each adapter.
+        images: of each adapter.
         seed: of the noise.
-        sampling: how pictures are made; its batch bounds how many adapters are attached at once.
+        sampling: how images are made; its batch bounds how many adapters are attached at once.
     """
 
     prompt: str = "a photo of sks person"
-    pictures: int = 4
+    images: int = 4
     seed: int = 0
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        if self.pictures < 1:
+        if self.images < 1:
             raise ConfigError(
-                f"an adapter must make at least one picture, but pictures is {self.pictures}"
+                f"an adapter must make at least one image, but images is {self.images}"
             )
 
 
@@ -60,7 +60,7 @@ class GeneratedSubjects:
         return self.library.ids
 
     def load(self, subject_id: str) -> Subject:
-        """Make one subject's pictures.
+        """Make one subject's images.
 
         Raises:
             LibraryError: the library has no such subject.
@@ -70,11 +70,11 @@ class GeneratedSubjects:
         return subject
 
     def many(self, ids: Sequence[str]) -> Iterator[Subject]:
-        """Make the pictures of several subjects, as many at once as fit into a batch.
+        """Make the images of several subjects, as many at once as fit into a batch.
 
-        The noise is named by the subject, so a picture does not depend on the others.
+        The noise is named by the subject, so an image does not depend on the others.
         """
-        config, each, rows = self.config, self.config.pictures, self.library.rows_of(ids)
+        config, each, rows = self.config, self.config.images, self.library.rows_of(ids)
         fleet = max(config.sampling.batch // each, 1)
         for start in range(0, len(ids), fleet):
             some = ids[start : start + fleet]
@@ -82,10 +82,10 @@ class GeneratedSubjects:
             adapters = map_factors(lambda part: part.to(self.base.dtype), stored)
             seeds = [stream_seed(config.seed, "generated", i, k) for i in some for k in range(each)]
             made = self.base.sample([config.prompt] * len(seeds), seeds, adapters, config.sampling)
-            for subject_id, pictures in zip(some, made.split(each), strict=True):
+            for subject_id, images in zip(some, made.split(each), strict=True):
                 yield Subject(
                     id=subject_id,
-                    photos=pictures,
+                    photos=images,
                     captions=[config.prompt] * each,
                     attributes=self._facts[subject_id],
                 )
@@ -97,7 +97,7 @@ class GeneratedSubjects:
         return (subject_conditions(encoder, one, made=True) for one in self.many(ids))
 
     def require_shown(self, encoder: ConditionEncoder, ids: Sequence[str]) -> None:
-        """Look at pictures of a few subjects before those of all are made, which may take days.
+        """Look at images of a few subjects before those of all are made, which may take days.
 
         Raises:
             LibraryError: in none of them is there anything that the encoder knows.
@@ -105,16 +105,16 @@ class GeneratedSubjects:
         seen = (seen_in(encoder, subject) for subject in self.many(ids))
         if encoder.looks and not any(bool((one.presence >= SHOWN).any()) for one in seen):
             raise LibraryError(
-                f"pictures that adapters make must show what the encoder {encoder.name} knows, but "
+                f"images that adapters make must show what the encoder {encoder.name} knows, but "
                 f"none of those of the first {len(ids)} do: give the base model that they were "
-                "trained on, their prompt (the setting `prompt`), or --pictures"
+                "trained on, their prompt (the setting `prompt`), or --images"
             )
 
 
 def embed_imported(
     library: Library,
     encoder: ConditionEncoder,
-    pictures: Path | None,
+    images: Path | None,
     base: Callable[[], BaseModel],
     config: GeneratedConfig,
 ) -> Float[Tensor, "N P m"]:
@@ -123,19 +123,19 @@ def embed_imported(
     Args:
         library: whose table tells what else is known of them.
         encoder: of any kind.
-        pictures: where theirs are, as `subjects_in` reads them; None: adapters make them, unless
+        images: where theirs are, as `subjects_in` reads them; None: adapters make them, unless
             the encoder knows facts alone.
         base: loads the base model, if it is needed.
-        config: how adapters make pictures.
+        config: how adapters make images.
 
     Raises:
-        LibraryError: the library is empty, or its first adapters' pictures show nothing that the
+        LibraryError: the library is empty, or its first adapters' images show nothing that the
             encoder knows.
         LayoutError: its adapters do not fit the base model.
-        PictureError: a subject has no pictures, or one cannot be read, or shows no face.
+        ImageError: a subject has no images, or one cannot be read, or shows no face.
     """
-    if pictures is not None or not encoder.looks:
-        source = None if pictures is None else subjects_in(pictures)
+    if images is not None or not encoder.looks:
+        source = None if images is None else subjects_in(images)
         return embed_library(library, DescribedSubjects(library, source), encoder)
     model = base()
     require_fits(model, library.layout)

@@ -64,7 +64,7 @@ class ChosenSubjects:
         """Load one from the source.
 
         Raises:
-            PictureError: a picture of the subject cannot be used.
+            ImageError: an image of the subject cannot be used.
         """
         return self.source.load(subject_id)
 

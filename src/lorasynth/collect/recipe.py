@@ -33,7 +33,7 @@ class Recipe(Descent):
         start: where A starts.  "shared": one A for all subjects, orthonormal rows of norm
             `start_scale`; "own": each subject draws its own, uniform as in PEFT.  B starts at zero.
         start_scale: norm of the rows of a shared A; scales the learning rate of B's ΔW.
-        prior: pictures of the subject's class that each adapter also learns; None: none.
+        prior: images of the subject's class that each adapter also learns; None: none.
     """
 
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
@@ -78,7 +78,7 @@ class Recipe(Descent):
 
 
 #: Named recipes: `ours` is the default; `anchored` starts from a synthesizer's prediction, so it
-#: needs few steps; `refine` goes on from a synthesised adapter with one picture or a few; `usual`
+#: needs few steps; `refine` goes on from a synthesised adapter with one image or a few; `usual`
 #: trains A and B by Adam, as most do, so that adapters of one subject hardly agree;
 #: `weights2weights` is the one of the paper's data set (https://arxiv.org/abs/2406.09413).
 PRESETS: dict[str, Recipe] = {
@@ -96,7 +96,7 @@ PRESETS: dict[str, Recipe] = {
         start="own",
         learning_rate=1e-4,
         steps=800,
-        pictures_per_step=1,
+        images_per_step=1,
         noise="own",
         average=0.0,
         weight_decay=1e-2,

@@ -1,6 +1,6 @@
 """How much of an adapter is about its subject: train each subject twice and compare.
 
-The two trainings of a subject see different pictures and draw from different streams; what all
+The two trainings of a subject see different images and draw from different streams; what all
 adapters of a library share (the base model, a shared A, shared noise) they share too.  Cosines of
 ΔW come from the factors' inner products, so they do not depend on the gauge.
 """
@@ -58,15 +58,15 @@ def compare(first: Factors, second: Factors) -> Repeatability:
     )
 
 
-def split_pictures(subject: Subject) -> tuple[Subject, Subject]:
-    """Every second picture of a subject, and the others, as two subjects with streams of their own.
+def split_images(subject: Subject) -> tuple[Subject, Subject]:
+    """Every second image of a subject, and the others, as two subjects with streams of their own.
 
     Raises:
-        CollectionError: the subject has a single picture.
+        CollectionError: the subject has a single image.
     """
     if len(subject.photos) < 2:
         raise CollectionError(
-            "a subject must have at least 2 pictures to be trained twice on different ones, but "
+            "a subject must have at least 2 images to be trained twice on different ones, but "
             f"{subject.id!r} has {len(subject.photos)}"
         )
     first, second = (
@@ -91,14 +91,14 @@ def train_twice(
     dtype: torch.dtype = torch.float32,
     on_step: OnStep | None = None,
 ) -> tuple[Factors, Factors]:
-    """Train each subject on one half of its pictures and on the other, all in one fleet.
+    """Train each subject on one half of its images and on the other, all in one fleet.
 
-    An anchor too sees the pictures of one half only.
+    An anchor too sees the images of one half only.
 
     Raises:
-        CollectionError: a subject has a single picture.
+        CollectionError: a subject has a single image.
     """
-    halves = [split_pictures(subject) for subject in subjects]
+    halves = [split_images(subject) for subject in subjects]
     trainees = [half[index] for index in range(2) for half in halves]
     start = None if anchor is None else anchor.predict(trainees)
     fleet = train_fleet(base, recipe, trainees, anchor=start, dtype=dtype, on_step=on_step)

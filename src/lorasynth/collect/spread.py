@@ -203,7 +203,7 @@ def _equipped(equip: Equip) -> Equipment:
 
 
 def _class_latents(recipe: Recipe, equip: Equip) -> Tensor:
-    """Make the pictures of the class, in a worker."""
+    """Make the images of the class, in a worker."""
     assert recipe.prior is not None, "the caller has one"
     return class_latents(_equipped(equip).base, recipe.prior, recipe.seed).cpu()
 

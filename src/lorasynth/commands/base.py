@@ -51,8 +51,8 @@ def autoencoder(
     config, on = override(BaseTrainingConfig(), [*seeds, *(settings or [])]), pick_device(device)
     model = config.model
     make_parent(out, run)
-    drawn = training_subjects("base", subjects, seed, size=model.picture_size)
-    images = draw_pool(drawn, run / "pictures", workers).pictures
+    drawn = training_subjects("base", subjects, seed, size=model.image_size)
+    images = draw_pool(drawn, run / "images", workers).images
     maps = perceive(AttributeJudge.load(perception).to(on), model) if perception else None
     checkpoint = run / "autoencoder.safetensors"
     train_autoencoder(images, model, config.autoencoder, checkpoint, out, on, maps, start)
@@ -97,7 +97,7 @@ def train(
     make_parent(out, run)
     seen = AttributeJudge.load(perception) if perception else None
     watch = Progress(run=run, judge=AttributeJudge.load(judge).to(on)) if judge else None
-    drawn = training_subjects("base", subjects, seed, size=config.model.picture_size)
+    drawn = training_subjects("base", subjects, seed, size=config.model.image_size)
     pipeline = train_base(drawn, config, autoencoder, run, on, seen, watch, workers)
     save_pipeline(pipeline, out, to_dict(config))
     typer.echo(out)

@@ -26,7 +26,7 @@ from lorasynth.commands.options import (
     override,
     preset_of,
 )
-from lorasynth.commands.subjects import Avatars, Folder, Pictures, Series, Split, source_of
+from lorasynth.commands.subjects import Avatars, Folder, Images, Series, Split, source_of
 from lorasynth.core.errors import CollectionError, ConfigError
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def collect(
     split: Split = "train",
     series: Series = "library",
     seed: Seed = 0,
-    pictures: Pictures = 10,
+    images: Images = 10,
     caption: Caption = PORTRAIT,
     base: Base = "bundle/base",
     preset: Preset = "ours",
@@ -217,8 +217,8 @@ def collect(
     if engine == "ray":
         equip, folder = equip.anywhere(), folder and folder.resolve()
     here = (equip if engine == "here" else replace(equip, device="meta"))()
-    drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
-    source = source_of(folder, avatars, drawn, here.base.picture_size, caption)
+    drawn = {"split": split, "series": series, "seed": seed, "images": images}
+    source = source_of(folder, avatars, drawn, here.base.image_size, caption)
     if shard is not None:
         source, out = begin_part(source, out, Part.parse(shard))
     options: dict[str, Any] = {"fleet_size": at_once, "gauge": gauge}

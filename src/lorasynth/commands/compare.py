@@ -17,7 +17,7 @@ from lorasynth.commands.options import (
     load_base,
     override,
 )
-from lorasynth.core.errors import ConfigError, PictureError
+from lorasynth.core.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
     from lorasynth.adapter import Adapter
@@ -44,11 +44,11 @@ def compare(
         Path,
         typer.Argument(help="As `lorasynth collect --folder` takes them."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for table and pictures.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for table and images.")],
     encoder: Annotated[str, typer.Option(help="Encoder that judges: a name or folder.")],
     lora: Named = None,
     synthesizer: Annotated[
-        str | None, typer.Option(help="A contender: what it makes of each first picture.")
+        str | None, typer.Option(help="A contender: what it makes of each first image.")
     ] = None,
     style: Annotated[
         list[str] | None,
@@ -58,7 +58,7 @@ def compare(
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
     strength: Annotated[list[float] | None, typer.Option(help="May be repeated.")] = None,
-    pictures: Annotated[int, typer.Option(help="Of each prompt.", min=1)] = 4,
+    images: Annotated[int, typer.Option(help="Of each prompt.", min=1)] = 4,
     second: Annotated[str | None, typer.Option(help="A second one, trained apart.")] = None,
     clip: Clip = None,
     base: Base = "bundle/base",
@@ -68,9 +68,9 @@ def compare(
     size: Size = None,
     device: Device = "auto",
 ) -> None:
-    """Compare adapters by the pictures made with them; the base model alone is the first row.
+    """Compare adapters by the images made with them; the base model alone is the first row.
 
-    The first picture of each subject is what --synthesizer sees; the others judge.
+    The first image of each subject is what --synthesizer sees; the others judge.
 
     Example: lorasynth compare people -o table --encoder bundle/encoders/avatar --lora trained=loras
     --synthesizer bundle/synthesizer --strength 0.5 --strength 1 --strength 1.5
@@ -82,7 +82,7 @@ def compare(
     from lorasynth.evaluation.compare import compare as run
     from lorasynth.images import subjects_in
 
-    config = replace(override(CompareConfig(), settings), pictures=pictures, seed=seed)
+    config = replace(override(CompareConfig(), settings), images=images, seed=seed)
     if prompt:
         config = replace(config, prompts=tuple(prompt))
     if strength:
@@ -94,7 +94,7 @@ def compare(
     besides = [_style(text) for text in style or []]
     contenders = [Contender(name="base model", adapters=None, besides=besides)]
     if not people:
-        raise PictureError(f"there must be a subject with pictures, but {subjects} has none")
+        raise ImageError(f"there must be a subject with images, but {subjects} has none")
     if synthesizer is not None:
         _require_judging(people)
         made = _synthesised(synthesizer, people)
@@ -112,15 +112,15 @@ def compare(
 
 
 def _require_judging(people: "Sequence[Subject]") -> None:
-    """Refuse subjects whose only picture would be what is shown and what judges.
+    """Refuse subjects whose only image would be what is shown and what judges.
 
     Raises:
-        PictureError: names the first.
+        ImageError: names the first.
     """
     for subject in people:
         if len(subject.photos) < 2:
-            raise PictureError(
-                "a subject needs two pictures, one that --synthesizer sees and others that judge, "
+            raise ImageError(
+                "a subject needs two images, one that --synthesizer sees and others that judge, "
                 f"but {subject.id} has {len(subject.photos)}: add one, or leave --synthesizer out"
             )
 

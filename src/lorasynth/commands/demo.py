@@ -22,7 +22,7 @@ def demo(
     from lorasynth.core.device import pick_device
     from lorasynth.evaluation.trial import TrialConfig
 
-    config = from_dict(TrialConfig, {"subjects": subjects, "seed": seed, "pictures": 6})
+    config = from_dict(TrialConfig, {"subjects": subjects, "seed": seed, "images": 6})
     result = run_demo(Bundle.open(bundle, pick_device(device)), config, out)
     draw_sheet(result, out / "demo.png")
     write_page(result, out / "index.html")

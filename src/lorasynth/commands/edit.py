@@ -19,9 +19,9 @@ LoraFile = Annotated[Path, typer.Argument(metavar="LORA", help="LoRA file.", sho
 Out = Annotated[Path, typer.Option("--out", "-o", help="LoRA file (peft: folder) to write.")]
 Folder = Annotated[Path, typer.Option("--out", "-o", help="Folder for the LoRA files.")]
 Strip = Annotated[
-    Path | None, typer.Option(help="PNG to write: a picture made with each, in a row.")
+    Path | None, typer.Option(help="PNG to write: an image made with each, in a row.")
 ]
-Prompt = Annotated[str, typer.Option(help="Of the strip's pictures.")]
+Prompt = Annotated[str, typer.Option(help="Of the strip's images.")]
 
 
 def edit(
@@ -171,7 +171,7 @@ def _write_all(adapters: "Sequence[Adapter]", folder: Path, file_format: str) ->
 def _draw_strip(
     adapters: "Sequence[Adapter]", path: Path, base: str, prompt: str, seed: int, device: str
 ) -> None:
-    """One picture with each adapter, from the same noise, as a PNG."""
+    """One image with each adapter, from the same noise, as a PNG."""
     import torch
 
     from lorasynth.adapter import stack
@@ -182,8 +182,8 @@ def _draw_strip(
 
     model = BaseModel.load(base, pick_device(device))
     require_made_for(model, adapters[0].metadata.base_fingerprint, "LoRA file")
-    pictures = torch.cat(
+    images = torch.cat(
         [model.sample([prompt], [seed], stack([adapter.factors])) for adapter in adapters]
     )
-    write_synthetic(path, contact_sheet(pictures, len(adapters)), {"Description": prompt})
+    write_synthetic(path, contact_sheet(images, len(adapters)), {"Description": prompt})
     typer.echo(path)

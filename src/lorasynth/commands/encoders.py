@@ -38,7 +38,7 @@ def make(
     made = encoder.build(config, torch.device("cpu"))
     made.save(out)
     typer.echo(
-        f"{out}: {made.name}, {made.picture_size} pixels to {made.width} numbers, licence of the "
+        f"{out}: {made.name}, {made.image_size} pixels to {made.width} numbers, licence of the "
         f"weights: {made.licence}"
     )
 
@@ -53,10 +53,10 @@ def attributes(
         list[str] | None, typer.Option(help="Column of the table; may be repeated.")
     ] = None,
     identity: Annotated[
-        str | None, typer.Option(help="Encoder of pictures beside the attributes.")
+        str | None, typer.Option(help="Encoder of images beside the attributes.")
     ] = None,
 ) -> None:
-    """Make an encoder of attributes in words, alone or beside what pictures show.
+    """Make an encoder of attributes in words, alone or beside what images show.
 
     Example: lorasynth encoders attributes library --column glasses --column top
     --identity bundle/encoders/avatar -o encoder, then lorasynth library embed, train, and
@@ -103,7 +103,7 @@ def join(
     ],
     out: Out,
 ) -> None:
-    """Make one encoder of several: who it is, and what its pictures show.
+    """Make one encoder of several: who it is, and what its images show.
 
     Example: lorasynth encoders join insightface:buffalo_l clip:hub:openai/clip-vit-base-patch32
     -o encoder
@@ -143,8 +143,8 @@ def train(
     encoder = from_dict(AvatarEncoderConfig, {"name": name, "trunk": trunk})
     config = override(ArcFaceConfig(), [f"optimisation.seed={seed}", *(settings or [])])
     make_parent(out, run)
-    drawn = training_subjects(series, subjects, seed, siblings, encoder.picture_size)
-    pool = draw_pool(drawn, run / "pictures", workers)
+    drawn = training_subjects(series, subjects, seed, siblings, encoder.image_size)
+    pool = draw_pool(drawn, run / "images", workers)
     checkpoint = run / f"{name}.safetensors"
     train_encoder(pool, encoder, config, checkpoint, pick_device(device)).cpu().save(out)
     typer.echo(out)
@@ -161,7 +161,7 @@ def judge(
     workers: Workers = CORES,
     device: Device = "auto",
 ) -> None:
-    """Train the judge that reads attributes off pictures; run again to resume."""
+    """Train the judge that reads attributes off images; run again to resume."""
     from lorasynth.avatars.judge import JudgeConfig, train_judge
     from lorasynth.avatars.pool import draw_pool, training_subjects
     from lorasynth.core.atomic import make_parent
@@ -169,7 +169,7 @@ def judge(
 
     config = override(JudgeConfig(), [f"optimisation.seed={seed}", *(settings or [])])
     make_parent(out, run)
-    drawn = training_subjects(series, subjects, seed, size=config.picture_size)
-    pool = draw_pool(drawn, run / "pictures", workers)
+    drawn = training_subjects(series, subjects, seed, size=config.image_size)
+    pool = draw_pool(drawn, run / "images", workers)
     train_judge(pool, config, run / "judge.safetensors", pick_device(device)).cpu().save(out)
     typer.echo(out)

@@ -16,7 +16,7 @@ from lorasynth.commands.options import (
     Settings,
     override,
 )
-from lorasynth.commands.subjects import Avatars, Folder, Pictures, Series, Split, source_of
+from lorasynth.commands.subjects import Avatars, Folder, Images, Series, Split, source_of
 from lorasynth.commands.synth import Photos, subjects_of
 
 app = typer.Typer(
@@ -39,7 +39,7 @@ def fine_tune(
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
-    """Train all weights of the base model's denoiser on a few pictures, one subject after another.
+    """Train all weights of the base model's denoiser on a few images, one subject after another.
 
     The folder is one that the denoiser's class in diffusers loads: UNet2DConditionModel for Stable
     Diffusion. It is as large as the denoiser itself.
@@ -67,8 +67,8 @@ def fine_tune(
         require_replaceable(path, ["config.json", "diffusion_pytorch_model*.safetensors*"])
     model = BaseModel.load(base, pick_device(device))
     with progress("fine-tune", len(found)) as advance:
-        for path, pictures in found.items():
-            subject = framed_subject(read_subject(None, pictures, caption), model.picture_size)
+        for path, images in found.items():
+            subject = framed_subject(read_subject(None, images, caption), model.image_size)
             weights = train(model, subject, config)
             with weights_of(model, weights), atomic_directory(path) as temporary:
                 model.denoiser.register_to_config(_name_or_path=model.name)  # not its local path
@@ -86,13 +86,13 @@ def train_ip_adapter(
     split: Split = "train",
     series: Series = "ip-adapter",
     seed: Seed = 0,
-    pictures: Pictures = 8,
+    images: Images = 8,
     base: Base = "bundle/base",
     run: Run = Path("runs/ip-adapter"),
     settings: Settings = None,
     device: Device = "auto",
 ) -> None:
-    """Train an IP-Adapter on subjects' pictures; run again to resume.
+    """Train an IP-Adapter on subjects' images; run again to resume.
 
     The file is one that load_ip_adapter of diffusers reads; its ip_adapter_image_embeds are the
     encoder's embeddings.
@@ -110,8 +110,8 @@ def train_ip_adapter(
     config = override(IPAdapterConfig(), [f"optimisation.seed={seed}", *(settings or [])])
     where = pick_device(device)
     embedder, model = load_encoder(encoder, where), BaseModel.load(base, where)
-    drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
-    source = source_of(folder, avatars, drawn, model.picture_size)
+    drawn = {"split": split, "series": series, "seed": seed, "images": images}
+    source = source_of(folder, avatars, drawn, model.image_size)
     make_parent(out, run)
     train(model, embedder, source, config, run / "ip-adapter.safetensors").save(
         out, embedder.fingerprint
@@ -126,13 +126,13 @@ def ip_adapter_images(
     adapter: Annotated[Path, typer.Option(help="File that `ip-adapter train` wrote.")],
     encoder: Encoder,
     prompt: Annotated[str, typer.Option(help="Text.")] = PORTRAIT,
-    number: Annotated[int, typer.Option("-n", help="Pictures of each subject.", min=1)] = 4,
+    number: Annotated[int, typer.Option("-n", help="Images of each subject.", min=1)] = 4,
     scale: Annotated[float, typer.Option(help="Multiplies what the adapter adds.")] = 1.0,
     base: Base = "bundle/base",
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
-    """Make pictures of subjects with an IP-Adapter.
+    """Make images of subjects with an IP-Adapter.
 
     Example: lorasynth ip-adapter images me.png --adapter ip.safetensors --encoder
     bundle/encoders/avatar -o me-ip.png
@@ -166,6 +166,6 @@ def ip_adapter_images(
     sampling = SamplingConfig()
     unet, seen, guided = model.denoiser, conditions.to(model.device), sampling.guidance != 1
     with loaded.to(model.device).attached(unet, seen, guided=guided, scale=scale):
-        pictures = model.sample(prompts * len(found), seeds * len(found), config=sampling)
-    write_synthetic(out, contact_sheet(pictures, number), {"Description": prompt})
+        images = model.sample(prompts * len(found), seeds * len(found), config=sampling)
+    write_synthetic(out, contact_sheet(images, number), {"Description": prompt})
     typer.echo(out)

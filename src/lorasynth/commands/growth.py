@@ -11,7 +11,7 @@ from lorasynth.commands.options import Anchor, Base, Device, Seed, Settings, anc
 
 def growth(
     library: Annotated[Path, typer.Argument(help="Library, embedded.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for reports and picture.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for reports and image.")],
     size: Annotated[
         list[int] | None,
         typer.Option(

@@ -1,4 +1,4 @@
-"""`lorasynth images`: pictures made with LoRA files."""
+"""`lorasynth images`: images made with LoRA files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ def images(
     out: Out,
     lora: Loras = None,
     strength: Annotated[float, typer.Option(help="Multiplies what the LoRA files do.")] = 1.0,
-    number: Annotated[int, typer.Option("-n", help="Pictures of each prompt.", min=1)] = 4,
+    number: Annotated[int, typer.Option("-n", help="Images of each prompt.", min=1)] = 4,
     base: Base = "bundle/base",
     allow_other_base: Other = False,
     seed: Seed = 0,
@@ -41,7 +41,7 @@ def images(
     size: Size = None,
     device: Device = "auto",
 ) -> None:
-    """Make pictures; their metadata says that they are synthetic.
+    """Make images; their metadata says that they are synthetic.
 
     Example: lorasynth images --lora me.safetensors --prompt "a portrait of sks, smiling" -o me.png
     """
@@ -50,21 +50,21 @@ def images(
     from lorasynth.images.png import contact_sheet, write_synthetic
 
     sheet = out.suffix.lower() == ".png"
-    make_parent(out if sheet else out / "picture.png")
+    make_parent(out if sheet else out / "image.png")
     model = load_base(base, device, dtype, size, slicing=attention_slicing)
     factors = _factors(model, lora or [], strength, allow_other_base)
     prompts = [text for text in prompt for _ in range(number)]
     seeds = [seed + i for _ in prompt for i in range(number)]
-    pictures = model.sample(prompts, seeds, factors, SamplingConfig(steps=steps, guidance=guidance))
+    images = model.sample(prompts, seeds, factors, SamplingConfig(steps=steps, guidance=guidance))
     facts = {"Base": model.fingerprint, "Lora": ", ".join(path.name for path in lora or [])}
     if sheet:
         facts |= {"Description": "\n".join(prompt), "Seed": f"{seed} and following"}
-        write_synthetic(out, contact_sheet(pictures, number), facts)
+        write_synthetic(out, contact_sheet(images, number), facts)
         typer.echo(out)
         return
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         path = out / f"{i // number:02d}-{seeds[i]:06d}.png"
-        write_synthetic(path, picture, {**facts, "Description": prompts[i], "Seed": str(seeds[i])})
+        write_synthetic(path, image, {**facts, "Description": prompts[i], "Seed": str(seeds[i])})
         typer.echo(path)
 
 

@@ -76,7 +76,7 @@ def w2w(
     ] = "identity",
     embeddings: Annotated[
         Path | None,
-        typer.Option(help=".npy with an embedding of each row's pictures, to tell people apart."),
+        typer.Option(help=".npy with an embedding of each row's images, to tell people apart."),
     ] = None,
 ) -> None:
     """Read weights2weights' published files into a library; run again to go on.

@@ -1,4 +1,4 @@
-"""Options that say what makes pictures and what judges them."""
+"""Options that say what makes images and what judges them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

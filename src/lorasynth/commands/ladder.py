@@ -14,7 +14,7 @@ def ladder(
     seed: Seed = 0,
     split: Split = "validation",
     json: Annotated[Path | None, typer.Option(help="Also write the figures here.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Also draw them here, as a PNG.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Also draw them here, as a PNG.")] = None,
     bundle: Annotated[Path, typer.Option(help="Folder of the bundle.")] = Path("bundle"),
     cache: Annotated[
         Path, typer.Option(help="Folder for trained adapters and measurements.")
@@ -42,5 +42,5 @@ def ladder(
     Console().print(table)
     if json is not None:
         write_json(json, report)
-    if picture is not None:
-        draw_ladder(report, picture)
+    if image is not None:
+        draw_ladder(report, image)

@@ -68,10 +68,10 @@ def annotate(
 def embed(
     path: Where,
     encoder: Annotated[str, typer.Option(help="Condition encoder: a folder or a name.")],
-    pictures: Annotated[
+    images: Annotated[
         Path | None,
         typer.Option(
-            help="The subjects' pictures, as `collect --folder` takes them; without it, they are "
+            help="The subjects' images, as `collect --folder` takes them; without it, they are "
             "made with the adapters."
         ),
     ] = None,
@@ -83,11 +83,11 @@ def embed(
 ) -> None:
     """Embed the subjects of a library that was imported; run again to go on.
 
-    Where the pictures that adapters were trained on are not at hand, each adapter shows its
-    subject; --set names options of that. An encoder of attributes alone needs no pictures.
+    Where the images that adapters were trained on are not at hand, each adapter shows its
+    subject; --set names options of that. An encoder of attributes alone needs no images.
 
     Example: lorasynth library embed library --encoder dlib --base path/to/stable-diffusion-v1-5
-    --set prompt="a photo of sks person" --set pictures=4
+    --set prompt="a photo of sks person" --set images=4
     """
     from lorasynth.collect.embedding import column_of
     from lorasynth.collect.generated import GeneratedConfig, embed_imported
@@ -98,7 +98,7 @@ def embed(
     config = override(GeneratedConfig(), settings)
     library, embedder = Library.open(path), load_encoder(encoder, pick_device(device))
     model = partial(load_base, base, device, dtype, size)
-    embed_imported(library, embedder, pictures, model, config)
+    embed_imported(library, embedder, images, model, config)
     typer.echo(f"{path}: {len(library)} subjects embedded as {column_of(embedder)}")
 
 

@@ -188,7 +188,7 @@ def _written(
 
 def inspect(
     file: File,
-    picture: Annotated[
+    image: Annotated[
         Path | None, typer.Option(help="PNG to write: the norms of the blocks.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -204,9 +204,9 @@ def inspect(
         typer.echo(json.dumps(_plain(asdict(found)), indent=1))
     else:
         _print(found)
-    if picture is not None:
-        draw_norms(found, picture)
-        typer.echo(picture, err=as_json)
+    if image is not None:
+        draw_norms(found, image)
+        typer.echo(image, err=as_json)
     if not found.sound:
         raise typer.Exit(1)
 

@@ -149,7 +149,7 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    """One reference picture in, a LoRA file for a text-to-image diffusion model out."""
+    """One reference image in, a LoRA file for a text-to-image diffusion model out."""
 
 
 def _add(panel: str, *commands: tuple[str, Any]) -> None:

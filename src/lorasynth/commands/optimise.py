@@ -1,4 +1,4 @@
-"""`lorasynth blend`, `invert` and `refine`: adapters by gradient descent on a few pictures."""
+"""`lorasynth blend`, `invert` and `refine`: adapters by gradient descent on a few images."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,7 +41,7 @@ def blend(
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
-    """Mix the adapters of a library so that the mixture denoises the pictures best.
+    """Mix the adapters of a library so that the mixture denoises the images best.
 
     Consent: of people only with their consent.
 
@@ -98,7 +98,7 @@ def _require_room(library: "Library") -> None:
 def invert(
     photos: Photos,
     out: Out,
-    start: Annotated[str, typer.Option(help="mean, or synthesised: from the pictures.")] = "mean",
+    start: Annotated[str, typer.Option(help="mean, or synthesised: from the images.")] = "mean",
     caption: Caption = PORTRAIT,
     synthesizer: Where = "bundle/synthesizer",
     library: Known = Path("bundle/library"),
@@ -109,7 +109,7 @@ def invert(
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
-    """Find the latent whose adapter denoises the pictures best, under the library's spread.
+    """Find the latent whose adapter denoises the images best, under the library's spread.
 
     Consent: of people only with their consent.
 
@@ -155,7 +155,7 @@ def refine(
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
-    """Train a LoRA file on with a few pictures of its subject.
+    """Train a LoRA file on with a few images of its subject.
 
     Consent: of people only with their consent.
 
@@ -169,7 +169,7 @@ def refine(
     from lorasynth.images.files import SUFFIXES
 
     if lora.suffix.lower() in SUFFIXES:
-        raise ConfigError(f"refine takes the LoRA first and its pictures after, but got {lora}")
+        raise ConfigError(f"refine takes the LoRA first and its images after, but got {lora}")
     adapter = Adapter.load(lora)
     stated = [] if steps is None else [f"steps={steps}"]
     recipe = override(PRESETS["refine"], [*stated, f"seed={seed}", *(settings or [])])
@@ -178,8 +178,8 @@ def refine(
     job = _Job(places, caption, base, device, looking)
     if len(job.subjects) > 1:
         raise ConfigError(
-            f"a LoRA is refined with pictures of its one subject, but got {len(job.subjects)} "
-            "folders of pictures: give one"
+            f"a LoRA is refined with images of its one subject, but got {len(job.subjects)} "
+            "folders of images: give one"
         )
     require_made_for(job.base, adapter.metadata.base_fingerprint, f"LoRA file {lora}")
     anchor = map_factors(lambda part: part[None].float(), adapter.factors)
@@ -215,7 +215,7 @@ class _Places(NamedTuple):
 
 
 class _Job:
-    """Pictures to learn from, the base model to learn through, and where the files go."""
+    """Images to learn from, the base model to learn through, and where the files go."""
 
     def __init__(
         self,
@@ -238,8 +238,8 @@ class _Job:
         self.outs, self.paths = list(found), list(found.values())
         looking = [] if encoder is None else [encoder]
         self.subjects: list[Subject] = [
-            framed_subject(read_subject(None, pictures, caption), self.base.picture_size, looking)
-            for pictures in self.paths
+            framed_subject(read_subject(None, images, caption), self.base.image_size, looking)
+            for images in self.paths
         ]
 
     @contextmanager

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ConfigT = TypeVar("ConfigT")
 
 Device = Annotated[str, typer.Option(help="auto, cpu, mps or cuda[:N].")]
-Workers = Annotated[int, typer.Option(help="Processes that draw pictures.", min=1)]
+Workers = Annotated[int, typer.Option(help="Processes that draw images.", min=1)]
 Seed = Annotated[int, typer.Option(help="Seed of every random stream.")]
 Run = Annotated[Path, typer.Option(help="Folder for checkpoints; the same folder resumes.")]
 Base = Annotated[str, typer.Option(help="Base model: a pipeline folder, or hub:owner/name.")]
@@ -44,7 +44,7 @@ DType = Annotated[
     str, typer.Option(help="Number format of the base model: float32, bfloat16 or float16.")
 ]
 Size = Annotated[
-    int | None, typer.Option(help="Side of the pictures in pixels; default: the base model's.")
+    int | None, typer.Option(help="Side of the images in pixels; default: the base model's.")
 ]
 Slicing = Annotated[
     bool,
@@ -57,13 +57,13 @@ Checkpointing = Annotated[
     ),
 ]
 
-#: What a picture shows where nobody says it.
+#: What an image shows where nobody says it.
 PORTRAIT = "a portrait of sks"
 
 #: What calls a subject where nobody says it.
 TRIGGER = "sks"
 
-Caption = Annotated[str, typer.Option(help="Of pictures that have no caption of their own.")]
+Caption = Annotated[str, typer.Option(help="Of images that have no caption of their own.")]
 Trigger = Annotated[
     str,
     typer.Option(help="What calls the subject in a prompt, such as 'sks person'; told in files."),
@@ -107,7 +107,7 @@ def load_base(
     from lorasynth.core.device import pick_device
 
     if device == "meta":  # to compare with, where its weights are here; else they are fetched
-        sketch = BaseModel.load(base, device, picture_size=size)
+        sketch = BaseModel.load(base, device, image_size=size)
         if sketch.fingerprint:
             return sketch
         device = "cpu"
@@ -116,7 +116,7 @@ def load_base(
         raise ConfigError(f"--dtype must be one of {', '.join(formats)}, but is {dtype!r}")
     memory = Memory(gradient_checkpointing=checkpointing, attention_slicing=slicing)
     number: torch.dtype = getattr(torch, dtype)
-    return BaseModel.load(base, pick_device(device), number, memory=memory, picture_size=size)
+    return BaseModel.load(base, pick_device(device), number, memory=memory, image_size=size)
 
 
 def anchor_of(name: str | None, base: "BaseModel") -> "Synthesizer | None":

@@ -1,4 +1,4 @@
-"""`lorasynth pretrain`: a synthesizer from pictures alone, before there is a library."""
+"""`lorasynth pretrain`: a synthesizer from images alone, before there is a library."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from lorasynth.commands.options import (
     override,
     preset_of,
 )
-from lorasynth.commands.subjects import Avatars, Folder, Pictures, Series, Split, source_of
+from lorasynth.commands.subjects import Avatars, Folder, Images, Series, Split, source_of
 from lorasynth.commands.synth import Strict
 
 RecipeSettings = Annotated[
@@ -42,7 +42,7 @@ def pretrain(
     split: Split = "train",
     series: Series = "pretraining",
     seed: Seed = 0,
-    pictures: Pictures = 8,
+    images: Images = 8,
     caption: Caption = PORTRAIT,
     trigger: Trigger = TRIGGER,
     base: Base = "bundle/base",
@@ -86,8 +86,8 @@ def pretrain(
         slicing=attention_slicing,
         checkpointing=gradient_checkpointing,
     )
-    drawn = {"split": split, "series": series, "seed": seed, "pictures": pictures}
-    source = source_of(folder, avatars, drawn, model.picture_size, caption)
+    drawn = {"split": split, "series": series, "seed": seed, "images": images}
+    source = source_of(folder, avatars, drawn, model.image_size, caption)
     make_parent(out, run)
     checkpoint = run / "pretrain.safetensors"
     made = train_predictor(model, embedder, source, adapted, config, checkpoint, strict=strict)

@@ -29,10 +29,10 @@ def w2w(
         str | None, typer.Option(help="Another encoder, which only measures.")
     ] = None,
     clip: Clip = None,
-    pictures: Annotated[
+    images: Annotated[
         Path | None,
         typer.Option(
-            help="The subjects' pictures, a folder each by their ids; without it they are made "
+            help="The subjects' images, a folder each by their ids; without it they are made "
             "with the adapters."
         ),
     ] = None,
@@ -69,7 +69,7 @@ def w2w(
         encoder=load_encoder(encoder, model.device),
         second=None if second is None else load_encoder(second, model.device),
         clip=clip,
-        pictures=pictures,
+        images=images,
         memory=memory_of(memory),
     )
     missing = recipe.stages.missing()

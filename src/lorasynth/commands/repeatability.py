@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from lorasynth.evaluation.trial import TrialConfig
 
 Subjects = Annotated[int, typer.Option(help="Subjects trained twice.", min=2)]
-Pictures = Annotated[
-    int, typer.Option(help="Pictures that each training, and the anchor, sees.", min=1)
+Images = Annotated[
+    int, typer.Option(help="Images that each training, and the anchor, sees.", min=1)
 ]
 Table = Annotated[
     Path,
@@ -53,7 +53,7 @@ _COLUMNS = {
 
 def repeatability(
     subjects: Subjects = 8,
-    pictures: Pictures = 10,
+    images: Images = 10,
     seed: Seed = 0,
     split: Split = "validation",
     preset: Preset = "ours",
@@ -66,7 +66,7 @@ def repeatability(
     json: Annotated[Path | None, typer.Option(help="File to write.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Train subjects twice, on pictures apart: cosine of the updates, and likeness.
+    """Train subjects twice, on images apart: cosine of the updates, and likeness.
 
     Example: lorasynth repeatability --subjects 8 --set steps=300 --set rank=1
     """
@@ -75,7 +75,7 @@ def repeatability(
 
     recipe = override(preset_of(preset), settings)
     instruments = instruments_of(base, encoder, second, judge, device)
-    config = _trial(subjects, pictures, seed, split)
+    config = _trial(subjects, images, seed, split)
     start = anchor_of(anchor, instruments.base)
     report: dict[str, Any] = repeatability_report(instruments, recipe, config, start)
     for name in _SHOWN:
@@ -86,9 +86,9 @@ def repeatability(
 
 def recipes(
     table: Table,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for reports and picture.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for reports and image.")],
     subjects: Subjects = 12,
-    pictures: Pictures = 10,
+    images: Images = 10,
     seed: Seed = 0,
     split: Split = "validation",
     anchor: Anchor = None,
@@ -124,7 +124,7 @@ def recipes(
     instruments = instruments_of(base, encoder, second, judge, device)
     start = anchor_of(anchor, instruments.base)
     candidates = {name: candidate(name, dict(options)) for name, options in asked.items()}
-    config = _trial(subjects, pictures, seed, split)
+    config = _trial(subjects, images, seed, split)
     reports = compare_recipes(instruments, candidates, config, out)
     draw_recipes(reports, out / "recipes.png")
     rows = Rows("recipe", *_COLUMNS, box=SIMPLE)
@@ -133,9 +133,9 @@ def recipes(
     Console().print(rows)
 
 
-def _trial(subjects: int, pictures: int, seed: int, split: str) -> "TrialConfig":
+def _trial(subjects: int, images: int, seed: int, split: str) -> "TrialConfig":
     from lorasynth.core.config import from_dict
     from lorasynth.evaluation.trial import TrialConfig
 
-    stated = {"subjects": subjects, "training_pictures": pictures, "seed": seed, "split": split}
+    stated = {"subjects": subjects, "training_images": images, "seed": seed, "split": split}
     return from_dict(TrialConfig, stated)

@@ -1,4 +1,4 @@
-"""Options that say whose pictures to learn from."""
+"""Options that say whose images to learn from."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 Folder = Annotated[
     Path | None,
     typer.Option(
-        help="Subjects: a folder with a folder of pictures for each, or tar files (webdataset's "
-        "names: ann.0.jpg, ann.0.txt) or Parquet files (columns id, picture, caption)."
+        help="Subjects: a folder with a folder of images for each, or tar files (webdataset's "
+        "names: ann.0.jpg, ann.0.txt) or Parquet files (columns id, image, caption)."
     ),
 ]
 Avatars = Annotated[int | None, typer.Option(help="Subjects: this many drawn avatars.")]
 Split = Annotated[str, typer.Option(help="Avatars' split: train, validation, test.")]
 Series = Annotated[str, typer.Option(help="Avatars' series; series share none.")]
-Pictures = Annotated[int, typer.Option(help="Pictures of each avatar.", min=1)]
+Images = Annotated[int, typer.Option(help="Images of each avatar.", min=1)]
 
 
 def source_of(
@@ -38,7 +38,7 @@ def source_of(
 
     Raises:
         ConfigError: neither is given, or both.
-        PictureError: the folder holds no subjects.
+        ImageError: the folder holds no subjects.
     """
     from lorasynth.avatars.drawing import AvatarSubjects
     from lorasynth.core.config import from_dict

@@ -1,4 +1,4 @@
-"""`lorasynth synth`: pictures of a subject in, a LoRA file out."""
+"""`lorasynth synth`: images of a subject in, a LoRA file out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorasynth.commands.options import Device, Seed
-from lorasynth.core.errors import ConfigError, PictureError
+from lorasynth.core.errors import ConfigError, ImageError
 from lorasynth.core.progress import console
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _PHOTOS = typer.Argument(
     metavar="PHOTO...",
-    help="Pictures of one subject, or a folder of them, or a folder with a folder for each of "
+    help="Images of one subject, or a folder of them, or a folder with a folder for each of "
     "several subjects.",
     show_default=False,
 )
@@ -77,7 +77,7 @@ def synth(
     strict: Strict = False,
     device: Device = "auto",
 ) -> None:
-    """Make a LoRA file for the subject of one or several pictures.
+    """Make a LoRA file for the subject of one or several images.
 
     Of several subjects, one that cannot be used is left out and named; the exit status is 0 if any
     file was written, and 2 if none was.
@@ -101,10 +101,10 @@ def synth(
     if synthesise.encoder.looks:
         console.print(f"{synthesizer} knows {synthesise.knows}.", soft_wrap=True)
     conditions, left_out = {}, {}
-    for path, pictures in subjects.items():
+    for path, images in subjects.items():
         try:
-            conditions[path] = synthesise.embed(pictures, stages, face, facts)
-        except PictureError as error:
+            conditions[path] = synthesise.embed(images, stages, face, facts)
+        except ImageError as error:
             if strict or len(subjects) == 1:
                 raise
             left_out[path.stem] = error
@@ -126,7 +126,7 @@ def synth(
     if left_out:
         typer.echo(f"{len(written)} subjects written, {len(left_out)} left out", err=True)
     if not written:
-        raise PictureError(
+        raise ImageError(
             f"a subject must have photos that can be used, but none of the {len(left_out)} has"
         )
 
@@ -139,17 +139,17 @@ def _fact(text: str) -> tuple[str, str]:
 
 
 def subjects_of(photos: Sequence[Path], out: Path, suffix: str) -> dict[Path, list[Path]]:
-    """What to write for each subject, named with `suffix` if there are several -> its pictures.
+    """What to write for each subject, named with `suffix` if there are several -> its images.
 
     Raises:
-        PictureError: a folder has no pictures, neither itself nor in its subfolders.
+        ImageError: a folder has no images, neither itself nor in its subfolders.
     """
-    from lorasynth.images.folders import Tally, pictures_in, subjects_below
+    from lorasynth.images.folders import Tally, images_in, subjects_below
 
     if len(photos) > 1 or not photos[0].is_dir():
         return {out: list(photos)}
     [folder], tally = photos, Tally()
-    if found := pictures_in(folder, tally):
+    if found := images_in(folder, tally):
         tally.subjects, subjects = 1, {out: found}
     else:
         tally = Tally()
@@ -157,8 +157,8 @@ def subjects_of(photos: Sequence[Path], out: Path, suffix: str) -> dict[Path, li
         subjects = {out / f"{name}{suffix}": paths for name, paths in below.items()}
     tally.say(folder)
     if not subjects:
-        raise PictureError(
-            f"a folder of subjects must hold pictures, or folders of pictures, but {folder} has "
+        raise ImageError(
+            f"a folder of subjects must hold images, or folders of images, but {folder} has "
             "none: check the path"
         )
     return subjects

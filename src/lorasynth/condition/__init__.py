@@ -1,4 +1,4 @@
-"""Conditions: encoders that turn pictures of a subject into the embedding that steers synthesis."""
+"""Conditions: encoders that turn images of a subject into the embedding that steers synthesis."""
 
 import lazy_loader
 

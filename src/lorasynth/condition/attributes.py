@@ -1,4 +1,4 @@
-"""Conditions from facts: attributes of a subject in words, alone or beside what its pictures show.
+"""Conditions from facts: attributes of a subject in words, alone or beside what its images show.
 
 Each attribute is a block of the condition with a 1 at its value (two values make it binary, as
 CelebA's attributes are); one that is not known is a block of zeros.
@@ -91,7 +91,7 @@ class AttributeEncoder(ConditionEncoder):
         self.name = config.name
         self.facts_width = sum(map(len, config.attributes.values()))
         self.width = self.facts_width + (0 if identity is None else identity.width)
-        self.picture_size = 1 if identity is None else identity.picture_size
+        self.image_size = 1 if identity is None else identity.image_size
         self.licence = "none: no weights" if identity is None else identity.licence
 
     @override
@@ -107,7 +107,7 @@ class AttributeEncoder(ConditionEncoder):
         """Conditions of what is seen and what is known; one row where nothing is seen.
 
         Args:
-            embeddings: by the other encoder; None where there is no picture.
+            embeddings: by the other encoder; None where there is no image.
             facts: values by attribute; other facts are no part of the condition.
 
         Raises:
@@ -123,7 +123,7 @@ class AttributeEncoder(ConditionEncoder):
         if embeddings is None:
             if not known.any():
                 raise ConfigError(
-                    f"a condition needs a picture or one of {', '.join(self.config.attributes)}, "
+                    f"a condition needs an image or one of {', '.join(self.config.attributes)}, "
                     "but got neither: give --attribute NAME=VALUE"
                 )
             embeddings = torch.zeros(1, self.width - self.facts_width)
@@ -187,25 +187,23 @@ class AttributeEncoder(ConditionEncoder):
     def _seeing(self) -> ConditionEncoder:
         if self.identity is None:
             raise ConfigError(
-                f"the encoder {self.name!r} knows attributes in words and looks at no pictures: "
+                f"the encoder {self.name!r} knows attributes in words and looks at no images: "
                 "measure with another one"
             )
         return self.identity
 
     @override
-    def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
-        """Conditions of pictures of subjects of whom nothing else is known.
+    def embed(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
+        """Conditions of images of subjects of whom nothing else is known.
 
         Raises:
             ConfigError: there is no other encoder to look at them.
         """
-        return self.describe(self._seeing.embed(pictures), {})
+        return self.describe(self._seeing.embed(images), {})
 
     @override
-    def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
-        return (
-            torch.ones(len(pictures)) if self.identity is None else self.identity.presence(pictures)
-        )
+    def presence(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
+        return torch.ones(len(images)) if self.identity is None else self.identity.presence(images)
 
     @override
     def save(self, folder: Path) -> None:

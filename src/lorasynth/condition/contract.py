@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lorasynth.core.config import read_json
-from lorasynth.core.errors import ConfigError, PictureError
+from lorasynth.core.errors import ConfigError, ImageError
 from lorasynth.core.registry import Registry
 from lorasynth.core.weights import CONFIG_FILE
 from lorasynth.images.contract import Photos, Subject
@@ -41,7 +41,7 @@ class ConditionEncoder(ABC):
 
     Attributes:
         name: written into every file that depends on the encoder.
-        picture_size: side in pixels of the squares that it looks at; others are scaled to it.
+        image_size: side in pixels of the squares that it looks at; others are scaled to it.
         width: of a condition.
         licence: of the weights.
         domain: what it knows, in the plural, for messages.
@@ -52,7 +52,7 @@ class ConditionEncoder(ABC):
     """
 
     name: str
-    picture_size: int
+    image_size: int
     width: int
     licence: str
     domain: str = "images of anything"
@@ -70,12 +70,12 @@ class ConditionEncoder(ABC):
     def _fingerprint(self) -> str: ...
 
     @abstractmethod
-    def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
-        """The condition of each picture, a unit vector, whether it shows what is known or not."""
+    def embed(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
+        """The condition of each image, a unit vector, whether it shows what is known or not."""
 
-    def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
-        """The probability that each picture shows what the encoder knows; 1 where it looks not."""
-        return torch.ones(len(pictures))
+    def presence(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
+        """The probability that each image shows what the encoder knows; 1 where it looks not."""
+        return torch.ones(len(images))
 
     def see(
         self,
@@ -92,9 +92,9 @@ class ConditionEncoder(ABC):
             face: which face of each, counted from the left, from 1; None for the largest.
 
         Raises:
-            PictureError: a photo has fewer faces.
+            ImageError: a photo has fewer faces.
         """
-        squares = torch.stack([framed(photo, self.picture_size) for photo in photos])
+        squares = torch.stack([framed(photo, self.image_size) for photo in photos])
         return Seen(self.embed(squares), self.presence(squares), [None] * len(photos))
 
     def conditions(
@@ -181,7 +181,7 @@ def subject_condition(
         facts: attributes of the subject.
 
     Raises:
-        PictureError: a photo does not show what the encoder knows, or not so many faces, or there
+        ImageError: a photo does not show what the encoder knows, or not so many faces, or there
             is none.
         ConfigError: a face is chosen, but the encoder finds none by itself; or a fact is stated
             that it does not know.
@@ -190,7 +190,7 @@ def subject_condition(
     if not len(photos):
         if encoder.attributes:
             return encoder.condition(None, facts or {})
-        raise PictureError("a subject needs a photo, but got none: name one")
+        raise ImageError("a subject needs a photo, but got none: name one")
     if face is not None and not encoder.finds_faces:
         raise ConfigError(
             f"--face chooses among faces, but the encoder {encoder.name!r} finds none by itself: "
@@ -201,7 +201,7 @@ def subject_condition(
     seen = encoder.see(photos, names=names, face=face)
     for name, presence in zip(names, seen.presence.tolist(), strict=True):
         if presence < SHOWN:
-            raise PictureError(encoder.missing(name, presence))
+            raise ImageError(encoder.missing(name, presence))
     return encoder.condition(seen.embeddings, facts or {})
 
 
@@ -239,7 +239,7 @@ def subject_conditions(
             all count, so that every adapter has a condition.
 
     Raises:
-        PictureError: an encoder finds nothing in any of its photos.
+        ImageError: an encoder finds nothing in any of its photos.
         ConfigError: an encoder of facts does not know one.
     """
     if not encoder.looks or not len(subject.photos):
@@ -249,7 +249,7 @@ def subject_conditions(
     if not len(shown) and made:
         shown = torch.arange(len(seen.presence))
     if not len(shown):
-        raise PictureError(
+        raise ImageError(
             f"a subject must show in one photo or more what the encoder {encoder.name!r} knows, "
             f"{encoder.domain}, but it finds none in the {len(seen.presence)} of {subject.id!r}: "
             f"{encoder.advice}, or leave the subject out"

@@ -1,7 +1,7 @@
-"""Several encoders as one condition: who it is, and what the picture shows.
+"""Several encoders as one condition: who it is, and what the image shows.
 
 An encoder of identities forgets on purpose what people change, such as hair and glasses; one of
-pictures in general (CLIP, or a reader of attributes) sees them.
+images in general (CLIP, or a reader of attributes) sees them.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ class JoinedEncoder(ConditionEncoder):
         self.parts = list(parts)
         self.name = name or "-and-".join(part.name for part in parts)
         self.width = sum(part.width for part in parts)
-        self.picture_size = max(part.picture_size for part in parts)
+        self.image_size = max(part.image_size for part in parts)
         self.licence = "; ".join(dict.fromkeys(part.licence for part in parts))
         if looking := self._looking:
             self.domain, self.advice = looking[0].domain, looking[0].advice
@@ -77,13 +77,13 @@ class JoinedEncoder(ConditionEncoder):
         return [part for part in self.parts if part.looks]
 
     @override
-    def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
-        return self.join([part.embed(pictures) for part in self.parts])
+    def embed(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
+        return self.join([part.embed(images) for part in self.parts])
 
     @override
-    def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
+    def presence(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
         """The least that any part finds."""
-        return torch.stack([part.presence(pictures) for part in self._looking]).amin(dim=0)
+        return torch.stack([part.presence(images) for part in self._looking]).amin(dim=0)
 
     @override
     def see(

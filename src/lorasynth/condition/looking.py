@@ -24,7 +24,7 @@ def framed_subject(
         encoders: that the subject will be embedded with.
 
     Raises:
-        PictureError: none of its photos shows what an encoder knows.
+        ImageError: none of its photos shows what an encoder knows.
     """
     looking = {encoder.fingerprint: encoder for encoder in encoders if encoder.looks}
     seen: dict[str, Seen] = {name: one.see(subject.photos) for name, one in looking.items()}

@@ -24,7 +24,7 @@ from lorasynth.images.files import to_unit_range
 
 _Colour = tuple[float, float, float]
 _WEIGHTS = "model.safetensors"
-#: Pictures that the network sees at once.
+#: Images that the network sees at once.
 _BATCH = 64
 #: By the beginning of a name on the hub.
 _LICENCES = {
@@ -43,7 +43,7 @@ class VisionConfig:
         name: written into files that depend on it.
         model: a folder, or hub:owner/name, that transformers loads.
         licence: of the weights.
-        picture_size: in pixels.
+        image_size: in pixels.
         mean: of red, green and blue (0 to 1), which is subtracted.
         std: what they are then divided by.
         width: of an embedding.
@@ -53,7 +53,7 @@ class VisionConfig:
     name: str
     model: str
     licence: str = "that of its model card"
-    picture_size: int | None = None
+    image_size: int | None = None
     mean: _Colour | None = None
     std: _Colour | None = None
     width: int | None = None
@@ -61,14 +61,14 @@ class VisionConfig:
 
 
 class VisionEncoder(ConditionEncoder, nn.Module):
-    """Embeds pictures of anything.
+    """Embeds images of anything.
 
     Args:
         config: whole, as `resolved` makes it.
         network: what it names, from transformers.
 
     Raises:
-        ConfigError: the network does not embed pictures.
+        ConfigError: the network does not embed images.
         BundleError: its embeddings have another width.
     """
 
@@ -77,12 +77,12 @@ class VisionEncoder(ConditionEncoder, nn.Module):
 
     def __init__(self, config: VisionConfig, network: nn.Module) -> None:
         super().__init__()
-        assert config.picture_size
+        assert config.image_size
         assert config.mean
         assert config.std
         self.name = config.name
         self.licence = config.licence
-        self.picture_size = config.picture_size
+        self.image_size = config.image_size
         self.network = network
         self.register_buffer("_mean", torch.tensor(config.mean)[:, None, None], persistent=False)
         self.register_buffer("_std", torch.tensor(config.std)[:, None, None], persistent=False)
@@ -95,26 +95,26 @@ class VisionEncoder(ConditionEncoder, nn.Module):
         self.config = replace(config, width=self.width)
 
     def _width(self, model: str) -> int:
-        grey = torch.zeros(1, 3, self.picture_size, self.picture_size)
+        grey = torch.zeros(1, 3, self.image_size, self.image_size)
         try:
             found = self.eval()(grey)
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise ConfigError(
-                f"an image encoder embeds pictures, but {model!r} cannot "
+                f"an image encoder embeds images, but {model!r} cannot "
                 f"({str(error).splitlines()[0]}): give the name of a CLIP, SigLIP or DINO model"
             ) from error
         return int(found.shape[1])
 
     @override
     def _fingerprint(self) -> str:
-        """Of the weights, and how pictures are prepared for them."""
-        parts = (fingerprint(self), self.picture_size, self.config.mean, self.config.std)
+        """Of the weights, and how images are prepared for them."""
+        parts = (fingerprint(self), self.image_size, self.config.mean, self.config.std)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     @torch.no_grad()
-    def forward(self, pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b m"]:
-        """Unit embeddings of pictures from -1 to 1: CLIP's projection, else the class token."""
-        found = self.network(pixel_values=((pictures + 1) / 2 - self._mean) / self._std)
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b m"]:
+        """Unit embeddings of images from -1 to 1: CLIP's projection, else the class token."""
+        found = self.network(pixel_values=((images + 1) / 2 - self._mean) / self._std)
         embedding: Tensor | None = getattr(found, "image_embeds", None)
         if embedding is None and type(self.network).__name__ == "SiglipVisionModel":
             embedding = found.pooler_output  # SigLIP has no class token
@@ -123,15 +123,15 @@ class VisionEncoder(ConditionEncoder, nn.Module):
         return functional.normalize(embedding.float(), dim=1)
 
     @override
-    def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
-        """Embed pictures as unit vectors on the CPU, in batches."""
-        return torch.cat([self(part).cpu() for part in self._batches(pictures)])
+    def embed(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
+        """Embed images as unit vectors on the CPU, in batches."""
+        return torch.cat([self(part).cpu() for part in self._batches(images)])
 
     def _batches(
-        self, pictures: UInt8[Tensor, "b h w 3"]
+        self, images: UInt8[Tensor, "b h w 3"]
     ) -> Iterator[Float[Tensor, "part 3 side side"]]:
-        size = (self.picture_size, self.picture_size)
-        for part in pictures.split(_BATCH):
+        size = (self.image_size, self.image_size)
+        for part in images.split(_BATCH):
             unit = to_unit_range(part.to(self._mean.device))
             if unit.shape[2:] != size:
                 unit = functional.interpolate(unit, size, mode="bilinear", antialias=True)
@@ -162,7 +162,7 @@ class VisionEncoder(ConditionEncoder, nn.Module):
 
         Raises:
             BundleError: it is neither here nor there, or lacks weights.
-            ConfigError: it does not embed pictures.
+            ConfigError: it does not embed images.
         """
         network, processing = _fetched(config.model)
         whole = _resolved(config, network.config, processing)
@@ -227,7 +227,7 @@ def _built(config: VisionConfig) -> nn.Module:
 
 
 def _fetched(model: str) -> tuple[Any, dict[str, Any]]:
-    """The network, and how its pictures are prepared (empty where that is not said)."""
+    """The network, and how its images are prepared (empty where that is not said)."""
     import transformers
     from transformers.image_processing_base import ImageProcessingMixin
 
@@ -275,15 +275,15 @@ def _resolved(config: VisionConfig, own: Any, processing: dict[str, Any]) -> Vis
 
     crop = processing.get("crop_size") or processing.get("size") or {}
     side = crop if isinstance(crop, int) else crop.get("height") or crop.get("shortest_edge")
-    size = config.picture_size or side or getattr(own, "image_size", None)
+    size = config.image_size or side or getattr(own, "image_size", None)
     if not isinstance(size, int):
         raise ConfigError(
-            f"an image encoder needs the size of its pictures, but {config.model!r} does not say "
-            "it: give a CLIP, SigLIP or DINO model, or --set picture_size=224"
+            f"an image encoder needs the size of its images, but {config.model!r} does not say "
+            "it: give a CLIP, SigLIP or DINO model, or --set image_size=224"
         )
     return replace(
         config,
-        picture_size=size,
+        image_size=size,
         mean=config.mean or tuple(processing.get("image_mean") or IMAGENET_DEFAULT_MEAN),
         std=config.std or tuple(processing.get("image_std") or IMAGENET_DEFAULT_STD),
         architecture={k: v for k, v in own.to_dict().items() if k != "_name_or_path"},

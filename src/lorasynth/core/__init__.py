@@ -1,1 +1,1 @@
-"""What every room stands on: errors, atomic files, configs, random streams, progress, registries."""
+"""Below every room: errors, atomic files, configs, random streams, progress, registries."""

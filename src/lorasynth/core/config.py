@@ -39,15 +39,29 @@ def from_dict(kind: type[ConfigT], value: Mapping[str, Any]) -> ConfigT:
         raise ConfigError(
             f"{kind.__qualname__} must be options by their names, but is {quoted(value)}"
         )
+    value = _renamed(kind, value)
     _refuse_unknown(kind, value)
     try:
-        return TypeAdapter(kind).validate_python(dict(value))
+        return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(
             f"{kind.__qualname__}.{where}: {first['msg']}, but got {quoted(first['input'])}"
         ) from error
+
+
+def _renamed(kind: Any, value: Mapping[str, Any]) -> dict[str, Any]:
+    """The options by their names of today: until 0.1 images were called pictures."""
+    fields = {f.name: f.type for f in dataclasses.fields(kind)}
+    renamed = {}
+    for name, part in value.items():
+        now = name if name in fields else name.replace("picture", "image")
+        for inner in (fields.get(now), *get_args(fields.get(now))):
+            if isinstance(part, Mapping) and dataclasses.is_dataclass(inner):
+                part = _renamed(inner, part)
+        renamed[now if now in fields else name] = part
+    return renamed
 
 
 def _refuse_unknown(kind: type, value: Mapping[str, Any]) -> None:

@@ -42,8 +42,8 @@ class LorasynthError(Exception):
         super().__init__(escaped(message))
 
 
-class PictureError(LorasynthError):
-    """A picture cannot be used: unreadable, too large, or without a face."""
+class ImageError(LorasynthError):
+    """An image cannot be used: unreadable, too large, or without a face."""
 
 
 class FileFormatError(LorasynthError):

@@ -33,7 +33,7 @@ class LatentLibrary:
     Attributes:
         ids: of the subjects.
         latents: of their adapters, in the codec's units.
-        conditions: embeddings of P pictures of each; P is 0 where nobody asked for them.
+        conditions: embeddings of P images of each; P is 0 where nobody asked for them.
         columns: what else the library's table says of the subjects.
         gauge: of the vectors behind the latents.
         reference: the vector that the gauge aligns with; None if it needs none.

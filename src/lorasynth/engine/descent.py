@@ -18,8 +18,8 @@ class Descent:
         schedule: "constant", or "cosine" from `learning_rate` to zero over the steps.
         warmup_steps: steps over which the rate rises linearly from zero.
         steps: optimiser steps.
-        pictures_per_step: samples of each subject in one step, each with its noise and timestep.
-            Pictures come in shuffled rounds, so that each is seen equally often.
+        images_per_step: samples of each subject in one step, each with its noise and timestep.
+            Images come in shuffled rounds, so that each is seen equally often.
         noise: "shared": one sequence of noise and timesteps for all subjects, so that its accidents
             are common to all; "own": one sequence for each subject.
         average: fraction of the steps, at the end, whose numbers are averaged into the result;
@@ -37,7 +37,7 @@ class Descent:
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
     steps: int = 300
-    pictures_per_step: int = 4
+    images_per_step: int = 4
     noise: Literal["shared", "own"] = "shared"
     average: float = 0.3
     weight_decay: float = 0.0
@@ -63,7 +63,7 @@ class Descent:
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
             "steps": (self.steps >= 1, "at least 1"),
             "warmup_steps": (0 <= self.warmup_steps < self.steps, "from 0 to less than steps"),
-            "pictures_per_step": (self.pictures_per_step >= 1, "at least 1"),
+            "images_per_step": (self.images_per_step >= 1, "at least 1"),
             "average": (0 <= self.average <= 1, "in [0, 1]"),
             "weight_decay": (self.weight_decay >= 0, "at least 0"),
             "clip": (self.clip is None or self.clip > 0, "positive, or null for no limit"),

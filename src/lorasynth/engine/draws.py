@@ -26,13 +26,13 @@ class Draw(NamedTuple):
     """The draws of one step for n subjects with m samples each.
 
     Attributes:
-        pictures: index among the subject's own pictures.
+        images: index among the subject's own images.
         times: to denoise at, as the base model counts them.
         noise: standard normal.
         dropped: whether the caption is replaced by the empty one.
     """
 
-    pictures: Int64[Tensor, "n m"]
+    images: Int64[Tensor, "n m"]
     times: Real[Tensor, "n m"]
     noise: Float[Tensor, "n m c h w"]
     dropped: Bool[Tensor, "n m"]
@@ -41,7 +41,7 @@ class Draw(NamedTuple):
 def draw_steps(
     config: Descent,
     subject_ids: Sequence[str],
-    picture_counts: Sequence[int],
+    image_counts: Sequence[int],
     *,
     draw_times: DrawTimes,
     latent_shape: tuple[int, ...],
@@ -49,7 +49,7 @@ def draw_steps(
     dtype: torch.dtype,
 ) -> Iterator[Draw]:
     """Yield the draws of each step of `config`, on `device`, with noise in `dtype`."""
-    n, shape = len(subject_ids), (config.steps, config.pictures_per_step)
+    n, shape = len(subject_ids), (config.steps, config.images_per_step)
 
     def stacked(values: list[Tensor]) -> Tensor:  # (steps, n, m); one value serves all subjects
         return torch.stack(values, dim=1).expand(-1, n, -1).to(device)
@@ -61,10 +61,10 @@ def draw_steps(
     times = stacked(
         [draw_times(shape, torch_stream(config.seed, *path, "timesteps")) for path in noise_paths]
     )
-    pictures = stacked(
+    images = stacked(
         [
             _rounds(count, shape, torch_stream(config.seed, "subject", name, "pictures"))
-            for name, count in zip(subject_ids, picture_counts, strict=True)
+            for name, count in zip(subject_ids, image_counts, strict=True)
         ]
     )
     dropped = stacked(
@@ -76,16 +76,16 @@ def draw_steps(
     )
     for step in range(config.steps):
         if step % NOISE_CHUNK == 0:
-            size = (NOISE_CHUNK, config.pictures_per_step, *latent_shape)
+            size = (NOISE_CHUNK, config.images_per_step, *latent_shape)
             chunk = torch.stack([torch.randn(size, generator=s) for s in streams], dim=1)
             chunk = chunk.to(device, dtype).expand(-1, n, *size[1:])
-        yield Draw(pictures[step], times[step], chunk[step % NOISE_CHUNK], dropped[step])
+        yield Draw(images[step], times[step], chunk[step % NOISE_CHUNK], dropped[step])
 
 
 def _rounds(
     count: int, shape: tuple[int, int], stream: torch.Generator
 ) -> Int64[Tensor, "steps m"]:
-    """Indices of `count` pictures, shuffled anew in each round through them all."""
+    """Indices of `count` images, shuffled anew in each round through them all."""
     rounds = -(-shape[0] * shape[1] // count)
     order = torch.rand(rounds, count, generator=stream, dtype=torch.float64).argsort(dim=1)
     return order.flatten()[: shape[0] * shape[1]].reshape(shape)

@@ -51,13 +51,13 @@ def train_fleet(
         subjects: what each adapter is trained on.
         anchor: factors (n or 1 adapters, any scale folded in) to start from, and to be pulled
             toward by weight decay; None: start as the recipe says, decay toward zero.
-        classes: latents of the pictures that the recipe's prior asks for; None: make them, if it
+        classes: latents of the images that the recipe's prior asks for; None: make them, if it
             does.
         dtype: of the factors and their optimiser.
         on_step: called after each step.
 
     Raises:
-        CollectionError: there is no subject, or one has no pictures or captions.
+        CollectionError: there is no subject, or one has no images or captions.
         ConfigError: a target matches no module, or is narrower than the rank.
     """
     ids = [subject.id for subject in subjects]

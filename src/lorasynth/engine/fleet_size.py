@@ -1,6 +1,6 @@
 """How many adapters fit into memory at once: measured by a trial, since no formula knows a model.
 
-Two adapters take two steps on their real pictures, which allocates everything that training ever
+Two adapters take two steps on their real images, which allocates everything that training ever
 holds.  Half of what that needed beyond what was in use before counts as the memory of one adapter;
 what two adapters share is counted too, so the estimate errs toward small fleets.  A fleet that does
 not fit after all is halved.

@@ -41,7 +41,7 @@ def descend(
     anchored: bool = False,
     on_step: OnStep | None = None,
 ) -> Float[Tensor, "n steps"]:
-    """Find, in place, the `numbers` whose adapters denoise their subjects' pictures best.
+    """Find, in place, the `numbers` whose adapters denoise their subjects' images best.
 
     Args:
         base: the frozen base model, on its device and in its precision.
@@ -59,7 +59,7 @@ def descend(
         The denoising loss of each subject at each step.
 
     Raises:
-        CollectionError: there is no subject, or one has no pictures or captions.
+        CollectionError: there is no subject, or one has no images or captions.
     """
     encoded = encode_subjects(base, subjects)
     gain = _HALF_GAIN if base.dtype == torch.float16 else 1.0
@@ -95,13 +95,13 @@ def draws_of(
 
 def denoising_losses(base: BaseModel, encoded: EncodedSubjects, draw: Draw) -> Float[Tensor, " n"]:
     """Each subject's mean squared error of what the base model predicts, over its own samples."""
-    latents, texts = encoded.pick(draw.pictures, draw.dropped)
+    latents, texts = encoded.pick(draw.images, draw.dropped)
     noise, times = draw.noise.flatten(0, 1), draw.times.flatten()
     noisy, target = base.add_noise(latents, noise, times)
     predicted = base.denoise(noisy, times, texts)
     exact = torch.promote_types(predicted.dtype, torch.float32)
     error = predicted.to(exact) - target.to(exact)
-    losses: Tensor = error.square().reshape(len(draw.pictures), -1).mean(dim=1)
+    losses: Tensor = error.square().reshape(len(draw.images), -1).mean(dim=1)
     return losses
 
 

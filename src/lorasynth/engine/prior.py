@@ -1,7 +1,7 @@
 """Prior preservation: an adapter also learns to leave the subject's class as it is.
 
-Beside each picture of its subject it denoises one of the class, such as "a person", that the base
-model itself made (Ruiz et al. 2023, https://arxiv.org/abs/2208.12242).  The pictures are the same
+Beside each image of its subject it denoises one of the class, such as "a person", that the base
+model itself made (Ruiz et al. 2023, https://arxiv.org/abs/2208.12242).  The images are the same
 for all adapters of a library: they are made and encoded once.
 """
 
@@ -26,54 +26,54 @@ from lorasynth.engine.descent import Descent
 from lorasynth.engine.encoded import EncodedSubjects
 from lorasynth.engine.loop import denoising_losses, draws_of
 
-#: Class pictures made between two reports of progress.
+#: Class images made between two reports of progress.
 _CHUNK = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """Which pictures of the class are made, and what they weigh.
+    """Which images of the class are made, and what they weigh.
 
     Attributes:
-        prompt: that makes a picture of any member of the class.
-        pictures: how many.
-        weight: of their loss beside that of the subject's pictures.
+        prompt: that makes an image of any member of the class.
+        images: how many.
+        weight: of their loss beside that of the subject's images.
         steps: solver steps for each.
         guidance: of the solver.
     """
 
     prompt: str
-    pictures: int = 200
+    images: int = 200
     weight: float = 1.0
     steps: int = 50
     guidance: float = 7.5
 
     def __post_init__(self) -> None:
-        if min(self.pictures, self.steps) < 1 or self.weight <= 0:
+        if min(self.images, self.steps) < 1 or self.weight <= 0:
             raise ConfigError(
-                "a prior must have at least 1 picture and 1 step and a positive weight, but has "
-                f"pictures={self.pictures}, steps={self.steps}, weight={self.weight}"
+                "a prior must have at least 1 image and 1 step and a positive weight, but has "
+                f"images={self.images}, steps={self.steps}, weight={self.weight}"
             )
 
 
 def class_latents(
     base: BaseModel, prior: Prior, seed: int, advance: Advance | None = None
 ) -> Float[Tensor, "p c h w"]:
-    """Let the base model make the pictures of the class, and encode them.
+    """Let the base model make the images of the class, and encode them.
 
     Args:
         base: the base model.
-        prior: which pictures.
+        prior: which images.
         seed: of the named streams that their noise comes from.
-        advance: called with the number of pictures made since the last call.
+        advance: called with the number of images made since the last call.
     """
     sampling = SamplingConfig(steps=prior.steps, guidance=prior.guidance)
-    seeds = [stream_seed(seed, "class", prior.prompt, i) for i in range(prior.pictures)]
+    seeds = [stream_seed(seed, "class", prior.prompt, i) for i in range(prior.images)]
     parts = []
-    for start in range(0, prior.pictures, _CHUNK):
+    for start in range(0, prior.images, _CHUNK):
         some = seeds[start : start + _CHUNK]
-        pictures = base.sample([prior.prompt] * len(some), some, config=sampling)
-        parts.append(base.encode_pictures(pictures))
+        images = base.sample([prior.prompt] * len(some), some, config=sampling)
+        parts.append(base.encode_images(images))
         if advance is not None:
             advance(len(some))
     return torch.cat(parts)
@@ -90,7 +90,7 @@ def kept_class_latents(
 
     Args:
         base: the base model.
-        prior: which pictures.
+        prior: which images.
         seed: see `class_latents`.
         library: beside which the file is; its name says what decides the latents.
         make: returns them; None: `class_latents` does, here.
@@ -98,12 +98,12 @@ def kept_class_latents(
     Raises:
         BundleError: the file is damaged.
     """
-    stated = json.dumps([to_dict(prior), seed, base.fingerprint, base.picture_size])
+    stated = json.dumps([to_dict(prior), seed, base.fingerprint, base.image_size])
     name = f"class-{hashlib.sha256(stated.encode()).hexdigest()[:16]}.safetensors"
     make = make or partial(class_latents, base, prior, seed)
 
     def made() -> dict[str, Tensor]:
-        with progress("class pictures", prior.pictures) as advance:
+        with progress("class images", prior.images) as advance:
             return {"latents": make(advance)}
 
     return kept_tensors(library.with_name(name), made)["latents"]
@@ -116,7 +116,7 @@ def prior_losses(
     latents: Float[Tensor, "p c h w"],
     subject_ids: Sequence[str],
 ) -> Callable[[], Float[Tensor, " n"]]:
-    """The weighted loss of class pictures for each of n adapters; to be called once a step.
+    """The weighted loss of class images for each of n adapters; to be called once a step.
 
     What a subject draws comes from streams of its own, so it does not depend on the fleet.
     """

@@ -1,8 +1,8 @@
 """The one training loop of the embedded models: AdamW, warm-up and cosine decay, EMA, resume.
 
-The loss callback draws everything random from `lorasynth.core.randomness` by step number, so the loop
-has no random state: a run that is killed and started again goes on from its last checkpoint and
-ends with the same weights.
+The loss callback draws everything random from `lorasynth.core.randomness` by step number, so the
+loop has no random state: a run that is killed and started again goes on from its last checkpoint
+and ends with the same weights.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""CLIP score: do pictures of anything show what their prompts say?  (Hessel et al. 2021)."""
+"""CLIP score: do images of anything show what their prompts say?  (Hessel et al. 2021)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +15,10 @@ from lorasynth.core.places import folder_of, repository
 
 
 class ClipScore:
-    """Cosine between a picture and its prompt; the published score is 2.5 times its positive part.
+    """Cosine between an image and its prompt; the published score is 2.5 times its positive part.
 
     Args:
-        vision: CLIP's encoder of pictures.
+        vision: CLIP's encoder of images.
         text: its encoder of text.
         tokenizer: its tokenizer.
     """
@@ -51,11 +51,11 @@ class ClipScore:
 
     @torch.no_grad()
     def __call__(
-        self, pictures: UInt8[Tensor, "n h w 3"], prompts: Sequence[str]
+        self, images: UInt8[Tensor, "n h w 3"], prompts: Sequence[str]
     ) -> Float[Tensor, " n"]:
-        """Score each picture against its own prompt."""
+        """Score each image against its own prompt."""
         said = self._embed(sorted(set(prompts)))
-        seen = self.vision.embed(pictures)
+        seen = self.vision.embed(images)
         expected = torch.stack([said[prompt] for prompt in prompts])
         return functional.cosine_similarity(seen, expected, dim=1)
 

@@ -1,7 +1,7 @@
-"""Adapters of any origin in one table, on real pictures: ours, peers', trained ones.
+"""Adapters of any origin in one table, on real images: ours, peers', trained ones.
 
-The first picture of each subject is the condition of what is synthesised; the others judge.  Where
-a subject has one picture only, it judges too, which flatters every method that has seen it.
+The first image of each subject is the condition of what is synthesised; the others judge.  Where
+a subject has one image only, it judges too, which flatters every method that has seen it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,34 +32,34 @@ from lorasynth.images.folders import DEFAULT_CAPTION
 from lorasynth.images.png import contact_sheet, write_synthetic
 from lorasynth.studies.figures import bars, save_figure
 
-#: Pictures and their prompts to a score of each, such as CLIP's.
+#: Images and their prompts to a score of each, such as CLIP's.
 Score = Callable[[Tensor, Sequence[str]], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """How pictures are made.
+    """How images are made.
 
     Attributes:
         prompts: each is asked of each adapter.
-        pictures: of each prompt.
+        images: of each prompt.
         strengths: that every adapter is tried with; 1 is as it was trained.
         seed: of the noise, which is the same for all adapters.
         sampling: how.
     """
 
     prompts: tuple[str, ...] = (DEFAULT_CAPTION,)
-    pictures: int = 4
+    images: int = 4
     strengths: tuple[float, ...] = (1.0,)
     seed: int = 0
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        if not self.prompts or not self.strengths or self.pictures * len(self.prompts) < 2:
+        if not self.prompts or not self.strengths or self.images * len(self.prompts) < 2:
             raise ConfigError(
-                "a comparison needs a prompt, a strength and two pictures of each subject, but got "
-                f"{len(self.prompts)} prompts, {len(self.strengths)} strengths and {self.pictures} "
-                "pictures of each prompt"
+                "a comparison needs a prompt, a strength and two images of each subject, but got "
+                f"{len(self.prompts)} prompts, {len(self.strengths)} strengths and {self.images} "
+                "images of each prompt"
             )
 
 
@@ -86,12 +86,12 @@ class Contender:
 
 @dataclass(frozen=True, kw_only=True)
 class Judges:
-    """What measures pictures.
+    """What measures images.
 
     Attributes:
         encoder: the first to measure likeness.
         second: another, trained apart; None without one.
-        prompts: scores what pictures show against their prompts; None without.
+        prompts: scores what images show against their prompts; None without.
     """
 
     encoder: ConditionEncoder
@@ -110,17 +110,17 @@ class Comparison:
 
     Attributes:
         report: JSON values.
-        pictures: subject -> contender and strength -> its pictures.
+        images: subject -> contender and strength -> its images.
     """
 
     report: dict[str, Any]
-    pictures: dict[str, dict[str, UInt8[Tensor, "k h w 3"]]]
+    images: dict[str, dict[str, UInt8[Tensor, "k h w 3"]]]
 
     def save(self, folder: Path) -> None:
-        """Write table.json, the curves as strengths.png, and a sheet of pictures per subject."""
+        """Write table.json, the curves as strengths.png, and a sheet of images per subject."""
         write_json(folder / "table.json", self.report)
         save_figure(draw_strengths(self.report), folder / "strengths.png")
-        for subject, made in self.pictures.items():
+        for subject, made in self.images.items():
             each = len(next(iter(made.values())))
             sheet = contact_sheet(torch.cat(list(made.values())), each, names=list(made))
             write_synthetic(
@@ -140,12 +140,12 @@ def compare(
     Raises:
         ConfigError: a contender lacks a subject's adapter.
         LayoutError: an adapter does not fit the base model.
-        PictureError: an encoder finds no face in a subject's pictures.
+        ImageError: an encoder finds no face in a subject's images.
     """
     _require_all(base, contenders, subjects)
     references = [_references(judges, subject) for subject in subjects]
     tried = [(one, s) for one in contenders for s in _strengths(one, config)]
-    pictures: dict[str, dict[str, Tensor]] = {subject.id: {} for subject in subjects}
+    images: dict[str, dict[str, Tensor]] = {subject.id: {} for subject in subjects}
     rows = {}
     with progress("compare", len(tried) * len(subjects)) as advance:
         for contender, strength in tried:
@@ -153,7 +153,7 @@ def compare(
             found = []
             for subject, real in zip(subjects, references, strict=True):
                 made = _make(base, contender.factors(subject.id, strength, base), subject, config)
-                pictures[subject.id][label] = made
+                images[subject.id][label] = made
                 found.append(_measure(judges, made, real, config))
                 advance(note=label)
             values = {name: torch.tensor([one[name] for one in found]) for name in found[0]}
@@ -167,11 +167,11 @@ def compare(
         "subjects": [subject.id for subject in subjects],
         "rows": [_row(row, first) for row in rows.values()],
     }
-    return Comparison(report=report, pictures=pictures)
+    return Comparison(report=report, images=images)
 
 
 def _references(judges: Judges, subject: Subject) -> list[Float[Tensor, "j _"]]:
-    """What each encoder sees in the pictures that judge: all but the first, if there are others."""
+    """What each encoder sees in the images that judge: all but the first, if there are others."""
     if len(subject.photos) > 1:
         subject = replace(
             subject, photos=subject.photos[1:], captions=subject.captions[1:], seen={}
@@ -191,7 +191,7 @@ def _label(contender: Contender, strength: float, config: CompareConfig) -> str:
 def _require_all(
     base: BaseModel, contenders: Sequence[Contender], subjects: Sequence[Subject]
 ) -> None:
-    """Refuse, before pictures are made, what would stop on the way."""
+    """Refuse, before images are made, what would stop on the way."""
     for contender in contenders:
         for subject in subjects:
             if contender.adapters is not None and subject.id not in contender.adapters:
@@ -213,23 +213,23 @@ def _make(
 
 
 def _prompts(config: CompareConfig) -> list[str]:
-    return [prompt for prompt in config.prompts for _ in range(config.pictures)]
+    return [prompt for prompt in config.prompts for _ in range(config.images)]
 
 
 def _measure(
     judges: Judges,
-    pictures: UInt8[Tensor, "k h w 3"],
+    images: UInt8[Tensor, "k h w 3"],
     real: Sequence[Float[Tensor, "j _"]],
     config: CompareConfig,
 ) -> dict[str, float]:
-    """One subject's figures; `real` is what each encoder sees in its own pictures."""
-    made, presence, _ = judges.encoder.see(pictures)
+    """One subject's figures; `real` is what each encoder sees in its own images."""
+    made, presence, _ = judges.encoder.see(images)
     figures = {"likeness": float(likeness(made[None], real[0][None]))}
     if judges.second is not None:
-        seen = judges.second.embed(pictures)
+        seen = judges.second.embed(images)
         figures["likeness_second"] = float(likeness(seen[None], real[1][None]))
     if judges.prompts is not None:
-        figures["prompt_score"] = float(judges.prompts(pictures, _prompts(config)).mean())
+        figures["prompt_score"] = float(judges.prompts(images, _prompts(config)).mean())
     figures["diversity"] = float(mean_pairwise_distance(made[None]))
     return {**figures, "shown": float((presence >= 0.5).float().mean())}
 

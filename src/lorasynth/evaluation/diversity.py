@@ -8,7 +8,7 @@ from torch.nn import functional
 def mean_pairwise_distance(features: Float[Tensor, "n k f"]) -> Float[Tensor, " n"]:
     """Mean of 1 - cosine over all pairs of each subject's k samples.
 
-    Features of pictures give the diversity of pictures; centred adapter vectors give that of
+    Features of images give the diversity of images; centred adapter vectors give that of
     adapters synthesised from one condition.
     """
     unit = functional.normalize(features, dim=-1)

@@ -33,7 +33,7 @@ class EvaluationConfig:
     """What is evaluated.
 
     Attributes:
-        trial: the subjects, and how pictures of them are made and judged.
+        trial: the subjects, and how images of them are made and judged.
         resamples: adapters synthesised from one condition to measure how they differ.
         tuning: validation subjects on whom the strength of every method is chosen; 0 (default):
             ours as they are shipped, the others as they are trained.
@@ -106,7 +106,7 @@ def best_strength(run: Trial, title: str, adapters: Factors, strengths: Sequence
 
     Args:
         run: validation subjects.
-        title: said while pictures are made.
+        title: said while images are made.
         adapters: stacked over the subjects.
         strengths: that are tried; those count at which prompts are followed within 5 points of the
             base model alone, or as well as at any.

@@ -9,12 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Identification:
-    """What an encoder knows of n subjects, from two different pictures of each.
+    """What an encoder knows of n subjects, from two different images of each.
 
     Attributes:
-        rank1: share of subjects whose second picture is nearest to their own first picture.
-        same: mean cosine between two pictures of one subject.
-        different: mean cosine between pictures of two subjects.
+        rank1: share of subjects whose second image is nearest to their own first image.
+        same: mean cosine between two images of one subject.
+        different: mean cosine between images of two subjects.
         n: number of subjects.
     """
 
@@ -25,7 +25,7 @@ class Identification:
 
 
 def identification(first: Float[Tensor, "n m"], second: Float[Tensor, "n m"]) -> Identification:
-    """Match each subject's second picture against all first pictures."""
+    """Match each subject's second image against all first images."""
     cosines = second @ first.T
     n = len(cosines)
     hits = cosines.argmax(dim=1) == torch.arange(n)

@@ -1,4 +1,4 @@
-"""Likeness: are the pictures made with an adapter pictures of its subject?"""
+"""Likeness: are the images made with an adapter images of its subject?"""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -7,18 +7,18 @@ from torch import Tensor
 def likeness(
     generated: Float[Tensor, "n k m"], references: Float[Tensor, "n j m"]
 ) -> Float[Tensor, " n"]:
-    """Mean cosine between each subject's k generated and j reference pictures.
+    """Mean cosine between each subject's k generated and j reference images.
 
     Args:
-        generated: unit embeddings of the pictures made for n subjects.
-        references: unit embeddings of real pictures of the same subjects; never the picture that
+        generated: unit embeddings of the images made for n subjects.
+        references: unit embeddings of real images of the same subjects; never the image that
             was the condition, nor one that an adapter was trained on.
     """
     return (generated @ references.mT).mean(dim=(1, 2))
 
 
 def self_likeness(references: Float[Tensor, "n j m"]) -> Float[Tensor, " n"]:
-    """Mean cosine between two different real pictures of each subject: the highest to hope for."""
+    """Mean cosine between two different real images of each subject: the highest to hope for."""
     j = references.shape[1]
     pairs = references @ references.mT
     return (pairs.sum(dim=(1, 2)) - pairs.diagonal(dim1=1, dim2=2).sum(dim=1)) / (j * (j - 1))

@@ -1,6 +1,6 @@
-"""A trial: unseen subjects, and what the pictures made with their adapters are worth.
+"""A trial: unseen subjects, and what the images made with their adapters are worth.
 
-For each subject one picture is the condition, eight others are the references that judge, and ten
+For each subject one image is the condition, eight others are the references that judge, and ten
 more train the `trained` adapter.  Nothing of a test subject, nor its combination of attributes, was
 seen by base model, encoders, judge, library, codec or hypernetwork.
 """
@@ -41,7 +41,7 @@ from lorasynth.library import Library
 
 @dataclass(frozen=True, kw_only=True)
 class Instruments:
-    """What makes pictures, and what judges them.
+    """What makes images, and what judges them.
 
     Attributes:
         base: the base model.
@@ -64,7 +64,7 @@ class Instruments:
 
     @property
     def fingerprints(self) -> list[str]:
-        """Of the base model and of all that judges its pictures."""
+        """Of the base model and of all that judges its images."""
         weights = [one.fingerprint for one in (self.base, self.encoder, self.second)]
         return [*weights, fingerprint(self.judge)]
 
@@ -75,27 +75,27 @@ class TrialConfig:
 
     Attributes:
         subjects: how many are drawn from the split.
-        seed: draws the subjects, their pictures, the prompts and the noise.
+        seed: draws the subjects, their images, the prompts and the noise.
         split: `test`, or `validation` for choices.
-        pictures: made with each adapter; as many references.
-        training_pictures: that a `trained` adapter learns from.
-        sampling: how pictures are made.
+        images: made with each adapter; as many references.
+        training_images: that a `trained` adapter learns from.
+        sampling: how images are made.
         fleet: adapters trained at once.
     """
 
     subjects: int = 100
     seed: int = 0
     split: Split = "test"
-    pictures: int = 8
-    training_pictures: int = 10
+    images: int = 8
+    training_images: int = 10
     sampling: SamplingConfig = MEASURED
     fleet: int = 25
 
     def __post_init__(self) -> None:
-        if self.subjects < 2 or self.pictures < 2:
+        if self.subjects < 2 or self.images < 2:
             raise ConfigError(
-                "a trial needs at least two subjects with two pictures each, but got "
-                f"--subjects {self.subjects} and {self.pictures} pictures"
+                "a trial needs at least two subjects with two images each, but got "
+                f"--subjects {self.subjects} and {self.images} images"
             )
 
 
@@ -105,7 +105,7 @@ COMPARED = ("likeness", "likeness_second", "attribute_accuracy")
 
 @dataclass(frozen=True)
 class Measured:
-    """What one method's pictures are worth, one number per subject."""
+    """What one method's images are worth, one number per subject."""
 
     likeness: Float[Tensor, " n"]
     likeness_second: Float[Tensor, " n"]
@@ -129,11 +129,11 @@ class Measured:
 
 
 class Trial:
-    """Unseen subjects with their pictures, prompts and noise; measures adapters on them.
+    """Unseen subjects with their images, prompts and noise; measures adapters on them.
 
     Args:
-        instruments: what makes pictures and what judges them.
-        config: which subjects, and how many pictures.
+        instruments: what makes images and what judges them.
+        config: which subjects, and how many images.
         kept: folder for what was measured, so that nothing is measured twice; None to keep nothing.
     """
 
@@ -146,35 +146,35 @@ class Trial:
         self.subjects = AvatarSubjects(
             split=config.split,
             count=config.subjects,
-            pictures=config.training_pictures,
-            size=instruments.base.picture_size,
+            images=config.training_images,
+            size=instruments.base.image_size,
             seed=config.seed,
             series="evaluation",
         )
-        self.judged = replace(self.subjects, pictures=config.pictures)
+        self.judged = replace(self.subjects, images=config.images)
         ids = self.subjects.ids
-        self.conditions = instruments.conditioner.embed(self.condition_pictures())
+        self.conditions = instruments.conditioner.embed(self.condition_images())
         references = torch.cat([self.judged.draw(i, "reference") for i in ids])
         self.references = references
-        shape = (config.subjects, config.pictures)
+        shape = (config.subjects, config.images)
         self.first = instruments.encoder.embed(references).unflatten(0, shape)
         self.second = instruments.second.embed(references).unflatten(0, shape)
 
-    def condition_pictures(self) -> UInt8[Tensor, "n h w 3"]:
-        """The one picture of each subject that steers synthesis."""
-        one = replace(self.subjects, pictures=1)
+    def condition_images(self) -> UInt8[Tensor, "n h w 3"]:
+        """The one image of each subject that steers synthesis."""
+        one = replace(self.subjects, images=1)
         return torch.cat([one.draw(i, "condition") for i in one.ids])
 
-    def people(self, pictures: int) -> list[Subject]:
-        """Each with the one picture that is the condition, or with some of those to train on."""
-        if pictures == 1:
-            one = replace(self.subjects, pictures=1)
+    def people(self, images: int) -> list[Subject]:
+        """Each with the one image that is the condition, or with some of those to train on."""
+        if images == 1:
+            one = replace(self.subjects, images=1)
             return [one.load(name, "condition") for name in one.ids]
-        several = replace(self.subjects, pictures=min(pictures, self.subjects.pictures))
+        several = replace(self.subjects, images=min(images, self.subjects.images))
         return [several.load(name) for name in several.ids]
 
     def labels(self, purpose: str, rows: range) -> Int64[Tensor, "n k attributes"]:
-        """What some subjects' pictures of a purpose should show."""
+        """What some subjects' images of a purpose should show."""
         asked = [
             [
                 labels_of(self.subjects.identity(i), scene)
@@ -185,7 +185,7 @@ class Trial:
         return torch.tensor(asked)
 
     def prompts(self, rows: range | None = None, *, described: bool = False) -> list[str]:
-        """One per picture, subject after subject; `described` says all that words can say."""
+        """One per image, subject after subject; `described` says all that words can say."""
         texts = []
         for name in self._ids(rows or self._all):
             identity = self.subjects.identity(name)
@@ -195,7 +195,7 @@ class Trial:
         return texts
 
     def tried(self, title: str, adapters: Factors | None, *, described: bool = False) -> Measured:
-        """Make every subject's pictures with its adapter and measure them, some at a time.
+        """Make every subject's images with its adapter and measure them, some at a time.
 
         Args:
             title: said while it is done.
@@ -203,7 +203,7 @@ class Trial:
             described: prompts say all that words can say.
         """
         parts = []
-        with progress(f"pictures: {title}", self.config.subjects) as advance:
+        with progress(f"images: {title}", self.config.subjects) as advance:
             for start in range(0, self.config.subjects, self.config.fleet):
                 rows = range(start, min(start + self.config.fleet, self.config.subjects))
                 some = None if adapters is None else _rows_of(adapters, rows)
@@ -212,11 +212,11 @@ class Trial:
         return Measured.cat(parts)
 
     def _tried(self, rows: range, adapters: Factors | None, *, described: bool) -> Measured:
-        """Some subjects' pictures, measured; read from what is kept if they were before."""
+        """Some subjects' images, measured; read from what is kept if they were before."""
 
         def measured() -> dict[str, Tensor]:
-            pictures = self.pictures(adapters, rows, described=described)
-            return vars(self._measure(pictures, "evaluation", rows))
+            images = self.images(adapters, rows, described=described)
+            return vars(self._measure(images, "evaluation", rows))
 
         if self.kept is None:
             return Measured(**measured())
@@ -226,13 +226,13 @@ class Trial:
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        """All that decides what pictures are worth, beside adapters and prompts."""
+        """All that decides what images are worth, beside adapters and prompts."""
         return {**to_dict(self.config), "parts": self.instruments.fingerprints}
 
-    def pictures(
+    def images(
         self, adapters: Factors | None, rows: range | None = None, *, described: bool = False
     ) -> UInt8[Tensor, "nk h w 3"]:
-        """Make subjects' pictures with the same prompts and noise for all methods.
+        """Make subjects' images with the same prompts and noise for all methods.
 
         Args:
             adapters: stacked over these subjects; None for the base model alone.
@@ -250,27 +250,27 @@ class Trial:
     def _ids(self, rows: range) -> Sequence[str]:
         return self.subjects.ids[rows.start : rows.stop]
 
-    def pictures_within(
+    def images_within(
         self, contexts: Iterable[AbstractContextManager[None]]
     ) -> UInt8[Tensor, "nk h w 3"]:
-        """Make the first subjects' pictures, those of each inside a context of its own."""
-        pictures = []
+        """Make the first subjects' images, those of each inside a context of its own."""
+        images = []
         for i, context in enumerate(contexts):
             with context:
-                pictures.append(self.pictures(None, range(i, i + 1)))
-        return torch.cat(pictures)
+                images.append(self.images(None, range(i, i + 1)))
+        return torch.cat(images)
 
     def _seeds(self, rows: range) -> list[int]:
-        """Of the noise of every picture, whose number among those of all subjects names it."""
-        numbers = range(rows.start * self.config.pictures, rows.stop * self.config.pictures)
+        """Of the noise of every image, whose number among those of all subjects names it."""
+        numbers = range(rows.start * self.config.images, rows.stop * self.config.images)
         return [stream_seed(self.config.seed, "evaluation", number) for number in numbers]
 
-    def measure(self, pictures: UInt8[Tensor, "nk h w 3"]) -> Measured:
-        """Measure one method's pictures."""
-        return self._measure(pictures, "evaluation", self._all)
+    def measure(self, images: UInt8[Tensor, "nk h w 3"]) -> Measured:
+        """Measure one method's images."""
+        return self._measure(images, "evaluation", self._all)
 
     def real(self) -> Measured:
-        """Measure the reference pictures against one another: the highest to hope for."""
+        """Measure the reference images against one another: the highest to hope for."""
         measured = self._measure(self.references, "reference", self._all)
         return replace(
             measured,
@@ -278,13 +278,13 @@ class Trial:
             likeness_second=self_likeness(self.second),
         )
 
-    def _measure(self, pictures: UInt8[Tensor, "nk h w 3"], purpose: str, rows: range) -> Measured:
-        shape, some = (len(rows), self.config.pictures), slice(rows.start, rows.stop)
+    def _measure(self, images: UInt8[Tensor, "nk h w 3"], purpose: str, rows: range) -> Measured:
+        shape, some = (len(rows), self.config.images), slice(rows.start, rows.stop)
         instruments, asked = self.instruments, self.labels(purpose, rows)
-        judged = instruments.judge.labels(pictures).unflatten(0, shape)
-        first = instruments.encoder.embed(pictures).unflatten(0, shape)
-        second = instruments.second.embed(pictures).unflatten(0, shape)
-        features = instruments.judge.features(pictures).unflatten(0, shape)
+        judged = instruments.judge.labels(images).unflatten(0, shape)
+        first = instruments.encoder.embed(images).unflatten(0, shape)
+        second = instruments.second.embed(images).unflatten(0, shape)
+        features = instruments.judge.features(images).unflatten(0, shape)
         return Measured(
             likeness(first, self.first[some]),
             likeness(second, self.second[some]),
@@ -294,14 +294,14 @@ class Trial:
         )
 
     def trained(self, recipe: Recipe, anchor: Anchor | None, cache: Path) -> Factors:
-        """The adapters trained on other pictures of each subject: the ceiling.
+        """The adapters trained on other images of each subject: the ceiling.
 
-        An anchor predicts them from these pictures.
+        An anchor predicts them from these images.
 
         They are kept in the cache, so a second trial of the same subjects does not train again.
         """
         config, base = self.config, self.instruments.base
-        name = f"{config.split}-{config.seed}-{config.training_pictures}"
+        name = f"{config.split}-{config.seed}-{config.training_images}"
         start = "alone" if anchor is None else anchor.fingerprint
         path = cache / f"{base.fingerprint}-{recipe.fingerprint}-{start}" / name
         collect(base, self.subjects, path, recipe, anchor=anchor, fleet_size=config.fleet)

@@ -12,7 +12,7 @@ from lorasynth.core.errors import LibraryError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSet:
-    """Latents of N adapters and P conditions of each (embeddings of different pictures).
+    """Latents of N adapters and P conditions of each (embeddings of different images).
 
     Attributes:
         latents: in the codec's units.

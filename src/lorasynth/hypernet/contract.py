@@ -212,7 +212,7 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Probe(Protocol):
-    """A measurement during training: held-out error, likeness of generated pictures, ..."""
+    """A measurement during training: held-out error, likeness of generated images, ..."""
 
     def __call__(self, step: int, model: "LatentDiffusion") -> Mapping[str, float]:
         """Named figures for the curve, of the model with its averaged weights."""

@@ -53,7 +53,7 @@ class UNetDenoiserConfig:
 class UNetDenoiser(Denoiser):
     """Convolutions over the positions of a latent; what goes down joins what comes up.
 
-    The latent is padded by zeros to whole positions at every resolution.  Unlike a picture's, its
+    The latent is padded by zeros to whole positions at every resolution.  Unlike an image's, its
     positions differ in kind, so each has a learned vector of its own: random at first, since from
     zero it takes hundreds of steps until a condition acts on positions differently.  The last layer
     is zero at first, and so the output.

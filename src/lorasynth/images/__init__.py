@@ -1,4 +1,4 @@
-"""Pictures and their subjects: photos in folders, tar and Parquet files; avatars that are drawn."""
+"""Images and their subjects: photos in folders, tar and Parquet files; avatars that are drawn."""
 
 import lazy_loader
 

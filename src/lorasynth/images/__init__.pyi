@@ -3,7 +3,7 @@ from .contract import SubjectSource as SubjectSource
 from .files import read_photo as read_photo
 from .files import to_image as to_image
 from .folders import FolderSubjects as FolderSubjects
-from .folders import pictures_in as pictures_in
+from .folders import images_in as images_in
 from .given import Photo as Photo
 from .given import as_photo as as_photo
 from .sources import subjects_in as subjects_in

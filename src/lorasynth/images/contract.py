@@ -1,4 +1,4 @@
-"""What the rest of the system knows about pictures: subjects, and the places they come from."""
+"""What the rest of the system knows about images: subjects, and the places they come from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ class Subject:
     seen: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def pictures(self) -> UInt8[Tensor, "k h w 3"]:
+    def images(self) -> UInt8[Tensor, "k h w 3"]:
         """The photos as one tensor, where all have one size, as those that are trained on have."""
         return self.photos if isinstance(self.photos, Tensor) else torch.stack(list(self.photos))
 
@@ -50,6 +50,6 @@ class SubjectSource(Protocol):
         """Load one subject.
 
         Raises:
-            PictureError: a picture of the subject cannot be used.
+            ImageError: an image of the subject cannot be used.
         """
         ...

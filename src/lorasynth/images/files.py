@@ -1,6 +1,6 @@
-"""Read pictures that people bring: formats that photos have, checked before they are decoded.
+"""Read images that people bring: formats that photos have, checked before they are decoded.
 
-Every picture is read here: its first frame, upright, in sRGB, on white where it is transparent.
+Every image is read here: its first frame, upright, in sRGB, on white where it is transparent.
 """
 
 import io
@@ -14,14 +14,14 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
-from lorasynth.core.errors import PictureError
+from lorasynth.core.errors import ImageError
 from lorasynth.core.progress import note
 
-#: Larger pictures are refused before decoding: they need gigabytes and add nothing.
+#: Larger images are refused before decoding: they need gigabytes and add nothing.
 MAX_MEGAPIXELS = 40
 #: Larger files are refused unread.
 MAX_BYTES = 64 << 20
-#: What counts as a picture in a folder.
+#: What counts as an image in a folder.
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".avif", ".heic", ".heif"),
@@ -53,7 +53,7 @@ _OTHERS = {
     b"\0\x05\x16\x07": "AppleDouble, the system's own",
 }
 _HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
-#: What turns a picture upright, by its EXIF orientation.
+#: What turns an image upright, by its EXIF orientation.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -63,7 +63,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-#: The mode of pixels in the colour space of a profile, and modes that such a picture has.
+#: The mode of pixels in the colour space of a profile, and modes that such an image has.
 _SPACES = {
     "RGB ": ("RGB", ("RGB", "RGBA", "P", "PA")),
     "GRAY": ("L", ("L", "LA")),
@@ -72,15 +72,15 @@ _SPACES = {
 
 
 def read_photo(path: Path | str) -> UInt8[Tensor, "h w 3"]:
-    """Read a picture whole and turn it upright.
+    """Read an image whole and turn it upright.
 
     Raises:
-        PictureError: missing, not a picture, truncated, of more than 8 bits per channel, or larger
+        ImageError: missing, not an image, truncated, of more than 8 bits per channel, or larger
             than `MAX_MEGAPIXELS`.
     """
     path = Path(path)
     if not path.is_file():
-        raise PictureError(f"a picture must be a file, but {path} is not one: check the path")
+        raise ImageError(f"an image must be a file, but {path} is not one: check the path")
     _check_bytes(str(path), path.stat().st_size)
     return _decode(path, str(path))
 
@@ -93,7 +93,7 @@ def decode_photo(file: io.BytesIO, name: str) -> UInt8[Tensor, "h w 3"]:
         name: what messages call it.
 
     Raises:
-        PictureError: see `read_photo`.
+        ImageError: see `read_photo`.
     """
     return _decode(file, name)
 
@@ -102,28 +102,28 @@ def _decode(file: Path | io.BytesIO, name: str) -> UInt8[Tensor, "h w 3"]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of broken tags that nothing here reads
-            with Image.open(file, formats=readable_formats()) as picture:
-                _check_pixels(name, picture.size)
-                _check_depth(name, picture.mode)
-                turn = _TURNS.get(_orientation(picture))
-                if picture.format != "MPO" and getattr(picture, "is_animated", False):
-                    note(f"{name} has several pictures: the first is used")
-                upright = _on_white(picture)
-    except PictureError:
+            with Image.open(file, formats=readable_formats()) as image:
+                _check_pixels(name, image.size)
+                _check_depth(name, image.mode)
+                turn = _TURNS.get(_orientation(image))
+                if image.format != "MPO" and getattr(image, "is_animated", False):
+                    note(f"{name} has several images: the first is used")
+                upright = _on_white(image)
+    except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise PictureError(
-            f"a picture may have {MAX_MEGAPIXELS} megapixels, but {name} has far more: "
+        raise ImageError(
+            f"an image may have {MAX_MEGAPIXELS} megapixels, but {name} has far more: "
             "scale it down first"
         ) from error
     except UnidentifiedImageError as error:
-        raise PictureError(
-            f"a picture must be a whole image file ({', '.join(_FORMATS)} or HEIC), but {name} is "
+        raise ImageError(
+            f"an image must be a whole image file ({', '.join(_FORMATS)} or HEIC), but {name} is "
             f"{_what_else(file)}"
         ) from error
     except Exception as error:  # whatever a reader raises at damage
-        raise PictureError(
-            f"a picture must be a whole image file (PNG, JPEG, WebP, ...), but {name} is not "
+        raise ImageError(
+            f"an image must be a whole image file (PNG, JPEG, WebP, ...), but {name} is not "
             f"({str(error) or type(error).__name__}): export it again"
         ) from error
     return torch.from_numpy(np.array(upright if turn is None else upright.transpose(turn)))
@@ -140,7 +140,7 @@ def readable_formats() -> tuple[str, ...]:
 
 
 def _what_else(file: Path | io.BytesIO) -> str:
-    """What a file is that is no picture, and what to do, as the end of a sentence."""
+    """What a file is that is no image, and what to do, as the end of a sentence."""
     if isinstance(file, Path):
         with file.open("rb") as opened:
             start = opened.read(16)
@@ -154,36 +154,36 @@ def _what_else(file: Path | io.BytesIO) -> str:
     return "not (cannot identify image file): export it again"
 
 
-def _orientation(picture: Image.Image) -> int:
-    """How the picture is turned: the one tag of EXIF that is read; 1 if it is absent or odd."""
+def _orientation(image: Image.Image) -> int:
+    """How the image is turned: the one tag of EXIF that is read; 1 if it is absent or odd."""
     try:
-        stated = picture.getexif().get(0x0112, 1)
-    except Exception:  # other tags are no reason to refuse a picture
+        stated = image.getexif().get(0x0112, 1)
+    except Exception:  # other tags are no reason to refuse an image
         return 1
     return stated if isinstance(stated, int) else 1
 
 
-def _on_white(picture: Image.Image) -> Image.Image:
-    """An sRGB picture in which white shows through transparent pixels, not what they hide."""
-    colours = _in_srgb(picture)
-    if not picture.has_transparency_data:
+def _on_white(image: Image.Image) -> Image.Image:
+    """An sRGB image in which white shows through transparent pixels, not what they hide."""
+    colours = _in_srgb(image)
+    if not image.has_transparency_data:
         return colours
-    colours.putalpha(picture.convert("RGBA").getchannel("A"))
-    white = Image.new("RGBA", picture.size, "white")
+    colours.putalpha(image.convert("RGBA").getchannel("A"))
+    white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, colours).convert("RGB")
 
 
-def _in_srgb(picture: Image.Image) -> Image.Image:
+def _in_srgb(image: Image.Image) -> Image.Image:
     """The colours that the embedded profile means; as they are where it is absent or damaged."""
-    plain = picture.convert("RGBA" if picture.has_transparency_data else "RGB").convert("RGB")
-    if not (profile := picture.info.get("icc_profile")):
+    plain = image.convert("RGBA" if image.has_transparency_data else "RGB").convert("RGB")
+    if not (profile := image.info.get("icc_profile")):
         return plain
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode, modes = _SPACES[own.profile.xcolor_space]
-        if picture.mode not in modes:
+        if image.mode not in modes:
             return plain
-        pixels = plain if mode == "RGB" else picture.convert(mode)
+        pixels = plain if mode == "RGB" else image.convert(mode)
         srgb = ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(pixels, own, srgb, outputMode="RGB") or plain
     except Exception:  # viewers pass over a damaged profile, too
@@ -192,8 +192,8 @@ def _in_srgb(picture: Image.Image) -> Image.Image:
 
 def _check_bytes(name: str, size: int) -> None:
     if size > MAX_BYTES:
-        raise PictureError(
-            f"a picture's file may have {MAX_BYTES >> 20} MB, but {name} has {size >> 20}: save it "
+        raise ImageError(
+            f"an image's file may have {MAX_BYTES >> 20} MB, but {name} has {size >> 20}: save it "
             "as JPEG or PNG"
         )
 
@@ -201,25 +201,25 @@ def _check_bytes(name: str, size: int) -> None:
 def _check_pixels(name: str, size: tuple[int, int]) -> None:
     megapixels = size[0] * size[1] / 1e6
     if megapixels > MAX_MEGAPIXELS:
-        raise PictureError(
-            f"a picture may have {MAX_MEGAPIXELS} megapixels, but {name} has {megapixels:.0f} "
+        raise ImageError(
+            f"an image may have {MAX_MEGAPIXELS} megapixels, but {name} has {megapixels:.0f} "
             f"({size[0]} x {size[1]}): scale it down first"
         )
 
 
 def _check_depth(name: str, mode: str) -> None:
     if mode.startswith(("I", "F")):  # converted to RGB, they would be white
-        raise PictureError(
-            f"a picture must have 8 bits per channel, but {name} has more (mode {mode}): export it "
+        raise ImageError(
+            f"an image must have 8 bits per channel, but {name} has more (mode {mode}): export it "
             "with 8"
         )
 
 
-def to_unit_range(pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
-    """Pictures as floats from -1 to 1, channels first."""
-    return pictures.permute(0, 3, 1, 2).contiguous().to(torch.float32) / 127.5 - 1
+def to_unit_range(images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
+    """Images as floats from -1 to 1, channels first."""
+    return images.permute(0, 3, 1, 2).contiguous().to(torch.float32) / 127.5 - 1
 
 
-def to_image(picture: UInt8[Tensor, "h w 3"]) -> Image.Image:
+def to_image(image: UInt8[Tensor, "h w 3"]) -> Image.Image:
     """A tensor as a Pillow image."""
-    return Image.fromarray(picture.cpu().numpy())
+    return Image.fromarray(image.cpu().numpy())

@@ -1,4 +1,4 @@
-"""Subjects as folders of pictures, and which files of a folder count: one rule for all commands."""
+"""Subjects as folders of images, and which files of a folder count: one rule for all commands."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -9,13 +9,13 @@ from pathlib import Path
 from jaxtyping import UInt8
 from torch import Tensor
 
-from lorasynth.core.errors import PictureError
+from lorasynth.core.errors import ImageError
 from lorasynth.core.progress import note
 from lorasynth.images.contract import Subject
 from lorasynth.images.files import OTHER_SUFFIXES, SUFFIXES, read_photo, readable_formats
 
 DEFAULT_CAPTION = "a portrait of sks"
-#: What a caption's file is called, beside the picture of the same name; in capitals, too.
+#: What a caption's file is called, beside the image of the same name; in capitals, too.
 CAPTION_SUFFIXES = (".txt", ".caption")
 #: Larger captions are refused unread.
 MAX_CAPTION_BYTES = 64 << 10
@@ -40,21 +40,21 @@ def is_system(path: Path | str) -> bool:
 class Tally:
     """What of a source is used, and what is passed over and why; said in one line."""
 
-    pictures: int = 0
+    images: int = 0
     subjects: int = 0
     captions: int | None = None
     #: Reason -> names.
     passed_over: dict[str, list[str]] = field(default_factory=dict)
 
     def sort(self, name: str) -> bool:
-        """Whether a file is a picture that is used; if not, it is noted why (captions are not)."""
+        """Whether a file is an image that is used; if not, it is noted why (captions are not)."""
         suffix = Path(name).suffix.lower()
         if is_system(name):
             reason = "hidden or a system's"
         elif suffix in (".heic", ".heif") and "HEIF" not in readable_formats():
             reason = "HEIC, which needs pip install 'lorasynth[heic]'"
         elif suffix in SUFFIXES:
-            self.pictures += 1
+            self.images += 1
             return True
         elif suffix in OTHER_SUFFIXES:
             reason = "images in a format that is not read"
@@ -72,9 +72,9 @@ class Tally:
     def say(self, where: Path) -> None:
         """Print the line."""
         subjects = f"{self.subjects} subject{'s' * (self.subjects != 1)}"
-        line = f"{where}: {self.pictures} image{'s' * (self.pictures != 1)} of {subjects}"
+        line = f"{where}: {self.images} image{'s' * (self.images != 1)} of {subjects}"
         if self.captions is not None:
-            line += f", {self.pictures - self.captions} without a caption"
+            line += f", {self.images - self.captions} without a caption"
         reasons = []
         for reason, names in self.passed_over.items():
             more = ", ..." if len(names) > 3 else ""
@@ -82,21 +82,21 @@ class Tally:
         note(f"{line}; passed over: {'; '.join(reasons)}" if reasons else line)
 
 
-def pictures_in(folder: Path | str, tally: Tally | None = None) -> list[Path]:
-    """The picture files of a folder, by name, not of its subfolders.
+def images_in(folder: Path | str, tally: Tally | None = None) -> list[Path]:
+    """The image files of a folder, by name, not of its subfolders.
 
     Raises:
-        PictureError: the folder cannot be read.
+        ImageError: the folder cannot be read.
     """
     tally = tally or Tally()
-    return [p for p in _entries(Path(folder)) if not p.is_dir() and _is_picture(p, tally)]
+    return [p for p in _entries(Path(folder)) if not p.is_dir() and _is_image(p, tally)]
 
 
-def _is_picture(path: Path, tally: Tally) -> bool:
+def _is_image(path: Path, tally: Tally) -> bool:
     if tally.sort(path.name):
         if path.is_file():
             return True
-        tally.pictures -= 1
+        tally.images -= 1
         tally.pass_over("links to nothing, or no files", path.name)
     return False
 
@@ -105,42 +105,42 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError as error:
-        raise PictureError(
-            f"a folder of pictures must be readable, but {folder} is not ({error.strerror}): check "
+        raise ImageError(
+            f"a folder of images must be readable, but {folder} is not ({error.strerror}): check "
             "the path and its permissions"
         ) from error
 
 
 def subjects_below(root: Path, tally: Tally | None = None) -> dict[str, list[Path]]:
-    """The pictures of each folder in a folder, by its name; folders without pictures are left out.
+    """The images of each folder in a folder, by its name; folders without images are left out.
 
     Links are followed, but not to a folder that the link is in.
 
     Raises:
-        PictureError: `root` is no folder, or cannot be read.
+        ImageError: `root` is no folder, or cannot be read.
     """
     if not root.is_dir():
-        raise PictureError(
+        raise ImageError(
             f"subjects must be a folder with one folder each, but {root} is not a folder"
         )
     tally, found = tally or Tally(), dict[str, list[Path]]()
     for path in _entries(root):
         if not path.is_dir():
-            if _is_picture(path, tally):
-                tally.pictures -= 1
+            if _is_image(path, tally):
+                tally.images -= 1
                 tally.pass_over("beside the folders of subjects", path.name)
         elif reason := _why_no_subject(path, root):
             tally.pass_over(reason, path.name)
         else:
             try:
-                pictures = pictures_in(path, tally)
-            except PictureError:
+                images = images_in(path, tally)
+            except ImageError:
                 tally.pass_over("folders that cannot be read", path.name)
                 continue
-            if pictures:
-                found[path.name] = pictures
+            if images:
+                found[path.name] = images
             else:
-                tally.pass_over("folders without pictures", path.name)
+                tally.pass_over("folders without images", path.name)
     tally.subjects = len(found)
     return found
 
@@ -160,13 +160,13 @@ def _why_no_subject(path: Path, root: Path) -> str | None:
 def read_subject(
     name: str | None, paths: Sequence[Path], default_caption: str = DEFAULT_CAPTION
 ) -> Subject:
-    """Read one subject from its picture files, each with its caption as `FolderSubjects` says.
+    """Read one subject from its image files, each with its caption as `FolderSubjects` says.
 
-    Its name is that of its random numbers, too; None names it after its pictures, so that nothing
+    Its name is that of its random numbers, too; None names it after its images, so that nothing
     but them decides what is made of it.
 
     Raises:
-        PictureError: a picture or a caption cannot be read.
+        ImageError: an image or a caption cannot be read.
     """
     texts = {folder: _caption_files(folder) for folder in {path.parent for path in paths}}
     captions = (texts[path.parent].get(path.stem) for path in paths)
@@ -188,9 +188,9 @@ def _name_of(photos: Sequence[UInt8[Tensor, "_ _ 3"]]) -> str:
 
 @dataclass(frozen=True)
 class FolderSubjects:
-    """A source that reads `root/<subject>/<picture>`.
+    """A source that reads `root/<subject>/<image>`.
 
-    A picture's caption is read from `<picture>.txt` or `<picture>.caption` beside it, else it is
+    An image's caption is read from `<image>.txt` or `<image>.caption` beside it, else it is
     `default_caption`.
     """
 
@@ -210,18 +210,18 @@ class FolderSubjects:
 
     @property
     def ids(self) -> list[str]:
-        """The names of the folders that hold at least one picture."""
+        """The names of the folders that hold at least one image."""
         return list(self._folders)
 
     def load(self, subject_id: str) -> Subject:
-        """Read a subject's pictures and captions.
+        """Read a subject's images and captions.
 
         Raises:
-            PictureError: the folder, one of its pictures or a caption cannot be read.
+            ImageError: the folder, one of its images or a caption cannot be read.
         """
         if subject_id not in self._folders:
-            raise PictureError(
-                f"a subject must be a folder of pictures in {self.root}, but {subject_id!r} is "
+            raise ImageError(
+                f"a subject must be a folder of images in {self.root}, but {subject_id!r} is "
                 "none: check the name"
             )
         paths = self._folders[subject_id]
@@ -229,7 +229,7 @@ class FolderSubjects:
 
 
 def _caption_files(folder: Path) -> dict[str, Path]:
-    """The captions of a folder by the names of their pictures, without suffix."""
+    """The captions of a folder by the names of their images, without suffix."""
     entries, found = _entries(folder), dict[str, Path]()
     for suffix in reversed(CAPTION_SUFFIXES):
         mine = (p for p in entries if p.suffix.lower() == suffix and not is_system(p.name))
@@ -250,16 +250,16 @@ def caption_text(data: bytes | int, name: str) -> str:
         name: what messages call it.
 
     Raises:
-        PictureError: it is no text in UTF-8, or too long.
+        ImageError: it is no text in UTF-8, or too long.
     """
     if isinstance(data, int):
-        raise PictureError(
+        raise ImageError(
             f"a caption may have {MAX_CAPTION_BYTES >> 10} kB, but {name} has {data >> 10}: cut it"
         )
     try:
         return data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise PictureError(
+        raise ImageError(
             f"a caption must be text in UTF-8, but {name} is not ({error}): save it as UTF-8"
         ) from error
 

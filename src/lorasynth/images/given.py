@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from lorasynth.core.errors import PictureError
+from lorasynth.core.errors import ImageError
 from lorasynth.images.files import decode_photo, read_photo
 
 #: A photo: a path, a file's content or an open file, a Pillow image, or pixels (height, width, RGB)
@@ -23,7 +23,7 @@ def as_photo(photo: Any) -> tuple[UInt8[Tensor, "h w 3"], str]:
     """The pixels of a photo in any of these forms, and what to call it in an error.
 
     Raises:
-        PictureError: it is no photo, or its pixels have another shape or type.
+        ImageError: it is no photo, or its pixels have another shape or type.
     """
     if isinstance(photo, str | Path):
         return read_photo(photo), str(photo)
@@ -39,7 +39,7 @@ def as_photo(photo: Any) -> tuple[UInt8[Tensor, "h w 3"], str]:
     if hasattr(photo, "read"):
         name = str(getattr(photo, "name", "the photo"))
         return decode_photo(io.BytesIO(photo.read()), name), name
-    raise PictureError(
+    raise ImageError(
         "a photo must be a path, bytes, an open file, a Pillow image, an array or a tensor, but is "
         f"a {type(photo).__name__}"
     )
@@ -47,18 +47,18 @@ def as_photo(photo: Any) -> tuple[UInt8[Tensor, "h w 3"], str]:
 
 def _pixels(values: Tensor) -> UInt8[Tensor, "h w 3"]:
     if values.dim() != 3 or values.shape[2] != 3 or 0 in values.shape:
-        raise PictureError(
+        raise ImageError(
             "pixels must be (height, width, 3), but their shape is "
             f"{tuple(values.shape)}: give one photo at a time, channels last"
         )
     if values.dtype == torch.uint8:
         return values
     if not values.is_floating_point():
-        raise PictureError(
+        raise ImageError(
             f"pixels must be bytes from 0 to 255 or floats from 0 to 1, but are {values.dtype}"
         )
     if not (values.min() >= 0 and values.max() <= 1):  # NaN too
-        raise PictureError(
+        raise ImageError(
             "pixels that are floats must be from 0 to 1, but are from "
             f"{values.min():g} to {values.max():g}"
         )

@@ -1,4 +1,4 @@
-"""Subjects in Parquet files with one row for each picture."""
+"""Subjects in Parquet files with one row for each image."""
 
 import io
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from lorasynth.core.errors import PictureError
+from lorasynth.core.errors import ImageError
 from lorasynth.images.contract import Subject
 from lorasynth.images.files import MAX_BYTES, decode_photo
 from lorasynth.images.folders import DEFAULT_CAPTION, MAX_CAPTION_BYTES, Tally, caption_text
@@ -22,7 +22,7 @@ _MAX_GROUP = 1 << 30
 
 
 class _Row(NamedTuple):
-    """Where one picture lies."""
+    """Where one image lies."""
 
     file: Path
     group: int
@@ -36,9 +36,9 @@ class _Row(NamedTuple):
 class ParquetSubjects:
     """A source that reads one Parquet file, or all `*.parquet` of a folder.
 
-    Columns: `id`, the subject of the picture; `picture`, the bytes of an image file, or a struct
+    Columns: `id`, the subject of the image; `image`, the bytes of an image file, or a struct
     with them in `bytes`, as data sets on the hub have; and perhaps `caption`, which is
-    `default_caption` where absent or null.  Pictures come in the order of the rows.
+    `default_caption` where absent or null.  Images come in the order of the rows.
     """
 
     root: Path
@@ -59,7 +59,7 @@ class ParquetSubjects:
                             tally.pass_over("rows without an id", str(place))
                         else:
                             found.setdefault(str(value["id"]), []).append(place)
-        tally.subjects, tally.pictures = len(found), sum(map(len, found.values()))
+        tally.subjects, tally.images = len(found), sum(map(len, found.values()))
         tally.say(self.root)
         return found
 
@@ -68,18 +68,18 @@ class ParquetSubjects:
         """The subjects, in the order in which they first come.
 
         Raises:
-            PictureError: a file is not Parquet, or lacks a column.
+            ImageError: a file is not Parquet, or lacks a column.
         """
         return list(self._rows)
 
     def load(self, subject_id: str) -> Subject:
-        """Read a subject's pictures and captions.
+        """Read a subject's images and captions.
 
         Raises:
-            PictureError: there is no such subject, or a picture cannot be read.
+            ImageError: there is no such subject, or an image cannot be read.
         """
         if subject_id not in self._rows:
-            raise PictureError(
+            raise ImageError(
                 f"a subject must be in the column id of {self.root}, but {subject_id!r} is not: "
                 "check the name"
             )
@@ -88,8 +88,7 @@ class ParquetSubjects:
         return Subject(
             id=subject_id,
             photos=[
-                self._picture(value["picture"], row)
-                for value, row in zip(values, rows, strict=True)
+                self._image(value["image"], row) for value, row in zip(values, rows, strict=True)
             ],
             captions=[
                 self._caption(value.get("caption"), row)
@@ -101,17 +100,17 @@ class ParquetSubjects:
         if not value:
             return self.default_caption
         if not isinstance(value, str):
-            raise PictureError(
+            raise ImageError(
                 f"a caption must be text, but {row} holds {type(value).__name__}: leave it empty"
             )
         size = len(value)
         return caption_text(value.encode() if size <= MAX_CAPTION_BYTES else size, f"that of {row}")
 
-    def _picture(self, value: Any, row: _Row) -> torch.Tensor:
+    def _image(self, value: Any, row: _Row) -> torch.Tensor:
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes) or len(data) > MAX_BYTES:
-            raise PictureError(
-                f"a picture must be the bytes of an image file of at most {MAX_BYTES >> 20} MB, "
+            raise ImageError(
+                f"an image must be the bytes of an image file of at most {MAX_BYTES >> 20} MB, "
                 f"but {row} holds {type(data).__name__}: leave the row out"
             )
         return decode_photo(io.BytesIO(data), str(row))
@@ -121,7 +120,7 @@ class ParquetSubjects:
 @lru_cache(maxsize=2)
 def _row_group(path: Path, group: int) -> list[dict[str, Any]]:
     with _readable(path) as file:
-        columns = [name for name in ("picture", "caption") if name in file.schema_arrow.names]
+        columns = [name for name in ("image", "caption") if name in file.schema_arrow.names]
         return list(_values(path, file, group, columns))
 
 
@@ -132,8 +131,8 @@ def _values(
     size = 0
     for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns):
         size += batch.nbytes
-        if size > _MAX_GROUP:  # a little file may hold one picture a million times
-            raise PictureError(
+        if size > _MAX_GROUP:  # a little file may hold one image a million times
+            raise ImageError(
                 f"a row group may have {_MAX_GROUP >> 20} MB, but row group {group} of {path} has "
                 "more: write it with smaller row groups"
             )
@@ -148,26 +147,26 @@ def _readable(path: Path) -> Iterator[pq.ParquetFile]:
             raise OSError("it is no file")
         with pq.ParquetFile(path) as file:
             yield file
-    except PictureError:
+    except ImageError:
         raise
     except Exception as error:  # also of text that is no UTF-8, and of what has no Python value
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise PictureError(
+        raise ImageError(
             f"subjects may be in Parquet files, but {path} is not one ({reason}): make it again"
         ) from error
 
 
 def _require_columns(path: Path, schema: pa.Schema) -> None:
-    for name in ("id", "picture"):
+    for name in ("id", "image"):
         if schema.names.count(name) != 1:
-            raise PictureError(
-                f"a Parquet file of subjects must have columns id and picture, but {path} has "
+            raise ImageError(
+                f"a Parquet file of subjects must have columns id and image, but {path} has "
                 f"{', '.join(schema.names)}: rename them"
             )
     kind = schema.field("id").type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     tests = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
     if not any(test(kind) for test in (*tests, pa.types.is_string_view)):
-        raise PictureError(
+        raise ImageError(
             f"the column id must be of texts or whole numbers, but {path} has {kind}: convert it"
         )

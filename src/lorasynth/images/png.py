@@ -1,4 +1,4 @@
-"""PNG files of synthetic pictures, which say that they are synthetic."""
+"""PNG files of synthetic images, which say that they are synthetic."""
 
 import io
 import math
@@ -16,10 +16,10 @@ from lorasynth import __version__
 from lorasynth.core.atomic import write_bytes
 from lorasynth.images.files import to_image
 
-#: What every file says of itself; the last is the IPTC's term for pictures made by a trained model.
+#: What every file says of itself; the last is the IPTC's term for images made by a trained model.
 SYNTHETIC = {
     "Software": f"lorasynth {__version__}",
-    "Comment": "A synthetic picture, made by a generative model.",
+    "Comment": "A synthetic image, made by a generative model.",
     "DigitalSourceType": "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia",
 }
 
@@ -28,9 +28,9 @@ _LETTERS, _SPACE = 12, 4
 
 
 def write_synthetic(
-    path: Path, picture: UInt8[Tensor, "h w 3"], facts: Mapping[str, str] | None = None
+    path: Path, image: UInt8[Tensor, "h w 3"], facts: Mapping[str, str] | None = None
 ) -> None:
-    """Write a picture atomically, with `facts` beside `SYNTHETIC` in its text metadata.
+    """Write an image atomically, with `facts` beside `SYNTHETIC` in its text metadata.
 
     Raises:
         LorasynthError: the file cannot be written.
@@ -39,20 +39,20 @@ def write_synthetic(
     for name, value in (SYNTHETIC | dict(facts or {})).items():
         text.add_itxt(name, value)
     data = io.BytesIO()
-    to_image(picture).save(data, "PNG", pnginfo=text)
+    to_image(image).save(data, "PNG", pnginfo=text)
     write_bytes(path, data.getvalue())
 
 
 def contact_sheet(
-    pictures: UInt8[Tensor, "b h w 3"], columns: int, gap: int = 2, names: Sequence[str] = ()
+    images: UInt8[Tensor, "b h w 3"], columns: int, gap: int = 2, names: Sequence[str] = ()
 ) -> UInt8[Tensor, "height width 3"]:
-    """Pictures side by side in rows of `columns`, on white; names stand at the left of the rows."""
-    b, h, w, _ = pictures.shape
+    """Images side by side in rows of `columns`, on white; names stand at the left of the rows."""
+    b, h, w, _ = images.shape
     rows = -(-b // columns)
-    sheet = pictures.new_full((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), 255)
-    for index, picture in enumerate(pictures):
+    sheet = images.new_full((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), 255)
+    for index, image in enumerate(images):
         top, left = index // columns * (h + gap), index % columns * (w + gap)
-        sheet[top : top + h, left : left + w] = picture
+        sheet[top : top + h, left : left + w] = image
     return _beside(sheet, names, h + gap) if names else sheet
 
 

@@ -14,7 +14,7 @@ def subjects_in(root: Path, caption: str = DEFAULT_CAPTION) -> SubjectSource:
 
     Args:
         root: where they are.
-        caption: of pictures that have none of their own.
+        caption: of images that have none of their own.
     """
     from lorasynth.images.parquet import ParquetSubjects  # pyarrow, which few callers need
     from lorasynth.images.tars import TarSubjects

@@ -1,6 +1,6 @@
 """Subjects in tar files, named as webdataset does: `<subject>.<n>.jpg`, its caption `.txt`.
 
-The files are never unpacked: their headers say where each picture begins, and it is read there.
+The files are never unpacked: their headers say where each image begins, and it is read there.
 The headers are walked here, since tarfile reads what they state whatever its size.
 """
 
@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 from jaxtyping import UInt8
 from torch import Tensor
 
-from lorasynth.core.errors import PictureError
+from lorasynth.core.errors import ImageError
 from lorasynth.images.contract import Subject
 from lorasynth.images.files import MAX_BYTES, decode_photo
 from lorasynth.images.folders import (
@@ -52,16 +52,16 @@ class _Member(NamedTuple):
 class _Files(NamedTuple):
     """A subject's files by their names in tars, and its captions by number."""
 
-    pictures: dict[str, _Member]
+    images: dict[str, _Member]
     captions: dict[str, _Member]
 
 
 @dataclass(frozen=True)
 class TarSubjects:
-    """A source that reads the pictures in one tar file, or in all `*.tar` of a folder.
+    """A source that reads the images in one tar file, or in all `*.tar` of a folder.
 
-    A subject's pictures come in the order of their names, and may be spread over several tars.  A
-    picture without a caption has `default_caption`.
+    A subject's images come in the order of their names, and may be spread over several tars.  A
+    image without a caption has `default_caption`.
     """
 
     root: Path
@@ -73,12 +73,12 @@ class TarSubjects:
         found, tally = dict[str, _Files](), Tally()
         for member in (member for tar in tars for member in _members(tar)):
             self._sort(member, found, tally)
-        shown = sorted(name for name, one in found.items() if one.pictures)
+        shown = sorted(name for name, one in found.items() if one.images)
         subjects = {name: found[name] for name in without_surrogates(shown, tally)}
         tally.subjects = len(subjects)
-        tally.pictures = sum(len(one.pictures) for one in subjects.values())
+        tally.images = sum(len(one.images) for one in subjects.values())
         tally.captions = sum(
-            _number(name) in one.captions for one in subjects.values() for name in one.pictures
+            _number(name) in one.captions for one in subjects.values() for name in one.images
         )
         tally.say(self.root)
         return subjects
@@ -92,48 +92,48 @@ class TarSubjects:
             tally.pass_over("files not named <subject>.<number>", member.name)
         elif tally.sort(member.name):
             files = found.setdefault(subject, _Files({}, {}))
-            other = files.pictures.get(member.name)
+            other = files.images.get(member.name)
             if other is not None and other.tar != member.tar:
-                raise PictureError(
-                    f"a picture must be in one tar, but {member.name} is in {other.tar} and in "
+                raise ImageError(
+                    f"an image must be in one tar, but {member.name} is in {other.tar} and in "
                     f"{member.tar}: rename one"
                 )
-            files.pictures[member.name] = member
+            files.images[member.name] = member
         elif f".{suffix.lower()}" in CAPTION_SUFFIXES:
             found.setdefault(subject, _Files({}, {})).captions[number] = member
 
     @property
     def ids(self) -> list[str]:
-        """The subjects that have at least one picture, sorted.
+        """The subjects that have at least one image, sorted.
 
         Raises:
-            PictureError: a file is no tar, is compressed, or ends too soon.
+            ImageError: a file is no tar, is compressed, or ends too soon.
         """
         return list(self._subjects)
 
     def load(self, subject_id: str) -> Subject:
-        """Read a subject's pictures and captions.
+        """Read a subject's images and captions.
 
         Raises:
-            PictureError: there is no such subject, or a picture or caption cannot be read.
+            ImageError: there is no such subject, or an image or caption cannot be read.
         """
         if subject_id not in self._subjects:
-            raise PictureError(
+            raise ImageError(
                 f"a subject must have files <subject>.<number>.jpg in {self.root}, but "
                 f"{subject_id!r} has none: check the name"
             )
         files = self._subjects[subject_id]
-        pictures = [files.pictures[name] for name in sorted(files.pictures)]
+        images = [files.images[name] for name in sorted(files.images)]
         return Subject(
             id=subject_id,
-            photos=[self._picture(one) for one in pictures],
-            captions=[self._caption(files.captions.get(_number(one.name))) for one in pictures],
+            photos=[self._image(one) for one in images],
+            captions=[self._caption(files.captions.get(_number(one.name))) for one in images],
         )
 
-    def _picture(self, member: _Member) -> UInt8[Tensor, "h w 3"]:
+    def _image(self, member: _Member) -> UInt8[Tensor, "h w 3"]:
         if member.size > MAX_BYTES:
-            raise PictureError(
-                f"a picture's file may have {MAX_BYTES >> 20} MB, but {member} has "
+            raise ImageError(
+                f"an image's file may have {MAX_BYTES >> 20} MB, but {member} has "
                 f"{member.size >> 20}: save it as JPEG or PNG"
             )
         return decode_photo(io.BytesIO(member.read()), str(member))
@@ -153,7 +153,7 @@ def _members(path: Path) -> Iterator[_Member]:
     """The plain files of a tar, in its order.
 
     Raises:
-        PictureError: it is no tar, or is cut.
+        ImageError: it is no tar, or is cut.
     """
     try:
         if not path.is_file():
@@ -162,7 +162,7 @@ def _members(path: Path) -> Iterator[_Member]:
         with path.open("rb") as file:
             yield from _walk(file, path, size)
     except (OSError, ValueError, tarfile.TarError) as error:
-        raise PictureError(
+        raise ImageError(
             f"subjects may be in tar files, whole and not compressed, but {path} is not one "
             f"({error}): unpack or make it again"
         ) from error

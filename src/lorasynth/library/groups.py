@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lorasynth.core.errors import LibraryError
 
-#: Cosine of ArcFace embeddings above which two pictures are taken to show one person.  Pictures of
+#: Cosine of ArcFace embeddings above which two images are taken to show one person.  Images of
 #: two people hardly ever reach it (their cosines are about 0.05 ± 0.1).
 LIKE = 0.5
 

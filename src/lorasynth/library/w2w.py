@@ -113,7 +113,7 @@ def import_w2w(
         gauge: of a new library's canonical vectors.
         dtype: type in which a new library stores vectors, and raw factors too.
         person: column of the table that says who is shown.
-        embeddings: an .npy file with an embedding of each row's pictures; rows that are alike are
+        embeddings: an .npy file with an embedding of each row's images; rows that are alike are
             taken to show one person where the table does not say.
         shard: adapters appended at once; what was appended survives a kill.
 

@@ -31,7 +31,7 @@ def fine_tune(base: BaseModel, subject: Subject, config: Descent) -> Weights:
         The trained weights.
 
     Raises:
-        CollectionError: the subject has no pictures or captions.
+        CollectionError: the subject has no images or captions.
     """
     encoded = encode_subjects(base, [subject])
     draws = draws_of(base, config, [subject.id], encoded)

@@ -1,4 +1,4 @@
-"""An adapter as the decoded latent that denoises the pictures best (the paper's second approach).
+"""An adapter as the decoded latent that denoises the images best (the paper's second approach).
 
 With a PCA of standardised weights and no prior it is the inversion of `weights2weights`.
 """

@@ -33,16 +33,16 @@ def personalise(
     *,
     on_step: OnStep | None = None,
 ) -> Personalised:
-    """Move the coordinates, in place, to where their adapters denoise the subjects' pictures best.
+    """Move the coordinates, in place, to where their adapters denoise the subjects' images best.
 
     Args:
         base: the frozen base model.
-        subjects: n subjects with 1 to 10 pictures each.
+        subjects: n subjects with 1 to 10 images each.
         coordinates: of n adapters for this base model.
         on_step: called after each step.
 
     Raises:
-        CollectionError: there is no subject, or one has no pictures or captions.
+        CollectionError: there is no subject, or one has no images or captions.
         LayoutError: the adapters do not fit the base model.
     """
     coordinates.to(base.device)

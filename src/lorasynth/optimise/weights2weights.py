@@ -19,7 +19,7 @@ SETTINGS = InversionConfig(
     prior=0.0,
     equal_steps=False,
     descent=Descent(
-        learning_rate=0.1, steps=400, pictures_per_step=1, noise="own", average=0.0, clip=None
+        learning_rate=0.1, steps=400, images_per_step=1, noise="own", average=0.0, clip=None
     ),
 )
 _COMPONENTS = 1000

@@ -121,7 +121,7 @@ class IPAdapter(nn.Module):
             if rest:
                 raise ConfigError(
                     f"a batch must be a multiple of an IP-Adapter's {len(conditions)} conditions, "
-                    f"but has {len(args[0])} samples: make pictures of fewer subjects at once"
+                    f"but has {len(args[0])} samples: make images of fewer subjects at once"
                 )
             rows = conditions.repeat_interleave(each, dim=0)
             return args, {**kwargs, "added_cond_kwargs": {"image_embeds": [rows[:, None]]}}
@@ -201,7 +201,7 @@ def train_ip_adapter(
     config: IPAdapterConfig,
     checkpoint: Path,
 ) -> IPAdapter:
-    """Train on the subjects' pictures, from the checkpoint if there is one.
+    """Train on the subjects' images, from the checkpoint if there is one.
 
     Raises:
         ConfigError: the checkpoint is of another run.

@@ -1,4 +1,4 @@
-"""What a network from conditions learns by: it sees one picture, others must be denoised."""
+"""What a network from conditions learns by: it sees one image, others must be denoised."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from lorasynth.collect.collector import checked_ids
 from lorasynth.collect.embedding import as_many_of_each
 from lorasynth.collect.failures import Failures
 from lorasynth.condition import ConditionEncoder, framed_subject, subject_conditions
-from lorasynth.core.errors import CollectionError, PictureError
+from lorasynth.core.errors import CollectionError, ImageError
 from lorasynth.core.progress import console, progress
 from lorasynth.core.randomness import stream_seed
 from lorasynth.core.weights import kept_tensors
@@ -38,7 +38,7 @@ def draw_task(
     encoded: EncodedSubjects,
     embeddings: Float[Tensor, "n k m"],
     options: Optimisation,
-    pictures: int,
+    images: int,
     step: int,
 ) -> tuple[Float[Tensor, "b m"], EncodedSubjects, Draw]:
     """Draw the subjects of a step, one embedding of each, and what each must denoise.
@@ -46,9 +46,9 @@ def draw_task(
     Args:
         base: the base model.
         encoded: all subjects.
-        embeddings: of the same pictures.
+        embeddings: of the same images.
         options: the seed, and as the batch the number b of subjects.
-        pictures: denoised of each.
+        images: denoised of each.
         step: names the stream of random numbers.
 
     Returns:
@@ -56,7 +56,7 @@ def draw_task(
     """
     device, batch = base.device, options.batch
     generator = torch.Generator(device).manual_seed(stream_seed(options.seed, "predict", step))
-    shape = (batch, pictures)
+    shape = (batch, images)
 
     def below(high: int, *size: int) -> Tensor:
         return torch.randint(high, size, generator=generator, device=device)
@@ -65,7 +65,7 @@ def draw_task(
     seen = embeddings[rows, below(embeddings.shape[1], batch)]
     noise = torch.randn(*shape, *encoded.latents.shape[1:], generator=generator, device=device)
     draw = Draw(
-        pictures=below(embeddings.shape[1], *shape),
+        images=below(embeddings.shape[1], *shape),
         times=base.draw_times(shape, generator),
         noise=noise,
         dropped=torch.zeros(shape, dtype=torch.bool, device=device),
@@ -110,7 +110,7 @@ def encode_with_embeddings(
 
     Raises:
         CollectionError: there is no subject that can be used, or two have one name.
-        PictureError: `strict`, and a subject cannot be used.
+        ImageError: `strict`, and a subject cannot be used.
     """
     ids, parts, usable = checked_ids(source), [], list[str]()
     failures = Failures(kept)
@@ -144,11 +144,11 @@ def encode_with_embeddings(
 
 def _looked_at(
     base: BaseModel, encoder: ConditionEncoder, source: SubjectSource, name: str, *, strict: bool
-) -> Subject | PictureError:
+) -> Subject | ImageError:
     """A subject as it is learned from, or why it cannot be."""
     try:
-        return framed_subject(source.load(name), base.picture_size, [encoder])
-    except PictureError as error:
+        return framed_subject(source.load(name), base.image_size, [encoder])
+    except ImageError as error:
         if strict:
             raise
         return error
@@ -158,7 +158,7 @@ def _encoded(
     base: BaseModel,
     encoder: ConditionEncoder,
     names: Sequence[str],
-    look: Callable[[str], Subject | PictureError],
+    look: Callable[[str], Subject | ImageError],
     failures: Failures,
 ) -> dict[str, Tensor]:
     """Some subjects as named tensors; those that cannot be used are said and listed."""
@@ -197,5 +197,5 @@ def _name_of(
     base: BaseModel, encoder: ConditionEncoder, source: SubjectSource, names: Sequence[str]
 ) -> str:
     """Identifies what is encoded of whom, as far as a source says what it is."""
-    stated = [base.fingerprint, base.picture_size, str(base.dtype), encoder.fingerprint]
+    stated = [base.fingerprint, base.image_size, str(base.dtype), encoder.fingerprint]
     return hashlib.sha256(repr([stated, source, names]).encode()).hexdigest()[:24]

@@ -1,7 +1,7 @@
 """Train a regression and its codec through the base model's denoising loss.
 
-Each step predicts the adapters of a few subjects from the embedding of one picture each, and asks
-them to denoise other pictures of the same subjects.  No adapter is trained by itself, so what is
+Each step predicts the adapters of a few subjects from the embedding of one image each, and asks
+them to denoise other images of the same subjects.  No adapter is trained by itself, so what is
 learned is a function of the condition, without the noise of training runs.
 """
 
@@ -37,8 +37,8 @@ class PredictorTraining:
         model: the regression.
         latents: directions that adapters are mixed of.
         optimisation: steps, learning rate, averaging and seed; its batch is the number of subjects.
-        pictures: denoised of each subject in one step; at equal cost, many subjects with one
-            picture each teach more than few with several.
+        images: denoised of each subject in one step; at equal cost, many subjects with one
+            image each teach more than few with several.
     """
 
     model: LatentRegressionConfig = field(default_factory=LatentRegressionConfig)
@@ -46,7 +46,7 @@ class PredictorTraining:
     optimisation: Optimisation = field(
         default_factory=lambda: Optimisation(steps=10_000, batch=64, lr=1e-3, weight_decay=0.0)
     )
-    pictures: int = 1
+    images: int = 1
 
 
 class Predicting(NamedTuple):
@@ -73,10 +73,10 @@ def train_predictor(
     Args:
         base: the frozen base model.
         encoder: makes the conditions.
-        source: whose pictures teach.
+        source: whose images teach.
         recipe: says what is adapted, with which rank and from which A.
         config: how.
-        checkpoint: file to save to and to resume from; encoded pictures are kept beside it too.
+        checkpoint: file to save to and to resume from; encoded images are kept beside it too.
         strict: stop at the first subject whose photos cannot be used, rather than leave it out.
 
     Raises:
@@ -97,7 +97,7 @@ def train_predictor(
     model.regression.condition_normaliser.fit(embeddings.flatten(0, 1).cpu(), whitening=0.0)
 
     def loss(model: Any, step: int) -> tuple[Tensor, str]:
-        seen, some, draw = draw_task(base, encoded, embeddings, options, config.pictures, step)
+        seen, some, draw = draw_task(base, encoded, embeddings, options, config.images, step)
         stacked.factors = model(seen)
         value = denoising_losses(base, some, draw).mean()
         return value, f"loss {value.item():.4f}" if step % 50 == 0 else ""

@@ -62,7 +62,7 @@ def growth(
     """Measure every size; each is a file of `folder`, and not measured again.
 
     Args:
-        instruments: what makes pictures, and what judges them.
+        instruments: what makes images, and what judges them.
         library: its subjects embedded by the encoder that makes the conditions.
         config: what is measured.
         folder: for the reports and the checkpoints of the hypernetworks.

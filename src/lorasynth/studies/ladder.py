@@ -31,7 +31,7 @@ def ladder(bundle: Bundle, config: TrialConfig, cache: Path) -> dict[str, Any]:
     """
     run = Trial(bundle.instruments, config, cache / "measured")
     trained = run.trained(bundle.recipe, bundle.pretrained, cache)
-    measured = {"two real pictures": run.real()}
+    measured = {"two real images": run.real()}
     for name, factors in _rungs(bundle, run, trained):
         measured[name] = run.tried(name, factors)
     return {
@@ -59,9 +59,9 @@ def _rungs(bundle: Bundle, run: Trial, trained: Factors) -> Iterator[tuple[str, 
             yield f"its latent, noise {level:g}, denoised", bundle.decode(cleaned)
     for title, one in (("sampled", synthesizer), ("direct", bundle.pretrained)):
         if one is not None:
-            yield f"{title}, condition of ten pictures", one.decode(one.latents(ten, names))
+            yield f"{title}, condition of ten images", one.decode(one.latents(ten, names))
             latents = one.latents(run.conditions, names)
-            yield f"{title}, condition of one picture", one.decode(latents)
+            yield f"{title}, condition of one image", one.decode(latents)
     yield "base model", None
 
 

@@ -143,9 +143,9 @@ def _fit_mlp(library: LatentLibrary, seed: int, steps: int) -> Predictor:
     best, kept = float("inf"), net.state_dict()
     for step in range(steps):
         rows = chosen[torch.randint(len(chosen), (64,), generator=stream)]
-        picture = torch.randint(per_subject, (64,), generator=stream)
+        image = torch.randint(per_subject, (64,), generator=stream)
         net.train()
-        loss = functional.mse_loss(net(library.conditions[rows, picture]), y[rows])
+        loss = functional.mse_loss(net(library.conditions[rows, image]), y[rows])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

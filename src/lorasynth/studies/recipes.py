@@ -1,4 +1,4 @@
-"""Many recipes on the same subjects: likeness against repeatability, as figures and a picture."""
+"""Many recipes on the same subjects: likeness against repeatability, as figures and an image."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ def compare_recipes(
     Each report is a file of `folder`; a candidate whose report is there is not measured again.
 
     Args:
-        instruments: what makes pictures, and what judges them.
+        instruments: what makes images, and what judges them.
         candidates: name -> what to try.
         config: the subjects, the same for all.
         folder: for the reports.
@@ -82,7 +82,7 @@ def draw_recipes(reports: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     [*_, last] = reports.values()
     axes.axhline(last["real"], color="grey", linewidth=0.8, linestyle="dashed")
     axes.annotate(
-        "two real pictures",
+        "two real images",
         (0.01, last["real"]),
         xytext=(0, 3),
         fontsize=7,

@@ -14,19 +14,19 @@ from lorasynth.evaluation.trial import Instruments, Trial, TrialConfig
 def repeatability_report(
     instruments: Instruments, recipe: Recipe, config: TrialConfig, anchor: Anchor | None = None
 ) -> dict[str, Any]:
-    """Train every subject of a trial twice, on pictures apart, and measure the first adapters.
+    """Train every subject of a trial twice, on images apart, and measure the first adapters.
 
     Args:
-        instruments: what makes pictures, and what judges them.
+        instruments: what makes images, and what judges them.
         recipe: how each adapter is trained.
-        config: the subjects; each training sees `training_pictures` of its own.
+        config: the subjects; each training sees `training_images` of its own.
         anchor: predicts the adapters that training starts from; None: as the recipe says.
 
     Returns:
         JSON values: cosine of the updates of the `same` and of `different` subjects, likeness by
-        both encoders beside that of `real` pictures, and seconds of training per adapter.
+        both encoders beside that of `real` images, and seconds of training per adapter.
     """
-    twice = replace(config, training_pictures=2 * config.training_pictures)
+    twice = replace(config, training_images=2 * config.training_images)
     run = Trial(instruments, twice)
     subjects = [run.subjects.load(name) for name in run.subjects.ids]
     start = time.monotonic()

@@ -4,10 +4,10 @@
     conditions   an embedding of each subject, and who is held out
     codec        of the training subjects' adapters
     synthesizer  the hypernetwork around it
-    loras        a LoRA file for each tried test subject, from one picture
+    loras        a LoRA file for each tried test subject, from one image
     evaluation   those files beside the subjects' own adapters and the baselines
 
-The published files hold no pictures.  Where none are given, each subject is embedded from pictures
+The published files hold no images.  Where none are given, each subject is embedded from images
 that its adapter makes.
 """
 
@@ -33,7 +33,7 @@ from lorasynth.collect.generated import GeneratedConfig, GeneratedSubjects, embe
 from lorasynth.condition import SHOWN, ConditionEncoder
 from lorasynth.core.atomic import as_file_name, atomic_directory, write_json
 from lorasynth.core.config import from_dict, read_json, to_dict
-from lorasynth.core.errors import ConfigError, LibraryError, PictureError
+from lorasynth.core.errors import ConfigError, ImageError, LibraryError
 from lorasynth.core.randomness import torch_stream
 from lorasynth.core.splits import split_of
 from lorasynth.edit.latent_library import LatentLibrary
@@ -60,7 +60,7 @@ class W2WConfig:
         gauge: of the canonical vectors.
         dtype: in which the library stores them.
         person: column of the table that says who is shown.
-        generated: how adapters show their subjects, where no pictures are given.
+        generated: how adapters show their subjects, where no images are given.
         codec: its name.
         codec_options: its options.
         hypernet: training of the hypernetwork.
@@ -104,13 +104,13 @@ class W2WRecipe:
         encoder: makes the conditions, and measures likeness.
         second: another encoder, which measures and nothing else; None without one.
         clip: CLIP model that scores prompts, a folder or hub:owner/name; None without.
-        pictures: the subjects' pictures by their ids, as `subjects_in` reads them; None: made.
+        images: the subjects' images by their ids, as `subjects_in` reads them; None: made.
         memory: bytes that fitting the codec may take.
 
     Raises:
         ConfigError: there is no such codec, or the folder holds a run of other choices, or an
-            encoder looks at no pictures.
-        PictureError: there is nothing at `pictures`.
+            encoder looks at no images.
+        ImageError: there is nothing at `images`.
     """
 
     def __init__(
@@ -124,10 +124,10 @@ class W2WRecipe:
         memory: int,
         second: ConditionEncoder | None = None,
         clip: str | None = None,
-        pictures: Path | None = None,
+        images: Path | None = None,
     ) -> None:
-        if pictures is not None and not pictures.exists():
-            raise PictureError(f"--pictures must be where the pictures are, but {pictures} is not")
+        if images is not None and not images.exists():
+            raise ImageError(f"--images must be where the images are, but {images} is not")
         self.source = source
         self.run = run
         self.config = config
@@ -135,17 +135,17 @@ class W2WRecipe:
         self.encoder = encoder
         self.second = second
         self.clip = clip
-        self.pictures = pictures
+        self.images = images
         self.memory = memory
         kind = CODECS.get(config.codec).config_class
         self.codec_config: object = from_dict(kind, config.codec_options)
-        for judge in self._judges:  # refuses what looks at no pictures
-            judge.embed(torch.zeros(1, judge.picture_size, judge.picture_size, 3).byte())
+        for judge in self._judges:  # refuses what looks at no images
+            judge.embed(torch.zeros(1, judge.image_size, judge.image_size, 3).byte())
         stated = to_dict(config)
         free = {name: stated.pop(name) for name in _FREE}
         free |= {"second": None if second is None else column_of(second), "clip": clip}
         choices = stated | {"source": source, "base": base.fingerprint}
-        choices |= {"encoder": column_of(encoder), "pictures": str(pictures or "made")}
+        choices |= {"encoder": column_of(encoder), "images": str(images or "made")}
         self.stages = StagedRun(
             run,
             {
@@ -177,7 +177,7 @@ class W2WRecipe:
         """Embed the subjects, and note each one's split beside the column's name."""
         library = Library.open(self.stages.path("library"))
         embeddings = embed_imported(
-            library, self.encoder, self.pictures, lambda: self.base, self.config.generated
+            library, self.encoder, self.images, lambda: self.base, self.config.generated
         )
         split = _splits(library, embeddings)
         write_json(path, {"column": column_of(self.encoder), "split": split})
@@ -257,7 +257,7 @@ class W2WRecipe:
 
     @cached_property
     def _tried(self) -> list[Subject]:
-        """Test subjects whose pictures all show what the encoders know, in an order by the seed.
+        """Test subjects whose images all show what the encoders know, in an order by the seed.
 
         Raises:
             LibraryError: fewer than two are held out and shown.
@@ -265,16 +265,16 @@ class W2WRecipe:
         test = self._rows("test")
         source: SubjectSource = (
             GeneratedSubjects(self.base, test.library, self.config.generated)
-            if self.pictures is None
-            else subjects_in(self.pictures)
+            if self.images is None
+            else subjects_in(self.images)
         )
         order = torch.randperm(len(test), generator=torch_stream(self.config.seed, "tried"))
         loaded = (source.load(test.ids[row]) for row in order.tolist())
         tried = list(islice(filter(self._is_shown, loaded), self.config.subjects))
         if len(tried) < 2:
             raise LibraryError(
-                "at least two held-out subjects must be shown by their pictures, but "
-                f"{len(tried)} of {len(test)} are: give more adapters, or --pictures"
+                "at least two held-out subjects must be shown by their images, but "
+                f"{len(tried)} of {len(test)} are: give more adapters, or --images"
             )
         return tried
 
@@ -284,12 +284,12 @@ class W2WRecipe:
 
     @cached_property
     def _seen(self) -> Float[Tensor, "n m"]:
-        """What synthesis sees: the embedding of each tried subject's first picture."""
-        return self.encoder.embed(torch.stack([one.pictures[0] for one in self._tried]))
+        """What synthesis sees: the embedding of each tried subject's first image."""
+        return self.encoder.embed(torch.stack([one.images[0] for one in self._tried]))
 
 
 def _splits(library: Library, embeddings: Float[Tensor, "N P m"]) -> Sequence[str]:
-    """The split of each row: the table's, or that of whoever its pictures show."""
+    """The split of each row: the table's, or that of whoever its images show."""
     table = library.table
     if "split" in table.column_names and None not in table["split"].to_pylist():
         return [str(split) for split in table["split"].to_pylist()]

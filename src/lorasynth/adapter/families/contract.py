@@ -73,7 +73,7 @@ class Family:
         depths: name of a stack of blocks -> the most blocks that it has.
         base_version: kohya's `ss_base_model_version`.
         architecture: of a LoRA in the modelspec (https://github.com/Stability-AI/ModelSpec).
-        resolution: side of its pictures.
+        resolution: side of its images.
         network_module: kohya's script that trains such LoRAs.
         programs: what reads its files beside diffusers, ComfyUI and PEFT.
         linear: endings of diffusers' names of layers that are matrices, though a file may hold them

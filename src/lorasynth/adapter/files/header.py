@@ -77,7 +77,7 @@ def described(metadata: AdapterMetadata, family: Family | None, rank: int) -> di
         "modelspec.date": _today(),
     }
     if metadata.synthesised:
-        entries["modelspec.description"] = "Made from reference pictures by lorasynth, not trained"
+        entries["modelspec.description"] = "Made from reference images by lorasynth, not trained"
         entries["modelspec.tags"] = "synthetic"
     if family:
         entries["ss_base_model_version"] = family.base_version

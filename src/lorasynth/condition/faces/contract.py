@@ -15,13 +15,13 @@ from lorasynth.core.registry import Registry
 
 @dataclass(frozen=True, kw_only=True)
 class Face:
-    """A face in a picture, in pixels from the picture's upper left corner.
+    """A face in an image, in pixels from the image's upper left corner.
 
     Attributes:
         box: left, top, right and bottom.
         score: the probability that it is one.
         points: x and y of the left eye, the right eye, the tip of the nose, and the left and the
-            right corner of the mouth; left is what is left in an upright picture.
+            right corner of the mouth; left is what is left in an upright image.
     """
 
     box: tuple[float, float, float, float]
@@ -38,8 +38,8 @@ class Face:
 class FaceDetector(Protocol):
     """Finds upright faces.  What is turned, small or cut off is shown to it in other views."""
 
-    def detect(self, picture: UInt8[np.ndarray, "h w 3"]) -> list[Face]:
-        """The faces of an RGB picture, in any order; none if it is smaller than a face can be."""
+    def detect(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Face]:
+        """The faces of an RGB image, in any order; none if it is smaller than a face can be."""
         ...
 
 
@@ -84,7 +84,7 @@ class FaceConfig:
             the graph says, as insightface reads it.
         std: what they are then divided by.
         licence: of an ONNX file, which cannot say it.
-        picture_size: side in pixels of the squares that the network looks at; None: its own.
+        image_size: side in pixels of the squares that the network looks at; None: its own.
         width: of an embedding; None: the network's own.
         sha256: of the network's weights; None: not yet known.
     """
@@ -95,7 +95,7 @@ class FaceConfig:
     mean: float | None = None
     std: float | None = None
     licence: str = "unknown: ask whoever made the file"
-    picture_size: int | None = None
+    image_size: int | None = None
     width: int | None = None
     sha256: str | None = None
 

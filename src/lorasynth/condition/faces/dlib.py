@@ -57,14 +57,14 @@ class DlibDetector:
         self._detector: Any = need("dlib", _EXTRA).get_frontal_face_detector()
         self._landmarks = _loaded("shape_predictor", _weights("pose_predictor"))
 
-    def detect(self, picture: UInt8[np.ndarray, "h w 3"]) -> list[Face]:
+    def detect(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Face]:
         """See `FaceDetector`."""
-        picture = np.ascontiguousarray(picture)
-        boxes, scores, _ = self._detector.run(picture, 0, _LEAST)
-        return [self._face(picture, box, score) for box, score in zip(boxes, scores, strict=True)]
+        image = np.ascontiguousarray(image)
+        boxes, scores, _ = self._detector.run(image, 0, _LEAST)
+        return [self._face(image, box, score) for box, score in zip(boxes, scores, strict=True)]
 
-    def _face(self, picture: UInt8[np.ndarray, "h w 3"], box: Any, score: float) -> Face:
-        found = self._landmarks(picture, box).parts()
+    def _face(self, image: UInt8[np.ndarray, "h w 3"], box: Any, score: float) -> Face:
+        found = self._landmarks(image, box).parts()
         marks = np.array([(point.x, point.y) for point in found], dtype=float) + 0.5
         eyes = marks[_LEFT_EYE].mean(axis=0), marks[_RIGHT_EYE].mean(axis=0)
         return Face(
@@ -87,8 +87,8 @@ class DlibNetwork:
 
     def __call__(self, squares: UInt8[Tensor, "b side side 3"]) -> Float[Tensor, "b m"]:
         """See `FaceNetwork`."""
-        pictures = list(squares.numpy())
-        found = np.array(self._network.compute_face_descriptor(pictures), dtype=np.float32)
+        images = list(squares.numpy())
+        found = np.array(self._network.compute_face_descriptor(images), dtype=np.float32)
         return torch.from_numpy(found - _centre())
 
     def save(self, folder: Path) -> None:

@@ -18,7 +18,7 @@ from lorasynth.condition.faces.contract import DETECTORS, NETWORKS, Face, FaceCo
 from lorasynth.condition.faces.views import find_faces
 from lorasynth.core import config as configs
 from lorasynth.core.atomic import atomic_directory, write_json
-from lorasynth.core.errors import BundleError, PictureError
+from lorasynth.core.errors import BundleError, ImageError
 from lorasynth.core.weights import CONFIG_FILE
 from lorasynth.images.contract import Photos
 from lorasynth.images.files import to_image
@@ -29,7 +29,7 @@ BATCH = 64
 
 
 class FaceEncoder(ConditionEncoder):
-    """Embeds the largest face of each picture, laid straight.
+    """Embeds the largest face of each image, laid straight.
 
     Args:
         config: what it is made of.
@@ -56,7 +56,7 @@ class FaceEncoder(ConditionEncoder):
         make = NETWORKS.get(_kind(config.network))
         network = self._network = make(_argument(config.network), config, folder, device)
         for what, stated, found in (
-            ("picture_size", config.picture_size, network.size),
+            ("image_size", config.image_size, network.size),
             ("width", config.width, network.width),
             ("sha256", config.sha256, network.sha256),
         ):
@@ -67,13 +67,13 @@ class FaceEncoder(ConditionEncoder):
                 )
         self.config = replace(
             config,
-            picture_size=network.size,
+            image_size=network.size,
             width=network.width,
             sha256=network.sha256,
             licence=network.licence,
         )
         self.name = config.name
-        self.picture_size = network.size
+        self.image_size = network.size
         self.width = network.width
         self.licence = network.licence
 
@@ -93,10 +93,10 @@ class FaceEncoder(ConditionEncoder):
         self, photos: Photos, *, names: Sequence[str] | None = None, face: int | None = None
     ) -> Seen:
         """Embed a face of each photo; of one without a face, the square that `framed` chooses."""
-        names = names or [f"picture {i + 1}" for i in range(len(photos))]
+        names = names or [f"image {i + 1}" for i in range(len(photos))]
         found = [self._found(photo, name, face) for photo, name in zip(photos, names, strict=True)]
         squares = [
-            self._square(photo, one) if one is not None else framed(photo, self.picture_size)
+            self._square(photo, one) if one is not None else framed(photo, self.image_size)
             for photo, one in zip(photos, found, strict=True)
         ]
         return Seen(
@@ -109,8 +109,8 @@ class FaceEncoder(ConditionEncoder):
         """The face of that number, else the largest; None where there is none."""
         faces = self.faces(photo.cpu())
         if face is not None and faces and not 1 <= face <= len(faces):
-            raise PictureError(
-                f"--face must be one of the faces of a picture, counted from the left, but is "
+            raise ImageError(
+                f"--face must be one of the faces of an image, counted from the left, but is "
                 f"{face} and {name} shows {len(faces)}: choose from 1 to {len(faces)}"
             )
         if face is not None and faces:
@@ -123,15 +123,15 @@ class FaceEncoder(ConditionEncoder):
         """The square in which a face of a photo lies as the network expects it.
 
         Raises:
-            PictureError: there is no face, or not so many.
+            ImageError: there is no face, or not so many.
         """
-        found = self._found(photo, "the picture", face)
+        found = self._found(photo, "the image", face)
         if found is None:
-            raise PictureError(self.missing("the picture", 0.0))
+            raise ImageError(self.missing("the image", 0.0))
         return self._square(photo, found)
 
     def _square(self, photo: UInt8[Tensor, "h w 3"], face: Face) -> UInt8[Tensor, "side side 3"]:
-        square = align(to_image(photo), face.points, self._network.template, self.picture_size)
+        square = align(to_image(photo), face.points, self._network.template, self.image_size)
         return torch.from_numpy(np.array(square))
 
     @torch.no_grad()
@@ -141,13 +141,13 @@ class FaceEncoder(ConditionEncoder):
         return functional.normalize(torch.cat(parts).float(), dim=1)
 
     @override
-    def embed(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
-        return self.see(pictures).embeddings
+    def embed(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
+        return self.see(images).embeddings
 
     @override
-    def presence(self, pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
-        """The probability that each picture shows a face; 0 where none is found."""
-        found = [self._found(picture, "a picture", None) for picture in pictures]
+    def presence(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
+        """The probability that each image shows a face; 0 where none is found."""
+        found = [self._found(image, "an image", None) for image in images]
         return torch.tensor([0.0 if one is None else one.score for one in found])
 
     @override

@@ -17,7 +17,7 @@ from lorasynth.condition.packages import need
 from lorasynth.core.errors import BundleError, ConfigError
 
 LICENCE = "non-commercial research only (InsightFace)"
-#: The side of the square that a picture is fitted into for detection: the packs' own for usual
+#: The side of the square that an image is fitted into for detection: the packs' own for usual
 #: views, and at most this for larger ones.
 _USUAL, _LARGEST = 640, 1920
 
@@ -59,12 +59,12 @@ class InsightFaceDetector:
     def __init__(self, pack: str, device: torch.device) -> None:
         self._model: Any = _pack(pack, device).det_model
 
-    def detect(self, picture: UInt8[np.ndarray, "h w 3"]) -> list[Face]:
+    def detect(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Face]:
         """See `FaceDetector`."""
-        longer = max(picture.shape)
+        longer = max(image.shape)
         side = min(32 * math.ceil(longer / 32), _LARGEST)
         size = None if longer <= _USUAL else (side, side)
-        boxes, points = self._model.detect(np.ascontiguousarray(picture[..., ::-1]), size)
+        boxes, points = self._model.detect(np.ascontiguousarray(image[..., ::-1]), size)
         return [
             Face(
                 box=(float(box[0]), float(box[1]), float(box[2]), float(box[3])),

@@ -43,9 +43,9 @@ SAMPLERS: Mapping[str, LatentDiffusionConfig] = {
 def beyond(study: Study) -> Finding:
     """Holds: all goals are met; partly: some of them.
 
-    The best run of inversion sees as many pictures as ours, and has a strength too.  Its goals are
+    The best run of inversion sees as many images as ours, and has a strength too.  Its goals are
     met if they are by both encoders, of which the second steers nothing.  Trained: the best LoRA,
-    from ten pictures.
+    from ten images.
     """
     fast, slow = zero_shot(study), optimised(study)
     steps = max(count for count in study.config.refined if count <= 50)
@@ -53,7 +53,7 @@ def beyond(study: Study) -> Finding:
     ours = [_only(fast, "zero-shot", shown) for shown in SHOWN]
     refined = [_only(slow, "refine", shown, steps) for shown in SHOWN]
     inverted = [
-        max((o for o in slow if o.method in INVERSIONS and o.pictures == shown), key=likeness_of)
+        max((o for o in slow if o.method in INVERSIONS and o.images == shown), key=likeness_of)
         for shown in SHOWN
     ]
     one, ten = (_pair(mine, theirs) for mine, theirs in zip(ours, inverted, strict=True))
@@ -63,24 +63,24 @@ def beyond(study: Study) -> Finding:
     rows = [one, ten, less_shown, *beside_trained]
     share = likeness_of(ours[0]) / likeness_of(ceiling)
     goals = {
-        "beats inversion from one picture": _beats(one),
-        "beats inversion from ten pictures": _beats(ten),
+        "beats inversion from one image": _beats(one),
+        "beats inversion from ten images": _beats(ten),
         "in a hundredth of its time": all(row["share_of_seconds"] < 0.01 for row in (one, ten)),
         "has 0.97 of trained": share >= 0.97,
         "refined is not below trained": all_of_it["likeness_more"]["mean"] >= 0,
     }
     return Finding(
         claim="Synthesis beats weights2weights' inversion in a hundredth of its time; from one "
-        "picture it has 0.97 of a trained adapter's likeness, and all of it when refined",
+        "image it has 0.97 of a trained adapter's likeness, and all of it when refined",
         section="beyond the paper",
         verdict=judged(holds=all(goals.values()), partly=any(goals.values())),
         why=(
-            f"From one picture {ours[0].found['seconds']:.3f} s against "
+            f"From one image {ours[0].found['seconds']:.3f} s against "
             f"{inverted[0].found['seconds']:.1f} s of inversion, and likeness "
             f"{text(one['likeness_more'])} more (second encoder {text(one['second_more'])}); from "
-            f"ten {text(ten['likeness_more'])} more ({text(ten['second_more'])}). One picture has "
+            f"ten {text(ten['likeness_more'])} more ({text(ten['second_more'])}). One image has "
             f"{share:.3f} of what {ceiling.steps} steps of {ceiling.method} give, "
-            f"{text(zero['likeness_more'])} more; after {steps} steps of refining on ten pictures "
+            f"{text(zero['likeness_more'])} more; after {steps} steps of refining on ten images "
             f"it is {text(all_of_it['likeness_more'])} more."
         ),
         values={"goals": goals, "rows": rows, "share": share},
@@ -105,7 +105,7 @@ def _pair(one: Bought, other: Bought) -> dict[str, Any]:
 
 def _named(one: Bought) -> str:
     trained = f", {one.steps} steps" if one.steps else ""
-    return f"{one.method}{trained}; pictures: {one.pictures}"
+    return f"{one.method}{trained}; images: {one.images}"
 
 
 def _beats(row: Mapping[str, Any]) -> bool:
@@ -140,8 +140,8 @@ def few_steps(study: Study) -> Finding:
     )
 
 
-def _only(found: list[Bought], method: str, pictures: int, steps: int = 0) -> Bought:
-    [one] = [one for one in found if one[:3] == (method, pictures, steps)]
+def _only(found: list[Bought], method: str, images: int, steps: int = 0) -> Bought:
+    [one] = [one for one in found if one[:3] == (method, images, steps)]
     return one
 
 

@@ -45,7 +45,7 @@ from lorasynth.studies.reproduce.finding import (
 )
 from lorasynth.studies.reproduce.study import Study, as_json, synthesised
 
-#: Pictures that a method learns from.
+#: Images that a method learns from.
 SHOWN = (1, 10)
 
 
@@ -54,13 +54,13 @@ class Bought(NamedTuple):
 
     Attributes:
         method: its name.
-        pictures: of each subject that it sees.
+        images: of each subject that it sees.
         steps: of training or descent.
         found: seconds a subject, and the figures of `Measured`, subject by subject.
     """
 
     method: str
-    pictures: int
+    images: int
     steps: int
     found: dict[str, Any]
 
@@ -94,7 +94,7 @@ def cost(study: Study) -> Finding:
         verdict=judged(holds=near and fast and not saves, partly=(near and fast) or not saves),
         why=(
             f"Zero-shot takes {ours.found['seconds']:.3f} s a subject and has {text(share)} of the "
-            f"likeness of {best.steps} steps of LoRA on {best.pictures} pictures, which take "
+            f"likeness of {best.steps} steps of LoRA on {best.images} images, which take "
             f"{best.found['seconds']:.1f} s. With as many steps LoRA is more like than all weights "
             f"by {', '.join(f'{text(more)} ({steps})' for steps, more in saved.items())}, on "
             f"{study.config.fully_trained} subjects."
@@ -183,7 +183,7 @@ def _measured(
     Args:
         study: whose test subjects.
         method: its name.
-        shown: pictures of each subject.
+        shown: images of each subject.
         steps: of training or descent.
         facts: JSON values that decide what it makes.
         prepare: from the number of subjects to what is timed.
@@ -243,10 +243,10 @@ def _fine_tuned(
             spent += time.perf_counter() - begun
             yield weights_of(base, weights)
 
-    made = run.pictures_within(contexts())
-    pictures = torch.zeros_like(run.references)
-    pictures[: len(made)] = made
-    found = {name: values[: len(people)] for name, values in as_json(run.measure(pictures)).items()}
+    made = run.images_within(contexts())
+    images = torch.zeros_like(run.references)
+    images[: len(made)] = made
+    found = {name: values[: len(people)] for name, values in as_json(run.measure(images)).items()}
     return {"seconds": spent / len(people), "rate": rate, **found}
 
 
@@ -259,7 +259,7 @@ def _bought(
     measure: Callable[[], dict[str, Any]],
 ) -> Bought:
     """What is measured of a method, or was in an earlier run."""
-    asked = {"method": method, "pictures": shown, "steps": steps, **facts, **study.tried}
+    asked = {"method": method, "images": shown, "steps": steps, **facts, **study.tried}
     return Bought(method, shown, steps, study.cell("cost", asked, measure))
 
 
@@ -267,7 +267,7 @@ def _row(bought: Bought) -> dict[str, Any]:
     found = bought.found
     return {
         "method": bought.method,
-        "pictures": bought.pictures,
+        "images": bought.images,
         "steps": bought.steps,
         "subjects": len(found["likeness"]),
         "seconds": found["seconds"],
@@ -357,10 +357,10 @@ def _draw(rows: Sequence[dict[str, Any]]) -> Figure:
     axes = figure.subplots()
     for i, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
         for shown, line in zip(SHOWN, ("o:", "s-"), strict=True):
-            mine = [r for r in rows if r["method"] == method and r["pictures"] == shown]
+            mine = [r for r in rows if r["method"] == method and r["images"] == shown]
             if mine:
                 seconds, means = [r["seconds"] for r in mine], [r["likeness"]["mean"] for r in mine]
                 axes.plot(seconds, means, line, color=f"C{i}", label=f"{method} ({shown})")
     axes.set(xscale="log", xlabel="seconds a subject", ylabel="likeness")
-    figure.legend(loc="outside right center", title="method (pictures seen)", fontsize=7)
+    figure.legend(loc="outside right center", title="method (images seen)", fontsize=7)
     return figure

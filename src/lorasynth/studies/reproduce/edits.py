@@ -33,7 +33,7 @@ SPACES = ("pca", "vae")
 def edits(study: Study) -> Finding:
     """Holds: a step in PCA, of some size, changes an attribute, and neither others nor likeness.
 
-    Changes: in 0.8 of the pictures.  Does not: the share of other attributes that are right falls
+    Changes: in 0.8 of the images.  Does not: the share of other attributes that are right falls
     by less than 0.05, and likeness keeps 0.8 of what it was.  Partly: so for some attributes.
     Likeness is to the subject as it was, so some of what is lost is the change itself.
     """
@@ -73,7 +73,7 @@ def _words(name: str, before: dict[str, Any], one: dict[str, Any], enough: dict[
         return f"{row[figure]['mean']:.2f}"
 
     return (
-        f"A step of 1 changes {name.replace('_', ' ')} in {mean(one, 'changed')} of the pictures, "
+        f"A step of 1 changes {name.replace('_', ' ')} in {mean(one, 'changed')} of the images, "
         f"one of {enough['step']:g} in {mean(enough, 'changed')}; other attributes are then right "
         f"in {mean(enough, 'others')} (before {mean(before, 'others')}), likeness is "
         f"{mean(enough, 'likeness')} ({mean(before, 'likeness')})."
@@ -115,7 +115,7 @@ def _cell(study: Study, space: str, seed: int, name: str) -> list[dict[str, list
 
 
 def _edited(study: Study, space: str, seed: int, name: str) -> list[dict[str, list[float]]]:
-    """What pictures show at each step: glasses are put on those without, and taken off others."""
+    """What images show at each step: glasses are put on those without, and taken off others."""
     run, bundle, layout = study.trial, study.bundle, study.layout
     codec = study.standard_codec(space, seed)
     library = study.library.library.select(range(study.config.library))
@@ -125,15 +125,15 @@ def _edited(study: Study, space: str, seed: int, name: str) -> list[dict[str, li
     along = (1 - 2 * had.float())[:, None] * direction(known.latents, known.columns, name)
     vectors = bundle.library.vectors(synthesised(bundle.synthesizer, run.people(1)), layout)
     adapters = (layout.unflatten(moved(codec, vectors, step * along)) for step in STEPS)
-    return [_shown(study, run.pictures(factors), name, had) for factors in adapters]
+    return [_shown(study, run.images(factors), name, had) for factors in adapters]
 
 
 def _shown(
-    study: Study, pictures: UInt8[Tensor, "nk h w 3"], name: str, had: Bool[Tensor, " n"]
+    study: Study, images: UInt8[Tensor, "nk h w 3"], name: str, had: Bool[Tensor, " n"]
 ) -> dict[str, list[float]]:
     """How often an attribute is not as the subjects had it, and what else is right."""
     run = study.trial
-    shown = study.bundle.judge.labels(pictures).unflatten(0, (len(had), -1))
+    shown = study.bundle.judge.labels(images).unflatten(0, (len(had), -1))
     asked = run.labels("evaluation", range(len(had)))
     column, none = list(LABELS).index(name), LABELS[name].index(NONE)
     others = [list(LABELS).index(other) for other in IDENTITY_LABELS if other != name]
@@ -142,7 +142,7 @@ def _shown(
     return {
         "changed": listed(changed.float().mean(dim=1)),
         "others": listed(right.mean(dim=(1, 2))),
-        "likeness": listed(run.measure(pictures).likeness),
+        "likeness": listed(run.measure(images).likeness),
     }
 
 
@@ -155,7 +155,7 @@ def _draw(rows: list[dict[str, Any]]) -> Figure:
         changed = [row["changed"]["mean"] for row in mine]
         kept = [row["likeness"]["mean"] for row in mine]
         axes.plot(changed, kept, "o-", label=f"{name}, {space}")
-    axes.set(xlabel="share of pictures where the attribute changed", ylabel="likeness")
+    axes.set(xlabel="share of images where the attribute changed", ylabel="likeness")
     axes.legend(fontsize=7)
     figure.tight_layout()
     return figure

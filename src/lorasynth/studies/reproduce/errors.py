@@ -28,11 +28,11 @@ def ridge_missed(
         ids=tuple(map(str, range(count))), latents=vectors[:count], conditions=conditions[:count]
     )
     held = conditions[count:]
-    pictures = held.shape[1]
+    images = held.shape[1]
     guess = Ridge(known)(held.flatten(0, 1))
-    truth = vectors[count:].repeat_interleave(pictures, dim=0)
-    by_picture = missed(guess, truth, vectors[:count]).unflatten(0, (-1, pictures))
-    return torch.mean(by_picture, dim=1)
+    truth = vectors[count:].repeat_interleave(images, dim=0)
+    by_image = missed(guess, truth, vectors[:count]).unflatten(0, (-1, images))
+    return torch.mean(by_image, dim=1)
 
 
 def roots(x: Float[Tensor, "n D"]) -> Float[Tensor, " n"]:

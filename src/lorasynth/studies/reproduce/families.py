@@ -33,7 +33,7 @@ Method = Callable[[Trial, float], Measured]
 def adapter_methods(study: Study) -> Finding:
     """Holds: an IP-Adapter has less likeness than ours, or follows prompts less, and not more.
 
-    Both learn from the same pictures in as many steps, and validation subjects choose the scale of
+    Both learn from the same images in as many steps, and validation subjects choose the scale of
     its attention and the strength of ours.  Ours as it is handed out, which has learnt from more,
     is shown beside them.
     """
@@ -125,7 +125,7 @@ def _alike(study: Study, optimisation: Optimisation) -> Method:
 
     def measured(run: Trial, strength: float) -> Measured:
         adapters = scaled(method.predict(run.people(1)), strength)
-        return run.measure(run.pictures(adapters))
+        return run.measure(run.images(adapters))
 
     return measured
 
@@ -134,19 +134,19 @@ def _subjects(study: Study) -> AvatarSubjects:
     return AvatarSubjects(
         split="train",
         count=study.config.ip_subjects,
-        pictures=8,
-        size=study.bundle.base.picture_size,
+        images=8,
+        size=study.bundle.base.image_size,
         series="ip-adapter",
     )
 
 
 def _attended(run: Trial, adapter: IPAdapter, scale: float) -> Measured:
-    """Pictures made with an IP-Adapter for the subjects of a trial."""
-    base, config, pictures = run.instruments.base, run.config, []
+    """Images made with an IP-Adapter for the subjects of a trial."""
+    base, config, images = run.instruments.base, run.config, []
     guided = config.sampling.guidance != 1
-    at_once = max(1, config.sampling.batch // config.pictures)
+    at_once = max(1, config.sampling.batch // config.images)
     for rows in torch.arange(config.subjects).split(at_once):
         seen = run.conditions[rows].to(base.device)
         with adapter.attached(base.denoiser, seen, guided=guided, scale=scale):
-            pictures.append(run.pictures(None, range(int(rows[0]), int(rows[-1]) + 1)))
-    return run.measure(torch.cat(pictures))
+            images.append(run.images(None, range(int(rows[0]), int(rows[-1]) + 1)))
+    return run.measure(torch.cat(images))

@@ -30,7 +30,7 @@ class Finding:
         values: all figures, as JSON values.
         seeds: of the trainings behind them; none where nothing that was trained was compared.
         tables: title -> rows of equal keys, for the report.
-        figures: name -> picture.
+        figures: name -> image.
         rule: of the verdict, in words.
     """
 

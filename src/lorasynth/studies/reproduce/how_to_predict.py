@@ -62,7 +62,7 @@ def v_prediction(study: Study) -> Finding:
         why=(
             f"Likeness with v less that with x0 is {text(more)}; a subject's likeness spreads over "
             f"the seeds by {text(rows[0]['spread_over_seeds'])} with v, and by {text(steadier)} "
-            f"more with x0. At the end the error in x0 of held-out latents, which no picture "
+            f"more with x0. At the end the error in x0 of held-out latents, which no image "
             f"tells of, is {rows[0]['x0_error']:.3f} with v and {rows[1]['x0_error']:.3f} with x0."
         ),
         values={"rows": rows, "v_less_x0": more, "spread_of_x0_less_v": steadier},

@@ -50,7 +50,7 @@ def norms(study: Study) -> Finding:
             "Among adapters whose A and B were trained by Adam, the logarithm of a factor's norm "
             f"scatters by {text(scatter)} (mean over modules and both "
             f"factors), after the SVD by {text(interval([usual['none']['scatter']]))}. Ridge "
-            f"regression from the pictures' embeddings misses {text(ridge)} of the variance of "
+            f"regression from the images' embeddings misses {text(ridge)} of the variance of "
             f"held-out adapters before it, and {text(clearer)} less after it. With the best form "
             f"it misses {text(least['usual']['ridge_missed'])} of that library and "
             f"{text(least['ours']['ridge_missed'])} of one of our recipe."

@@ -1,4 +1,4 @@
-"""The report: Markdown for people, JSON for programs, and the pictures."""
+"""The report: Markdown for people, JSON for programs, and the images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,12 +52,12 @@ def _how(config: ReproduceConfig) -> str:
     trial, curve = config.trial, config.curve
     return (
         f"The same {trial.subjects} test subjects, which no part has seen, judge all claims, with "
-        f"{trial.pictures} pictures of each; {curve.subjects} validation subjects make choices and "
+        f"{trial.images} images of each; {curve.subjects} validation subjects make choices and "
         f"the curves of training. What is trained to be compared is trained {len(config.seeds)} "
         "times, from other seeds; the optimisations of the claim on cost are not, as each of their "
         "subjects has noise of its own. In brackets are 95 % intervals, by a bootstrap over "
-        "subjects and seeds. Likeness is the mean cosine between embeddings of pictures made and "
-        "of other pictures of the subject. What is missed is a squared error, as a share of that "
+        "subjects and seeds. Likeness is the mean cosine between embeddings of images made and "
+        "of other images of the subject. What is missed is a squared error, as a share of that "
         "of the library's mean."
     )
 

@@ -77,7 +77,7 @@ class ReproduceConfig:
         fully_trained: subjects for whom all weights are trained.
         full_rates: learning rates of that, of which validation subjects choose.
         ip_adapter: training of the IP-Adapter.
-        ip_subjects: whose pictures it is trained on, and ours beside it.
+        ip_subjects: whose images it is trained on, and ours beside it.
         ip_scales: of its attention, and strengths of ours, of which validation subjects choose.
     """
 
@@ -89,7 +89,7 @@ class ReproduceConfig:
     held_out: int = 100
     trial: TrialConfig = field(default_factory=lambda: TrialConfig(subjects=50))
     curve: TrialConfig = field(
-        default_factory=lambda: TrialConfig(subjects=12, pictures=4, split="validation")
+        default_factory=lambda: TrialConfig(subjects=12, images=4, split="validation")
     )
     hypernet: HypernetConfig = field(
         default_factory=lambda: HypernetConfig(
@@ -141,9 +141,9 @@ class ReproduceConfig:
 
 def smoke() -> ReproduceConfig:
     """Every cell once, as small as can be."""
-    # A batch that takes one subject's pictures, and not a whole number of subjects'.
+    # A batch that takes one subject's images, and not a whole number of subjects'.
     sampling = SamplingConfig(steps=2, batch=3)
-    few = TrialConfig(subjects=2, pictures=2, training_pictures=2, sampling=sampling)
+    few = TrialConfig(subjects=2, images=2, training_images=2, sampling=sampling)
     brief = Optimisation(steps=4, batch=4, lr=5e-4, warmup=1)
     return ReproduceConfig(
         smoke=True,
@@ -284,7 +284,7 @@ class Study:
         if kind in self._collected:
             return self._collected[kind]
         path = self.folder / f"library-{kind}"
-        size = self.bundle.base.picture_size
+        size = self.bundle.base.image_size
         source = AvatarSubjects(split="train", count=count, size=size, series="reproduce")
         anchor = self.bundle.pretrained if kind == "ours" else None
         recipe = self.recipe(kind)
@@ -418,7 +418,7 @@ def _train_and_measure(study: Study, name: str, training: HypernetConfig) -> dic
 
 @dataclass(frozen=True, kw_only=True)
 class LikenessProbe:
-    """Likeness of pictures made for validation subjects, during training (Figures 5b and 6b)."""
+    """Likeness of images made for validation subjects, during training (Figures 5b and 6b)."""
 
     run: Trial
     codec: Codec
@@ -429,12 +429,12 @@ class LikenessProbe:
         noise = model.draw_noise(0, self.run.subjects.ids)
         latents = model.sample(self.run.conditions.to(noise), noise).cpu()
         adapters = self.layout.unflatten(self.codec.decode(latents))
-        measured = self.run.measure(self.run.pictures(adapters))
+        measured = self.run.measure(self.run.images(adapters))
         return {"likeness": float(measured.likeness.mean())}
 
 
 def synthesised(synthesizer: Synthesizer, people: Sequence[Subject]) -> Factors:
-    """What a synthesizer hands out for all pictures of each subject, at its strength."""
+    """What a synthesizer hands out for all images of each subject, at its strength."""
     return scaled(synthesizer.predict(people), synthesizer.strength)
 
 

@@ -234,8 +234,8 @@ def _codec_cell(study: Study, name: str, options: dict[str, Any]) -> dict[str, A
         layout, truth = study.layout, study.trained()
         latents = codec.encode(study.bundle.library.vectors(truth, layout))
         halfway = (latents + latents.roll(1, dims=0)) / 2
-        pictures = study.trial.pictures(layout.unflatten(codec.decode(halfway)))
-        faces = study.bundle.first.presence(pictures)
+        images = study.trial.images(layout.unflatten(codec.decode(halfway)))
+        faces = study.bundle.first.presence(images)
         return {
             "missed_by_adapter": listed(missed(codec.decode(codec.encode(held)), held, known)),
             "divergence": _divergence(codec, held) if isinstance(codec, VAE) else 0.0,
