@@ -40,6 +40,7 @@ from lorasynth.avatars.vocabulary import (
     TOPS,
 )
 from lorasynth.core import splits
+from lorasynth.core.config import from_dict
 from lorasynth.core.errors import ConfigError
 from lorasynth.core.randomness import numpy_stream
 from lorasynth.images.contract import Subject
@@ -276,6 +277,25 @@ class AvatarSubjects:
             captions=[captions.prompt(scene) for scene in scenes],
             attributes=attributes(self.identity(subject_id)),
         )
+
+
+def named_subjects(argument: str, size: int) -> AvatarSubjects:
+    """The subjects that `avatars:200,split=validation,images=4` asks for, after the colon.
+
+    Raises:
+        ConfigError: it asks for something that avatars do not have.
+    """
+    count, *settings = argument.split(",")
+    options: dict[str, Any] = {"split": "train", "count": count, "size": size}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(
+                "avatars are asked for by their count and settings, as "
+                f"avatars:200,split=validation, but got {setting!r}"
+            )
+        options[name.strip()] = value.strip()
+    return from_dict(AvatarSubjects, options)
 
 
 def attributes(identity: Identity) -> dict[str, str | float]:

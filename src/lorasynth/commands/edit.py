@@ -3,69 +3,121 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import typer
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from tyro.conf import Positional, UseAppendAction, arg
 
-from lorasynth.commands.known import Known, Where, space_of
-from lorasynth.commands.options import PORTRAIT, Base, Device, Seed
-from lorasynth.commands.synth import Format
+from lorasynth.commands.shared import PORTRAIT, WithFormat
+from lorasynth.core.command import Command, OnDevice, Out, Seeded
 from lorasynth.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from lorasynth.adapter import Adapter
-
-LoraFile = Annotated[Path, typer.Argument(metavar="LORA", help="LoRA file.", show_default=False)]
-Out = Annotated[Path, typer.Option("--out", "-o", help="LoRA file (peft: folder) to write.")]
-Folder = Annotated[Path, typer.Option("--out", "-o", help="Folder for the LoRA files.")]
-Strip = Annotated[
-    Path | None, typer.Option(help="PNG to write: an image made with each, in a row.")
-]
-Prompt = Annotated[str, typer.Option(help="Of the strip's images.")]
+    from lorasynth.edit import LatentSpace
+    from lorasynth.synthesizer import Synthesizer
 
 
-def edit(
-    lora: LoraFile,
-    out: Out,
-    attribute: Annotated[
-        list[str],
-        typer.Option(
-            metavar="NAME=STEP",
-            help="Attribute and by how much it rises: glasses=+1, hair:red=-0.3; may be repeated.",
-        ),
-    ],
-    synthesizer: Where = "bundle/synthesizer",
-    library: Known = Path("bundle/library"),
-    base: Base = "bundle/base",
-    file_format: Format = "auto",
-    strip: Strip = None,
-    prompt: Prompt = PORTRAIT,
-    seed: Seed = 0,
-    device: Device = "auto",
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class InLatents:
+    """The latents to work in.
+
+    Attributes:
+        synthesizer: Synthesizer, for its codec: a folder, or hub:owner/name.
+        library: Library: of adapters, or of latents as in a bundle.
+    """
+
+    synthesizer: str = "bundle/synthesizer"
+    library: Path = Path("bundle/library")
+
+    def load_space(self) -> "tuple[Synthesizer, LatentSpace]":
+        """Load the synthesizer, and the latents of its codec with those of the library.
+
+        Raises:
+            LorasynthError: one of them is damaged, or they do not belong together.
+        """
+        from lorasynth.edit import LatentLibrary, LatentSpace
+        from lorasynth.synthesizer import Synthesizer
+
+        loaded = Synthesizer.from_pretrained(self.synthesizer)
+        known = LatentLibrary.open(self.library, loaded.codec)
+        return loaded, LatentSpace(loaded.layout, loaded.codec, known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithStrip(Seeded, OnDevice):
+    """A strip of images, to look at what was made.
+
+    Attributes:
+        strip: PNG to write: an image made with each, in a row.
+        prompt: Of the strip's images.
+        base: Base model that makes them: a pipeline folder, or hub:owner/name.
+    """
+
+    strip: Path | None = None
+    prompt: str = PORTRAIT
+    base: str = "bundle/base"
+
+    def draw_strip(self, adapters: "Sequence[Adapter]") -> None:
+        """Write one image with each adapter, from the same noise, if a strip is asked for."""
+        if self.strip is None:
+            return
+        import torch
+
+        from lorasynth.adapter import stack
+        from lorasynth.base import BaseModel
+        from lorasynth.base.compatibility import require_made_for
+        from lorasynth.core.device import pick_device
+        from lorasynth.images.png import contact_sheet, write_synthetic
+
+        model = BaseModel.load(self.base, pick_device(self.device))
+        require_made_for(model, adapters[0].metadata.base_fingerprint, "LoRA file")
+        images = [model.sample([self.prompt], [self.seed], stack([a.factors])) for a in adapters]
+        sheet = contact_sheet(torch.cat(images), len(adapters))
+        write_synthetic(self.strip, sheet, {"Description": self.prompt})
+        print(self.strip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit(Command, WithFormat, InLatents, WithStrip):
     """Change attributes of an adapter's subject, all others kept.
 
     The strip shows the adapter as it was, and changed by a half, the whole and one and a half.
 
     Example: lorasynth edit me.safetensors --attribute glasses=+1 -o glasses.safetensors
-    """
-    from lorasynth.adapter import Adapter
-    from lorasynth.adapter.files import get_format
 
-    steps = dict(map(_step, attribute))
-    writer = get_format(file_format)
-    writer.target(out)
-    adapter = Adapter.load(lora)
-    _, space = space_of(synthesizer, library)
-    change = space.direction(steps)
-    stated = adapter.metadata.extra | {"edited": " ".join(attribute)}
-    moved = space.moved(adapter, change)
-    edited = replace(moved, metadata=replace(adapter.metadata, extra=stated))
-    typer.echo(writer.write(edited, out))
-    if strip is not None:
-        shares = (0.0, 0.5, 1.0, 1.5)
-        shown = [space.moved(adapter, share * change) for share in shares]
-        _draw_strip(shown, strip, base, prompt, seed, device)
+    Attributes:
+        lora: LoRA file.
+        out: LoRA file (peft: folder) to write.
+        attribute: Attribute and by how much it rises: glasses=+1, hair:red=-0.3; repeatable.
+    """
+
+    group: ClassVar[str] = "Use"
+
+    lora: Positional[Path]
+    out: Out
+    attribute: UseAppendAction[tuple[str, ...]]
+
+    def run(self) -> Path:
+        """Write the edited adapter."""
+        from lorasynth.adapter import Adapter
+        from lorasynth.adapter.files import get_format
+
+        steps = dict(map(_step, self.attribute))
+        writer = get_format(self.format)
+        writer.target(self.out)
+        adapter = Adapter.load(self.lora)
+        _, space = self.load_space()
+        change = space.direction(steps)
+        stated = adapter.metadata.extra | {"edited": " ".join(self.attribute)}
+        moved = space.moved(adapter, change)
+        edited = replace(moved, metadata=replace(adapter.metadata, extra=stated))
+        written = writer.write(edited, self.out)
+        print(written)
+        if self.strip is not None:
+            self.draw_strip([space.moved(adapter, share * change) for share in (0, 0.5, 1, 1.5)])
+        return written
 
 
 def _step(text: str) -> tuple[str, float]:
@@ -79,54 +131,46 @@ def _step(text: str) -> tuple[str, float]:
         ) from error
 
 
-def interpolate(
-    start: LoraFile,
-    end: LoraFile,
-    out: Folder,
-    steps: Annotated[int, typer.Option(help="LoRA files, both ends included.", min=2)] = 7,
-    path: Annotated[str, typer.Option(help="lerp or slerp.")] = "lerp",
-    synthesizer: Where = "bundle/synthesizer",
-    library: Known = Path("bundle/library"),
-    base: Base = "bundle/base",
-    file_format: Format = "auto",
-    strip: Strip = None,
-    prompt: Prompt = PORTRAIT,
-    seed: Seed = 0,
-    device: Device = "auto",
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Interpolate(Command, WithFormat, InLatents, WithStrip):
     """Write adapters on the way from one to another.
 
     Example: lorasynth interpolate a.safetensors b.safetensors --steps 7 -o between
+
+    Attributes:
+        start: LoRA file.
+        end: LoRA file.
+        out: Folder for the LoRA files.
+        steps: LoRA files, both ends included.
+        path: lerp or slerp.
     """
-    from lorasynth.adapter import Adapter
-    from lorasynth.edit import PATHS
 
-    if path not in PATHS:
-        raise ConfigError(f"--path must be one of {', '.join(PATHS)}, but is {path!r}")
-    first, last = Adapter.load(start), Adapter.load(end)
-    _, space = space_of(synthesizer, library)
-    shares = [step / (steps - 1) for step in range(steps)]
-    between = space.between(first, last, shares, PATHS[path])
-    _write_all(between, out, file_format)
-    if strip is not None:
-        _draw_strip(between, strip, base, prompt, seed, device)
+    group: ClassVar[str] = "Use"
+
+    start: Positional[Path]
+    end: Positional[Path]
+    out: Out
+    steps: Annotated[int, Field(ge=2)] = 7
+    path: str = "lerp"
+
+    def run(self) -> list[Path]:
+        """Write the adapters."""
+        from lorasynth.adapter import Adapter
+        from lorasynth.edit import PATHS
+
+        if self.path not in PATHS:
+            raise ConfigError(f"--path must be one of {', '.join(PATHS)}, but is {self.path!r}")
+        first, last = Adapter.load(self.start), Adapter.load(self.end)
+        _, space = self.load_space()
+        shares = [step / (self.steps - 1) for step in range(self.steps)]
+        between = space.between(first, last, shares, PATHS[self.path])
+        written = _write_all(between, self.out, self.format)
+        self.draw_strip(between)
+        return written
 
 
-def sample(
-    out: Folder,
-    number: Annotated[int, typer.Option("-n", help="How many.", min=1)] = 4,
-    prior: Annotated[
-        str, typer.Option(help="gaussian, standard (a VAE's), convex, or diffusion.")
-    ] = "diffusion",
-    synthesizer: Where = "bundle/synthesizer",
-    library: Known = Path("bundle/library"),
-    base: Base = "bundle/base",
-    file_format: Format = "auto",
-    strip: Strip = None,
-    prompt: Prompt = PORTRAIT,
-    seed: Seed = 0,
-    device: Device = "auto",
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Sample(Command, WithFormat, InLatents, WithStrip):
     """Sample adapters unconditionally.
 
     gaussian draws each latent with the library's mean and standard deviation, standard from the
@@ -134,56 +178,52 @@ def sample(
     condition.
 
     Example: lorasynth sample --prior gaussian -n 8 -o samples --strip samples.png
+
+    Attributes:
+        out: Folder for the LoRA files.
+        number: How many.
+        prior: gaussian, standard (a VAE's), convex, or diffusion.
     """
-    from lorasynth.edit.priors import PRIORS
-    from lorasynth.hypernet import LatentRegression
 
-    if prior not in (known := ["diffusion", *PRIORS.names()]):
-        raise ConfigError(f"--prior must be one of {', '.join(known)}, but is {prior!r}")
-    loaded, space = space_of(synthesizer, library)
-    names, strength = [f"{i:03d}" for i in range(number)], 1.0
-    if prior == "diffusion":
-        if isinstance(loaded.hypernet, LatentRegression):
-            raise ConfigError(
-                f"without a condition a synthesizer that is a regression, as {synthesizer} is, has "
-                f"one answer only: give one that diffuses, or --prior {PRIORS.names()[0]}"
-            )
-        latents = loaded.latents(None, names, seed=seed, temperature=1.0)
-        strength = loaded.strength  # of what the hypernetwork predicts; a prior needs none
-    else:
-        latents = PRIORS.get(prior)(space.library.latents, names, seed)
-    metadata = loaded.metadata(seed)
-    metadata = replace(metadata, extra=metadata.extra | {"prior": prior})
-    made = space.adapters(latents, metadata, strength)
-    _write_all(made, out, file_format)
-    if strip is not None:
-        _draw_strip(made, strip, base, prompt, seed, device)
+    group: ClassVar[str] = "Use"
+
+    out: Out
+    number: Annotated[int, Field(ge=1), arg(aliases=("-n",))] = 4
+    prior: str = "diffusion"
+
+    def run(self) -> list[Path]:
+        """Write the adapters."""
+        from lorasynth.edit.priors import PRIORS
+        from lorasynth.hypernet import LatentRegression
+
+        if self.prior not in (known := ["diffusion", *PRIORS.names()]):
+            raise ConfigError(f"--prior must be one of {', '.join(known)}, but is {self.prior!r}")
+        loaded, space = self.load_space()
+        names, strength = [f"{i:03d}" for i in range(self.number)], 1.0
+        if self.prior == "diffusion":
+            if isinstance(loaded.hypernet, LatentRegression):
+                raise ConfigError(
+                    f"a synthesizer that is a regression, as {self.synthesizer} is, predicts the "
+                    "same without a condition each time: give one that diffuses, or --prior "
+                    f"{PRIORS.names()[0]}"
+                )
+            latents = loaded.latents(None, names, seed=self.seed, temperature=1.0)
+            strength = loaded.strength  # of what the hypernetwork predicts; a prior needs none
+        else:
+            latents = PRIORS.get(self.prior)(space.library.latents, names, self.seed)
+        metadata = loaded.metadata(self.seed)
+        metadata = replace(metadata, extra=metadata.extra | {"prior": self.prior})
+        made = space.adapters(latents, metadata, strength)
+        written = _write_all(made, self.out, self.format)
+        self.draw_strip(made)
+        return written
 
 
-def _write_all(adapters: "Sequence[Adapter]", folder: Path, file_format: str) -> None:
+def _write_all(adapters: "Sequence[Adapter]", folder: Path, file_format: str) -> list[Path]:
     from lorasynth.adapter.files import get_format
 
-    writer = get_format(file_format)
+    writer, written = get_format(file_format), []
     for i, adapter in enumerate(adapters):
-        typer.echo(writer.write(adapter, folder / f"{i:03d}{writer.suffix}"))
-
-
-def _draw_strip(
-    adapters: "Sequence[Adapter]", path: Path, base: str, prompt: str, seed: int, device: str
-) -> None:
-    """One image with each adapter, from the same noise, as a PNG."""
-    import torch
-
-    from lorasynth.adapter import stack
-    from lorasynth.base import BaseModel
-    from lorasynth.base.compatibility import require_made_for
-    from lorasynth.core.device import pick_device
-    from lorasynth.images.png import contact_sheet, write_synthetic
-
-    model = BaseModel.load(base, pick_device(device))
-    require_made_for(model, adapters[0].metadata.base_fingerprint, "LoRA file")
-    images = torch.cat(
-        [model.sample([prompt], [seed], stack([adapter.factors])) for adapter in adapters]
-    )
-    write_synthetic(path, contact_sheet(images, len(adapters)), {"Description": prompt})
-    typer.echo(path)
+        written.append(writer.write(adapter, folder / f"{i:03d}{writer.suffix}"))
+        print(written[-1])
+    return written

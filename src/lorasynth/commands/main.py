@@ -1,86 +1,104 @@
-"""The command `lorasynth`: groups of commands, and what happens to errors."""
+"""The program `lorasynth`: finds the command that is asked for, and says what went wrong."""
 
 import os
 import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import IO, Annotated, Any, cast
-
-import typer
-from typer.core import TyperGroup
+from difflib import get_close_matches
+from typing import IO, Any, cast
 
 from lorasynth import __version__
-from lorasynth.commands import (
-    base,
-    bundle,
-    collect,
-    compare,
-    conditions,
-    demo,
-    edit,
-    encoders,
-    evaluate,
-    families,
-    growth,
-    images,
-    importing,
-    ladder,
-    library,
-    lora,
-    optimise,
-    pretrain,
-    recipe,
-    repeatability,
-    reproduce,
-    synth,
-    train,
-)
+from lorasynth.commands import catalogue
 from lorasynth.commands.quiet import quiet
+from lorasynth.core.command import Command, read_command
 from lorasynth.core.errors import ConfigError, LorasynthError, escaped
 from lorasynth.core.progress import console
 
-#: Commands that several processes of a launcher run together.
-_SHARED = ("train",)
+
+def main() -> None:
+    """Run the command that the shell asks for, and exit.
+
+    Bad input ends with one line and status 2, Ctrl-C with one line and 130.
+    """
+    sys.exit(run(sys.argv[1:]))
 
 
-class Commands(TyperGroup):
-    """Commands in which bad input ends with one line and status 2, Ctrl-C with one line and 130."""
+def run(words: Sequence[str]) -> int:
+    """Run a command; the exit status."""
+    try:
+        with _ended_as_by_ctrl_c(), redirect_stdout(cast("IO[str]", _Escaping(sys.stdout))):
+            return _run(words)
+    except LorasynthError as error:
+        return _end(f"error: {error}", "red", 2)
+    except OSError as error:  # a disk that is full or read-only, too many open files
+        line = f"error: the system refused a file ({error}): make room for it"
+        return _end(escaped(line), "red", 2)
+    except KeyboardInterrupt as error:
+        safe = str(error) or "what was finished is kept; run the same command to go on"
+        return _end(f"interrupted: {safe}", "yellow", 130)
+    except SystemExit as ended:
+        return int(ended.code or 0)
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command that is called.
 
-        Raises:
-            ConfigError: one of several processes calls a command that is for one.
-        """
-        name, command, rest = super().resolve_command(ctx, args)
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
-        if processes > 1 and name not in _SHARED:
-            raise ConfigError(
-                f"lorasynth {name} is for one process, but was launched as {processes}: start it "
-                f"without a launcher; {', '.join(_SHARED)} shares its work among processes, and "
-                "collect has --shard and --engine"
-            )
+def _run(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(catalogue.overview())
+        return 0
+    if words[0] == "--version":
+        print(f"lorasynth {__version__}")
+        return 0
+    name, command, rest = _find(words)
+    if command is None:
+        print(catalogue.overview(name))
+        return 0
+    quiet()
+    read_command(command, f"lorasynth {name}", rest).run()
+    return 0
+
+
+def _find(words: Sequence[str]) -> tuple[str, type[Command] | None, Sequence[str]]:
+    """The command that words begin with, its name, and the other words; None for a group's help.
+
+    Raises:
+        ConfigError: there is none, or several processes call one that is for one.
+    """
+    names = catalogue.names()
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if len(words) < length or name not in names:
+            continue
+        command, rest = catalogue.load(name), words[length:]
+        if kinds := command.kinds():
+            if not rest or rest[0] not in (*kinds, "-h", "--help"):
+                raise ConfigError(
+                    f"lorasynth {name} is followed by one of {', '.join(kinds)}, but got "
+                    f"{rest[0] if rest else 'nothing'}: see lorasynth {name} --help"
+                )
+            if rest[0] in ("-h", "--help"):
+                return name, None, rest
+            name, command, rest = f"{name} {rest[0]}", kinds[rest[0]], rest[1:]
+        _require_one_process(name, command)
         return name, command, rest
+    grouped = any(one.startswith(f"{words[0]} ") for one in names)
+    if grouped and (len(words) == 1 or words[1] in ("-h", "--help")):
+        return words[0], None, ()
+    asked = escaped(" ".join(words[: 1 + grouped]))
+    close = get_close_matches(asked, names, n=3)
+    near = f"did you mean {' or '.join(close)}?" if close else "lorasynth --help lists them"
+    raise ConfigError(f"lorasynth has no command {asked!r}: {near}")
 
-    def invoke(self, ctx: Any) -> Any:
-        """Run a command."""
-        quiet()
-        try:
-            with _ended_as_by_ctrl_c(), redirect_stdout(cast("IO[str]", _Escaping(sys.stdout))):
-                return super().invoke(ctx)
-        except LorasynthError as error:
-            _say(f"error: {error}", "red")
-            raise typer.Exit(2) from error
-        except OSError as error:  # a disk that is full or read-only, too many open files
-            _say(escaped(f"error: the system refused a file ({error}): make room for it"), "red")
-            raise typer.Exit(2) from error
-        except KeyboardInterrupt as error:
-            safe = str(error) or "what was finished is kept; run the same command to go on"
-            _say(f"interrupted: {safe}", "yellow")
-            raise typer.Exit(130) from error
+
+def _require_one_process(name: str, command: type[Command]) -> None:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1 and not command.shared:
+        raise ConfigError(
+            f"lorasynth {name} is for one process, but was launched as {processes}: start it "
+            "without a launcher; train shares its work among processes, and collect has --shard "
+            "and --engine"
+        )
 
 
 @contextmanager
@@ -111,105 +129,13 @@ class _Escaping:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        if not isinstance(text, str):  # which is how typer finds out that this is no binary stream
-            raise TypeError(f"text must be written, but got {type(text).__name__}")
         parts = self._colour.split(text) if self._stream.isatty() else [text]
         parts[::2] = [escaped(part, kept="\n\t") for part in parts[::2]]
         self._stream.write("".join(parts))
         return len(text)
 
 
-def _say(line: str, style: str) -> None:
+def _end(line: str, style: str, status: int) -> int:
     line = " ".join(line.split())
     console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-app = typer.Typer(
-    name="lorasynth",
-    cls=Commands,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-
-
-def _show_version(wanted: bool) -> bool:
-    if wanted:
-        typer.echo(f"lorasynth {__version__}")
-        raise typer.Exit
-    return wanted
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
-        ),
-    ] = False,
-) -> None:
-    """One reference image in, a LoRA file for a text-to-image diffusion model out."""
-
-
-def _add(panel: str, *commands: tuple[str, Any]) -> None:
-    """Commands and groups of commands, under a heading of the help."""
-    for name, command in commands:
-        if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name, rich_help_panel=panel)
-        else:
-            app.command(name, rich_help_panel=panel)(command)
-
-
-_add(
-    "Use",
-    ("synth", synth.synth),
-    ("images", images.images),
-    ("edit", edit.edit),
-    ("interpolate", edit.interpolate),
-    ("sample", edit.sample),
-    ("refine", optimise.refine),
-    ("blend", optimise.blend),
-    ("invert", optimise.invert),
-    ("demo", demo.demo),
-)
-_add(
-    "LoRA files",
-    ("inspect", lora.inspect),
-    ("convert", lora.convert),
-    ("resize", lora.resize),
-    ("merge", lora.merge),
-    ("extract", lora.extract),
-    ("check", lora.check),
-    ("import", importing.app),
-    ("library", library.app),
-)
-_add(
-    "Make a synthesizer",
-    ("pretrain", pretrain.pretrain),
-    ("collect", collect.collect),
-    ("fit", train.fit),
-    ("train", train.train),
-    ("recipe", recipe.app),
-    ("conditions", conditions.conditions),
-    ("encoders", encoders.app),
-    ("base", base.app),
-    ("bundle", bundle.app),
-)
-_add(
-    "Measure",
-    ("evaluate", evaluate.evaluate),
-    ("compare", compare.compare),
-    ("repeatability", repeatability.repeatability),
-    ("recipes", repeatability.recipes),
-    ("ladder", ladder.ladder),
-    ("growth", growth.growth),
-    ("reproduce", reproduce.reproduce),
-    ("fine-tune", families.fine_tune),
-    ("ip-adapter", families.app),
-)
-
-
-def main() -> None:
-    """Run a command."""
-    app()
+    return status

@@ -1,134 +1,133 @@
-"""`lorasynth synth`: images of a subject in, a LoRA file out."""
+"""`lorasynth synth`: photos of a subject in, a LoRA file out."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import typer
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from tyro.conf import Positional
 
-from lorasynth.commands.options import Device, Seed
+from lorasynth.commands.shared import Repeated, WithFormat
+from lorasynth.core.command import Command, OnDevice, Out, Seeded
 from lorasynth.core.errors import ConfigError, ImageError
 from lorasynth.core.progress import console
 
 if TYPE_CHECKING:
-    from lorasynth.synthesizer import Stages
+    from torch import Tensor
 
-_PHOTOS = typer.Argument(
-    metavar="PHOTO...",
-    help="Images of one subject, or a folder of them, or a folder with a folder for each of "
-    "several subjects.",
-    show_default=False,
-)
-Photos = Annotated[list[Path], _PHOTOS]
-Out = Annotated[
-    Path,
-    typer.Option(
-        "--out", "-o", help="LoRA file (peft: folder) to write; for several subjects a folder."
-    ),
-]
-Where = Annotated[str, typer.Option(help="Synthesizer: a folder, or hub:owner/name.")]
-Format = Annotated[
-    str,
-    typer.Option(
-        "--format",
-        help="auto: what diffusers and ComfyUI both read exactly; or kohya, diffusers, comfyui, "
-        "peft.",
-    ),
-]
-Guidance = Annotated[float | None, typer.Option(help="Weight of the condition.")]
-Steps = Annotated[int | None, typer.Option(help="Solver steps, at most 30.")]
-Temperature = Annotated[
-    float | None,
-    typer.Option(help="Weight of the noise: 1 samples, less keeps nearer to the likeliest.", min=0),
-]
-Face = Annotated[
-    int | None,
-    typer.Option(
-        help="Which face of each photo, counted from the left, from 1; default: the largest.",
-        min=1,
-    ),
-]
+    from lorasynth.synthesizer import Stages, Synthesizer
 
 
-Strict = Annotated[
-    bool, typer.Option("--strict", help="Stop at the first subject that cannot be used.")
-]
-Attribute = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=VALUE",
-        help="What the subject has, for a synthesizer that is conditioned on attributes, with "
-        "photos or without; may be repeated.",
-    ),
-]
+@dataclass(frozen=True, kw_only=True)
+class WithSynthesizer:
+    """The synthesizer, and how it samples.
+
+    Attributes:
+        synthesizer: Synthesizer: a folder, or hub:owner/name.
+        guidance: Weight of the condition; default: the synthesizer's.
+        steps: Solver steps; default: the synthesizer's.
+        temperature: Sampling temperature: 1 = full diversity, 0 = deterministic; default: the
+            synthesizer's.
+    """
+
+    synthesizer: str = "bundle/synthesizer"
+    guidance: float | None = None
+    steps: Annotated[int, Field(ge=1, le=30)] | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
 
 
-def synth(
-    out: Out,
-    photos: Annotated[list[Path] | None, _PHOTOS] = None,
-    synthesizer: Where = "bundle/synthesizer",
-    file_format: Format = "auto",
-    seed: Seed = 0,
-    guidance: Guidance = None,
-    steps: Steps = None,
-    temperature: Temperature = None,
-    face: Face = None,
-    attribute: Attribute = None,
-    strict: Strict = False,
-    device: Device = "auto",
-) -> None:
-    """Make a LoRA file for the subject of one or several images.
+@dataclass(frozen=True, kw_only=True)
+class Synth(Command, WithFormat, WithSynthesizer, Seeded, OnDevice):
+    """Make a LoRA file for the subject of one or several photos.
 
     Of several subjects, one that cannot be used is left out and named; the exit status is 0 if any
     file was written, and 2 if none was.
 
     Consent: of a person only with that person's consent. Every file says that it is synthesised.
+
+    Attributes:
+        photos: Photos of one subject, or a folder of them, or a folder with a folder for each of
+            several subjects.
+        out: LoRA file (peft: folder) to write; for several subjects a folder.
+        face: Which face of each photo, counted from the left, from 1; default: the largest.
+        attribute: NAME=VALUE of the subject, for a synthesizer that is conditioned on attributes;
+            repeatable.
+        strict: Stop at the first subject that cannot be used.
     """
-    import torch
 
-    from lorasynth.adapter.files import get_format
-    from lorasynth.core.device import pick_device
-    from lorasynth.synthesizer import Stages, Synthesizer
+    group: ClassVar[str] = "Use"
 
-    stages = Stages()
-    writer = get_format(file_format)
-    subjects = subjects_of(photos, out, writer.suffix) if photos else {out: []}
-    for path in subjects:
-        writer.target(path)
-    facts = dict(map(_fact, attribute or []))
-    with stages.stage("load"):
-        synthesise = Synthesizer.from_pretrained(synthesizer, device=pick_device(device))
-    if synthesise.encoder.looks:
-        console.print(f"{synthesizer} knows {synthesise.knows}.", soft_wrap=True)
-    conditions, left_out = {}, {}
-    for path, images in subjects.items():
-        try:
-            conditions[path] = synthesise.embed(images, stages, face, facts)
-        except ImageError as error:
-            if strict or len(subjects) == 1:
-                raise
-            left_out[path.stem] = error
-    written = synthesise.write_conditions(
-        torch.stack(list(conditions.values())) if conditions else torch.zeros(0, 0),
-        list(conditions),
-        file_format,
-        seed=seed,
-        guidance=guidance,
-        steps=steps,
-        temperature=temperature,
-        stages=stages,
-    )
-    print_times(stages)
-    for path in written:
-        typer.echo(path)
-    for name, reason in left_out.items():
-        typer.echo(f"left out {name}: {reason}", err=True)
-    if left_out:
-        typer.echo(f"{len(written)} subjects written, {len(left_out)} left out", err=True)
-    if not written:
-        raise ImageError(
-            f"a subject must have photos that can be used, but none of the {len(left_out)} has"
+    photos: Positional[tuple[Path, ...]] = ()
+    out: Out
+    face: Annotated[int, Field(ge=1)] | None = None
+    attribute: Repeated = ()
+    strict: bool = False
+
+    def run(self) -> list[Path]:
+        """Write the files; their paths."""
+        import torch
+
+        from lorasynth.adapter.files import get_format
+        from lorasynth.core.device import pick_device
+        from lorasynth.synthesizer import Stages, Synthesizer
+
+        stages, writer = Stages(), get_format(self.format)
+        subjects = subjects_of(self.photos, self.out, writer.suffix)
+        for path in subjects:
+            writer.target(path)
+        facts = dict(map(_fact, self.attribute))
+        with stages.stage("load"):
+            synthesizer = Synthesizer.from_pretrained(
+                self.synthesizer, device=pick_device(self.device)
+            )
+        if synthesizer.encoder.looks:
+            console.print(f"{self.synthesizer} knows {synthesizer.knows}.", soft_wrap=True)
+        conditions, left_out = self._conditions(synthesizer, subjects, facts, stages)
+        written = synthesizer.write_conditions(
+            torch.stack(list(conditions.values())) if conditions else torch.zeros(0, 0),
+            list(conditions),
+            self.format,
+            seed=self.seed,
+            guidance=self.guidance,
+            steps=self.steps,
+            temperature=self.temperature,
+            stages=stages,
         )
+        print_times(stages)
+        for path in written:
+            print(path)
+        for name, reason in left_out.items():
+            console.print(f"left out {name}: {reason}", markup=False, soft_wrap=True)
+        if left_out:
+            console.print(f"{len(written)} subjects written, {len(left_out)} left out")
+        if not written:
+            raise ImageError(
+                f"a subject must have photos that can be used, but none of the {len(left_out)} has"
+            )
+        return written
+
+    def _conditions(
+        self,
+        synthesizer: "Synthesizer",
+        subjects: dict[Path, list[Path]],
+        facts: dict[str, str],
+        stages: "Stages",
+    ) -> "tuple[dict[Path, Tensor], dict[str, ImageError]]":
+        """The condition of each subject by its file, and why others are left out, by their names.
+
+        Raises:
+            ImageError: the only subject cannot be used, or with `strict` the first that cannot.
+        """
+        conditions, left_out = {}, {}
+        for path, images in subjects.items():
+            try:
+                conditions[path] = synthesizer.embed(images, stages, self.face, facts)
+            except ImageError as error:
+                if self.strict or len(subjects) == 1:
+                    raise
+                left_out[path.stem] = error
+        return conditions, left_out
 
 
 def _fact(text: str) -> tuple[str, str]:
@@ -146,7 +145,7 @@ def subjects_of(photos: Sequence[Path], out: Path, suffix: str) -> dict[Path, li
     """
     from lorasynth.images.folders import Tally, images_in, subjects_below
 
-    if len(photos) > 1 or not photos[0].is_dir():
+    if len(photos) != 1 or not photos[0].is_dir():
         return {out: list(photos)}
     [folder], tally = photos, Tally()
     if found := images_in(folder, tally):

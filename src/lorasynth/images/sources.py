@@ -1,24 +1,40 @@
-"""Which kind of source a path is."""
+"""Which kind of source a path or a name is."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
+from lorasynth.core.registry import Registry
 from lorasynth.images.contract import SubjectSource
 from lorasynth.images.folders import DEFAULT_CAPTION, FolderSubjects
 
+#: Makes a source of what follows its name and a colon, with images of so many pixels if it draws.
+NamedSource: TypeAlias = Callable[[str, int], SubjectSource]
 
-def subjects_in(root: Path, caption: str = DEFAULT_CAPTION) -> SubjectSource:
-    """The subjects in a tar or Parquet file, in a folder of such, or in a folder of folders.
+#: Sources by what stands before the colon, such as `avatars:200`.
+SOURCES: Registry[NamedSource] = Registry("source of subjects", "lorasynth.sources")
+
+
+def subjects_in(root: Path | str, caption: str = DEFAULT_CAPTION, size: int = 512) -> SubjectSource:
+    """The subjects in a tar or Parquet file, in a folder of such, in a folder of folders, or named.
 
     Nothing is read yet.
 
     Args:
-        root: where they are.
+        root: where they are, or the name of a source, a colon and what it takes.
         caption: of images that have none of their own.
+        size: side in pixels of images that are drawn.
+
+    Raises:
+        ConfigError: a named source cannot take what follows its name.
     """
     from lorasynth.images.parquet import ParquetSubjects  # pyarrow, which few callers need
     from lorasynth.images.tars import TarSubjects
 
+    name, colon, argument = str(root).partition(":")
+    root = Path(root)
+    if colon and name in SOURCES.names() and not root.exists():
+        return SOURCES.get(name)(argument, size)
     kinds: dict[str, Callable[[Path, str], SubjectSource]] = {
         ".tar": TarSubjects,
         ".parquet": ParquetSubjects,

@@ -1,0 +1,136 @@
+"""Options that several commands have: each stands here once, with its default and its text."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from tyro.conf import Positional, UseAppendAction, arg
+
+from lorasynth.core.command import OnDevice
+from lorasynth.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lorasynth.base import BaseModel
+    from lorasynth.images import SubjectSource
+
+#: What an image shows where nobody says it.
+PORTRAIT = "a portrait of sks"
+
+#: What calls a subject where nobody says it.
+TRIGGER = "sks"
+
+#: Of which more can be given, each with its own option word.
+Repeated = UseAppendAction[tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithBase(OnDevice):
+    """The base model.
+
+    Attributes:
+        base: Base model: a pipeline folder, or hub:owner/name.
+        dtype: dtype of the base model.
+        size: Side of the images in pixels; default: the base model's.
+        attention_slicing: Less memory for attention without a fused kernel.
+        gradient_checkpointing: Much less memory for training, for a third more time.
+    """
+
+    base: str = "bundle/base"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    size: Annotated[int, Field(ge=8)] | None = None
+    attention_slicing: bool = False
+    gradient_checkpointing: bool = False
+
+    def load_base(self) -> "BaseModel":
+        """Load the base model; on the device `meta` without its weights, where these are here.
+
+        Raises:
+            ConfigError: there is no such device.
+            BaseModelError: the model is not whole, or cannot do what is asked.
+        """
+        import torch
+
+        from lorasynth.base import BaseModel, Memory
+        from lorasynth.core.device import pick_device
+
+        device = self.device
+        if device == "meta":  # to compare with, where its weights are here; else they are fetched
+            sketch = BaseModel.load(self.base, device, image_size=self.size)
+            if sketch.fingerprint:
+                return sketch
+            device = "cpu"
+        memory = Memory(
+            gradient_checkpointing=self.gradient_checkpointing,
+            attention_slicing=self.attention_slicing,
+        )
+        number: torch.dtype = getattr(torch, self.dtype)
+        on = pick_device(device)
+        return BaseModel.load(self.base, on, number, memory=memory, image_size=self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithImages:
+    """Images of subjects.
+
+    Attributes:
+        images: Subjects: a folder with a folder of images for each, tar files (webdataset's names:
+            ann.0.jpg, ann.0.txt), Parquet files (columns id, image, caption), or drawn avatars, as
+            avatars:200 or avatars:200,images=4,seed=1.
+        caption: Of images that have no caption of their own.
+    """
+
+    images: Positional[str]
+    caption: str = PORTRAIT
+
+    def load_images(self, size: int) -> "SubjectSource":
+        """The subjects; drawn ones with `size` pixels.
+
+        Raises:
+            ImageError: there are none.
+            ConfigError: what is asked for of drawn ones cannot be had.
+        """
+        from lorasynth.images import subjects_in
+
+        return subjects_in(self.images, self.caption, size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed:
+    """Long work.
+
+    Attributes:
+        run_folder: Folder for checkpoints; the same folder resumes.
+    """
+
+    run_folder: Annotated[Path, arg(name="run")] = Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithFormat:
+    """The LoRA file to write.
+
+    Attributes:
+        format: auto: what diffusers and ComfyUI both read exactly; or kohya, diffusers, comfyui,
+            peft.
+    """
+
+    format: str = "auto"
+
+
+def memory_of(text: str | None) -> int:
+    """Bytes of an amount of memory such as 8GB, 500MB or 7.5GiB; half of the machine's for None.
+
+    Raises:
+        ConfigError: it is no amount.
+    """
+    import psutil
+
+    if text is None:
+        return int(psutil.virtual_memory().total) // 2
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])(I?)B?", text.strip().upper())
+    if match is None:
+        raise ConfigError(f"--memory must be a number with its unit, such as 8GB, but is {text!r}")
+    number, unit, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** (1 + "KMGT".index(unit)))
