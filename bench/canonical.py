@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lorasynth.adapter import GAUGES, Factors, Layout, canonicalise, choose_reference
-from lorasynth.collect import PRESETS
+from lorasynth.engine.recipe import PRESETS
 
 
 def w2w_layout(rank: int) -> Layout:

@@ -28,9 +28,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lorasynth.avatars.model import AvatarModelConfig, build_pipeline
 from lorasynth.base import BaseModel, Memory, StableDiffusion, Texts
-from lorasynth.collect import PRESETS, Recipe
 from lorasynth.core.device import is_out_of_memory, pick_device
 from lorasynth.engine.fleet import train_fleet
+from lorasynth.engine.recipe import PRESETS, Recipe
 from lorasynth.images import Subject
 
 #: Runs some steps and returns the seconds of each.

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from lorasynth.adapter import Adapter, AdapterMetadata, Factors, Layout, scaled, unstack
 from lorasynth.adapter.files import get_format, write_many
-from lorasynth.avatars import captions
 from lorasynth.codec import Codec, load_codec
 from lorasynth.condition import (
     ConditionEncoder,
@@ -41,6 +40,7 @@ from lorasynth.core.places import HUB, folder_of, repository
 from lorasynth.core.weights import fingerprint
 from lorasynth.hypernet import Hypernetwork, LatentRegression, in_latents_of, load_hypernet
 from lorasynth.images import Photo, Subject, as_photo
+from lorasynth.images.contract import TRIGGER
 
 _DESCRIPTION = "synthesizer.json"
 _VERSION = 1
@@ -149,7 +149,7 @@ class Synthesizer:
         hypernet: Hypernetwork,
         codec: Codec,
         *,
-        trigger_phrase: str = captions.TRIGGER,
+        trigger_phrase: str = TRIGGER,
     ) -> "Synthesizer":
         """Put trained parts together for the base model that they were trained for, on the CPU.
 

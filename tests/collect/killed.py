@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from lorasynth.base import BaseModel
-from lorasynth.collect import Recipe, collect
+from lorasynth.collect import collect
+from lorasynth.engine.recipe import Recipe
 from lorasynth.images import FolderSubjects
 
 RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), images_per_step=2)

@@ -7,8 +7,8 @@ import torch
 
 from lorasynth.adapter import Factor, Factors
 from lorasynth.base import BaseModel
-from lorasynth.collect import Recipe
 from lorasynth.engine.fleet import start_factors
+from lorasynth.engine.recipe import Recipe
 from lorasynth.images import Subject
 
 

@@ -14,11 +14,12 @@ import torch
 from colours import Colours
 
 from lorasynth.base import BaseModel
-from lorasynth.collect import Recipe, Verdict
+from lorasynth.collect import Verdict
 from lorasynth.collect.cluster import ClusterConfig, connected
 from lorasynth.collect.spread import Equipment, collect_spread
 from lorasynth.core.errors import LorasynthError
 from lorasynth.engine.prior import Prior
+from lorasynth.engine.recipe import Recipe
 from lorasynth.images import FolderSubjects
 
 RECIPE = Recipe(

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lorasynth.adapter import Factor
 from lorasynth.base import BaseModel
-from lorasynth.collect import Recipe, Verdict, collect, collector
+from lorasynth.collect import Verdict, collect, collector
 from lorasynth.core.errors import (
     CollectionError,
     ConfigError,
@@ -25,6 +25,7 @@ from lorasynth.core.errors import (
 )
 from lorasynth.core.randomness import numpy_stream
 from lorasynth.engine.fleet import Fleet
+from lorasynth.engine.recipe import Recipe
 from lorasynth.images import FolderSubjects
 from lorasynth.library import Library
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorasynth.collect.recipe import Recipe
 from lorasynth.engine.draws import NOISE_CHUNK, Draw, draw_steps
+from lorasynth.engine.recipe import Recipe
 
 RECIPES = st.builds(
     Recipe,

@@ -10,12 +10,12 @@ from torch.nn.functional import mse_loss
 
 from lorasynth.adapter import Factor, map_factors
 from lorasynth.base import BaseModel
-from lorasynth.collect import Recipe
 from lorasynth.core.errors import CollectionError, ConfigError, LayoutError
 from lorasynth.engine.draws import draw_steps
 from lorasynth.engine.encoded import encode_subjects
 from lorasynth.engine.fleet import train_fleet
 from lorasynth.engine.loop import clip_each
+from lorasynth.engine.recipe import Recipe
 
 SHORT = Recipe(steps=6, rank=2, targets=("to_q", "to_v", "ff.net.2"), images_per_step=2)
 RECIPES = {

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from lorasynth.collect import Recipe, collect, collector
+from lorasynth.collect import collect, collector
 from lorasynth.core.errors import ImageError
 from lorasynth.engine import fleet_size
 from lorasynth.engine.fleet_size import (
@@ -17,6 +17,7 @@ from lorasynth.engine.fleet_size import (
     free_memory,
     peak_memory,
 )
+from lorasynth.engine.recipe import Recipe
 from lorasynth.library import Library
 
 CPU, GPU, MPS = map(torch.device, ("cpu", "cuda", "mps"))

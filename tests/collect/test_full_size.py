@@ -10,9 +10,9 @@ import torch
 
 from full_size import whole_pipeline
 from lorasynth.base import Memory, StableDiffusion
-from lorasynth.collect import PRESETS
 from lorasynth.core.randomness import torch_stream
 from lorasynth.engine.fleet import train_fleet
+from lorasynth.engine.recipe import PRESETS
 from lorasynth.images import Subject
 
 SIDE = 64

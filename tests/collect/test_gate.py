@@ -4,8 +4,9 @@ from colours import Colours
 
 from lorasynth.adapter import Factor
 from lorasynth.base import SamplingConfig
-from lorasynth.collect import LikenessGate, Recipe, collect
+from lorasynth.collect import LikenessGate, collect
 from lorasynth.engine.fleet import train_fleet
+from lorasynth.engine.recipe import Recipe
 from lorasynth.library import Library
 
 RECIPE = Recipe(steps=2, rank=2, targets=("to_q", "to_v"), images_per_step=1)

@@ -7,11 +7,11 @@ import torch
 
 from lorasynth.adapter import Factor, Layout
 from lorasynth.base import BaseModel, SamplingConfig
-from lorasynth.collect import Recipe
 from lorasynth.collect.generated import GeneratedConfig, GeneratedSubjects
 from lorasynth.condition import ConditionEncoder
 from lorasynth.core.errors import ConfigError, LibraryError
 from lorasynth.engine.fleet import start_factors
+from lorasynth.engine.recipe import Recipe
 from lorasynth.library import Library
 
 CONFIG = GeneratedConfig(

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from lorasynth.base import BaseModel, Memory
-from lorasynth.collect import Recipe, collect
+from lorasynth.collect import collect
 from lorasynth.engine.fleet import train_fleet
 from lorasynth.engine.prior import Prior
+from lorasynth.engine.recipe import Recipe
 from lorasynth.library import Library
 from tiny_pipelines import KINDS, build
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from colours import Colours
 
-from lorasynth.collect import Recipe, collect
+from lorasynth.collect import collect
 from lorasynth.collect.embedding import embed_library
 from lorasynth.collect.failures import Failures
 from lorasynth.collect.join import join
 from lorasynth.collect.part import Part, begin_part
 from lorasynth.core.errors import CollectionError, ConfigError, ImageError, LibraryError
+from lorasynth.engine.recipe import Recipe
 from lorasynth.library import Library
 
 RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), images_per_step=2, trained="both")

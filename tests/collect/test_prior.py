@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from lorasynth.base import BaseModel
-from lorasynth.collect import PRESETS, Recipe, collect, collector
+from lorasynth.collect import collect, collector
 from lorasynth.core.config import from_dict, to_dict
 from lorasynth.core.errors import BundleError, CollectionError, ConfigError
 from lorasynth.engine import prior
 from lorasynth.engine.fleet import train_fleet
 from lorasynth.engine.prior import Prior, class_latents, kept_class_latents
+from lorasynth.engine.recipe import PRESETS, Recipe
 from lorasynth.library import Library
 
 CLASS = Prior(prompt="a portrait", images=3, steps=2)

@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorasynth.collect import PRESETS, Recipe
 from lorasynth.core.config import from_dict, to_dict
 from lorasynth.core.errors import ConfigError
+from lorasynth.engine.recipe import PRESETS, Recipe
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -5,9 +5,10 @@ import torch
 from mean_anchor import MeanAnchor
 
 from lorasynth.adapter import Factor, map_factors
-from lorasynth.collect import Recipe, compare, train_twice
+from lorasynth.collect import compare, train_twice
 from lorasynth.collect.repeatability import split_images
 from lorasynth.core.errors import CollectionError
+from lorasynth.engine.recipe import Recipe
 
 RECIPE = Recipe(steps=6, rank=2, targets=("to_q", "to_v"), images_per_step=2)
 

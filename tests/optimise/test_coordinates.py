@@ -11,12 +11,12 @@ import torch
 from lorasynth.adapter import Factor, Factors, Layout, cosines, map_factors
 from lorasynth.base import BaseModel
 from lorasynth.codec import PCA, VAE, PCAConfig, VAEConfig
-from lorasynth.collect import Recipe
 from lorasynth.core.errors import ConfigError
 from lorasynth.core.randomness import torch_stream
 from lorasynth.engine.descent import Descent
 from lorasynth.engine.fleet import train_fleet
 from lorasynth.engine.loop import descend
+from lorasynth.engine.recipe import Recipe
 from lorasynth.images import Subject
 from lorasynth.optimise import (
     Coordinates,

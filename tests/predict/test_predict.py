@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from lorasynth.adapter import Factors, count
 from lorasynth.base import BaseModel, Memory, StackedAdapters
-from lorasynth.collect import Recipe
 from lorasynth.condition import ConditionEncoder
 from lorasynth.core.errors import ConfigError
 from lorasynth.core.randomness import torch_stream
@@ -19,6 +18,7 @@ from lorasynth.engine.draws import Draw
 from lorasynth.engine.encoded import encode_subjects
 from lorasynth.engine.fleet import start_factors
 from lorasynth.engine.loop import denoising_losses
+from lorasynth.engine.recipe import Recipe
 from lorasynth.engine.trainer import Optimisation
 from lorasynth.hypernet import LatentRegressionConfig
 from lorasynth.images import Subject

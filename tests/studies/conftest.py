@@ -16,7 +16,7 @@ from lorasynth.avatars.make_bundle import BundleConfig, BundleMaker, MeasuresCon
 from lorasynth.avatars.model import AvatarModelConfig
 from lorasynth.avatars.parts import PartsConfig
 from lorasynth.base import SamplingConfig
-from lorasynth.collect import Recipe
+from lorasynth.engine.recipe import Recipe
 from lorasynth.engine.trainer import Optimisation
 from lorasynth.evaluation.evaluate import EvaluationConfig
 from lorasynth.evaluation.trial import TrialConfig

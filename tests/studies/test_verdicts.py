@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lorasynth.adapter import Factor, Factors
-from lorasynth.collect import Recipe
 from lorasynth.core.randomness import torch_stream
+from lorasynth.engine.recipe import Recipe
 from lorasynth.evaluation.trial import TrialConfig
 from lorasynth.studies.reproduce import CLAIMS, Finding, ReproduceConfig, Study
 

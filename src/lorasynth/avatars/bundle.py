@@ -24,7 +24,6 @@ from torch import Tensor
 from lorasynth.adapter import Factors
 from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.base import BaseModel
-from lorasynth.collect.recipe import Recipe
 from lorasynth.condition import ConditionEncoder, load_encoder
 from lorasynth.core import checksums
 from lorasynth.core.atomic import write_json
@@ -32,6 +31,7 @@ from lorasynth.core.config import from_dict, read_json
 from lorasynth.core.errors import BundleError, ConfigError
 from lorasynth.core.places import local
 from lorasynth.edit.latent_library import LatentLibrary
+from lorasynth.engine.recipe import Recipe
 from lorasynth.evaluation.trial import Instruments
 from lorasynth.library import Library
 from lorasynth.synthesizer import Synthesizer

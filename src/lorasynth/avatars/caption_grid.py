@@ -13,8 +13,8 @@ from torch import Tensor
 from lorasynth.avatars import captions
 from lorasynth.avatars.drawing import sample_identity, sample_scene
 from lorasynth.base import BaseModel, SamplingConfig
+from lorasynth.core.figures import save_figure
 from lorasynth.core.randomness import numpy_stream, stream_seed
-from lorasynth.studies.figures import save_figure
 
 
 def captions_shown(seed: int) -> list[str]:

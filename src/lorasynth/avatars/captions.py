@@ -22,12 +22,12 @@ from lorasynth.avatars.vocabulary import (
     SKIN_WORDS,
     TOPS,
 )
+from lorasynth.images.contract import TRIGGER
 
 if TYPE_CHECKING:
     from lorasynth.avatars.drawing import Identity, Scene
 
 #: The rare word that stands for the subject.
-TRIGGER = "sks"
 
 
 def nearest_word(colour: Sequence[int], words: Mapping[str, str]) -> str:

@@ -18,9 +18,9 @@ from torch import Tensor
 from lorasynth.adapter import Factors, scaled
 from lorasynth.avatars.bundle import Bundle
 from lorasynth.core.atomic import write_text
+from lorasynth.core.figures import save_figure
 from lorasynth.evaluation.trial import Trial, TrialConfig
 from lorasynth.images import to_image
-from lorasynth.studies.figures import save_figure
 from lorasynth.studies.methods import methods
 from lorasynth.synthesizer import Stages
 

@@ -26,12 +26,14 @@ from lorasynth.avatars.pool import Pool, draw_pool, training_subjects
 from lorasynth.avatars.reader import AttributeReader
 from lorasynth.base import BaseModel
 from lorasynth.codec import fit_codec, load_codec
-from lorasynth.collect import PRESETS, LikenessGate, Recipe, collect
+from lorasynth.collect import LikenessGate, collect
 from lorasynth.collect.embedding import column_of, embed_library
 from lorasynth.condition import ConditionEncoder, JoinedEncoder, load_encoder
 from lorasynth.core.atomic import atomic_directory, write_json
 from lorasynth.core.config import read_json, to_dict
+from lorasynth.core.stages import StagedRun
 from lorasynth.edit.latent_library import LatentLibrary
+from lorasynth.engine.recipe import PRESETS, Recipe
 from lorasynth.evaluation.evaluate import STRENGTHS, EvaluationConfig, best_strength, evaluate
 from lorasynth.evaluation.trial import Instruments, Trial, TrialConfig
 from lorasynth.hypernet.library_data import training_set
@@ -39,7 +41,6 @@ from lorasynth.hypernet.train import HypernetConfig
 from lorasynth.hypernet.train import train as train_hypernet
 from lorasynth.library import Library
 from lorasynth.predict import PredictorTraining, train_predictor
-from lorasynth.studies.stages import StagedRun
 from lorasynth.synthesizer import Synthesizer
 
 #: Where adapters of the shipped synthesizers say that their base model is.

@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from lorasynth.codec import PCA
-from lorasynth.studies.figures import save_figure
+from lorasynth.core.figures import save_figure
 
 #: Shares that are marked.
 _MARKS = (0.5, 0.9, 0.95)

@@ -5,8 +5,6 @@ from .contract import Anchor as Anchor
 from .contract import Gate as Gate
 from .contract import Verdict as Verdict
 from .gate import LikenessGate as LikenessGate
-from .recipe import PRESETS as PRESETS
-from .recipe import Recipe as Recipe
 from .repeatability import Repeatability as Repeatability
 from .repeatability import compare as compare
 from .repeatability import train_twice as train_twice

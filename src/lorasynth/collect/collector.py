@@ -21,7 +21,6 @@ from lorasynth.adapter import Factors, Layout, map_factors
 from lorasynth.base import BaseModel
 from lorasynth.collect.contract import Anchor, Gate, Verdict
 from lorasynth.collect.failures import Failures
-from lorasynth.collect.recipe import Recipe
 from lorasynth.condition import ConditionEncoder, framed_subject, subject_conditions
 from lorasynth.core.atomic import make_parent
 from lorasynth.core.device import is_out_of_memory
@@ -30,6 +29,7 @@ from lorasynth.core.progress import Advance, console, progress
 from lorasynth.engine.fleet import Fleet, train_fleet
 from lorasynth.engine.fleet_size import empty_cache, fitting_size
 from lorasynth.engine.prior import kept_class_latents
+from lorasynth.engine.recipe import Recipe
 from lorasynth.images import Subject, SubjectSource
 from lorasynth.library import Library
 

@@ -10,8 +10,8 @@ from lorasynth.adapter import Factors
 from lorasynth.base import MEASURED, BaseModel, SamplingConfig
 from lorasynth.collect.contract import Verdict
 from lorasynth.condition import ConditionEncoder, seen_in
+from lorasynth.condition.similarity import likeness
 from lorasynth.core.randomness import stream_seed
-from lorasynth.evaluation.likeness import likeness
 from lorasynth.images import Subject
 
 #: What the library's table says of what a gate measured.

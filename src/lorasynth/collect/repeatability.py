@@ -15,10 +15,10 @@ from torch import Tensor
 from lorasynth.adapter import Factors, cosines, map_factors
 from lorasynth.base import BaseModel
 from lorasynth.collect.contract import Anchor
-from lorasynth.collect.recipe import Recipe
 from lorasynth.core.errors import CollectionError
 from lorasynth.engine.fleet import train_fleet
 from lorasynth.engine.loop import OnStep
+from lorasynth.engine.recipe import Recipe
 from lorasynth.images import Subject
 
 

@@ -32,10 +32,10 @@ from lorasynth.collect.collector import (
 from lorasynth.collect.contract import Anchor, Gate
 from lorasynth.collect.failures import Failures
 from lorasynth.collect.part import ChosenSubjects
-from lorasynth.collect.recipe import Recipe
 from lorasynth.condition import ConditionEncoder, subject_conditions
 from lorasynth.core.progress import Advance, progress
 from lorasynth.engine.prior import class_latents, kept_class_latents
+from lorasynth.engine.recipe import Recipe
 from lorasynth.images import SubjectSource
 from lorasynth.library import Library
 

@@ -48,7 +48,7 @@ def blend(
     Example: lorasynth blend photo.png -o me.safetensors --set simplex=true --steps 100
     """
     from lorasynth.adapter import AdapterMetadata
-    from lorasynth.avatars.captions import TRIGGER
+    from lorasynth.images.contract import TRIGGER
     from lorasynth.library import Library
     from lorasynth.optimise import Mixture, MixtureConfig
 
@@ -163,9 +163,9 @@ def refine(
     """
     from lorasynth.adapter import Adapter, map_factors
     from lorasynth.base.compatibility import require_made_for
-    from lorasynth.collect import PRESETS
     from lorasynth.condition import load_encoder
     from lorasynth.engine.fleet import train_fleet
+    from lorasynth.engine.recipe import PRESETS
     from lorasynth.images.files import SUFFIXES
 
     if lora.suffix.lower() in SUFFIXES:

@@ -14,7 +14,7 @@ from lorasynth.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from lorasynth.base import BaseModel
-    from lorasynth.collect import Recipe
+    from lorasynth.engine.recipe import Recipe
     from lorasynth.synthesizer import Synthesizer
 
 ConfigT = TypeVar("ConfigT")
@@ -79,7 +79,7 @@ def preset_of(name: str) -> "Recipe":
     Raises:
         ConfigError: there is no such preset.
     """
-    from lorasynth.collect import PRESETS
+    from lorasynth.engine.recipe import PRESETS
 
     if name not in PRESETS:
         raise ConfigError(f"--preset must be one of {', '.join(PRESETS)}, but is {name!r}")

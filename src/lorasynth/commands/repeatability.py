@@ -106,8 +106,8 @@ def recipes(
     from rich.console import Console
     from rich.table import Table as Rows
 
-    from lorasynth.collect import Recipe
     from lorasynth.core.config import from_dict, read_json, to_dict
+    from lorasynth.engine.recipe import Recipe
     from lorasynth.studies.recipes import Candidate, compare_recipes, draw_recipes
 
     def candidate(name: str, options: dict[str, Any]) -> Candidate:

@@ -15,11 +15,9 @@ if TYPE_CHECKING:
     from lorasynth.base import BaseModel
     from lorasynth.images import SubjectSource
 
-#: What an image shows where nobody says it.
-PORTRAIT = "a portrait of sks"
-
-#: What calls a subject where nobody says it.
+#: What an image shows where nobody says it, with the word that calls the subject.
 TRIGGER = "sks"
+PORTRAIT = f"a portrait of {TRIGGER}"  # as in lorasynth.images.contract, which imports torch
 
 #: Of which more can be given, each with its own option word.
 Repeated = UseAppendAction[tuple[str, ...]]

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from lorasynth.adapter import Factor, Factors
 from lorasynth.base import BaseModel
-from lorasynth.collect.recipe import Recipe
 from lorasynth.core.errors import CollectionError, ConfigError
 from lorasynth.core.randomness import torch_stream
 from lorasynth.engine.loop import OnStep, descend
 from lorasynth.engine.prior import class_latents, prior_losses
+from lorasynth.engine.recipe import Recipe
 from lorasynth.images import Subject
 
 

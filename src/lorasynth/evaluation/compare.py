@@ -19,18 +19,19 @@ from lorasynth.adapter.addition import add
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.base.compatibility import require_fits
 from lorasynth.condition import ConditionEncoder, subject_conditions
+from lorasynth.condition.similarity import likeness
 from lorasynth.core.atomic import as_file_name, write_json
 from lorasynth.core.config import to_dict
 from lorasynth.core.errors import ConfigError
+from lorasynth.core.figures import bars, save_figure
 from lorasynth.core.progress import progress
 from lorasynth.core.randomness import stream_seed
 from lorasynth.evaluation.bootstrap import bootstrap
 from lorasynth.evaluation.diversity import mean_pairwise_distance
-from lorasynth.evaluation.likeness import likeness
 from lorasynth.images import Subject
-from lorasynth.images.folders import DEFAULT_CAPTION
+from lorasynth.images.contract import PORTRAIT
+from lorasynth.images.folders import PORTRAIT
 from lorasynth.images.png import contact_sheet, write_synthetic
-from lorasynth.studies.figures import bars, save_figure
 
 #: Images and their prompts to a score of each, such as CLIP's.
 Score = Callable[[Tensor, Sequence[str]], Tensor]
@@ -48,7 +49,7 @@ class CompareConfig:
         sampling: how.
     """
 
-    prompts: tuple[str, ...] = (DEFAULT_CAPTION,)
+    prompts: tuple[str, ...] = (PORTRAIT,)
     images: int = 4
     strengths: tuple[float, ...] = (1.0,)
     seed: int = 0

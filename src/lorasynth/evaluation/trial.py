@@ -25,16 +25,17 @@ from lorasynth.avatars.drawing import AvatarSubjects, Split
 from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.avatars.pool import labels_of
 from lorasynth.base import MEASURED, BaseModel, SamplingConfig
-from lorasynth.collect import Anchor, Recipe, collect
+from lorasynth.collect import Anchor, collect
 from lorasynth.condition import ConditionEncoder
+from lorasynth.condition.similarity import likeness, self_likeness
 from lorasynth.core.config import to_dict
 from lorasynth.core.errors import ConfigError
 from lorasynth.core.progress import progress
 from lorasynth.core.randomness import stream_seed
 from lorasynth.core.weights import fingerprint, kept_tensors
+from lorasynth.engine.recipe import Recipe
 from lorasynth.evaluation.bootstrap import bootstrap
 from lorasynth.evaluation.diversity import mean_pairwise_distance
-from lorasynth.evaluation.likeness import likeness, self_likeness
 from lorasynth.images import Subject
 from lorasynth.library import Library
 

@@ -8,6 +8,12 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+#: What calls a subject in a caption where nobody says it.
+TRIGGER = "sks"
+
+#: What an image shows where nobody says it.
+PORTRAIT = f"a portrait of {TRIGGER}"
+
 #: Photos of one subject, RGB, 0 to 255; a tensor where all have one size.
 Photos: TypeAlias = Sequence[UInt8[Tensor, "_ _ 3"]] | UInt8[Tensor, "k h w 3"]
 

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from lorasynth.core.errors import ImageError
 from lorasynth.core.progress import note
-from lorasynth.images.contract import Subject
+from lorasynth.images.contract import PORTRAIT, Subject
 from lorasynth.images.files import OTHER_SUFFIXES, SUFFIXES, read_photo, readable_formats
 
-DEFAULT_CAPTION = "a portrait of sks"
 #: What a caption's file is called, beside the image of the same name; in capitals, too.
 CAPTION_SUFFIXES = (".txt", ".caption")
 #: Larger captions are refused unread.
@@ -158,7 +157,7 @@ def _why_no_subject(path: Path, root: Path) -> str | None:
 
 
 def read_subject(
-    name: str | None, paths: Sequence[Path], default_caption: str = DEFAULT_CAPTION
+    name: str | None, paths: Sequence[Path], default_caption: str = PORTRAIT
 ) -> Subject:
     """Read one subject from its image files, each with its caption as `FolderSubjects` says.
 
@@ -195,7 +194,7 @@ class FolderSubjects:
     """
 
     root: Path
-    default_caption: str = DEFAULT_CAPTION
+    default_caption: str = PORTRAIT
 
     @cached_property
     def _folders(self) -> dict[str, list[Path]]:

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import torch
 
 from lorasynth.core.errors import ImageError
-from lorasynth.images.contract import Subject
+from lorasynth.images.contract import PORTRAIT, Subject
 from lorasynth.images.files import MAX_BYTES, decode_photo
-from lorasynth.images.folders import DEFAULT_CAPTION, MAX_CAPTION_BYTES, Tally, caption_text
+from lorasynth.images.folders import MAX_CAPTION_BYTES, Tally, caption_text
 
 _ROWS_AT_ONCE = 32
 _MAX_GROUP = 1 << 30
@@ -42,7 +42,7 @@ class ParquetSubjects:
     """
 
     root: Path
-    default_caption: str = DEFAULT_CAPTION
+    default_caption: str = PORTRAIT
 
     @cached_property
     def _rows(self) -> dict[str, list[_Row]]:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from lorasynth.core.registry import Registry
-from lorasynth.images.contract import SubjectSource
-from lorasynth.images.folders import DEFAULT_CAPTION, FolderSubjects
+from lorasynth.images.contract import PORTRAIT, SubjectSource
+from lorasynth.images.folders import FolderSubjects
 
 #: Makes a source of what follows its name and a colon, with images of so many pixels if it draws.
 NamedSource: TypeAlias = Callable[[str, int], SubjectSource]
@@ -15,7 +15,7 @@ NamedSource: TypeAlias = Callable[[str, int], SubjectSource]
 SOURCES: Registry[NamedSource] = Registry("source of subjects", "lorasynth.sources")
 
 
-def subjects_in(root: Path | str, caption: str = DEFAULT_CAPTION, size: int = 512) -> SubjectSource:
+def subjects_in(root: Path | str, caption: str = PORTRAIT, size: int = 512) -> SubjectSource:
     """The subjects in a tar or Parquet file, in a folder of such, in a folder of folders, or named.
 
     Nothing is read yet.

@@ -16,11 +16,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from lorasynth.core.errors import ImageError
-from lorasynth.images.contract import Subject
+from lorasynth.images.contract import PORTRAIT, Subject
 from lorasynth.images.files import MAX_BYTES, decode_photo
 from lorasynth.images.folders import (
     CAPTION_SUFFIXES,
-    DEFAULT_CAPTION,
     MAX_CAPTION_BYTES,
     Tally,
     caption_text,
@@ -65,7 +64,7 @@ class TarSubjects:
     """
 
     root: Path
-    default_caption: str = DEFAULT_CAPTION
+    default_caption: str = PORTRAIT
 
     @cached_property
     def _subjects(self) -> dict[str, _Files]:

@@ -15,13 +15,13 @@ from torch import Tensor
 from lorasynth.adapter import Layout
 from lorasynth.base import BaseModel, StackedAdapters
 from lorasynth.codec import PCA
-from lorasynth.collect import Recipe
 from lorasynth.condition import ConditionEncoder
 from lorasynth.core.config import to_dict
 from lorasynth.core.errors import ConfigError
 from lorasynth.core.randomness import stream_seed
 from lorasynth.engine.fleet import start_factors
 from lorasynth.engine.loop import denoising_losses
+from lorasynth.engine.recipe import Recipe
 from lorasynth.engine.trainer import Optimisation, Trainer
 from lorasynth.hypernet import LatentRegression, LatentRegressionConfig
 from lorasynth.images import SubjectSource

@@ -13,13 +13,13 @@ from lorasynth.codec import fit_codec
 from lorasynth.collect.embedding import column_of
 from lorasynth.core.config import to_dict
 from lorasynth.core.errors import ConfigError
+from lorasynth.core.figures import bars, save_figure
 from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.evaluation.trial import Instruments, Trial, TrialConfig
 from lorasynth.hypernet import TrainingSet
 from lorasynth.hypernet.train import HypernetConfig
 from lorasynth.hypernet.train import train as train_hypernet
 from lorasynth.library import Library
-from lorasynth.studies.figures import bars, save_figure
 from lorasynth.studies.methods import methods
 from lorasynth.studies.reports import kept_report
 from lorasynth.synthesizer import Synthesizer

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from lorasynth.adapter import Factors
 from lorasynth.avatars.bundle import Bundle
 from lorasynth.core.config import to_dict
+from lorasynth.core.figures import bars, save_figure
 from lorasynth.evaluation.trial import COMPARED, Trial, TrialConfig
 from lorasynth.hypernet import LatentDiffusion
-from lorasynth.studies.figures import bars, save_figure
 
 #: sigma/alpha of the noise that is added to a trained adapter's latent.
 LEVELS = (0.3, 1.0, 3.0)

@@ -9,10 +9,11 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from lorasynth.collect import Anchor, Recipe
+from lorasynth.collect import Anchor
 from lorasynth.core.config import to_dict
+from lorasynth.core.figures import save_figure
+from lorasynth.engine.recipe import Recipe
 from lorasynth.evaluation.trial import Instruments, TrialConfig
-from lorasynth.studies.figures import save_figure
 from lorasynth.studies.repeatability import repeatability_report
 from lorasynth.studies.reports import kept_report
 

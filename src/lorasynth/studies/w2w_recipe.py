@@ -36,6 +36,7 @@ from lorasynth.core.config import from_dict, read_json, to_dict
 from lorasynth.core.errors import ConfigError, ImageError, LibraryError
 from lorasynth.core.randomness import torch_stream
 from lorasynth.core.splits import split_of
+from lorasynth.core.stages import StagedRun
 from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.evaluation.clip_score import ClipScore
 from lorasynth.evaluation.compare import CompareConfig, Contender, Judges, compare
@@ -48,7 +49,6 @@ from lorasynth.library.groups import groups_by_likeness
 from lorasynth.library.vectors import Stored
 from lorasynth.library.w2w import W2WFiles, import_w2w
 from lorasynth.studies.methods import methods
-from lorasynth.studies.stages import StagedRun
 from lorasynth.synthesizer import Synthesizer
 
 

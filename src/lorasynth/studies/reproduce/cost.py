@@ -15,10 +15,10 @@ from torch import Tensor
 
 from lorasynth.adapter import Factors, Layout, scaled
 from lorasynth.codec import Codec
-from lorasynth.collect import PRESETS, Recipe
 from lorasynth.core.config import to_dict
 from lorasynth.engine.descent import Descent
 from lorasynth.engine.fleet import train_fleet
+from lorasynth.engine.recipe import PRESETS, Recipe
 from lorasynth.evaluation.bootstrap import bootstrap_ratio
 from lorasynth.evaluation.trial import Trial
 from lorasynth.images import Subject

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasynth.core.atomic import atomic_file, write_json
-from lorasynth.studies.figures import save_figure
+from lorasynth.core.figures import save_figure
 from lorasynth.studies.reproduce.finding import Finding
 from lorasynth.studies.reproduce.study import ReproduceConfig
 

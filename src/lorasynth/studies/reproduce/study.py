@@ -18,11 +18,12 @@ from lorasynth.avatars.bundle import Bundle
 from lorasynth.avatars.drawing import AvatarSubjects
 from lorasynth.base import SamplingConfig
 from lorasynth.codec import Codec, fit_codec, load_codec
-from lorasynth.collect import PRESETS, Recipe, collect
+from lorasynth.collect import collect
 from lorasynth.collect.embedding import column_of, embed_library
 from lorasynth.core.atomic import make_parent
 from lorasynth.core.config import to_dict
 from lorasynth.core.errors import ConfigError, LibraryError
+from lorasynth.engine.recipe import PRESETS, Recipe
 from lorasynth.engine.trainer import Optimisation
 from lorasynth.evaluation.trial import Measured, Trial, TrialConfig
 from lorasynth.hypernet import (

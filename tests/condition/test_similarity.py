@@ -3,9 +3,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from lorasynth.condition.similarity import likeness, self_likeness
 from lorasynth.core.randomness import torch_stream
 from lorasynth.evaluation.diversity import mean_pairwise_distance
-from lorasynth.evaluation.likeness import likeness, self_likeness
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
