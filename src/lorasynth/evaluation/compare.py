@@ -30,7 +30,6 @@ from lorasynth.evaluation.bootstrap import bootstrap
 from lorasynth.evaluation.diversity import mean_pairwise_distance
 from lorasynth.images import Subject
 from lorasynth.images.contract import PORTRAIT
-from lorasynth.images.folders import PORTRAIT
 from lorasynth.images.png import contact_sheet, write_synthetic
 
 #: Images and their prompts to a score of each, such as CLIP's.
