@@ -14,6 +14,7 @@ from lorasynth.core.errors import ConfigError
 #: Each command's class, in the order of the overview.
 _OWN: dict[str, str] = {
     "synth": "synth:Synth",
+    "serve": "serve:Serve",
     "edit": "edit:Edit",
     "interpolate": "edit:Interpolate",
     "sample": "edit:Sample",

@@ -16,11 +16,26 @@ from lorasynth import __version__
 from lorasynth.core.atomic import write_bytes
 from lorasynth.images.files import to_image
 
-#: What every file says of itself; the last is the IPTC's term for images made by a trained model.
+#: The IPTC's term for images made by a trained model.
+_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+
+#: The same where programs look for it: XMP, in the property that the IPTC defines.
+_XMP = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/">
+ <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+  <rdf:Description rdf:about=""
+    xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+    Iptc4xmpExt:DigitalSourceType="{_SOURCE}"/>
+ </rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="r"?>"""
+
+#: What every file says of itself.
 SYNTHETIC = {
     "Software": f"lorasynth {__version__}",
     "Comment": "A synthetic image, made by a generative model.",
-    "DigitalSourceType": "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia",
+    "DigitalSourceType": _SOURCE,
+    "XML:com.adobe.xmp": _XMP,
 }
 
 #: Height of the letters of names beside a sheet, and what is left white at their sides, in pixels.
@@ -35,12 +50,17 @@ def write_synthetic(
     Raises:
         LorasynthError: the file cannot be written.
     """
+    write_bytes(path, synthetic_png(image, facts))
+
+
+def synthetic_png(image: UInt8[Tensor, "h w 3"], facts: Mapping[str, str] | None = None) -> bytes:
+    """The content of the file that `write_synthetic` writes."""
     text = PngInfo()
     for name, value in (SYNTHETIC | dict(facts or {})).items():
         text.add_itxt(name, value)
     data = io.BytesIO()
     to_image(image).save(data, "PNG", pnginfo=text)
-    write_bytes(path, data.getvalue())
+    return data.getvalue()
 
 
 def contact_sheet(

@@ -7,4 +7,5 @@ from .formats import get_format as get_format
 from .formats import universal as universal
 from .reader import LoraFile as LoraFile
 from .reader import read as read
+from .stencil import encode_many as encode_many
 from .stencil import write_many as write_many

@@ -55,21 +55,65 @@ def write_many(
         LayoutError: a number is not finite.
         LorasynthError: see `LoraFormat.write`.
     """
+    _require_finite(vectors)
+    targets = [form.target(path) for path in paths]
+    stencil = _stencil_for(form, vectors, layout, metadata, _FEW) if form.suffix else None
+    if stencil is None:
+        adapters = (Adapter.from_vector(vector, layout, metadata) for vector in vectors)
+        return [form.write(*pair) for pair in zip(adapters, paths, strict=True)]
+    return [stencil.write(*pair) for pair in zip(vectors, targets, strict=True)]
+
+
+def encode_many(
+    form: LoraFormat,
+    vectors: Float[Tensor, "n D"],
+    layout: Layout,
+    metadata: AdapterMetadata,
+    few: int | None = None,
+) -> list[bytes]:
+    """The content of the files that `write_many` writes.
+
+    Args:
+        form: of the files.
+        vectors: as for `write_many`.
+        layout: of the vectors.
+        metadata: of all of them.
+        few: so many files are not worth a stencil; 0 where more like them will follow.
+
+    Raises:
+        LayoutError: a number is not finite.
+        FileFormatError: see `LoraFormat.spell`.
+    """
+    _require_finite(vectors)
+    stencil = _stencil_for(form, vectors, layout, metadata, _FEW if few is None else few)
+    if stencil is None:
+        return [form.encode(Adapter.from_vector(one, layout, metadata)) for one in vectors]
+    return [stencil.encode(vector) for vector in vectors]
+
+
+def _require_finite(vectors: Float[Tensor, "n D"]) -> None:
     if not torch.stack(vectors.aminmax()).isfinite().all():  # quicker than to look at each
         bad = int((~vectors.isfinite()).any(dim=1).nonzero()[0])
         raise LayoutError(
             f"all numbers of an adapter must be finite, but number {bad} of {len(vectors)} has NaN "
             "or infinite ones: synthesise or train it again"
         )
-    targets = [form.target(path) for path in paths]
+
+
+def _stencil_for(
+    form: LoraFormat,
+    vectors: Float[Tensor, "n D"],
+    layout: Layout,
+    metadata: AdapterMetadata,
+    few: int,
+) -> "Stencil | None":
+    """What the files of all vectors share; None where they share too little, or are few."""
     candidates = family_of(layout, metadata.header).candidates
     fused = not candidates or any(family.denoiser != "unet" for family in candidates)
-    if len(targets) <= _FEW or not form.suffix or fused:
-        adapters = (Adapter.from_vector(vector, layout, metadata) for vector in vectors)
-        return [form.write(*pair) for pair in zip(adapters, paths, strict=True)]
+    if len(vectors) <= few or fused:
+        return None
     stated = tuple(described(metadata, None, 0).items())
-    stencil = _stencil(form, layout, _Metadata(metadata, stated), vectors.dtype)
-    return [stencil.write(*pair) for pair in zip(vectors, targets, strict=True)]
+    return _stencil(form, layout, _Metadata(metadata, stated), vectors.dtype)
 
 
 @dataclass(frozen=True)
@@ -136,8 +180,12 @@ class Stencil:
         Raises:
             LorasynthError: the file cannot be written.
         """
+        write_bytes(path, self.encode(vector))
+        return path
+
+    def encode(self, vector: Float[Tensor, " D"]) -> bytes:
+        """The file of one vector."""
         bits = vector.detach().cpu().to(self.dtype).view(_BITS[self.dtype]).numpy()
         numbers = np.concatenate([bits, self.constants])[self.sources]
         data = numbers.view(np.uint8).data
-        write_bytes(path, b"".join([beginning(self.text, self.header, data), data]))
-        return path
+        return b"".join([beginning(self.text, self.header, data), data])

@@ -1,0 +1,159 @@
+"""`lorasynth serve`: LoRA files and images over HTTP."""
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from lorasynth.commands.shared import Repeated
+from lorasynth.core.command import Command, OnDevice
+from lorasynth.core.errors import ConfigError
+from lorasynth.core.progress import console
+from lorasynth.serve.config import Batching, Limits, Setup
+
+#: What the extra brings.
+_PACKAGES = ("fastapi", "uvicorn", "batched", "huey", "limits", "prometheus_client")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve(Command, OnDevice):
+    """Serve LoRA files and images over HTTP, for many users at once.
+
+    Without --keys it serves this machine only. Photos are in memory until the answer, and nowhere
+    else. docs/serve.md shows the routes, and /openapi.json describes them.
+
+    Attributes:
+        synthesizer: Synthesizer: a folder, or hub:owner/name; repeatable; default:
+            bundle/synthesizer.
+        base: Base model: a pipeline folder, or hub:owner/name.
+        loras_only: Make LoRA files only; no base model is loaded.
+        host: Address to listen at.
+        port: Port to listen at; 0: any that is free.
+        keys: File with the hashes of API keys, a line for each.
+        new_key: Name of a new caller: print a key and its line for --keys, and do nothing else.
+        state: Folder of the jobs' states and results.
+        engine: local: a process for each worker; ray: actors on the nodes of a cluster.
+        replicas: Workers that make LoRA files, and as many that make images.
+        limits: What callers may ask for.
+        batching: How requests are computed together.
+    """
+
+    group: ClassVar[str] = "Use"
+
+    synthesizer: Repeated = ()
+    base: str = "bundle/base"
+    loras_only: bool = False
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    keys: Path | None = None
+    new_key: str | None = None
+    state: Path = Path("runs/serve")
+    engine: Literal["local", "ray"] = "local"
+    replicas: Annotated[int, Field(ge=1)] = 1
+    limits: Limits = Limits()
+    batching: Batching = Batching()
+
+    def run(self) -> None:
+        """Serve until Ctrl-C."""
+        if missing := [name for name in _PACKAGES if find_spec(name) is None]:
+            raise ConfigError(
+                f"serving needs an extra, but {', '.join(missing)} is not installed: pip install "
+                "'lorasynth[serve]'"
+            )
+        from lorasynth.serve.gate import LOOPBACK, new_key, read_keys
+
+        if self.new_key is not None:
+            key, line = new_key(self.new_key)
+            print(f"for the caller: {key}\nfor the file of --keys: {line}")
+            return
+        keys = read_keys(self.keys)
+        if not keys and self.host not in LOOPBACK:
+            raise ConfigError(
+                f"callers of --host {self.host} need keys, but there are none: give --keys, or "
+                "listen at 127.0.0.1"
+            )
+        with listening(self.host, self.port) as sock, alone(self.state) as jobs:
+            self._serve(sock, jobs, keys)
+
+    def _serve(self, sock: socket.socket, jobs: Path, keys: list[str]) -> None:
+        import uvicorn
+
+        from lorasynth.serve.application import create_app
+        from lorasynth.serve.engine import ENGINES, Engine
+        from lorasynth.serve.gate import Figures
+        from lorasynth.serve.jobs import JobFile
+
+        folders, figures = self.synthesizer or ("bundle/synthesizer",), Figures()
+        base = None if self.loras_only else self.base
+        setup = Setup(synthesizers=folders, base=base, device=self.device)
+        counts = {"loras": self.replicas}
+        counts |= {} if base is None else {"images": self.replicas, "refine": 1}
+        make = ENGINES[self.engine]
+        remotes = {kind: [make(kind, setup) for _ in range(n)] for kind, n in counts.items()}
+        engine = Engine(
+            remotes, self.batching, lambda kind, n: figures.batches.labels(kind).observe(n)
+        )
+        try:
+            engine.start()
+            app = create_app(engine, JobFile(jobs), self.limits, keys, figures)
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            console.print(f"serving at http://{host}:{sock.getsockname()[1]}", soft_wrap=True)
+            config = uvicorn.Config(
+                app,
+                http="h11",  # which bounds headers
+                access_log=False,
+                log_level="error",
+                server_header=False,
+                limit_concurrency=4 * self.limits.queue + 64,
+                timeout_graceful_shutdown=10,
+            )
+            with contextlib.suppress(KeyboardInterrupt):
+                uvicorn.Server(config).run(sockets=[sock])
+        finally:
+            engine.stop()
+
+
+@contextlib.contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket on a port; 0: any that is free.
+
+    Raises:
+        ConfigError: the port is taken, or the address is none of this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host, port))
+            sock.listen(socket.SOMAXCONN)
+        except OSError as error:
+            raise ConfigError(
+                f"--port must be free at {host}, but {port} is not to be had ({error.strerror}): "
+                "end what uses it, or choose another"
+            ) from error
+        yield sock
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[Path]:
+    """The file of jobs in a folder that no other service uses, and nobody else can read.
+
+    Raises:
+        ConfigError: another one uses it.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield folder / "jobs.sqlite"
+    except Timeout as error:
+        raise ConfigError(
+            f"--state must be of one service, but another one uses {folder}: choose another"
+        ) from error

@@ -1,0 +1,334 @@
+"""What a worker does with a batch of what many callers ask for.
+
+What cannot be done is a `RefusedError` in its place among the results, and leaves the others of its
+batch as they are.  Nothing here logs what is asked for or writes it to a disk.
+"""
+
+import io
+import logging
+import os
+import tempfile
+import traceback
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorasynth.adapter import Adapter, map_factors, pad_rank, stack, unstack
+from lorasynth.adapter.files import encode_many, get_format, universal
+from lorasynth.base import BaseModel, SamplingConfig
+from lorasynth.base.compatibility import require_fits, require_made_for
+from lorasynth.condition import SHOWN, ConditionEncoder, framed_subject
+from lorasynth.core.device import is_out_of_memory, pick_device
+from lorasynth.core.errors import ConfigError, ImageError, LorasynthError
+from lorasynth.core.places import public_name
+from lorasynth.engine.fleet import train_fleet
+from lorasynth.engine.recipe import PRESETS
+from lorasynth.images import Subject, as_photo
+from lorasynth.images.png import synthetic_png
+from lorasynth.serve.config import Setup
+from lorasynth.serve.jobs import JobFile
+from lorasynth.serve.requests import AskedImages, AskedLora, AskedRefine, RefusedError
+from lorasynth.synthesizer import Synthesizer
+
+log = logging.getLogger(__name__)
+
+#: Where files are in memory, on systems that have such a place.
+_MEMORY = "/dev/shm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraFile:
+    """A LoRA file that was made, and what the headers of an answer say of it."""
+
+    data: bytes
+    facts: dict[str, str]
+
+
+class Host:
+    """The models of a worker: a process, or an actor."""
+
+    def __init__(self, kind: str, setup: Setup) -> None:
+        """Load what a kind of work needs.
+
+        Raises:
+            LorasynthError: it cannot be loaded, two synthesizers have one name, or they are for
+                another base model.
+        """
+        device = pick_device(setup.device)
+        self.synthesizers: dict[str, Synthesizer] = {}
+        self.base: BaseModel | None = None
+        for folder in setup.synthesizers:
+            if (name := public_name(folder)) in self.synthesizers:
+                raise ConfigError(f"two synthesizers are called {name!r}: rename a folder")
+            self.synthesizers[name] = Synthesizer.from_pretrained(folder, device=device)
+        if kind != "loras" and setup.base is not None:
+            self.base = BaseModel.load(setup.base, device)
+            for name, synthesizer in self.synthesizers.items():
+                require_made_for(self.base, synthesizer.base_fingerprint, f"synthesizer {name}")
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """What callers may know of each synthesizer."""
+        return {
+            name: {
+                "name": name,
+                "domain": one.knows,
+                "encoder": one.encoder.name,
+                "embedding_width": one.encoder.width,
+                "attributes": {k: list(map(str, v)) for k, v in one.encoder.attributes.items()},
+                "finds_faces": one.encoder.finds_faces,
+                "trigger_phrase": one.trigger_phrase,
+                "base": public_name(one.base_name),
+                "base_fingerprint": one.base_fingerprint,
+            }
+            for name, one in self.synthesizers.items()
+        }
+
+    def work(self, kind: str, asked: Sequence[Any]) -> list[Any]:
+        """The result of each of a batch, a `RefusedError` where there is none."""
+        results: list[Any] = getattr(self, f"_{kind}")(asked)
+        return results
+
+    def _loras(self, asked: Sequence[AskedLora]) -> list[Any]:
+        adapters = self._drawn(asked)
+
+        def written(rows: Sequence[int]) -> list[LoraFile]:
+            return _files([adapters[row] for row in rows], asked[rows[0]])
+
+        return _grouped(adapters, lambda row: (asked[row].format, asked[row].draw), written)
+
+    def _images(self, asked: Sequence[AskedImages]) -> list[Any]:
+        adapters = self._adapters(asked)
+
+        def key(row: int) -> Hashable:
+            return asked[row].image_steps, asked[row].image_guidance, *sorted(adapters[row].factors)
+
+        def made(rows: Sequence[int]) -> list[list[bytes]]:
+            return self._sampled([asked[row] for row in rows], [adapters[row] for row in rows])
+
+        return _grouped(adapters, key, made)
+
+    def _refine(self, asked: Sequence[tuple[AskedRefine, str, str]]) -> list[Any]:
+        def one(rows: Sequence[int]) -> list[LoraFile]:
+            (task, job, file), adapter = asked[rows[0]], adapters[rows[0]]
+            encoder = self.synthesizers[task.model].encoder
+            jobs = JobFile(file)
+
+            def on_step(step: int, _: Tensor) -> None:
+                if not jobs.goes_on(job, step):
+                    raise RefusedError(409, "the job was cancelled")
+
+            assert self.base is not None
+            return _files([refined(self.base, encoder, adapter, task, on_step)], task)
+
+        adapters = self._adapters([task for task, _, _ in asked])
+        return _grouped(adapters, lambda row: row, one)
+
+    def _drawn(self, asked: Sequence[AskedLora]) -> list[Any]:
+        """An adapter for each subject; one batch of those that are drawn alike."""
+        conditions = self._conditions(asked)
+
+        def made(rows: Sequence[int]) -> list[Adapter]:
+            one = asked[rows[0]]
+            found = self.synthesizers[one.model]
+            return replace(found, strength=found.strength * one.strength).from_conditions(
+                torch.stack([conditions[row] for row in rows]),
+                seed=one.seed,
+                steps=one.steps,
+                guidance=one.guidance,
+                temperature=one.temperature,
+            )
+
+        return _grouped(conditions, lambda row: asked[row].draw, made)
+
+    def _conditions(self, asked: Sequence[AskedLora]) -> list[Any]:
+        """The condition of each subject: its embedding, or what its encoder sees."""
+
+        def seen(rows: Sequence[int]) -> list[Any]:
+            some = [asked[row] for row in rows]
+            found = self.synthesizers[some[0].model]
+            if some[0].embedding is not None:
+                return [torch.tensor(one.embedding) for one in some]
+            if len(some) > 1:
+                return _seen_at_once(found.encoder, some)
+            photos = [*map(as_photo, _named(some[0].photos))]
+            return [found.embed([p for p, _ in photos], None, some[0].face, some[0].attributes)]
+
+        def key(row: int) -> Hashable:
+            one = asked[row]
+            looks = one.photos and self.synthesizers[one.model].encoder.looks
+            alone = one.face or one.attributes or not looks
+            return one.model, one.embedding is None, one.embedding is None and alone and row
+
+        return _grouped(asked, key, seen)
+
+    def _adapters(self, asked: Sequence[AskedLora]) -> list[Any]:
+        """The adapter of each subject: the file that was sent, or what is made of its photos."""
+
+        def made(rows: Sequence[int]) -> list[Any]:
+            if asked[rows[0]].lora_file is None:
+                return self._drawn([asked[row] for row in rows])
+            return [self._read(asked[row].lora_file or b"") for row in rows]
+
+        return _grouped(asked, lambda row: asked[row].lora_file is None, made)
+
+    def _read(self, data: bytes) -> Adapter:
+        """A LoRA file that was sent.
+
+        Raises:
+            LorasynthError: it is none, or is for another base model.
+        """
+        place = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+        with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=place) as file:
+            file.write(data)
+            file.flush()
+            try:
+                adapter = Adapter.load(file.name)
+            except LorasynthError as error:
+                raise type(error)(str(error).replace(file.name, "the LoRA file")) from None
+        assert self.base is not None
+        require_made_for(self.base, adapter.metadata.base_fingerprint, "the LoRA file")
+        require_fits(self.base, adapter.layout)
+        return adapter
+
+    def _sampled(
+        self, asked: Sequence[AskedImages], adapters: Sequence[Adapter]
+    ) -> list[list[bytes]]:
+        """PNG files of subjects whose adapters change the same modules, in one batch."""
+        most = {m: max(one.factors[m].rank for one in adapters) for m in adapters[0].factors}
+        padded = [{m: pad_rank(f, most[m]) for m, f in one.factors.items()} for one in adapters]
+        counts = [len(one.prompts) for one in asked]
+        each = [factors for factors, n in zip(padded, counts, strict=True) for _ in range(n)]
+        assert self.base is not None
+        images = self.base.sample(
+            [prompt for one in asked for prompt in one.prompts],
+            [one.image_seed + number for one in asked for number in range(len(one.prompts))],
+            map_factors(lambda part: part.float(), stack(each)),
+            SamplingConfig(steps=asked[0].image_steps, guidance=asked[0].image_guidance),
+        )
+        files = iter(map(synthetic_png, images))
+        return [list(islice(files, n)) for n in counts]
+
+
+def refined(
+    base: BaseModel,
+    encoder: ConditionEncoder,
+    adapter: Adapter,
+    asked: AskedRefine,
+    on_step: Callable[[int, Tensor], None],
+) -> Adapter:
+    """Train an adapter on with photos, as `lorasynth refine` does.
+
+    Raises:
+        ImageError: the photos do not show what the encoder knows.
+    """
+    photos = [as_photo(photo)[0] for photo in _named(asked.photos)]
+    subject = Subject(id="subject", photos=photos, captions=[asked.caption] * len(photos))
+    subject = framed_subject(subject, base.image_size, [encoder])
+    recipe = replace(PRESETS["refine"], steps=asked.refine_steps, seed=asked.seed)
+    anchor = map_factors(lambda part: part[None].float(), adapter.factors)
+    trained = train_fleet(base, recipe, [subject], anchor=anchor, on_step=on_step)
+    [factors] = unstack(map_factors(lambda part: part.detach().cpu(), trained.factors))
+    # Trained further, its update is no longer a multiple of what was decoded.
+    extra = {name: text for name, text in adapter.metadata.extra.items() if name != "strength"}
+    extra["optimised"] = f"refine {asked.refine_steps}"
+    return replace(adapter, factors=factors, metadata=replace(adapter.metadata, extra=extra))
+
+
+def _grouped(
+    items: Sequence[Any], key: Callable[[int], Hashable], work: Callable[[Sequence[int]], list[Any]]
+) -> list[Any]:
+    """Do what has one key at once; what was refused before stays so.
+
+    A group that fails is done again one by one, so that a failure is of what causes it.
+    """
+    results, groups = list(items), dict[Hashable, list[int]]()
+    for row, item in enumerate(items):
+        if not isinstance(item, RefusedError):
+            groups.setdefault(key(row), []).append(row)
+    waiting = list(groups.values())
+    while waiting:
+        rows = waiting.pop()
+        try:
+            made = work(rows)
+        except Exception as error:
+            if len(rows) > 1:
+                waiting += [[row] for row in rows]
+                continue
+            made = [_refusal(error)]
+        for row, result in zip(rows, made, strict=True):
+            results[row] = result
+    return results
+
+
+def _refusal(error: Exception) -> RefusedError:
+    """What a caller is told of an error; of one that is ours nothing, and the log not its text."""
+    if isinstance(error, RefusedError):
+        return error
+    if isinstance(error, LorasynthError):
+        return RefusedError(422, str(error).replace("--", ""))
+    if is_out_of_memory(error):
+        return RefusedError(503, "the model has no memory left for this: ask for less at once", 5)
+    note(error)
+    return RefusedError(500, "the service failed at this")
+
+
+def note(error: BaseException) -> None:
+    """Log where an error of ours came from, and not its text, which may quote what was sent."""
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    place = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in frames)
+    log.error("%s in %s", type(error).__name__, place)
+
+
+def _named(photos: Sequence[bytes]) -> list[io.BytesIO]:
+    """Photos with names for messages; callers' own names are never kept."""
+    opened = [io.BytesIO(photo) for photo in photos]
+    for number, file in enumerate(opened, 1):
+        file.name = f"photo {number}" if len(photos) > 1 else "the photo"
+    return opened
+
+
+def _seen_at_once(encoder: ConditionEncoder, asked: Sequence[AskedLora]) -> list[Any]:
+    """Conditions of subjects of whom there are only photos, which are looked at in one batch."""
+
+    def decoded(rows: Sequence[int]) -> list[list[Tensor]]:
+        return [[as_photo(photo)[0] for photo in _named(asked[row].photos)] for row in rows]
+
+    def condition(photos: list[Tensor], start: int) -> Tensor:
+        rows = slice(start, start + len(photos))
+        if (least := float(seen.presence[rows].min())) < SHOWN:
+            raise ImageError(encoder.missing("the photo", least))
+        return encoder.condition(seen.embeddings[rows], {})
+
+    photos = _grouped(asked, lambda row: row, decoded)
+    starts, whole = [], list[Tensor]()
+    for several in photos:
+        starts.append(len(whole))
+        whole += [] if isinstance(several, RefusedError) else several
+    if not whole:
+        return photos
+    seen = encoder.see(whole)
+    return _grouped(
+        photos, lambda row: row, lambda rows: [condition(photos[r], starts[r]) for r in rows]
+    )
+
+
+def _files(adapters: Sequence[Adapter], asked: AskedLora) -> list[LoraFile]:
+    """The files of adapters that were drawn alike."""
+    first, form = adapters[0], get_format(asked.format)
+    vectors = first.layout.flatten(stack([adapter.factors for adapter in adapters]))
+    # The first files of one seed and strength cost more, and make all others cheap.
+    usual = asked.seed == 0 and asked.strength == 1 and "optimised" not in first.metadata.extra
+    encoded = encode_many(form, vectors, first.layout, first.metadata, 0 if usual else None)
+    facts = {
+        "model": asked.model,
+        "format": (universal(first) if asked.format == "auto" else form).name,
+        "trigger-phrase": first.metadata.trigger_phrase,
+        "base-fingerprint": first.metadata.base_fingerprint,
+        **{name: first.metadata.extra.get(name, "") for name in ("seed", "strength")},
+    }
+    return [LoraFile(data=data, facts=facts) for data in encoded]

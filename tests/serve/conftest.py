@@ -1,0 +1,84 @@
+"""The application in this process, with the shipped models, loaded once for all tests."""
+
+import asyncio
+import io
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from lorasynth.images import subjects_in, to_image
+from lorasynth.serve.application import create_app
+from lorasynth.serve.config import Batching, Limits, Setup
+from lorasynth.serve.engine import Engine
+from lorasynth.serve.gate import Figures
+from lorasynth.serve.jobs import JobFile
+from lorasynth.serve.workers import Host
+
+Start = Callable[..., TestClient]
+
+
+class Inline:
+    """A worker in this process: one batch at a time, in a thread."""
+
+    def __init__(self, host: Host) -> None:
+        self.host, self._one, self.batches = host, threading.Lock(), list[int]()
+
+    def start(self) -> dict[str, dict[str, Any]]:
+        return self.host.described()
+
+    async def work(self, kind: str, asked: Sequence[Any]) -> list[Any]:
+        self.batches.append(len(asked))
+        return await asyncio.to_thread(self._locked, kind, asked)
+
+    def _locked(self, kind: str, asked: Sequence[Any]) -> list[Any]:
+        with self._one:
+            return self.host.work(kind, asked)
+
+    def stop(self) -> None: ...
+
+
+@pytest.fixture(scope="session")
+def host() -> Host:
+    return Host("images", Setup(device="cpu"))
+
+
+def png(pixels: Image.Image) -> bytes:
+    data = io.BytesIO()
+    pixels.save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[bytes]:
+    """Avatars, as the content of PNG files."""
+    source = subjects_in("avatars:4,images=1,seed=5", "a portrait of sks", 96)
+    return [png(to_image(source.load(name).photos[0])) for name in source.ids]
+
+
+@pytest.fixture
+def start(host: Host, tmp_path: Path) -> Iterator[Start]:
+    """Start the application with limits, keys and a worker of the test's own."""
+    started: list[TestClient] = []
+
+    def start(
+        keys: Sequence[str] = (), worker: Any = None, kinds: Any = None, **limits: Any
+    ) -> TestClient:
+        figures, batching = Figures(), Batching(wait_ms=20)
+        names = kinds or ("loras", "images", "refine")
+        one = worker or Inline(host)
+        engine = Engine({n: [one] for n in names}, batching, lambda *_: None)
+        engine.start()
+        bounds = Limits(**{"rate": "100000/minute", **limits})
+        app = create_app(engine, JobFile(tmp_path / "jobs.sqlite"), bounds, keys, figures)
+        client = TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+        started.append(client.__enter__())
+        return client
+
+    yield start
+    for client in reversed(started):
+        client.__exit__(None, None, None)
