@@ -1,5 +1,7 @@
 """PNG files say that they are synthetic; contact sheets keep every pixel in its place."""
 
+from xml.etree import ElementTree
+
 import torch
 from PIL import Image
 
@@ -13,6 +15,9 @@ def test_a_file_keeps_pixels_and_says_what_it_is(tmp_path) -> None:
     write_synthetic(path, image, {"Description": "ein Bild, 日本\nzweite Zeile"})
     assert torch.equal(read_photo(path), image)
     with Image.open(path) as image:
+        xmp = ElementTree.fromstring(image.info.pop("xmp"))  # as Pillow calls the same text
+        stated = {name.split("}")[1]: value for name, value in xmp[0][0].attrib.items()}
+        assert stated["DigitalSourceType"] == SYNTHETIC["DigitalSourceType"]
         assert image.info == {**SYNTHETIC, "Description": "ein Bild, 日本\nzweite Zeile"}
 
 
