@@ -1,0 +1,171 @@
+"""A service in a process of its own: what one types, what it logs and keeps, and a killed worker."""
+
+import base64
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+
+from command_line import Run
+from lorasynth.serve import Client, ServiceError
+
+ROOT = Path(__file__).parents[2]
+
+
+class Service(NamedTuple):
+    folder: Path
+    address: str
+    process: subprocess.Popen[bytes]
+
+    @property
+    def log(self) -> bytes:
+        return (self.folder / "log").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("service")
+    (folder / "tmp").mkdir()
+    words = [sys.executable, "-m", "lorasynth", "serve", "--port", "0", "--limits.body", "2"]
+    # Threads of several processes on few cores mostly wait for one another.
+    environment = os.environ | {"TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            words, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+        found = None
+        while found is None:
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.1)
+            found = re.search(rb"http://127.0.0.1:\d+", (folder / "log").read_bytes())
+        yield Service(folder, found[0].decode(), process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
+def test_what_one_types_works(service: Service, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "examples" / "photo.png", tmp_path)
+    text = (ROOT / "docs" / "serve.md").read_text()
+    blocks = [block for block in re.findall(r"```sh\n(.*?)```", text, re.S) if "curl" in block]
+    script = "set -ex\n" + "\n".join(blocks).replace("http://127.0.0.1:8000", service.address)
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [python] = re.findall(r"```python\n(.*?)```", text, re.S)
+    python = python.replace("http://127.0.0.1:8000", service.address)
+    subprocess.run([sys.executable, "-c", python], cwd=tmp_path, check=True)
+    assert (tmp_path / "me.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "images.zip").read_bytes().startswith(b"PK")
+    for name in ("me", "better"):
+        assert b"lorasynth.synthesised" in (tmp_path / f"{name}.safetensors").read_bytes()[:5000]
+
+
+def test_nothing_of_anybody_is_in_log_or_on_disk(
+    service: Service, photos: list[bytes], host: object, tmp_path: Path
+) -> None:
+    photo = photos[0] + b"secret-bytes" + bytes(1_200_000)  # more than forms keep in memory else
+    client = Client(service.address)
+    secret = {"prompts": ["a portrait of secret-prompt"], "image_steps": 1}
+    client.images(photos=[photo], **secret)
+    client.result(client.refine([photo], refine_steps=1, caption="secret-caption"))
+    path = tmp_path / "secret-name.png"
+    path.write_bytes(photo)
+    subprocess.run(
+        ["curl", "-sf", "-F", f"photos=@{path}", f"{service.address}/v1/loras"],
+        check=True,
+        capture_output=True,
+    )
+    synthesizer = host.synthesizers["synthesizer"]  # type: ignore[attr-defined]
+    embedding = synthesizer.embed(photos[0])
+    client.lora(embedding=embedding.tolist())
+    with pytest.raises(ServiceError):
+        client.lora([b"secret-bytes"])
+    with pytest.raises(ServiceError):
+        client.lora([photo], attributes={"secret-prompt": "yes"})
+    number = repr(embedding[3].item())[:9]
+    secrets = [b"secret-", number.encode(), embedding.numpy().tobytes()[:64], photos[0][60:120]]
+    secrets.append(base64.b64encode(photos[0])[60:120])
+    kept = [path for path in service.folder.rglob("*") if path.is_file()]
+    assert {path.name for path in kept} >= {"log", "jobs.sqlite"}
+    for path in kept:
+        content = path.read_bytes()
+        for word in secrets:
+            assert word not in content, path
+    assert service.log.count(b"\n") == 1, service.log
+
+
+def test_a_killed_worker_is_started_again(service: Service, photos: list[bytes]) -> None:
+    client = Client(service.address)
+    client.lora([photos[0]])
+    workers = psutil.Process(service.process.pid).children()
+    workers = [one for one in workers if "spawn_main" in " ".join(one.cmdline())]
+    assert len(workers) >= 2
+    for worker in workers:
+        worker.kill()
+    deadline, refused = time.monotonic() + 60, 0
+    while True:
+        try:
+            client.lora([photos[0]])
+            break
+        except ServiceError as error:
+            assert error.status == 503
+            assert error.retry_after
+            refused += 1
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    assert refused
+
+
+def test_no_worker_outlives_its_service(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "lorasynth", "serve", "--port", "0", "--loras-only"]
+    process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if b"serving at" in line:
+            break
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert workers
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
+
+
+def test_what_cannot_be_served_is_one_clear_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        run("serve", "--port", port).is_one_error(f"--port must be free at 127.0.0.1, but {port} is not")
+    nobody = ("serve", "--port", "0", "--synthesizer", "nowhere")
+    run(*nobody).is_one_error("a synthesizer must be a folder that exists", "nowhere")
+    run("serve", "--host", "0.0.0.0").is_one_error("need keys")
+    run("serve", "--limits.rate", "often", "--port", "0", "--loras-only").is_one_error("600/minute")
+    (tmp_path / "keys").write_text("anna secret\n")
+    refusal = run("serve", "--keys", "keys")
+    refusal.is_one_error("the hash of a key")
+    assert "anna secret" not in refusal.err
+
+
+def test_a_new_key_opens_the_door(run: Run, tmp_path: Path, start: object) -> None:
+    from lorasynth.serve.gate import read_keys
+
+    printed = run("serve", "--new-key", "anna").out.splitlines()
+    key, line = (text.split(": ")[1] for text in printed)
+    (tmp_path / "keys").write_text(f"# callers\n{line}\n\n")
+    keys = read_keys(tmp_path / "keys")
+    http = start(keys=keys)  # type: ignore[operator]
+    answer = http.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
+    assert answer.status_code == 200
