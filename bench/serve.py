@@ -3,8 +3,8 @@
     python bench/serve.py            # starts a service, with batching and then without
     python bench/serve.py --seconds 5
 
-A table of answers a second, and of milliseconds until the answer (median, 95th and 99th percentile),
-for embeddings and for photos, at 1, 8 and 64 clients.
+A table of answers a second, and of milliseconds until the answer (median, 95th and 99th
+percentile), for embeddings and for photos, at 1, 8 and 64 clients.
 """
 
 import argparse

@@ -15,11 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from .conftest import Inline, Start, png
 from lorasynth.adapter.files import get_format
 from lorasynth.core.errors import ImageError
 from lorasynth.serve.jobs import JobFile, KeptJob
 from lorasynth.serve.workers import Host
+
+from .conftest import Inline, Start, png
 
 KEY = "right"
 HASH = hashlib.sha256(KEY.encode()).hexdigest()
@@ -120,15 +121,14 @@ def test_other_bodies_routes_and_methods(start: Start, photos: list[bytes]) -> N
     form = {"content-type": "multipart/form-data; boundary=b"}
     refused(http.post("/v1/loras", content=b"--b\r\nx", headers=form), 422, "photos: send one")
     refused(http.get("/v1/lora"), 404)
-    assert refused(http.get("/v1/loras"), 405) and http.get("/v1/loras").headers["allow"] == "POST"
+    refused(answer := http.get("/v1/loras"), 405)
+    assert answer.headers["allow"] == "POST"
     refused(http.post("/v1/loras", files=[("photos", photos[0])] * 3), 422, "photos: at most 2")
     refused(http.post("/v1/loras", files=[("photos", photos[0])] * 9), 400)
     refused(http.post("/v1/images", files={"photos": photos[0]}), 501, "no base model")
 
 
-def test_prompts_and_loras_of_another_base(
-    start: Start, host: Host, photos: list[bytes]
-) -> None:
+def test_prompts_and_loras_of_another_base(start: Start, host: Host, photos: list[bytes]) -> None:
     http = start()
     file = {"photos": photos[0]}
     refused(http.post("/v1/images", files=file), 422, "prompts: field required")
@@ -151,7 +151,7 @@ def test_prompts_and_loras_of_another_base(
 class Broken(Inline):
     """A worker with a defect."""
 
-    async def work(self, kind: str, asked: Sequence[Any]) -> list[Any]:
+    async def work(self, *_: Any) -> list[Any]:
         raise RuntimeError("the embedding is 0.123456789")
 
 
@@ -246,7 +246,9 @@ def test_a_full_queue_and_time(start: Start, host: Host) -> None:
     async def ask(count: int) -> list[httpx.Response]:
         transport = httpx.ASGITransport(http.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            return await asyncio.gather(*(client.post("/v1/loras", json=body) for _ in range(count)))
+            return await asyncio.gather(
+                *(client.post("/v1/loras", json=body) for _ in range(count))
+            )
 
     async def run() -> tuple[list[httpx.Response], list[httpx.Response]]:
         return await ask(4), await ask(1)
@@ -316,11 +318,10 @@ def test_jobs_of_a_service_that_ended(start: Start, photos: list[bytes], tmp_pat
     file = JobFile(tmp_path / "jobs.sqlite")
     for state in ("waiting", "running", "done"):
         job = KeptJob(id=state, steps=5, owner="address testclient", created=9e9, state=state)
-        file.put(f"job-{state}", job.model_dump_json().encode())
-        file.enqueue(state)
-    file.put("result-done", b"the file")
+        file.put(state, "job", job.model_dump_json())
+    file.put("done", "result", b"the file")
     old = KeptJob(id="old", steps=5, owner="address testclient", created=0, state="done")
-    file.put("job-old", old.model_dump_json().encode())
+    file.put("old", "job", old.model_dump_json())
     file.close()
     http = start()
     for lost in ("waiting", "running"):

@@ -9,13 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from .conftest import Inline, Start
 from lorasynth import Adapter
 from lorasynth.adapter import map_factors, stack
 from lorasynth.base import SamplingConfig
 from lorasynth.images import as_photo
 from lorasynth.serve import Client, ServiceError
 from lorasynth.serve.workers import Host
+
+from .conftest import Inline, Start
 
 ASKED = {"prompts": ["a portrait of sks"], "image_steps": 2}
 
@@ -52,8 +53,9 @@ def test_an_embedding_stands_for_photos_and_options_are_heard(
     by_embedding = client.lora(embedding=embedding.tolist(), **options)
     assert by_photos.data == by_embedding.data
     assert by_photos.facts["strength"] == "0.55"
-    mine, theirs = loaded(tmp_path, by_photos.data), synthesizer(
-        photos[:2], seed=3, steps=2, guidance=1.5
+    mine, theirs = (
+        loaded(tmp_path, by_photos.data),
+        synthesizer(photos[:2], seed=3, steps=2, guidance=1.5),
     )
     for module, factor in theirs.scaled(0.5).factors.items():
         torch.testing.assert_close(
@@ -156,7 +158,7 @@ def test_a_running_job_is_cancelled(start: Start, photos: list[bytes]) -> None:
     while client.job(job)["state"] == "running":
         time.sleep(0.05)
     assert client.job(job)["state"] == "cancelled"
-    with pytest.raises(ServiceError, match="it is cancelled") as refused:
+    with pytest.raises(ServiceError, match="the job was cancelled") as refused:
         client.result(job)
     assert refused.value.status == 409
 

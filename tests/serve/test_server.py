@@ -1,4 +1,4 @@
-"""A service in a process of its own: what one types, what it logs and keeps, and a killed worker."""
+"""A service in a process of its own: what one types, what it logs and keeps, a killed worker."""
 
 import base64
 import os
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
+import lorasynth.commands.main  # noqa: F401  compiled while there are no threads
 from command_line import Run
 from lorasynth.serve import Client, ServiceError
 
@@ -58,7 +59,8 @@ def test_what_one_types_works(service: Service, tmp_path: Path) -> None:
     text = (ROOT / "docs" / "serve.md").read_text()
     blocks = [block for block in re.findall(r"```sh\n(.*?)```", text, re.S) if "curl" in block]
     script = "set -ex\n" + "\n".join(blocks).replace("http://127.0.0.1:8000", service.address)
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    words = ["bash", "-c", script]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     [python] = re.findall(r"```python\n(.*?)```", text, re.S)
     python = python.replace("http://127.0.0.1:8000", service.address)
@@ -111,18 +113,16 @@ def test_a_killed_worker_is_started_again(service: Service, photos: list[bytes])
     assert len(workers) >= 2
     for worker in workers:
         worker.kill()
-    deadline, refused = time.monotonic() + 60, 0
+    deadline, refused = time.monotonic() + 60, list[tuple[int, bool]]()
     while True:
         try:
             client.lora([photos[0]])
             break
         except ServiceError as error:
-            assert error.status == 503
-            assert error.retry_after
-            refused += 1
+            refused.append((error.status, bool(error.retry_after)))
             assert time.monotonic() < deadline
             time.sleep(0.2)
-    assert refused
+    assert set(refused) == {(503, True)}
 
 
 def test_no_worker_outlives_its_service(tmp_path: Path) -> None:
@@ -148,7 +148,9 @@ def test_what_cannot_be_served_is_one_clear_line(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        run("serve", "--port", port).is_one_error(f"--port must be free at 127.0.0.1, but {port} is not")
+        run("serve", "--port", port).is_one_error(
+            f"--port must be free at 127.0.0.1, but {port} is not"
+        )
     nobody = ("serve", "--port", "0", "--synthesizer", "nowhere")
     run(*nobody).is_one_error("a synthesizer must be a folder that exists", "nowhere")
     run("serve", "--host", "0.0.0.0").is_one_error("need keys")

@@ -17,7 +17,7 @@ from lorasynth.core.progress import console
 from lorasynth.serve.config import Batching, Limits, Setup
 
 #: What the extra brings.
-_PACKAGES = ("fastapi", "uvicorn", "batched", "huey", "limits", "prometheus_client")
+_PACKAGES = ("fastapi", "uvicorn", "batched", "limits", "prometheus_client")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ def create_app(
         ConfigError: a limit cannot be read.
     """
     jobs = Jobs(file, limits, engine.do)
-    figures.jobs.set_function(lambda: jobs.waiting)
+    figures.jobs.set_function(lambda: len(jobs.undone))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -6,12 +6,12 @@ the service's memory only, so a job that waits or runs when the service ends is 
 
 import asyncio
 import secrets
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from huey.storage import SqliteStorage
 from pydantic import BaseModel, Field
 
 from lorasynth.serve.config import Limits
@@ -39,44 +39,39 @@ class KeptJob(Job):
 
 
 class JobFile:
-    """The file of jobs, which server and worker have open."""
+    """The file of jobs, which server and worker have open: values of a few kinds for each job."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = str(path)
-        self._kept = SqliteStorage("lorasynth", self.path, strict_fifo=True, fsync=False)
+        self._kept = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._kept.execute("pragma journal_mode=wal")
+        self._kept.execute(
+            "create table if not exists kept (job text, kind text, value, primary key (job, kind))"
+        )
 
-    def put(self, key: str, value: bytes) -> None:
+    def put(self, job_id: str, kind: str, value: str | bytes | int) -> None:
         """Keep a value."""
-        self._kept.put_data(key, value)
+        self._kept.execute("insert or replace into kept values (?, ?, ?)", (job_id, kind, value))
 
-    def get(self, key: str) -> bytes | None:
-        """A value that is kept."""
-        found = self._kept.peek_data(key)
-        return bytes(found) if isinstance(found, bytes) else None
+    def get(self, job_id: str, kind: str) -> Any:
+        """A value that is kept, or None."""
+        asked = "select value from kept where job = ? and kind = ?"
+        found = self._kept.execute(asked, (job_id, kind)).fetchone()
+        return None if found is None else found[0]
 
-    def delete(self, *keys: str) -> None:
-        """Keep values no more."""
-        for key in keys:
-            self._kept.pop_data(key)
+    def jobs(self) -> list[KeptJob]:
+        """All jobs."""
+        found = self._kept.execute("select value from kept where kind = 'job'").fetchall()
+        return [KeptJob.model_validate_json(text) for (text,) in found]
 
-    def ids(self) -> list[str]:
-        """The ids of all jobs."""
-        rows = self._kept.sql("select key from kv where key like 'job-%'", results=True)
-        return [str(key).removeprefix("job-") for (key,) in rows]
-
-    def enqueue(self, job_id: str) -> None:
-        """Let a job wait."""
-        self._kept.enqueue(job_id.encode())
-
-    def dequeue(self) -> str | None:
-        """The job that has waited longest."""
-        found = self._kept.dequeue()
-        return None if found is None else bytes(found).decode()
+    def delete(self, job_id: str) -> None:
+        """Keep nothing of a job."""
+        self._kept.execute("delete from kept where job = ?", (job_id,))
 
     def goes_on(self, job_id: str, step: int) -> bool:
         """Note how far a job is; whether it is wanted still."""
-        self.put(f"step-{job_id}", str(step).encode())
-        return self.get(f"cancelled-{job_id}") is None
+        self.put(job_id, "step", step)
+        return self.get(job_id, "cancelled") is None
 
     def close(self) -> None:
         """Close the file."""
@@ -87,45 +82,37 @@ class Jobs:
     """The jobs of a service."""
 
     def __init__(self, file: JobFile, limits: Limits, do: Callable[..., Awaitable[Any]]) -> None:
-        self._file, self._limits, self._do_job = file, limits, do
-        self._asked: dict[str, AskedRefine] = {}
+        self._file, self._limits, self._ask_worker = file, limits, do
+        self.undone: dict[str, AskedRefine] = {}
         self._new = asyncio.Event()
-
-    @property
-    def waiting(self) -> int:
-        """How many are not done."""
-        return len(self._asked)
 
     async def run(self) -> None:
         """Refuse what the service before has left undone; then do what comes, until cancelled."""
-        while self._file.dequeue() is not None:
-            pass
-        for job in map(self._get, self._file.ids()):
-            if job is not None and job.state in ("waiting", "running"):
+        for job in self._file.jobs():
+            if job.state in ("waiting", "running") and job.id not in self.undone:
                 self._put(job, state="failed", error=_LOST)
         while True:
-            if (job_id := self._file.dequeue()) is None:
-                self._new.clear()
+            for job_id in list(self.undone):
+                if job_id in self.undone:  # it may be cancelled meanwhile
+                    await self._do(job_id)
+                    self.undone.pop(job_id, None)
+            self._new.clear()
+            if not self.undone:
                 await self._new.wait()
-            elif (asked := self._asked.get(job_id)) is not None:
-                await self._do(job_id, asked)
-                self._asked.pop(job_id, None)
 
-    async def _do(self, job_id: str, asked: AskedRefine) -> None:
-        job = self._get(job_id)
-        assert job is not None, "what is forgotten is not asked for any more"
+    async def _do(self, job_id: str) -> None:
+        asked, job = self.undone[job_id], self._get(job_id)
+        assert job is not None, "what is forgotten is not undone"
         self._put(job, state="running")
         try:
-            made = await self._do_job("refine", (asked, job_id, self._file.path))
-            self._file.put(f"result-{job_id}", made.data)
-            ended: dict[str, Any] = {"state": "done", "step": job.steps, "facts": made.facts}
+            made = await self._ask_worker("refine", (asked, job_id, self._file.path))
+            self._file.put(job_id, "result", made.data)
+            ended: dict[str, Any] = {"state": "done", "facts": made.facts}
         except RefusedError as error:
-            ended = {"state": "failed", "error": error.detail}
+            stopped = self._file.get(job_id, "cancelled") is not None
+            ended = {"state": "cancelled" if stopped else "failed", "error": error.detail}
         except Exception:
             ended = {"state": "failed", "error": "the service failed at this"}
-        if self._file.get(f"cancelled-{job_id}") is not None:
-            self._file.delete(f"result-{job_id}")
-            ended = {"state": "cancelled"}
         self._put(job, **ended)
 
     def submit(self, owner: str, asked: AskedRefine) -> KeptJob:
@@ -134,21 +121,17 @@ class Jobs:
         Raises:
             RefusedError: too many wait, or their photos are too large together.
         """
-        for old in map(self._get, self._file.ids()):
-            if (
-                old
-                and old.id not in self._asked
-                and old.created < time.time() - 3600 * self._limits.kept_hours
-            ):
-                self._forget(old.id)
-        size = sum(sum(map(len, one.photos)) for one in (asked, *self._asked.values()))
-        if self.waiting >= self._limits.jobs or size > self._limits.memory << 20:
-            raise RefusedError(429, f"{self.waiting} jobs wait: send it again later", 30)
+        oldest = time.time() - 3600 * self._limits.kept_hours
+        for old in self._file.jobs():
+            if old.created < oldest and old.id not in self.undone:
+                self._file.delete(old.id)
+        size = sum(sum(map(len, one.photos)) for one in (asked, *self.undone.values()))
+        if len(self.undone) >= self._limits.jobs or size > self._limits.memory << 20:
+            raise RefusedError(429, f"{len(self.undone)} jobs wait: send it again later", 30)
         new, now = secrets.token_urlsafe(16), time.time()
         job = KeptJob(id=new, steps=asked.refine_steps, owner=owner, created=now)
         self._put(job)
-        self._asked[job.id] = asked
-        self._file.enqueue(job.id)
+        self.undone[job.id] = asked
         self._new.set()
         return job
 
@@ -169,7 +152,7 @@ class Jobs:
         Raises:
             RefusedError: there is no such job, or it is not done.
         """
-        job, data = self.get(owner, job_id), self._file.get(f"result-{job_id}")
+        job, data = self.get(owner, job_id), self._file.get(job_id, "result")
         if job.state != "done" or data is None:
             why = job.error or f"it is {job.state}, at step {job.step} of {job.steps}"
             after = 1 if job.state in ("waiting", "running") else None
@@ -184,21 +167,17 @@ class Jobs:
         """
         job = self.get(owner, job_id)
         if job.state == "running":
-            self._file.put(f"cancelled-{job_id}", b"")  # its worker sees it at its next step
+            self._file.put(job_id, "cancelled", 1)  # its worker sees it at its next step
         else:
-            self._forget(job_id)
+            self.undone.pop(job_id, None)
+            self._file.delete(job_id)
         return job.model_copy(update={"state": "cancelled"})
 
     def _get(self, job_id: str) -> KeptJob | None:
-        if (found := self._file.get(f"job-{job_id}")) is None:
+        if (found := self._file.get(job_id, "job")) is None:
             return None
-        job, step = KeptJob.model_validate_json(found), self._file.get(f"step-{job_id}")
-        return job.model_copy(update={"step": int(step)}) if step else job
+        step = self._file.get(job_id, "step") or 0
+        return KeptJob.model_validate_json(found).model_copy(update={"step": step})
 
     def _put(self, job: KeptJob, **changed: Any) -> None:
-        text = job.model_copy(update=changed).model_dump_json()
-        self._file.put(f"job-{job.id}", text.encode())
-
-    def _forget(self, job_id: str) -> None:
-        self._asked.pop(job_id, None)
-        self._file.delete(*(f"{kind}-{job_id}" for kind in ("job", "step", "cancelled", "result")))
+        self._file.put(job.id, "job", job.model_copy(update=changed).model_dump_json())
