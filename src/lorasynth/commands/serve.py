@@ -60,10 +60,11 @@ class Serve(Command, OnDevice):
 
     def run(self) -> None:
         """Serve until Ctrl-C."""
-        if missing := [name for name in _PACKAGES if find_spec(name) is None]:
+        needed = (*_PACKAGES, "ray") if self.engine == "ray" else _PACKAGES
+        if missing := [name for name in needed if find_spec(name) is None]:
             raise ConfigError(
                 f"serving needs an extra, but {', '.join(missing)} is not installed: pip install "
-                "'lorasynth[serve]'"
+                f"'lorasynth[{'serve,cluster' if 'ray' in needed else 'serve'}]'"
             )
         from lorasynth.serve.gate import LOOPBACK, new_key, read_keys
 

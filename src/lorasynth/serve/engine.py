@@ -12,6 +12,7 @@ import multiprocessing.process
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from itertools import cycle
@@ -32,11 +33,16 @@ class DiedError(Exception):
 
 @runtime_checkable
 class Remote(Protocol):
-    """A worker, wherever it is: `start` loads its models and says what they are."""
+    """A worker, wherever it is."""
 
-    def start(self) -> dict[str, dict[str, Any]]: ...  # noqa: D102
-    async def work(self, kind: str, asked: Sequence[Any]) -> list[Any]: ...  # noqa: D102
-    def stop(self) -> None: ...  # noqa: D102
+    def start(self) -> dict[str, dict[str, Any]]:
+        """Load its models; what callers may know of each synthesizer, by its name."""
+
+    async def work(self, kind: str, asked: Sequence[Any]) -> list[Any]:
+        """The results of a batch; raises `DiedError`."""
+
+    def stop(self) -> None:
+        """End it."""
 
 
 _host: Any = None
@@ -119,18 +125,26 @@ class Actor:
         from lorasynth.serve.workers import Host
 
         if not ray.is_initialized():
-            address = os.environ.get("RAY_ADDRESS")
-            # Photos are in what is sent, so that is kept in memory.
-            kept = None if address else {"automatic_object_spilling_enabled": False}
-            ray.init(address=address, log_to_driver=False, _system_config=kept)
+            options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+            if "RAY_ADDRESS" not in os.environ:  # a Ray of our own, on this machine
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+                # Photos are in what is sent, so that is kept in memory.
+                kept = {"automatic_object_spilling_enabled": False}
+                options |= {"include_dashboard": False, "_system_config": kept}
+            ray.init(**options)
         self._actor: Any = ray.remote(max_restarts=-1)(Host).remote(kind, setup)
 
     def start(self) -> dict[str, dict[str, Any]]:
-        """Wait until the models are loaded."""
+        """Wait until the models are loaded, or loaded again."""
         import ray
 
-        described: dict[str, dict[str, Any]] = ray.get(self._actor.described.remote())
-        return described
+        while True:
+            try:
+                described: dict[str, dict[str, Any]] = ray.get(self._actor.described.remote())
+            except ray.exceptions.ActorUnavailableError:
+                time.sleep(0.5)
+            else:
+                return described
 
     async def work(self, kind: str, asked: Sequence[Any]) -> list[Any]:
         """The results of a batch."""

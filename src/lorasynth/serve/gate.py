@@ -154,30 +154,44 @@ class Gate:
         self._figures.seconds.labels(route).observe(time.perf_counter() - start)
 
     async def _let_in(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
-        headers = Headers(scope=scope)
+        headers, seconds = Headers(scope=scope), self.limits.upload_seconds
         self._require_known_page(headers)
         scope.setdefault("state", {})["owner"] = self._owner(scope, headers)
-        works = scope["method"] == "POST"
+        works, size = scope["method"] == "POST", self._size(scope, headers)
         if works and self._in_progress >= self.limits.queue:
-            detail = f"{self._in_progress} requests are in progress: send it again later"
-            raise RefusedError(429, detail, 1)
-        held: list[int] = []
+            raise RefusedError(429, f"{self._in_progress} requests are in progress: wait", 1)
+        if self._bytes + size > self.limits.memory << 20:
+            raise RefusedError(429, "requests in progress fill the memory: wait", 1)
         self._in_progress += works
+        self._bytes += size
         self._figures.places.set(self._in_progress)
         try:
-            async with asyncio.timeout(self.limits.upload_seconds) as upload:
-                body = await self._body(headers, receive, held)
+            async with asyncio.timeout(seconds) as upload:
+                body = await _body(receive, size)
                 upload.reschedule(None)
                 await _until_gone(self.app(scope, _replayed(body), answer), receive)
         except TimeoutError:
             if not upload.expired():
                 raise
-            detail = f"a request must be there within {self.limits.upload_seconds:g} s: send less"
+            detail = f"a request must be there within {seconds:g} s: send less"
             raise RefusedError(408, detail) from None
         finally:
             self._in_progress -= works
+            self._bytes -= size
             self._figures.places.set(self._in_progress)
-            self._bytes -= sum(held)
+
+    def _size(self, scope: Scope, headers: Headers) -> int:
+        """Bytes to keep free for a body: as many as it has, or else as it may have.
+
+        Raises:
+            RefusedError: it has more.
+        """
+        stated, most = headers.get("content-length", ""), self.limits.body << 20
+        if not stated.isdecimal():
+            return most if scope["method"] == "POST" or "transfer-encoding" in headers else 0
+        if len(stated) > 18 or int(stated) > most:
+            raise _too_large(most)
+        return int(stated)
 
     def _require_known_page(self, headers: Headers) -> None:
         """Let no other site's page, in the browser of somebody on this machine, have work done.
@@ -218,29 +232,24 @@ class Gate:
             raise RefusedError(401, "a request must have the header Authorization: Bearer KEY")
         return who
 
-    async def _body(self, headers: Headers, receive: Receive, held: list[int]) -> bytes:
-        """The body, whose bytes are counted before they come where that is known."""
-        stated = headers.get("content-length", "")
-        self._hold(int(stated[:18]) if stated.isdecimal() else 0, held)
-        parts: list[bytes] = []
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise _GoneError
-            parts.append(message.get("body", b""))
-            self._hold(sum(map(len, parts)), held)
-            if not message.get("more_body"):
-                return b"".join(parts)
 
-    def _hold(self, size: int, held: list[int]) -> None:
-        if size > self.limits.body << 20:
-            detail = f"a request may have {self.limits.body} MB: send fewer or smaller photos"
-            raise RefusedError(413, detail)
-        more = max(0, size - sum(held))
-        if self._bytes + more > self.limits.memory << 20:
-            raise RefusedError(429, "requests in progress fill the memory: send it again later", 1)
-        self._bytes += more
-        held[:] = [sum(held) + more]
+def _too_large(most: int) -> RefusedError:
+    detail = f"a request may have {most >> 20} MB: send fewer or smaller photos"
+    return RefusedError(413, detail)
+
+
+async def _body(receive: Receive, most: int) -> bytes:
+    parts, size = list[bytes](), 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _GoneError
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > most:
+            raise _too_large(most)
+        if not message.get("more_body"):
+            return b"".join(parts)
 
 
 class _GoneError(Exception):
