@@ -27,6 +27,8 @@ class Serve(Command, OnDevice):
     Without --keys it serves this machine only. Photos are in memory until the answer, and nowhere
     else. docs/serve.md shows the routes, and /openapi.json describes them.
 
+    Consent: of people only with their consent. Every file says that it is synthesised.
+
     Attributes:
         synthesizer: Synthesizer: a folder, or hub:owner/name; repeatable; default:
             bundle/synthesizer.
