@@ -33,6 +33,12 @@ class Service(NamedTuple):
         return (self.folder / "log").read_bytes()
 
 
+@pytest.fixture
+def client(service: Service) -> Iterator[Client]:
+    with Client(service.address) as client:
+        yield client
+
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
@@ -72,10 +78,9 @@ def test_what_one_types_works(service: Service, tmp_path: Path) -> None:
 
 
 def test_nothing_of_anybody_is_in_log_or_on_disk(
-    service: Service, photos: list[bytes], host: object, tmp_path: Path
+    service: Service, client: Client, photos: list[bytes], host: object, tmp_path: Path
 ) -> None:
     photo = photos[0] + b"secret-bytes" + bytes(1_200_000)  # more than forms keep in memory else
-    client = Client(service.address)
     secret = {"prompts": ["a portrait of secret-prompt"], "image_steps": 1}
     client.images(photos=[photo], **secret)
     client.result(client.refine([photo], refine_steps=1, caption="secret-caption"))
@@ -105,8 +110,9 @@ def test_nothing_of_anybody_is_in_log_or_on_disk(
     assert service.log.count(b"\n") == 1, service.log
 
 
-def test_a_killed_worker_is_started_again(service: Service, photos: list[bytes]) -> None:
-    client = Client(service.address)
+def test_a_killed_worker_is_started_again(
+    service: Service, client: Client, photos: list[bytes]
+) -> None:
     client.lora([photos[0]])
     workers = psutil.Process(service.process.pid).children()
     workers = [one for one in workers if "spawn_main" in " ".join(one.cmdline())]
@@ -135,6 +141,7 @@ def test_no_worker_outlives_its_service(tmp_path: Path) -> None:
     workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
+    process.stderr.close()
     assert workers
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
