@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lorasynth.core.config import from_dict
 from lorasynth.core.errors import ConfigError
 from lorasynth.hypernet import LowRankModulation, LowRankModulationConfig
 
@@ -54,5 +55,5 @@ def test_starts_as_the_layer_alone(form: str) -> None:
 
 
 def test_a_rank_below_one_is_refused() -> None:
-    with pytest.raises(ConfigError, match="at least 1, but got 0"):
-        LowRankModulationConfig(rank=0)
+    with pytest.raises(ConfigError, match="greater than or equal to 1, but got 0"):
+        from_dict(LowRankModulationConfig, {"rank": 0})

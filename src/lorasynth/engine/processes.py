@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorasynth.core.errors import ConfigError
 
@@ -65,10 +65,6 @@ class Processes:
         flat /= self.count
         for tensor, mean in zip(kept, flat.split([t.numel() for t in kept]), strict=True):
             tensor.copy_(mean.view_as(tensor))
-
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Put the mean over all processes in place of each parameter's gradient."""
-        self.average(p.grad for p in parameters if p.grad is not None)
 
 
 def launched() -> int:

@@ -174,16 +174,17 @@ class Trainer:
             value, note = loss(self.model, step)
         self.optimiser.zero_grad(set_to_none=True)
         value.backward()
-        self.processes.average_gradients(self.parameters.values())
+        seen = torch.stack([value.detach().float(), torch.ones_like(self._window[1])])
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        self.processes.average([seen, *gradients])
         nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip)
         self.optimiser.step()
         self.average.update_parameters(self.model)
-        self._window += torch.stack([value.detach().float(), torch.ones_like(self._window[1])])
+        self._window += seen
         return note
 
     def _record(self, step: int) -> dict[str, float]:
         """Add a row: the mean loss since the last one, and figures of the averaged model."""
-        self.processes.average([self._window])
         total, count = self._window.tolist()
         self._window.zero_()
         row = {"step": float(step), "loss": total / max(count, 1)}

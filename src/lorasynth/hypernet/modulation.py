@@ -1,42 +1,96 @@
-"""The paper's AdaLoRA conditioning layer (3.4, 4.5); not PEFT's AdaLoRA, hence the other name.
+"""How a condition enters a denoiser's layers: `AdaNorm`, and the paper's AdaLoRA layer.
 
-Two heads map the condition to a pair of low-rank matrices that act on the hidden states: more
-than AdaNorm can, which only scales and shifts single numbers.
+AdaNorm (Perez et al. 2018, FiLM) scales and shifts each hidden unit; the paper's 3.4 compares its
+own layer with it.  That layer (3.4, 4.5; not PEFT's AdaLoRA, hence `LowRankModulation`) maps the
+condition to a pair of low-rank matrices that act on the hidden states.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 from typing_extensions import override
 
-from lorasynth.core.errors import ConfigError
+from lorasynth.hypernet.config import AdaNormConfig, LowRankModulationConfig
 from lorasynth.hypernet.contract import MODULATIONS, Layer, Modulation, State
-from lorasynth.hypernet.modulation.ada_norm import ScaleAndShift
-
-Form = Literal["product", "layer", "residual"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LowRankModulationConfig:
-    """Options of `LowRankModulation`.
+class ScaleAndShift(nn.Module):
+    """h * (1 + scale) + shift, both linear in the activated embedding; the identity at first."""
 
-    Attributes:
-        form: where the pair acts.  `layer` (default): W h + B A h, with W the layer's own weight
-            (Eq. 4); `product`: W (B A h), the paper's x A B (3.4), so that only what passes the low
-            rank goes on; `residual`: W (h + B A h).
-        rank: r, the inner width of the pair.
-    """
+    def __init__(self, embedding_width: int, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(embedding_width, 2 * width)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
 
-    form: Form = "layer"
-    rank: int = 8
+    def forward(
+        self, h: Float[Tensor, "b *tokens d"], embedding: Float[Tensor, "b e"]
+    ) -> Float[Tensor, "b *tokens d"]:
+        """Scale and shift the last axis of h."""
+        both = self.project(functional.silu(embedding))
+        scale, shift = both.reshape(len(h), *[1] * (h.dim() - 2), -1).chunk(2, dim=-1)
+        out: Tensor = h * (1 + scale) + shift
+        return out
 
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigError(f"a rank must be at least 1, but got {self.rank}: 8 is a good value")
+    def factors(
+        self, embedding: Float[Tensor, "*n e"]
+    ) -> tuple[Float[Tensor, "*n d"], Float[Tensor, "*n d"]]:
+        """What to multiply by, and what to add."""
+        scale, shift = self.project(functional.silu(embedding)).chunk(2, dim=-1)
+        return 1 + scale, shift
+
+
+@MODULATIONS.register("ada_norm")
+class AdaNorm(Modulation):
+    """The embedded condition joins the embedded time; their sum scales and shifts the input."""
+
+    config_class = AdaNormConfig
+
+    @override
+    def __init__(
+        self,
+        config: AdaNormConfig,
+        *,
+        inner: int,
+        outer: int,
+        time_width: int,
+        condition_width: int,
+    ) -> None:
+        super().__init__(
+            config, inner=inner, outer=outer, time_width=time_width, condition_width=condition_width
+        )
+        self.join = nn.Linear(condition_width, time_width)
+        self.scale_and_shift = ScaleAndShift(time_width, inner)
+
+    @override
+    def prepare(self, condition: Float[Tensor, "b c"]) -> State:
+        return (self.join(condition),)
+
+    @override
+    def forward(
+        self,
+        layer: Layer,
+        h: Float[Tensor, "b *tokens inner"],
+        time: Float[Tensor, "b tw"],
+        state: State,
+    ) -> Float[Tensor, "b *tokens outer"]:
+        (joined,) = state
+        return layer(self.scale_and_shift(h, time + joined))
+
+    @override
+    def at_times(self, time: Float[Tensor, "s tw"], state: State, rows: int) -> State:
+        (joined,) = state
+        return self.scale_and_shift.factors(time[:, None] + joined)
+
+    @override
+    def modulate(
+        self, layer: Layer, h: Float[Tensor, "b inner"], settled: State
+    ) -> Float[Tensor, "b outer"]:
+        scale, shift = settled
+        return layer(torch.addcmul(shift, h, scale))
 
 
 @MODULATIONS.register("low_rank")
