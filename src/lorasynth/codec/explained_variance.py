@@ -30,7 +30,7 @@ def draw_explained_variance(codec: PCA, path: Path) -> None:
     axes.set(
         xlabel="components",
         ylabel="share of the variance",
-        title=f"{codec.width:,} numbers",
+        title=f"{codec.width:,} parameters",
         xlim=(0, len(shares)),
         ylim=(0, 1.02),
     )
