@@ -124,7 +124,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits_within_memory(tmp_p
 
 @pytest.mark.parametrize(
     ("n", "memory", "way"),
-    [(1_000, 4.0, "span"), (60_000, 120.0, "memory"), (64_974, 6.5, "source")],
+    [(1_000, 5.0, "span"), (60_000, 120.0, "memory"), (64_974, 6.5, "source")],
 )
 def test_the_way_follows_from_sizes_and_memory(n: int, memory: float, way: str) -> None:
     weights = 4 * 3 * 512 * 99_648

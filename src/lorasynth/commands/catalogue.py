@@ -18,6 +18,8 @@ _OWN: dict[str, str] = {
     "interpolate": "edit:Interpolate",
     "sample": "edit:Sample",
     "plan": "plan:Plan",
+    "fit": "train:Fit",
+    "train": "train:Train",
 }
 
 _GROUP = "lorasynth.commands"

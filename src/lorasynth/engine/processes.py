@@ -78,3 +78,9 @@ def device_of_launched() -> torch.device:
 
     device: torch.device = PartialState().device
     return device
+
+
+def end_of_launched() -> None:
+    """Let go of the other processes, when the work that they share is done."""
+    if launched() > 1:
+        torch.distributed.destroy_process_group()

@@ -338,6 +338,13 @@ class Library:
             )
         return chosen
 
+    def held_out(self) -> "LibraryView | None":
+        """The rows of the split "validation", by which a training is stopped; None: too few."""
+        if "split" not in self.table.column_names:
+            return None
+        rows = self.where("split", "validation")
+        return rows if len(rows) > 1 else None
+
     @property
     def reference(self) -> Factors | None:
         """What the gauge aligns with; None as long as there is none.
