@@ -149,7 +149,9 @@ def test_fit_takes_blocks_and_a_tensor_alike(row: str) -> None:
 @rows
 def test_it_is_written_with_its_figures_and_nothing_is_left(row: str, tmp_path: Path) -> None:
     name, options = ROWS[row]
-    config = from_dict(CODECS.get(name).config_class, options | ({"epochs": 2} if name == "vae" else {}))
+    config = from_dict(
+        CODECS.get(name).config_class, options | ({"epochs": 2} if name == "vae" else {})
+    )
     budget = Budget(run=tmp_path / "run")
     codec = fit_into(tmp_path / "codec", name, Blocks(), config, budget)
     files = {"config.json", "codec.safetensors", *codec.figures}

@@ -204,7 +204,14 @@ def test_memory_is_obeyed(tmp_path: Path) -> None:
     for start in range(0, config.rows, 600):
         array[start : start + 600] = some * (1 + start / config.rows)
     del array
-    program = [sys.executable, HERE / "fitted.py", path, tmp_path / "run", str(int(0.75 * GB)), "pca"]
+    program = [
+        sys.executable,
+        HERE / "fitted.py",
+        path,
+        tmp_path / "run",
+        str(int(0.75 * GB)),
+        "pca",
+    ]
     done = subprocess.run(program, capture_output=True, text=True, check=True)
     way, peak = done.stdout.split()
     assert way == "krylov"

@@ -148,9 +148,7 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path)
 
 
 @pytest.mark.parametrize("way", ["memory", "source"])
-def test_bad_vectors_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
+def test_bad_vectors_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     goes(monkeypatch, way)
     x = example()
     x[77, 11] = float("nan")

@@ -7,15 +7,16 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from command_line import Run, call
 from lorasynth.adapter import Adapter
 from lorasynth.condition import AttributeEncoder, AttributesConfig
-from lorasynth.hypernet.train import accelerator_on
+from lorasynth.hypernet import LatentDiffusion
+from lorasynth.hypernet.train import train
 from lorasynth.library import Library
 from tiny_pipelines import shrunk_stable_diffusion
 
@@ -184,11 +185,11 @@ def test_the_hypernetwork_is_trained_where_the_base_model_is(
     shutil.copytree(finished, folder)
     shutil.rmtree(folder / "out" / "synthesizer")
 
-    def noted(device: torch.device) -> Accelerator:
+    def noted(*given: Any, device: torch.device, **more: Any) -> LatentDiffusion:
         seen.append(device)
-        return accelerator_on(device)
+        return train(*given, device=device, **more)
 
-    monkeypatch.setattr("lorasynth.studies.w2w_recipe.accelerator_on", noted)
+    monkeypatch.setattr("lorasynth.studies.w2w_recipe.train_hypernet", noted)
     result = run(*published.arguments(folder), "--only", "synthesizer")
     assert result.status == 0, result.err
     assert seen == [torch.device("cpu")]

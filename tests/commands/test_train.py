@@ -55,7 +55,17 @@ def made(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def train(made: Path, base: Path, out: Path, *more: Any) -> tuple[object, ...]:
     parts = ("--codec", made / "codec", "--encoder", made / "encoder", "--base", base)
-    return ("train", made / "library", *parts, "-o", out, "--run", out.parent / "run", *BRIEF, *more)
+    return (
+        "train",
+        made / "library",
+        *parts,
+        "-o",
+        out,
+        "--run",
+        out.parent / "run",
+        *BRIEF,
+        *more,
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,4 +128,6 @@ def test_a_synthesizer_is_trained_goes_on_and_is_not_overwritten(
     run(*train(made, base, tmp_path / "other", "--model.denoiser-options", "{")).is_one_error(
         "--model.denoiser-options"
     )
-    run(*train(made, base, tmp_path / "other", "--optimisation.lr", 0)).is_one_error("greater than 0")
+    run(*train(made, base, tmp_path / "other", "--optimisation.lr", 0)).is_one_error(
+        "greater than 0"
+    )

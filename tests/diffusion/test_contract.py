@@ -61,5 +61,7 @@ def test_the_cosine_schedule_is_diffusers_and_preserves_variance() -> None:
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000
     alpha_bar = Cosine().alpha(t).square()
     # the last of their steps is cut short, so that some signal is left
-    torch.testing.assert_close(alpha_bar[:-1].float(), theirs.alphas_cumprod[:-1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        alpha_bar[:-1].float(), theirs.alphas_cumprod[:-1], atol=1e-5, rtol=0
+    )
     torch.testing.assert_close(alpha_bar + Cosine().sigma(t).square(), torch.ones_like(t))

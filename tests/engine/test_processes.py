@@ -1,4 +1,4 @@
-"""What processes share of a batch; that they learn what one does is tested with the hypernetwork."""
+"""What processes share of a batch; what they learn is tested with the hypernetwork."""
 
 import pytest
 import torch

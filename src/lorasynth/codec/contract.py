@@ -88,9 +88,7 @@ class Codec(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def _fit(
-        cls: type[CodecT], source: BlockSource, config: Any, budget: Budget
-    ) -> CodecT:
+    def _fit(cls: type[CodecT], source: BlockSource, config: Any, budget: Budget) -> CodecT:
         """Learn from two or more vectors; `fit` says what is given and raised."""
 
     def draw(self, folder: Path) -> None:

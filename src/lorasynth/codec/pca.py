@@ -107,9 +107,26 @@ class PCA(Codec):
 
     @override
     def draw(self, folder: Path) -> None:
-        from lorasynth.codec.explained_variance import draw_explained_variance  # loads matplotlib
+        """Draw the cumulative share of variance by number of components (Figure 3)."""
+        from matplotlib.figure import Figure  # takes most of a second
 
-        draw_explained_variance(self, folder / self.figures[0])
+        from lorasynth.core.figures import save_figure
+
+        shares = self.report["explained_variance"]
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(range(1, len(shares) + 1), shares)
+        for mark in (0.5, 0.9, 0.95):
+            if mark <= shares[-1]:
+                needed = next(number for number, share in enumerate(shares, 1) if share >= mark)
+                place, offset = (needed, shares[needed - 1]), (6, -12)
+                axes.plot(*place, "o", color="C1")
+                text = f"{mark:.0%}: {needed:,}"
+                axes.annotate(text, place, xytext=offset, textcoords="offset points")
+        axes.set(xlabel="components", ylabel="share of the variance", ylim=(0, 1.02))
+        axes.set(title=f"{self.width:,} parameters", xlim=(0, len(shares)))
+        axes.grid(alpha=0.3)
+        save_figure(figure, folder / self.figures[0])
 
     @override
     def _encode(self, x: Float[Tensor, "n D"]) -> Float[Tensor, "n k"]:

@@ -69,8 +69,8 @@ class VAE(Codec):
     @override
     @classmethod
     def _fit(cls, source: BlockSource, config: VAEConfig, budget: Budget) -> "VAE":
-        identity = {"vectors": source.fingerprint, "shape": [len(source), source.width]}
-        identity |= {"config": to_dict(config), "memory": budget.memory}
+        identity: dict[str, Any] = {"config": to_dict(config), "memory": budget.memory}
+        identity |= {"vectors": source.fingerprint, "shape": [len(source), source.width]}
         device = torch.device(budget.device)
         way = _way(source, config, budget, Checkpoint(budget.run, identity, 0.0))
         identity["way"] = way
@@ -91,7 +91,7 @@ class VAE(Codec):
             if way == "span" and x.any():
                 codec._learn_in_span(x, budget, identity)
             else:
-                codec.report = _train(codec, _Held(x), len(x), budget, identity)
+                codec.report = _train(codec, _held(x), len(x), budget, identity)
         codec.report["computation"] = {"way": way, "vectors": len(source)}
         return codec.eval().requires_grad_(requires_grad=False)
 
@@ -122,7 +122,7 @@ class VAE(Codec):
         config = replace(self.config, beta=self.config.beta * share)
         narrow = VAE.untrained(config, len(basis), x.device)
         with torch.enable_grad():
-            coordinates = _Held(x @ basis.T / unit)
+            coordinates = _held(x @ basis.T / unit)
             self.report = _train(narrow, coordinates, len(x), budget, identity)
         for epoch in self.report["epochs"]:
             epoch |= {name: epoch[name] * share for name in epoch if "divergence" in name}
@@ -168,16 +168,9 @@ class VAE(Codec):
 _Take = Callable[..., Float[Tensor, "_ D"]]
 
 
-class _Held:
+def _held(x: Float[Tensor, "n D"]) -> _Take:
     """Scaled vectors in memory."""
-
-    def __init__(self, x: Float[Tensor, "n D"]) -> None:
-        self._x = x
-
-    def __call__(
-        self, rows: Int64[Tensor, " b"], _then: Int64[Tensor, " c"] | None = None
-    ) -> Float[Tensor, "b D"]:
-        return self._x[rows.to(self._x.device)]
+    return lambda rows, _then=None: x[rows.to(x.device)]
 
 
 class _Reader:
@@ -244,7 +237,7 @@ def _train(
 
     def figures(model: Any, _step: int) -> dict[str, float]:
         """At z = mu, without the latents' noise, so that epochs compare."""
-        found = {}
+        found: dict[str, float] = {}
         for prefix, rows in (("", sample), ("held_out_", epochs.held_out)):
             parts = rows.split(config.batch)
             terms = [model.terms(x := take(p), x.new_zeros(len(x), model.latents)) for p in parts]

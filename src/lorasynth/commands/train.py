@@ -161,7 +161,9 @@ class Train(Command, FromLibrary):
     temperature: Annotated[float, Field(ge=0)] = 1.0
     trigger: str = TRIGGER
     run_folder: Annotated[Path, arg(name="run")] = Path("runs/train")
-    training: Annotated[HypernetConfig, Flat, AvoidSubcommands] = field(default_factory=HypernetConfig)
+    training: Annotated[HypernetConfig, Flat, AvoidSubcommands] = field(
+        default_factory=HypernetConfig
+    )
 
     def run(self) -> Path:
         """Train, and write the synthesizer."""

@@ -27,7 +27,6 @@ class X0(Parameterisation):
         return prediction
 
 
-
 @PARAMETERISATIONS.register("v")
 class Velocity(Parameterisation):
     """v = alpha eps - sigma x_0 (Salimans & Ho 2022, sec. 4; the paper's 4.4, eq. 3).
@@ -54,7 +53,6 @@ class Velocity(Parameterisation):
         return (alpha * x_t - sigma * prediction) / (alpha.square() + sigma.square())
 
 
-
 @PARAMETERISATIONS.register("flow")
 class Flow(Parameterisation):
     """u = eps - x_0, the velocity of the straight path (Lipman et al. 2023, eq. 23).
@@ -77,7 +75,6 @@ class Flow(Parameterisation):
     ) -> Float[Tensor, "b *d"]:
         alpha, sigma = self.schedule.factors(t, x_t)
         return (x_t - sigma * prediction) / (alpha + sigma)
-
 
 
 @PARAMETERISATIONS.register("epsilon")

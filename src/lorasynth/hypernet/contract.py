@@ -9,7 +9,7 @@ at every solver step.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,23 +28,22 @@ State = tuple[Tensor, ...]
 Layer = Callable[[Tensor], Tensor]
 
 
-class Modulation(nn.Module, ABC):
-    """How a condition enters one layer.
+class Widths(NamedTuple):
+    """Of a modulated layer's input and output, and of the embedded time and condition."""
 
-    Args:
-        config: an instance of the class's `config_class`.
-        inner: width of the layer's input.
-        outer: width of the layer's output.
-        time_width: width of the embedded time.
-        condition_width: width of the embedded condition.
-    """
+    inner: int
+    outer: int
+    time: int
+    condition: int
+
+
+class Modulation(nn.Module, ABC):
+    """How a condition enters one layer; built from an instance of `config_class` and widths."""
 
     config_class: ClassVar[type[Any]]
 
     @abstractmethod
-    def __init__(
-        self, config: Any, *, inner: int, outer: int, time_width: int, condition_width: int
-    ) -> None:
+    def __init__(self, config: Any, widths: Widths) -> None:
         super().__init__()
 
     @abstractmethod
@@ -176,13 +175,8 @@ def modulation_of(
 ) -> Modulation:
     """The modulation that a denoiser's config names, for one of its layers."""
     kind = MODULATIONS.get(config.modulation)
-    return kind(
-        from_dict(kind.config_class, config.modulation_options),
-        inner=inner,
-        outer=outer,
-        time_width=config.embedding,
-        condition_width=config.embedding,
-    )
+    options = from_dict(kind.config_class, config.modulation_options)
+    return kind(options, Widths(inner, outer, config.embedding, config.embedding))
 
 
 DENOISERS: Registry[type[Denoiser]] = Registry(

@@ -14,7 +14,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from lorasynth.hypernet.config import AdaNormConfig, LowRankModulationConfig
-from lorasynth.hypernet.contract import MODULATIONS, Layer, Modulation, State
+from lorasynth.hypernet.contract import MODULATIONS, Layer, Modulation, State, Widths
 
 
 class ScaleAndShift(nn.Module):
@@ -50,20 +50,10 @@ class AdaNorm(Modulation):
     config_class = AdaNormConfig
 
     @override
-    def __init__(
-        self,
-        config: AdaNormConfig,
-        *,
-        inner: int,
-        outer: int,
-        time_width: int,
-        condition_width: int,
-    ) -> None:
-        super().__init__(
-            config, inner=inner, outer=outer, time_width=time_width, condition_width=condition_width
-        )
-        self.join = nn.Linear(condition_width, time_width)
-        self.scale_and_shift = ScaleAndShift(time_width, inner)
+    def __init__(self, config: AdaNormConfig, widths: Widths) -> None:
+        super().__init__(config, widths)
+        self.join = nn.Linear(widths.condition, widths.time)
+        self.scale_and_shift = ScaleAndShift(widths.time, widths.inner)
 
     @override
     def prepare(self, condition: Float[Tensor, "b c"]) -> State:
@@ -105,29 +95,20 @@ class LowRankModulation(Modulation):
     config_class = LowRankModulationConfig
 
     @override
-    def __init__(
-        self,
-        config: LowRankModulationConfig,
-        *,
-        inner: int,
-        outer: int,
-        time_width: int,
-        condition_width: int,
-    ) -> None:
-        super().__init__(
-            config, inner=inner, outer=outer, time_width=time_width, condition_width=condition_width
-        )
+    def __init__(self, config: LowRankModulationConfig, widths: Widths) -> None:
+        super().__init__(config, widths)
+        inner, condition = widths.inner, widths.condition
         self.form = config.form
         self.rank = config.rank
-        target = outer if config.form == "layer" else inner
-        self.f = nn.Linear(condition_width, config.rank * inner)
-        self.g = nn.Linear(condition_width, target * config.rank)
-        self.scale_and_shift = ScaleAndShift(time_width, inner)
+        target = widths.outer if config.form == "layer" else inner
+        self.f = nn.Linear(condition, config.rank * inner)
+        self.g = nn.Linear(condition, target * config.rank)
+        self.scale_and_shift = ScaleAndShift(widths.time, inner)
         nn.init.normal_(self.f.bias, std=1 / math.sqrt(inner))
-        nn.init.normal_(self.f.weight, std=1 / math.sqrt(inner * condition_width))
+        nn.init.normal_(self.f.weight, std=1 / math.sqrt(inner * condition))
         if config.form == "product":
             nn.init.normal_(self.g.bias, std=1 / math.sqrt(config.rank))
-            nn.init.normal_(self.g.weight, std=1 / math.sqrt(config.rank * condition_width))
+            nn.init.normal_(self.g.weight, std=1 / math.sqrt(config.rank * condition))
         else:
             nn.init.zeros_(self.g.weight)
             nn.init.zeros_(self.g.bias)

@@ -3,7 +3,6 @@
 Where a condition leaves nothing open, this is all that diffusion can give, at one evaluation.
 """
 
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn

@@ -63,7 +63,9 @@ def train(
             probes = [*probes, CleanError.of(data.held_out)]
 
         def figures(averaged: LatentDiffusion, step: int) -> Mapping[str, float]:
-            return {name: value for probe in probes for name, value in probe(step, averaged).items()}
+            return {
+                name: value for probe in probes for name, value in probe(step, averaged).items()
+            }
 
         trainer.record(
             config.record_every,
