@@ -280,7 +280,7 @@ def test_an_imported_library_is_embedded_and_trained_on(
     fit = ("fit", "pca", library, "-o", codec, "--set", "latents=3", "--run", tmp_path / "fit")
     assert run(*fit, "--device", "cpu").status == 0
     parts = ("--encoder", published.encoder, "--base", published.base, "--device", "cpu")
-    sets = [word for setting in (*TRAINING, *DENOISER) for word in ("--set", setting)]
+    sets = [*TRAINING, *DENOISER]
     train = ("train", library, "--codec", codec, "-o", tmp_path / "synthesizer", *parts, *sets)
     run(*train, "--run", tmp_path / "run").is_one_error("column")
     few = [word for setting in SAMPLING for word in ("--set", setting)]

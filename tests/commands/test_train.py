@@ -16,6 +16,7 @@ from lorasynth.collect.embedding import column_of
 from lorasynth.condition import load_encoder
 from lorasynth.core.learned import learned_from
 from lorasynth.library import Library
+from two_processes import launch
 
 from .conftest import save_encoder
 
@@ -102,12 +103,32 @@ def test_bad_options_are_one_line(made: Path, run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "codec").exists()
 
 
+def fit_codec(made: Path, run: Run, work: Path) -> None:
+    if not (made / "codec").exists():
+        words = ("fit", "pca", made / "library", "-o", made / "codec", "--latents", 3)
+        assert run(*words, "--run", work, *CPU).status == 0
+
+
+def test_two_processes_train_together(
+    made: Path, pipeline_folder: Path, run: Run, tmp_path: Path
+) -> None:
+    fit_codec(made, run, tmp_path / "fit")
+    both, alone = tmp_path / "both/synthesizer", tmp_path / "alone/synthesizer"
+    done = launch("-m", "lorasynth", *train(made, pipeline_folder, both))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained on 8 adapters") == 1
+    assert run(*train(made, pipeline_folder, alone)).status == 0
+    expected = Synthesizer.from_pretrained(alone).hypernet
+    found = Synthesizer.from_pretrained(both).hypernet
+    for row, other in zip(found.history, expected.history, strict=True):
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-6)
+    assert len((tmp_path / "both/run/metrics.jsonl").read_text().splitlines()) == 2
+
+
 def test_a_synthesizer_is_trained_goes_on_and_is_not_overwritten(
     made: Path, pipeline_folder: Path, run: Run, tmp_path: Path
 ) -> None:
-    if not (made / "codec").exists():
-        words = ("fit", "pca", made / "library", "-o", made / "codec", "--latents", 3)
-        assert run(*words, "--run", tmp_path / "fit", *CPU).status == 0
+    fit_codec(made, run, tmp_path / "fit")
     out, base = tmp_path / "synthesizer", pipeline_folder
     result = run(*train(made, base, out, "--strength", 1.25, "--trigger", "sks cat"))
     assert result.status == 0, result.err
