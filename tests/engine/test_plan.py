@@ -55,9 +55,13 @@ def test_sampling_and_encoding_need_what_is_planned(folder: Path) -> None:
     with plan.fake(BaseModel.load(folder, "meta"), str(folder), torch.float32) as base:
         planned = [
             plan.need_of(step, base._networks()).peak
-            for step in (plan.sampling(base, 3), plan.encoding(base, 3))
+            for step in (plan.sampling(base, 3), plan.decoding(base, 3), plan.encoding(base, 3))
         ]
-    for step, peak in zip((plan.sampling(real, 3), plan.encoding(real, 3)), planned, strict=True):
+    for step, peak in zip(
+        (plan.sampling(real, 3), plan.decoding(real, 3), plan.encoding(real, 3)),
+        planned,
+        strict=True,
+    ):
         step()
         assert peak == pytest.approx(allocated(step), rel=0.15, abs=STATES)
 

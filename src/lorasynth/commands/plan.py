@@ -97,6 +97,7 @@ class Plan(Command, WithBase):
         yield "collect", collect, self.adapters * self.adapter_steps
         networks = list(base._networks())
         yield "images", lambda n: plan.need_of(plan.sampling(base, n), networks), 0
+        yield "decode", lambda n: plan.need_of(plan.decoding(base, n), networks), 0
 
     def _row(
         self, name: str, need: "Callable[[int], Need]", budget: int, samples: int

@@ -153,16 +153,24 @@ def training(base: BaseModel, factors: Factors, batch: int) -> Callable[[], None
     return step
 
 
-def sampling(base: BaseModel, batch: int, *, guided: bool = True) -> Callable[[], None]:
-    """A solver step of `batch` images, with as many samples without prompts, and their decoding."""
-    samples = 2 * batch if guided else batch
-    texts = base.encode_prompts(["a portrait"] * samples)
+def sampling(base: BaseModel, batch: int) -> Callable[[], None]:
+    """A solver step of `batch` images, with as many samples without prompts for guidance."""
+    texts = base.encode_prompts(["a portrait"] * 2 * batch)
 
     @torch.no_grad()
     def step() -> None:
-        latents = torch.zeros(samples, *base.latent_shape, dtype=base.dtype)
-        times = base.draw_times((samples,), torch.Generator())
-        base.decode_latents(base.denoise(latents, times, texts)[:batch])
+        latents = torch.zeros(2 * batch, *base.latent_shape, dtype=base.dtype)
+        base.denoise(latents, base.draw_times((2 * batch,), torch.Generator()), texts)
+
+    return step
+
+
+def decoding(base: BaseModel, batch: int) -> Callable[[], None]:
+    """Latents to images."""
+    latents = torch.zeros(batch, *base.latent_shape, dtype=base.dtype)
+
+    def step() -> None:
+        base.decode_latents(latents)
 
     return step
 
