@@ -33,10 +33,10 @@ class Loaded:
     @cached_property
     def space(self) -> LatentSpace:
         """The latents to edit in."""
-        if not self.library.parts[:1] == ("bundle",) and not self.library.is_dir():
+        if self.library.parts[:1] != ("bundle",) and not self.library.is_dir():
             raise ConfigError(
-                "edits need the latents of a library, but this synthesizer has none: make two folders, "
-                f"models/{FOLDER}/NAME/synthesizer and models/{FOLDER}/NAME/library"
+                "edits need the latents of a library, but this synthesizer has none: put them into "
+                f"models/{FOLDER}/NAME/library, beside models/{FOLDER}/NAME/synthesizer"
             )
         library = LatentLibrary.open(self.library, self.synth.codec)
         return LatentSpace(self.synth.layout, self.synth.codec, library)
@@ -69,13 +69,13 @@ def strengthened(adapter: Adapter, strength: float) -> Adapter:
 
 def photos_of(images: Tensor) -> list[Tensor]:
     """The photos of an IMAGE batch (b, height, width, channels)."""
-    return list(images[..., :3].detach().float().clamp(0, 1))
+    return list((images[..., :3].float().clamp(0, 1) * 255).round().byte())
 
 
 def synthesizers() -> list[str]:
     """The shipped one, and the names of folders in models/synthesizers that hold one."""
-    places = [Path(one) for one in folder_paths.get_folder_paths(FOLDER)]
-    names = {path.name for place in places if place.is_dir() for path in place.iterdir()}
+    places = map(Path, folder_paths.get_folder_paths(FOLDER))
+    names = {path.name for place in places for path in place.glob("*")}
     return [SHIPPED, *sorted(name for name in names if _place(name).exists())]
 
 
@@ -107,8 +107,7 @@ def steps_of(text: str) -> dict[str, float]:
             steps[name.strip()] = float(size)
         except ValueError as error:
             raise ConfigError(
-                "attributes are written NAME=STEP with commas between, such as glasses=+1, "
-                f"but one is {part.strip()!r}"
+                f"attributes are NAME=STEP, with commas between, but one is {part.strip()!r}"
             ) from error
     return steps
 
@@ -124,9 +123,7 @@ def apply(model: Any, clip: Any, lora: Tensors, strength: float) -> tuple[Any, A
     if not found:
         raise LayoutError(f"{whose}this MODEL has none of its {len(downs)} layers")
     for stem, key in found.items():
-        inputs = weights[key if isinstance(key, str) else key[0]][0].numel()
-        if inputs != downs[stem][0].numel():
-            raise LayoutError(
-                f"{whose}{stem} takes {downs[stem][0].numel()} inputs, but {inputs} in this MODEL"
-            )
+        weight, needs = weights[key if isinstance(key, str) else key[0]], downs[stem][0].numel()
+        if (has := weight[0].numel()) != needs:
+            raise LayoutError(f"{whose}{stem} has {needs} inputs, but {has} in this MODEL")
     return comfy.sd.load_lora_for_models(model, clip, lora, strength, strength)

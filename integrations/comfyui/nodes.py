@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-import torch
 from comfy_api.latest import ComfyExtension, io, ui
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from lorasynth import Adapter
+from lorasynth.adapter import stack
 from lorasynth.adapter.merging import merged
+from lorasynth.base import BaseModel
 from lorasynth.edit import PATHS
 
 from . import handling
@@ -59,9 +61,7 @@ class LoraFromPhotos(io.ComfyNode):
             io.Image.Input("images", tooltip="one or more photos of one subject"),
             _SEED,
             io.Float.Input("temperature", default=-1.0, min=-1.0, max=2.0, step=0.05, tooltip=heat),
-            io.Int.Input(
-                "face", default=0, max=99, tooltip="counted from the left; 0: the largest"
-            ),
+            io.Int.Input("face", default=0, max=99, tooltip="from the left; 0: the largest"),
             _STRENGTH,
         ]
         text = "A LoRA of one subject, without training. Of people only with their consent."
@@ -97,9 +97,7 @@ class ApplyLora(io.ComfyNode):
         clip = io.Clip.Input("clip", optional=True)
         inputs = [io.Model.Input("model"), LORA.Input("lora"), _STRENGTH, clip]
         outputs = [io.Model.Output(display_name="MODEL"), io.Clip.Output(display_name="CLIP")]
-        text = (
-            "Changes MODEL, and CLIP if there is one, by a LoRA; one that does not fit is an error."
-        )
+        text = "Changes MODEL, and CLIP if there is one; a LoRA that does not fit is an error."
         return _schema("ApplyLora", "Apply LoRA", inputs, outputs, text)
 
     @classmethod
@@ -116,10 +114,8 @@ class SaveLora(io.ComfyNode):
             io.String.Input("name", default="lorasynth/me"),
             io.Combo.Input("format", options=formats, default="auto", tooltip=tip),
         ]
-        outputs = [io.String.Output(display_name="file")]
-        return _schema(
-            "SaveLora", "Save LoRA", inputs, outputs, "Writes a new file in models/loras."
-        )
+        outputs, text = [io.String.Output(display_name="file")], "Writes a file in models/loras."
+        return _schema("SaveLora", "Save LoRA", inputs, outputs, text)
 
     @classmethod
     def execute(cls, lora: Tensors, name: str, format: str) -> io.NodeOutput:
@@ -137,15 +133,12 @@ class EditAttributes(io.ComfyNode):
         tip = "NAME=STEP, such as glasses=+1, hair:red=-0.3; the error of a wrong one lists all"
         attributes = io.String.Input("attributes", default="glasses=+1", tooltip=tip)
         inputs = [SYNTHESIZER.Input("synthesizer"), LORA.Input("lora"), attributes]
-        outputs = [LORA.Output(display_name="edited")]
         text = "Changes attributes of the LoRA's subject, and keeps all others."
-        return _schema("EditAttributes", "Edit Attributes", inputs, outputs, text)
+        return _schema("EditAttributes", "Edit Attributes", inputs, _MADE[:1], text)
 
     @classmethod
     def execute(cls, synthesizer: Loaded, lora: Tensors, attributes: str) -> io.NodeOutput:
-        if not (steps := handling.steps_of(attributes)):
-            return io.NodeOutput(lora)
-        space = synthesizer.space
+        steps, space = handling.steps_of(attributes), synthesizer.space
         return io.NodeOutput(Lora(space.moved(handling.adapter_of(lora), space.direction(steps))))
 
 
@@ -159,9 +152,8 @@ class Blend(io.ComfyNode):
             io.Combo.Input("path", options=["lerp", "slerp"], default="lerp"),
             SYNTHESIZER.Input("synthesizer", optional=True),
         ]
-        outputs = [LORA.Output(display_name="lora")]
         text = "The LoRA between two: in the latents of a synthesizer, or else of weights."
-        return _schema("Blend", "Blend LoRAs", inputs, outputs, text)
+        return _schema("Blend", "Blend LoRAs", inputs, _MADE[:1], text)
 
     @classmethod
     def execute(
@@ -180,7 +172,7 @@ class Images(io.ComfyNode):
             LORA.Input("lora"),
             io.String.Input("prompt", default="a portrait of sks, smiling", multiline=True),
             io.String.Input("base", default="bundle/base", tooltip="folder, or hub:owner/name"),
-            io.Int.Input("number", default=1, min=1, max=64),
+            io.Int.Input("count", default=1, min=1, max=64),
             _SEED,
         ]
         outputs = [io.Image.Output(display_name="images")]
@@ -188,15 +180,9 @@ class Images(io.ComfyNode):
         return _schema("Images", "Images by a Pipeline", inputs, outputs, text)
 
     @classmethod
-    def execute(
-        cls, lora: Tensors, prompt: str, base: str, number: int, seed: int
-    ) -> io.NodeOutput:
-        from lorasynth.adapter import stack
-        from lorasynth.base import BaseModel
-
-        adapters = stack([handling.adapter_of(lora).factors])
-        seeds = [seed + i for i in range(number)]
-        images = BaseModel.load(base).sample([prompt] * number, seeds, adapters)
+    def execute(cls, lora: Tensors, base: str, seed: int, count: int, prompt: str) -> io.NodeOutput:
+        adapters, seeds = stack([handling.adapter_of(lora).factors]), range(seed, seed + count)
+        images = BaseModel.load(base).sample([prompt] * count, seeds, adapters)
         return io.NodeOutput(images.float() / 255)
 
 
@@ -212,9 +198,10 @@ class Score(io.ComfyNode):
 
     @classmethod
     def execute(cls, synthesizer: Loaded, images: Tensor, photos: Tensor) -> io.NodeOutput:
-        embed, parts = synthesizer.synth.embed, map(handling.photos_of, (images, photos))
-        made, real = (torch.stack([embed(one) for one in part]) for part in parts)
-        score = float((made @ real.T).mean())
+        real, synth = handling.photos_of(photos), synthesizer.synth
+        synth.embed(real)  # refuses what shows no subject, which images that were made may
+        a, b = (synth.encoder.see(part).embeddings for part in (handling.photos_of(images), real))
+        score = float(cosine_similarity(a[:, None], b, dim=2).mean())
         return io.NodeOutput(score, ui=ui.PreviewText(f"identity similarity {score:.3f}"))
 
 

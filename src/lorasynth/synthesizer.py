@@ -34,7 +34,7 @@ from lorasynth.condition import (
 )
 from lorasynth.core import checksums
 from lorasynth.core.atomic import atomic_directory, write_json
-from lorasynth.core.card import Card, as_list, names_in, write_card
+from lorasynth.core.card import REPOSITORY, Card, as_list, names_in, write_card
 from lorasynth.core.config import read_json
 from lorasynth.core.errors import BundleError, ConfigError, LayoutError
 from lorasynth.core.hub import Upload, fetch, upload
@@ -612,7 +612,7 @@ def write_synthesizer_card(synth: Synthesizer, folder: Path, card: Card) -> Path
     }
     use = (
         "```python\nfrom lorasynth import Synthesizer\n\n"
-        'synth = Synthesizer.from_pretrained("hub:owner/name")  # of this repository\n'
+        f'synth = Synthesizer.from_pretrained("hub:{REPOSITORY}")  # of this repository\n'
         'synth("photo.png").save("me.safetensors")\n```'
     )
     about = "Makes a LoRA of the subject of one reference image, without training."

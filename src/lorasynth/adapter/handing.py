@@ -1,13 +1,13 @@
 """An adapter handed on: to a pipeline in memory, and to people and the hub with a model card."""
 
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import Tensor
 
-from lorasynth.core.card import Card, as_list, names_in, write_card
+from lorasynth.adapter.components import component_of
+from lorasynth.core.card import REPOSITORY, Card, as_list, names_in, write_card
 from lorasynth.core.errors import ConfigError, LayoutError
 from lorasynth.core.hub import Upload, upload
 
@@ -33,23 +33,37 @@ def load_into(adapter: "Adapter", pipe: Any, name: str, strength: float) -> None
         raise LayoutError(
             f"a pipeline must load LoRAs, but {type(pipe).__name__} has no load_lora_weights"
         )
-    if name in _loaded(pipe):
-        pipe.delete_adapters(name)
-    reason = "it has none of its layers"
-    try:
-        pipe.load_lora_weights(state_dict(adapter, "diffusers"), adapter_name=name)
-    except (RuntimeError, ValueError, KeyError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
-        reason = (lines or [str(error).split("\n")[0]])[0]
-        with suppress(Exception):  # of what was loaded before it failed
+    reason = _misfit(adapter, pipe)
+    if not reason:
+        if name in _loaded(pipe):
             pipe.delete_adapters(name)
-    if name not in _loaded(pipe):
+        pipe.load_lora_weights(state_dict(adapter, "diffusers"), adapter_name=name)
+        reason = "" if name in _loaded(pipe) else "it loads none of its layers"
+    if reason:
         base = adapter.metadata.extra.get("base_name") or "another base model"
         raise LayoutError(
             f"an adapter must be for the pipeline's base model, but this one, for {base}, does not "
             f"fit {type(pipe).__name__}: {reason}"
         )
     pipe.set_adapters([name], [strength])
+
+
+def _misfit(adapter: "Adapter", pipe: Any) -> str:
+    """The first layer that a pipeline has not, or with other widths; empty if all fit."""
+    denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    for module, factor in adapter.factors.items():
+        component = component_of(module)
+        part = getattr(pipe, component, None) if component else denoiser
+        layers = dict(part.named_modules()) if part else {}
+        name = module.removeprefix(f"{component}.")
+        layer = layers.get(name, layers.get(name.removeprefix("text_model.")))
+        if layer is None:  # by the names of transformers 4 and 5
+            return f"it has no {module}"
+        weight = getattr(layer, "base_layer", layer).weight  # beneath other LoRAs
+        found = (weight[0].numel(), len(weight))
+        if found != (factor.in_features, factor.out_features):
+            return f"{module} is {(factor.in_features, factor.out_features)}, but {found} in it"
+    return ""
 
 
 def _loaded(pipe: Any) -> set[str]:
@@ -108,9 +122,9 @@ def _phrase(adapter: "Adapter") -> str:
 
 
 def _snippet(written: Path, *, peft: bool) -> str:
-    load = f'pipe.load_lora_weights("owner/name", weight_name="{written.name}")'
+    load = f'pipe.load_lora_weights("{REPOSITORY}", weight_name="{written.name}")'
     if peft:
-        load = 'model = PeftModel.from_pretrained(model, "owner/name")'
+        load = f'model = PeftModel.from_pretrained(model, "{REPOSITORY}")'
     return f"```python\n{load}  # of this repository, or a folder\n```"
 
 

@@ -10,6 +10,8 @@ from lorasynth.core.atomic import write_bytes
 from lorasynth.core.errors import LorasynthError
 
 FILE, IMAGES = "README.md", "images"
+#: What stands for the repository's name in examples of cards.
+REPOSITORY = "owner/name"
 _MARK = "<!-- Written by lorasynth, which replaces it when it writes here again. -->"
 
 
@@ -81,6 +83,13 @@ def names_in(folder: Path | str) -> list[str]:
     except (OSError, UnicodeDecodeError):
         return []
     return [FILE, f"{IMAGES}/*"] if ours else []
+
+
+def name_repository(folder: Path, name: str) -> None:
+    """Put a repository's name into the examples of the card in a folder, if there is one."""
+    if names_in(folder):
+        text = (folder / FILE).read_text(encoding="utf-8")
+        write_bytes(folder / FILE, text.replace(f'{REPOSITORY}"', f'{name}"').encode())
 
 
 def as_list(facts: Mapping[str, object]) -> str:

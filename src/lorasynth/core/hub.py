@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+from lorasynth.core.card import name_repository
 from lorasynth.core.errors import BundleError, LorasynthError
 from lorasynth.core.places import HUB, repository
 
@@ -65,10 +66,10 @@ def fetch(
 
 
 def upload(folder: Path, name: str, **options: Unpack[Upload]) -> str:
-    """Make all files of a folder the content of a repository, which is made if there is none.
+    """Commit all files of a folder to a repository, which is made if there is none.
 
     Args:
-        folder: what to upload.
+        folder: what to upload; its model card is told the repository's name.
         name: of the repository, owner/name.
         **options: see `Upload`.
 
@@ -81,13 +82,17 @@ def upload(folder: Path, name: str, **options: Unpack[Upload]) -> str:
     from huggingface_hub import HfApi
 
     name = repository(f"{HUB}{name.removeprefix(HUB)}") or name
+    name_repository(folder, name)
     hub = HfApi(token=options.get("token"))
     try:
         hub.create_repo(name, private=options.get("private"), exist_ok=True)
+        revision = options.get("revision")
+        if revision is not None and not revision.startswith("refs/"):
+            hub.create_branch(name, branch=revision, exist_ok=True)
         made = hub.upload_folder(
             repo_id=name,
             folder_path=folder,
-            revision=options.get("revision"),
+            revision=revision,
             create_pr=options.get("create_pr", False),
             commit_message=options.get("commit_message", "Upload by lorasynth"),
         )
