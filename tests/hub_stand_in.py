@@ -75,7 +75,9 @@ class _Handler(BaseHTTPRequestHandler):
                 url = f"{self.server.address}/{name}"
                 return self._answer(409, {"error": "exists", "url": url})
             self.server.repositories[name] = {"main": {}}
-            self.server.private[name] = bool(asked.get("private"))
+            self.server.private[name] = asked.get("visibility") == "private" or bool(
+                asked.get("private")
+            )
             return self._answer(200, {"url": f"{self.server.address}/{name}"})
         found = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit|branch)/(.+)", path)
         if not found or found[1] not in self.server.repositories:

@@ -414,11 +414,12 @@ class Synthesizer:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "Synthesizer":
-        """The synthesizer on another device, in another precision; its encoder stays as it is."""
-        hypernet, codec = (
-            part.to(device=device, dtype=dtype) for part in (self.hypernet, self.codec)
-        )
-        return replace(self, hypernet=hypernet, codec=codec)
+        """The synthesizer on another device, in another precision; its encoder stays as it is.
+
+        As of torch's modules, what this one holds is moved, too.
+        """
+        to: dict[str, Any] = {"device": device, "dtype": dtype}
+        return replace(self, hypernet=self.hypernet.to(**to), codec=self.codec.to(**to))
 
     @property
     def fingerprint(self) -> str:

@@ -13,7 +13,9 @@ from lorasynth import __version__
 from lorasynth.adapter import handing
 from lorasynth.adapter.factors import Factor, Factors, map_factors, require_finite, scaled
 from lorasynth.adapter.layout import Kernel, Layout
+from lorasynth.core.card import Card
 from lorasynth.core.errors import LayoutError
+from lorasynth.core.hub import Upload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +90,7 @@ class Adapter:
         """The adapter in another floating-point type."""
         return replace(self, factors=map_factors(lambda tensor: tensor.to(dtype), self.factors))
 
-    def save(
-        self, path: Path | str, format: str = "auto", card: "handing.Card | None" = None
-    ) -> Path:
+    def save(self, path: Path | str, format: str = "auto", card: Card | None = None) -> Path:
         """Write a file that other programs load; returns the path that was written.
 
         Args:
@@ -130,9 +130,7 @@ class Adapter:
         """
         handing.load_into(self, pipe, name, strength)
 
-    def push_to_hub(
-        self, name: str, card: "handing.Card", **options: Unpack["handing.Upload"]
-    ) -> str:
+    def push_to_hub(self, name: str, card: Card, **options: Unpack[Upload]) -> str:
         """Upload the adapter with a model card, as `load_lora_weights` reads it from the hub.
 
         Args:

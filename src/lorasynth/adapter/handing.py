@@ -54,7 +54,7 @@ def _misfit(adapter: "Adapter", pipe: Any) -> str:
     for module, factor in adapter.factors.items():
         component = component_of(module)
         part = getattr(pipe, component, None) if component else denoiser
-        layers = dict(part.named_modules()) if part else {}
+        layers: dict[str, Any] = dict(part.named_modules()) if part else {}
         name = module.removeprefix(f"{component}.")
         layer = layers.get(name, layers.get(name.removeprefix("text_model.")))
         if layer is None:  # by the names of transformers 4 and 5
