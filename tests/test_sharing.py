@@ -237,30 +237,38 @@ for what in (
 """
 
 
+def run_at(server: Hub, home: Path, script: str, *arguments: object) -> str:
+    """What a script prints, in a process for which the stand-in is the hub."""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": server.address,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(home / "home"),
+        "HF_TOKEN": TOKEN,
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        cwd=home,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def pushed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Hub, list[str], Path]:
     """The stand-in after all was pushed and fetched, what was printed, and the cache."""
     home = tmp_path_factory.mktemp("hub")
     with hub() as server:
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": server.address,
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HOME": str(home / "home"),
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]),
-        }
         places = [ROOT / "bundle" / "synthesizer", PHOTO, home / "cache", TOKEN]
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, *places],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=250,
-        )
-    assert done.returncode == 0, done.stderr
-    return server, done.stdout.splitlines(), home / "cache"
+        printed = run_at(server, home, SCRIPT, *places).splitlines()
+    return server, printed, home / "cache"
 
 
 def test_a_synthesizer_goes_to_the_hub_and_comes_back(pushed: tuple[Hub, list[str], Path]) -> None:
@@ -302,3 +310,18 @@ def test_what_the_hub_refuses_is_a_line(pushed: tuple[Hub, list[str], Path]) -> 
 def test_a_lora_is_shared_only_with_consent(adapter: Adapter) -> None:
     with pytest.raises(ConfigError, match=r"must say whom .* give Card\(consent=...\)"):
         adapter.push_to_hub("me/lora", Card())
+
+
+def test_the_blocks_of_the_page_run_one_after_another(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "diffusers.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(blocks) == 5
+    for name in ("bundle", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    check = "\nprint(image.size, pipe.get_active_adapters(), again.knows)"
+    with hub() as server:
+        printed = run_at(server, tmp_path, "".join(blocks) + check)
+    assert printed.split("\n")[0] == "(64, 64) ['by_hand'] drawn avatars"
+    assert set(server.repositories) == {"me/my-synthesizer", "me/my-lora"}
+    assert (tmp_path / "my-lora" / "pytorch_lora_weights.safetensors").is_file()
+    assert_private((tmp_path / "my-synthesizer" / "README.md").read_text())

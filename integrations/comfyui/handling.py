@@ -118,8 +118,8 @@ def apply(model: Any, clip: Any, lora: Tensors, strength: float) -> tuple[Any, A
     ends = (".lora_down.weight", ".lora_A.weight")
     downs = {key.removesuffix(end): lora[key] for key in lora for end in ends if key.endswith(end)}
     found = {stem: keys[stem] for stem in downs if stem in keys}
-    metadata = lora.adapter.metadata.extra if isinstance(lora, Lora) else {}
-    whose = f"the LoRA is for another base model, {metadata.get('base_name', 'unknown')}: "
+    extra = lora.adapter.metadata.extra if isinstance(lora, Lora) else {}
+    whose = f"the LoRA is for another base model ({extra.get('base_name', 'of unknown name')}): "
     if not found:
         raise LayoutError(f"{whose}this MODEL has none of its {len(downs)} layers")
     for stem, key in found.items():

@@ -334,8 +334,8 @@ def test_avatars_are_edited_and_blended(folder: Path, results: dict[str, Any]) -
 
 ERRORS = {
     "no face": "must show what the encoder 'avatar-and-reader' knows, drawn avatars",
-    "other widths": "the LoRA is for another base model, base: lora_unet_",
-    "other layers": "another base model, unknown: this MODEL has none of its 1 layers",
+    "other widths": "the LoRA is for another base model (base): lora_unet_",
+    "other layers": "another base model (of unknown name): this MODEL has none of its 1 layers",
     "no such attribute": "an attribute must be one of",
     "no library": "edits need the latents of a library",
     "outside": "outside the output folder",
