@@ -13,9 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hub_stand_in import TOKEN, Hub, hub
-from lorasynth import Adapter, Synthesizer
+from lorasynth import Adapter, Card, Synthesizer
 from lorasynth.adapter import AdapterMetadata, Factor
-from lorasynth.core.card import Card
 from lorasynth.core.errors import ConfigError, LayoutError, LorasynthError
 from tiny_pipelines import build
 
@@ -210,8 +209,7 @@ def test_the_card_of_a_synthesizer(synth: Synthesizer, tmp_path: Path) -> None:
 
 SCRIPT = """
 import sys
-from lorasynth import Synthesizer
-from lorasynth.core.card import Card
+from lorasynth import Card, Synthesizer
 from lorasynth.core.errors import LorasynthError
 
 bundle, photo, cache, token = sys.argv[1:]

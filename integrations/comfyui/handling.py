@@ -124,6 +124,7 @@ def apply(model: Any, clip: Any, lora: Tensors, strength: float) -> tuple[Any, A
         raise LayoutError(f"{whose}this MODEL has none of its {len(downs)} layers")
     for stem, key in found.items():
         weight, needs = weights[key if isinstance(key, str) else key[0]], downs[stem][0].numel()
-        if (has := weight[0].numel()) != needs:
+        has = weight.shape[1:].numel() if weight.is_floating_point() else needs  # else it is packed
+        if has != needs:
             raise LayoutError(f"{whose}{stem} has {needs} inputs, but {has} in this MODEL")
     return comfy.sd.load_lora_for_models(model, clip, lora, strength, strength)
