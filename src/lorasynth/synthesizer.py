@@ -551,7 +551,9 @@ class Synthesizer:
             BundleError: it is damaged, incomplete or cannot be fetched.
         """
         if on_hub := repository(name):
-            folder = fetch(on_hub, revision=revision, cache_dir=cache_dir, token=token)
+            folder = fetch(
+                on_hub, "a synthesizer", revision=revision, cache_dir=cache_dir, token=token
+            )
         else:
             folder = folder_of(name, "a synthesizer", BundleError)
         checksums.verify(folder)

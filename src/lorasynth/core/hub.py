@@ -28,20 +28,20 @@ class Upload(TypedDict, total=False):
 
 def fetch(
     name: str,
+    what: str,
     *,
     revision: str | None = None,
     cache_dir: Path | str | None = None,
     token: str | None = None,
-    local_files_only: bool = False,
 ) -> Path:
     """The folder in the cache that holds a repository, fetched where it is not there yet.
 
     Args:
         name: of the repository, owner/name.
+        what: how messages call what is in it, such as "a synthesizer".
         revision: branch, tag or commit.
         cache_dir: of what was fetched; default: the hub's own.
         token: for a private repository; default: that of `hf auth login`.
-        local_files_only: fetch nothing.
 
     Raises:
         BundleError: it is not there, or cannot be fetched.
@@ -49,20 +49,13 @@ def fetch(
     from huggingface_hub import snapshot_download  # only what is on the hub needs it
 
     try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                cache_dir=cache_dir,
-                token=token,
-                local_files_only=local_files_only,
-            )
-        )
+        where = snapshot_download(name, revision=revision, cache_dir=cache_dir, token=token)
     except Exception as error:
         raise BundleError(
-            f"a repository must be a folder or {HUB}owner/name, but {HUB}{name} is not usable "
+            f"{what} must be a folder or {HUB}owner/name, but {HUB}{name} is not usable "
             f"({_reason(error)})"
         ) from error
+    return Path(where)
 
 
 def upload(folder: Path, name: str, **options: Unpack[Upload]) -> str:
