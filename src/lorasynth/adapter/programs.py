@@ -18,12 +18,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from lorasynth.adapter.components import component_of
-from lorasynth.adapter.families.contract import CLIP, T5, Family, component_number
+from lorasynth.adapter.components import component_number, component_of
+from lorasynth.adapter.families.contract import CLIP, T5, Family
+from lorasynth.adapter.names import expanded
 
 DIFFUSERS, COMFYUI, A1111 = "diffusers 0.42", "ComfyUI", "A1111, Forge"
 KOHYA, PEFT = "kohya", "PEFT"
 PROGRAMS = (DIFFUSERS, COMFYUI, A1111, KOHYA, PEFT)
+#: What ComfyUI reads of every family that it has, whatever the endings.
+_PUBLISHED = "{lora_unet_,diffusion_model.} * published;"
 _BLOCK = re.compile(r".*?\.\d+\.")
 
 
@@ -98,7 +101,8 @@ class _Rule:
 
 @cache
 def _rules(text: str) -> tuple[_Rule, ...]:
-    parts = [rule.split() for rule in text.split(";") if rule.strip()]
+    whole = [rule for rule in text.split(";") if rule.strip()]
+    parts = [one.split() for rule in whole for one in expanded(rule)]
     return tuple(_Rule(prefix, end, names, tuple(marks)) for prefix, end, names, *marks in parts)
 
 
@@ -126,7 +130,9 @@ def unread(family: Family, program: str, spelled: Mapping[str, Spelling]) -> set
         program: `DIFFUSERS` or `COMFYUI`.
         spelled: module -> how the file spells it.
     """
-    rules = _rules(family.diffusers_reads if program == DIFFUSERS else family.comfyui_reads)
+    rules = _rules(family.diffusers_reads)
+    if program == COMFYUI:
+        rules = () if family.comfyui_reads is None else _rules(_PUBLISHED + family.comfyui_reads)
     lost = set()
     denoiser = {module: one for module, one in spelled.items() if not component_of(module)}
     for module, spelling in spelled.items():

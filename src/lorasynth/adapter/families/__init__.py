@@ -1,28 +1,28 @@
 """Families of base models: what their layers are called, and which one an adapter is made for.
 
-A family is one short file here and its name in `FAMILIES`.
+A family is one entry of `tables`.
 """
 
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from lorasynth.adapter.components import DENOISER, component_of
-from lorasynth.adapter.families.anima import ANIMA
-from lorasynth.adapter.families.auraflow import AURAFLOW
-from lorasynth.adapter.families.contract import TEXT_TABLES, Family, component_number
-from lorasynth.adapter.families.flux1 import CHROMA, FLUX1
-from lorasynth.adapter.families.flux2 import FLUX2
-from lorasynth.adapter.families.hidream import HIDREAM
-from lorasynth.adapter.families.ideogram4 import IDEOGRAM4
-from lorasynth.adapter.families.krea2 import KREA2
-from lorasynth.adapter.families.ltx import LTX
-from lorasynth.adapter.families.lumina import LUMINA2, Z_IMAGE
-from lorasynth.adapter.families.pixart import PIXART, SANA
-from lorasynth.adapter.families.qwen_image import QWEN_IMAGE
-from lorasynth.adapter.families.sd3 import SD3
-from lorasynth.adapter.families.stable_diffusion import OTHER_UNET, SD1, SD2, SDXL
-from lorasynth.adapter.families.wan import WAN
+from lorasynth.adapter.components import DENOISER, component_number, component_of
+from lorasynth.adapter.families.contract import TEXT_TABLES, Family
+from lorasynth.adapter.families.tables import (
+    CHROMA,
+    FAMILIES,
+    FLUX1,
+    FLUX2,
+    LUMINA2,
+    OTHER_UNET,
+    QWEN_IMAGE,
+    SD1,
+    SD2,
+    SD3,
+    SDXL,
+    Z_IMAGE,
+)
 from lorasynth.adapter.layout import Layout
 from lorasynth.core.errors import ConfigError
 
@@ -38,29 +38,6 @@ __all__ = [
     "family_of",
     "stated_family",
 ]
-
-#: By the names that `--family` takes.
-FAMILIES: Mapping[str, Family] = {
-    "sd1": SD1,
-    "sd2": SD2,
-    "sdxl": SDXL,
-    "sd3": SD3,
-    "flux1": FLUX1,
-    "chroma": CHROMA,
-    "flux2": FLUX2,
-    "z-image": Z_IMAGE,
-    "lumina2": LUMINA2,
-    "qwen-image": QWEN_IMAGE,
-    "wan": WAN,
-    "hidream": HIDREAM,
-    "pixart": PIXART,
-    "sana": SANA,
-    "auraflow": AURAFLOW,
-    "krea2": KREA2,
-    "anima": ANIMA,
-    "ltx": LTX,
-    "ideogram4": IDEOGRAM4,
-}
 
 #: What header entries that name a family begin with, beside the family's own.
 _STATED = (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lorasynth.adapter.adapter import Adapter
-from lorasynth.adapter.components import component_of, split
+from lorasynth.adapter.components import component_number, component_of, split
 from lorasynth.adapter.factors import Factor, pad_rank
 from lorasynth.adapter.families import (
     FLUX1,
@@ -18,7 +18,7 @@ from lorasynth.adapter.families import (
     Verdict,
     family_of,
 )
-from lorasynth.adapter.families.contract import LANGUAGE, component_number, kind_of
+from lorasynth.adapter.families.contract import LANGUAGE, kind_of
 from lorasynth.adapter.files.container import to_bytes
 from lorasynth.adapter.files.fused import fuse, swap_halves
 from lorasynth.adapter.files.header import CONFIG_KEY, MODULES_KEY, described

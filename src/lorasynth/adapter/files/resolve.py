@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorasynth.adapter.families import FAMILIES, OTHER_UNET, Family, Verdict, decide
-from lorasynth.adapter.families.contract import CLIP, TEXT_TABLES, component_name, kind_of
+from lorasynth.adapter.components import component_name
+from lorasynth.adapter.families.contract import CLIP, TEXT_TABLES, kind_of
 from lorasynth.adapter.files.header import MODULES_KEY
 from lorasynth.adapter.files.keys import Key
 from lorasynth.adapter.layout import Kernel
