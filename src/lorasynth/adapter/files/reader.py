@@ -13,7 +13,13 @@ from torch import Tensor
 from lorasynth.adapter.adapter import Adapter
 from lorasynth.adapter.factors import Factor
 from lorasynth.adapter.families import Family, Verdict, stated_family
-from lorasynth.adapter.files.container import Content, read_tensors, weights_file
+from lorasynth.adapter.files.container import (
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    Content,
+    read_tensors,
+    weights_file,
+)
 from lorasynth.adapter.files.fused import separate, swap_halves
 from lorasynth.adapter.files.header import CONFIG_KEY, from_header
 from lorasynth.adapter.files.keys import Key, parse_all
@@ -23,8 +29,6 @@ from lorasynth.adapter.layout import Kernel
 from lorasynth.adapter.programs import Spelling
 from lorasynth.core.errors import FileFormatError, LayoutError
 
-_PEFT_WEIGHTS = "adapter_model.safetensors"
-_PEFT_CONFIG = "adapter_config.json"
 #: Class of a model that a PEFT folder is for -> the part of a pipeline.
 _TEXT_CLASSES = {"CLIPTextModel": "te1", "CLIPTextModelWithProjection": "te2"}
 
@@ -190,8 +194,8 @@ def _modules(pair: Pair, resolved: Resolved) -> Iterator[tuple[str, Factor]]:
 
 def _configuration(content: Content, form: str) -> tuple[dict[str, AlphaOf], str]:
     """Rules for alpha by part of the pipeline (`*`: all), and the text encoder of a PEFT folder."""
-    if form == "peft" and content.path.name == _PEFT_WEIGHTS:
-        path = content.path.parent / _PEFT_CONFIG
+    if form == "peft" and content.path.name == PEFT_WEIGHTS:
+        path = content.path.parent / PEFT_CONFIG
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasynth.adapter.families import FAMILIES, OTHER_UNET, Family, Verdict, decide
+from lorasynth.adapter.families import FAMILIES, OTHER_UNET, Family, Verdict, decide, stated_family
 from lorasynth.adapter.components import component_name
 from lorasynth.adapter.families.contract import CLIP, TEXT_TABLES, kind_of
 from lorasynth.adapter.files.header import MODULES_KEY
@@ -75,9 +75,8 @@ def resolve(
     listed = _listed(header, path)
     if not options or listed:
         return _without_family(path, shapes, listed)
-    verdict = decide(
-        [(found, _module_shapes(layers, shapes)) for found, layers in options.items()], header
-    )
+    widths = {found: _module_shapes(layers, shapes) for found, layers in options.items()}
+    verdict = decide(widths, stated_family(header))
     meanings = [options[candidate] for candidate in verdict.candidates]
     if any(meaning != meanings[0] for meaning in meanings):
         raise FileFormatError(
