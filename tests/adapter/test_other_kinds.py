@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lorasynth.adapter import Adapter, Factor, norm
-from lorasynth.adapter.files.other_kinds import read_any
+from lorasynth.adapter.files.conversion import read_any
 from lorasynth.adapter.lowrank import of_kronecker, of_matrix, truncated
 from lorasynth.adapter.merging import merged
 from lorasynth.core.errors import ConfigError, FileFormatError, LayoutError

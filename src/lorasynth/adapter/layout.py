@@ -26,8 +26,8 @@ from lorasynth.core.errors import LayoutError
 VERSION = 1
 
 
-#: Height and width of a convolution's kernel.
-Kernel: TypeAlias = tuple[int, int]
+#: Height and width of a convolution's kernel; of one over time, its frames before.
+Kernel: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Slot:
         if self.kernel is not None and self.in_features % math.prod(self.kernel):
             raise LayoutError(
                 f"the input of a convolution must be whole channels, but {self.module} has in "
-                f"{self.in_features} with a kernel of {self.kernel[0]} x {self.kernel[1]}"
+                f"{self.in_features} with a kernel of {' x '.join(map(str, self.kernel))}"
             )
 
     @property
@@ -240,7 +240,7 @@ class Layout:
                     int(slot["in"]),
                     int(slot["out"]),
                     int(slot["rank"]),
-                    _kernel(slot.get("kernel")),
+                    tuple(map(int, kernel)) if (kernel := slot.get("kernel")) else None,
                 )
                 for slot in value["slots"]
             )
@@ -257,10 +257,3 @@ class Layout:
         """Short hash that two layouts share exactly if they are equal."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _kernel(value: Any) -> Kernel | None:
-    if value is None:
-        return None
-    height, width = value
-    return int(height), int(width)

@@ -51,7 +51,7 @@ def convert(
     LoHa, LoKr, Tucker cores and whole differences become a LoRA, exactly where --rank allows.
     """
     from lorasynth.adapter.families import family_named
-    from lorasynth.adapter.files.other_kinds import read_any
+    from lorasynth.adapter.files.conversion import read_any
 
     writer = _chosen(out, file_format, program)
     _check_dtype(dtype)
@@ -135,7 +135,7 @@ def extract(
 ) -> None:
     """Make a LoRA of the difference of two checkpoints, read layer by layer."""
     from lorasynth.adapter.families import family_named
-    from lorasynth.adapter.files.extraction import extracted
+    from lorasynth.adapter.files.conversion import extracted
 
     writer = _chosen(out, file_format, None)
     _check_dtype(dtype)

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, TensorSpec, safe_open, serialize
 from torch import Tensor
 
 from lorasynth.core.errors import FileFormatError
@@ -89,7 +88,8 @@ def to_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
     place where numbers would be if the header had kohya's entries (`ss_...`) only.
     """
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    data = memoryview(safetensors.torch.save(plain))
+    # as safetensors.torch.save does, which looks for shared memory first, for longer than it writes
+    data = memoryview(serialize({key: _spec(tensor) for key, tensor in plain.items()}))
     end = 8 + int.from_bytes(data[:8], "little")
     text, numbers = bytes(data[8:end]), data[end:]
     kohyas = {key: value for key, value in header.items() if key.startswith("ss_")}
@@ -98,6 +98,15 @@ def to_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
     legacy = hashlib.sha256(numbers[place : place + 0x10000]).hexdigest()[:8]
     hashes = dict(zip(HASHES, (f"0x{whole}", legacy, whole), strict=True))
     return b"".join([_beginning(text, {**header, **hashes}), numbers])
+
+
+def _spec(tensor: Tensor) -> TensorSpec:
+    return TensorSpec(
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        shape=tensor.shape,
+        data_ptr=tensor.data_ptr(),
+        data_len=tensor.nbytes,
+    )
 
 
 def _beginning(text: bytes, header: Mapping[str, str]) -> bytes:

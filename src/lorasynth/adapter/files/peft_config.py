@@ -78,13 +78,13 @@ def parse_config(text: str, what: str) -> dict[str, Any]:
     return value
 
 
-def alpha_from(config: Mapping[str, Any], path: Path) -> AlphaOf:
-    """Alpha of a module and its rank, as PEFT would read it from a config.
+def alpha_from(config: Mapping[str, Any], path: Path, *, dora: bool = False) -> AlphaOf:
+    """Alpha of a module and its rank, as PEFT would read it from a config; `dora`: of DoRA too.
 
     Raises:
         FileFormatError: the config is of another kind of adapter, or has no usable alpha.
     """
-    _refuse_other_kinds(config, path)
+    _refuse_other_kinds({**config, "use_dora": False} if dora else config, path)
     pattern = config.get("alpha_pattern") or {}
     default = _number(config.get("lora_alpha"), path)
     if not isinstance(pattern, Mapping):

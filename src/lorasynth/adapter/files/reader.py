@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +83,12 @@ def read(path: Path | str, family: Family | None = None) -> LoraFile:
     keys = parse_all(content.path, content.tensors)
     refuse_other_kinds(content.path, keys)
     form = format_of(keys)
-    config, tag = _configuration(content, form)
-    if tag:
-        keys = {key: replace(found, tag=tag) for key, found in keys.items()}
+    config = configuration(content, form)
+    if config.tag:
+        keys = {key: replace(found, tag=config.tag) for key, found in keys.items()}
     pairs = list(_pairs(content, keys, config))
     states_alpha = (
-        bool(config)
+        bool(config.rules)
         or "ss_network_alpha" in content.header
         or any(found.part == "alpha" for found in keys.values())
     )
@@ -192,8 +192,30 @@ def _modules(pair: Pair, resolved: Resolved) -> Iterator[tuple[str, Factor]]:
 # Configurations
 
 
-def _configuration(content: Content, form: str) -> tuple[dict[str, AlphaOf], str]:
-    """Rules for alpha by part of the pipeline (`*`: all), and the text encoder of a PEFT folder."""
+@dataclass(frozen=True)
+class Configuration:
+    """What a file's configuration says, if it has one.
+
+    Attributes:
+        rules: for alpha, by part of the pipeline; `*` for all.
+        tag: the text encoder that a PEFT folder is for.
+    """
+
+    rules: Mapping[str, AlphaOf] = field(default_factory=dict)
+    tag: str = ""
+
+    def alpha(self, key: Key, rank: int) -> float:
+        """Alpha of a layer; the rank where nothing is said."""
+        rule = self.rules.get("*") or self.rules.get(key.prefix.rstrip("."))
+        return rule(key.name, rank) if rule else float(rank)
+
+
+def configuration(content: Content, form: str, *, dora: bool = False) -> Configuration:
+    """The configuration beside a file or in its header; `dora`: of DoRA too.
+
+    Raises:
+        FileFormatError: it is damaged, is missing, or is that of another kind of adapter.
+    """
     if form == "peft" and content.path.name == PEFT_WEIGHTS:
         path = content.path.parent / PEFT_CONFIG
         try:
@@ -206,7 +228,9 @@ def _configuration(content: Content, form: str) -> tuple[dict[str, AlphaOf], str
         config = parse_config(text, str(path))
         mapping = config.get("auto_mapping")
         kind = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
-        return {"*": alpha_from(config, path)}, _TEXT_CLASSES.get(str(kind), "")
+        return Configuration(
+            {"*": alpha_from(config, path, dora=dora)}, _TEXT_CLASSES.get(str(kind), "")
+        )
     if form == "diffusers" and CONFIG_KEY in content.header:
         what = f"the header entry {CONFIG_KEY} of {content.path}"
         config = parse_config(content.header[CONFIG_KEY], what)
@@ -214,16 +238,16 @@ def _configuration(content: Content, form: str) -> tuple[dict[str, AlphaOf], str
         for key, value in config.items():
             part, _, option = str(key).partition(".")
             parts.setdefault(part, {})[option] = value
-        return {part: alpha_from(rules, content.path) for part, rules in parts.items()}, ""
-    return {}, ""
+        return Configuration({
+            part: alpha_from(rules, content.path, dora=dora) for part, rules in parts.items()
+        })
+    return Configuration()
 
 
 # Tensors
 
 
-def _pairs(
-    content: Content, keys: Mapping[str, Key], config: Mapping[str, AlphaOf]
-) -> Iterator[Pair]:
+def _pairs(content: Content, keys: Mapping[str, Key], config: Configuration) -> Iterator[Pair]:
     groups: dict[str, dict[str, Tensor]] = {}
     samples: dict[str, Key] = {}
     for key, found in keys.items():
@@ -240,10 +264,9 @@ def _pairs(
         parts = groups[spelled]
         factor, kernel = pair_of(content.path, spelled, parts)
         sample = samples[spelled]
-        rule = config.get("*") or config.get(sample.prefix.rstrip("."))
         stated: Tensor | float | None = parts.get("alpha")
         if stated is None:
-            stated = rule(sample.name, factor.rank) if rule else float(factor.rank)
+            stated = config.alpha(sample, factor.rank)
         alpha = number(content.path, spelled, stated)
         yield Pair(sample, fold(factor, alpha / factor.rank), kernel, alpha)
 
@@ -263,9 +286,9 @@ def pair_of(path: Path, name: str, parts: Mapping[str, Tensor]) -> tuple[Factor,
                 f"{name[:200]} without its partner {endings[part]}"
             )
     a, b = parts["down"], parts["up"]
-    kernel = (a.shape[2], a.shape[3]) if a.dim() == 4 else None
-    flat = kernel is None or tuple(b.shape[2:]) == (1, 1)
-    if {a.dim(), b.dim()} not in ({2}, {4}) or not flat or 0 in (*a.shape, *b.shape):
+    kernel = tuple(a.shape[2:]) if a.dim() > 2 else None
+    flat = set(b.shape[2:]) <= {1}
+    if a.dim() != b.dim() or a.dim() not in (2, 4, 5) or not flat or 0 in (*a.shape, *b.shape):
         raise _contradiction(path, name, a, b)
     factor = Factor(a.flatten(1), b.flatten(1))
     if factor.A.shape[0] != factor.B.shape[1]:
