@@ -31,7 +31,7 @@ from lorasynth.codec.streamed_vae import StreamingConfig, fit_streamed
 from lorasynth.core.weights import write_weights
 from lorasynth.hypernet import TrainingSet
 from lorasynth.hypernet.train import HypernetConfig, train
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile
 
 MEMORY = 4 * 10**9

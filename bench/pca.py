@@ -4,7 +4,7 @@
     python bench/pca.py --rows 1024 --width 9984 --latents 64    # a minute
     python bench/pca.py --rows 300 --width 600 --latents 16      # smoke
 
-Vectors have a power-law spectrum and known components (`library.synthetic`), so the captured
+Vectors have a power-law spectrum and known components (`synthetic_vectors`), so the captured
 variance is exact, whatever an implementation reports.  They are made once, as an .npy file, and
 each implementation runs in a process of its own, where time and peak memory (resident set) are
 taken.  Those that want the vectors in memory read the file within the time.  `loss` is the share of
@@ -50,7 +50,7 @@ from torch import Tensor
 
 from lorasynth.codec import PCAConfig
 from lorasynth.codec.out_of_core import OutOfCoreConfig, fit_out_of_core
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile
 
 #: An implementation: from the file of vectors and the options to orthonormal components.

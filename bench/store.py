@@ -26,7 +26,7 @@ from rich.table import Table
 
 from lorasynth.library import streaming_statistics
 from lorasynth.library.blocks import read_ahead, read_rows
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile, write_vectors
 
 READ = 8 << 20

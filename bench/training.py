@@ -44,7 +44,7 @@ from lorasynth.core.checkpoint import Checkpoint
 from lorasynth.engine.trainer import Optimisation
 from lorasynth.hypernet import TrainingSet
 from lorasynth.hypernet.train import HypernetConfig, _Run
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile
 from pca import peak_bytes
 

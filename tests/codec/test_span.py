@@ -12,7 +12,7 @@ from lorasynth.codec import VAE, VAEConfig
 from lorasynth.codec.scaled import Scaled, ScaledConfig
 from lorasynth.codec.span import Span
 from lorasynth.codec.vae_training import InMemory, Training, split
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 ROWS, WIDTH = 60, 400
 CONFIG = VAEConfig(latents=8, epochs=40, beta=0.02)

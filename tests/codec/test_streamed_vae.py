@@ -14,7 +14,7 @@ from lorasynth.codec import VAE, VAEConfig
 from lorasynth.codec.streamed_vae import StreamingConfig, choose_way, fit_streamed
 from lorasynth.core.checkpoint import Checkpoint
 from lorasynth.core.errors import BundleError, ConfigError, LibraryError
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile, write_vectors
 
 GB = 10**9

@@ -52,8 +52,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     root = tmp_path_factory.mktemp("published")
     torch.manual_seed(0)
     shrunk_stable_diffusion(SHRINK).save_pretrained(root / "base")
-    imitate = ["library", "imitate", root / "files", "--rows", ROWS, "--shrink", SHRINK]
-    assert call(imitate) == 0
+    imitate_w2w(root / "files", ROWS, SHRINK)
     return Published(root / "files", root / "base", save_encoder(root / "encoder"))
 
 

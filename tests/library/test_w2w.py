@@ -23,10 +23,10 @@ from bounds import cheap
 from lorasynth.adapter import canonicalise, choose_reference
 from lorasynth.core.errors import FileFormatError, LayoutError, LibraryError, LorasynthError
 from lorasynth.library import Library
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 from lorasynth.library.torch_files import SavedMatrix
 from lorasynth.library.w2w import PANDAS, import_w2w, published_layout
-from lorasynth.library.w2w_synthetic import PUBLISHED_ROWS, dimensions_of, imitate_w2w
+from w2w_files import PUBLISHED_ROWS, dimensions_of, imitate_w2w
 
 ROWS, SHRINK = 40, 64
 

@@ -25,8 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.adapter.factors import Factor, Factors, divide, map_factors
-from lorasynth.adapter.gauge import GAUGES, Balanced, Gauge
-from lorasynth.adapter.lapack import solve_batch
+from lorasynth.adapter.gauge import GAUGES, Balanced, Gauge, solve_batch
 from lorasynth.adapter.layout import Layout
 from lorasynth.core.device import exact_device
 from lorasynth.core.errors import LayoutError

@@ -14,6 +14,7 @@ from lorasynth.adapter.adapter import Adapter, AdapterMetadata
 from lorasynth.adapter.factors import Factor
 from lorasynth.adapter.files import LoraFile, read
 from lorasynth.adapter.files.header import CONFIG_KEY
+from lorasynth.adapter.layout import Layout
 from lorasynth.adapter.programs import (
     COMFYUI,
     DIFFUSERS,
@@ -46,6 +47,7 @@ class Inspection:
         ranks: rank -> number of modules.
         alphas: alpha as the file states it -> number of its layers.
         dtype: of its numbers.
+        layout: its modules and their widths.
         modules: adapted modules.
         parameters: numbers in all A and B.
         norms: Frobenius norm of ΔW of each block of the model, in the model's order.
@@ -64,6 +66,7 @@ class Inspection:
     ranks: dict[int, int]
     alphas: dict[float, int]
     dtype: str
+    layout: Layout
     modules: int
     parameters: int
     norms: dict[str, float]
@@ -98,6 +101,7 @@ def inspect_file(path: Path) -> Inspection:
         ranks=dict(sorted(Counter(factor.rank for factor in factors).items())),
         alphas=dict(sorted(Counter(found.alphas.values()).items())),
         dtype=str(found.dtype).removeprefix("torch."),
+        layout=adapter.layout,
         modules=len(adapter.factors),
         parameters=adapter.layout.size,
         norms=block_norms(norms),

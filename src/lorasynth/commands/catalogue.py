@@ -17,6 +17,13 @@ _OWN: dict[str, str] = {
     "edit": "edit:Edit",
     "interpolate": "edit:Interpolate",
     "sample": "edit:Sample",
+    "inspect": "lora:Inspect",
+    "convert": "lora:Convert",
+    "resize": "lora:Resize",
+    "merge": "lora:Merge",
+    "extract": "lora:Extract",
+    "import loras": "importing:ImportLoras",
+    "import w2w": "importing:ImportW2W",
 }
 
 _GROUP = "lorasynth.commands"

@@ -132,25 +132,6 @@ def forget(
 
 
 @app.command()
-def imitate(
-    folder: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
-    rows: Annotated[int, typer.Option(help="Adapters; published are 64,974.", min=2)] = 1000,
-    shrink: Annotated[
-        int, typer.Option(help="Divides all widths: 1 (99,648 numbers), 2, 4, ... 64.", min=1)
-    ] = 1,
-    seed: Seed = 0,
-) -> None:
-    """Write files of the form of weights2weights' data set, with known principal components.
-
-    For trying out sizes: lorasynth import w2w FOLDER reads them.
-    """
-    from lorasynth.library.w2w_synthetic import imitate_w2w
-
-    layout = imitate_w2w(folder, rows, shrink, seed)
-    typer.echo(f"{folder}: {rows} adapters of {layout.size} numbers")
-
-
-@app.command()
 def join(
     out: Annotated[Path, typer.Argument(help="Library to make.", show_default=False)],
     parts: Annotated[

@@ -6,7 +6,7 @@ and GLoRA are refused by their names.  (The formulas are those of LyCORIS, Yeh e
 https://github.com/KohakuBlueleaf/LyCORIS.)
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -77,6 +77,17 @@ class Reduced:
     worst: float = 0.0
     left_out: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, file: LoraFile, parts: Sequence[Nearest], **facts: tuple[str, ...]) -> "Reduced":
+        """What was made of the updates of its layers."""
+        return cls(
+            file,
+            rank=max(part.factor.rank for part in parts),
+            error=relative_error(parts),
+            worst=max(relative_error([part]) for part in parts),
+            **facts,
+        )
+
 
 #: Key, kernel and update of each layer.
 _Layers = list[tuple[Key, Kernel | None, Nearest]]
@@ -86,14 +97,8 @@ def _reduced(
     content: Content, layers: _Layers, form: str, family: Family | None, **facts: tuple[str, ...]
 ) -> Reduced:
     pairs = [Pair(k, part.factor, kernel, float(part.factor.rank)) for k, kernel, part in layers]
-    parts = [part for *_, part in layers]
-    return Reduced(
-        assemble(content, pairs, form, family, states_alpha=True),
-        rank=max(part.factor.rank for part in parts),
-        error=relative_error(parts),
-        worst=max(relative_error([part]) for part in parts),
-        **facts,
-    )
+    made = assemble(content, pairs, form, family, states_alpha=True)
+    return Reduced.of(made, [part for *_, part in layers], **facts)
 
 
 @torch.no_grad()

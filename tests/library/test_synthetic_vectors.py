@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors, _dct, _inverse_dct
+from synthetic_vectors import SyntheticConfig, SyntheticVectors, _dct, _inverse_dct
 from lorasynth.library.vectors import VectorFile
 
 
@@ -52,7 +52,7 @@ def test_the_full_size_has_the_spectrum_of_the_paper() -> None:
 
 
 def test_written_in_blocks(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("lorasynth.library.synthetic._BLOCK_BYTES", 8 * 20 * 3)
+    monkeypatch.setattr("synthetic_vectors._BLOCK_BYTES", 8 * 20 * 3)
     vectors = SyntheticVectors(SyntheticConfig(rows=10, width=20))
     vectors.write(tmp_path / "v.npy")
     assert torch.equal(VectorFile(tmp_path / "v.npy").all_vectors(), vectors.rows(0, 10))
