@@ -16,7 +16,6 @@ A and Bᵀ are r rows each and are treated alike: m modules are 2m such matrices
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from operator import attrgetter
 from typing import TypeAlias
 
@@ -94,12 +93,9 @@ def canonicalise(
         raw, results = _matrices(factors, modules), _matrices(done, modules)
         targets = _matrices(reference, modules) if reference and rule.needs_reference else None
         scratch = _Scratch(raw)
-        if raw[0].shape[-2] == 1:
-            fix = partial(_fix_vectors, list(_runs(raw, results)))
-        else:
-            fix = partial(_fix_matrices, scratch)
+        fix = _fix_vectors if raw[0].shape[-2] == 1 else _fix_matrices
         for rows in scratch.chunks:
-            fix(rule, [x[rows] for x in raw], targets, [x[rows] for x in results])
+            fix(scratch, rule, [x[rows] for x in raw], targets, [x[rows] for x in results])
         if targets and not rule.balanced:
             for result, target in zip(results[::2], targets[::2], strict=True):
                 result.copy_(target)
@@ -164,24 +160,23 @@ class _Scratch:
 
 
 def _fix_vectors(
-    runs: list[slice], rule: Gauge, raw: Matrices, targets: Matrices | None, results: Matrices
+    _: _Scratch, rule: Gauge, raw: Matrices, targets: Matrices | None, results: Matrices
 ) -> None:
     """Write the canonical form of 2m vectors, which are factors of rank 1, to `results`."""
     wide = _wide(raw[0].dtype)
-    vectors = [_merge(raw[run]).to(wide) for run in runs]
-    lengths = torch.cat([torch.linalg.vector_norm(x, dim=-1) for x in vectors], 1).double()
+    vectors = [x[:, 0].to(wide) for x in raw]
+    lengths = torch.stack([torch.linalg.vector_norm(x, dim=-1) for x in vectors], 1).double()
     spectrum = lengths.unflatten(1, (-1, 2)).prod(-1)
     change = divide(spectrum.sqrt().repeat_interleave(2, 1), lengths)
     if targets:
-        goals = [torch.cat(targets[run]).to(wide) for run in runs]
-        cross = [torch.linalg.vecdot(x, y) for x, y in zip(vectors, goals, strict=True)]
-        overlap = change * torch.cat(cross, 1)
+        pairs = zip(vectors, targets, strict=True)
+        overlap = change * torch.stack([torch.linalg.vecdot(x, y.to(wide)) for x, y in pairs], 1)
     else:
         overlap = change * lengths.square()
     turn = rule.change(_balanced(spectrum[..., None], overlap[..., None, None], targets))
     change *= turn[..., 0, 0].repeat_interleave(2, 1)
-    for run, x in zip(runs, vectors, strict=True):
-        torch.mul(x, change[:, run, None].to(wide), out=_merge(results[run]))
+    for index, (x, result) in enumerate(zip(vectors, results, strict=True)):
+        torch.mul(x, change[:, index, None].to(wide), out=result[:, 0])
 
 
 def _fix_matrices(
@@ -261,33 +256,6 @@ def _balance(
     for_a = torch.linalg.solve_triangular(lower.mT, vectors, upper=True).mT
     change = torch.stack((root * for_a, divide((lower @ vectors).mT, root)), 2)
     return change.flatten(1, 2), spectrum
-
-
-def _runs(raw: Matrices, results: Matrices) -> Iterator[slice]:
-    """Matrices of equal shape that follow each other in memory, in both lists."""
-    start = 0
-    for index in range(1, len(raw) + 1):
-        if index == len(raw) or not (_follows(raw, index) and _follows(results, index)):
-            yield slice(start, index)
-            start = index
-
-
-def _follows(matrices: Matrices, index: int) -> bool:
-    before, after = matrices[index - 1], matrices[index]
-    return (
-        before.shape == after.shape
-        and before.stride(0) == after.stride(0)
-        and before.stride(-1) == after.stride(-1) == 1
-        and before.data_ptr() + before.shape[-1] * before.element_size() == after.data_ptr()
-        and before.untyped_storage().data_ptr() == after.untyped_storage().data_ptr()
-    )
-
-
-def _merge(vectors: Matrices) -> Float[Tensor, "n k w"]:
-    """A run of vectors as one view."""
-    first = vectors[0]
-    n, _, width = first.shape
-    return first.as_strided((n, len(vectors), width), (first.stride(0), width, first.stride(-1)))
 
 
 def _matrices(factors: Factors, modules: Sequence[str]) -> Matrices:

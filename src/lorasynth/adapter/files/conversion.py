@@ -40,6 +40,7 @@ from lorasynth.adapter.files.reader import (
     number,
     pair_of,
     read,
+    shapes_of,
 )
 from lorasynth.adapter.files.resolve import resolve
 from lorasynth.adapter.layout import Kernel
@@ -93,11 +94,14 @@ class Reduced:
 _Layers = list[tuple[Key, Kernel | None, Nearest]]
 
 
+def _pairs(layers: _Layers) -> list[Pair]:
+    return [Pair(k, part.factor, kernel, float(part.factor.rank)) for k, kernel, part in layers]
+
+
 def _reduced(
     content: Content, layers: _Layers, form: str, family: Family | None, **facts: tuple[str, ...]
 ) -> Reduced:
-    pairs = [Pair(k, part.factor, kernel, float(part.factor.rank)) for k, kernel, part in layers]
-    made = assemble(content, pairs, form, family, states_alpha=True)
+    made = assemble(content, _pairs(layers), form, family, states_alpha=True)
     return Reduced.of(made, [part for *_, part in layers], **facts)
 
 
@@ -148,7 +152,7 @@ def read_any(
         layers.append((sample, kernel, nearest))
     if _DORA in kinds:
         assert base is not None
-        shapes = {k: (p.factor.in_features, p.factor.out_features) for k, _, p in layers}
+        shapes = shapes_of(_pairs(layers))
         named = resolve(content.path, shapes, content.header, family).layers
         magnitudes = [_magnitude(tensors) for _, (_, tensors) in groups]
         with opened(base) as weights:

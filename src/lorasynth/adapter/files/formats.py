@@ -22,7 +22,7 @@ from lorasynth.adapter.files.header import CONFIG_KEY, MODULES_KEY, described
 from lorasynth.adapter.files.peft_config import lora_config
 from lorasynth.adapter.layout import Layout
 from lorasynth.adapter.names import Layer
-from lorasynth.adapter.programs import COMFYUI, DIFFUSERS, Spelling, unread
+from lorasynth.adapter.programs import COMFYUI, DIFFUSERS, Spelling, names_of, unread
 from lorasynth.core.atomic import atomic_directory, write_bytes
 from lorasynth.core.errors import FileFormatError, LayoutError
 from lorasynth.core.registry import Registry
@@ -227,9 +227,7 @@ def _spellings(
     spelled = {}
     for prefix, name, layer in plan.values():
         for module in layer.modules:
-            published = family.table.layer_of(module)
-            names = "same" if published and published.modules == (published.name,) else ""
-            names = names or ("published" if layer.name != module else "diffusers")
+            names = names_of(family, module, layer)
             spelled[module] = Spelling(prefix, "du" if form.underscored else "AB", names, name)
     return spelled
 

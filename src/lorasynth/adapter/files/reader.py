@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from lorasynth.adapter.files.keys import Key, parse_all
 from lorasynth.adapter.files.peft_config import AlphaOf, alpha_from, parse_config
 from lorasynth.adapter.files.resolve import Resolved, resolve
 from lorasynth.adapter.layout import Kernel
-from lorasynth.adapter.programs import Spelling
+from lorasynth.adapter.programs import Spelling, names_of
 from lorasynth.core.errors import FileFormatError, LayoutError
 
 #: Class of a model that a PEFT folder is for -> the part of a pipeline.
@@ -81,7 +81,13 @@ def read(path: Path | str, family: Family | None = None) -> LoraFile:
     """
     content = read_tensors(weights_file(Path(path)))
     keys = parse_all(content.path, content.tensors)
-    refuse_other_kinds(content.path, keys)
+    for key, found in keys.items():
+        if found.kind:
+            raise FileFormatError(
+                f"only plain LoRA (B·A) can be read, but {content.path} is {found.kind} (key "
+                f"{key[:200]}): `lorasynth convert` makes a LoRA of what is an addition to the "
+                "weights"
+            )
     form = format_of(keys)
     config = configuration(content, form)
     if config.tag:
@@ -93,20 +99,6 @@ def read(path: Path | str, family: Family | None = None) -> LoraFile:
         or any(found.part == "alpha" for found in keys.values())
     )
     return assemble(content, pairs, form, family, states_alpha=states_alpha)
-
-
-def refuse_other_kinds(path: Path, keys: Mapping[str, Key]) -> None:
-    """Name what a file is if it is an adapter, but not a plain LoRA.
-
-    Raises:
-        FileFormatError: it is of another kind.
-    """
-    for key, found in keys.items():
-        if found.kind:
-            raise FileFormatError(
-                f"only plain LoRA (B·A) can be read, but {path} is {found.kind} (key {key[:200]}): "
-                "`lorasynth convert` makes a LoRA of what is an addition to the weights"
-            )
 
 
 def format_of(keys: Mapping[str, Key]) -> str:
@@ -123,8 +115,7 @@ def assemble(
     Raises:
         FileFormatError: a name is unknown or occurs in two spellings, or numbers are not finite.
     """
-    shapes = {p.key: (p.factor.in_features, p.factor.out_features) for p in pairs}
-    resolved = resolve(content.path, shapes, content.header, family)
+    resolved = resolve(content.path, shapes_of(pairs), content.header, family)
     factors: dict[str, Factor] = {}
     kernels: dict[str, Kernel] = {}
     for pair in pairs:
@@ -161,15 +152,17 @@ def assemble(
     )
 
 
+def shapes_of(pairs: Iterable[Pair]) -> dict[Key, tuple[int, int]]:
+    """The widths (in, out) of each layer of a file."""
+    return {pair.key: (pair.factor.in_features, pair.factor.out_features) for pair in pairs}
+
+
 def _spelled(content: Content, resolved: Resolved, family: Family) -> dict[str, Spelling]:
     """How the file spells each module of a family."""
     spelled = {}
     for key, layer in resolved.layers.items():
         for module in layer.modules:
-            published = family.table.layer_of(module)
-            names = "published" if published and layer.name == published.name else "diffusers"
-            if published and published.modules == (published.name,):
-                names = "same"
+            names = names_of(family, module, layer)
             prefix = key.spelled.removesuffix(key.name) if key.wrapped else key.prefix
             beside = key.ending != "du" and f"{key.spelled}.alpha" in content.tensors
             ending = f"{key.ending}+alpha" if beside else key.ending
@@ -277,30 +270,23 @@ def pair_of(path: Path, name: str, parts: Mapping[str, Tensor]) -> tuple[Factor,
     Raises:
         FileFormatError: one is missing, or shapes contradict.
     """
-    endings = {"down": ".lora_down.weight or .lora_A.weight", "up": ".lora_up.weight"}
-    endings["up"] += " or .lora_B.weight"
-    for part in ("down", "up"):
+    for part, letter in (("down", "A"), ("up", "B")):
         if part not in parts:
             raise FileFormatError(
                 f"every module of a LoRA file must have both its factors, but {path} has "
-                f"{name[:200]} without its partner {endings[part]}"
+                f"{name[:200]} without its partner .lora_{part}.weight or .lora_{letter}.weight"
             )
     a, b = parts["down"], parts["up"]
     kernel = tuple(a.shape[2:]) if a.dim() > 2 else None
-    flat = set(b.shape[2:]) <= {1}
-    if a.dim() != b.dim() or a.dim() not in (2, 4, 5) or not flat or 0 in (*a.shape, *b.shape):
-        raise _contradiction(path, name, a, b)
-    factor = Factor(a.flatten(1), b.flatten(1))
-    if factor.A.shape[0] != factor.B.shape[1]:
-        raise _contradiction(path, name, a, b)
+    fits = a.dim() == b.dim() in (2, 4, 5) and set(b.shape[2:]) <= {1}
+    factor = Factor(a.flatten(1), b.flatten(1)) if fits else Factor(a, b)
+    if not fits or 0 in (*a.shape, *b.shape) or factor.A.shape[0] != factor.B.shape[1]:
+        raise FileFormatError(
+            "A must be (r, in) and B (out, r), or of a convolution (r, in, h, w) and (out, r, 1, "
+            f"1), with r at least 1, but {name[:200]} in {path} has {tuple(a.shape)} and "
+            f"{tuple(b.shape)}"
+        )
     return factor, kernel
-
-
-def _contradiction(path: Path, name: str, a: Tensor, b: Tensor) -> FileFormatError:
-    return FileFormatError(
-        "A must be (r, in) and B (out, r), or of a convolution (r, in, h, w) and (out, r, 1, 1), "
-        f"with r at least 1, but {name[:200]} in {path} has {tuple(a.shape)} and {tuple(b.shape)}"
-    )
 
 
 def number(path: Path, name: str, alpha: Tensor | float) -> float:
@@ -309,19 +295,16 @@ def number(path: Path, name: str, alpha: Tensor | float) -> float:
     Raises:
         FileFormatError: it is none.
     """
+    where = f"{name[:200]} in {path}"
     if isinstance(alpha, Tensor):
         if alpha.numel() != 1:
             raise FileFormatError(
-                f"alpha must be one number, but {name[:200]} in {path} has {tuple(alpha.shape)} of "
-                "them"
+                f"alpha must be one number, but {where} has {tuple(alpha.shape)} of them"
             )
         if alpha.is_complex() or alpha.dtype == torch.bool:
-            raise FileFormatError(
-                f"alpha must be a real number, but {name[:200]} in {path} is {alpha.dtype}"
-            )
-    value = float(alpha)
-    if not math.isfinite(value):
-        raise FileFormatError(f"alpha must be finite, but {name[:200]} in {path} has {value}")
+            raise FileFormatError(f"alpha must be a real number, but {where} is {alpha.dtype}")
+    if not math.isfinite(value := float(alpha)):
+        raise FileFormatError(f"alpha must be finite, but {where} has {value}")
     return value
 
 
