@@ -22,9 +22,9 @@ from lorasynth.codec import PCAConfig
 from lorasynth.codec.out_of_core import OutOfCoreConfig, fit_out_of_core
 from lorasynth.core.atomic import write_json
 from lorasynth.core.config import read_json
-from synthetic_vectors import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile
 from pca import peak_bytes
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 SHARES = (0.5, 0.8, 0.9, 0.95)
 

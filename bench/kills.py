@@ -31,8 +31,8 @@ from lorasynth.codec.streamed_vae import StreamingConfig, fit_streamed
 from lorasynth.core.weights import write_weights
 from lorasynth.hypernet import TrainingSet
 from lorasynth.hypernet.train import HypernetConfig, train
-from synthetic_vectors import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 MEMORY = 4 * 10**9
 LATENTS = 32

@@ -50,8 +50,8 @@ from torch import Tensor
 
 from lorasynth.codec import PCAConfig
 from lorasynth.codec.out_of_core import OutOfCoreConfig, fit_out_of_core
-from synthetic_vectors import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 #: An implementation: from the file of vectors and the options to orthonormal components.
 Fit = Callable[[Path, argparse.Namespace], Tensor]

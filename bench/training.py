@@ -44,9 +44,9 @@ from lorasynth.core.checkpoint import Checkpoint
 from lorasynth.engine.trainer import Optimisation
 from lorasynth.hypernet import TrainingSet
 from lorasynth.hypernet.train import HypernetConfig, _Run
-from synthetic_vectors import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile
 from pca import peak_bytes
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 CONDITION = 512
 #: Bytes that AdamW moves for each weight.

@@ -19,9 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lorasynth.adapter import Layout
 from lorasynth.core.atomic import atomic_directory, write_json
 from lorasynth.core.randomness import torch_stream
-from synthetic_vectors import SyntheticConfig, SyntheticVectors
 from lorasynth.library.torch_files import SavedMatrix
 from lorasynth.library.w2w import ALPHA, CONFIG, DIMENSIONS, TABLES, WEIGHTS, published_layout
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 #: Rows of the published file.
 PUBLISHED_ROWS = 64_974
@@ -59,15 +59,20 @@ def imitate_w2w(folder: Path, rows: int = PUBLISHED_ROWS, shrink: int = 1, seed:
 def _write_matrix(path: Path, vectors: SyntheticVectors) -> None:
     """What `torch.save` writes of the matrix, which is never in memory."""
     with _disk_errors():
-        with FakeTensorMode():
-            matrix = torch.empty(len(vectors), vectors.config.width)
-        with torch.serialization.skip_data(materialize_fake_tensors=True):
-            torch.save(matrix, path)  # with a hole for the numbers
-        reserved = SavedMatrix.find(path)
+        reserved = reserve(path, len(vectors), vectors.config.width)
     with path.open("rb+") as file:
         file.seek(reserved.start)
         for block in vectors.blocks():
             block.numpy().tofile(file)
+
+
+def reserve(path: Path, count: int, width: int) -> SavedMatrix:
+    """A file of `torch.save` with a hole for the numbers of a matrix of float32."""
+    with FakeTensorMode():
+        matrix = torch.empty(count, width)
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save(matrix, path)
+    return SavedMatrix.find(path)
 
 
 @contextmanager

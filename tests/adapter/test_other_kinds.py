@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lorasynth.adapter import Adapter, Factor, norm
+from lorasynth.adapter.addition import merged
 from lorasynth.adapter.files.conversion import read_any
 from lorasynth.adapter.lowrank import of_kronecker, of_matrix, truncated
-from lorasynth.adapter.addition import merged
 from lorasynth.core.errors import ConfigError, FileFormatError, LayoutError
 
 LINEAR = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"

@@ -18,8 +18,8 @@ from lorasynth.codec.out_of_core import OutOfCoreConfig, fit_out_of_core
 from lorasynth.codec.plan import Plan, bytes_left, make_plan
 from lorasynth.core.checkpoint import forget
 from lorasynth.core.errors import BundleError, ConfigError, LibraryError
-from synthetic_vectors import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile, write_vectors
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 GB = 10**9
 ROWS, WIDTH = 150, 120

@@ -14,8 +14,8 @@ from lorasynth.codec import VAE, VAEConfig
 from lorasynth.codec.streamed_vae import StreamingConfig, choose_way, fit_streamed
 from lorasynth.core.checkpoint import Checkpoint
 from lorasynth.core.errors import BundleError, ConfigError, LibraryError
-from synthetic_vectors import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile, write_vectors
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 GB = 10**9
 HERE = Path(__file__).parent

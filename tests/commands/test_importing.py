@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from w2w_files import imitate_w2w
 
 from command_line import Run
 from lorasynth.adapter import Adapter, Factor
 from lorasynth.commands.shared import memory_of
 from lorasynth.core.errors import ConfigError
 from lorasynth.library import Library
+from w2w_files import imitate_w2w
 
 
 def test_a_folder_of_loras(run: Run, tmp_path: Path) -> None:

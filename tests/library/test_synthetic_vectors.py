@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthetic_vectors import SyntheticConfig, SyntheticVectors, _dct, _inverse_dct
 from lorasynth.library.vectors import VectorFile
+from synthetic_vectors import SyntheticConfig, SyntheticVectors, _dct, _inverse_dct
 
 
 @settings(deadline=None, max_examples=25)

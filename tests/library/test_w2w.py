@@ -23,10 +23,9 @@ from bounds import cheap
 from lorasynth.adapter import canonicalise, choose_reference
 from lorasynth.core.errors import FileFormatError, LayoutError, LibraryError, LorasynthError
 from lorasynth.library import Library
-from synthetic_vectors import SyntheticConfig, SyntheticVectors
-from lorasynth.library.torch_files import SavedMatrix
 from lorasynth.library.w2w import PANDAS, import_w2w, published_layout
-from w2w_files import PUBLISHED_ROWS, dimensions_of, imitate_w2w
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
+from w2w_files import PUBLISHED_ROWS, dimensions_of, imitate_w2w, reserve
 
 ROWS, SHRINK = 40, 64
 
@@ -394,7 +393,7 @@ print(files.shape, len(factors), {float(x.abs().max()) for pair in factors.value
 def test_a_file_larger_than_memory(files: Path) -> None:
     """All 26 GB are a hole; a process that may take 1 GB reads rows of it."""
     torch.save(dimensions_of(published_layout()), files / "files/weight_dimensions.pt")
-    SavedMatrix.reserve(weights_of(files), PUBLISHED_ROWS, published_layout().size)
+    reserve(weights_of(files), PUBLISHED_ROWS, published_layout().size)
     run = subprocess.run(
         [sys.executable, "-c", _A_FEW_ROWS, str(files)], check=False, capture_output=True, text=True
     )

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.adapter.factors import Factor, Factors, divide, map_factors
+from lorasynth.adapter.factors import Factors, divide, map_factors
 from lorasynth.adapter.gauge import GAUGES, Balanced, Gauge, solve_batch
 from lorasynth.adapter.layout import Layout
 from lorasynth.core.device import exact_device
@@ -113,13 +113,6 @@ def choose_reference(factors: Factors, gauge: str) -> Factors:
     if GAUGES.get(gauge).balanced:
         first = canonicalise(first)
     return map_factors(lambda tensor: tensor[0].to(_wide(tensor.dtype), copy=True), first)
-
-
-def balance(factor: Factor) -> Factor:
-    """Balanced factors of the same ΔW, with any batch axes: A·Aᵀ = Bᵀ·B = S."""
-    stacked = Factor(*(tensor.reshape(-1, *tensor.shape[-2:]) for tensor in factor))
-    balanced = canonicalise({"": stacked})[""]
-    return Factor(balanced.A.view_as(factor.A), balanced.B.view_as(factor.B))
 
 
 class _Scratch:

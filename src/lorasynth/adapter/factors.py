@@ -8,6 +8,7 @@ inner product of two updates needs only r x r matrices,
 and depends on ΔW alone, so cosines made of it are free of the gauge that the factors are in.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -165,14 +166,6 @@ def norm(factors: Factors) -> Float[Tensor, "*n"]:
     return inner(factors, factors).clamp_min(0).sqrt()
 
 
-def module_norms(factors: Factors) -> dict[str, Float[Tensor, "*n"]]:
-    """Frobenius norm of each module's ΔW, in float64."""
-    return {
-        module: _module_inner(factor, factor).clamp_min(0).sqrt()
-        for module, factor in factors.items()
-    }
-
-
 def inner_products(left: Factors, right: Factors) -> Float[Tensor, "n m"]:
     """<ΔW_i, ΔW_j> of every adapter of `left` with every adapter of `right`, in float64."""
     rows, columns = count(left), count(right)
@@ -230,8 +223,4 @@ def _common(left: Factors, right: Factors) -> list[str]:
 
 
 def _total(parts: Iterable[Tensor]) -> Tensor:
-    parts = iter(parts)
-    total = next(parts)
-    for part in parts:
-        total = total + part
-    return total
+    return functools.reduce(torch.add, parts)

@@ -10,7 +10,6 @@ from lorasynth.commands.options import (
     Base,
     Device,
     DType,
-    Seed,
     Settings,
     Size,
     load_base,

@@ -41,7 +41,11 @@ class _Writes(Command, WithFormat):
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
 
     def save(
-        self, adapter: "Adapter", out: Path, dtype: "torch.dtype", writer: "LoraFormat | None" = None
+        self,
+        adapter: "Adapter",
+        out: Path,
+        dtype: "torch.dtype",
+        writer: "LoraFormat | None" = None,
     ) -> Path:
         """Write the adapter, as far as its type can hold it."""
         import torch
@@ -151,7 +155,7 @@ class Resize(_Writes):
 class Merge(_Writes):
     """Join LoRAs: `sum` puts them beside each other, so ranks add up; ties and dare prune first.
 
-    Example: lorasynth merge me.safetensors ink.safetensors --weight 1 --weight 0.6 -o both.safetensors
+    Example: lorasynth merge me.safetensors a.safetensors --weight 1 --weight 0.6 -o b.safetensors
 
     Attributes:
         loras: LoRA files.
@@ -171,8 +175,8 @@ class Merge(_Writes):
 
     def run(self) -> Path:
         """Write the file."""
-        from lorasynth.adapter.files import read
         from lorasynth.adapter.addition import merged
+        from lorasynth.adapter.files import read
 
         self.target(self.out)
         weights = self.weight or (1.0,) * len(self.loras)

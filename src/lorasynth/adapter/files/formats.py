@@ -118,11 +118,13 @@ class LoraFormat:
         known = verdict.family if verdict.family is not OTHER_UNET else None
         header = described(adapter.metadata, known, rank)
         if self.name == "diffusers":
-            header[CONFIG_KEY] = json.dumps({
-                f"{component or _denoiser(verdict, adapter.layout)}.{key}": value
-                for component, part in split(factors).items()
-                for key, value in lora_config(part).items()
-            })
+            header[CONFIG_KEY] = json.dumps(
+                {
+                    f"{component or _denoiser(verdict, adapter.layout)}.{key}": value
+                    for component, part in split(factors).items()
+                    for key, value in lora_config(part).items()
+                }
+            )
         if self.underscored and not verdict.candidates:
             header[MODULES_KEY] = json.dumps([m for m in factors if not component_of(m)])
         return tensors, header
@@ -220,9 +222,7 @@ def _universal(layout: Layout, stated: Family | None) -> str:
     return min((usual, "kohya", "diffusers", "comfyui"), key=lost)
 
 
-def _spellings(
-    form: LoraFormat, plan: Mapping[str, Named], family: Family
-) -> dict[str, Spelling]:
+def _spellings(form: LoraFormat, plan: Mapping[str, Named], family: Family) -> dict[str, Spelling]:
     """How a format spells each module of a family."""
     spelled = {}
     for prefix, name, layer in plan.values():

@@ -231,9 +231,9 @@ def configuration(content: Content, form: str, *, dora: bool = False) -> Configu
         for key, value in config.items():
             part, _, option = str(key).partition(".")
             parts.setdefault(part, {})[option] = value
-        return Configuration({
-            part: alpha_from(rules, content.path, dora=dora) for part, rules in parts.items()
-        })
+        return Configuration(
+            {part: alpha_from(rules, content.path, dora=dora) for part, rules in parts.items()}
+        )
     return Configuration()
 
 
