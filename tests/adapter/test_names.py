@@ -7,8 +7,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from lorasynth.adapter import Layout, Slot
-from lorasynth.adapter.families import FAMILIES, family_of, stated_family
-from lorasynth.adapter.families.contract import CLIP, T5, TEXT_TABLES
+from lorasynth.adapter.families import FAMILIES, TEXT_TABLES, family_of, stated_family
+from lorasynth.adapter.families.contract import CLIP, T5
 
 
 @pytest.mark.parametrize("family", ROWS)

@@ -205,7 +205,8 @@ class W2WFiles:
         if weights is None or dimensions is None:
             raise LibraryError(
                 f"weights2weights must have {DIMENSIONS if weights else WEIGHTS}, but nothing "
-                f"below {folder} has that name: download it from the hub (hub:Snapchat/weights2weights)"
+                f"below {folder} has that name: download it from the hub "
+                f"({HUB}Snapchat/weights2weights)"
             )
         return cls(weights, dimensions, table, _below(folder, CONFIG))
 

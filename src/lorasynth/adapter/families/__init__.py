@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lorasynth.adapter.components import component_number, component_of
-from lorasynth.adapter.families.contract import TEXT_TABLES, Family
-from lorasynth.adapter.families.tables import FAMILIES, FLUX1, OTHER_UNET, SD2
+from lorasynth.adapter.families.contract import Family
+from lorasynth.adapter.families.tables import FAMILIES, FLUX1, OTHER_UNET, SD2, TEXT_TABLES
 from lorasynth.adapter.layout import Layout
 from lorasynth.core.errors import ConfigError
 
@@ -18,6 +18,7 @@ __all__ = [
     "FLUX1",
     "OTHER_UNET",
     "SD2",
+    "TEXT_TABLES",
     "Family",
     "Verdict",
     "decide",
@@ -26,20 +27,7 @@ __all__ = [
     "stated_family",
 ]
 
-#: What header entries that name a family begin with, the first that matches; then their own names.
-_STATED = {
-    "sdxl": "sdxl|stable-diffusion-xl",
-    "sd3": "sd3|stable-diffusion-3",
-    "sd2": "sd_?v?2|stable-diffusion-v2",
-    "sd1": "sd_?v?1|stable-diffusion-v1",
-    "chroma": "chroma",
-    "flux2": "flux[-_.]?2",
-    "flux1": "flux",
-    "qwen-image": "qwen",
-    "z-image": "z[-_]?image",
-    "lumina2": "lumina",
-}
-_STATED |= {key: re.escape(key) for key in FAMILIES if key not in _STATED}
+#: Those that say what a file is for.
 _HEADER_KEYS = ("modelspec.architecture", "ss_base_model_version")
 
 
@@ -86,9 +74,9 @@ def stated_family(header: Mapping[str, str]) -> Family | None:
     """The family that a file's header names; None if it names none."""
     for key in _HEADER_KEYS:
         value = header.get(key, "").lower()
-        for family, pattern in _STATED.items():
-            if re.match(pattern, value):
-                return FAMILIES[family]
+        for family in FAMILIES.values():
+            if re.match(family.headers or f"{re.escape(family.key)}|{family.architecture}", value):
+                return family
     return None
 
 

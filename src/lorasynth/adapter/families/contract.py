@@ -10,26 +10,6 @@ from lorasynth.adapter.names import Table
 #: Text encoders by the names that ComfyUI gives to them; those of other names are language models.
 CLIP, T5, LANGUAGE = "clip", "t5", "language"
 
-#: The layers of text encoders that files with underscores name.
-TEXT_TABLES = {
-    CLIP: Table("""
-text_projection
-text_model.encoder.layers.#:
-  self_attn.{q_proj,k_proj,v_proj,out_proj}
-  mlp.fc{1,2}
-"""),
-    T5: Table("""
-encoder.block.#.layer.#:
-  SelfAttention.{q,k,v,o}
-  DenseReluDense.{wi,wi_0,wi_1,wo}
-"""),
-    LANGUAGE: Table("""
-{,model.,model.language_model.,language_model.model.}layers.#:
-  self_attn.{q,k,v,o}_proj
-  mlp.{gate,up,down}_proj
-"""),
-}
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Family:
@@ -49,6 +29,7 @@ class Family:
         widths: ending of diffusers' names -> input widths that such layers have.
         ratios: ending of diffusers' names -> output width divided by the input's.
         depths: name of a stack of blocks -> the most blocks that it has.
+        headers: expression for what headers call it; default: its names.
         stated: its name in kohya's headers; default: the key.
         modelspec: its name in those of https://github.com/Stability-AI/ModelSpec; the same.
         resolution: side of its images.
@@ -73,6 +54,7 @@ class Family:
     widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ratios: Mapping[str, float | int] = field(default_factory=dict)
     depths: Mapping[str, int] = field(default_factory=dict)
+    headers: str = ""
     stated: str = ""
     modelspec: str = ""
     resolution: str = "1024x1024"

@@ -9,21 +9,10 @@ from typing import Any
 from lorasynth.adapter.families.contract import Family
 from lorasynth.adapter.names import Table, expanded
 
-_RESNET = """
-  {in_layers.2,out_layers.3,emb_layers.1} = {conv1,conv2,time_emb_proj}
-  skip_connection = conv_shortcut
-"""
-_ATTENTION = """
-  proj_{in,out}
-  transformer_blocks.#.attn{1,2}.to_{q,k,v,out.0}
-  transformer_blocks.#.ff.net.{0.proj,2}
-"""
-_OUTSIDE = """
-input_blocks.0.0 = conv_in
-time_embed.{0,2} = time_embedding.linear_{1,2}
-out.2 = conv_out
-"""
-_ADDED = "label_emb.0.{0,2} = add_embedding.linear_{1,2}\n"
+_DATA = tomllib.loads(files(__package__).joinpath("families.toml").read_text(encoding="utf-8"))
+#: The layers of text encoders, by their kinds, that files with underscores name.
+TEXT_TABLES = {kind: Table(rows) for kind, rows in _DATA.pop("text-encoders").items()}
+_PARTS: dict[str, str] = _DATA.pop("unet-parts")
 
 
 def _unet(down: Sequence[int], up: Sequence[int], added: bool = False) -> str:
@@ -34,25 +23,26 @@ def _unet(down: Sequence[int], up: Sequence[int], added: bool = False) -> str:
         up: the same on the way up.
         added: whether there is an embedding beside that of the time.
     """
-    blocks = [(f"middle_block.{2 * n} = mid_block.resnets.{n}", _RESNET) for n in (0, 1)]
-    blocks.append(("middle_block.1 = mid_block.attentions.0", _ATTENTION))
+    resnet, attention = _PARTS["resnet"], _PARTS["attention"]
+    blocks = [(f"middle_block.{2 * n} = mid_block.resnets.{n}", resnet) for n in (0, 1)]
+    blocks.append(("middle_block.1 = mid_block.attentions.0", attention))
     for way, attending, first, layers in (("down", down, 1, 2), ("up", up, 0, 3)):
         side = "input_blocks" if way == "down" else "output_blocks"
         for level, attends in enumerate(attending):
             block = f"{way}_blocks.{level}"
             for layer in range(layers):
                 place = f"{side}.{3 * level + layer + first}"
-                blocks.append((f"{place}.0 = {block}.resnets.{layer}", _RESNET))
+                blocks.append((f"{place}.0 = {block}.resnets.{layer}", resnet))
                 if attends:
-                    blocks.append((f"{place}.1 = {block}.attentions.{layer}", _ATTENTION))
+                    blocks.append((f"{place}.1 = {block}.attentions.{layer}", attention))
             if way == "down":
                 place = f"{side}.{3 * level + 3}.0 = {block}.downsamplers.0"
                 blocks.append((place, "\n  op = conv\n"))
             else:  # behind the residual layer and its attention
                 place = f"{side}.{3 * level + 2}.{1 + attends} = {block}.upsamplers.0"
                 blocks.append((place, "\n  conv\n"))
-    rows = "\n".join(f"{names}:{rows}" for names, rows in blocks)
-    return f"{_OUTSIDE}{_ADDED if added else ''}{rows}"
+    outside = _PARTS["outside"] + (_PARTS["added"] if added else "")
+    return outside + "\n".join(f"{names}:\n{rows}" for names, rows in blocks)
 
 
 def _family(key: str, facts: dict[str, Any]) -> Family:
@@ -66,12 +56,7 @@ def _family(key: str, facts: dict[str, Any]) -> Family:
     return Family(key=key, table=Table(table), **made)
 
 
-_ALL = {
-    key: _family(key, facts)
-    for key, facts in tomllib.loads(
-        files(__package__).joinpath("families.toml").read_text(encoding="utf-8")
-    ).items()
-}
+_ALL = {key: _family(key, facts) for key, facts in _DATA.items()}
 #: U-Nets of other shapes.
 OTHER_UNET = _ALL.pop("other-unet")
 #: By the names that `--family` takes.

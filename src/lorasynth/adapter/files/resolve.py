@@ -9,12 +9,13 @@ from lorasynth.adapter.components import component_name
 from lorasynth.adapter.families import (
     FAMILIES,
     OTHER_UNET,
+    TEXT_TABLES,
     Family,
     Verdict,
     decide,
     stated_family,
 )
-from lorasynth.adapter.families.contract import CLIP, TEXT_TABLES, kind_of
+from lorasynth.adapter.families.contract import CLIP, kind_of
 from lorasynth.adapter.files.header import MODULES_KEY
 from lorasynth.adapter.files.keys import Key
 from lorasynth.adapter.layout import Kernel
