@@ -69,7 +69,7 @@ class Piece(NamedTuple):
     def of(self, rows: Float[Tensor, "n D"]) -> Float[Tensor, "n _ _"]:
         """The factor of some rows, as a view."""
         rank, width = self.shape
-        return rows[:, self.start : self.start + rank * width].unflatten(1, self.shape)
+        return rows[:, self.start : self.start + rank * width].view(-1, rank, width)
 
 
 #: Module -> its A and its B within a row.

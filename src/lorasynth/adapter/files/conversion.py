@@ -403,7 +403,7 @@ def opened(path: Path) -> Iterator[Weights]:
     Raises:
         FileFormatError: there is none, or it is damaged.
     """
-    folders = [path, path / "unet", path / "transformer"]
+    folders = [path / "unet", path / "transformer", path]  # pipelines may hold whole files too
     files = [path] if path.is_file() else []
     for folder in folders:
         files = files or sorted(folder.glob("*.safetensors"))

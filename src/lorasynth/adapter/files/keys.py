@@ -179,7 +179,7 @@ def parse_all(path: Path, keys: Iterable[str]) -> dict[str, Key]:
     names = list(keys)
     parsed = {key: found for key in names if (found := parse(key))}
     if not any(found.part != "alpha" for found in parsed.values()):
-        if sum(name.endswith(".weight") for name in names) > len(names) / 3:
+        if sum(name.endswith(".weight") for name in names) > max(3, len(names) / 3):
             raise FileFormatError(
                 f"a LoRA file must hold two factors for each layer, but {path} is a whole "
                 f"checkpoint of {len(names)} tensors: `lorasynth extract` makes a LoRA of it and "
