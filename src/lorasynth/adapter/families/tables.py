@@ -47,7 +47,9 @@ def _unet(down: Sequence[int], up: Sequence[int], added: bool = False) -> str:
 
 def _family(key: str, facts: dict[str, Any]) -> Family:
     table = _unet(**facts.pop("unet")) if "unet" in facts else facts.pop("table")
-    made: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in facts.items()}
+    made: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in facts.items()
+    }
     for name, convert in (("widths", tuple), ("ratios", lambda ratio: float(Fraction(ratio)))):
         stated = facts.get(name, {})
         made[name] = {end: convert(v) for ends, v in stated.items() for end in expanded(ends)}

@@ -127,15 +127,7 @@ def read_any(
     if not kinds:
         found = read(path, family)
         return Reduced(found, rank=max(f.rank for f in found.adapter.factors.values()))
-    allowed = _ADDITIVE if base is None else (*_ADDITIVE, _DORA)
-    for key, one in keys.items():
-        if one.kind and one.kind not in allowed:
-            remedy = "give the base model (--base), or " if one.kind == _DORA else ""
-            raise FileFormatError(
-                f"a LoRA can be made of what is added to the weights, but {path} is {one.kind} "
-                f"(key {key[:200]}), of which the weights decide what it adds: {remedy}merge it "
-                "into the base model and use `lorasynth extract`"
-            )
+    _require_additive(content.path, keys, base)
     form, scale, config = format_of(keys), None, Configuration()
     if _DORA in kinds:
         config = configuration(content, form, dora=True)
@@ -150,11 +142,9 @@ def read_any(
             tensors["alpha"] = torch.tensor(alpha, dtype=torch.float64)
         nearest, kernel = _nearest(content.path, spelled, tensors, within, scale)
         layers.append((sample, kernel, nearest))
-    if _DORA in kinds:
-        assert base is not None
-        shapes = shapes_of(_pairs(layers))
-        named = resolve(content.path, shapes, content.header, family).layers
+    if base is not None and _DORA in kinds:
         magnitudes = [_magnitude(tensors) for _, (_, tensors) in groups]
+        named = resolve(content.path, shapes_of(_pairs(layers)), content.header, family).layers
         with opened(base) as weights:
             layers = [
                 (key, kernel, _dora(key.name, part, _weight(named[key], weights, base), m, rank))
@@ -207,6 +197,18 @@ def extracted(tuned: Path, base: Path, rank: int, family: Family | None = None) 
 
 
 # Kinds
+
+
+def _require_additive(path: Path, keys: Mapping[str, Key], base: Path | None) -> None:
+    allowed = _ADDITIVE if base is None else (*_ADDITIVE, _DORA)
+    for key, one in keys.items():
+        if one.kind and one.kind not in allowed:
+            remedy = "give the base model (--base), or " if one.kind == _DORA else ""
+            raise FileFormatError(
+                f"a LoRA can be made of what is added to the weights, but {path} is {one.kind} "
+                f"(key {key[:200]}), of which the weights decide what it adds: {remedy}merge it "
+                "into the base model and use `lorasynth extract`"
+            )
 
 
 def _groups(content: Content, keys: Mapping[str, Key]) -> dict[str, tuple[Key, dict[str, Tensor]]]:

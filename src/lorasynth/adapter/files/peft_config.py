@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasynth.adapter.factors import Factors
-from lorasynth.core.errors import FileFormatError
+from lorasynth.core.errors import FileFormatError, quoted
 
 _TEXT_MODEL = "text_model."
 
@@ -124,17 +124,13 @@ def _refuse_other_kinds(config: Mapping[str, Any], path: Path) -> None:
 
 
 def _number(value: object, path: Path) -> float:
-    try:
-        if isinstance(value, int | float) and not isinstance(value, bool):
+    found = quoted(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
             return float(value)
-    except OverflowError:
-        pass
-    raise FileFormatError(
-        f"lora_alpha and alpha_pattern must be numbers, but {path} has {str(type(value))[8:-2]}"
-        f" {repr(value)[:50]}"
-        if not isinstance(value, int) or isinstance(value, bool)
-        else f"lora_alpha and alpha_pattern must be numbers, but {path} has one that is too large"
-    )
+        except OverflowError:
+            found = "one that is too large"
+    raise FileFormatError(f"lora_alpha and alpha_pattern must be numbers, but {path} has {found}")
 
 
 def _finder(pattern: Mapping[str, float], path: Path) -> Callable[[str], float | None]:
