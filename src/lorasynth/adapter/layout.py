@@ -61,6 +61,12 @@ class Slot:
         """Numbers in A and B together."""
         return self.rank * (self.in_features + self.out_features)
 
+    def zeros(self) -> Factor:
+        """An update of zero."""
+        return Factor(
+            torch.zeros(self.rank, self.in_features), torch.zeros(self.out_features, self.rank)
+        )
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -98,15 +104,10 @@ class Layout:
             factors: module name -> factor.
             kernels: of the modules that are convolutions.
         """
+        found = kernels or {}
         return cls.from_slots(
-            Slot(
-                module,
-                factor.in_features,
-                factor.out_features,
-                factor.rank,
-                (kernels or {}).get(module),
-            )
-            for module, factor in factors.items()
+            Slot(module, one.in_features, one.out_features, one.rank, found.get(module))
+            for module, one in factors.items()
         )
 
     @classmethod
@@ -207,18 +208,14 @@ class Layout:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; the offsets are there for readers in other languages."""
-        slots = [
-            {
-                "module": slot.module,
-                "in": slot.in_features,
-                "out": slot.out_features,
-                "rank": slot.rank,
-                "A_offset": self.offsets[slot.module][0],
-                "B_offset": self.offsets[slot.module][1],
-                **({} if slot.kernel is None else {"kernel": list(slot.kernel)}),
-            }
-            for slot in self.slots
-        ]
+        fields = ("module", "in", "out", "rank", "A_offset", "B_offset")
+        slots: list[dict[str, Any]] = []
+        for slot in self.slots:
+            widths = (slot.in_features, slot.out_features, slot.rank)
+            values = (slot.module, *widths, *self.offsets[slot.module])
+            slots.append(dict(zip(fields, values, strict=True)))
+            if slot.kernel is not None:
+                slots[-1]["kernel"] = list(slot.kernel)
         return {"version": VERSION, "size": self.size, "slots": slots}
 
     @classmethod

@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from lorasynth.adapter import Factor, Factors, Layout, Slot, pad_rank, stack
 from lorasynth.adapter.files import LoraFile, read
 from lorasynth.adapter.files.container import PEFT_CONFIG, PEFT_WEIGHTS
@@ -252,9 +250,7 @@ def _fit(library: Library, found: LoraFile) -> tuple[Factors, int]:
     factors = {
         module: pad_rank(Factor(*(part.float() for part in adapter.factors[module])), slot.rank)
         if module in adapter.factors
-        else Factor(
-            torch.zeros(slot.rank, slot.in_features), torch.zeros(slot.out_features, slot.rank)
-        )
+        else slot.zeros()
         for module, slot in slots.items()
     }
     return factors, len(slots.keys() - adapter.factors.keys())
