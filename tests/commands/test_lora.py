@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -201,8 +200,7 @@ def test_an_expression_that_could_take_forever_is_refused(
 
 
 def test_inspect(lora: Path, run: Run, tmp_path: Path) -> None:
-    image = tmp_path / "norms.png"
-    result = run("inspect", lora, "--image", image)
+    result = run("inspect", lora)
     assert result.status == 0
     facts = dict(line.split(maxsplit=1) for line in result.out.splitlines() if " " in line.strip())
     assert facts["format"] == "kohya"
@@ -213,8 +211,6 @@ def test_inspect(lora: Path, run: Run, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     assert run("convert", lora, other, "--format", "diffusers").status == 0
     assert "0 of 16" in row(run("inspect", other).out, "ComfyUI")
-    with Image.open(image) as image:
-        assert min(image.size) > 100
 
 
 def row(out: str, program: str) -> str:

@@ -79,14 +79,7 @@ def stack(adapters: Sequence[Factors]) -> Factors:
     Raises:
         LayoutError: there is nothing to stack, or modules or shapes differ.
     """
-    _require_equal_shapes(adapters, "stack")
-    return {
-        module: Factor(
-            torch.stack([adapter[module].A for adapter in adapters]),
-            torch.stack([adapter[module].B for adapter in adapters]),
-        )
-        for module in adapters[0]
-    }
+    return _joined(adapters, torch.stack, "stack")
 
 
 def concatenate(stacks: Sequence[Factors]) -> Factors:
@@ -95,14 +88,7 @@ def concatenate(stacks: Sequence[Factors]) -> Factors:
     Raises:
         LayoutError: there is nothing to join, or modules or shapes differ.
     """
-    _require_equal_shapes(stacks, "concatenate", skip=1)
-    return {
-        module: Factor(
-            torch.cat([factors[module].A for factors in stacks]),
-            torch.cat([factors[module].B for factors in stacks]),
-        )
-        for module in stacks[0]
-    }
+    return _joined(stacks, torch.cat, "concatenate", skip=1)
 
 
 def unstack(factors: Factors) -> list[Factors]:
@@ -118,7 +104,13 @@ def count(factors: Factors) -> int:
     return next(iter(factors.values())).A.shape[0]
 
 
-def _require_equal_shapes(parts: Sequence[Factors], verb: str, skip: int = 0) -> None:
+def _joined(
+    parts: Sequence[Factors],
+    join: Callable[[list[Tensor]], Tensor],
+    verb: str,
+    skip: int = 0,
+) -> Factors:
+    """Join the factors of each module, whose shapes after the first `skip` axes are equal."""
     if not parts:
         raise LayoutError(f"to {verb} adapters there must be at least one, but none was given")
     first = _shapes(parts[0], skip)
@@ -129,6 +121,10 @@ def _require_equal_shapes(parts: Sequence[Factors], verb: str, skip: int = 0) ->
                 f"adapters to {verb} must have the same modules and shapes, but number {index} "
                 f"differs from number 0 at {differing[0]}"
             )
+    return {
+        module: Factor(*(join([part[module][side] for part in parts]) for side in (0, 1)))
+        for module in parts[0]
+    }
 
 
 def _shapes(factors: Factors, skip: int) -> dict[str, tuple[torch.Size, torch.Size]]:

@@ -243,7 +243,6 @@ class Inspect(Command):
         lora: LoRA file, or folder with one.
         base: Base model to compare every key with: a pipeline folder, or hub:owner/name. Its
             weights are not read.
-        image: PNG to write: the norms of the blocks.
         json: Print JSON.
     """
 
@@ -251,7 +250,6 @@ class Inspect(Command):
 
     lora: Positional[Path]
     base: str | None = None
-    image: Path | None = None
     json: bool = False
 
     def run(self) -> "Inspection":
@@ -271,9 +269,6 @@ class Inspect(Command):
         else:
             _print(found)
             print("\n".join(misfits), end="\n" * bool(misfits))
-        if self.image is not None:
-            draw_norms(found, self.image)
-            print(self.image, file=sys.stderr if self.json else sys.stdout)
         if misfits:
             raise FileFormatError(
                 f"every module of a LoRA must fit the base model, but of the {found.modules} in "
@@ -356,23 +351,3 @@ def _facts(found: "Inspection") -> dict[str, str]:
     return facts | {
         f"header {key}": value for key, value in (found.training | stated.extra).items()
     }
-
-
-def draw_norms(found: "Inspection", path: Path) -> None:
-    """Write a bar for each block's norm as a PNG."""
-    from matplotlib.figure import Figure
-
-    from lorasynth.core.atomic import atomic_file
-
-    norms = {escaped(block)[:60]: norm for block, norm in found.norms.items()}
-    finite = [norm if math.isfinite(norm) else 0.0 for norm in norms.values()]
-    figure = Figure(figsize=(5, 0.6 + 0.22 * min(len(norms), 400)), dpi=120)
-    axis = figure.subplots()
-    axis.barh(list(norms), finite, color="#3467cf")
-    axis.invert_yaxis()
-    axis.set_xlabel("Frobenius norm of the update")
-    axis.set_title(escaped(found.file.name).replace("$", r"\$"), fontsize=9)
-    axis.tick_params(labelsize=8)
-    figure.tight_layout()
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png")

@@ -154,17 +154,15 @@ def _take(
     """Append the adapters whose numbers can be stored as one shard; list the others before that."""
     dtype = library.info.dtype
     stored = map_factors(lambda x: x.to(getattr(torch, dtype)), factors)
-    finite, usable = _finite(factors), _finite(stored)
-    skipped = {
-        f"row {rows[row]['row']}": (
-            f"it does not fit {dtype}" if finite[row] else "it has NaN or infinity"
-        )
-        for row in (~usable).nonzero().flatten().tolist()
-    }
-    if skipped:
-        report.skipped |= skipped
+    usable, kept = _finite(stored), []
+    for row, fits, finite in zip(rows, usable.tolist(), _finite(factors).tolist(), strict=True):
+        if fits:
+            kept.append(row)
+        else:
+            reason = f"it does not fit {dtype}" if finite else "it has NaN or infinity"
+            report.skipped[f"row {row['row']}"] = reason
+    if len(kept) < len(rows):
         write_json(library.path / SKIPPED, report.skipped)
-    kept = [row for row, good in zip(rows, usable.tolist(), strict=True) if good]
     if kept:
         library.append(map_factors(lambda x: x[usable], stored), kept)
         report.imported += [row["id"] for row in kept]
