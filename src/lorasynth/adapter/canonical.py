@@ -92,10 +92,9 @@ def canonicalise(
     for modules in layout.groups(attrgetter("rank")):
         raw, results = _matrices(factors, modules), _matrices(done, modules)
         targets = _matrices(reference, modules) if reference and rule.needs_reference else None
-        scratch = _Scratch(raw)
         fix = _fix_vectors if raw[0].shape[-2] == 1 else _fix_matrices
-        for rows in scratch.chunks:
-            fix(scratch, rule, [x[rows] for x in raw], targets, [x[rows] for x in results])
+        for rows in _chunks(raw):
+            fix(rule, [x[rows] for x in raw], targets, [x[rows] for x in results])
         if targets and not rule.balanced:
             for result, target in zip(results[::2], targets[::2], strict=True):
                 result.copy_(target)
@@ -115,46 +114,14 @@ def choose_reference(factors: Factors, gauge: str) -> Factors:
     return map_factors(lambda tensor: tensor[0].to(_wide(tensor.dtype), copy=True), first)
 
 
-class _Scratch:
-    """Memory for one matrix, used again and again: new pages cost more than the work in them.
-
-    Args:
-        matrices: All that is to be worked on, chunk by chunk.
-    """
-
-    def __init__(self, matrices: Matrices) -> None:
-        widest = max(matrix[0].numel() for matrix in matrices)
-        self._count = len(matrices[0])
-        self._step = max(1, _CHUNK_ELEMENTS // widest)
-        size = min(self._step, self._count) * widest
-        device = matrices[0].device
-        self._rows: Tensor = torch.empty(size, dtype=torch.float64, device=device)
-        self._product: Tensor = torch.empty_like(self._rows)
-
-    @property
-    def chunks(self) -> Iterator[slice]:
-        """Adapters whose widest matrix fits into the memory."""
-        for start in range(0, self._count, self._step):
-            yield slice(start, start + self._step)
-
-    def rows(self, matrix: Float[Tensor, "n r w"], dtype: torch.dtype) -> Float[Tensor, "n r w"]:
-        """The matrix in that type."""
-        if matrix.dtype == dtype:
-            return matrix
-        return self._rows.view(dtype)[: matrix.numel()].view(matrix.shape).copy_(matrix)
-
-    def product(
-        self, left: Float[Tensor, "n r r"], rows: Float[Tensor, "n r w"]
-    ) -> Float[Tensor, "n r w"]:
-        """left·rows."""
-        product = self._product.view(rows.dtype)[: rows.numel()].view(rows.shape)
-        torch.bmm(left.to(rows), rows, out=product)
-        return product
+def _chunks(matrices: Matrices) -> Iterator[slice]:
+    """Adapters whose widest matrix stays in the processor's cache."""
+    step = max(1, _CHUNK_ELEMENTS // max(matrix[0].numel() for matrix in matrices))
+    for start in range(0, len(matrices[0]), step):
+        yield slice(start, start + step)
 
 
-def _fix_vectors(
-    _: _Scratch, rule: Gauge, raw: Matrices, targets: Matrices | None, results: Matrices
-) -> None:
+def _fix_vectors(rule: Gauge, raw: Matrices, targets: Matrices | None, results: Matrices) -> None:
     """Write the canonical form of 2m vectors, which are factors of rank 1, to `results`."""
     wide = _wide(raw[0].dtype)
     vectors = [x[:, 0].to(wide) for x in raw]
@@ -172,16 +139,14 @@ def _fix_vectors(
         torch.mul(x, change[:, index, None].to(wide), out=result[:, 0])
 
 
-def _fix_matrices(
-    scratch: _Scratch, rule: Gauge, raw: Matrices, targets: Matrices | None, results: Matrices
-) -> None:
+def _fix_matrices(rule: Gauge, raw: Matrices, targets: Matrices | None, results: Matrices) -> None:
     """Write the canonical form of 2m matrices of one rank to `results`."""
-    own, cross, lower, dtype = _products(raw, targets, scratch)
+    own, cross, lower, dtype = _products(raw, targets)
     change, spectrum = _balance(lower, own)
     turn = rule.change(_balanced(spectrum, change @ cross, targets))
     change = turn.mT.repeat_interleave(2, 1) @ change
     for index, (matrix, result) in enumerate(zip(raw, results, strict=True)):
-        result.copy_(scratch.product(change[:, index], scratch.rows(matrix, dtype)))
+        result.copy_(change[:, index].to(dtype) @ matrix.to(dtype))
 
 
 def _balanced(
@@ -198,7 +163,7 @@ def _balanced(
 
 
 def _products(
-    raw: Matrices, targets: Matrices | None, scratch: _Scratch
+    raw: Matrices, targets: Matrices | None
 ) -> tuple[
     Float[Tensor, "n sides r r"],
     Float[Tensor, "n sides r r"],
@@ -212,7 +177,7 @@ def _products(
 
     def multiply(side: int, dtype: torch.dtype) -> None:
         for index in range(side, len(raw), 2):
-            rows = scratch.rows(raw[index], dtype)
+            rows = raw[index].to(dtype)
             own[:, index] = rows @ rows.mT
             if targets:
                 cross[:, index] = rows @ targets[index].to(dtype).mT
