@@ -37,6 +37,7 @@ from lorasynth.adapter.files.reader import (
     configuration,
     fold,
     format_of,
+    grouped,
     number,
     pair_of,
     read,
@@ -133,17 +134,17 @@ def read_any(
         config = configuration(content, form, dora=True)
     else:
         scale = _peft_scale(content)
-    groups = sorted(_groups(content, keys).items())
+    groups = list(grouped(content, keys))
     within = _ANY if _DORA in kinds else rank
     layers: _Layers = []
-    for spelled, (sample, tensors) in groups:
+    for spelled, sample, tensors in groups:
         if "alpha" not in tensors and "down" in tensors:
             alpha = config.alpha(sample, len(tensors["down"]))
             tensors["alpha"] = torch.tensor(alpha, dtype=torch.float64)
         nearest, kernel = _nearest(content.path, spelled, tensors, within, scale)
         layers.append((sample, kernel, nearest))
     if base is not None and _DORA in kinds:
-        magnitudes = [_magnitude(tensors) for _, (_, tensors) in groups]
+        magnitudes = [_magnitude(tensors) for *_, tensors in groups]
         named = resolve(content.path, shapes_of(_pairs(layers)), content.header, family).layers
         with opened(base) as weights:
             layers = [
@@ -209,16 +210,6 @@ def _require_additive(path: Path, keys: Mapping[str, Key], base: Path | None) ->
                 f"(key {key[:200]}), of which the weights decide what it adds: {remedy}merge it "
                 "into the base model and use `lorasynth extract`"
             )
-
-
-def _groups(content: Content, keys: Mapping[str, Key]) -> dict[str, tuple[Key, dict[str, Tensor]]]:
-    groups: dict[str, tuple[Key, dict[str, Tensor]]] = {}
-    for key, found in keys.items():
-        sample, tensors = groups.setdefault(found.spelled, (found, {}))
-        if sample.part == "alpha":
-            groups[found.spelled] = (found, tensors)
-        tensors[found.part.removesuffix(".weight")] = content.tensors[key]
-    return groups
 
 
 def _peft_scale(content: Content) -> float | None:

@@ -6,7 +6,6 @@ Written by hand rather than by `peft.LoraConfig`, so that saving a file does not
 import json
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,22 +42,15 @@ AlphaOf = Callable[[str, int], float]
 
 
 def lora_config(factors: Factors) -> dict[str, Any]:
-    """The fields that say rank, alpha (always the rank) and target modules.
+    """The fields that say rank, alpha (always the rank) and modules, of factors of one rank.
 
     The layer `text_model` of CLIP, which transformers 5 took out, is left out of the names: PEFT
     then finds them by their last parts, with it and without.
     """
-    ranks = {module.removeprefix(_TEXT_MODEL): factor.rank for module, factor in factors.items()}
-    [(common, _)] = Counter(ranks.values()).most_common(1)
-    start = "" if any(module.startswith(_TEXT_MODEL) for module in factors) else "^"
-    pattern = {f"{start}{module}": rank for module, rank in ranks.items() if rank != common}
-    return {
-        "r": common,
-        "lora_alpha": common,
-        "rank_pattern": pattern,
-        "alpha_pattern": pattern,
-        "target_modules": sorted(ranks),
-    }
+    rank = next(iter(factors.values())).rank
+    modules = sorted(module.removeprefix(_TEXT_MODEL) for module in factors)
+    patterns: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}}
+    return {"r": rank, "lora_alpha": rank, **patterns, "target_modules": modules}
 
 
 def parse_config(text: str, what: str) -> dict[str, Any]:

@@ -240,23 +240,34 @@ def configuration(content: Content, form: str, *, dora: bool = False) -> Configu
 # Tensors
 
 
-def _pairs(content: Content, keys: Mapping[str, Key], config: Configuration) -> Iterator[Pair]:
+def grouped(
+    content: Content, keys: Mapping[str, Key]
+) -> Iterator[tuple[str, Key, dict[str, Tensor]]]:
+    """Each layer as it is spelled, in their order: one of its keys, and its tensors by their parts.
+
+    Raises:
+        FileFormatError: a part is spelled in two ways.
+    """
     groups: dict[str, dict[str, Tensor]] = {}
     samples: dict[str, Key] = {}
     for key, found in keys.items():
         parts = groups.setdefault(found.spelled, {})
-        if found.part in parts:
+        part = found.part.removesuffix(".weight")
+        if part in parts:
             raise FileFormatError(
                 f"a LoRA file must have each key once, but {content.path} spells that of "
                 f"{found.name[:200]} in two ways"
             )
-        parts[found.part] = content.tensors[key]
-        if found.part != "alpha":
+        parts[part] = content.tensors[key]
+        if part != "alpha" or found.spelled not in samples:
             samples[found.spelled] = found
     for spelled in sorted(groups):
-        parts = groups[spelled]
+        yield spelled, samples[spelled], groups[spelled]
+
+
+def _pairs(content: Content, keys: Mapping[str, Key], config: Configuration) -> Iterator[Pair]:
+    for spelled, sample, parts in grouped(content, keys):
         factor, kernel = pair_of(content.path, spelled, parts)
-        sample = samples[spelled]
         stated: Tensor | float | None = parts.get("alpha")
         if stated is None:
             stated = config.alpha(sample, factor.rank)
