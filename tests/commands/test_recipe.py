@@ -18,6 +18,7 @@ from lorasynth.condition import AttributeEncoder, AttributesConfig
 from lorasynth.hypernet.train import accelerator_on
 from lorasynth.library import Library
 from tiny_pipelines import shrunk_stable_diffusion
+from w2w_files import imitate_w2w
 
 from .conftest import DENOISER, SIDE, TRAINING, save_encoder, write_image
 
