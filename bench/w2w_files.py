@@ -7,8 +7,6 @@ takes no memory.
 """
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,16 +39,12 @@ def imitate_w2w(folder: Path, rows: int = PUBLISHED_ROWS, shrink: int = 1, seed:
 
     Returns:
         The layout of the adapters.
-
-    Raises:
-        LorasynthError: the folder cannot be written, or the disk is full.
     """
     layout = published_layout(shrink)
     config = SyntheticConfig(rows=rows, width=layout.size, seed=seed)
     with atomic_directory(folder) as temporary:
         _write_matrix(temporary / WEIGHTS, SyntheticVectors(config))
-        with _disk_errors():
-            torch.save(dimensions_of(layout), temporary / DIMENSIONS)
+        torch.save(dimensions_of(layout), temporary / DIMENSIONS)
         write_json(temporary / CONFIG, {"peft_type": "LORA", "r": 1, "lora_alpha": ALPHA})
         csv.write_csv(_table(rows, seed), temporary / TABLES[1])
     return layout
@@ -58,8 +52,7 @@ def imitate_w2w(folder: Path, rows: int = PUBLISHED_ROWS, shrink: int = 1, seed:
 
 def _write_matrix(path: Path, vectors: SyntheticVectors) -> None:
     """What `torch.save` writes of the matrix, which is never in memory."""
-    with _disk_errors():
-        reserved = reserve(path, len(vectors), vectors.config.width)
+    reserved = reserve(path, len(vectors), vectors.config.width)
     with path.open("rb+") as file:
         file.seek(reserved.start)
         for block in vectors.blocks():
@@ -73,15 +66,6 @@ def reserve(path: Path, count: int, width: int) -> SavedMatrix:
     with torch.serialization.skip_data(materialize_fake_tensors=True):
         torch.save(matrix, path)
     return SavedMatrix.find(path)
-
-
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    """What torch reports of a file that it cannot write, as anything else does."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise OSError(str(error).splitlines()[0]) from error
 
 
 def dimensions_of(layout: Layout) -> dict[str, tuple[tuple[int], torch.Size]]:

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import resource
 import shutil
 import struct
 import subprocess
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from bounds import cheap
 from lorasynth.adapter import canonicalise, choose_reference
-from lorasynth.core.errors import FileFormatError, LayoutError, LibraryError, LorasynthError
+from lorasynth.core.errors import FileFormatError, LayoutError, LibraryError
 from lorasynth.library import Library
 from lorasynth.library.w2w import PANDAS, import_w2w, published_layout
 from synthetic_vectors import SyntheticConfig, SyntheticVectors
@@ -364,19 +363,6 @@ def test_wrong_files(files: Path, tmp_path: Path, damage, kind, message: str) ->
     with pytest.raises(kind, match=message) as caught:
         import_w2w(str(files), tmp_path / "lib")
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("room", [4096, 4 * ROWS * 1557 + 100])
-def test_a_disk_too_small_for_an_imitation(tmp_path: Path, room: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-    try:
-        with pytest.raises(LorasynthError, match="could not write") as caught:
-            imitate_w2w(tmp_path / "files", ROWS, SHRINK)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
 
 
 _A_FEW_ROWS = """
