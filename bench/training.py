@@ -43,9 +43,9 @@ from lorasynth.core.checkpoint import Checkpoint
 from lorasynth.engine.trainer import Loss, Optimisation, Trainer
 from lorasynth.hypernet import HypernetConfig, TrainingSet
 from lorasynth.hypernet.train import _build, _Loss
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile
 from pca import peak_bytes
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 CONDITION = 512
 #: Bytes that AdamW moves for each weight.

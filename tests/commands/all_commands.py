@@ -23,7 +23,7 @@ def every_command(world: World, root: Path, home: Path) -> list[list[object]]:
     return [
         ["collect", "-o", root / "library", "--folder", subjects, "--base", base, *CPU, *QUICK,
          "--encoder", encoder],
-        ["import", "folder", home / "loras", "-o", root / "imported"],
+        ["import", "loras", home / "loras", "-o", root / "imported"],
         ["fit", "pca", library, "-o", root / "codec", "--latents", 2, *CPU, "--run",
          root / "work/fit"],
         ["fit", "scaled", library, "-o", root / "scaled", *CPU, "--run", root / "work/fit"],
@@ -44,7 +44,6 @@ def every_command(world: World, root: Path, home: Path) -> list[list[object]]:
          "--style", f"{lora}=0.5", "--images", 2, "--set", "sampling.steps=1", *CPU],
         ["encoders", "make", f"clip:{home / 'clip'}", "-o", root / "vision"],
         ["encoders", "join", encoder, f"clip:{home / 'clip'}", "-o", root / "joined"],
-        ["library", "imitate", root / "files", "--rows", 4, "--shrink", 64],
         ["ip-adapter", "train", "--folder", subjects, "--base", base, "--encoder", encoder, "-o",
          root / "ip.safetensors", "--run", root / "work/ip", *sets, *CPU],
         ["fine-tune", photo, "-o", root / "unet", "--base", base, *FEW],

@@ -10,7 +10,6 @@ from lorasynth.commands.options import (
     Base,
     Device,
     DType,
-    Seed,
     Settings,
     Size,
     load_base,
@@ -129,25 +128,6 @@ def forget(
         "latents. A codec and a hypernetwork that learned from them, and LoRA files of them, are "
         "elsewhere: fit and train again, and delete those files"
     )
-
-
-@app.command()
-def imitate(
-    folder: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
-    rows: Annotated[int, typer.Option(help="Adapters; published are 64,974.", min=2)] = 1000,
-    shrink: Annotated[
-        int, typer.Option(help="Divides all widths: 1 (99,648 numbers), 2, 4, ... 64.", min=1)
-    ] = 1,
-    seed: Seed = 0,
-) -> None:
-    """Write files of the form of weights2weights' data set, with known principal components.
-
-    For trying out sizes: lorasynth import w2w FOLDER reads them.
-    """
-    from lorasynth.library.w2w_synthetic import imitate_w2w
-
-    layout = imitate_w2w(folder, rows, shrink, seed)
-    typer.echo(f"{folder}: {rows} adapters of {layout.size} numbers")
 
 
 @app.command()
