@@ -17,6 +17,12 @@ _OWN: dict[str, str] = {
     "edit": "edit:Edit",
     "interpolate": "edit:Interpolate",
     "sample": "edit:Sample",
+    "images": "images:Images",
+    "encoders list": "encoders:ListEncoders",
+    "encoders make": "encoders:MakeEncoder",
+    "encoders attributes": "encoders:MakeAttributes",
+    "encoders join": "encoders:JoinEncoders",
+    "encoders train": "encoders:TrainEncoder",
 }
 
 _GROUP = "lorasynth.commands"

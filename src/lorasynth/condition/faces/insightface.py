@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from lorasynth.condition.faces.contract import DETECTORS, NETWORKS, Face, FaceConfig
+from lorasynth.condition.faces.contract import DETECTORS, NETWORKS, Face, FaceConfig, need
 from lorasynth.condition.faces.onnx import OnnxNetwork, providers
-from lorasynth.condition.packages import need
 from lorasynth.core.errors import BundleError, ConfigError
 
-LICENCE = "non-commercial research only (InsightFace)"
+_LICENCE = "non-commercial research only (InsightFace)"
 #: The side of the square that an image is fitted into for detection: the packs' own for usual
 #: views, and at most this for larger ones.
 _USUAL, _LARGEST = 640, 1920
@@ -59,7 +58,7 @@ class InsightFaceDetector:
     def __init__(self, pack: str, device: torch.device) -> None:
         self._model: Any = _pack(pack, device).det_model
 
-    def detect(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Face]:
+    def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Face]:
         """See `FaceDetector`."""
         longer = max(image.shape)
         side = min(32 * math.ceil(longer / 32), _LARGEST)
@@ -84,13 +83,16 @@ class InsightFaceNetwork(OnnxNetwork):
             Path(model.model_file),
             mean=float(model.input_mean),
             std=float(model.input_std),
-            licence=LICENCE,
+            licence=_LICENCE,
             session=model.session,
         )
-        self.stored_as = f"insightface:{pack}"
+        self.stored_as = f"insightface:{Path(pack).name}"
 
     def save(self, folder: Path) -> None:
-        """See `FaceNetwork`: the weights may not be passed on, so only the pack's name is kept."""
+        """See `FaceNetwork`: the weights may not be passed on, so only the pack's name is kept.
+
+        A pack that is elsewhere must then be linked into ~/.insightface/models.
+        """
 
 
 DETECTORS.register("insightface")(InsightFaceDetector)

@@ -88,10 +88,10 @@ TRUNKS: dict[str, Callable[[int, int], nn.Sequential]] = {
 
 
 def unit_batches(
-    images: UInt8[Tensor, "b h w 3"], size: int, device: torch.device
+    images: UInt8[Tensor, "b h w 3"], size: int, device: torch.device, batch: int = 256
 ) -> Iterator[Float[Tensor, "part 3 size size"]]:
-    """Images as networks of this kind see them, 256 at a time."""
-    for part in images.split(256):
+    """Images as networks see them: from -1 to 1, scaled to squares, a batch at a time."""
+    for part in images.split(batch):
         unit = to_unit_range(part.to(device))
         if unit.shape[2:] != (size, size):
             unit = functional.interpolate(unit, (size, size), mode="bilinear", antialias=True)
