@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from lorasynth.condition.trained import TrainedConfig, TrainedEncoder
+from lorasynth.condition import TrainedConfig, TrainedEncoder
 
 #: What the shipped encoders have in common, which their configs do not say.
 AVATARS = TrainedConfig(name="avatar", domain="drawn avatars", licence="Apache-2.0")

@@ -31,7 +31,7 @@ class FacelessDrawings:
         background = f"#{rng.integers(2**24):06x}"
         options = {"seed": str(rng.integers(2**31)), "backgroundColor": [background]}
         image = render_style(str(rng.choice(STYLES)), options, self.size)
-        return Subject(id=subject_id, photos=torch.from_numpy(image)[None], captions=["a drawing"])
+        return Subject(id=subject_id, photos=torch.tensor(image)[None], captions=["a drawing"])
 
 
 def named_drawings(argument: str, size: int) -> FacelessDrawings:

@@ -2,24 +2,26 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from tyro.conf import Positional
 
 from lorasynth.commands.shared import OfSubjects, Repeated, Resumed
-from lorasynth.core.command import Command, OnDevice, Out, Seeded
+from lorasynth.condition.config import TrainedConfig
+from lorasynth.core.command import Command, Flat, OnDevice, Out
 from lorasynth.core.errors import ImageError
+from lorasynth.engine.config import ArcFaceConfig
 
 if TYPE_CHECKING:
     from lorasynth.condition import TrainedEncoder
     from lorasynth.engine.arcface import Squares
 
 #: An encoder learns to tell subjects apart, and is measured on some that it has not seen.
-_LEAST_SUBJECTS = 10
+_LEAST_SUBJECTS = 8
 #: Of those that are held out; more say little more.
 _MOST_HELD_OUT = 500
 
@@ -181,7 +183,7 @@ class JoinEncoders(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainEncoder(Command, OfSubjects, Resumed, Seeded, OnDevice):
+class TrainEncoder(Command, OfSubjects, Resumed, OnDevice):
     """Train an encoder that tells subjects apart, on images of many; run again to resume.
 
     Some subjects are held out; how well it identifies these by a second image is written to
@@ -191,98 +193,59 @@ class TrainEncoder(Command, OfSubjects, Resumed, Seeded, OnDevice):
 
     Attributes:
         out: Folder to write.
-        name: Name of the encoder, which files that depend on it have.
-        domain: What its subjects are, in the plural, for messages.
-        licence: Of its weights, which follows from that of the images.
-        negatives: Images that show no subject, given as the subjects are, to learn when to refuse
-            a photo; beside patterns and shuffled images, which are always among them.
+        encoder: What is trained.
+        training: How.
+        others: Images that show no subject, given as the subjects are, to learn when to refuse a
+            photo; beside patterns and shuffled images, which are always among them.
         held_out: Share of the subjects that it is not trained on, but measured on.
-        trunk: Architecture.
-        image_size: Side in pixels of the squares that it looks at.
-        width: Dimensions of an embedding.
-        steps: Optimiser steps.
-        batch: Images in a step.
-        lr: Peak learning rate.
-        scale: Inverse temperature of the loss.
-        margin: Added to the angle to the own subject, in radians.
         workers: Processes that read or draw images.
     """
 
     group: ClassVar[str] = "Encoders"
 
     out: Out
-    name: str = "mine"
-    domain: str = "images like those that it was trained on"
-    licence: str = "that of whoever trained it"
-    negatives: str | None = None
+    encoder: Annotated[TrainedConfig, Flat] = field(default_factory=TrainedConfig)
+    training: Annotated[ArcFaceConfig, Flat] = field(default_factory=ArcFaceConfig)
+    others: str | None = None
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    trunk: Literal["residual", "separable"] = "residual"
-    image_size: Annotated[int, Field(ge=16, multiple_of=16)] = 64
-    width: Annotated[int, Field(ge=2)] = 128
-    steps: Annotated[int, Field(ge=1)] = 6000
-    batch: Annotated[int, Field(ge=2)] = 128
-    lr: Annotated[float, Field(gt=0)] = 2e-3
-    scale: Annotated[float, Field(gt=0)] = 24.0
-    margin: Annotated[float, Field(ge=0)] = 0.35
     workers: Annotated[int, Field(ge=1)] = os.cpu_count() or 1
 
-    def run(self) -> Path:
-        """Train and write the encoder, and its report."""
+    def run(self) -> dict[str, Any]:
+        """Train and write the encoder, and its report, which is returned."""
         import torch
 
-        from lorasynth.condition import TrainedConfig
         from lorasynth.core.atomic import make_parent, write_json
         from lorasynth.core.config import to_dict
         from lorasynth.core.device import pick_device
-        from lorasynth.engine.arcface import ArcFaceConfig, Squares, draw_negatives, train_encoder
-        from lorasynth.engine.trainer import Optimisation
+        from lorasynth.engine.arcface import Squares, draw_negatives, train_encoder
         from lorasynth.images import subjects_in
 
         make_parent(self.out, self.run_folder)
-        source = self.load_images(self.image_size)
+        size, seed = self.encoder.image_size, self.training.optimisation.seed
+        source = self.load_images(size)
         known, strangers = self._divided(source.ids)
-        squares, left_out = Squares.read(source, known, self.image_size, self.workers)
-        negatives = draw_negatives(squares.images, ArcFaceConfig.negatives, self.seed)
-        if self.negatives is not None:
-            others = subjects_in(self.negatives, size=self.image_size)
-            more, _ = Squares.read(others, others.ids, self.image_size, self.workers)
+        squares, left_out = Squares.read(source, known, size, self.workers)
+        negatives = draw_negatives(squares.images, self.training.negatives, seed)
+        if self.others is not None:
+            beside = subjects_in(self.others, size=size)
+            more, _ = Squares.read(beside, beside.ids, size, self.workers)
             negatives = torch.cat([negatives, more.images])
-        optimisation = Optimisation(
-            steps=self.steps,
-            batch=self.batch,
-            lr=self.lr,
-            weight_decay=0.05,
-            ema=0.995,
-            seed=self.seed,
+        seen, unread = Squares.read(source, strangers, size, self.workers)
+        checkpoint = self.run_folder / f"{self.encoder.name}.safetensors"
+        made = train_encoder(
+            squares, negatives, self.encoder, self.training, checkpoint, pick_device(self.device)
         )
-        training = ArcFaceConfig(scale=self.scale, margin=self.margin, optimisation=optimisation)
-        encoder = train_encoder(
-            squares,
-            negatives,
-            TrainedConfig(
-                name=self.name,
-                domain=self.domain,
-                licence=self.licence,
-                trunk=self.trunk,
-                image_size=self.image_size,
-                width=self.width,
-            ),
-            training,
-            self.run_folder / f"{self.name}.safetensors",
-            pick_device(self.device),
-        )
-        seen, unread = Squares.read(source, strangers, self.image_size, self.workers)
         report = {
             "images": self.images,
             "subjects": int(squares.subject.max()) + 1,
-            "held_out": held_out_report(encoder, seen),
+            "held_out": _identified(made, seen),
             "left_out": left_out | unread,
-            "training": to_dict(training),
+            "training": to_dict(self.training),
         }
-        encoder.cpu().save(self.out)
+        made.cpu().save(self.out)
         write_json(self.out / "report.json", report)
         self._say(report)
-        return self.out
+        return report
 
     def _divided(self, ids: Sequence[str]) -> tuple[list[str], list[str]]:
         """Those to train on, and those held out: drawn by their names, so the same each time."""
@@ -294,7 +257,7 @@ class TrainEncoder(Command, OfSubjects, Resumed, Seeded, OnDevice):
                 f"{_LEAST_SUBJECTS} subjects, but {self.images} has {len(ids)}: bring more, or use "
                 "an encoder that comes trained (lorasynth encoders list)"
             )
-        drawn = sorted(ids, key=lambda name: stream_seed(self.seed, "held out", name))
+        drawn = sorted(ids, key=lambda name: stream_seed(0, "held out", name))
         count = min(max(2, round(self.held_out * len(ids))), len(ids) - 2, _MOST_HELD_OUT)
         held_out = set(drawn[:count])
         return [name for name in ids if name not in held_out], sorted(held_out)
@@ -310,7 +273,7 @@ class TrainEncoder(Command, OfSubjects, Resumed, Seeded, OnDevice):
             print(f"left out {name}: {reason}")
 
 
-def held_out_report(encoder: "TrainedEncoder", squares: "Squares") -> dict[str, Any]:
+def _identified(encoder: "TrainedEncoder", squares: "Squares") -> dict[str, Any]:
     """Rank-1 identification of subjects by their second image, of those that have two.
 
     Raises:

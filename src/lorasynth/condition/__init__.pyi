@@ -1,6 +1,7 @@
 from .composite import AttributeEncoder as AttributeEncoder
 from .composite import AttributesConfig as AttributesConfig
 from .composite import JoinedEncoder as JoinedEncoder
+from .config import TrainedConfig as TrainedConfig
 from .contract import ENCODERS as ENCODERS
 from .contract import SHOWN as SHOWN
 from .contract import ConditionEncoder as ConditionEncoder
@@ -16,7 +17,6 @@ from .faces import FaceEncoder as FaceEncoder
 from .named import NAMED as NAMED
 from .named import NamedEncoder as NamedEncoder
 from .named import load_encoder as load_encoder
-from .trained import TrainedConfig as TrainedConfig
 from .trained import TrainedEncoder as TrainedEncoder
 from .vision import VisionConfig as VisionConfig
 from .vision import VisionEncoder as VisionEncoder

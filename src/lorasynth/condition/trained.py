@@ -1,9 +1,7 @@
 """An encoder that was trained here on images of subjects (`lorasynth encoders train`)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -11,35 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
+from lorasynth.condition.config import TrainedConfig
 from lorasynth.condition.contract import ENCODERS, ConditionEncoder, saved_config
 from lorasynth.condition.trunks import TRUNKS, unit_batches
 from lorasynth.core import config as configs
 from lorasynth.core.weights import fingerprint, load_module, save_module
 
 _WEIGHTS = "model.safetensors"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainedConfig:
-    """What a trained encoder is.
-
-    Attributes:
-        name: written into files that depend on it.
-        domain: what its subjects are, in the plural, for messages.
-        licence: of the weights.
-        trunk: the architecture, by name.
-        image_size: in pixels.
-        width: of the embedding.
-        features: of the last hidden layer, which the embedding and the detector share.
-    """
-
-    name: str = "mine"
-    domain: str = "images like those that it was trained on"
-    licence: str = "that of whoever trained it"
-    trunk: Literal["residual", "separable"] = "residual"
-    image_size: int = 64
-    width: int = 128
-    features: int = 256
 
 
 class TrainedEncoder(ConditionEncoder, nn.Module):

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,39 +14,18 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lorasynth.condition.trained import TrainedConfig, TrainedEncoder
+from lorasynth.condition.config import TrainedConfig
+from lorasynth.condition.trained import TrainedEncoder
 from lorasynth.condition.trunks import augment
 from lorasynth.core import config as configs
 from lorasynth.core.errors import ImageError
 from lorasynth.core.progress import progress
 from lorasynth.core.randomness import numpy_stream, stream_seed
-from lorasynth.engine.trainer import Optimisation, Trainer
+from lorasynth.engine.config import ArcFaceConfig
+from lorasynth.engine.trainer import Trainer
 from lorasynth.images import SubjectSource
 from lorasynth.images.files import to_unit_range
 from lorasynth.images.framing import framed
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArcFaceConfig:
-    """How an encoder is trained.
-
-    Attributes:
-        scale: s of the loss, the inverse temperature.
-        margin: m of the loss, in radians, added to the angle to the own class.
-        negatives: patterns and shuffled images made to train the detector.
-        negative_share: of images that show no subject in a batch.
-        optimisation: how.
-    """
-
-    scale: float = 24.0
-    margin: float = 0.35
-    negatives: int = 2000
-    negative_share: float = 0.1
-    optimisation: Optimisation = field(
-        default_factory=lambda: Optimisation(
-            steps=6000, batch=128, lr=2e-3, weight_decay=0.05, ema=0.995
-        )
-    )
 
 
 class ArcFaceHead(nn.Module):
