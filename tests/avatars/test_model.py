@@ -35,7 +35,7 @@ def every_caption() -> list[str]:
 
 
 def test_attention_is_stated_for_each_resolution() -> None:
-    with pytest.raises(ConfigError, match="3 in unet_channels and 2 in attention"):
+    with pytest.raises(ValueError, match="3 in unet_channels and 2 in attention"):
         AvatarModelConfig(unet_channels=(32, 64, 64), attention=(True, True))
 
 

@@ -11,7 +11,7 @@ from torch.nn import BatchNorm1d, BatchNorm2d
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from command_line import call
-from lorasynth.avatars.encoder import AvatarEncoder, AvatarEncoderConfig
+from lorasynth.condition import TrainedConfig, TrainedEncoder
 from lorasynth.core.randomness import torch_stream
 from lorasynth.images.files import to_unit_range
 
@@ -32,7 +32,7 @@ def write_image(path: Path, seed: int, side: int = SIDE) -> Path:
 def save_encoder(folder: Path, face: bool = True) -> Path:
     """A tiny encoder whose detector sees a face in everything, or in nothing."""
     torch.manual_seed(0)
-    encoder = AvatarEncoder(AvatarEncoderConfig(name="tiny-one", image_size=SIDE, width=6))
+    encoder = TrainedEncoder(TrainedConfig(name="tiny-one", image_size=SIDE, width=6))
     for module in encoder.modules():
         if isinstance(module, BatchNorm1d | BatchNorm2d):
             module.momentum = None  # take the statistics of what is seen, all of it

@@ -6,7 +6,8 @@ import pytest
 
 from command_line import Run
 from lorasynth.adapter import Adapter
-from lorasynth.avatars.judge import AttributeJudge, JudgeConfig
+from lorasynth.avatars.config import JudgeConfig
+from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.condition import JoinedEncoder, load_encoder
 from lorasynth.core.atomic import atomic_directory
 from lorasynth.library import Library

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from lorasynth.avatars.encoder import AvatarEncoder, AvatarEncoderConfig
 from lorasynth.condition import (
     AttributeEncoder,
     AttributesConfig,
+    TrainedConfig,
+    TrainedEncoder,
     load_encoder,
     subject_condition,
     subject_conditions,
@@ -32,7 +33,7 @@ def facts() -> AttributeEncoder:
 @pytest.fixture
 def both() -> AttributeEncoder:
     torch.manual_seed(0)
-    identity = AvatarEncoder(AvatarEncoderConfig(name="tiny", image_size=16, width=6)).eval()
+    identity = TrainedEncoder(TrainedConfig(name="tiny", image_size=16, width=6)).eval()
     return AttributeEncoder(AttributesConfig.of(ROWS, ["hat", "male"]), identity)
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import BatchNorm1d, BatchNorm2d
 
-from lorasynth.avatars.encoder import AvatarEncoder, AvatarEncoderConfig
-from lorasynth.avatars.judge import AttributeJudge, JudgeConfig
+from lorasynth.avatars.config import JudgeConfig
+from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.avatars.reader import AttributeReader
 from lorasynth.condition import (
     AttributeEncoder,
@@ -22,6 +22,8 @@ from lorasynth.condition import (
     FaceConfig,
     FaceEncoder,
     JoinedEncoder,
+    TrainedConfig,
+    TrainedEncoder,
     VisionConfig,
     VisionEncoder,
     load_encoder,
@@ -38,13 +40,13 @@ from .onnx_files import write_arcface, write_pack
 
 SCRATCH = TemporaryDirectory()
 KNOWN = AttributesConfig(name="tiny", attributes={"hat": ["none", "top"]})
-AVATAR = AvatarEncoderConfig(name="tiny", image_size=32, width=6, features=12)
+AVATAR = TrainedConfig(name="tiny", image_size=32, width=6, features=12)
 
 
-def avatar(config: AvatarEncoderConfig, seed: int) -> ConditionEncoder:
+def avatar(config: TrainedConfig, seed: int) -> ConditionEncoder:
     """An encoder as it is after training: its statistics are not those of a fresh one."""
     torch.manual_seed(seed)
-    encoder = AvatarEncoder(config)
+    encoder = TrainedEncoder(config)
     for module in encoder.modules():
         if isinstance(module, BatchNorm1d | BatchNorm2d):
             module.momentum = None  # take the statistics of what is seen, all of it

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lorasynth.condition import load_encoder
-from lorasynth.condition.faces import OnnxNetwork
-from lorasynth.condition.faces.onnx import providers, session_of
+from lorasynth.condition.faces.onnx import OnnxNetwork, providers, session_of
 from lorasynth.core.errors import BundleError, ConfigError, LorasynthError
 from lorasynth.core.randomness import torch_stream
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasynth.avatars.arcface import ArcFaceConfig
-from lorasynth.avatars.autoencoder import AutoencoderTraining
-from lorasynth.avatars.denoiser import BaseTrainingConfig, DenoiserTraining
-from lorasynth.avatars.encoder import AvatarEncoder
-from lorasynth.avatars.judge import JudgeConfig
+from lorasynth.engine.config import ArcFaceConfig
+from lorasynth.avatars.config import AutoencoderTraining
+from lorasynth.avatars.config import BaseTrainingConfig, DenoiserTraining
+from lorasynth.condition import TrainedEncoder
+from lorasynth.avatars.config import JudgeConfig
 from lorasynth.avatars.make_bundle import BundleConfig, BundleMaker, MeasuresConfig
-from lorasynth.avatars.model import AvatarModelConfig
+from lorasynth.avatars.config import AvatarModelConfig
 from lorasynth.avatars.parts import PartsConfig
 from lorasynth.base import SamplingConfig
 from lorasynth.engine.recipe import Recipe
@@ -83,7 +83,7 @@ def tiny_config() -> BundleConfig:
 def _faces_everywhere() -> Iterator[None]:
     """An encoder that was hardly trained knows no face; here it sees one in everything."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AvatarEncoder, "presence", lambda _, images: torch.ones(len(images)))
+        patch.setattr(TrainedEncoder, "presence", lambda _, images: torch.ones(len(images)))
         yield
 
 

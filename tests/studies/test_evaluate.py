@@ -8,7 +8,7 @@ from lorasynth.adapter import Adapter, Factor, Factors
 from lorasynth.avatars.bundle import Bundle
 from lorasynth.avatars.demo import COLUMNS, draw_sheet, run_demo, write_page
 from lorasynth.avatars.drawing import combinations
-from lorasynth.avatars.encoder import AvatarEncoder
+from lorasynth.condition import TrainedEncoder
 from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.evaluation.evaluate import best_strength, evaluate
 from lorasynth.evaluation.trial import Measured, Trial
@@ -109,7 +109,7 @@ def test_demo_writes_page_image_and_files(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The tiny encoder is not trained, so what it says of faces is chance.
-    monkeypatch.setattr(AvatarEncoder, "presence", lambda _, images: torch.ones(len(images)))
+    monkeypatch.setattr(TrainedEncoder, "presence", lambda _, images: torch.ones(len(images)))
     result = run_demo(bundle, tiny_config().measures.evaluation.trial, tmp_path)
     draw_sheet(result, tmp_path / "demo.png", shown=2)
     write_page(result, tmp_path / "index.html")
@@ -220,7 +220,7 @@ def test_a_synthesizer_hands_out_what_its_strength_says(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The tiny encoder is not trained, so what it says of faces is chance.
-    monkeypatch.setattr(AvatarEncoder, "presence", lambda _, images: torch.ones(len(images)))
+    monkeypatch.setattr(TrainedEncoder, "presence", lambda _, images: torch.ones(len(images)))
     stronger = replace(bundle.synthesizer, strength=2 * bundle.synthesizer.strength)
     stronger.save(tmp_path / "stronger")
     again = Synthesizer.from_pretrained(tmp_path / "stronger")

@@ -8,7 +8,7 @@ import torch
 from command_line import Run, interrupt
 from lorasynth.avatars import make_bundle
 from lorasynth.avatars.bundle import verify
-from lorasynth.avatars.encoder import AvatarEncoder
+from lorasynth.condition import TrainedEncoder
 from lorasynth.base import BaseModel
 from lorasynth.collect import collector
 from lorasynth.engine.trainer import Trainer
@@ -28,7 +28,7 @@ def test_measuring(
     bundle_run: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     # The tiny encoder is not trained, so what it says of faces is chance.
-    monkeypatch.setattr(AvatarEncoder, "presence", lambda _, images: torch.ones(len(images)))
+    monkeypatch.setattr(TrainedEncoder, "presence", lambda _, images: torch.ones(len(images)))
     out = tmp_path / "out"
     write = {"evaluate": ("--json", out, "--cache", tmp_path / "cache"), "demo": ("--out", out)}
     arguments = (command, "--subjects", 2, "--bundle", bundle_run / "bundle", *write[command])

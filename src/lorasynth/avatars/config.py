@@ -1,7 +1,7 @@
 """How the embedded models are made.  Imports no torch, so that commands show this at once."""
 
 from dataclasses import field
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -42,7 +42,7 @@ class AvatarModelConfig:
     unet_groups: int = 8
 
     @model_validator(mode="after")
-    def _attention_is_whole(self) -> Self:
+    def _attention_is_whole(self) -> "AvatarModelConfig":
         if len(self.attention) != len(self.unet_channels):
             raise ValueError(
                 "attention must be stated for each resolution of the U-Net, but there are "

@@ -129,8 +129,8 @@ def trainings(
     config: BundleConfig, run: Path, device: torch.device, workers: int
 ) -> dict[str, Command]:
     """The commands that train the embedded models, by the stage that each makes in `run/out`."""
-    folder = {"run_folder": run / "embedded", "device": str(device), "workers": workers}
-    drawn = {**folder, "subjects": config.subjects, "draw_seed": config.seed}
+    folder: dict[str, Any] = {"run_folder": run / "embedded", "device": str(device), "workers": workers}
+    drawn: dict[str, Any] = {**folder, "subjects": config.subjects, "draw_seed": config.seed}
     out, base = run / "out", config.base
     perception = out / "perception"
 

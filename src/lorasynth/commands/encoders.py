@@ -17,6 +17,8 @@ from lorasynth.core.errors import ImageError
 from lorasynth.engine.config import ArcFaceConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lorasynth.condition import TrainedEncoder
     from lorasynth.engine.arcface import Squares
 
@@ -231,6 +233,7 @@ class TrainEncoder(Command, OfSubjects, Resumed, OnDevice):
             more, _ = Squares.read(beside, beside.ids, size, self.workers)
             negatives = torch.cat([negatives, more.images])
         seen, unread = Squares.read(source, strangers, size, self.workers)
+        pairs = _pairs(seen)
         checkpoint = self.run_folder / f"{self.encoder.name}.safetensors"
         made = train_encoder(
             squares, negatives, self.encoder, self.training, checkpoint, pick_device(self.device)
@@ -238,7 +241,7 @@ class TrainEncoder(Command, OfSubjects, Resumed, OnDevice):
         report = {
             "images": self.images,
             "subjects": int(squares.subject.max()) + 1,
-            "held_out": _identified(made, seen),
+            "held_out": _identified(made, pairs),
             "left_out": left_out | unread,
             "training": to_dict(self.training),
         }
@@ -273,15 +276,13 @@ class TrainEncoder(Command, OfSubjects, Resumed, OnDevice):
             print(f"left out {name}: {reason}")
 
 
-def _identified(encoder: "TrainedEncoder", squares: "Squares") -> dict[str, Any]:
-    """Rank-1 identification of subjects by their second image, of those that have two.
+def _pairs(squares: "Squares") -> "Tensor":
+    """The first two images (n 2 h w 3) of each subject that has as many.
 
     Raises:
-        ImageError: fewer than two subjects have two images.
+        ImageError: fewer than two subjects have.
     """
     import torch
-
-    from lorasynth.evaluation.identification import identification
 
     subjects = [squares.images[squares.subject == i] for i in squares.subject.unique()]
     pairs = [images[:2] for images in subjects if len(images) > 1]
@@ -290,5 +291,12 @@ def _identified(encoder: "TrainedEncoder", squares: "Squares") -> dict[str, Any]
             "an encoder is measured on held-out subjects with two images or more, but "
             f"{len(pairs)} of {len(subjects)} have as many: bring more images, or hold out more"
         )
-    both = encoder.embed(torch.cat(pairs))
-    return asdict(identification(both[::2], both[1::2]))
+    return torch.stack(pairs)
+
+
+def _identified(encoder: "TrainedEncoder", pairs: "Tensor") -> dict[str, Any]:
+    """Rank-1 identification of subjects by their second image."""
+    from lorasynth.evaluation.identification import identification
+
+    first, second = (encoder.embed(images) for images in pairs.unbind(dim=1))
+    return asdict(identification(first, second))

@@ -261,7 +261,7 @@ def _resolved(config: VisionConfig, own: Any, processing: dict[str, Any]) -> Vis
     if not isinstance(size, int):
         raise ConfigError(
             f"an image encoder needs the size of its images, but {config.model!r} does not say "
-            "it: give a CLIP, SigLIP or DINO model, or: lorasynth encoders make ... --image-size 224"
+            "it: give a CLIP, SigLIP or DINO model, or say --image-size 224 to encoders make"
         )
     return replace(
         config,
