@@ -154,7 +154,7 @@ def test_a_name_that_is_no_text_is_listed_and_the_others_go_on(
     source = FolderSubjects(tmp_path)
     assert source.ids == ["ann"]
     assert len(source.load("ann").images) == 1
-    assert r"1 folders whose names are no UTF-8 (b\udcffb)" in summary(capsys)
+    assert r"1 subjects whose names are no UTF-8 (b\udcffb)" in summary(capsys)
 
 
 def test_names_act_on_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,7 +129,8 @@ def trainings(
     config: BundleConfig, run: Path, device: torch.device, workers: int
 ) -> dict[str, Command]:
     """The commands that train the embedded models, by the stage that each makes in `run/out`."""
-    folder: dict[str, Any] = {"run_folder": run / "embedded", "device": str(device), "workers": workers}
+    folder: dict[str, Any] = {"run_folder": run / "embedded", "workers": workers}
+    folder["device"] = str(device)
     drawn: dict[str, Any] = {**folder, "subjects": config.subjects, "draw_seed": config.seed}
     out, base = run / "out", config.base
     perception = out / "perception"

@@ -1,15 +1,18 @@
 """The files of a diffusers pipeline: its JSON descriptions, and its parts in memory as stored."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
 from diffusers import pipelines
+from diffusers.utils import logging as of_diffusers
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
+from transformers.utils import logging as of_transformers
 
-from lorasynth.base.quiet import without_bars
 from lorasynth.core.config import read_json
 from lorasynth.core.errors import BaseModelError
 from lorasynth.core.places import folder_of, repository
@@ -52,6 +55,22 @@ def weights_here(name: str, part: str) -> list[Path]:
         return _weight_files(folder_of(name, "a base model", BaseModelError) / part)
     found = try_to_load_from_cache(on_hub, f"{part}/config.json")
     return _weight_files(Path(found).parent) if isinstance(found, str) else []
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Hide the bars of diffusers and transformers; downloads keep theirs."""
+    shown = [part for part in (of_diffusers, of_transformers) if part.is_progress_bar_enabled()]
+    downloads = not are_progress_bars_disabled()
+    for part in shown:
+        part.disable_progress_bar()
+    if downloads:  # transformers has turned them off, too
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        for part in shown:
+            part.enable_progress_bar()
 
 
 def _weight_files(folder: Path) -> list[Path]:

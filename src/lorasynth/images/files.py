@@ -81,30 +81,21 @@ def read_photo(path: Path | str) -> UInt8[Tensor, "h w 3"]:
     path = Path(path)
     if not path.is_file():
         raise ImageError(f"an image must be a file, but {path} is not one: check the path")
-    _check_bytes(str(path), path.stat().st_size)
-    return _decode(path, str(path))
+    if path.stat().st_size > MAX_BYTES:
+        raise ImageError(
+            f"an image's file may have {MAX_BYTES >> 20} MB, but {path} has "
+            f"{path.stat().st_size >> 20}: save it as JPEG or PNG"
+        )
+    return decode_photo(path, str(path))
 
 
-def decode_photo(file: io.BytesIO, name: str) -> UInt8[Tensor, "h w 3"]:
-    """As `read_photo`, of a photo that is part of another file.
-
-    Args:
-        file: the photo.
-        name: what messages call it.
-
-    Raises:
-        ImageError: see `read_photo`.
-    """
-    return _decode(file, name)
-
-
-def _decode(file: Path | io.BytesIO, name: str) -> UInt8[Tensor, "h w 3"]:
+def decode_photo(file: Path | io.BytesIO, name: str) -> UInt8[Tensor, "h w 3"]:
+    """As `read_photo`, of a photo that may be part of another file; messages call it `name`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of broken tags that nothing here reads
             with Image.open(file, formats=readable_formats()) as image:
-                _check_pixels(name, image.size)
-                _check_depth(name, image.mode)
+                _check(name, image)
                 turn = _TURNS.get(_orientation(image))
                 if image.format != "MPO" and getattr(image, "is_animated", False):
                     note(f"{name} has several images: the first is used")
@@ -141,11 +132,8 @@ def readable_formats() -> tuple[str, ...]:
 
 def _what_else(file: Path | io.BytesIO) -> str:
     """What a file is that is no image, and what to do, as the end of a sentence."""
-    if isinstance(file, Path):
-        with file.open("rb") as opened:
-            start = opened.read(16)
-    else:
-        start = file.getvalue()[:16]
+    with file.open("rb") if isinstance(file, Path) else io.BytesIO(file.getvalue()) as opened:
+        start = opened.read(16)
     if start[4:8] == b"ftyp" and start[8:12] in _HEIC and find_spec("pillow_heif") is None:
         return "HEIC, which needs an extra: pip install 'lorasynth[heic]'"
     for beginning, kind in _OTHERS.items():
@@ -190,28 +178,18 @@ def _in_srgb(image: Image.Image) -> Image.Image:
         return plain
 
 
-def _check_bytes(name: str, size: int) -> None:
-    if size > MAX_BYTES:
+def _check(name: str, image: Image.Image) -> None:
+    """Refuse an image before it is decoded."""
+    width, height = image.size
+    if width * height > MAX_MEGAPIXELS * 1e6:
         raise ImageError(
-            f"an image's file may have {MAX_BYTES >> 20} MB, but {name} has {size >> 20}: save it "
-            "as JPEG or PNG"
+            f"an image may have {MAX_MEGAPIXELS} megapixels, but {name} has "
+            f"{width * height / 1e6:.0f} ({width} x {height}): scale it down first"
         )
-
-
-def _check_pixels(name: str, size: tuple[int, int]) -> None:
-    megapixels = size[0] * size[1] / 1e6
-    if megapixels > MAX_MEGAPIXELS:
+    if image.mode.startswith(("I", "F")):  # converted to RGB, they would be white
         raise ImageError(
-            f"an image may have {MAX_MEGAPIXELS} megapixels, but {name} has {megapixels:.0f} "
-            f"({size[0]} x {size[1]}): scale it down first"
-        )
-
-
-def _check_depth(name: str, mode: str) -> None:
-    if mode.startswith(("I", "F")):  # converted to RGB, they would be white
-        raise ImageError(
-            f"an image must have 8 bits per channel, but {name} has more (mode {mode}): export it "
-            "with 8"
+            f"an image must have 8 bits per channel, but {name} has more (mode {image.mode}): "
+            "export it with 8"
         )
 
 
