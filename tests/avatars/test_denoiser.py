@@ -17,8 +17,8 @@ from lorasynth.avatars.denoiser import (
     save_pipeline,
     train_base,
 )
-from lorasynth.avatars.following import Following
 from lorasynth.avatars.judge import AttributeJudge
+from lorasynth.avatars.parts import Following
 from lorasynth.avatars.pool import LABELS, Drawn, Pool
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.core.config import from_dict, read_json, to_dict

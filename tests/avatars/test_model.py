@@ -17,7 +17,6 @@ from lorasynth.avatars import captions
 from lorasynth.avatars.drawing import sample_identity, sample_scene
 from lorasynth.avatars.model import AvatarModelConfig, build_pipeline, build_tokenizer
 from lorasynth.base import BaseModel, StableDiffusion
-from lorasynth.core.errors import ConfigError
 from lorasynth.core.randomness import numpy_stream
 
 

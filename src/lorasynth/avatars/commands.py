@@ -3,7 +3,7 @@
 import os
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -190,36 +190,6 @@ class TrainBase(Command, OfDrawings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawGrid(Command, Seeded, OnDevice):
-    """Draw what the embedded base model makes of captions: captions by samples.
-
-    Attributes:
-        out: PNG to write.
-        base: The base model.
-        columns: Samples of each caption.
-    """
-
-    group: ClassVar[str] = _GROUP
-
-    out: Out
-    base: str = "bundle/base"
-    columns: Annotated[int, Field(ge=1)] = 8
-
-    def run(self) -> Path:
-        """Write the grid."""
-        from lorasynth.avatars.caption_grid import caption_grid, draw_caption_grid
-        from lorasynth.base import BaseModel
-        from lorasynth.core.atomic import make_parent
-        from lorasynth.core.device import pick_device
-
-        make_parent(self.out)
-        base = BaseModel.load(self.base, pick_device(self.device))
-        draw_caption_grid(*caption_grid(base, self.columns, self.seed), self.out)
-        print(self.out)
-        return self.out
-
-
-@dataclass(frozen=True, kw_only=True)
 class OfBundle:
     """A bundle.
 
@@ -266,7 +236,7 @@ class MakeBundle(Command, OfBundle, Resumed, OnDevice):
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureBundle(Command, OfBundle, OnDevice):
-    """Measure a bundle again, and write the figures into its manifest; run again to resume.
+    """Measure a bundle and its parts, and write the figures into its manifest; run again to resume.
 
     Attributes:
         cache: Folder for trained adapters and measurements.
@@ -287,37 +257,6 @@ class MeasureBundle(Command, OfBundle, OnDevice):
         config = from_dict(MeasuresConfig, {} if self.config is None else read_json(self.config))
         command = "lorasynth avatars measure"
         measure_bundle(self.bundle, config, self.cache, pick_device(self.device), command)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckParts(Command, OfBundle, Seeded, OnDevice):
-    """Measure the attribute judge, the encoders and caption following of a bundle.
-
-    Attributes:
-        json: File to write.
-    """
-
-    group: ClassVar[str] = _GROUP
-
-    json: Path | None = None
-
-    def run(self) -> dict[str, Any]:
-        """Print and return the figures."""
-        from rich.pretty import pprint
-
-        from lorasynth.avatars.bundle import Bundle
-        from lorasynth.avatars.parts import PartsConfig, parts_report
-        from lorasynth.core.atomic import write_json
-        from lorasynth.core.device import pick_device
-
-        opened = Bundle.open(self.bundle, pick_device(self.device))
-        encoders = [opened.first, opened.second]
-        config = PartsConfig(seed=self.seed)
-        report = parts_report(opened.base, encoders, opened.judge, config)
-        pprint(report, expand_all=True)
-        if self.json is not None:
-            write_json(self.json, report)
-        return report
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,9 @@ from lorasynth.avatars import captions
 from lorasynth.avatars.autoencoder import perceive
 from lorasynth.avatars.config import AvatarModelConfig, BaseTrainingConfig, DenoiserTraining
 from lorasynth.avatars.drawing import AvatarSubjects
-from lorasynth.avatars.following import Following, follow_captions
 from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.avatars.model import build_pipeline
+from lorasynth.avatars.parts import Following, follow_captions
 from lorasynth.avatars.pool import Drawn, load_images
 from lorasynth.base import MEASURED, StableDiffusion
 from lorasynth.core import config as configs
