@@ -53,7 +53,7 @@ class Colours(ConditionEncoder, torch.nn.Module):
 
 NAMED = NamedEncoder(
     configure=lambda argument: argument, build=lambda config, device: Colours(),
-    spelling="colours", embeds="pets", licence="MIT", packages=(), needs="nothing",
+    spelling="colours", licence="MIT", packages=(), needs="pets",
 )
 
 class PetBase(StableDiffusion):

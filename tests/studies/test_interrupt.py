@@ -6,21 +6,15 @@ import pytest
 import torch
 
 from command_line import Run, interrupt
-from lorasynth.avatars import make_bundle
 from lorasynth.avatars.bundle import verify
 from lorasynth.condition import TrainedEncoder
 from lorasynth.base import BaseModel
 from lorasynth.collect import collector
+from lorasynth.core.atomic import write_json
+from lorasynth.core.config import to_dict
 from lorasynth.engine.trainer import Trainer
 
 from .conftest import tiny_config
-
-
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands with the tiny bundle's settings in place of the shipped ones."""
-    config = tiny_config()
-    monkeypatch.setattr(make_bundle, "BundleConfig", lambda: config)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "demo"])
@@ -45,10 +39,11 @@ def test_measuring(
     assert page.is_file()
 
 
-@pytest.mark.usefixtures("tiny")
 def test_making_a_bundle(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     where = ("--run", tmp_path / "run", "--workers", 1, "--device", "cpu")
-    arguments = ("bundle", "make", tmp_path / "bundle", *where)
+    write_json(tmp_path / "tiny.json", to_dict(tiny_config()))
+    arguments = ("avatars", "bundle", tmp_path / "bundle", *where)
+    arguments += ("--config", tmp_path / "tiny.json")
     with monkeypatch.context() as patch:
         interrupt(patch, Trainer, "_step", calls=7)  # in the judge, after perception and base model
         assert run(*arguments).status == 130

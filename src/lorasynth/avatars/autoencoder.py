@@ -1,6 +1,5 @@
 """Training of the embedded base model's autoencoder."""
 
-import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -47,7 +46,7 @@ def train_autoencoder(
         device: where to train.
         perception: feature maps of images, by a network that is not part of the base model; the
             autoencoder is also judged by them, as that of Stable Diffusion is (Zhang et al. 2018).
-        start: folder of an autoencoder to start from, of images of the same side or half of it.
+        start: folder of an autoencoder to start from.
 
     Raises:
         BaseModelError: that one has layers of other shapes.
@@ -138,45 +137,19 @@ def perceive(network: AttributeJudge, model: AvatarModelConfig) -> Perception:
     return maps
 
 
-@torch.no_grad()
 def _start_from(vae: Any, folder: Path) -> None:
-    """Take over an autoencoder, of images of the same side or of half of it.
+    """Take over the weights of an autoencoder.
 
     Raises:
         BaseModelError: its layers have other shapes.
     """
-    start: Any = AutoencoderKL.from_pretrained(folder).float()
-    own, theirs = (tuple(v.config.block_out_channels) for v in (vae, start))
-    if own not in (theirs, (theirs[0], *theirs)) or (
-        vae.config.latent_channels != start.config.latent_channels
-    ):
+    try:
+        vae.load_state_dict(AutoencoderKL.from_pretrained(folder).float().state_dict())
+    except (RuntimeError, OSError) as error:
         raise BaseModelError(
-            f"the autoencoder to start from must have the channels {own}, or without the first "
-            f"where two are equal, and {vae.config.latent_channels} in its latents, but {folder} "
-            f"has {theirs} and {start.config.latent_channels}: start from none"
-        )
-    if own == theirs:
-        vae.load_state_dict(start.state_dict())
-        return
-    # An encoder counts its levels from the image, a decoder from the latents.
-    place = re.compile(r"(?<=encoder\.down_blocks\.)\d+")
-    taken = {
-        place.sub(lambda found: str(int(found[0]) + 1), name): value
-        for name, value in start.state_dict().items()
-    }
-    vae.load_state_dict(taken, strict=False)
-    # The new level, at the images' side, at first only halves (by means) and doubles.
-    for block in (*vae.encoder.down_blocks[0].resnets, *vae.decoder.up_blocks[-1].resnets):
-        block.conv2.weight.zero_()
-        block.conv2.bias.zero_()
-    same = torch.eye(own[0])
-    halving = vae.encoder.down_blocks[0].downsamplers[0].conv
-    doubling = vae.decoder.up_blocks[-2].upsamplers[0].conv
-    for conv, taps in ((halving, slice(0, 2)), (doubling, slice(1, 2))):
-        conv.weight.zero_()
-        conv.bias.zero_()
-        count = len(range(3)[taps]) ** 2
-        conv.weight[:, :, taps, taps] = same[:, :, None, None] / count
+            f"the autoencoder to start from must have the layers of the one that is trained, but "
+            f"{folder} has not ({str(error).splitlines()[0]}): start from none"
+        ) from error
 
 
 def _batch(

@@ -114,7 +114,7 @@ class TrainAutoencoder(Command, OfDrawings):
         out: Folder to write.
         perception: Network of attributes (lorasynth avatars judge) whose feature maps train too;
             default: pixels and latents alone.
-        start: Autoencoder to start from, of images of the same side or half of it.
+        start: Autoencoder to start from.
         config: What is trained, and how.
     """
 

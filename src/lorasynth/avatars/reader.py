@@ -84,8 +84,7 @@ READER = NamedEncoder(
     configure=lambda folder: _Network(network=Path(folder)),
     build=lambda it, device: AttributeReader(AttributeJudge.load(it.network).to(device), it.name),
     spelling="reader:NETWORK",
-    embeds="hair, facial hair and glasses of avatars",
     licence="Apache-2.0",
     packages=(),
-    needs="a network of `lorasynth avatars judge`; not the one that measures",
+    needs="avatars; a network of `lorasynth avatars judge`; not the one that measures",
 )

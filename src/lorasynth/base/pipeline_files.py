@@ -18,7 +18,7 @@ from lorasynth.core.errors import BaseModelError
 from lorasynth.core.places import folder_of, repository
 from lorasynth.core.weights import require_small_header
 
-#: Number formats in the headers of safetensors files.
+#: Dtypes in the headers of safetensors files.
 _FORMATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
@@ -79,7 +79,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def load_pipeline(name: str, pipeline_class: type[Any], left_out: Mapping[str, Any]) -> Any:
-    """Load a pipeline, every part in the number format that it is stored in.
+    """Load a pipeline, every part in the dtype that it is stored in.
 
     So nothing is lost before a fingerprint is taken, and no more memory is used than the files.
 
@@ -152,7 +152,7 @@ def _refuse_own_code(folder: Path) -> None:
 
 
 def _stored_formats(folder: Path) -> dict[str, torch.dtype]:
-    """Part -> the one number format of its tensors; parts of several are left to the default."""
+    """Part -> the one dtype of its tensors; parts of several are left to the default."""
     formats = {}
     for part in sorted(path for path in folder.iterdir() if path.is_dir()):
         found = set().union(*map(_formats_in, _weight_files(part)))

@@ -46,18 +46,18 @@ class ListEncoders(Command):
         from lorasynth.condition import NAMED
 
         table = Table(box=SIMPLE)
-        for column in ("encoder", "embeds", "needs", "licence of the weights", "here"):
+        for column in ("encoder", "of what, and what it needs", "licence of the weights", "here"):
             table.add_column(column, no_wrap=column == "encoder", overflow="fold")
-        table.add_row("FOLDER", "what it says", "the folder", "what it says", "yes")
+        table.add_row("FOLDER", "what it says", "what it says", "yes")
         absent = []
         for _, one in sorted(NAMED.own.items()):
             here = "no" if one.missing else "yes"
-            table.add_row(one.spelling, one.embeds, one.needs, one.licence, here)
+            table.add_row(one.spelling, one.needs, one.licence, here)
             if one.missing:
                 packages, extra = ", ".join(one.missing), one.extra
                 absent.append(f"{one.spelling} lacks {packages}: pip install 'lorasynth[{extra}]'")
         for name in sorted({*NAMED.names()} - {*NAMED.own}):  # which is not imported for this
-            table.add_row(f"{name}:...", "what its package says", "that package", "its own", "yes")
+            table.add_row(f"{name}:...", "what its package says", "its own", "yes")
         Console(markup=False).print(table)
         for line in absent:
             print(line)

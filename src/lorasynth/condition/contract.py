@@ -192,37 +192,29 @@ def subject_condition(
         ConfigError: a face is chosen, but the encoder finds none by itself; or a fact is stated
             that it does not know.
     """
-    _require_known(encoder, facts or {})
-    if not len(photos):
-        if encoder.attributes:
-            return encoder.condition(None, facts or {})
-        raise ImageError("a subject needs a photo, but got none: name one")
-    if face is not None and not encoder.finds_faces:
+    facts = facts or {}
+    for name in facts.keys() - encoder.attributes.keys():
+        raise ConfigError(
+            f"--attribute must be of {', '.join(encoder.attributes)}, but the encoder knows no "
+            f"attribute {name!r}"
+            if encoder.attributes
+            else f"--attribute is for encoders of attributes, but {encoder.name!r} looks at "
+            "photos: leave it out"
+        )
+    if face is not None and len(photos) and not encoder.finds_faces:
         raise ConfigError(
             f"--face chooses among faces, but the encoder {encoder.name!r} finds none by itself: "
             "leave it out, and crop the photo"
         )
-    if not encoder.looks:
-        return encoder.condition(None, facts or {})
+    if not len(photos) and not encoder.attributes:
+        raise ImageError("a subject needs a photo, but got none: name one")
+    if not len(photos) or not encoder.looks:
+        return encoder.condition(None, facts)
     seen = encoder.see(photos, names=names, face=face)
     for name, presence in zip(names, seen.presence.tolist(), strict=True):
         if presence < SHOWN:
             raise ImageError(encoder.missing(name, presence))
-    return encoder.condition(seen.embeddings, facts or {})
-
-
-def _require_known(encoder: ConditionEncoder, facts: Mapping[str, object]) -> None:
-    for name in facts:
-        if not encoder.attributes:
-            raise ConfigError(
-                f"--attribute is for encoders of attributes, but {encoder.name!r} looks at photos: "
-                "leave it out"
-            )
-        if name not in encoder.attributes:
-            raise ConfigError(
-                f"--attribute must be of {', '.join(encoder.attributes)}, but the encoder knows no "
-                f"attribute {name!r}"
-            )
+    return encoder.condition(seen.embeddings, facts)
 
 
 def seen_in(encoder: ConditionEncoder, subject: Subject) -> Seen:

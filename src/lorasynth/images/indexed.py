@@ -13,7 +13,7 @@ from torch import Tensor
 from lorasynth.core.errors import ImageError
 from lorasynth.core.progress import note
 from lorasynth.images.contract import PORTRAIT, Subject
-from lorasynth.images.files import OTHER_SUFFIXES, SUFFIXES, readable_formats
+from lorasynth.images.files import SUFFIXES, readable_formats
 
 #: What a caption's file is called, beside the image of the same name; in capitals, too.
 CAPTION_SUFFIXES = (".txt", ".caption")
@@ -56,8 +56,6 @@ class Tally:
         elif suffix in SUFFIXES:
             self.images += 1
             return True
-        elif suffix in OTHER_SUFFIXES:
-            reason = "images in a format that is not read"
         elif suffix in CAPTION_SUFFIXES:
             return False
         else:
