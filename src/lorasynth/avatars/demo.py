@@ -10,24 +10,25 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from lorasynth.adapter import Factors, scaled
 from lorasynth.avatars.bundle import Bundle
 from lorasynth.core.atomic import write_text
+from lorasynth.core.cache import Cache
 from lorasynth.core.figures import save_figure
-from lorasynth.evaluation.trial import Trial, TrialConfig
+from lorasynth.evaluation.config import BenchmarkConfig
+from lorasynth.evaluation.contenders import contenders_of
 from lorasynth.images import to_image
-from lorasynth.studies.methods import methods
 from lorasynth.synthesizer import Stages
 
 #: Columns of the page: method, and what it is called.
 COLUMNS = {
     "trained": "trained adapter",
-    "diffusion": "synthesised adapter",
+    "synthesised": "synthesised adapter",
     "nearest": "nearest library adapter",
     "base": "base model",
 }
@@ -52,37 +53,29 @@ class Demo:
     prompts: list[list[str]]
 
 
-def run_demo(bundle: Bundle, config: TrialConfig, out: Path) -> Demo:
+def run_demo(bundle: Bundle, config: BenchmarkConfig, out: Path) -> Demo:
     """Train, synthesise, look up and compare; writes the synthesised files into `out/loras`."""
-    run = Trial(bundle.instruments, config)
-    shape = (config.subjects, config.images)
-    conditions = run.condition_images()
+    cache = Cache(out / "cache")
+    run = bundle.benchmark(config)
+    conditions = torch.cat([case.reference.images for case in run.cases])
     seconds = _synthesise_files(bundle, conditions, out / "loras")
-    table = methods(bundle.synthesizer, bundle.pretrained, bundle.library, config.seed)
-    synthesised, nearest = (
-        table[name](run.conditions, run.subjects.ids) for name in ("diffusion", "nearest")
-    )
-    adapters: dict[str, Factors | None] = {
-        "diffusion": scaled(synthesised, bundle.synthesizer.strength),
-        "nearest": nearest,
-    }
-    start = time.perf_counter()
-    adapters["trained"] = run.trained(bundle.recipe, bundle.pretrained, out / "cache")
-    seconds["training, per adapter"] = (time.perf_counter() - start) / config.subjects
-    adapters["base"] = None
-    images, likeness = {}, {}
-    for name in COLUMNS:
-        made = run.images(adapters[name])
-        images[name] = made.unflatten(0, shape)
-        likeness[name] = run.measure(made).likeness
-    prompts = run.prompts()
-    k = config.images
+    found = contenders_of(bundle.parts, run.subjects, cache, list(COLUMNS))
+    images, similarity = {}, {}
+    for contender in found:
+        start = time.perf_counter()
+        if contender.name == "trained" and contender.adapters:
+            contender.adapters(run.cases)
+            each = (time.perf_counter() - start) / len(run.cases)
+            seconds["training, per adapter"] = each
+        made = run.images(contender, range(len(run.cases))).unflatten(0, (len(run.cases), -1))
+        images[contender.name] = made
+        similarity[contender.name] = run.score(made)["identity_similarity"]
     return Demo(
         conditions=conditions,
         images=images,
-        likeness=likeness,
+        likeness=similarity,
         seconds=seconds,
-        prompts=[prompts[i * k : (i + 1) * k] for i in range(config.subjects)],
+        prompts=[list(case.prompts) for case in run.cases],
     )
 
 

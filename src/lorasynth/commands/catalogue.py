@@ -17,6 +17,7 @@ _OWN: dict[str, str] = {
     "edit": "edit:Edit",
     "interpolate": "edit:Interpolate",
     "sample": "edit:Sample",
+    "evaluate": "evaluate:Evaluate",
 }
 
 _GROUP = "lorasynth.commands"

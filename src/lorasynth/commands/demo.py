@@ -20,9 +20,9 @@ def demo(
     from lorasynth.avatars.demo import draw_sheet, run_demo, write_page
     from lorasynth.core.config import from_dict
     from lorasynth.core.device import pick_device
-    from lorasynth.evaluation.trial import TrialConfig
+    from lorasynth.evaluation.config import BenchmarkConfig
 
-    config = from_dict(TrialConfig, {"subjects": subjects, "seed": seed, "images": 6})
+    config = from_dict(BenchmarkConfig, {"subjects": subjects, "seed": seed, "images": 6})
     result = run_demo(Bundle.open(bundle, pick_device(device)), config, out)
     draw_sheet(result, out / "demo.png")
     write_page(result, out / "index.html")
