@@ -28,6 +28,7 @@ from lorasynth.core.atomic import write_json
 from lorasynth.core.cache import Cache
 from lorasynth.core.config import from_dict, read_json
 from lorasynth.core.errors import BundleError, ConfigError
+from lorasynth.core.learned import require_unseen
 from lorasynth.core.places import local
 from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.engine.recipe import Recipe
@@ -90,6 +91,7 @@ class Bundle:
             resamples: see `evaluation.report.evaluate`.
         """
         benchmark = self.benchmark(config, cache)
+        require_unseen(self.synthesizer.learned, benchmark.subjects.ids, "the synthesizer")
         contenders = contenders_of(self.parts, benchmark.subjects, cache)
         if tune:
             asked = replace(config, split="validation", subjects=tune)

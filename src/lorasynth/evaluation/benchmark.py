@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -118,6 +119,16 @@ class Benchmark:
         self.conditioners = conditioners
         self.cache = cache
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides a contender's figures, beside its adapters and the subjects."""
+        c = self.config
+        return {
+            "config": [c.images, c.seed, c.sampling_steps, c.image_guidance, c.batch],
+            "base": self.base.fingerprint,
+            "metrics": [metric.identity for metric in self.metrics],
+        }
+
     @cached_property
     def cases(self) -> Sequence[Case]:
         """All subjects, their images as squares, with what encoders saw before they were cut."""
@@ -161,9 +172,7 @@ class Benchmark:
             "first": rows.start,  # which decides the noise
             "described": contender.described,
             "adapters": _hash(factors),
-            "config": replace(self.config, fleet=1),
-            "base": self.base.fingerprint,
-            "metrics": [metric.identity for metric in self.metrics],
+            **self.identity,
         }
         return self.cache.tensors("measured", identity, make)
 

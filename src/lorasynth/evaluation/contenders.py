@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.adapter import Adapter, Factors, scaled, stack
+from lorasynth.adapter import Adapter, Factors, map_factors, scaled, stack
 from lorasynth.adapter.files import is_lora
 from lorasynth.base import BaseModel
 from lorasynth.base.compatibility import require_fits
@@ -174,9 +174,15 @@ OURS = ("direct", "synthesised")
 
 
 def contenders_of(
-    parts: Parts, subjects: TestSubjects, cache: Cache, names: Sequence[str] | None = None
+    parts: Parts,
+    subjects: TestSubjects,
+    cache: Cache,
+    names: Sequence[str] | None = None,
+    styles: Sequence[Adapter] = (),
 ) -> list[Contender]:
     """Contenders by their names; by default all that the parts suffice for, but the refined.
+
+    Styles are added to each.
 
     Raises:
         ConfigError: there is no such contender, or a part is missing that it is made from.
@@ -206,7 +212,9 @@ def contenders_of(
                 "given (--synthesizer, --regression, --library, --recipe), but got "
                 f"{name!r}"
             )
-    return [made[name] for name in chosen]
+    for style in styles:
+        require_fits(parts.base, style.layout)
+    return [replace(made[name], styles=styles) for name in chosen]
 
 
 def require_described(contenders: Sequence[Contender], cases: Sequence[Case]) -> list[Contender]:
@@ -236,3 +244,14 @@ def best_strength(
         least = min(mean(alone, figure) - lost, max(follows.values()))
         counted = [s for s in counted if follows[s] >= least]
     return max(counted, key=lambda s: mean(measured[s], "identity_similarity"))
+
+
+def stacked(name: str, adapters: Factors, ids: Sequence[str]) -> Contender:
+    """A contender of adapters that are there already, stacked in the order of the ids."""
+    place = {subject: row for row, subject in enumerate(ids)}
+
+    def chosen(cases: Sequence[Case]) -> Factors:
+        rows = [place[case.id] for case in cases]
+        return map_factors(lambda part: part[rows], adapters)
+
+    return Contender(name=name, adapters=chosen)

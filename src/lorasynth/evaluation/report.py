@@ -1,6 +1,6 @@
 """What a benchmark says: a table with intervals, differences, calibration, curves of strength."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from lorasynth.adapter import Factors, cosines
 from lorasynth.core.atomic import write_json
 from lorasynth.core.cache import plain
-from lorasynth.core.figures import bars, save_figure
-from lorasynth.core.learned import require_unseen
+from lorasynth.core.figures import Line, curves, save_figure
 from lorasynth.core.randomness import torch_stream
 from lorasynth.evaluation.baselines import Ridge
 from lorasynth.evaluation.benchmark import Benchmark, Contender, Measured
@@ -42,13 +41,7 @@ def evaluate(
         parts: what contenders were made from; with a library and trained contenders, adapters are
             compared as well as images.
         resamples: adapters synthesised from one condition to measure how they differ.
-
-    Raises:
-        ConfigError: the synthesizer has learned from a subject.
     """
-    for one in (parts.synthesizer, parts.regression) if parts else ():
-        if one is not None:
-            require_unseen(one.learned, benchmark.subjects.ids, "the synthesizer")
     contenders = require_described(contenders, benchmark.cases)
     measured = {one.name: benchmark.measure(one) for one in contenders}
     strengths = {one.name: one.strength for one in contenders if one.adapters is not None}
@@ -168,18 +161,18 @@ def save_report(report: Mapping[str, Any], path: Path) -> None:
 
 
 def draw_strengths(report: Mapping[str, Any]) -> Figure:
-    """Identity similarity, prompt score and diversity against strength, a line a contender."""
-    figure = Figure(figsize=(8, 3.4), dpi=130, layout="constrained")
+    """Figures against strength, a line for each contender."""
     rows = [row for row in report["rows"] if row["strength"] is not None]
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        lines.setdefault(row["method"].rpartition(" at ")[0], []).append(row)
     wanted = ("identity_similarity", "prompt_score", "prompt_following", "diversity")
-    names = [name for name in wanted if name in rows[0]]
-    stem: Callable[[Mapping[str, Any]], str] = lambda row: row["method"].rpartition(" at ")[0]  # noqa: E731
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for contender in dict.fromkeys(map(stem, rows)):
-            mine = [row for row in rows if stem(row) == contender]
-            intervals, at = [row[name] for row in mine], [row["strength"] for row in mine]
-            means = [interval["mean"] for interval in intervals]
-            axes.errorbar(at, means, yerr=bars(intervals), fmt="o-", capsize=2, label=contender)
-        axes.set(xlabel="strength", title=name.replace("_", " "))
-    figure.axes[0].legend(fontsize=7)
-    return figure
+    panels = {
+        name.replace("_", " "): [
+            Line(title, [row["strength"] for row in mine], [row[name] for row in mine])
+            for title, mine in lines.items()
+        ]
+        for name in wanted
+        if name in rows[0]
+    }
+    return curves(panels, "strength")
