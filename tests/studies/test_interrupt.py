@@ -7,9 +7,9 @@ import torch
 
 from command_line import Run, interrupt
 from lorasynth.avatars.bundle import verify
-from lorasynth.condition import TrainedEncoder
 from lorasynth.base import BaseModel
 from lorasynth.collect import collector
+from lorasynth.condition import TrainedEncoder
 from lorasynth.core.atomic import write_json
 from lorasynth.core.config import to_dict
 from lorasynth.engine.trainer import Trainer

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-
-from command_line import Run
 from lorasynth.studies.reproduce import CLAIMS, in_order
 from lorasynth.studies.reproduce.finding import difference, interval, judged
+
+from command_line import Run
 
 
 def test_every_claim_is_in_the_report() -> None:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from lorasynth.evaluation.trial import TrialConfig
+from lorasynth.studies.reproduce import CLAIMS, Finding, ReproduceConfig, Study
 
 from lorasynth.adapter import Factor, Factors
 from lorasynth.core.randomness import torch_stream
 from lorasynth.engine.recipe import Recipe
-from lorasynth.evaluation.trial import TrialConfig
-from lorasynth.studies.reproduce import CLAIMS, Finding, ReproduceConfig, Study
 
 SUBJECTS = 40
 #: From a cell's name and facts to what was measured.

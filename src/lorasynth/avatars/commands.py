@@ -37,16 +37,14 @@ class Demo(Command, Seeded, OnDevice):
     bundle: Path = Path("bundle")
 
     def run(self) -> Path:
-        """Write the page, a sheet and the LoRA files."""
+        """Write the page and the LoRA files."""
         from lorasynth.avatars.bundle import Bundle
-        from lorasynth.avatars.demo import draw_sheet, run_demo, write_page
+        from lorasynth.avatars.demo import run_demo, write_page
         from lorasynth.core.config import from_dict
         from lorasynth.core.device import pick_device
-        from lorasynth.evaluation.trial import TrialConfig
 
         config = from_dict(TrialConfig, {"subjects": self.subjects, "seed": self.seed, "images": 6})
         result = run_demo(Bundle.open(self.bundle, pick_device(self.device)), config, self.out)
-        draw_sheet(result, self.out / "demo.png")
         write_page(result, self.out / "index.html")
         print(self.out / "index.html")
         return self.out / "index.html"

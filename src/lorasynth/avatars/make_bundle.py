@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lorasynth import __version__
+from lorasynth.avatars.benchmark import Attributes, TestAvatars
 from lorasynth.avatars.bundle import MANIFEST, Bundle, write_manifest
 from lorasynth.avatars.commands import TrainAutoencoder, TrainBase, TrainJudge
 from lorasynth.avatars.config import BaseTrainingConfig, JudgeConfig
@@ -29,14 +30,18 @@ from lorasynth.collect.embedding import column_of, embed_library
 from lorasynth.commands.encoders import TrainEncoder
 from lorasynth.condition import ConditionEncoder, JoinedEncoder, load_encoder
 from lorasynth.core.atomic import atomic_directory, write_json
+from lorasynth.core.cache import Cache
 from lorasynth.core.command import Command
 from lorasynth.core.config import read_json, to_dict
 from lorasynth.core.stages import StagedRun
 from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.engine.config import ArcFaceConfig
 from lorasynth.engine.recipe import PRESETS, Recipe
-from lorasynth.evaluation.evaluate import STRENGTHS, EvaluationConfig, best_strength, evaluate
-from lorasynth.evaluation.trial import Instruments, Trial, TrialConfig
+from lorasynth.evaluation.benchmark import Benchmark, Contender
+from lorasynth.evaluation.config import BenchmarkConfig
+from lorasynth.evaluation.contenders import sampled
+from lorasynth.evaluation.metrics import Identity
+from lorasynth.evaluation.report import STRENGTHS, tuned
 from lorasynth.hypernet.library_data import training_set
 from lorasynth.hypernet.train import HypernetConfig
 from lorasynth.hypernet.train import train as train_hypernet
@@ -55,12 +60,14 @@ class MeasuresConfig:
     Attributes:
         parts: what is measured of the parts.
         evaluation: of the whole.
+        tuning: validation subjects on whom every contender's strength is chosen.
+        resamples: adapters synthesised from one condition to measure how they differ.
     """
 
     parts: PartsConfig = field(default_factory=PartsConfig)
-    evaluation: EvaluationConfig = field(
-        default_factory=lambda: EvaluationConfig(trial=TrialConfig(subjects=500), tuning=48)
-    )
+    evaluation: BenchmarkConfig = field(default_factory=lambda: BenchmarkConfig(subjects=500))
+    tuning: int = 48
+    resamples: int = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +124,8 @@ class BundleConfig:
     hypernet: HypernetConfig = field(default_factory=HypernetConfig)
     temperature: float = 0.5
     strengths: tuple[float, ...] = STRENGTHS
-    practice: TrialConfig = field(
-        default_factory=lambda: TrialConfig(subjects=48, split="validation")
+    practice: BenchmarkConfig = field(
+        default_factory=lambda: BenchmarkConfig(subjects=48, split="validation")
     )
     sample: int = 8
     measures: MeasuresConfig = field(default_factory=MeasuresConfig)
@@ -245,17 +252,19 @@ class BundleMaker:
 
     def _at_its_best(self, base: BaseModel, synthesizer: Synthesizer) -> Synthesizer:
         """The synthesizer with the strength that suits validation subjects."""
-        instruments = Instruments(
-            base=base,
-            encoder=load_encoder(self.stages.path("avatar")),
-            second=load_encoder(self.stages.path("avatar-second")),
-            judge=AttributeJudge.load(self.stages.path("judge")),
-            condition=synthesizer.encoder,
+        encoders = [load_encoder(self.stages.path(name)) for name in ("avatar", "avatar-second")]
+        judge, practice = AttributeJudge.load(self.stages.path("judge")), self.config.practice
+        run = Benchmark(
+            base,
+            TestAvatars.of(practice, base.image_size),
+            [Identity(encoders), Attributes(judge)],
+            practice,
+            conditioners=[synthesizer.encoder],
+            cache=Cache(self.run / "evaluation"),
         )
-        run = Trial(instruments, self.config.practice, self.run / "evaluation" / "measured")
-        adapters = synthesizer.decode(synthesizer.latents(run.conditions, run.subjects.ids))
-        strength = best_strength(run, "synthesised", adapters, self.config.strengths)
-        return replace(synthesizer, strength=strength)
+        contender = Contender(name="synthesised", adapters=sampled(synthesizer))
+        best = tuned(run, [contender], self.config.strengths)
+        return replace(synthesizer, strength=best["synthesised"])
 
     def _conditioner(self) -> ConditionEncoder:
         """The encoder that makes the conditions."""
@@ -375,7 +384,9 @@ def measure_bundle(
     figures = {
         "measured": _circumstances(command, device),
         "parts": parts_report(bundle.base, encoders, bundle.judge, config.parts),
-        "evaluation": evaluate(bundle, config.evaluation, cache),
+        "evaluation": bundle.evaluate(
+            config.evaluation, Cache(cache), tune=config.tuning, resamples=config.resamples
+        ),
     }
     write_manifest(folder, read_json(folder / MANIFEST) | figures)
 

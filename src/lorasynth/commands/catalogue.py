@@ -17,6 +17,7 @@ _OWN: dict[str, str] = {
     "edit": "edit:Edit",
     "interpolate": "edit:Interpolate",
     "sample": "edit:Sample",
+    "evaluate": "evaluate:Evaluate",
     "images": "images:Images",
     "encoders list": "encoders:ListEncoders",
     "encoders make": "encoders:MakeEncoder",

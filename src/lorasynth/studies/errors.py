@@ -1,29 +1,26 @@
-"""Errors on held-out adapters, as shares of what there is to know."""
+"""Errors on held-out adapters, as fractions of the variance that there is to explain."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.edit.latent_library import LatentLibrary
-from lorasynth.studies.methods import Ridge
+from lorasynth.evaluation.baselines import Ridge
 
 
-def missed(
+def fvu(
     found: Float[Tensor, "h D"], truth: Float[Tensor, "h D"], known: Float[Tensor, "N D"]
 ) -> Float[Tensor, " h"]:
-    """Squared error of each row, as a share of what the known vectors' mean misses on average.
-
-    So a mean of 1 over the rows is to know nothing.
-    """
+    """Fraction of variance unexplained, of each row; a mean of 1 is to predict the known mean."""
     whole = (truth - known.mean(dim=0)).square().sum(dim=1).mean()
-    shares: Tensor = (found - truth).square().sum(dim=1) / whole
-    return shares
+    fractions: Tensor = (found - truth).square().sum(dim=1) / whole
+    return fractions
 
 
-def ridge_missed(
+def ridge_fvu(
     vectors: Float[Tensor, "n D"], conditions: Float[Tensor, "n P m"], count: int
 ) -> Float[Tensor, " h"]:
-    """What ridge regression from conditions misses of the vectors after the first `count`."""
+    """FVU of ridge regression from conditions, on the vectors after the first `count`."""
     known = LatentLibrary(
         ids=tuple(map(str, range(count))), latents=vectors[:count], conditions=conditions[:count]
     )
@@ -31,8 +28,7 @@ def ridge_missed(
     images = held.shape[1]
     guess = Ridge(known)(held.flatten(0, 1))
     truth = vectors[count:].repeat_interleave(images, dim=0)
-    by_image = missed(guess, truth, vectors[:count]).unflatten(0, (-1, images))
-    return torch.mean(by_image, dim=1)
+    return torch.mean(fvu(guess, truth, vectors[:count]).unflatten(0, (-1, images)), dim=1)
 
 
 def roots(x: Float[Tensor, "n D"]) -> Float[Tensor, " n"]:

@@ -1,65 +1,22 @@
-"""Ways to get an adapter from a condition: the system's own, and strong, simple baselines.
+"""Baselines that predict latents from conditions: strong, simple, and with our codec.
 
-The baselines learn from the same library of latents as the diffusion hypernetwork and decode with
-the same codec, so a difference between them is one of prediction alone.
+They learn from the same library of latents as the hypernetwork and decode with the same codec, so a
+difference between them is one of prediction alone.
 """
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lorasynth.adapter import Factors
 from lorasynth.core.randomness import stream_seed, torch_stream
 from lorasynth.edit.latent_library import LatentLibrary
-from lorasynth.synthesizer import Synthesizer
-
-
-@runtime_checkable
-class Method(Protocol):
-    """Something that makes adapters of n conditions."""
-
-    def __call__(self, conditions: Float[Tensor, "n m"], names: list[str]) -> Factors:
-        """Make stacked adapters; `names` name the subjects' streams of noise."""
-        ...
-
 
 #: Predicts latents from conditions.
-Predictor = Callable[[Float[Tensor, "n m"]], Float[Tensor, "n k"]]
-
-
-class Regression:
-    """A method that decodes what a predictor says."""
-
-    def __init__(self, synthesizer: Synthesizer, predict: Predictor) -> None:
-        self.synthesizer = synthesizer
-        self.predict = predict
-
-    @torch.no_grad()
-    def __call__(self, conditions: Float[Tensor, "n m"], names: list[str]) -> Factors:  # noqa: ARG002
-        """Predict, decode, unflatten."""
-        return self.synthesizer.decode(self.predict(conditions))
-
-
-class Synthesised:
-    """A synthesizer itself, at its own temperature or at another."""
-
-    def __init__(
-        self, synthesizer: Synthesizer, seed: int = 0, temperature: float | None = None
-    ) -> None:
-        self.synthesizer = synthesizer
-        self.seed = seed
-        self.temperature = temperature
-
-    def __call__(self, conditions: Float[Tensor, "n m"], names: list[str]) -> Factors:
-        """Sample one adapter per condition."""
-        latents = self.synthesizer.latents(
-            conditions, names, seed=self.seed, temperature=self.temperature
-        )
-        return self.synthesizer.decode(latents)
+Predictor: TypeAlias = Callable[[Float[Tensor, "n m"]], Float[Tensor, "n k"]]
 
 
 def mean(library: LatentLibrary) -> Predictor:
@@ -94,8 +51,8 @@ class Ridge:
             kept = library.conditions[fold == k]
             for i, penalty in enumerate(_PENALTIES):
                 guess = fitted(penalty)(kept.flatten(0, 1)).unflatten(0, kept.shape[:2])
-                missed = (guess - library.latents[fold == k][:, None]).square()
-                errors[i] += missed.mean(dim=1).sum(dim=0) / len(fold)
+                error = (guess - library.latents[fold == k][:, None]).square()
+                errors[i] += error.mean(dim=1).sum(dim=0) / len(fold)
         best = int(errors.sum(dim=1).argmin())
         self.spread: Float[Tensor, " k"] = errors[best].sqrt()
         everyone = torch.ones_like(fold, dtype=torch.bool)
@@ -160,26 +117,10 @@ def _fit_mlp(library: LatentLibrary, seed: int, steps: int) -> Predictor:
     return lambda conditions: net(conditions) * scale
 
 
-def methods(
-    synthesizer: Synthesizer, pretrained: Synthesizer | None, library: LatentLibrary, seed: int = 0
-) -> dict[str, Method]:
-    """All methods that turn a condition into an adapter, by the names of the evaluation's table.
-
-    Args:
-        synthesizer: trained on the library; its codec decodes what baselines predict.
-        pretrained: trained through the base model's loss; None: no method `direct`.
-        library: what baselines learn from.
-        seed: of every random stream.
-    """
-    predictors: dict[str, Predictor] = {
-        "mean": mean(library),
-        "nearest": nearest(library),
-        "ridge": Ridge(library),
-        "mlp": mlp(library, seed),
-    }
-    table: dict[str, Method] = {
-        name: Regression(synthesizer, predict) for name, predict in predictors.items()
-    }
-    if pretrained is not None:
-        table["direct"] = Synthesised(pretrained, seed)
-    return table | {"diffusion": Synthesised(synthesizer, seed)}
+#: What makes a predictor of a library, with a seed.
+BASELINES: dict[str, Callable[[LatentLibrary, int], Predictor]] = {
+    "mean": lambda library, _: mean(library),
+    "nearest": lambda library, _: nearest(library),
+    "ridge": lambda library, _: Ridge(library),
+    "mlp": mlp,
+}
