@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-#: A domain (squares of one colour each), an encoder of colours, a base model, a codec, a denoiser
-#: and a command.  The last three do what ours do, under names of their own.
+#: A domain (squares of one colour each), an encoder of colours, a metric, a command, and a base
+#: model, a codec and a denoiser that do what ours do, under names of their own.
 MODULE = '''
 """Pets."""
 import torch
@@ -25,6 +25,7 @@ from lorasynth.codec.pca import PCA
 from lorasynth.condition import ConditionEncoder, NamedEncoder
 from lorasynth.core.command import Command
 from lorasynth.core.weights import save_module
+from lorasynth.evaluation.metrics import Metric
 from lorasynth.hypernet import MLPDenoiser
 from lorasynth.images import Subject
 
@@ -65,6 +66,12 @@ class PetCodec(PCA):
 class PetDenoiser(MLPDenoiser):
     """Another denoiser."""
 
+class Brightness(Metric):
+    identity = "brightness"
+
+    def __call__(self, made):
+        return {"brightness": float(made.images.float().mean())}
+
 @dataclass(frozen=True, kw_only=True)
 class Count(Command):
     """Count pets.
@@ -82,6 +89,9 @@ class Count(Command):
 def pets(argument, size):
     return Pets(int(argument), size)
 
+def brightness(judges, subjects):
+    return Brightness()
+
 def load_colours(folder, device):
     return Colours()
 '''
@@ -98,6 +108,8 @@ PetPipeline = pets:PetBase
 pet-pca = pets:PetCodec
 [lorasynth.denoisers]
 pet-mlp = pets:PetDenoiser
+[lorasynth.metrics]
+brightness = pets:brightness
 [lorasynth.commands]
 pets.count = pets:Count
 """
@@ -193,7 +205,7 @@ def test_a_command_an_encoder_and_a_source_of_others(site: Path, tmp_path: Path)
     assert "trained on 8 subjects; of 2 held out" in printed
 
 
-def test_an_encoder_a_codec_a_denoiser_and_a_base_of_others(
+def test_a_codec_a_denoiser_a_base_and_a_metric_of_others(
     site: Path, base: Path, tmp_path: Path
 ) -> None:
     run(site, tmp_path, "-c", SYNTHESIZER, base, "synthesizer")
@@ -206,10 +218,16 @@ def test_an_encoder_a_codec_a_denoiser_and_a_base_of_others(
     assert written["encoder"]["kind"] == "colours"
     Image.new("RGB", (40, 40), "orange").save(tmp_path / "photo.png")
     options = ["--base", base, "--steps", 1, "-n", 1, "--device", "cpu"]
+    measured = ["--images", 2, "--sampling-steps", 1, "--base", base, "--device", "cpu"]
     commands(
         site,
         tmp_path,
         ["synth", "photo.png", "-o", "me.safetensors", "--synthesizer", "synthesizer"],
         ["images", "--prompt", "sks", "--lora", "me.safetensors", "-o", "me.png", *options],
-    )
+        ["evaluate", "pets:3", "--synthesizer", "synthesizer", "--encoder", "colours", "-o",
+         "report.json", *measured],
+    )  # fmt: skip
     assert (tmp_path / "me.png").is_file()
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert len(rows) >= 2
+    assert all("brightness" in row for row in rows)

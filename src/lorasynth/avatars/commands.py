@@ -40,10 +40,10 @@ class Demo(Command, Seeded, OnDevice):
         """Write the page and the LoRA files."""
         from lorasynth.avatars.bundle import Bundle
         from lorasynth.avatars.demo import run_demo, write_page
-        from lorasynth.core.config import from_dict
         from lorasynth.core.device import pick_device
+        from lorasynth.evaluation.config import BenchmarkConfig
 
-        config = from_dict(TrialConfig, {"subjects": self.subjects, "seed": self.seed, "images": 6})
+        config = BenchmarkConfig(subjects=self.subjects, seed=self.seed, images=6)
         result = run_demo(Bundle.open(self.bundle, pick_device(self.device)), config, self.out)
         write_page(result, self.out / "index.html")
         print(self.out / "index.html")
