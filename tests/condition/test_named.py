@@ -45,3 +45,14 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it() -> None:
     with pytest.raises(BundleError, match=r"pip install 'lorasynth\[face\]'") as caught:
         need("no_such_package", "face")
     assert "\n" not in str(caught.value)
+
+
+def test_files_tell_no_users_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pack below the home folder is named from there; others may lie anywhere."""
+    monkeypatch.setenv("HOME", str(tmp_path / "alice"))
+    for place, said in (("alice/packs/x_l", "~/packs/x_l"), ("srv/x_l", f"{tmp_path}/srv/x_l")):
+        (tmp_path / place).mkdir(parents=True)
+        config = NAMED.get("insightface").configure(str(tmp_path / place))
+        assert config.detector == config.network == f"insightface:{said}"
+        assert config.name == "insightface-x-l"
+    assert NAMED.get("insightface").configure("buffalo_l").network == "insightface:buffalo_l"

@@ -84,9 +84,12 @@ def _dlib(argument: str) -> FaceConfig:
 
 
 def _insightface(pack: str) -> FaceConfig:
-    folder = Path(pack).expanduser()
-    spec = f"insightface:{folder.absolute() if pack and folder.is_dir() else pack}"
-    return FaceConfig(name=as_word(f"insightface-{Path(pack).name}"), detector=spec, network=spec)
+    name, folder, home = Path(pack).name, Path(pack).expanduser().absolute(), Path.home()
+    if pack and folder.is_dir():  # files tell no user's name
+        pack = str(folder)
+        pack = f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else pack
+    spec = f"insightface:{pack}"
+    return FaceConfig(name=as_word(f"insightface-{name}"), detector=spec, network=spec)
 
 
 def _onnx(file: str) -> FaceConfig:

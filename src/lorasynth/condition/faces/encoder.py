@@ -82,7 +82,9 @@ class FaceEncoder(ConditionEncoder):
     def _fingerprint(self) -> str:
         """Of the weights, and what else an embedding depends on."""
         config = self.config
-        parts = (_public(config.detector), config.mean, config.std, config.sha256)
+        kind, colon, argument = config.detector.partition(":")
+        detector = f"{kind}{colon}{Path(argument).name}"  # wherever a pack lies
+        parts = (detector, config.mean, config.std, config.sha256)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def faces(self, photo: UInt8[Tensor, "h w 3"]) -> list[Face]:
@@ -156,11 +158,7 @@ class FaceEncoder(ConditionEncoder):
         """Write the config, and the weights where no package has them."""
         with atomic_directory(folder) as temporary:
             self._network.save(temporary)
-            stored = replace(
-                self.config,
-                detector=_public(self.config.detector),
-                network=self._network.stored_as,
-            )
+            stored = replace(self.config, network=self._network.stored_as)
             write_json(temporary / CONFIG_FILE, {"kind": "face", **configs.to_dict(stored)})
 
     @classmethod
@@ -172,12 +170,6 @@ class FaceEncoder(ConditionEncoder):
             ConfigError: its config is not that of one, or a package that it needs is missing.
         """
         return cls(configs.from_dict(FaceConfig, saved_config(folder)), device, folder)
-
-
-def _public(detector: str) -> str:
-    """How files name a detector: a pack in a folder by the folder's name, not by its path."""
-    kind, colon, argument = detector.partition(":")
-    return f"{kind}{colon}{Path(argument).name}"
 
 
 ENCODERS.register("face")(FaceEncoder.load)

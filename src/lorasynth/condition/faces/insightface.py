@@ -38,7 +38,9 @@ def _pack(name: str, device: torch.device) -> Any:
     try:
         with redirect_stdout(sys.stderr):  # what it says while it fetches a pack
             pack = app.FaceAnalysis(
-                name, allowed_modules=["detection", "recognition"], providers=providers(device)
+                str(Path(name).expanduser()),
+                allowed_modules=["detection", "recognition"],
+                providers=providers(device),
             )
         pack.prepare(ctx_id=(device.index or 0) if device.type == "cuda" else -1)
         assert "recognition" in pack.models, "it has no recognition file"
@@ -86,13 +88,10 @@ class InsightFaceNetwork(OnnxNetwork):
             licence=_LICENCE,
             session=model.session,
         )
-        self.stored_as = f"insightface:{Path(pack).name}"
+        self.stored_as = f"insightface:{pack}"
 
     def save(self, folder: Path) -> None:
-        """See `FaceNetwork`: the weights may not be passed on, so only the pack's name is kept.
-
-        A pack that is elsewhere must then be linked into ~/.insightface/models.
-        """
+        """See `FaceNetwork`: the weights may not be passed on, so only the pack's name is kept."""
 
 
 DETECTORS.register("insightface")(InsightFaceDetector)
