@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
-import torch
 
-from lorasynth.avatars.drawing import AvatarSubjects, split_of
-from lorasynth.avatars.pool import LABELS, Drawn, Pool, training_subjects
+from lorasynth.avatars.drawing import AvatarSubjects
+from lorasynth.avatars.pool import LABELS, Drawn, Pool
 
 #: One chunk and a bit.
 SUBJECTS = AvatarSubjects(split="train", count=66, images=2, size=8, series="pool")
@@ -45,16 +44,3 @@ def test_drawing_resumes(pool: Pool, folder: Path) -> None:
     assert first.stat().st_mtime_ns == written
     for name in ("images", "labels"):
         assert getattr(again, name).equal(getattr(pool, name))
-
-
-def test_series_of_training_subjects() -> None:
-    base, other = (training_subjects(series, 100, seed=0) for series in ("base", "other"))
-    assert not set(base.ids) & set(other.ids)
-    assert {split_of(base.identity(name).combination) for name in base.ids} == {"train"}
-    drawn = torch.tensor(
-        [
-            base.identity(n).skin == other.identity(m).skin
-            for n, m in zip(base.ids, other.ids, strict=True)
-        ]
-    )
-    assert not drawn.any()

@@ -138,11 +138,7 @@ def perceive(network: AttributeJudge, model: AvatarModelConfig) -> Perception:
 
 
 def _start_from(vae: Any, folder: Path) -> None:
-    """Take over the weights of an autoencoder.
-
-    Raises:
-        BaseModelError: its layers have other shapes.
-    """
+    """Take over the weights of an autoencoder."""
     try:
         vae.load_state_dict(AutoencoderKL.from_pretrained(folder).float().state_dict())
     except (RuntimeError, OSError) as error:

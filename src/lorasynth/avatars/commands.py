@@ -68,9 +68,17 @@ class OfDrawings(Resumed, OnDevice):
 
     def drawn(self, size: int) -> "Drawn":
         """The subjects, with images of `size` pixels, which are kept in the run's folder."""
-        from lorasynth.avatars.pool import Drawn, training_subjects
+        from lorasynth.avatars.drawing import AvatarSubjects
+        from lorasynth.avatars.pool import Drawn
 
-        subjects = training_subjects(self.series, self.subjects, self.draw_seed, size=size)
+        subjects = AvatarSubjects(
+            split="train",
+            count=self.subjects,
+            images=8,
+            size=size,
+            seed=self.draw_seed,
+            series=self.series,
+        )
         return Drawn(subjects, self.run_folder, self.workers)
 
 

@@ -122,18 +122,3 @@ def load_images(path: Path) -> UInt8[Tensor, "n h w 3"]:
     """The images of one chunk."""
     with np.load(path, allow_pickle=False) as chunk:
         return torch.from_numpy(chunk["images"])
-
-
-def training_subjects(
-    series: str, count: int, seed: int, siblings: int = 1, size: int = 128
-) -> AvatarSubjects:
-    """The subjects that an embedded model is trained on; different series share none."""
-    return AvatarSubjects(
-        split="train",
-        count=count,
-        images=8,
-        seed=seed,
-        series=series,
-        siblings=siblings,
-        size=size,
-    )

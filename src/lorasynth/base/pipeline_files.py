@@ -137,11 +137,7 @@ def classes_of(name: str) -> dict[str, tuple[str, str]]:
 
 
 def _refuse_own_code(folder: Path) -> None:
-    """Refuse code that comes with a model: the Auto classes of transformers may offer to run it.
-
-    Raises:
-        BaseModelError: names the first file that points at code.
-    """
+    """Refuse code that comes with a model: the Auto classes of transformers may offer to run it."""
     for part, (_, kind) in classes_of(str(folder)).items():
         for path in sorted((folder / part).glob("*.json")) if kind.startswith("Auto") else ():
             if "auto_map" in read_json(path):

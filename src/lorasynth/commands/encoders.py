@@ -277,11 +277,7 @@ class TrainEncoder(Command, OfSubjects, Resumed, OnDevice):
 
 
 def _pairs(squares: "Squares") -> "Tensor":
-    """The first two images (n 2 h w 3) of each subject that has as many.
-
-    Raises:
-        ImageError: fewer than two subjects have.
-    """
+    """The first two images (n 2 h w 3) of each subject that has as many."""
     import torch
 
     subjects = [squares.images[squares.subject == i] for i in squares.subject.unique()]

@@ -60,11 +60,7 @@ class _Composite(ConditionEncoder):
     def see(
         self, photos: Photos, *, names: Sequence[str] | None = None, face: int | None = None
     ) -> Seen:
-        """What every part that looks sees, side by side; a photo shows what all of them find.
-
-        Raises:
-            ConfigError: no part looks at photos.
-        """
+        """What every part that looks sees, side by side; a photo shows what all of them find."""
         self._require_looks()
         found = [
             part.see(photos, names=names, face=face if part.finds_faces else None)
@@ -271,9 +267,6 @@ class AttributeEncoder(_Composite):
         """Each photo in three: with the facts, the photo alone, the facts alone.
 
         So what learns from them needs neither.
-
-        Raises:
-            ConfigError: a fact is impossible, or there is none.
         """
         alone = self.describe(None, facts)
         if self.identity is None or seen is None:
@@ -286,22 +279,14 @@ class AttributeEncoder(_Composite):
     def condition(
         self, seen: Float[Tensor, "k s"] | None, facts: Mapping[str, object]
     ) -> Float[Tensor, " m"]:
-        """From what is seen and what is stated.
-
-        Raises:
-            ConfigError: a fact is impossible, or nothing is seen or stated.
-        """
+        """From what is seen and what is stated."""
         if self.identity is None or seen is None:
             return self.describe(None, facts)[0]
         return self.describe(self.identity.condition(seen, facts)[None], facts)[0]
 
     @override
     def embed(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
-        """Conditions of images of subjects of whom nothing else is known.
-
-        Raises:
-            ConfigError: there is no other encoder to look at them.
-        """
+        """Conditions of images of subjects of whom nothing else is known."""
         self._require_looks()
         return self.describe(self.parts[0].embed(images), {})
 

@@ -184,11 +184,7 @@ def _class_of(kind: str) -> tuple[Any, dict[str, bool]]:
 
 
 def _built(config: VisionConfig) -> nn.Module:
-    """A network with the config's architecture, and weights that mean nothing yet.
-
-    Raises:
-        ConfigError: transformers knows no such architecture.
-    """
+    """A network with the config's architecture, and weights that mean nothing yet."""
     import transformers
 
     stated = dict(config.architecture or {})

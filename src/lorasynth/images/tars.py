@@ -104,11 +104,7 @@ def _number(name: str) -> str:
 
 
 def _members(path: Path) -> Iterator[_Member]:
-    """The plain files of a tar, in its order.
-
-    Raises:
-        ImageError: it is no tar, or is cut.
-    """
+    """The plain files of a tar, in its order."""
     try:
         if not path.is_file():
             raise tarfile.ReadError("it is no file")
@@ -151,11 +147,7 @@ def _walk(file: BinaryIO, path: Path, size: int) -> Iterator[_Member]:
 
 
 def _long_name(kind: bytes, data: bytes) -> tuple[str | None, bool]:
-    """The name that a header states for the next file, and whether that has holes.
-
-    Raises:
-        ValueError: it is damaged, or states what is not read here.
-    """
+    """The name that a header states for the next file, and whether that has holes."""
     if kind == tarfile.GNUTYPE_LONGNAME:
         return data.split(b"\0")[0].decode("utf-8", "surrogateescape"), False
     name, sparse = None, False

@@ -23,12 +23,7 @@ _USUAL, _LARGEST = 640, 1920
 
 @cache
 def _pack(name: str, device: torch.device) -> Any:
-    """A pack's detector and recogniser on a device; fetched to ~/.insightface on first use.
-
-    Raises:
-        ConfigError: insightface is not installed, or no pack is named.
-        BundleError: the pack is not here and cannot be fetched, or it is not whole.
-    """
+    """A pack's detector and recogniser on a device; fetched to ~/.insightface on first use."""
     if not name:
         raise ConfigError(
             "insightface has several packs: say which, as in insightface:buffalo_l, or give a "

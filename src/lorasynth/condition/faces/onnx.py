@@ -138,12 +138,7 @@ def _damaged(path: Path, error: Exception) -> BundleError:
 
 
 def _normalises_itself(path: Path) -> bool:
-    """Whether the graph begins with a subtraction and a multiplication, as mxnet's ArcFace does.
-
-    Raises:
-        BundleError: the file is damaged.
-        ConfigError: its weights are in other files.
-    """
+    """Whether the graph begins with a subtraction and a multiplication, as mxnet's ArcFace does."""
     onnx = need("onnx")
     try:
         graph = onnx.load(path, load_external_data=False).graph
