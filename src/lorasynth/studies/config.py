@@ -1,7 +1,7 @@
 """How much the studies measure; no torch, since commands have these options."""
 
 from dataclasses import field, replace
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -83,7 +83,7 @@ class ReproduceConfig:
     ip_scales: tuple[float, ...] = (0.7, 0.85, 1.0, 1.15, 1.3, 1.45, 1.6)
 
     @model_validator(mode="after")
-    def _can_decide(self) -> Self:
+    def _can_decide(self) -> "ReproduceConfig":
         """Refuse what no verdict can follow from."""
         most = min(self.test.drawn, self.curve.drawn)
         rules = {
@@ -102,7 +102,7 @@ class ReproduceConfig:
 def smoke() -> ReproduceConfig:
     """Every measurement once, as small as can be."""
     # a batch that takes one subject's images, and not a whole number of subjects'
-    few = BenchmarkConfig(subjects=2, images=2, training_images=2, sampling_steps=2, batch=3)
+    few = BenchmarkConfig(subjects=2, images=2, training_images=2, sampling_steps=2, sampling_batch=3)
     return ReproduceConfig(
         smoke=True,
         seeds=(0, 1),

@@ -30,7 +30,7 @@ SPACES = ("pca", "vae")
     rule="Holds: a step in PCA, of some size, changes each attribute, and neither others nor "
     "identity; partly: some attributes. Changes: in 0.8 of the images. Does not: the share of "
     "other attributes that are right falls by less than 0.05, and identity similarity keeps 0.8 "
-    "of what it was (which is to the subject as it was, so some of what is lost is the change itself).",
+    "of what it was (which is to the subject as it was, so some of the loss is the change itself).",
 )
 def edits(study: Study) -> Finding:
     """Put glasses and facial hair on, or take them off, in steps of several sizes."""
