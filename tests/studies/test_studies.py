@@ -21,10 +21,15 @@ PLACES = {
 FEW = ("--subjects", 2, "--images", 2, "--training-images", 2, "--sampling-steps", 1)
 
 
+def parts_of(bundle: Path) -> list[object]:
+    """The options that name a bundle's parts."""
+    return [word for name, place in PLACES.items() for word in (f"--{name}", bundle / place)]
+
+
 @pytest.fixture
 def parts(bundle_run: Path, tmp_path: Path) -> list[object]:
-    """The options that name a bundle's parts."""
-    named = [w for name, p in PLACES.items() for w in (f"--{name}", bundle_run / "bundle" / p)]
+    """These options, and a folder for what is made."""
+    named = parts_of(bundle_run / "bundle")
     return [*named, *FEW, "--cache", tmp_path / "cache", "--device", "cpu", "-o", tmp_path / "out"]
 
 
