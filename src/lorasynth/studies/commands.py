@@ -80,21 +80,19 @@ class Growth(Command, WithBenchmark):
         from lorasynth.engine.trainer import Optimisation
         from lorasynth.hypernet.train import HypernetConfig
         from lorasynth.library import Library
-        from lorasynth.studies.growth import doubled, draw_growth, growth
+        from lorasynth.studies.growth import GrowthConfig, doubled, draw_growth, growth
 
         library, parts = Library.open(self.adapters), self.load_parts()
         options = Optimisation(
             steps=self.steps, batch=self.batch, lr=5e-4, seed=self.benchmark.seed
         )
-        reports = growth(
-            self.load_benchmark(parts, Cache(self.cache)),
-            parts,
-            library,
-            self.sizes or doubled(len(library)),
-            self.out,
+        config = GrowthConfig(
+            sizes=self.sizes or doubled(len(library)),
             hypernet=HypernetConfig(optimisation=options),
             latents=self.latents,
         )
+        run = self.load_benchmark(parts, Cache(self.cache))
+        reports = growth(run, parts, library, config, self.out)
         for report in reports:
             rows = [{"method": n, "n": report["size"], **v} for n, v in report["methods"].items()]
             console.print(f"{report['size']} adapters")
@@ -144,7 +142,7 @@ class Repeatability(Command, WithBenchmark):
         for name, report in reports.items():
             same, other = report["same"], report["different"]
             console.print(f"{name}: same {same:.3f}, different {other:.3f}", highlight=False)
-        print_table([{"method": n, "n": self.benchmark.drawn, **r} for n, r in reports.items()])
+        print_table([{"method": name, **report} for name, report in reports.items()])
         write_json(self.out / "recipes.json", reports)
         save_figure(draw_recipes(reports), self.out / "recipes.png")
         return reports

@@ -18,7 +18,7 @@ class ReproduceConfig:
     Attributes:
         smoke: So little that no verdict follows.
         seeds: Of every training.
-        usual_steps: Of adapters of the paper's kind; default: its preset's.
+        recipe_steps: Of adapters of both kinds; default: those of their recipes.
         library: Adapters of our kind that are learned from.
         compared: Adapters of the paper's kind, and of ours where the two are compared.
         held_out: Further adapters of each kind, to measure errors on.
@@ -51,7 +51,7 @@ class ReproduceConfig:
 
     smoke: bool = False
     seeds: Annotated[tuple[int, ...], Field(min_length=2)] = (0, 1, 2)
-    usual_steps: Count | None = None
+    recipe_steps: Count | None = None
     library: Count = 1900
     compared: Count = 500
     held_out: Annotated[int, Field(ge=2)] = 100
@@ -102,11 +102,13 @@ class ReproduceConfig:
 def smoke() -> ReproduceConfig:
     """Every measurement once, as small as can be."""
     # a batch that takes one subject's images, and not a whole number of subjects'
-    few = BenchmarkConfig(subjects=2, images=2, training_images=2, sampling_steps=2, sampling_batch=3)
+    few = BenchmarkConfig(
+        subjects=2, images=2, training_images=2, sampling_steps=2, sampling_batch=3
+    )
     return ReproduceConfig(
         smoke=True,
         seeds=(0, 1),
-        usual_steps=2,
+        recipe_steps=2,
         library=12,
         compared=8,
         held_out=4,

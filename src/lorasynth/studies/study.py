@@ -134,11 +134,10 @@ class Study:
 
     def recipe(self, kind: str) -> Recipe:
         """How the adapters of a kind are trained."""
-        ours, usual = self.bundle.recipe, PRESETS["usual"]
-        if kind == "ours":
-            return ours
-        steps = self.config.usual_steps or usual.steps
-        return replace(usual, targets=ours.targets, rank=ours.rank, steps=steps)
+        found = ours = self.bundle.recipe
+        if kind == "usual":
+            found = replace(PRESETS["usual"], targets=ours.targets, rank=ours.rank)
+        return replace(found, steps=self.config.recipe_steps or found.steps)
 
     @cached_property
     def library(self) -> LibraryView:
@@ -243,8 +242,8 @@ class Study:
 
     def trained(self) -> Factors:
         """Adapters really trained for the test subjects with our recipe: the ceiling."""
-        bundle, run = self.bundle, self.test
-        make = trained(bundle.base, run.subjects, bundle.recipe, bundle.pretrained, self.cache)
+        bundle, run, recipe = self.bundle, self.test, self.recipe("ours")
+        make = trained(bundle.base, run.subjects, recipe, bundle.pretrained, self.cache)
         return make(run.cases)
 
     def diffusion(

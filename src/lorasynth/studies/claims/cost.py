@@ -261,7 +261,7 @@ def trained(study: Study) -> list[Cost]:
         found.append(_timed(study, "LoRA", most, count, recipe.fingerprint, train))
         found.append(_all_weights(study, count))
     if (anchor := bundle.pretrained) is not None:
-        recipe = bundle.recipe
+        recipe = study.recipe("ours")
         train = partial(partial, _fleet, study, recipe, anchor.predict)
         decides, steps = recipe.fingerprint, recipe.steps
         found.append(_timed(study, "LoRA, anchored", most, steps, decides, train))
