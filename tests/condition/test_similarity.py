@@ -5,7 +5,7 @@ from torch.nn.functional import normalize
 
 from lorasynth.condition.similarity import likeness, self_likeness
 from lorasynth.core.randomness import torch_stream
-from lorasynth.evaluation.diversity import mean_pairwise_distance
+from lorasynth.evaluation.metrics import mean_pairwise_distance
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:

@@ -70,7 +70,7 @@ def test_a_library_that_is_given_is_studied_in_place_of_a_new_one(
     arguments += ["--adapters", bundle_run / "out" / "library"]
     arguments += ["--run", tmp_path / "run", "-o", tmp_path / "report"]
     run(*arguments).is_one_error("must have 16 adapters, 4 of them held out, but has 6")
-    fewer = ["--library", 4, "--compared", 4, "--held-out", 2, "--sizes", 3, 4]
+    fewer = ["--known", 4, "--compared", 4, "--held-out", 2, "--sizes", 3, 4]
     result = run(*arguments, *fewer, "--note", "On a quiet machine.")
     assert result.status == 0, result.err
     text = (tmp_path / "report" / "report.md").read_text()

@@ -19,7 +19,7 @@ class ReproduceConfig:
         smoke: So little that no verdict follows.
         seeds: Of every training.
         recipe_steps: Of adapters of both kinds; default: those of their recipes.
-        library: Adapters of our kind that are learned from.
+        known: Adapters of our kind that are learned from.
         compared: Adapters of the paper's kind, and of ours where the two are compared.
         held_out: Further adapters of each kind, to measure errors on.
         test: The test subjects, the same for all claims.
@@ -52,7 +52,7 @@ class ReproduceConfig:
     smoke: bool = False
     seeds: Annotated[tuple[int, ...], Field(min_length=2)] = (0, 1, 2)
     recipe_steps: Count | None = None
-    library: Count = 1900
+    known: Count = 1900
     compared: Count = 500
     held_out: Annotated[int, Field(ge=2)] = 100
     test: BenchmarkConfig = field(default_factory=lambda: BenchmarkConfig(subjects=50))
@@ -87,8 +87,8 @@ class ReproduceConfig:
         """Refuse what no verdict can follow from."""
         most = min(self.test.drawn, self.curve.drawn)
         rules = {
-            "sizes": (max(self.sizes) <= self.library, f"at most library={self.library}"),
-            "compared": (self.compared <= self.library, f"at most library={self.library}"),
+            "sizes": (max(self.sizes) <= self.known, f"at most known={self.known}"),
+            "compared": (self.compared <= self.known, f"at most known={self.known}"),
             "betas": (1.0 in self.betas and min(self.betas) < 1, "1.0 and some below it"),
             "refined": (min(self.refined, default=51) <= 50, "of 50 steps or fewer, at least one"),
             "fully_trained": (self.fully_trained <= most, "at most the subjects of test and curve"),
@@ -109,7 +109,7 @@ def smoke() -> ReproduceConfig:
         smoke=True,
         seeds=(0, 1),
         recipe_steps=2,
-        library=12,
+        known=12,
         compared=8,
         held_out=4,
         test=few,

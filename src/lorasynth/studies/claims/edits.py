@@ -70,7 +70,7 @@ def _means(rows: list[dict[str, Any]], figure: str) -> list[float]:
 
 def _varies(study: Study, name: str) -> bool:
     """Whether some of the subjects that are learned from have it, and some have not."""
-    column = study.library.table[name].to_pylist()[: study.config.library]
+    column = study.library.table[name].to_pylist()[: study.config.known]
     return len({value == NONE for value in column}) == 2
 
 
@@ -116,7 +116,7 @@ def _edited(study: Study, space: str, seed: int, name: str) -> list[dict[str, li
     """What images show at each step: glasses are put on those without, and taken off others."""
     bundle, layout, test = study.bundle, study.layout, study.test
     codec = study.standard_codec(space, seed)
-    library = study.library.library.select(range(study.config.library))
+    library = study.library.library.select(range(study.config.known))
     known = LatentLibrary.encode(library, codec, None)
     had = torch.tensor([case.reference.attributes[name] != NONE for case in test.cases])
     along = (1 - 2 * had.float())[:, None] * direction(known.latents, known.columns, name)

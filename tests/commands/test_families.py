@@ -10,8 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from command_line import Run, call
-from commands.conftest import SIDE, save_encoder, write_image
 from lorasynth.base import BaseModel
+
+from .conftest import SIDE, save_encoder, write_image
 
 DEVICE = ("--device", "cpu")
 

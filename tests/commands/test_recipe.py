@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 
 from command_line import Run, call
-from commands.conftest import SIDE, clip, save_encoder, write_image
 from lorasynth.adapter import Adapter
 from lorasynth.condition import AttributeEncoder, AttributesConfig
 from lorasynth.hypernet.train import accelerator_on
@@ -22,14 +21,14 @@ from lorasynth.library.w2w import import_w2w
 from lorasynth.library.w2w_synthetic import imitate_w2w
 from tiny_pipelines import shrunk_stable_diffusion
 
+from .conftest import SIDE, save_encoder, write_image
+
 SHRINK, ROWS = 64, 24
 STAGES = ("library", "conditions.json", "codec", "synthesizer", "loras", "evaluation")
 CHOICES = (
     *("--generated-images", 2, "--generated-steps", 1, "--latents", 3, "--steps", 2, "--batch", 2),
     *("--tests.subjects", 2, "--tests.images", 2, "--tests.sampling-steps", 1),
 )
-
-__all__ = ["clip"]  # a fixture
 
 
 @dataclass(frozen=True)
