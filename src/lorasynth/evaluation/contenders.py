@@ -15,7 +15,7 @@ from lorasynth.adapter.files import is_lora
 from lorasynth.base import BaseModel
 from lorasynth.base.compatibility import require_fits
 from lorasynth.collect import Anchor, collect
-from lorasynth.condition import ConditionEncoder
+from lorasynth.condition import ConditionEncoder, framed_subject
 from lorasynth.core.atomic import as_file_name
 from lorasynth.core.cache import Cache
 from lorasynth.core.errors import ConfigError
@@ -86,8 +86,8 @@ def sampled(synthesizer: Synthesizer, seed: int = 0, temperature: float | None =
 
     def adapters(cases: Sequence[Case]) -> Factors:
         names, conditions = [case.id for case in cases], conditions_of(synthesizer, cases)
-        draw = {"seed": seed, "temperature": temperature}
-        return synthesizer.decode(synthesizer.latents(conditions, names, **draw))  # type: ignore[arg-type]
+        latents = synthesizer.latents(conditions, names, seed=seed, temperature=temperature)
+        return synthesizer.decode(latents)
 
     return adapters
 
@@ -124,9 +124,10 @@ def refined(parts: Parts, subjects: TestSubjects) -> Adapters:
     """What the synthesizer makes, trained for a few steps on the images to learn from."""
     start = parts.regression or parts.whole
     recipe = replace(PRESETS["refine"], targets=(parts.recipe or PRESETS["refine"]).targets)
+    size, encoders = parts.base.image_size, [start.encoder]
 
     def adapters(cases: Sequence[Case]) -> Factors:
-        people = [subjects.load(case.id) for case in cases]
+        people = [framed_subject(subjects.load(case.id), size, encoders) for case in cases]
         anchor = scaled(start.predict(people), start.strength)
         return train_fleet(parts.base, recipe, people, anchor=anchor).factors
 

@@ -350,7 +350,8 @@ class Studies(Command):
 class Reproduce(Command, OnDevice):
     """Look into each claim of the paper and write a report; run again to resume.
 
-    With --smoke every measurement is made once, as small as can be, and there are no verdicts.
+    Without --smoke it takes hours. With it every measurement is made once, as small as can be, in
+    minutes, and there are no verdicts.
 
     Example: lorasynth reproduce --smoke -o runs/smoke-report
 
