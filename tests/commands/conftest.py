@@ -118,10 +118,10 @@ def strangers(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def clip(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clip(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny CLIP model with random weights and the base model's tokenizer."""
     folder = tmp_path_factory.mktemp("clip")
-    tokenizer = AutoTokenizer.from_pretrained(world.base / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(pipeline_folder / "tokenizer")
     tokenizer.save_pretrained(folder)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     small |= {"num_attention_heads": 2, "projection_dim": 8}

@@ -3,40 +3,35 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from command_line import Run, interrupt
 from lorasynth.avatars.bundle import verify
 from lorasynth.base import BaseModel
-from lorasynth.collect import collector
-from lorasynth.condition import TrainedEncoder
 from lorasynth.core.atomic import write_json
 from lorasynth.core.config import to_dict
 from lorasynth.engine.trainer import Trainer
 
 from .conftest import tiny_config
+from .test_studies import FEW, parts_of
 
 
-@pytest.mark.parametrize("command", ["evaluate", "demo"])
-def test_measuring(
-    bundle_run: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+def test_evaluating(
+    bundle_run: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The tiny encoder is not trained, so what it says of faces is chance.
-    monkeypatch.setattr(TrainedEncoder, "presence", lambda _, images: torch.ones(len(images)))
-    out = tmp_path / "out"
-    write = {"evaluate": ("--json", out, "--cache", tmp_path / "cache"), "demo": ("--out", out)}
-    arguments = (command, "--subjects", 2, "--bundle", bundle_run / "bundle", *write[command])
+    out, parts = tmp_path / "report.json", parts_of(bundle_run / "bundle")
+    words = ["evaluate", *parts, *FEW, "--cache", tmp_path / "cache", "-o", out, "--device", "cpu"]
     with monkeypatch.context() as patch:
-        interrupt(patch, BaseModel, "decode_latents", calls=2)
-        result = run(*arguments, "--device", "cpu")
+        interrupt(patch, BaseModel, "decode_latents", calls=12)
+        result = run(*words)
     assert result.status == 130
     assert "run the same command to go on" in result.err.splitlines()[-1]
-    page = out if command == "evaluate" else out / "index.html"
-    assert not page.exists()
-    # What was trained before is not trained again.
-    monkeypatch.setattr(collector, "train_fleet", lambda *_, **__: pytest.fail("trained again"))
-    assert run(*arguments, "--device", "cpu").status == 0
-    assert page.is_file()
+    assert not out.exists()
+    measured = len(list((tmp_path / "cache").glob("measured-*")))
+    assert measured
+    # What was measured before is not again.
+    interrupt(monkeypatch, BaseModel, "decode_latents", calls=12)
+    assert run(*words).status == 0
+    assert out.is_file()
 
 
 def test_making_a_bundle(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,7 @@ class Benchmark:
         """All that decides a contender's figures, beside its adapters and the subjects."""
         c = self.config
         return {
-            "config": [c.images, c.seed, c.sampling_steps, c.image_guidance, c.batch],
+            "config": [c.images, c.seed, c.sampling_steps, c.image_guidance, c.sampling_batch],
             "base": self.base.fingerprint,
             "metrics": [metric.identity for metric in self.metrics],
         }

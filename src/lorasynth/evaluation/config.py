@@ -21,7 +21,7 @@ class BenchmarkConfig:
         seed: Seed of drawn subjects and of the noise, which is the same for all contenders.
         sampling_steps: Solver steps of the base model.
         image_guidance: Classifier-free guidance of the base model; 1 turns it off.
-        batch: Most latents denoised at once.
+        sampling_batch: Most latents denoised at once.
         fleet: Subjects whose images are made together.
     """
 
@@ -32,7 +32,7 @@ class BenchmarkConfig:
     seed: int = 0
     sampling_steps: Annotated[int, Field(ge=1)] = 10
     image_guidance: float = 3.0
-    batch: Annotated[int, Field(ge=1)] = 64
+    sampling_batch: Annotated[int, Field(ge=1)] = 64
     fleet: Annotated[int, Field(ge=1)] = 25
 
     @property
@@ -46,5 +46,5 @@ class BenchmarkConfig:
         from lorasynth.base import SamplingConfig
 
         return SamplingConfig(
-            steps=self.sampling_steps, guidance=self.image_guidance, batch=self.batch
+            steps=self.sampling_steps, guidance=self.image_guidance, batch=self.sampling_batch
         )

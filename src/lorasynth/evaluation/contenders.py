@@ -1,7 +1,8 @@
 """What can contend: the synthesizer, baselines, adapters really trained, files of any origin."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache as once
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ from lorasynth.adapter.files import is_lora
 from lorasynth.base import BaseModel
 from lorasynth.base.compatibility import require_fits
 from lorasynth.collect import Anchor, collect
-from lorasynth.condition import ConditionEncoder
+from lorasynth.condition import ConditionEncoder, framed_subject
 from lorasynth.core.atomic import as_file_name
 from lorasynth.core.cache import Cache
 from lorasynth.core.errors import ConfigError
 from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.engine.fleet import train_fleet
 from lorasynth.engine.recipe import PRESETS, Recipe
-from lorasynth.evaluation.baselines import BASELINES
+from lorasynth.evaluation.baselines import BASELINES, Predictor
 from lorasynth.evaluation.benchmark import Adapters, Contender
 from lorasynth.evaluation.cases import Case, TestSubjects
 from lorasynth.library import Library
@@ -84,25 +85,16 @@ def sampled(synthesizer: Synthesizer, seed: int = 0, temperature: float | None =
     """What a synthesizer makes of the references, without its strength."""
 
     def adapters(cases: Sequence[Case]) -> Factors:
-        conditions = synthesizer.conditions([case.reference for case in cases])
-        names = [case.id for case in cases]
+        names, conditions = [case.id for case in cases], conditions_of(synthesizer, cases)
         latents = synthesizer.latents(conditions, names, seed=seed, temperature=temperature)
         return synthesizer.decode(latents)
 
     return adapters
 
 
-def predicted(
-    synthesizer: Synthesizer, predict: Callable[[Float[Tensor, "n m"]], Float[Tensor, "n k"]]
-) -> Adapters:
-    """What a baseline predicts from the references, decoded with a synthesizer's codec."""
-
-    @torch.no_grad()
-    def adapters(cases: Sequence[Case]) -> Factors:
-        conditions = synthesizer.conditions([case.reference for case in cases])
-        return synthesizer.decode(predict(conditions))
-
-    return adapters
+def conditions_of(synthesizer: Synthesizer, cases: Sequence[Case]) -> Float[Tensor, "n m"]:
+    """The condition of each case's reference."""
+    return synthesizer.conditions([case.reference for case in cases])
 
 
 def trained(
@@ -113,14 +105,17 @@ def trained(
     They are kept, so that a second benchmark of the same subjects does not train again.
     """
 
-    def adapters(cases: Sequence[Case]) -> Factors:
+    @once
+    def library() -> Library:
         start = None if anchor is None else anchor.fingerprint
         parts = [base.fingerprint, recipe.fingerprint, start]
         path = cache.path("trained", [*parts, subjects.key])
         if not Library.is_at(path) or set(subjects.ids) - set(Library.open(path).ids):
             collect(base, subjects, path, recipe, anchor=anchor, fleet_size=25)
-        library = Library.open(path)
-        return library.factors(library.rows_of([case.id for case in cases]))
+        return Library.open(path)
+
+    def adapters(cases: Sequence[Case]) -> Factors:
+        return library().factors(library().rows_of([case.id for case in cases]))
 
     return adapters
 
@@ -129,11 +124,22 @@ def refined(parts: Parts, subjects: TestSubjects) -> Adapters:
     """What the synthesizer makes, trained for a few steps on the images to learn from."""
     start = parts.regression or parts.whole
     recipe = replace(PRESETS["refine"], targets=(parts.recipe or PRESETS["refine"]).targets)
+    size, encoders = parts.base.image_size, [start.encoder]
 
     def adapters(cases: Sequence[Case]) -> Factors:
-        people = [subjects.load(case.id) for case in cases]
+        people = [framed_subject(subjects.load(case.id), size, encoders) for case in cases]
         anchor = scaled(start.predict(people), start.strength)
         return train_fleet(parts.base, recipe, people, anchor=anchor).factors
+
+    return adapters
+
+
+def _predicted(synthesizer: Synthesizer, predict: Predictor) -> Adapters:
+    """What a baseline predicts from the references, decoded with a synthesizer's codec."""
+
+    @torch.no_grad()
+    def adapters(cases: Sequence[Case]) -> Factors:
+        return synthesizer.decode(predict(conditions_of(synthesizer, cases)))
 
     return adapters
 
@@ -189,21 +195,20 @@ def contenders_of(
     """
     made: dict[str, Contender] = {"base": Contender(name="base")}
     made["described"] = Contender(name="described", described=True)
-    if parts.library is not None:
-        for name, fit in BASELINES.items():
-            predict = fit(parts.library, parts.seed) if names is None or name in names else None
-            if predict is not None:
-                adapters = predicted(parts.whole, predict)
-                made[name] = Contender(name=name, adapters=adapters)
+
+    def add(name: str, adapters: Adapters, strength: float = 1.0) -> None:
+        made[name] = Contender(name=name, adapters=adapters, strength=strength, styles=styles)
+
+    for name, fit in BASELINES.items() if parts.library is not None else ():
+        if parts.library is not None and (names is None or name in names):
+            add(name, _predicted(parts.whole, fit(parts.library, parts.seed)))
     for name, one in (("direct", parts.regression), ("synthesised", parts.synthesizer)):
         if one is not None:
-            adapters = sampled(one, parts.seed)
-            made[name] = Contender(name=name, adapters=adapters, strength=one.strength)
+            add(name, sampled(one, parts.seed), one.strength)
     if parts.recipe is not None:
-        adapters = trained(parts.base, subjects, parts.recipe, parts.regression, cache)
-        made["trained"] = Contender(name="trained", adapters=adapters)
+        add("trained", trained(parts.base, subjects, parts.recipe, parts.regression, cache))
     if parts.regression or parts.synthesizer:
-        made["refined"] = Contender(name="refined", adapters=refined(parts, subjects))
+        add("refined", refined(parts, subjects))
     chosen = [name for name in made if name != "refined"] if names is None else names
     for name in chosen:
         if name not in made:

@@ -17,7 +17,14 @@ from lorasynth.evaluation.baselines import Ridge
 from lorasynth.evaluation.benchmark import Benchmark, Contender, Measured
 from lorasynth.evaluation.bootstrap import bootstrap_ratio
 from lorasynth.evaluation.calibration import calibration
-from lorasynth.evaluation.contenders import OURS, Parts, best_strength, require_described, sampled
+from lorasynth.evaluation.contenders import (
+    OURS,
+    Parts,
+    best_strength,
+    conditions_of,
+    require_described,
+    sampled,
+)
 from lorasynth.evaluation.metrics import mean_pairwise_distance
 
 #: Strengths that are tried on validation subjects.
@@ -106,7 +113,7 @@ def _adapters(
     forecasts = {name: values[None] for name, values in latents.items()}
     ridge = Ridge(library)
     noise = torch.randn(drawn.shape, generator=torch_stream(parts.seed, "ridge noise"))
-    conditions = synthesizer.conditions([case.reference for case in cases])
+    conditions = conditions_of(synthesizer, cases)
     forecasts["ridge with noise"] = ridge(conditions) + ridge.spread * noise
     forecasts["synthesised"] = drawn
     centred = drawn.transpose(0, 1) - library.latents.mean(dim=0)

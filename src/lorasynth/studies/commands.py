@@ -17,10 +17,22 @@ from lorasynth.core.progress import console
 from lorasynth.studies.config import Count, ReproduceConfig, W2WConfig, smoke
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from lorasynth.condition import ConditionEncoder
     from lorasynth.studies.repeatability import Candidate
 
 Folder = Annotated[Path, arg(aliases=("-o",))]
+
+
+def _save(report: Any, figure: "Figure", path: Path) -> None:
+    """Write a report, and its figure beside it."""
+    from lorasynth.core.atomic import write_json
+    from lorasynth.core.figures import save_figure
+
+    write_json(path, report)
+    save_figure(figure, path.with_suffix(".png"))
+    print(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +49,13 @@ class Ablation(Command, WithBenchmark):
 
     def run(self) -> dict[str, Any]:
         """The report, which is written and printed."""
-        from lorasynth.core.atomic import write_json
         from lorasynth.core.cache import Cache
-        from lorasynth.core.figures import save_figure
         from lorasynth.studies.ablation import ablation, draw_ablation
 
         cache, parts = Cache(self.cache), self.load_parts()
         report = ablation(self.load_benchmark(parts, cache), parts, cache)
         print_table(report["rows"])
-        write_json(self.out / "ablation.json", report)
-        save_figure(draw_ablation(report), self.out / "ablation.png")
+        _save(report, draw_ablation(report), self.out / "ablation.json")
         return report
 
 
@@ -74,33 +83,28 @@ class Growth(Command, WithBenchmark):
 
     def run(self) -> list[dict[str, Any]]:
         """The reports, one for each size."""
-        from lorasynth.core.atomic import write_json
         from lorasynth.core.cache import Cache
-        from lorasynth.core.figures import save_figure
         from lorasynth.engine.trainer import Optimisation
         from lorasynth.hypernet.train import HypernetConfig
         from lorasynth.library import Library
-        from lorasynth.studies.growth import doubled, draw_growth, growth
+        from lorasynth.studies.growth import GrowthConfig, doubled, draw_growth, growth
 
         library, parts = Library.open(self.adapters), self.load_parts()
         options = Optimisation(
             steps=self.steps, batch=self.batch, lr=5e-4, seed=self.benchmark.seed
         )
-        reports = growth(
-            self.load_benchmark(parts, Cache(self.cache)),
-            parts,
-            library,
-            self.sizes or doubled(len(library)),
-            self.out,
+        config = GrowthConfig(
+            sizes=self.sizes or doubled(len(library)),
             hypernet=HypernetConfig(optimisation=options),
             latents=self.latents,
         )
+        run = self.load_benchmark(parts, Cache(self.cache))
+        reports = growth(run, parts, library, config, self.out)
         for report in reports:
             rows = [{"method": n, "n": report["size"], **v} for n, v in report["methods"].items()]
             console.print(f"{report['size']} adapters")
             print_table(rows)
-        write_json(self.out / "growth.json", reports)
-        save_figure(draw_growth(reports), self.out / "growth.png")
+        _save(reports, draw_growth(reports), self.out / "growth.json")
         return reports
 
 
@@ -126,10 +130,8 @@ class Repeatability(Command, WithBenchmark):
 
     def run(self) -> dict[str, dict[str, Any]]:
         """The reports by the recipes' names."""
-        from lorasynth.core.atomic import write_json
         from lorasynth.core.cache import Cache
         from lorasynth.core.config import read_json
-        from lorasynth.core.figures import save_figure
         from lorasynth.studies.repeatability import compare_recipes, draw_recipes
 
         asked = {name: {"preset": name} for name in self.preset}
@@ -144,9 +146,8 @@ class Repeatability(Command, WithBenchmark):
         for name, report in reports.items():
             same, other = report["same"], report["different"]
             console.print(f"{name}: same {same:.3f}, different {other:.3f}", highlight=False)
-        print_table([{"method": n, "n": self.benchmark.drawn, **r} for n, r in reports.items()])
-        write_json(self.out / "recipes.json", reports)
-        save_figure(draw_recipes(reports), self.out / "recipes.png")
+        print_table([{"method": name, **report} for name, report in reports.items()])
+        _save(reports, draw_recipes(reports), self.out / "recipes.json")
         return reports
 
 
@@ -349,7 +350,8 @@ class Studies(Command):
 class Reproduce(Command, OnDevice):
     """Look into each claim of the paper and write a report; run again to resume.
 
-    With --smoke every measurement is made once, as small as can be, and there are no verdicts.
+    Without --smoke it takes hours. With it every measurement is made once, as small as can be, in
+    minutes, and there are no verdicts.
 
     Example: lorasynth reproduce --smoke -o runs/smoke-report
 

@@ -1,7 +1,7 @@
 """How much the studies measure; no torch, since commands have these options."""
 
 from dataclasses import field, replace
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -18,8 +18,8 @@ class ReproduceConfig:
     Attributes:
         smoke: So little that no verdict follows.
         seeds: Of every training.
-        usual_steps: Of adapters of the paper's kind; default: its preset's.
-        library: Adapters of our kind that are learned from.
+        recipe_steps: Of adapters of both kinds; default: those of their recipes.
+        known: Adapters of our kind that are learned from.
         compared: Adapters of the paper's kind, and of ours where the two are compared.
         held_out: Further adapters of each kind, to measure errors on.
         test: The test subjects, the same for all claims.
@@ -51,8 +51,8 @@ class ReproduceConfig:
 
     smoke: bool = False
     seeds: Annotated[tuple[int, ...], Field(min_length=2)] = (0, 1, 2)
-    usual_steps: Count | None = None
-    library: Count = 1900
+    recipe_steps: Count | None = None
+    known: Count = 1900
     compared: Count = 500
     held_out: Annotated[int, Field(ge=2)] = 100
     test: BenchmarkConfig = field(default_factory=lambda: BenchmarkConfig(subjects=50))
@@ -83,12 +83,12 @@ class ReproduceConfig:
     ip_scales: tuple[float, ...] = (0.7, 0.85, 1.0, 1.15, 1.3, 1.45, 1.6)
 
     @model_validator(mode="after")
-    def _can_decide(self) -> Self:
+    def _can_decide(self) -> "ReproduceConfig":
         """Refuse what no verdict can follow from."""
         most = min(self.test.drawn, self.curve.drawn)
         rules = {
-            "sizes": (max(self.sizes) <= self.library, f"at most library={self.library}"),
-            "compared": (self.compared <= self.library, f"at most library={self.library}"),
+            "sizes": (max(self.sizes) <= self.known, f"at most known={self.known}"),
+            "compared": (self.compared <= self.known, f"at most known={self.known}"),
             "betas": (1.0 in self.betas and min(self.betas) < 1, "1.0 and some below it"),
             "refined": (min(self.refined, default=51) <= 50, "of 50 steps or fewer, at least one"),
             "fully_trained": (self.fully_trained <= most, "at most the subjects of test and curve"),
@@ -102,12 +102,14 @@ class ReproduceConfig:
 def smoke() -> ReproduceConfig:
     """Every measurement once, as small as can be."""
     # a batch that takes one subject's images, and not a whole number of subjects'
-    few = BenchmarkConfig(subjects=2, images=2, training_images=2, sampling_steps=2, batch=3)
+    few = BenchmarkConfig(
+        subjects=2, images=2, training_images=2, sampling_steps=2, sampling_batch=3
+    )
     return ReproduceConfig(
         smoke=True,
         seeds=(0, 1),
-        usual_steps=2,
-        library=12,
+        recipe_steps=2,
+        known=12,
         compared=8,
         held_out=4,
         test=few,

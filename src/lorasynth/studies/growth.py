@@ -1,7 +1,7 @@
 """Identity similarity against the size of the library, for the hypernetwork and for baselines."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,23 @@ def doubled(whole: int, least: int = 125) -> list[int]:
     return [*sizes, whole]
 
 
+@dataclass(frozen=True, kw_only=True)
+class GrowthConfig:
+    """What is measured.
+
+    Attributes:
+        sizes: of the libraries, each the first rows of the whole one.
+        hypernet: training of the hypernetwork, the same for all sizes.
+        latents: of the codec; fewer for libraries that have fewer.
+    """
+
+    sizes: Sequence[int]
+    hypernet: HypernetConfig
+    latents: int = 128
+
+
 def growth(
-    run: Benchmark,
-    parts: Parts,
-    library: Library,
-    sizes: Sequence[int],
-    folder: Path,
-    *,
-    hypernet: HypernetConfig,
-    latents: int = 128,
+    run: Benchmark, parts: Parts, library: Library, config: GrowthConfig, folder: Path
 ) -> list[dict[str, Any]]:
     """Measure every size; what is measured is kept, with the hypernetworks' checkpoints.
 
@@ -49,60 +57,49 @@ def growth(
         parts: the synthesizer, whose encoder and temperature are used, and the regression that
             diffusion is around, if there is one.
         library: its subjects embedded by that encoder.
-        sizes: of the libraries, each the first rows of the whole one.
-        folder: for the reports and the checkpoints of the hypernetworks.
-        hypernet: training of the hypernetwork, the same for all sizes.
-        latents: of the codec; fewer for libraries that have fewer.
+        config: what is measured.
+        folder: for reports and checkpoints.
 
     Raises:
         ConfigError: the library is smaller than the largest size.
     """
-    if max(sizes) > len(library):
+    if max(config.sizes) > len(library):
         raise ConfigError(
-            f"the library must hold {max(sizes)} adapters, but holds {len(library)}: give smaller "
-            "sizes, or collect more"
+            f"the library must hold {max(config.sizes)} adapters, but holds {len(library)}: give "
+            "smaller sizes, or collect more"
         )
     cache, reports = Cache(folder), []
-    for size in sorted(sizes):
+    for size in sorted(config.sizes):
         identity = {
-            "hypernet": hypernet,
-            "latents": latents,
+            "hypernet": config.hypernet,
+            "latents": config.latents,
             "makers": [one and one.fingerprint for one in (parts.synthesizer, parts.regression)],
             "library": library.fingerprint,
             "subjects": list(run.subjects.ids),
             "size": size,
             **run.identity,
         }
-        checkpoint = cache.path("hypernet", identity, ".safetensors")
-
-        measure = partial(_measure, run, parts, library.select(range(size)), cache)
-        training = {"config": hypernet, "latents": latents, "checkpoint": checkpoint}
-        reports.append(cache.report(f"library of {size}", identity, partial(measure, **training)))
+        checkpoint, part = cache.path("hypernet", identity, ".safetensors"), range(size)
+        measure = partial(_measure, run, parts, library.select(part), config, checkpoint)
+        reports.append(cache.report(f"library of {size}", identity, measure))
     return reports
 
 
 def _measure(
-    run: Benchmark,
-    parts: Parts,
-    library: LibraryView,
-    cache: Cache,
-    *,
-    config: HypernetConfig,
-    latents: int,
-    checkpoint: Path,
+    run: Benchmark, parts: Parts, library: LibraryView, config: GrowthConfig, checkpoint: Path
 ) -> dict[str, Any]:
     """Train a hypernetwork on a library; it and baselines, measured at strength 1."""
     whole, size = parts.whole, len(library)
-    codec = fit_codec("pca", library, {"latents": min(latents, size - 1)})
+    codec = fit_codec("pca", library, {"latents": min(config.latents, size - 1)})
     known = LatentLibrary.encode(library, codec, column_of(whole.encoder))
     data = TrainingSet(latents=known.latents, conditions=known.conditions)
     anchor = None if parts.regression is None else parts.regression.regression_in(codec)
-    hypernet = train_hypernet(data, config, anchor=anchor, checkpoint=checkpoint)
+    hypernet = train_hypernet(data, config.hypernet, anchor=anchor, checkpoint=checkpoint)
     made = Synthesizer.of(parts.base, library.layout, whole.encoder, hypernet, codec)
     made = replace(made, temperature=whole.temperature)
     grown = replace(parts, synthesizer=made, library=known, recipe=None)
     names = [*BASELINES, *(["direct"] if parts.regression else []), "synthesised"]
-    found = contenders_of(grown, run.subjects, cache, names)
+    found = contenders_of(grown, run.subjects, Cache(checkpoint.parent), names)
     rows = {one.name: run.measure(replace(one, strength=1.0)) for one in found}
     return {"size": size, "methods": {name: values.intervals() for name, values in rows.items()}}
 

@@ -52,6 +52,7 @@ def repeatability(run: Benchmark, candidate: Candidate) -> dict[str, Any]:
         "config": plain(run.config),
         "same": cosines.same,
         "different": cosines.different,
+        "n": len(ids),
         "seconds": seconds,
         **run.measure(stacked("trained", first, ids)).intervals(),
         "real": run.real().intervals(),

@@ -62,13 +62,13 @@ class Study:
         self.bundle = bundle
         self.config = config
         self.cache = Cache(folder)
-        self._count = config.library + config.held_out
+        self._count = config.known + config.held_out
         self._given = ours
         self._collected: dict[str, Library] = {}
         if ours is not None and len(ours) < self._count:
             raise LibraryError(
                 f"the library must have {self._count} adapters, {config.held_out} of them held "
-                f"out, but has {len(ours)}: give a larger one, or smaller numbers by --library "
+                f"out, but has {len(ours)}: give a larger one, or smaller numbers by --known "
                 "and --held-out"
             )
 
@@ -88,7 +88,7 @@ class Study:
         bundle, config = self.bundle, self.config
         weights = (bundle.base, bundle.first, bundle.second)
         made = (bundle.synthesizer, bundle.pretrained)
-        sizes = ("library", "compared", "held_out", "smoke")
+        sizes = ("known", "compared", "held_out", "smoke")
         return {
             "parts": [one.fingerprint for one in weights],
             "metrics": [metric.identity for metric in self.test.metrics],
@@ -134,11 +134,10 @@ class Study:
 
     def recipe(self, kind: str) -> Recipe:
         """How the adapters of a kind are trained."""
-        ours, usual = self.bundle.recipe, PRESETS["usual"]
-        if kind == "ours":
-            return ours
-        steps = self.config.usual_steps or usual.steps
-        return replace(usual, targets=ours.targets, rank=ours.rank, steps=steps)
+        found = ours = self.bundle.recipe
+        if kind == "usual":
+            found = replace(PRESETS["usual"], targets=ours.targets, rank=ours.rank)
+        return replace(found, steps=self.config.recipe_steps or found.steps)
 
     @cached_property
     def library(self) -> LibraryView:
@@ -181,7 +180,7 @@ class Study:
     def vectors(self) -> tuple[Float[Tensor, "N D"], Float[Tensor, "h D"]]:
         """Our canonical vectors to learn from, and held-out ones."""
         whole = self.library.all_vectors()
-        return whole[: self.config.library], whole[self.config.library :]
+        return whole[: self.config.known], whole[self.config.known :]
 
     def embeddings(self, library: LibraryView) -> Float[Tensor, "n P m"]:
         """Of the subjects of one of the libraries."""
@@ -190,7 +189,7 @@ class Study:
     @property
     def latents(self) -> int:
         """Of codecs, where a claim does not vary it; PCA has no more than vectors less one."""
-        return min(self.config.latents, self.config.library - 1)
+        return min(self.config.latents, self.config.known - 1)
 
     def codec(self, name: str, options: Mapping[str, Any], size: int | None = None) -> Codec:
         """A codec fitted to our library's first `size` vectors; None: to all."""
@@ -243,8 +242,8 @@ class Study:
 
     def trained(self) -> Factors:
         """Adapters really trained for the test subjects with our recipe: the ceiling."""
-        bundle, run = self.bundle, self.test
-        make = trained(bundle.base, run.subjects, bundle.recipe, bundle.pretrained, self.cache)
+        bundle, run, recipe = self.bundle, self.test, self.recipe("ours")
+        make = trained(bundle.base, run.subjects, recipe, bundle.pretrained, self.cache)
         return make(run.cases)
 
     def diffusion(

@@ -138,7 +138,7 @@ def spectrum(study: Study) -> Finding:
     spectra = {f"{kind}, {gauge}": _curve(study, kind, gauge) for kind in KINDS for gauge in GAUGES}
     spectra["ours, shared"] = _curve(study, "ours", None)
     needed = {name: _components(curve) for name, curve in spectra.items()}
-    probes, count = _probes(study), study.config.library
+    probes, count = _probes(study), study.config.known
     few = needed["ours, shared"]["95 %"] <= count / 5
     told = [row for row in probes if row["all_components"] > TOLD]
     single = sum(row["best_component"] > 0.5 * row["all_components"] for row in told)
@@ -186,7 +186,7 @@ def _components(curve: list[float]) -> dict[str, int]:
 
 def _probes(study: Study) -> list[dict[str, Any]]:
     """How well each attribute is read linearly from all components, and from the best one."""
-    seed, count = study.config.seeds[0], study.config.library
+    seed, count = study.config.seeds[0], study.config.known
 
     def measure() -> list[dict[str, Any]]:
         known = LatentLibrary.encode(study.library, study.standard_codec("pca", seed), None)

@@ -182,7 +182,7 @@ def _best(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
 def _over_seeds(study: Study, name: str, width: int, depth: int, weight: float) -> dict[str, Any]:
     """One codec over the seeds (PCA has none: it is the same for all)."""
     config = study.config
-    width = min(width, config.library - 1) if name == "pca" else width
+    width = min(width, config.known - 1) if name == "pca" else width
     options: dict[str, Any] = {"latents": width}
     if name == "vae":
         options |= {"depth": depth, "beta": weight, "epochs": config.vae_epochs}

@@ -261,7 +261,7 @@ def trained(study: Study) -> list[Cost]:
         found.append(_timed(study, "LoRA", most, count, recipe.fingerprint, train))
         found.append(_all_weights(study, count))
     if (anchor := bundle.pretrained) is not None:
-        recipe = bundle.recipe
+        recipe = study.recipe("ours")
         train = partial(partial, _fleet, study, recipe, anchor.predict)
         decides, steps = recipe.fingerprint, recipe.steps
         found.append(_timed(study, "LoRA, anchored", most, steps, decides, train))
@@ -314,8 +314,8 @@ def _within(run: Benchmark, context: AbstractContextManager[Any], rows: range) -
     section="1",
     rule="Holds: an IP-Adapter has less identity similarity than ours, or follows prompts less, "
     "and not more of either; partly: it has less of one. Both learn from the same images in as "
-    "many steps, and validation subjects choose the scale of its attention and the strength of ours. "
-    "Ours as it is handed out, which has learned from more, is shown beside them.",
+    "many steps, and validation subjects choose the scale of its attention and the strength of "
+    "ours. Ours as it is handed out, which has learned from more, is shown beside them.",
 )
 def adapter_methods(study: Study) -> Finding:
     """Train an IP-Adapter and our regression alike."""
@@ -393,7 +393,7 @@ def _ip_adapter(study: Study, optimisation: Optimisation) -> Method:
     def method(run: Benchmark, scale: float) -> Values:
         images, conditions = [], study.conditions(run)
         guided = run.config.image_guidance != 1
-        at_once = max(1, run.config.batch // run.config.images)
+        at_once = max(1, run.config.sampling_batch // run.config.images)
         for rows in torch.arange(len(conditions)).split(at_once):
             seen, some = conditions[rows].to(base.device), range(int(rows[0]), int(rows[-1]) + 1)
             context = adapter.attached(base.denoiser, seen, guided=guided, scale=scale)

@@ -30,7 +30,7 @@ SPACES = ("pca", "vae")
     rule="Holds: a step in PCA, of some size, changes each attribute, and neither others nor "
     "identity; partly: some attributes. Changes: in 0.8 of the images. Does not: the share of "
     "other attributes that are right falls by less than 0.05, and identity similarity keeps 0.8 "
-    "of what it was (which is to the subject as it was, so some of what is lost is the change itself).",
+    "of what it was (which is to the subject as it was, so some of the loss is the change itself).",
 )
 def edits(study: Study) -> Finding:
     """Put glasses and facial hair on, or take them off, in steps of several sizes."""
@@ -70,7 +70,7 @@ def _means(rows: list[dict[str, Any]], figure: str) -> list[float]:
 
 def _varies(study: Study, name: str) -> bool:
     """Whether some of the subjects that are learned from have it, and some have not."""
-    column = study.library.table[name].to_pylist()[: study.config.library]
+    column = study.library.table[name].to_pylist()[: study.config.known]
     return len({value == NONE for value in column}) == 2
 
 
@@ -116,7 +116,7 @@ def _edited(study: Study, space: str, seed: int, name: str) -> list[dict[str, li
     """What images show at each step: glasses are put on those without, and taken off others."""
     bundle, layout, test = study.bundle, study.layout, study.test
     codec = study.standard_codec(space, seed)
-    library = study.library.library.select(range(study.config.library))
+    library = study.library.library.select(range(study.config.known))
     known = LatentLibrary.encode(library, codec, None)
     had = torch.tensor([case.reference.attributes[name] != NONE for case in test.cases])
     along = (1 - 2 * had.float())[:, None] * direction(known.latents, known.columns, name)
