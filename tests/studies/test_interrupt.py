@@ -21,7 +21,7 @@ def test_evaluating(
     out, parts = tmp_path / "report.json", parts_of(bundle_run / "bundle")
     words = ["evaluate", *parts, *FEW, "--cache", tmp_path / "cache", "-o", out, "--device", "cpu"]
     with monkeypatch.context() as patch:
-        interrupt(patch, BaseModel, "decode_latents", calls=12)
+        interrupt(patch, BaseModel, "decode_latents", calls=6)
         result = run(*words)
     assert result.status == 130
     assert "run the same command to go on" in result.err.splitlines()[-1]
