@@ -95,7 +95,7 @@ wheel: $(READY)
 	PYTHONPATH=$$(echo $(SCRATCH)/venv/lib/python3.*/site-packages) $(BIN)/lorasynth --help > /dev/null
 
 bundle: $(READY)
-	$(BIN)/lorasynth bundle make
+	$(BIN)/lorasynth avatars bundle
 
 # bench/faces.py wants photos of people, which are not ours to ship, and bench/full.py 20 GB of disk.
 bench: $(READY)

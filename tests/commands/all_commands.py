@@ -40,13 +40,14 @@ def every_command(world: World, root: Path, home: Path) -> list[list[object]]:
         ["sample", "-o", root / "sampled", "-n", 1, *places, *CPU],
         ["images", "--prompt", "sks", "-n", 1, "--steps", 1, "--base", base, "--lora", lora, "-o",
          root / "sheet.png", *CPU],
-        ["compare", subjects, "-o", root / "table", "--base", base, "--encoder", encoder,
-         "--style", f"{lora}=0.5", "--images", 2, "--set", "sampling.steps=1", *CPU],
+        ["evaluate", subjects, "-o", root / "report.json", "--base", base, "--encoder", encoder,
+         "--style", f"{lora}=0.5", "--images", 2, "--sampling-steps", 1, "--cache",
+         root / "work/cache", "--sheets", root / "sheets", *CPU],
         ["encoders", "make", f"clip:{home / 'clip'}", "-o", root / "vision"],
         ["encoders", "join", encoder, f"clip:{home / 'clip'}", "-o", root / "joined"],
-        ["ip-adapter", "train", "--folder", subjects, "--base", base, "--encoder", encoder, "-o",
-         root / "ip.safetensors", "--run", root / "work/ip", *sets, *CPU],
-        ["fine-tune", photo, "-o", root / "unet", "--base", base, *FEW],
+        ["study", "ip-adapter", subjects, "--base", base, "--encoder", encoder, "-o",
+         root / "ip.safetensors", "--run", root / "work/ip", "--steps", 2, "--batch", 2, *CPU],
+        ["study", "fine-tune", photo, "-o", root / "unet", "--base", base, *FEW],
     ]  # fmt: skip
 
 

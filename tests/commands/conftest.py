@@ -11,7 +11,7 @@ from torch.nn import BatchNorm1d, BatchNorm2d
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from command_line import call
-from lorasynth.avatars.encoder import AvatarEncoder, AvatarEncoderConfig
+from lorasynth.condition import TrainedConfig, TrainedEncoder
 from lorasynth.core.randomness import torch_stream
 from lorasynth.images.files import to_unit_range
 
@@ -32,7 +32,7 @@ def write_image(path: Path, seed: int, side: int = SIDE) -> Path:
 def save_encoder(folder: Path, face: bool = True) -> Path:
     """A tiny encoder whose detector sees a face in everything, or in nothing."""
     torch.manual_seed(0)
-    encoder = AvatarEncoder(AvatarEncoderConfig(name="tiny-one", image_size=SIDE, width=6))
+    encoder = TrainedEncoder(TrainedConfig(name="tiny-one", image_size=SIDE, width=6))
     for module in encoder.modules():
         if isinstance(module, BatchNorm1d | BatchNorm2d):
             module.momentum = None  # take the statistics of what is seen, all of it
@@ -117,10 +117,10 @@ def strangers(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def clip(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clip(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny CLIP model with random weights and the base model's tokenizer."""
     folder = tmp_path_factory.mktemp("clip")
-    tokenizer = AutoTokenizer.from_pretrained(world.base / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(pipeline_folder / "tokenizer")
     tokenizer.save_pretrained(folder)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     small |= {"num_attention_heads": 2, "projection_dim": 8}

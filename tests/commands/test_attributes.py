@@ -6,9 +6,6 @@ import pytest
 
 from command_line import Run
 from lorasynth.adapter import Adapter
-from lorasynth.avatars.judge import AttributeJudge, JudgeConfig
-from lorasynth.condition import JoinedEncoder, load_encoder
-from lorasynth.core.atomic import atomic_directory
 from lorasynth.library import Library
 
 from .conftest import DENOISER, TRAINING, World
@@ -84,19 +81,3 @@ def test_an_encoder_of_images_takes_no_attributes(world: World, run: Run, tmp_pa
     run("synth", *where).is_one_error("a subject needs a photo")
     made = run("encoders", "attributes", world.library, "--column", "hat", "-o", tmp_path / "e")
     made.is_one_error("a column of the table", "'hat'")
-
-
-def test_encoders_are_joined_and_read_attributes(world: World, run: Run, tmp_path: Path) -> None:
-    network = AttributeJudge(JudgeConfig(image_size=16, features=8))
-    with atomic_directory(tmp_path / "network") as folder:
-        network.save(folder)
-    made = run("encoders", "reader", tmp_path / "network", "-o", tmp_path / "reader")
-    assert made.status == 0, made.err
-    joined = run("encoders", "join", world.encoder, tmp_path / "reader", "-o", tmp_path / "both")
-    assert joined.status == 0, joined.err
-    assert "tiny-one-and-reader, 53 numbers, licences: Apache-2.0" in joined.out
-    both = load_encoder(tmp_path / "both")
-    assert isinstance(both, JoinedEncoder)
-    assert [part.width for part in both.parts] == [6, 47]
-    alone = run("encoders", "join", world.encoder, "-o", tmp_path / "one")
-    alone.is_one_error("two encoders or more", "got 1")

@@ -83,29 +83,23 @@ def test_images(world: World, run: Run, tmp_path, monkeypatch, moment) -> None:
 
 
 TINY_BASE = [
-    "unet_channels=[32]",
-    "text_width=16",
-    "text_layers=1",
-    "heads=2",
-    "tokens=32",
-    "attention=[true]",
+    *("--model.unet-channels", 32, "--model.text-width", 16, "--model.text-layers", 1),
+    *("--model.heads", 2, "--model.tokens", 32, "--model.attention", True),
+    *("--model.vae-channels", 8, 8, "--model.latent-channels", 4, "--model.image-size", 16),
 ]
-TINY_BASE = [f"model.{size}" for size in [*TINY_BASE, "vae_channels=[8,8]", "latent_channels=4"]]
-TINY_BASE.append("model.image_size=16")
-#: Command -> where its optimisation is in its settings, and these.
+#: Command -> where its optimisation is among its options, and these.
 TRAININGS = {
-    ("base", "autoencoder"): ("autoencoder.optimisation", [*TINY_BASE, "autoencoder.crop=8"]),
-    ("base", "train"): ("denoiser.optimisation", TINY_BASE),
-    ("encoders", "train"): ("optimisation", ["negatives=4"]),
-    ("encoders", "judge"): ("optimisation", ["features=16"]),
+    ("avatars", "autoencoder"): ("autoencoder.optimisation", [*TINY_BASE, "--autoencoder.crop", 8]),
+    ("avatars", "base"): ("denoiser.optimisation", TINY_BASE),
+    ("avatars", "judge"): ("optimisation", ["--features", 16]),
 }
 
 
 def words_of(command: tuple[str, ...]) -> list[object]:
     """Two steps of a training, as options."""
-    where, settings = TRAININGS[command]
-    brief = [f"{where}.steps=2", f"{where}.batch=4", f"{where}.checkpoint_seconds=0"]
-    return [word for setting in (*settings, *brief) for word in ("--set", setting)]
+    where, options = TRAININGS[command]
+    brief = {"steps": 2, "batch": 4, "checkpoint-seconds": 0}
+    return [*options, *(w for name, n in brief.items() for w in (f"--{where}.{name}", n))]
 
 
 @pytest.mark.parametrize("command", TRAININGS)
@@ -114,8 +108,8 @@ def test_training_of_the_embedded_models(run: Run, tmp_path, monkeypatch, comman
 
     out, where = tmp_path / "out", ("--workers", 1, "--device", "cpu", "--subjects", 2)
     arguments = [*command, "-o", out, "--run", tmp_path / "run", *where, *words_of(command)]
-    if command == ("base", "train"):
-        first, made = ("base", "autoencoder"), tmp_path / "autoencoder"
+    if command == ("avatars", "base"):
+        first, made = ("avatars", "autoencoder"), tmp_path / "autoencoder"
         words = [*first, "-o", made, "--run", tmp_path / "first", *where, *words_of(first)]
         assert run(*words).status == 0
         arguments += ["--autoencoder", made]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from command_line import Run
 from lorasynth import Synthesizer
-from lorasynth.avatars.encoder import AvatarEncoder
+from lorasynth.condition import TrainedEncoder
 from lorasynth.core.config import read_json
 from lorasynth.core.learned import learned_from
 
@@ -20,10 +20,10 @@ from .conftest import SIDE, SUBJECTS, World
 def people(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The world's subjects, and one whose photos are black; the encoder sees nothing in black."""
 
-    def presence(_: AvatarEncoder, images):
+    def presence(_: TrainedEncoder, images):
         return (images.float().mean(dim=(1, 2, 3)) > 5).float()
 
-    monkeypatch.setattr(AvatarEncoder, "presence", presence)
+    monkeypatch.setattr(TrainedEncoder, "presence", presence)
     folder = tmp_path / "people"
     shutil.copytree(world.subjects, folder)
     (folder / "bob").mkdir()

@@ -100,7 +100,8 @@ def test_fine_tuning_says_before_it_begins_what_is_in_the_way(
     world: World, run: Run, tmp_path: Path
 ) -> None:
     mine = precious(tmp_path / "unet", "config.json", "thesis.txt")
-    words = ["fine-tune", world.photo, "-o", tmp_path / "unet", "--base", tmp_path / "no base"]
+    where = ["-o", tmp_path / "unet", "--base", tmp_path / "no base"]
+    words = ["study", "fine-tune", world.photo, *where]
     run(*words).is_one_error("thesis.txt is in the way")
     assert texts(tmp_path / "unet") == mine
 

@@ -88,7 +88,7 @@ def test_a_split_that_nobody_is_in_is_refused(library: Path, run: Run, tmp_path:
 def test_subjects_that_were_learned_from_are_no_test(
     world: World, run: Run, tmp_path: Path
 ) -> None:
-    arguments = ["compare", world.subjects, "-o", tmp_path, "--encoder", world.encoder]
+    arguments = ["evaluate", world.subjects, "--encoder", world.encoder]
     where = ["--synthesizer", world.synthesizer, "--base", world.base, "--device", "cpu"]
     run(*arguments, *where).is_one_error("has learned from 3 of these 3", "'ann'", "held-out")
 

@@ -123,7 +123,7 @@ def outlined_pipeline(name: str, pipeline_class: type[Any]) -> Any:
 
 
 def stored_fingerprint(name: str, part: str, network: nn.Module) -> str:
-    """The fingerprint of a network's stored weights, of which a few numbers are read.
+    """The fingerprint of a network's stored weights, of which a few values are read.
 
     Args:
         name: folder of the pipeline, or hub:owner/name, of which what was fetched is read.

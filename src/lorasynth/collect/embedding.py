@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.condition import ConditionEncoder, subject_conditions
-from lorasynth.condition.named import as_word
+from lorasynth.condition.contract import as_word
 from lorasynth.core.errors import LibraryError
 from lorasynth.core.progress import progress
 from lorasynth.core.weights import read_weights, write_weights

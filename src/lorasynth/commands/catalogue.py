@@ -27,6 +27,13 @@ _OWN: dict[str, str] = {
     "extract": "lora:Extract",
     "import loras": "importing:ImportLoras",
     "import w2w": "importing:ImportW2W",
+    "evaluate": "evaluate:Evaluate",
+    "images": "images:Images",
+    "encoders list": "encoders:ListEncoders",
+    "encoders make": "encoders:MakeEncoder",
+    "encoders attributes": "encoders:MakeAttributes",
+    "encoders join": "encoders:JoinEncoders",
+    "encoders train": "encoders:TrainEncoder",
 }
 
 _GROUP = "lorasynth.commands"

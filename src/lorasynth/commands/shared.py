@@ -69,18 +69,16 @@ class WithBase(OnDevice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WithImages:
+class OfSubjects:
     """Images of subjects.
 
     Attributes:
         images: Subjects: a folder with a folder of images for each, tar files (webdataset's names:
             ann.0.jpg, ann.0.txt), Parquet files (columns id, image, caption), or drawn avatars, as
             avatars:200 or avatars:200,images=4,seed=1.
-        caption: Of images that have no caption of their own.
     """
 
     images: Positional[str]
-    caption: str = PORTRAIT
 
     def load_images(self, size: int) -> "SubjectSource":
         """The subjects; drawn ones with `size` pixels.
@@ -91,7 +89,18 @@ class WithImages:
         """
         from lorasynth.images import subjects_in
 
-        return subjects_in(self.images, self.caption, size)
+        return subjects_in(self.images, getattr(self, "caption", PORTRAIT), size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithImages(OfSubjects):
+    """Images of subjects, with captions.
+
+    Attributes:
+        caption: Of images that have no caption of their own.
+    """
+
+    caption: str = PORTRAIT
 
 
 @dataclass(frozen=True, kw_only=True)

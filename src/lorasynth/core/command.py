@@ -112,6 +112,12 @@ def read_command(kind: type[CommandT], name: str, words: Sequence[str]) -> Comma
         wide = _width(None if {"-h", "--help"} & set(words) else 10_000)
         with _CONSTRUCTORS, wide, redirect_stderr(said):
             return tyro.cli(kind, prog=name, args=list(words), config=(FlagCreatePairsOff,))
+    except ValidationError as error:  # of a config within the command
+        first = error.errors()[0]
+        reason = first["msg"].removeprefix("Value error, ")
+        option = "".join(f"--{str(part).replace('_', '-')}: " for part in first["loc"][:1])
+        got = f", but got {first['input']!r}" if option else ""
+        raise ConfigError(f"{option}{reason}{got} (all options: {name} --help)") from error
     except SystemExit as ended:
         if not ended.code:
             raise
