@@ -26,10 +26,10 @@ _COLUMNS = {
     "identity_similarity_second": "second",
     "reference_similarity": "to ref.",
     "copy_paste": "copied",
-    "attribute_accuracy": "attributes",
+    "attribute_accuracy": "traits",
     "prompt_following": "prompts",
     "prompt_score": "CLIP",
-    "diversity": "diversity",
+    "diversity": "diverse",
 }
 _ENCODERS = ("bundle/encoders/avatar", "bundle/encoders/avatar-second")
 
