@@ -19,7 +19,7 @@ from lorasynth.condition import load_encoder
 from lorasynth.core.config import read_json
 from lorasynth.evaluation.cases import Case, SplitSubjects
 from lorasynth.evaluation.clip_score import ClipScore
-from lorasynth.evaluation.metrics import Identity, Made, mean_pairwise_distance
+from lorasynth.evaluation.metrics import METRICS, Identity, Made, Metric, mean_pairwise_distance
 from lorasynth.images import Subject, subjects_in
 
 PEOPLE = ("ann", "ben", "cyd")
@@ -212,3 +212,24 @@ def test_no_subject_leads_out_of_the_output(
     assert set(tmp_path.rglob("*.png")) == set(sheets.glob("*.png"))
     assert len(list(sheets.glob("*.png"))) == len(names)
     assert "\x1b" not in result.out
+
+
+class Brightness(Metric):
+    """A metric of another package."""
+
+    identity = "brightness"
+
+    def __call__(self, made: Made) -> dict[str, float]:
+        return {"brightness": float(made.images.float().mean())}
+
+
+def test_a_metric_of_another_package_is_a_column(
+    place: Place, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METRICS._own, "brightness", lambda *_: Brightness())
+    monkeypatch.setitem(METRICS._own, "nothing", lambda *_: None)
+    out = tmp_path / "report.json"
+    assert place.evaluate(run, tmp_path / "cache", "--contenders", "base", "-o", out).status == 0
+    base, real = read_json(out)["rows"]
+    assert 0 < base["brightness"]["mean"] < 255
+    assert 0 < real["brightness"]["mean"] < 255

@@ -123,6 +123,17 @@ def test_every_method_gets_the_strength_that_suits_it(
     assert strengths["ridge"] == strengths["trained"] == 1.0
 
 
+def test_refined_adapters_start_from_what_is_synthesised(bundle: Bundle, tmp_path: Path) -> None:
+    run = bundle.benchmark(CONFIG)
+    names = ["direct", "refined"]
+    found = contenders_of(bundle.parts, run.subjects, Cache(tmp_path), names)
+    direct, refined = (one.factors(run.cases, torch.float32) for one in found)
+    assert direct is not None
+    assert refined is not None
+    assert direct.keys() == refined.keys()
+    assert all(not factor.B.equal(direct[name].B) for name, factor in refined.items())
+
+
 def test_the_command_measures_avatars_as_the_bundle_does(
     bundle: Bundle, bundle_run: Path, cache: Cache, run: Run, tmp_path: Path
 ) -> None:

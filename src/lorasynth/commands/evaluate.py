@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 _COLUMNS = {
     "identity_similarity": "identity",
     "identity_similarity_second": "second",
-    "reference_similarity": "reference",
+    "reference_similarity": "to ref.",
     "copy_paste": "copied",
-    "attribute_accuracy": "attributes",
+    "attribute_accuracy": "traits",
     "prompt_following": "prompts",
     "prompt_score": "CLIP",
-    "diversity": "diversity",
+    "diversity": "diverse",
 }
 _ENCODERS = ("bundle/encoders/avatar", "bundle/encoders/avatar-second")
 
@@ -263,11 +263,12 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
 
     found = [name for name in _COLUMNS if any(name in row for row in rows)]
-    table = Table("", box=SIMPLE, padding=0, title=f"{rows[0]['n']} subjects")
-    for name in found:
-        table.add_column(_COLUMNS[name], justify="right")
+    heads = [_COLUMNS[name] for name in found]
+    table = Table(box=SIMPLE, padding=0, title=f"{rows[0]['n']} subjects, 95 % interval")
+    for head in ("", heads[0], "lo", "hi", *heads[1:]):
+        table.add_column(head, justify="right" if head else "left", no_wrap=True)
     for row in rows:
         cells = [f"{row[name]['mean']:.2f}" if name in row else "" for name in found]
-        span = f" ({row[found[0]]['lo']:.2f} to {row[found[0]]['hi']:.2f})"
-        table.add_row(row["method"], cells[0] + span, *cells[1:])
+        ends = (f"{row[found[0]][end]:.2f}" for end in ("lo", "hi"))
+        table.add_row(row["method"], cells[0], *ends, *cells[1:])
     Console().print(table)

@@ -25,7 +25,7 @@ from pydantic.dataclasses import dataclass
 from tyro.conf import FlagCreatePairsOff, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from lorasynth.core.errors import ConfigError
+from lorasynth.core.errors import ConfigError, quoted
 
 CommandT = TypeVar("CommandT", bound="Command")
 
@@ -112,24 +112,21 @@ def read_command(kind: type[CommandT], name: str, words: Sequence[str]) -> Comma
         wide = _width(None if {"-h", "--help"} & set(words) else 10_000)
         with _CONSTRUCTORS, wide, redirect_stderr(said):
             return tyro.cli(kind, prog=name, args=list(words), config=(FlagCreatePairsOff,))
-    except ValidationError as error:  # of a config within the command
-        first = error.errors()[0]
-        reason = first["msg"].removeprefix("Value error, ")
-        option = "".join(f"--{str(part).replace('_', '-')}: " for part in first["loc"][:1])
-        got = f", but got {first['input']!r}" if option else ""
-        raise ConfigError(f"{option}{reason}{got} (all options: {name} --help)") from error
     except SystemExit as ended:
         if not ended.code:
             raise
         raise ConfigError(f"{_refusal(said.getvalue())} (all options: {name} --help)") from ended
-    except ValidationError as error:  # of options that stand in a config, but without its name
-        first = error.errors()[0]
-        option = "-".join(map(str, first["loc"])).replace("_", "-")
-        reason = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(
-            f"--{option}: {reason[:1].lower()}{reason[1:]}, but got {first['input']} "
-            f"(all options: {name} --help)"
-        ) from error
+    except ValidationError as error:  # of a config within the command
+        raise ConfigError(f"{_refused_by(error)} (all options: {name} --help)") from error
+
+
+def _refused_by(error: ValidationError) -> str:
+    first = error.errors()[0]
+    reason = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return reason
+    option = ".".join(map(str, first["loc"])).replace("_", "-")
+    return f"--{option}: {reason[:1].lower()}{reason[1:]}, but got {quoted(first['input'])}"
 
 
 _CONSTRUCTORS = ConstructorRegistry()

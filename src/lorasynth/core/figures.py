@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from lorasynth.core.atomic import atomic_file
@@ -48,6 +49,8 @@ def curves(
     for axes, (title, lines) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
+        if len(lines) > 10:  # more than the usual colours
+            axes.set_prop_cycle(color=colormaps["tab20"].colors)  # type: ignore[attr-defined]
         for line in lines:
             intervals = [point for point in line.y if isinstance(point, Mapping)]
             points = [p["mean"] if isinstance(p, Mapping) else p for p in line.y]
@@ -56,7 +59,7 @@ def curves(
                 line.x, points, spans, fmt=line.style, label=line.label, capsize=2, linewidth=1,
                 markersize=3,
             )  # fmt: skip
-        axes.set(xlabel=x, ylabel=y, title=title)
+        axes.set(xlabel=x, ylabel=y, title=title.replace("_", " "))
         if log:
             axes.set_xscale("log")
         if ticks:

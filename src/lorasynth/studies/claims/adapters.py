@@ -9,7 +9,7 @@ from torch import Tensor
 from lorasynth.adapter import Factors, Layout
 from lorasynth.codec import PCA, PCAConfig
 from lorasynth.core.figures import Line, curves
-from lorasynth.edit.labels import labels_of
+from lorasynth.edit import labels_of
 from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.studies.errors import fvu, ridge_fvu, roots
 from lorasynth.studies.finding import (
