@@ -42,7 +42,7 @@ $(READY): $(PINNED) pyproject.toml
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/lorasynth demo --out demo
+	$(BIN)/lorasynth avatars demo --out demo
 
 test: $(READY)
 	$(BIN)/pytest -n $(JOBS) --dist worksteal

@@ -1,4 +1,4 @@
-"""`lorasynth recipe w2w` on files of weights2weights' form, and what serves an imported library."""
+"""`lorasynth study w2w` on files of weights2weights' form, and what serves an imported library."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ class Published:
         parts = ["--base", self.base, "--encoder", self.encoder, "--device", "cpu"]
         stated = dict(zip([*CHOICES, *choices][::2], [*CHOICES, *choices][1::2], strict=True))
         words = [word for option in stated.items() for word in option]
-        return ["recipe", "w2w", self.files, "-o", run, *parts, *words]
+        return ["study", "w2w", self.files, "-o", run, *parts, *words]
 
 
 @pytest.fixture(scope="module")

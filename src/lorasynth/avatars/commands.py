@@ -1,4 +1,4 @@
-"""`lorasynth demo` and `lorasynth avatars ...`: the embedded domain and its models."""
+"""`lorasynth avatars ...`: the embedded domain and its models."""
 
 import os
 from dataclasses import field

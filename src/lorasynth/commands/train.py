@@ -58,7 +58,7 @@ class Fit(Command, FromLibrary):
         config: Of the codec.
     """
 
-    group: ClassVar[str] = "Train"
+    group: ClassVar[str] = "Make a synthesizer"
     codec: ClassVar[str] = ""
 
     out: Out
@@ -149,7 +149,7 @@ class Train(Command, FromLibrary):
         training: Of the hypernetwork.
     """
 
-    group: ClassVar[str] = "Train"
+    group: ClassVar[str] = "Make a synthesizer"
     shared: ClassVar[bool] = True
 
     codec: Path

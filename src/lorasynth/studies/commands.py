@@ -328,24 +328,6 @@ class IPAdapterImages(Command, WithBase, Seeded):
         ]
 
 
-class Studies(Command):
-    """Where quality comes from, and the families that this system stands beside."""
-
-    group: ClassVar[str] = "Measure"
-
-    @classmethod
-    def kinds(cls) -> dict[str, type[Command]]:
-        """All studies by their names."""
-        return {
-            "ablation": Ablation,
-            "growth": Growth,
-            "repeatability": Repeatability,
-            "fine-tune": FineTune,
-            "ip-adapter": TrainIPAdapter,
-            "ip-adapter-images": IPAdapterImages,
-        }
-
-
 @dataclass(frozen=True, kw_only=True)
 class Reproduce(Command, OnDevice):
     """Look into each claim of the paper and write a report; run again to resume.
@@ -353,7 +335,7 @@ class Reproduce(Command, OnDevice):
     Without --smoke it takes hours. With it every measurement is made once, as small as can be, in
     minutes, and there are no verdicts.
 
-    Example: lorasynth reproduce --smoke -o runs/smoke-report
+    Example: lorasynth study reproduce --smoke -o runs/smoke-report
 
     Attributes:
         out: Folder of the report; default: docs/report, but report in --run for --smoke and
@@ -396,7 +378,7 @@ class Reproduce(Command, OnDevice):
         for claim in chosen:
             console.print(f"claim: {claim.name}", highlight=False)
             found.append((claim, claim.find(study)))
-        words = ["lorasynth reproduce", *(["--smoke"] if is_smoke else [])]
+        words = ["lorasynth study reproduce", *(["--smoke"] if is_smoke else [])]
         words += [f"--claim '{name}'" for name in self.claim]
         write_report(found, out, config, command=" ".join(words), note=self.note)
         print(out / "report.md")
@@ -420,7 +402,7 @@ class RecipeW2W(Command, WithBase):
     Stages whose output is in OUT/out are skipped, so the same command goes on where it was killed,
     and deleting an output makes that stage again.
 
-    Example: lorasynth recipe w2w Snapchat/weights2weights -o runs/w2w --encoder dlib
+    Example: lorasynth study w2w Snapchat/weights2weights -o runs/w2w --encoder dlib
     --base hub:stable-diffusion-v1-5/stable-diffusion-v1-5 --latents 1000
 
     Attributes:
@@ -484,3 +466,23 @@ class RecipeW2W(Command, WithBase):
         evaluation = run.stages.path("evaluation")
         print_table(read_json(evaluation / "report.json")["rows"])
         print(f"{evaluation}, {run.stages.path('synthesizer')}")
+
+
+class Studies(Command):
+    """Where quality comes from, and the families that this system stands beside."""
+
+    group: ClassVar[str] = "Measure"
+
+    @classmethod
+    def kinds(cls) -> dict[str, type[Command]]:
+        """All studies by their names."""
+        return {
+            "reproduce": Reproduce,
+            "ablation": Ablation,
+            "growth": Growth,
+            "repeatability": Repeatability,
+            "fine-tune": FineTune,
+            "ip-adapter": TrainIPAdapter,
+            "ip-adapter-images": IPAdapterImages,
+            "w2w": RecipeW2W,
+        }
