@@ -27,6 +27,7 @@ from lorasynth.adapter import Factors
 from lorasynth.avatars.bundle import Bundle
 from lorasynth.codec import fit_codec
 from lorasynth.core.config import from_dict, read_json, to_dict
+from lorasynth.engine import descend
 from lorasynth.evaluation.trial import Measured, Trial, TrialConfig
 from lorasynth.images import Subject
 from lorasynth.library import Library
@@ -36,7 +37,6 @@ from lorasynth.optimise import (
     InversionConfig,
     Mixture,
     MixtureConfig,
-    personalise,
     weights2weights,
 )
 from lorasynth.studies.reports import kept_report
@@ -107,7 +107,7 @@ class Bench:
         people = self.run.people(images)
         coordinates = self.coordinates(row, people)
         begun = time.perf_counter()
-        made = personalise(self.bundle.base, people, coordinates).factors
+        made = descend(self.bundle.base, people, coordinates).factors
         seconds = (time.perf_counter() - begun) / len(people)
         return {"seconds": seconds, **as_json(self.run.measure(self.run.images(made)))}
 

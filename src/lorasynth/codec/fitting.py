@@ -12,7 +12,7 @@ from lorasynth.codec.streamed_vae import StreamingConfig, fit_streamed
 from lorasynth.core.atomic import atomic_directory
 from lorasynth.core.checkpoint import forget
 from lorasynth.core.learned import learned_from
-from lorasynth.library import Library, LibraryView
+from lorasynth.library import Library
 from lorasynth.library.statistics import streaming_statistics
 
 #: What only PCA's folder has.
@@ -54,7 +54,7 @@ def fit_into(
         LibraryError: there are too few vectors, one is not finite, or those of a library have
             changed since they were written.
     """
-    if isinstance(source, Library | LibraryView):
+    if isinstance(source, Library):
         source.require_intact()
     kept = run / name
     if isinstance(config, PCAConfig):
@@ -69,7 +69,7 @@ def fit_into(
         codec = Scaled.of(config, found.mean.float(), found.variance.sqrt().float()).to(device)
     else:
         codec = CODECS.get(name).fit(source, config, device=device)
-    if isinstance(source, Library | LibraryView):
+    if isinstance(source, Library):
         codec.learned = learned_from(source.ids)
     with atomic_directory(out, also=[_CURVE]) as folder:
         codec.save(folder, half=half)

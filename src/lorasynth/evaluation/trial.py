@@ -25,7 +25,8 @@ from lorasynth.avatars.drawing import AvatarSubjects, Split
 from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.avatars.pool import labels_of
 from lorasynth.base import MEASURED, BaseModel, SamplingConfig
-from lorasynth.collect import Anchor, collect
+from lorasynth.collect import AdapterPredictor as Anchor
+from lorasynth.collect import CollectConfig, Worker, collect
 from lorasynth.condition import ConditionEncoder
 from lorasynth.condition.similarity import likeness, self_likeness
 from lorasynth.core.config import to_dict
@@ -305,7 +306,8 @@ class Trial:
         name = f"{config.split}-{config.seed}-{config.training_images}"
         start = "alone" if anchor is None else anchor.fingerprint
         path = cache / f"{base.fingerprint}-{recipe.fingerprint}-{start}" / name
-        collect(base, self.subjects, path, recipe, anchor=anchor, fleet_size=config.fleet)
+        worker, fleets = Worker(base=base, init_from=anchor), CollectConfig(fleet=config.fleet)
+        collect(worker, self.subjects, path, recipe, fleets)
         library = Library.open(path)
         return library.factors(library.rows_of(self.subjects.ids))
 

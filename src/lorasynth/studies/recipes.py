@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from lorasynth.collect import Anchor
+from lorasynth.collect import AdapterPredictor as Anchor
 from lorasynth.core.config import to_dict
 from lorasynth.core.figures import save_figure
 from lorasynth.engine.recipe import Recipe

@@ -4,12 +4,13 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from lorasynth.collect import Anchor, compare, train_twice
+from lorasynth.collect import AdapterPredictor as Anchor
 from lorasynth.core.config import to_dict
 from lorasynth.core.progress import progress
 from lorasynth.engine.recipe import Recipe
 from lorasynth.evaluation.bootstrap import bootstrap
 from lorasynth.evaluation.trial import Instruments, Trial, TrialConfig
+from lorasynth.studies.twice import compare, train_twice
 
 
 def repeatability_report(

@@ -29,7 +29,8 @@ from lorasynth.base.compatibility import require_fits
 from lorasynth.codec import CODECS, load_codec
 from lorasynth.codec.fitting import fit_into
 from lorasynth.collect.embedding import column_of
-from lorasynth.collect.generated import GeneratedConfig, GeneratedSubjects, embed_imported
+from lorasynth.collect import GeneratedConfig
+from lorasynth.collect.described import GeneratedSubjects, embed_imported
 from lorasynth.condition import SHOWN, ConditionEncoder
 from lorasynth.core.atomic import as_file_name, atomic_directory, write_json
 from lorasynth.core.config import from_dict, read_json, to_dict
@@ -44,7 +45,7 @@ from lorasynth.hypernet.library_data import training_set
 from lorasynth.hypernet.train import HypernetConfig, accelerator_on
 from lorasynth.hypernet.train import train as train_hypernet
 from lorasynth.images import Subject, SubjectSource, subjects_in
-from lorasynth.library import Library, LibraryView
+from lorasynth.library import Library
 from lorasynth.library.groups import groups_by_likeness
 from lorasynth.library.vectors import Stored
 from lorasynth.library.w2w import W2WFiles, import_w2w
@@ -249,7 +250,7 @@ class W2WRecipe:
             *(contender(name, method(self._seen, names)) for name, method in table.items()),
         ]
 
-    def _rows(self, split: str) -> LibraryView:
+    def _rows(self, split: str) -> Library:
         """The library's rows of a split."""
         library = Library.open(self.stages.path("library"))
         stated = read_json(self.stages.path("conditions.json"))["split"]
@@ -264,7 +265,7 @@ class W2WRecipe:
         """
         test = self._rows("test")
         source: SubjectSource = (
-            GeneratedSubjects(self.base, test.library, self.config.generated)
+            GeneratedSubjects(self.base, test.whole, self.config.generated)
             if self.images is None
             else subjects_in(self.images)
         )

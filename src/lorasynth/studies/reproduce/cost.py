@@ -16,9 +16,7 @@ from torch import Tensor
 from lorasynth.adapter import Factors, Layout, scaled
 from lorasynth.codec import Codec
 from lorasynth.core.config import to_dict
-from lorasynth.engine.descent import Descent
-from lorasynth.engine.fleet import train_fleet
-from lorasynth.engine.recipe import PRESETS, Recipe
+from lorasynth.engine import PRESETS, OptimizerConfig, Recipe, descend, train_fleet
 from lorasynth.evaluation.bootstrap import bootstrap_ratio
 from lorasynth.evaluation.trial import Trial
 from lorasynth.images import Subject
@@ -30,7 +28,6 @@ from lorasynth.optimise import (
     Mixture,
     MixtureConfig,
     fine_tune,
-    personalise,
     weights2weights,
     weights_of,
 )
@@ -234,12 +231,13 @@ def _fine_tuned(
 ) -> dict[str, Any]:
     """What a trial's first subjects are like with all weights trained on them."""
     base, spent = study.bundle.base, 0.0
+    config = OptimizerConfig(steps=steps, learning_rate=rate, average=0.0)
 
     def contexts() -> Iterator[AbstractContextManager[None]]:
         nonlocal spent
         for person in people:
             begun = time.perf_counter()
-            weights = fine_tune(base, person, Descent(steps=steps, learning_rate=rate, clip=1.0))
+            weights = fine_tune(base, person, config)
             spent += time.perf_counter() - begun
             yield weights_of(base, weights)
 
@@ -283,7 +281,7 @@ def _optimised(
 ) -> Callable[[int], Make]:
     def prepare(count: int) -> Make:
         coordinates, base = make(study, count), study.bundle.base
-        return lambda people: scaled(personalise(base, people, coordinates).factors, strength)
+        return lambda people: scaled(descend(base, people, coordinates).factors, strength)
 
     return prepare
 
@@ -295,7 +293,7 @@ def _trained(
 
     def run(people: list[Subject]) -> Factors:
         anchor = None if start is None else start(people)
-        return train_fleet(study.bundle.base, recipe, people, anchor=anchor).factors
+        return train_fleet(study.bundle.base, recipe, people, init=anchor).factors
 
     return _measured(
         study, method, shown, recipe.steps, {"recipe": recipe.fingerprint}, _ready(run)
@@ -304,7 +302,7 @@ def _trained(
 
 def _mixture(study: Study, count: int) -> Coordinates:
     config = MixtureConfig()
-    config = replace(config, descent=replace(config.descent, steps=study.config.optimised))
+    config = replace(config, optimizer=replace(config.optimizer, steps=study.config.optimised))
     synthesizer = study.bundle.synthesizer
     decode = _decoder(study, synthesizer.codec, synthesizer.layout)
     return Mixture(config, count, study.bundle.library.latents, decode)
@@ -342,7 +340,7 @@ def _inverted(
     decode: Decode,
 ) -> Inversion:
     """From the mean of known latents, under their spread."""
-    config = replace(config, descent=replace(config.descent, steps=study.config.optimised))
+    config = replace(config, optimizer=replace(config.optimizer, steps=study.config.optimised))
     return Inversion(config, count, known, decode)
 
 

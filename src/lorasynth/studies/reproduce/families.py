@@ -12,7 +12,7 @@ from lorasynth.core.config import to_dict
 from lorasynth.engine.trainer import Optimisation
 from lorasynth.evaluation.trial import Measured, Trial
 from lorasynth.predict import PredictorTraining, train_predictor
-from lorasynth.predict.ip_adapter import IPAdapter, train_ip_adapter
+from lorasynth.studies.ip_adapter import IPAdapter, train_ip_adapter
 from lorasynth.studies.reproduce.finding import (
     CLAIMS,
     Finding,

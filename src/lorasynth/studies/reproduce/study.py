@@ -18,7 +18,7 @@ from lorasynth.avatars.bundle import Bundle
 from lorasynth.avatars.drawing import AvatarSubjects
 from lorasynth.base import SamplingConfig
 from lorasynth.codec import Codec, fit_codec, load_codec
-from lorasynth.collect import collect
+from lorasynth.collect import Worker, collect
 from lorasynth.collect.embedding import column_of, embed_library
 from lorasynth.core.atomic import make_parent
 from lorasynth.core.config import to_dict
@@ -37,8 +37,8 @@ from lorasynth.hypernet.contract import Probe
 from lorasynth.hypernet.train import HypernetConfig
 from lorasynth.hypernet.train import train as train_hypernet
 from lorasynth.images import Subject
-from lorasynth.library import Library, LibraryView
-from lorasynth.predict.ip_adapter import IPAdapterConfig
+from lorasynth.library import Library
+from lorasynth.studies.ip_adapter import IPAdapterConfig
 from lorasynth.studies.reports import kept_report
 from lorasynth.studies.reproduce.finding import listed
 from lorasynth.synthesizer import Synthesizer
@@ -261,17 +261,17 @@ class Study:
         return replace(self.config.usual, targets=targets, rank=rank)
 
     @cached_property
-    def library(self) -> LibraryView:
+    def library(self) -> Library:
         """Our library, collected as far as it is not yet; the last rows are held out."""
         ours = self._given or self._collect("ours", self._count)
         return ours.select(range(self._count))
 
-    def compared(self, kind: str) -> LibraryView:
+    def compared(self, kind: str) -> Library:
         """Adapters of a kind, as many as are compared and those held out, which are the last."""
         known, held = self.config.compared, self.config.held_out
         if kind != "ours":
             return self._collect(kind, known + held).select(range(known + held))
-        return self.library.library.select([*range(known), *range(self._count - held, self._count)])
+        return self.library.whole.select([*range(known), *range(self._count - held, self._count)])
 
     def in_gauge(self, kind: str, gauge: str) -> Factors:
         """Those adapters in canonical form under a gauge, or as they were trained ("raw")."""
@@ -289,7 +289,7 @@ class Study:
         source = AvatarSubjects(split="train", count=count, size=size, series="reproduce")
         anchor = self.bundle.pretrained if kind == "ours" else None
         recipe = self.recipe(kind)
-        collect(self.bundle.base, source, path, recipe, fleet_size=None, anchor=anchor)
+        collect(Worker(base=self.bundle.base, init_from=anchor), source, path, recipe)
         library = self._collected[kind] = Library.open(path)
         embed_library(library, source, self.bundle.synthesizer.encoder)
         return library
@@ -305,7 +305,7 @@ class Study:
         whole = self.library.all_vectors()
         return whole[: self.config.library], whole[self.config.library :]
 
-    def conditions(self, library: LibraryView) -> Float[Tensor, "n P m"]:
+    def conditions(self, library: Library) -> Float[Tensor, "n P m"]:
         """Embeddings of the subjects of one of the libraries."""
         return library.column(column_of(self.bundle.synthesizer.encoder))
 
