@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from lorasynth.collect.worker import Worker
+from typing_extensions import override
+
+from lorasynth.collect.worker import Executor, Worker
 from lorasynth.core.errors import CollectionError, LorasynthError
 from lorasynth.core.progress import Advance
 
@@ -45,6 +47,7 @@ class ClusterConfig:
     patience: float = 20.0
 
 
+@runtime_checkable
 class WorkerConfig(Protocol):
     """Loads a worker where it is called; travels to the machines, and is hashable by value."""
 
@@ -64,10 +67,10 @@ def _do(item: Any, work: Callable[..., ResultT], config: WorkerConfig, *shared: 
     return work(_loaded(config), item, *shared)
 
 
-class Cluster:
+class Cluster(Executor):
     """A cluster that this process is connected to; made by `connected`."""
 
-    most: int | None = 32
+    most = 32
 
     def __init__(self, ray: Any, config: ClusterConfig, worker: WorkerConfig) -> None:
         self._ray = ray
@@ -80,20 +83,10 @@ class Cluster:
         # Without max_calls, Ray ends a worker after each task that had a GPU.
         self._options = {"max_retries": config.retries, "num_gpus": gpus, "max_calls": 0}
 
+    @override
     def map(
         self, work: Callable[..., ResultT], items: Iterable[ItemT], *shared: object
     ) -> Iterator[ResultT]:
-        """`work(worker, item, *shared)` for each item, in their order.
-
-        Args:
-            work: a function of a module that every worker can import.
-            items: asked for as tasks are handed out.
-            shared: sent to each machine once.
-
-        Raises:
-            LorasynthError: what `work` raised.
-            CollectionError: the head is lost, or a task killed its worker again and again.
-        """
         task = self._ray.remote(**self._options)(_do)
         given = [self._ray.put(value) for value in (work, self._worker, *shared)]
         waiting: deque[Any] = deque()
@@ -104,9 +97,9 @@ class Cluster:
         while waiting:
             yield self._result(waiting.popleft())
 
-    def watch(self, advance: Advance) -> bool:  # noqa: ARG002
-        """Steps are not told over the network."""
-        return False
+    @override
+    def watch(self, advance: Advance) -> bool:
+        return False  # steps are not told over the network
 
     def _result(self, task: Any) -> Any:
         """Wait for a task."""

@@ -4,6 +4,7 @@ It writes nothing and depends on nothing but its arguments, so any process may c
 (`Local`), or the workers of a cluster (`lorasynth.collect.cluster`).  `collect` alone appends.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from typing_extensions import override
 
 from lorasynth.adapter import Factors, concatenate, map_factors
 from lorasynth.base import MEASURED, BaseModel, SamplingConfig
@@ -175,41 +177,40 @@ class Outcome(NamedTuple):
     fleet_size: int
 
 
-class Executor(Protocol):
+class Executor(ABC):
     """Maps functions of a worker over items, here or elsewhere.
 
     Attributes:
         most: subjects in one task, where nobody says how many; None for as many as fit.
     """
 
-    most: int | None
+    most: int | None = None
 
+    @abstractmethod
     def map(
         self, work: Callable[..., ResultT], items: Iterable[ItemT], *shared: object
     ) -> Iterator[ResultT]:
         """`work(worker, item, *shared)` for each item, in their order."""
-        ...
 
+    @abstractmethod
     def watch(self, advance: Advance) -> bool:
         """Whether each step will be told to `advance`."""
-        ...
 
 
-@dataclass
-class Local:
+class Local(Executor):
     """Works in this process."""
 
-    worker: Worker
-    most: int | None = None
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
 
+    @override
     def map(
         self, work: Callable[..., ResultT], items: Iterable[ItemT], *shared: object
     ) -> Iterator[ResultT]:
-        """`work(worker, item, *shared)` for each item, when it is asked for."""
         return (work(self.worker, item, *shared) for item in items)
 
+    @override
     def watch(self, advance: Advance) -> bool:
-        """Each step is told."""
         self.worker.advance = advance
         return True
 

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 from tyro.conf import Fixed, Suppress
-from typing_extensions import Self
 
 from lorasynth.core.config import to_dict
 
@@ -61,7 +60,7 @@ class OptimizerConfig:
     seed: Annotated[int, Fixed, Suppress] = 0  # commands have one --seed for all that is random
 
     @model_validator(mode="after")
-    def _ends_its_warmup(self) -> Self:
+    def _ends_its_warmup(self) -> "OptimizerConfig":
         if self.warmup_steps >= self.steps:
             raise ValueError(
                 f"warmup_steps must be less than steps, but is {self.warmup_steps} of {self.steps}"
@@ -145,7 +144,7 @@ class Recipe(OptimizerConfig):
     prior: Annotated[PriorPreservation, BeforeValidator(_none_as_default)] = PriorPreservation()
 
     @model_validator(mode="after")
-    def _trains_what_it_draws(self) -> Self:
+    def _trains_what_it_draws(self) -> "Recipe":
         if self.start == "own" and self.trained == "B":
             raise ValueError(
                 "start must be shared when only B is trained (an own, frozen A would be noise)"
