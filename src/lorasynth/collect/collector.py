@@ -129,18 +129,14 @@ def _prepared(
     return job, min(size, executor.most or size)
 
 
-def _tasks(
-    pending: Sequence[str], failures: Failures, report: CollectionReport
-) -> Iterator[Task]:
+def _tasks(pending: Sequence[str], failures: Failures, report: CollectionReport) -> Iterator[Task]:
     """Fleets, each as large as fits when it is asked for."""
     while pending:
         some, pending = pending[: report.fleet_size], pending[report.fleet_size :]
         yield {name: 1 + failures.attempt(name) for name in some}
 
 
-def _keep(
-    outcome: Outcome, library: Library, failures: Failures, report: CollectionReport
-) -> None:
+def _keep(outcome: Outcome, library: Library, failures: Failures, report: CollectionReport) -> None:
     """Append what may join, and list what may not: the one place that writes."""
     if outcome.rows:
         library.append(outcome.factors, outcome.rows)
@@ -151,12 +147,12 @@ def _keep(
     report.failed |= {name: str(facts["reason"]) for name, facts in outcome.failed.items()}
     for name in names:
         report.failed.pop(name, None)
-    if outcome.fleet_size < min(report.fleet_size, len(outcome.task)):
+    if outcome.fleet_size < len(outcome.task):
         note(
             f"A fleet of {len(outcome.task)} does not fit into memory; going on with "
             f"{outcome.fleet_size}."
         )
-        report.fleet_size = outcome.fleet_size
+        report.fleet_size = min(report.fleet_size, outcome.fleet_size)
 
 
 @contextmanager

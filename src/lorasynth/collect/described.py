@@ -111,9 +111,7 @@ class GeneratedSubjects:
         The noise is named by the subject, so an image does not depend on the others.
         """
         config, each, rows = self.config, self.config.images, self.library.rows_of(ids)
-        sampling = SamplingConfig(
-            steps=config.steps, guidance=config.guidance, batch=config.batch
-        )
+        sampling = SamplingConfig(steps=config.steps, guidance=config.guidance, batch=config.batch)
         fleet = max(config.batch // each, 1)
         for start in range(0, len(ids), fleet):
             some = ids[start : start + fleet]

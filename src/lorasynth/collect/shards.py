@@ -247,10 +247,10 @@ def _factors(homes: Mapping[str, Library], ids: Sequence[str]) -> Factors:
     groups: dict[Path, list[str]] = {}
     for name in ids:
         groups.setdefault(homes[name].path, []).append(name)
-    found = [
-        homes[names[0]].factors(homes[names[0]].rows_of(names)) for names in groups.values()
-    ]
-    place = {name: row for row, name in enumerate(one for names in groups.values() for one in names)}
+    found = [homes[names[0]].factors(homes[names[0]].rows_of(names)) for names in groups.values()]
+    place = {
+        name: row for row, name in enumerate(one for names in groups.values() for one in names)
+    }
     order = torch.tensor([place[name] for name in ids])
     return map_factors(lambda part: part[order], concatenate(found))
 

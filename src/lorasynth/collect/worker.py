@@ -7,6 +7,7 @@ It writes nothing and depends on nothing but its arguments, so any process may c
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import cycle, islice
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -166,7 +167,7 @@ class Outcome(NamedTuple):
         rows: what is known of each of them.
         failed: subjects without an adapter, and why.
         conditions: of those with one, if an encoder looked at them.
-        fleet_size: of the largest fleet that fitted.
+        fleet_size: how many of a task could be trained at once.
     """
 
     task: Task
@@ -240,7 +241,8 @@ def train_and_judge(worker: Worker, task: Task, job: Job) -> Outcome:
         if worker.encoder is not None
     }
     joining = _select(factors, fit) if chosen else {}
-    return Outcome(task, joining, [rows[i] for i in chosen], failed, conditions, size)
+    fitting = size if size < len(subjects) else len(task)
+    return Outcome(task, joining, [rows[i] for i in chosen], failed, conditions, fitting)
 
 
 def fleet_size_for(worker: Worker, ids: Sequence[str], job: Job) -> int:
@@ -249,11 +251,9 @@ def fleet_size_for(worker: Worker, ids: Sequence[str], job: Job) -> int:
     for name in ids:
         subjects += _load(worker, [name], job.source)[0]
         if len(subjects) == 2:
-            short = job._replace(recipe=replace(job.recipe, steps=2, warmup_steps=0))
-            return fitting_size(
-                lambda: train_fleet(worker.base, short.recipe, subjects, classes=job.classes),
-                worker.base.device,
-            )
+            short = replace(job.recipe, steps=2, warmup_steps=0)
+            trial = partial(train_fleet, worker.base, short, subjects, classes=job.classes)
+            return fitting_size(trial, worker.base.device)
     return 1
 
 

@@ -17,6 +17,17 @@ _OWN: dict[str, str] = {
     "edit": "edit:Edit",
     "interpolate": "edit:Interpolate",
     "sample": "edit:Sample",
+    "refine": "optimise:Refine",
+    "blend": "optimise:Blend",
+    "invert": "optimise:Invert",
+    "pretrain": "pretrain:Pretrain",
+    "collect": "collect:Collect",
+    "library info": "library:Info",
+    "library check": "library:Check",
+    "library annotate": "library:Annotate",
+    "library embed": "library:Embed",
+    "library forget": "library:Forget",
+    "library join": "library:Join",
 }
 
 _GROUP = "lorasynth.commands"

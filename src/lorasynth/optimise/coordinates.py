@@ -40,7 +40,7 @@ class Coordinates(Trainable):
 
 
 class Mixture(Coordinates):
-    """Mixtures of the N rows of a library, of canonical vectors or latents; each starts as the mean.
+    """Mixtures of a library's N canonical vectors or latents; each starts as their mean.
 
     The values are in units of 1/N, so that one learning rate serves libraries of every size.  In
     the gauge `shared`, and with a linear codec, it is also a mixture of the updates ΔW.

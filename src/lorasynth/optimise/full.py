@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeAlias
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -23,7 +22,9 @@ class FullWeights(Trainable):
     def __init__(self, base: BaseModel, config: OptimizerConfig) -> None:
         super().__init__(config)
         # Views with the axis of subjects, which share the weights' memory.
-        self._views = nn.ParameterList(nn.Parameter(p.data[None]) for p in base.denoiser.parameters())
+        self._views = nn.ParameterList(
+            nn.Parameter(p.data[None]) for p in base.denoiser.parameters()
+        )
 
     @override
     def forward(self) -> Factors:
