@@ -135,7 +135,7 @@ def test_a_chosen_size_changes_no_adapter(tmp_path, base, source, monkeypatch):
         return 3
 
     monkeypatch.setattr(worker, "fitting_size", chosen)
-    report = collect(base, source, tmp_path / "auto", RECIPE, fleet="auto")
+    report = collect(base, source, tmp_path / "auto", RECIPE, fleet=None)
     assert (report.fleet_size, report.collected) == (3, source.ids[1:])
     assert list(report.failed) == source.ids[:1]
     assert tried == [base.device]
@@ -150,4 +150,4 @@ def test_a_chosen_size_changes_no_adapter(tmp_path, base, source, monkeypatch):
 def test_nothing_is_tried_for_one_subject(tmp_path, base, source, monkeypatch):
     monkeypatch.setattr(worker, "fitting_size", lambda *_: pytest.fail("tried"))
     monkeypatch.setattr(type(source), "ids", source.ids[:1])
-    assert collect(base, source, tmp_path / "lib", RECIPE, fleet="auto").fleet_size == 1
+    assert collect(base, source, tmp_path / "lib", RECIPE, fleet=None).fleet_size == 1

@@ -123,7 +123,7 @@ def _prepared(
             return latents
 
         job = job._replace(classes=kept_class_latents(worker.base, recipe, library, made))
-    if config.fleet != "auto":
+    if config.fleet is not None:
         return job, config.fleet
     [size] = executor.map(fleet_size_for, [pending], job)
     return job, min(size, executor.most or size)

@@ -1,6 +1,6 @@
 """How a collection goes, and how adapters show their subjects."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -14,14 +14,14 @@ class CollectConfig:
     """How a collection goes; nothing here changes an adapter.
 
     Attributes:
-        fleet: Adapters trained at once; auto: as many as fit into memory.
+        fleet: Adapters trained at once; default: as many as fit into memory.
         gauge: Gauge of a new library; default: shared where A is, else procrustes.
         attempts: Trainings of an adapter that diverges or is not similar enough, each with other
             random numbers, before its subject is left out.
         retry_failed: Try subjects once more that earlier runs left out.
     """
 
-    fleet: Literal["auto"] | Count = "auto"
+    fleet: Count | None = None
     gauge: str | None = None
     attempts: Count = 2
     retry_failed: bool = False

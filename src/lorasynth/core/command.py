@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, cast
 
 import tyro
+from pydantic import ValidationError
 from pydantic.dataclasses import dataclass
 from tyro.conf import FlagCreatePairsOff, arg
 
@@ -121,10 +122,20 @@ def read_command(kind: type[CommandT], name: str, words: Sequence[str]) -> Comma
         with _width(None if {"-h", "--help"} & set(words) else 10_000), redirect_stderr(said):
             chosen = cast("type[CommandT]", kind.chosen_by(words))
             return tyro.cli(chosen, prog=name, args=list(words), config=(FlagCreatePairsOff,))
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason, place = first["msg"].removeprefix("Value error, "), first["loc"]
+        if place:
+            reason = f"--{_option(place)}: {reason[:1].lower()}{reason[1:]}, but got {first['input']!r}"
+        raise ConfigError(f"{reason} (all options: {name} --help)") from error
     except SystemExit as ended:
         if not ended.code:
             raise
         raise ConfigError(f"{_refusal(said.getvalue())} (all options: {name} --help)") from ended
+
+
+def _option(place: Sequence[object]) -> str:
+    return ".".join(str(part) for part in place if isinstance(part, str)).replace("_", "-")
 
 
 @contextmanager
@@ -154,6 +165,8 @@ def _refusal(text: str) -> str:
     for before, row in pairwise(rows):
         if found := _REASON.match(row):
             reason, value = found.groups()
+            if "validation error" in before:  # of several options together
+                return reason
             option = before.replace("_", "-")
             return f"--{option}: {reason[:1].lower()}{reason[1:]}, but got {value}"
     return " ".join(rows[1:] or rows)
