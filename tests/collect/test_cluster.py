@@ -6,12 +6,12 @@ import sys
 import time
 from pathlib import Path
 
+import cluster_parts
 import numpy as np
 import pytest
-import cluster_parts
 import torch
-from colours import Colours
 from collecting import collect as collect_here
+from colours import Colours
 from PIL import Image
 from test_parts import assert_same_library
 
@@ -85,7 +85,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(tmp_path, cluster, folder, su
     assert_same_library(out, whole)
 
 
-def refuse(worker: object, item: int) -> None:  # noqa: ARG001
+def refuse(worker: object, item: int) -> None:
     raise CollectionError("a name begins with a letter")
 
 

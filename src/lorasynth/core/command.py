@@ -126,7 +126,9 @@ def read_command(kind: type[CommandT], name: str, words: Sequence[str]) -> Comma
         first = error.errors()[0]
         reason, place = first["msg"].removeprefix("Value error, "), first["loc"]
         if place:
-            reason = f"--{_option(place)}: {reason[:1].lower()}{reason[1:]}, but got {first['input']!r}"
+            reason = (
+                f"--{_option(place)}: {reason[:1].lower()}{reason[1:]}, but got {first['input']!r}"
+            )
         raise ConfigError(f"{reason} (all options: {name} --help)") from error
     except SystemExit as ended:
         if not ended.code:

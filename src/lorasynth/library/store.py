@@ -187,9 +187,17 @@ class Library:
     # Selecting ----------------------------------------------------------------------------------
 
     def select(self, rows: Sequence[int] | NDArray[np.integer]) -> "Library":
-        """Some rows, such as those of one split, in the order asked for."""
-        chosen = copy.copy(self)
-        chosen.rows = self.rows[np.asarray(rows, dtype=np.int64)]
+        """Some rows, such as those of one split, in the order asked for.
+
+        Raises:
+            LibraryError: a row does not exist.
+        """
+        wanted, chosen = np.asarray(rows, dtype=np.int64), copy.copy(self)
+        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self):
+            raise LibraryError(
+                f"rows must be from 0 to {len(self) - 1}, but got {wanted.min()} to {wanted.max()}"
+            )
+        chosen.rows = self.rows[wanted]
         return chosen
 
     def where(self, column: str, value: object) -> "Library":
@@ -324,20 +332,14 @@ class Library:
         Raises:
             LibraryError: there are no rows to stack, or a row does not exist.
         """
-        wanted = self.rows if rows is None else np.asarray(rows, dtype=np.int64)
-        if not len(wanted):
-            raise LibraryError("factors need at least one row, but none was given")
         if rows is not None:
-            if not 0 <= wanted.min() <= wanted.max() < len(self):
-                raise LibraryError(
-                    f"rows must be from 0 to {len(self) - 1}, but got {wanted.min()} to "
-                    f"{wanted.max()}"
-                )
-            wanted = self.rows[wanted]
-        homes = np.searchsorted(self._starts, wanted, side="right") - 1
+            return self.select(rows).factors()
+        if not len(self):
+            raise LibraryError("factors need at least one row, but none was given")
+        homes = np.searchsorted(self._starts, self.rows, side="right") - 1
         order = np.argsort(homes, kind="stable")
         found = [
-            self.shards[home].factors((wanted[homes == home] - self._starts[home]).tolist())
+            self.shards[home].factors((self.rows[homes == home] - self._starts[home]).tolist())
             for home in np.unique(homes)
         ]
         back = torch.from_numpy(np.argsort(order))
