@@ -230,8 +230,8 @@ def test_a_given_reference_is_frozen(fill, make_factors, layout: Layout, tmp_pat
     assert torch.equal(layout.flatten(library.reference), layout.flatten(reference))
     expected = canonicalise(make_factors(0, 3), "procrustes", reference)
     torch.testing.assert_close(library.all_vectors(), layout.flatten(expected))
+    other = Layout((*layout.slots, Slot("d", 2, 2, 1)))
     with pytest.raises(LayoutError, match="is missing"):
-        other = Layout((*layout.slots, Slot("d", 2, 2, 1)))
         Library.create(tmp_path / "bad", other).freeze(reference)
 
 

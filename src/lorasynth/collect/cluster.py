@@ -55,6 +55,8 @@ class WorkerConfig(Protocol):
         """Load it."""
         ...
 
+    def __hash__(self) -> int: ...
+
 
 @cache
 def _loaded(config: WorkerConfig) -> Worker:

@@ -1,4 +1,4 @@
-"""A library's subjects: what its table says of them, and their images, if need be generated ones."""
+"""A library's subjects: what its table says of them, and their images, given or generated."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -28,7 +28,8 @@ from lorasynth.library import Library
 _ROWS = 256
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """Part `number`, counted from 1, of `count`: every `count`-th subject of the source."""
 
     number: int

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lorasynth.condition import ConditionEncoder
     from lorasynth.engine import OnStep, Trainable
     from lorasynth.library import Library
+    from lorasynth.optimise import Decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +189,7 @@ class Blend(FromImages, InLatents):
 
         job = _Job(self, self.photos)
         config = replace(self.mixture, optimizer=self.seeded(self.mixture.optimizer))
+        decode: Decode
         if self.over == "latents":
             synthesizer, space = self.load_space()
             metadata = synthesizer.metadata(self.seed, strength=1.0)

@@ -140,7 +140,7 @@ class _Stepper:
     def __init__(self, trainable: Trainable, gain: float) -> None:
         self.config = config = trainable.config
         self.gain = gain
-        self.params = list(trainable.parameters())
+        self.params: list[Tensor] = list(trainable.parameters())
         self.steps = 0
         self.means = [torch.zeros_like(p) for p in self.params]
         self.centres: list[Tensor] = []
