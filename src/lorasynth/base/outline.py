@@ -20,7 +20,7 @@ from lorasynth.adapter import Layout, Slot
 from lorasynth.adapter.components import DENOISER, TEXT_ENCODERS, component_of
 from lorasynth.base.pipeline_files import classes_of, read_description, weights_here
 from lorasynth.core.errors import BaseModelError
-from lorasynth.core.places import public_name
+from lorasynth.core.places import folder_of, public_name, repository
 from lorasynth.core.weights import fingerprint_of
 
 _DENOISERS = ("unet", "transformer")
@@ -177,3 +177,28 @@ def _class(library: ModuleType, name: str, base: type) -> Any:
     if not (isinstance(found, type) and issubclass(found, base)):
         raise TypeError(f"{name} is no network")
     return found
+
+
+def with_tokenizers(pipeline: Any, name: str) -> None:
+    """Give an outlined pipeline its tokenizers, which are small.
+
+    Args:
+        pipeline: on the meta device.
+        name: that it was read by: a folder, or hub:owner/name.
+
+    Raises:
+        BaseModelError: one cannot be loaded.
+    """
+    source = repository(name) or folder_of(name, "a base model", BaseModelError)
+    for part, (library, kind) in classes_of(name).items():
+        if not part.startswith("tokenizer"):
+            continue
+        try:
+            tokenizer = _class(transformers, kind, transformers.PreTrainedTokenizerBase)
+            loaded = tokenizer.from_pretrained(source, subfolder=part, trust_remote_code=False)
+        except Exception as error:
+            raise BaseModelError(
+                f"a base model's {part} must be a {kind} of {library}, but that of {name} cannot "
+                f"be loaded ({(str(error).splitlines() or [''])[0]})"
+            ) from error
+        pipeline.register_modules(**{part: loaded})

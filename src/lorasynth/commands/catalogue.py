@@ -28,6 +28,7 @@ _OWN: dict[str, str] = {
     "library embed": "library:Embed",
     "library forget": "library:Forget",
     "library join": "library:Join",
+    "plan": "plan:Plan",
 }
 
 _GROUP = "lorasynth.commands"

@@ -50,7 +50,7 @@ def _run(words: Sequence[str]) -> int:
     if words[0] == "--version":
         print(f"lorasynth {__version__}")
         return 0
-    name, command, rest = _find(words)
+    name, command, rest = find(words)
     if command is None:
         print(catalogue.overview(name))
         return 0
@@ -59,7 +59,7 @@ def _run(words: Sequence[str]) -> int:
     return 0
 
 
-def _find(words: Sequence[str]) -> tuple[str, type[Command] | None, Sequence[str]]:
+def find(words: Sequence[str]) -> tuple[str, type[Command] | None, Sequence[str]]:
     """The command that words begin with, its name, and the other words; None for a group's help.
 
     Raises:

@@ -24,7 +24,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 def shipped() -> Path | None:
     """The folder of the shipped models: in the checkout that this package is in, or installed."""
-    checkout = Path(__file__).parents[2] / BUNDLE
+    checkout = Path(__file__).parents[3] / BUNDLE
     if (checkout / "MANIFEST.json").is_file():
         return checkout
     found = find_spec(_PACKAGE)
