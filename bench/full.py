@@ -18,8 +18,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from lorasynth.codec import PCAConfig
-from lorasynth.codec.out_of_core import OutOfCoreConfig, fit_out_of_core
+from lorasynth.codec import PCA, Budget, PCAConfig
 from lorasynth.core.atomic import write_json
 from lorasynth.core.config import read_json
 from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
@@ -71,8 +70,8 @@ def main() -> None:
     before = spent(times, run)
     begun = time.time()
     write_json(times, {"before": before, "begun": begun})
-    how = OutOfCoreConfig(memory=int(options.memory * 1e9), tolerance=options.tolerance)
-    codec = fit_out_of_core(VectorFile(path), PCAConfig(latents=options.latents), how, run=run)
+    budget = Budget(memory=int(options.memory * 1e9), tolerance=options.tolerance, run=run)
+    codec = PCA.fit(VectorFile(path), PCAConfig(latents=options.latents), budget)
     seconds, peak = before + time.time() - begun, peak_bytes()
     held = truth.variances.cumsum(0) / truth.variances.sum()
     best = float(held[options.latents - 1])

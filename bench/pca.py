@@ -48,8 +48,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lorasynth.codec import PCAConfig
-from lorasynth.codec.out_of_core import OutOfCoreConfig, fit_out_of_core
+from lorasynth.codec import PCA, Budget, PCAConfig
 from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile
 
@@ -58,12 +57,11 @@ Fit = Callable[[Path, argparse.Namespace], Tensor]
 
 
 def ours(path: Path, options: argparse.Namespace) -> Tensor:
-    how = OutOfCoreConfig(
-        memory=int(options.memory * 1e9), method=options.method, tolerance=options.tolerance
-    )
     config = PCAConfig(latents=options.latents)
     with tempfile.TemporaryDirectory(dir=path.parent) as run:
-        codec = fit_out_of_core(VectorFile(path), config, how, run=Path(run))
+        memory = int(options.memory * 1e9)
+        budget = Budget(memory=memory, tolerance=options.tolerance, run=Path(run))
+        codec = PCA.fit(VectorFile(path), config, budget)
     print(codec.report["computation"], file=sys.stderr)
     return codec.components
 
@@ -169,7 +167,6 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=99_648)
     parser.add_argument("--latents", type=int, default=256)
     parser.add_argument("--memory", type=float, default=8.0, help="GB that ours may take")
-    parser.add_argument("--method", default="krylov", help="ours: auto, exact or krylov")
     parser.add_argument("--tolerance", type=float, default=1e-3, help="of ours")
     parser.add_argument("--niter", type=int, default=2, help="of svd_lowrank; 2 is its default")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

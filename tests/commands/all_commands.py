@@ -24,7 +24,7 @@ def every_command(world: World, root: Path, home: Path) -> list[list[object]]:
         ["collect", "-o", root / "library", "--folder", subjects, "--base", base, *CPU, *QUICK,
          "--encoder", encoder],
         ["import", "folder", home / "loras", "-o", root / "imported"],
-        ["fit", "pca", library, "-o", root / "codec", "--set", "latents=2", *CPU, "--run",
+        ["fit", "pca", library, "-o", root / "codec", "--latents", 2, *CPU, "--run",
          root / "work/fit"],
         ["fit", "scaled", library, "-o", root / "scaled", *CPU, "--run", root / "work/fit"],
         [own.get(word, word) if isinstance(word, Path) else word for word in train],

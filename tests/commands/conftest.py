@@ -18,8 +18,8 @@ from lorasynth.images.files import to_unit_range
 SIDE = 16
 SUBJECTS = ("ann", "ben", "cyd")
 QUICK = ("--set", "steps=2", "--set", "rank=2", "--set", "images_per_step=1")
-TRAINING = ("optimisation.steps=2", "optimisation.batch=2", "record_every=1")
-DENOISER = ('model.denoiser_options={"width":8,"depth":1}',)
+TRAINING = ("--optimisation.steps", 2, "--optimisation.batch", 2, "--record-every", 1)
+DENOISER = ("--model.denoiser-options", '{"width":8,"depth":1}')
 
 
 def write_image(path: Path, seed: int, side: int = SIDE) -> Path:
@@ -85,10 +85,9 @@ def collect_arguments(world: World, library: Path) -> list[object]:
 
 
 def train_arguments(world: World, out: Path, run_folder: Path) -> list[object]:
-    sets = [word for setting in (*TRAINING, *DENOISER) for word in ("--set", setting)]
-    parts = ["--codec", world.codec, "--encoder", world.encoder, "--base", world.base]
+    parts: list[object] = ["--codec", world.codec, "--encoder", world.encoder, "--base", world.base]
     parts += ["--strength", 1.25]
-    return ["train", world.library, *parts, "-o", out, "--run", run_folder, *sets]
+    return ["train", world.library, *parts, "-o", out, "--run", run_folder, *TRAINING, *DENOISER]
 
 
 def chain(world: World, root: Path) -> None:
@@ -96,7 +95,7 @@ def chain(world: World, root: Path) -> None:
     steps: list[list[object]] = [
         [*collect_arguments(world, world.library), "--encoder", world.encoder],
         ["library", "check", world.library],
-        ["fit", "pca", world.library, "-o", world.codec, "--set", "latents=2", "--device", "cpu"],
+        ["fit", "pca", world.library, "-o", world.codec, "--latents", 2, "--device", "cpu"],
         [*train_arguments(world, world.synthesizer, root / "run"), "--device", "cpu"],
         ["synth", world.photo, "-o", world.lora, "--synthesizer", world.synthesizer],
     ]

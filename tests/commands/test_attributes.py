@@ -38,7 +38,7 @@ def train(
     assert run("library", "embed", library, "--encoder", encoder, *images).status == 0
     fit = ("fit", "pca", library, "-o", codec, "--set", "latents=2", "--run", root / "fit")
     assert run(*fit).status == 0
-    sets = [word for setting in (*TRAINING, *DENOISER) for word in ("--set", setting)]
+    sets = [*TRAINING, *DENOISER]
     parts = ("--codec", codec, "--encoder", encoder, "--base", world.base, "--run", root / "run")
     result = run("train", library, *parts, "-o", synthesizer, *sets)
     assert result.status == 0, result.err

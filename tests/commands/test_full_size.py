@@ -46,7 +46,7 @@ def test_from_images_to_a_file_that_diffusers_loads(tmp_path: Path) -> None:
         ["library", "check", library],
         ["fit", "pca", library, "-o", codec, "--device", "cpu", "--run", tmp_path / "fit"],
         ["train", library, "--codec", codec, "--encoder", encoder, "-o", made, *model,
-         "--run", tmp_path / "train", *settings((*TRAINING, *DENOISER))],
+         "--run", tmp_path / "train", *TRAINING, *DENOISER],
         ["synth", photo, "-o", lora, "--synthesizer", made],
         ["images", "--lora", lora, "--prompt", PROMPT, "-n", 2, "--steps", 2, *model, *small,
          "-o", tmp_path / "sheet.png"],

@@ -35,11 +35,11 @@ def test_train(world: World, run: Run, tmp_path, monkeypatch) -> None:
     from lorasynth.hypernet import train
 
     arguments = [*train_arguments(world, tmp_path / "out", tmp_path / "run"), "--device", "cpu"]
-    arguments += ["--set", "optimisation.checkpoint_seconds=0"]
+    arguments += ["--optimisation.checkpoint-seconds", 0]
     with monkeypatch.context() as patch:
         interrupt(patch, train, "draw_batch", calls=2)
         run(*arguments).is_one_error("run the same command to go on", status=130)
-    assert everything_below(tmp_path) == ["run", "run/hypernet.safetensors"]
+    assert everything_below(tmp_path) == ["run", "run/hypernet.safetensors", "run/metrics.jsonl"]
     assert run(*arguments).status == 0
     assert (tmp_path / "out" / "synthesizer.json").is_file()
 
@@ -47,10 +47,13 @@ def test_train(world: World, run: Run, tmp_path, monkeypatch) -> None:
 def test_fit(world: World, run: Run, tmp_path, monkeypatch) -> None:
     from lorasynth.codec import pca
 
-    interrupt(monkeypatch, pca, "principal_components")
-    arguments = ("fit", "pca", world.library, "-o", tmp_path / "codec", "--device", "cpu")
-    run(*arguments).is_one_error("interrupted", status=130)
-    assert everything_below(tmp_path) == []
+    arguments = ("fit", "pca", world.library, "-o", tmp_path / "codec", "--run", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        interrupt(patch, pca, "eigen_of_rows")
+        run(*arguments, "--device", "cpu").is_one_error("interrupted", status=130)
+    kept = [f"run/pca/{name}.safetensors" for name in ("moments", "plan")]
+    assert everything_below(tmp_path) == ["run", "run/pca", *kept]
+    assert run(*arguments, "--device", "cpu").status == 0
 
 
 @pytest.mark.parametrize("moment", ["sampling", "writing"])

@@ -7,15 +7,16 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from command_line import Run, call
 from lorasynth.adapter import Adapter
 from lorasynth.condition import AttributeEncoder, AttributesConfig
-from lorasynth.hypernet.train import accelerator_on
+from lorasynth.hypernet import LatentDiffusion
+from lorasynth.hypernet.train import train
 from lorasynth.library import Library
 from tiny_pipelines import shrunk_stable_diffusion
 
@@ -184,11 +185,11 @@ def test_the_hypernetwork_is_trained_where_the_base_model_is(
     shutil.copytree(finished, folder)
     shutil.rmtree(folder / "out" / "synthesizer")
 
-    def noted(device: torch.device) -> Accelerator:
+    def noted(*given: Any, device: torch.device, **more: Any) -> LatentDiffusion:
         seen.append(device)
-        return accelerator_on(device)
+        return train(*given, device=device, **more)
 
-    monkeypatch.setattr("lorasynth.studies.w2w_recipe.accelerator_on", noted)
+    monkeypatch.setattr("lorasynth.studies.w2w_recipe.train_hypernet", noted)
     result = run(*published.arguments(folder), "--only", "synthesizer")
     assert result.status == 0, result.err
     assert seen == [torch.device("cpu")]
@@ -279,7 +280,7 @@ def test_an_imported_library_is_embedded_and_trained_on(
     fit = ("fit", "pca", library, "-o", codec, "--set", "latents=3", "--run", tmp_path / "fit")
     assert run(*fit, "--device", "cpu").status == 0
     parts = ("--encoder", published.encoder, "--base", published.base, "--device", "cpu")
-    sets = [word for setting in (*TRAINING, *DENOISER) for word in ("--set", setting)]
+    sets = [*TRAINING, *DENOISER]
     train = ("train", library, "--codec", codec, "-o", tmp_path / "synthesizer", *parts, *sets)
     run(*train, "--run", tmp_path / "run").is_one_error("column")
     few = [word for setting in SAMPLING for word in ("--set", setting)]

@@ -6,7 +6,7 @@ from mean_anchor import MeanAnchor
 
 from lorasynth.adapter import Factor, map_factors
 from lorasynth.collect import compare, train_twice
-from lorasynth.collect.repeatability import split_images
+from lorasynth.studies.twice import split_images
 from lorasynth.core.errors import CollectionError
 from lorasynth.engine.recipe import Recipe
 

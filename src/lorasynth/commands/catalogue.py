@@ -29,6 +29,8 @@ _OWN: dict[str, str] = {
     "library forget": "library:Forget",
     "library join": "library:Join",
     "plan": "plan:Plan",
+    "fit": "train:Fit",
+    "train": "train:Train",
 }
 
 _GROUP = "lorasynth.commands"

@@ -53,7 +53,7 @@ def fine_tune(
     from lorasynth.core.atomic import atomic_directory, make_parent, require_replaceable
     from lorasynth.core.device import pick_device
     from lorasynth.core.progress import progress
-    from lorasynth.engine.descent import Descent
+    from lorasynth.engine import OptimizerConfig as Descent
     from lorasynth.images.folders import read_subject
     from lorasynth.optimise import fine_tune as train
     from lorasynth.optimise import weights_of
@@ -104,8 +104,8 @@ def train_ip_adapter(
     from lorasynth.condition import load_encoder
     from lorasynth.core.atomic import make_parent
     from lorasynth.core.device import pick_device
-    from lorasynth.predict.ip_adapter import IPAdapterConfig
-    from lorasynth.predict.ip_adapter import train_ip_adapter as train
+    from lorasynth.studies.ip_adapter import IPAdapterConfig
+    from lorasynth.studies.ip_adapter import train_ip_adapter as train
 
     config = override(IPAdapterConfig(), [f"optimisation.seed={seed}", *(settings or [])])
     where = pick_device(device)
@@ -145,7 +145,7 @@ def ip_adapter_images(
     from lorasynth.core.errors import ConfigError
     from lorasynth.images import read_photo
     from lorasynth.images.png import contact_sheet, write_synthetic
-    from lorasynth.predict.ip_adapter import IPAdapter
+    from lorasynth.studies.ip_adapter import IPAdapter
 
     where = pick_device(device)
     embedder, model = load_encoder(encoder, where), BaseModel.load(base, where)

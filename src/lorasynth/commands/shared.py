@@ -106,6 +106,29 @@ class Resumed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Overwriting:
+    """An output that took long to make.
+
+    Attributes:
+        overwrite: Replace an output that is there already.
+    """
+
+    overwrite: bool = False
+
+    def require_free(self, out: Path) -> None:
+        """Refuse an output that would replace another, before anything is computed.
+
+        Raises:
+            ConfigError: it is there, and nobody said that it may be replaced.
+        """
+        if not self.overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError(
+                f"{out} is there already, and is replaced only with --overwrite: say so, or choose "
+                "another -o"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class WithFormat:
     """The LoRA file to write.
 

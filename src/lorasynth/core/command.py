@@ -7,21 +7,23 @@ line::
     "pets.collect" = "my_package.commands:CollectPets"
 """
 
+import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import field
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, cast
+from typing import Annotated, Any, ClassVar, TypeVar, cast, get_origin
 
 import tyro
 from pydantic import ValidationError
 from pydantic.dataclasses import dataclass
 from tyro.conf import FlagCreatePairsOff, arg
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from lorasynth.core.errors import ConfigError
 
@@ -46,7 +48,7 @@ class Command(ABC):
     shared: ClassVar[bool] = False
 
     @classmethod
-    def kinds(cls) -> dict[str, "type[Command]"]:
+    def kinds(cls) -> "Mapping[str, type[Command]]":
         """What may follow the command's name, such as `pca` after `fit`: the command of each."""
         return {}
 
@@ -119,25 +121,39 @@ def read_command(kind: type[CommandT], name: str, words: Sequence[str]) -> Comma
     """
     said = StringIO()
     try:
-        with _width(None if {"-h", "--help"} & set(words) else 10_000), redirect_stderr(said):
+        wide = _width(None if {"-h", "--help"} & set(words) else 10_000)
+        with _CONSTRUCTORS, wide, redirect_stderr(said):
             chosen = cast("type[CommandT]", kind.chosen_by(words))
             return tyro.cli(chosen, prog=name, args=list(words), config=(FlagCreatePairsOff,))
-    except ValidationError as error:
-        first = error.errors()[0]
-        reason, place = first["msg"].removeprefix("Value error, "), first["loc"]
-        if place:
-            reason = (
-                f"--{_option(place)}: {reason[:1].lower()}{reason[1:]}, but got {first['input']!r}"
-            )
-        raise ConfigError(f"{reason} (all options: {name} --help)") from error
     except SystemExit as ended:
         if not ended.code:
             raise
         raise ConfigError(f"{_refusal(said.getvalue())} (all options: {name} --help)") from ended
+    except ValidationError as error:  # of options that stand in a config, but without its name
+        first = error.errors()[0]
+        reason, place = first["msg"].removeprefix("Value error, "), first["loc"]
+        if place:
+            option = "-".join(str(part) for part in place if isinstance(part, str))
+            reason = f"--{option.replace('_', '-')}: {reason[:1].lower()}{reason[1:]}"
+            reason = f"{reason}, but got {first['input']}"
+        raise ConfigError(f"{reason} (all options: {name} --help)") from error
 
 
-def _option(place: Sequence[object]) -> str:
-    return ".".join(str(part) for part in place if isinstance(part, str)).replace("_", "-")
+_CONSTRUCTORS = ConstructorRegistry()
+
+
+@_CONSTRUCTORS.primitive_rule
+def _json_options(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Options whose names nobody knows before, such as those of a plug-in, are given as JSON."""
+    if get_origin(kind.type) is not dict:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=lambda words: json.loads(words[0]),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [json.dumps(value)],
+    )
 
 
 @contextmanager

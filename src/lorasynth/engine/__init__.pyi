@@ -11,5 +11,5 @@ from .recipe import PRESETS as PRESETS
 from .recipe import OptimizerConfig as OptimizerConfig
 from .recipe import PriorPreservation as PriorPreservation
 from .recipe import Recipe as Recipe
-from .trainer import Optimisation as Optimisation
+from .optimisation import Optimisation as Optimisation
 from .trainer import Trainer as Trainer

@@ -1,9 +1,7 @@
 """The trained diffusion hypernetwork: denoises latents under a condition."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,38 +9,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from lorasynth.core.config import from_dict
-from lorasynth.diffusion import PARAMETERISATIONS, SCHEDULES, Solver, sample, solver_times
+from lorasynth.diffusion import PARAMETERISATIONS, SCHEDULES, sample, solver_times
 from lorasynth.diffusion.contract import over
+from lorasynth.hypernet.config import LatentDiffusionConfig
 from lorasynth.hypernet.contract import DENOISERS, Layer, State
 from lorasynth.hypernet.hypernetwork import HYPERNETWORKS, Hypernetwork
 from lorasynth.hypernet.normaliser import Normaliser
-from lorasynth.hypernet.regression import LatentRegression, LatentRegressionConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentDiffusionConfig:
-    """What a `LatentDiffusion` is made of, and how it samples unless told otherwise.
-
-    Attributes:
-        denoiser: name of the denoiser.
-        denoiser_options: options of that denoiser's config, its modulation among them.
-        schedule: name of the noise schedule: `cosine` or `linear`.
-        parameterisation: what the denoiser predicts: `v`, `x0`, `epsilon` or `flow`.
-        solver: `dpm2m` or `ddim`.
-        steps: solver steps, at most 30.
-        guidance: classifier-free guidance (Ho & Salimans 2022); 1 for the plain condition, above
-            it to exaggerate what the condition changes, 0 to ignore it.
-        anchor: of the regression that diffusion is relative to; None (default) for none.
-    """
-
-    denoiser: str = "mlp"
-    denoiser_options: dict[str, Any] = field(default_factory=dict)
-    schedule: str = "cosine"
-    parameterisation: str = "v"
-    solver: Solver = "dpm2m"
-    steps: int = 25
-    guidance: float = 1.0
-    anchor: LatentRegressionConfig | None = None
+from lorasynth.hypernet.regression import LatentRegression
 
 
 @HYPERNETWORKS.register("diffusion")

@@ -243,6 +243,13 @@ class Library:
             )
         return chosen
 
+    def held_out(self) -> "Library | None":
+        """The rows of the split "validation", by which a training is stopped; None: too few."""
+        if "split" not in self.table.column_names:
+            return None
+        rows = self.where("split", "validation")
+        return rows if len(rows) > 1 else None
+
     # Reading ------------------------------------------------------------------------------------
 
     @cached_property

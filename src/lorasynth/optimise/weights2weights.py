@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.codec import PCA, PCAConfig
+from lorasynth.codec import PCA, Budget, PCAConfig
 from lorasynth.engine.recipe import OptimizerConfig
 from lorasynth.optimise.config import InversionConfig
 
@@ -32,7 +32,8 @@ def components_of(known: Float[Tensor, "N D"], device: torch.device | str = "cpu
         LibraryError: there are fewer than two vectors.
     """
     latents = min(_COMPONENTS, len(known) - 1)
-    return PCA.fit(known, PCAConfig(latents=latents, scale="parameter"), device=device)
+    config = PCAConfig(latents=latents, scale="parameter")
+    return PCA.fit(known, config, Budget(device=str(device)))
 
 
 def in_latents(config: InversionConfig, codec: PCA) -> InversionConfig:

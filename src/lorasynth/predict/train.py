@@ -73,7 +73,7 @@ def train_predictor(
     options = config.optimisation
     torch.manual_seed(stream_seed(options.seed, "predictor"))
     model = Predictor(config.model, config.latents, embeddings.shape[2], start)
-    model.regression.condition_normaliser.fit(embeddings.flatten(0, 1).cpu(), whitening=0.0)
+    model.regression.condition_normaliser.fit(embeddings.flatten(0, 1).cpu(), each=False)
 
     def loss(model: Any, step: int) -> tuple[Tensor, str]:
         seen, some, draw = draw_task(base, encoded, embeddings, options, config.images, step)

@@ -26,8 +26,7 @@ from lorasynth.adapter import Adapter, Factors, unstack
 from lorasynth.adapter.files import get_format, write_many
 from lorasynth.base import BaseModel
 from lorasynth.base.compatibility import require_fits
-from lorasynth.codec import CODECS, load_codec
-from lorasynth.codec.fitting import fit_into
+from lorasynth.codec import CODECS, Budget, fit_into, load_codec
 from lorasynth.collect.embedding import column_of
 from lorasynth.collect import GeneratedConfig
 from lorasynth.collect.described import GeneratedSubjects, embed_imported
@@ -42,7 +41,7 @@ from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.evaluation.clip_score import ClipScore
 from lorasynth.evaluation.compare import CompareConfig, Contender, Judges, compare
 from lorasynth.hypernet.library_data import training_set
-from lorasynth.hypernet.train import HypernetConfig, accelerator_on
+from lorasynth.hypernet.train import HypernetConfig
 from lorasynth.hypernet.train import train as train_hypernet
 from lorasynth.images import Subject, SubjectSource, subjects_in
 from lorasynth.library import Library
@@ -189,18 +188,15 @@ class W2WRecipe:
             self.config.codec,
             self._rows("train"),
             self.codec_config,
-            memory=self.memory,
-            run=self.run,
-            device=self.base.device,
+            Budget(memory=self.memory, run=self.run / "codec-fit", device=str(self.base.device)),
         )
 
     def _synthesizer(self, path: Path) -> None:
         codec, train = load_codec(self.stages.path("codec")), self._rows("train")
         data = training_set(train, codec, column_of(self.encoder))
         checkpoint = self.run / "hypernet.safetensors"
-        accelerator = accelerator_on(self.base.device)
         hypernet = train_hypernet(
-            data, self.config.hypernet, checkpoint=checkpoint, accelerator=accelerator
+            data, self.config.hypernet, checkpoint=checkpoint, device=self.base.device
         )
         made = Synthesizer.of(
             self.base,

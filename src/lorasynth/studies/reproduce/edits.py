@@ -118,7 +118,7 @@ def _edited(study: Study, space: str, seed: int, name: str) -> list[dict[str, li
     """What images show at each step: glasses are put on those without, and taken off others."""
     run, bundle, layout = study.trial, study.bundle, study.layout
     codec = study.standard_codec(space, seed)
-    library = study.library.library.select(range(study.config.library))
+    library = study.library.whole.select(range(study.config.library))
     known = LatentLibrary.encode(library, codec, None)
     subjects = [run.subjects.identity(subject) for subject in run.subjects.ids]
     had = torch.tensor([getattr(subject, name) != NONE for subject in subjects])

@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lorasynth.adapter import Layout
-from lorasynth.edit.labels import labels_of
-from lorasynth.edit.latent_library import LatentLibrary
+from lorasynth.edit import LatentLibrary, labels_of
 from lorasynth.studies.reproduce.errors import roots
 from lorasynth.studies.reproduce.finding import CLAIMS, Finding, judged
 from lorasynth.studies.reproduce.study import KINDS, Study

@@ -1,19 +1,86 @@
-"""Passes over vectors that are too many for memory, which go on where they were killed.
+"""What codecs are fitted to: rows in blocks, from a file or from memory; passes that can resume.
 
 A pass adds every block to some sums.  The sums and the next row are its checkpoint; blocks are
 always the same, so a pass that was killed and goes on ends with the same bits.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 
+import psutil
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from torch import Tensor
 
+from lorasynth.codec.config import Budget
 from lorasynth.core.checkpoint import Checkpoint
+from lorasynth.core.errors import LibraryError
 from lorasynth.core.progress import progress
+from lorasynth.core.weights import fingerprint_of
 from lorasynth.library.blocks import BlockSource, row_blocks
 from lorasynth.library.statistics import Moments, Sums
+
+#: Steps in which memory that is used or free is counted; Python with torch takes less than two.
+_USED_STEP = 256 << 20
+
+
+class TensorSource:
+    """Vectors in memory, as blocks."""
+
+    def __init__(self, vectors: Float[Tensor, "n D"]) -> None:
+        self.vectors = vectors
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.vectors.shape[1]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the vectors do."""
+        return fingerprint_of({"vectors": self.vectors}, values=1 << 20)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def read_block(
+        self,
+        row: int,
+        column: int,
+        out: Float32[Tensor, "n w"],
+        less: Float32[Tensor, " w"] | None = None,
+    ) -> None:
+        """Fill `out` from (row, column) on, less a row."""
+        rows, columns = out.shape
+        out.copy_(self.vectors[row : row + rows, column : column + columns])
+        if less is not None:
+            out -= less
+
+
+def require_several(vectors: Sized) -> None:
+    """Refuse what no codec can be fitted to.
+
+    Raises:
+        LibraryError: there are fewer than two vectors.
+    """
+    if len(vectors) < 2:
+        raise LibraryError(
+            f"a codec is fitted to two or more adapters, but got {len(vectors)}: collect more"
+        )
+
+
+def bytes_left(budget: Budget) -> int:
+    """Bytes that the process may still take, or a GPU where it has fewer; in coarse steps.
+
+    What is left decides sizes of blocks, and these the last bits of a result: the same command on
+    the same machine must find the same.
+    """
+    memory = int(psutil.virtual_memory().total) // 2 if budget.memory is None else budget.memory
+    used = _USED_STEP * max(-(-int(psutil.Process().memory_info().rss) // _USED_STEP), 2)
+    device = torch.device(budget.device)
+    if device.type != "cuda":
+        return memory - used
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(memory - used, free // _USED_STEP * _USED_STEP)
 
 
 def accumulate(
@@ -59,7 +126,6 @@ def moments(
     checkpoint: Checkpoint,
     device: torch.device,
     sketch: Callable[[int, int], Float32[Tensor, "l n"]] | None = None,
-    width: int = 0,
 ) -> tuple[Moments, Float32[Tensor, "l D"]]:
     """Mean and variance, and l random mixtures of the centred vectors, in one pass.
 
@@ -69,7 +135,6 @@ def moments(
         checkpoint: where to keep what there is.
         device: where to compute.
         sketch: gives the weights of a block's rows (its first row and its length) in the mixtures.
-        width: l, the number of mixtures.
 
     Raises:
         LibraryError: a value is not finite.
@@ -78,7 +143,7 @@ def moments(
     if done is not None:
         found = Moments(done.tensors["mean"], done.tensors["variance"])
         return found, done.tensors["mixtures"]
-    totals = Sums(source, rows, device)
+    totals, width = Sums(source, rows, device), 0 if sketch is None else len(sketch(0, 1))
     mixed = {
         "weights": torch.zeros(width, dtype=torch.float64, device=device),
         "mixtures": torch.zeros(width, source.width, device=device),
