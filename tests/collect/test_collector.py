@@ -109,9 +109,7 @@ def test_a_prediction_is_where_adapters_start_and_part_of_the_recipe(tmp_path, b
     with pytest.raises(CollectionError, match="has init_from='mean' and this run init_from=None"):
         collect(base, source, tmp_path / "lib", still)
     other = replace(start, fingerprint="other")
-    with pytest.raises(
-        CollectionError, match="init_from='mean' and this run init_from='other'"
-    ):
+    with pytest.raises(CollectionError, match="init_from='mean' and this run init_from='other'"):
         collect(base, source, tmp_path / "lib", still, init_from=other)
 
 
