@@ -85,11 +85,12 @@ def test_diffusion_is_trained_around_a_pretrained_synthesizer(
 ) -> None:
     out = tmp_path / "synthesizer"
     where = [*train_arguments(world, out, tmp_path / "run"), "--device", "cpu"]
-    assert run(*where, "--anchor", pretrained).status == 0
+    assert run(*where, "--residual-of", pretrained).status == 0
     hypernet = Synthesizer.from_pretrained(out).hypernet
     assert isinstance(hypernet, LatentDiffusion)
     assert hypernet.anchor is not None
-    run(*where, "--anchor", world.synthesizer).is_one_error("regression", "LatentDiffusion")
+    where[where.index("-o") + 1] = tmp_path / "other"
+    run(*where, "--residual-of", world.synthesizer).is_one_error("regression", "LatentDiffusion")
 
 
 def test_a_frugal_collection_of_half_precise_numbers_from_a_tar(

@@ -100,8 +100,9 @@ def collect(
                 tasks = _tasks(pending, failures, report)
                 for outcome in executor.map(train_and_judge, tasks, job):
                     _keep(outcome, library, failures, report)
-                    said = f"{len(report.collected)} adapters"
-                    advance(0 if watched else recipe.steps * len(outcome.task), said)
+                    if not watched:
+                        steps = recipe.steps * len(outcome.task)
+                        advance(steps, f"{len(report.collected)} adapters")
     report.seconds = time.monotonic() - start
     return report
 

@@ -145,7 +145,7 @@ class GeneratedSubjects:
 def embed_imported(
     library: Library,
     encoder: ConditionEncoder,
-    images: Path | None,
+    images: Path | str | None,
     base: Callable[[], BaseModel],
     config: GeneratedConfig,
 ) -> Float[Tensor, "N P m"]:

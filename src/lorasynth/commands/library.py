@@ -136,7 +136,7 @@ class Embed(OfLibrary, WithBase):
     """
 
     encoder: str
-    images: Path | None = None
+    images: str | None = None
     generated: GeneratedConfig = GeneratedConfig()
 
     def run(self) -> str:

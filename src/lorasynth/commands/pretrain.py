@@ -7,15 +7,14 @@ from typing import Annotated, ClassVar
 from pydantic.dataclasses import dataclass
 from tyro.conf import arg
 
-from lorasynth.commands.shared import TRIGGER, Resumed, WithBase, WithImages
+from lorasynth.commands.shared import TRIGGER, Overwriting, Resumed, WithBase, WithImages
 from lorasynth.commands.training import WithRecipe, WithSheet
 from lorasynth.core.command import Flat, Out
-from lorasynth.core.errors import ConfigError
 from lorasynth.predict.config import PredictorTraining
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Resumed):
+class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Overwriting, Resumed):
     """Train a synthesizer through the base model's denoising loss; run again to resume.
 
     Its adapters are functions of the condition by construction. `collect --init-from` starts a
@@ -31,7 +30,6 @@ class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Resumed):
         trigger: Trigger phrase, such as 'sks person', stored in the metadata.
         training: How the synthesizer is trained.
         strict: Stop at the first subject that cannot be used.
-        overwrite: Replace a finished synthesizer.
     """
 
     group: ClassVar[str] = "Make a synthesizer"
@@ -41,7 +39,6 @@ class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Resumed):
     trigger: str = TRIGGER
     training: Annotated[PredictorTraining, Flat] = field(default_factory=PredictorTraining)
     strict: bool = False
-    overwrite: bool = False
     run_folder: Annotated[Path, arg(name="run")] = Path("runs/pretrain")
 
     def run(self) -> Path:
@@ -56,11 +53,7 @@ class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Resumed):
         from lorasynth.synthesizer import Synthesizer
 
         make_parent(self.out, self.run_folder)
-        if (self.out / "synthesizer.json").exists() and not self.overwrite:
-            raise ConfigError(
-                f"a finished synthesizer is not replaced unasked, but {self.out} is one: give "
-                "--overwrite, or another path"
-            )
+        self.require_free(self.out)
         seeded = replace(self.training.optimisation, seed=self.seed)
         encoder, base = load_encoder(self.encoder, pick_device(self.device)), self.load_base()
         source = self.load_images(base.image_size)
