@@ -63,7 +63,7 @@ class Row:
     @classmethod
     def read(cls, way: str, vae: Any = None, start: str = "mean", **said: Any) -> "Row":
         usual = to_dict(WAYS[way])
-        said["descent"] = usual["descent"] | said.get("descent", {})
+        said["optimizer"] = usual["optimizer"] | said.get("optimizer", {})
         return cls(way, from_dict(type(WAYS[way]), usual | said), vae, start)
 
 
