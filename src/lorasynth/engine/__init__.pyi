@@ -7,9 +7,9 @@ from .loop import OnStep as OnStep
 from .loop import Trainable as Trainable
 from .loop import denoising_losses as denoising_losses
 from .loop import descend as descend
+from .optimisation import Optimisation as Optimisation
 from .recipe import PRESETS as PRESETS
 from .recipe import OptimizerConfig as OptimizerConfig
 from .recipe import PriorPreservation as PriorPreservation
 from .recipe import Recipe as Recipe
-from .optimisation import Optimisation as Optimisation
 from .trainer import Trainer as Trainer
