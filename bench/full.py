@@ -5,7 +5,7 @@
     python bench/full.py --rows 400 --width 1200 --latents 20 --memory 1     # smoke
 
 The vectors have a power-law spectrum, of which 10,000 components hold 95 % of the variance, and
-known components (`library.synthetic`), so what is captured is exact.  They are made once, in
+known components (`synthetic_vectors`), so what is captured is exact.  They are made once, in
 `--folder`, where what there is so far is kept too.  `seconds` adds up the runs until their ends or
 the last state that they kept.
 """
@@ -21,9 +21,9 @@ from rich.console import Console
 from lorasynth.codec import PCA, Budget, PCAConfig
 from lorasynth.core.atomic import write_json
 from lorasynth.core.config import read_json
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile
 from pca import peak_bytes
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 SHARES = (0.5, 0.8, 0.9, 0.95)
 

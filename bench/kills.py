@@ -31,8 +31,8 @@ from lorasynth.codec import vae as vae_module
 from lorasynth.core.weights import write_weights
 from lorasynth.hypernet import HypernetConfig, TrainingSet
 from lorasynth.hypernet.train import train
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 MEMORY = 4 * 10**9
 LATENTS = 32

@@ -4,7 +4,7 @@
     python bench/pca.py --rows 1024 --width 9984 --latents 64    # a minute
     python bench/pca.py --rows 300 --width 600 --latents 16      # smoke
 
-Vectors have a power-law spectrum and known components (`library.synthetic`), so the captured
+Vectors have a power-law spectrum and known components (`synthetic_vectors`), so the captured
 variance is exact, whatever an implementation reports.  They are made once, as an .npy file, and
 each implementation runs in a process of its own, where time and peak memory (resident set) are
 taken.  Those that want the vectors in memory read the file within the time.  `loss` is the share of
@@ -49,8 +49,8 @@ from rich.table import Table
 from torch import Tensor
 
 from lorasynth.codec import PCA, Budget, PCAConfig
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 #: An implementation: from the file of vectors and the options to orthonormal components.
 Fit = Callable[[Path, argparse.Namespace], Tensor]

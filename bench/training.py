@@ -3,7 +3,7 @@
     python bench/training.py --folder /tmp                        # 99,648 numbers, 512 latents
     python bench/training.py --rows 40 --width 1200 --latents 8 --batch 8   # smoke
 
-Vectors are generated on disk once (`library.synthetic`; --rows of them, 0.4 GB for each 1,024) and
+Vectors are generated on disk once (`synthetic_vectors.py`; --rows of them, 0.4 GB for each 1,024) and
 the VAE is trained as `lorasynth fit vae` trains what does not fit in memory: rows read in random
 order while it computes, AdamW fused, one encoder and one decoder layer.  The hypernetwork is the
 default one, trained on as many random latents with one condition of 512 numbers each.
@@ -43,9 +43,9 @@ from lorasynth.core.checkpoint import Checkpoint
 from lorasynth.engine.trainer import Loss, Optimisation, Trainer
 from lorasynth.hypernet import HypernetConfig, TrainingSet
 from lorasynth.hypernet.train import _build, _Loss
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile
 from pca import peak_bytes
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 CONDITION = 512
 #: Bytes that AdamW moves for each weight.

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorasynth.codec import CODECS, Budget, Codec, fit_codec, fit_into, load_codec
+from lorasynth.codec import CODECS, Budget, Codec, ScaledConfig, fit_codec, fit_into, load_codec
 from lorasynth.codec.config import CONFIGS
 from lorasynth.core.config import from_dict
 from lorasynth.core.errors import BundleError, ConfigError, LayoutError, LibraryError
+from lorasynth.library.blocks import BlockSource, row_blocks
 
 N, D, RANK = 60, 40, 8
 TRAINING = {"beta": 0.1, "epochs": 200, "batch": 16, "lr": 0.3}
@@ -157,6 +158,38 @@ def test_it_is_written_with_its_figures_and_nothing_is_left(row: str, tmp_path: 
     files = {"config.json", "codec.safetensors", *codec.figures}
     assert {path.name for path in (tmp_path / "codec").iterdir()} == files
     assert not list(tmp_path.glob("run/*.safetensors"))
+
+
+class Centred(Codec):
+    """A codec of another package, which reads its vectors in blocks."""
+
+    config_class = ScaledConfig
+
+    def __init__(self, config: ScaledConfig, width: int, latents: int) -> None:
+        super().__init__(config, width, latents)
+        self.register_buffer("mean", torch.zeros(width))
+
+    @classmethod
+    def _fit(cls, source: BlockSource, config: ScaledConfig, _budget: Budget) -> "Centred":
+        codec = cls(config, source.width, source.width)
+        for _, block in row_blocks(source, 7, torch.device("cpu")):
+            codec.mean += block.sum(0) / len(source)
+        return codec
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return x - self.mean
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return z + self.mean
+
+
+@pytest.mark.parametrize("source", [vectors(), Blocks()], ids=["tensor", "blocks"])
+def test_a_codec_of_another_package_streams_too(source: Tensor | Blocks) -> None:
+    codec = Centred.fit(source)
+    assert codec.config == ScaledConfig()
+    torch.testing.assert_close(codec.encode(vectors()).mean(0), torch.zeros(D), atol=1e-6, rtol=0)
+    with pytest.raises(LibraryError, match="two or more"):
+        Centred.fit(vectors(1))
 
 
 def test_configs_are_those_of_the_kinds() -> None:

@@ -18,8 +18,8 @@ from lorasynth.codec.plan import Plan, make_plan
 from lorasynth.codec.sources import bytes_left
 from lorasynth.core.checkpoint import forget
 from lorasynth.core.errors import BundleError, ConfigError, LibraryError
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile, write_vectors
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 GB = 10**9
 ROWS, WIDTH = 150, 120

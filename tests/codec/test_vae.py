@@ -15,8 +15,8 @@ from lorasynth.codec import VAE, Budget, VAEConfig, vae
 from lorasynth.codec.vae import _choose, _Epochs
 from lorasynth.core.errors import BundleError, ConfigError, LibraryError
 from lorasynth.engine.trainer import Trainer
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile, write_vectors
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 GB = 10**9
 HERE = Path(__file__).parent

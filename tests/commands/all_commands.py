@@ -22,7 +22,7 @@ def every_command(world: World, root: Path, home: Path) -> list[list[object]]:
     return [
         ["collect", subjects, "-o", root / "library", "--base", base, *CPU, *QUICK,
          "--encoder", encoder],
-        ["import", "folder", home / "loras", "-o", root / "imported"],
+        ["import", "loras", home / "loras", "-o", root / "imported"],
         ["fit", "pca", library, "-o", root / "codec", "--latents", 2, *CPU, "--run",
          root / "work/fit"],
         ["fit", "scaled", library, "-o", root / "scaled", *CPU, "--run", root / "work/fit"],

@@ -31,7 +31,7 @@ pytestmark = [
 KILLS = 30
 #: Which of the commands, by their first words.
 NAMES = (
-    *("collect", "import folder", "fit pca", "fit scaled", "train", "pretrain", "synth", "convert"),
+    *("collect", "import loras", "fit pca", "fit scaled", "train", "pretrain", "synth", "convert"),
     *("refine", "blend", "images", "compare", "encoders join", "ip-adapter train", "fine-tune"),
 )
 

@@ -19,6 +19,7 @@ from lorasynth.hypernet import LatentDiffusion
 from lorasynth.hypernet.train import train
 from lorasynth.library import Library
 from tiny_pipelines import shrunk_stable_diffusion
+from w2w_files import imitate_w2w
 
 from .conftest import DENOISER, SIDE, TRAINING, save_encoder, write_image
 
@@ -53,8 +54,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     root = tmp_path_factory.mktemp("published")
     torch.manual_seed(0)
     shrunk_stable_diffusion(SHRINK).save_pretrained(root / "base")
-    imitate = ["library", "imitate", root / "files", "--rows", ROWS, "--shrink", SHRINK]
-    assert call(imitate) == 0
+    imitate_w2w(root / "files", ROWS, SHRINK)
     return Published(root / "files", root / "base", save_encoder(root / "encoder"))
 
 

@@ -50,10 +50,10 @@ class Outline:
             return f"the base model has no {component or 'denoiser'}"
         name = slot.module.removeprefix(f"{component}.") if component else slot.module
         found = _find(network, name)
-        if not isinstance(found, nn.Linear | nn.Conv2d):
+        if not isinstance(found, nn.Linear | nn.Conv2d | nn.Conv3d):
             return "the base model has no such linear layer or convolution"
-        kernel = tuple(found.kernel_size) if isinstance(found, nn.Conv2d) else None
-        width = found.in_channels if isinstance(found, nn.Conv2d) else found.in_features
+        kernel = tuple(found.kernel_size) if isinstance(found, nn.Conv2d | nn.Conv3d) else None
+        width = found.in_channels if isinstance(found, nn.Conv2d | nn.Conv3d) else found.in_features
         expected = (width * math.prod(kernel or (1,)), found.weight.shape[0], kernel)
         stated = (slot.in_features, slot.out_features, slot.kernel)
         if stated == expected:

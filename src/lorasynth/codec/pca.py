@@ -6,7 +6,7 @@ What there is so far is kept in a folder, so a fit that is killed goes on and en
 bits (on the same machine and number of threads).
 """
 
-import dataclasses
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from lorasynth.codec.gram import eigen_of_columns, eigen_of_rows
 from lorasynth.codec.krylov import leading_eigenvectors
 from lorasynth.codec.plan import Plan, make_plan
 from lorasynth.codec.scaled import Scaled
-from lorasynth.codec.sources import accumulate, bytes_left, moments
+from lorasynth.codec.sources import accumulate, bytes_left, moments, settled
 from lorasynth.core.checkpoint import Checkpoint
 from lorasynth.core.config import to_dict
 from lorasynth.core.device import exact_device
@@ -73,16 +73,10 @@ class PCA(Codec):
             "vectors": source.fingerprint,
             "shape": [len(source), source.width],
         }
-        # it depends on what the process has by now, which differs from run to run
-        kept = Checkpoint(budget.run, {"plan of": identity}, 0.0)
-        saved = kept.load("plan")
-        if saved is None:
-            left = bytes_left(budget)
-            plan = make_plan(len(source), source.width, config.latents, left)
-            kept.save("plan", {}, **dataclasses.asdict(plan))
-        else:
-            plan = Plan(**saved.facts)
-        identity["plan"] = dataclasses.asdict(plan)
+        sizes = (len(source), source.width, config.latents)
+        facts = settled(budget, identity, lambda: asdict(make_plan(*sizes, bytes_left(budget))))
+        plan = Plan(**facts)
+        identity["plan"] = facts
         checkpoint = Checkpoint(budget.run, identity, budget.checkpoint_seconds)
         return _Fit(source, config, budget, plan, checkpoint).codec()
 

@@ -5,8 +5,8 @@ always the same, so a pass that was killed and goes on ends with the same bits.
 """
 
 from collections.abc import Callable, Mapping, Sized
+from typing import Any
 
-import psutil
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
@@ -74,6 +74,8 @@ def bytes_left(budget: Budget) -> int:
     What is left decides sizes of blocks, and these the last bits of a result: the same command on
     the same machine must find the same.
     """
+    import psutil  # not needed where a codec is only loaded
+
     memory = int(psutil.virtual_memory().total) // 2 if budget.memory is None else budget.memory
     used = _USED_STEP * max(-(-int(psutil.Process().memory_info().rss) // _USED_STEP), 2)
     device = torch.device(budget.device)
@@ -81,6 +83,22 @@ def bytes_left(budget: Budget) -> int:
         return memory - used
     free, _ = torch.cuda.mem_get_info(device)
     return min(memory - used, free // _USED_STEP * _USED_STEP)
+
+
+def settled(
+    budget: Budget, identity: Mapping[str, Any], plan: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """How a fit goes about it: as at the run's first start, or by a new plan.
+
+    A plan depends on the memory that the process has by now, which differs from run to run.
+    """
+    kept = Checkpoint(budget.run, {"plan of": identity}, 0.0)
+    saved = kept.load("plan")
+    if saved is not None:
+        return saved.facts
+    facts = plan()
+    kept.save("plan", {}, **facts)
+    return facts
 
 
 def accumulate(

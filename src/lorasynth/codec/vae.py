@@ -17,13 +17,13 @@ from lorasynth.codec.config import Budget, ScaledConfig, VAEConfig
 from lorasynth.codec.contract import CODECS, Codec
 from lorasynth.codec.krylov import orthonormalise
 from lorasynth.codec.scaled import Scaled
-from lorasynth.codec.sources import bytes_left, moments
+from lorasynth.codec.sources import bytes_left, moments, settled
 from lorasynth.core.checkpoint import Checkpoint
 from lorasynth.core.config import to_dict
 from lorasynth.core.device import exact_device
 from lorasynth.core.errors import ConfigError
 from lorasynth.core.randomness import stream_seed, torch_stream
-from lorasynth.engine.trainer import Optimisation, Trainer
+from lorasynth.engine.optimisation import Optimisation
 from lorasynth.library.blocks import BlockSource, read_rows
 
 #: Where training finds its vectors: in memory, as coordinates in the span of few long ones; in
@@ -72,7 +72,7 @@ class VAE(Codec):
         identity: dict[str, Any] = {"config": to_dict(config), "memory": budget.memory}
         identity |= {"vectors": source.fingerprint, "shape": [len(source), source.width]}
         device = torch.device(budget.device)
-        way = _way(source, config, budget, Checkpoint(budget.run, identity, 0.0))
+        way = settled(budget, identity, lambda: {"way": _way(source, config, budget)})["way"]
         identity["way"] = way
         checkpoint = Checkpoint(budget.run, identity, budget.checkpoint_seconds)
         rows = min(config.batch, len(source))
@@ -225,6 +225,8 @@ def _train(
     codec: VAE, take: _Take, count: int, budget: Budget, identity: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Train on scaled vectors until nothing improves; the report."""
+    from lorasynth.engine.trainer import Trainer  # not needed where a codec is only loaded
+
     config, epochs = codec.config, _Epochs(count, codec.config)
     sample = epochs.known[: len(epochs.held_out)]
 
@@ -272,18 +274,11 @@ def _train(
     return {"epochs": [dict(row) for row in trainer.history]}
 
 
-def _way(source: BlockSource, config: VAEConfig, budget: Budget, kept: Checkpoint) -> Way:
-    """The way of the run's first start, or the one that fits what the process has by now."""
-    saved = kept.load("way")
-    if saved is not None:
-        found: Way = saved.facts["way"]
-        return found
+def _way(source: BlockSource, config: VAEConfig, budget: Budget) -> Way:
     with torch.device("meta"):
         codec = VAE(config, source.width, config.latents)
     weights = 4 * sum(parameter.numel() for parameter in codec.parameters())
-    way = _choose(len(source), source.width, config.batch, weights, bytes_left(budget))
-    kept.save("way", {}, way=way)
-    return way
+    return _choose(len(source), source.width, config.batch, weights, bytes_left(budget))
 
 
 def _choose(n: int, d: int, batch: int, weights: int, left: int) -> Way:

@@ -31,6 +31,13 @@ _OWN: dict[str, str] = {
     "plan": "plan:Plan",
     "fit": "train:Fit",
     "train": "train:Train",
+    "inspect": "lora:Inspect",
+    "convert": "lora:Convert",
+    "resize": "lora:Resize",
+    "merge": "lora:Merge",
+    "extract": "lora:Extract",
+    "import loras": "importing:ImportLoras",
+    "import w2w": "importing:ImportW2W",
 }
 
 _GROUP = "lorasynth.commands"

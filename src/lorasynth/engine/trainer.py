@@ -89,11 +89,11 @@ class Trainer:
             self.model, multi_avg_fn=_warmed_up(config.ema), use_buffers=True
         )
         self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        rates = rates or {}
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.parameters.items():
+            groups.setdefault((rates or {}).get(name, 1.0), []).append(parameter)
         self.optimiser = torch.optim.AdamW(
-            [{"params": [p], "rate": rates.get(name, 1.0)} for name, p in self.parameters.items()]
-            if rates
-            else [{"params": list(self.parameters.values()), "rate": 1.0}],
+            [{"params": params, "rate": rate} for rate, params in groups.items()],
             lr=config.lr,
             weight_decay=config.weight_decay,
             fused=device.type == "cuda",
@@ -106,7 +106,7 @@ class Trainer:
         self._patience: int | None = None
         self._best: dict[str, Tensor] = {}
         #: Sum of the losses since the last row, and their number.
-        self._window = torch.zeros(2, device=device)
+        self._sum, self._count = torch.zeros((), device=device), 0
         self._seconds = 0.0
 
     def watch(self, every: int, watcher: Watch) -> None:
@@ -174,20 +174,21 @@ class Trainer:
             value, note = loss(self.model, step)
         self.optimiser.zero_grad(set_to_none=True)
         value.backward()
-        seen = torch.stack([value.detach().float(), torch.ones_like(self._window[1])])
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        self.processes.average([seen, *gradients])
+        seen = value.detach().float()
+        if self.processes.count > 1:
+            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+            self.processes.average([seen, *gradients])
         nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip)
         self.optimiser.step()
         self.average.update_parameters(self.model)
-        self._window += seen
+        self._sum += seen
+        self._count += 1
         return note
 
     def _record(self, step: int) -> dict[str, float]:
         """Add a row: the mean loss since the last one, and figures of the averaged model."""
-        total, count = self._window.tolist()
-        self._window.zero_()
-        row = {"step": float(step), "loss": total / max(count, 1)}
+        row = {"step": float(step), "loss": float(self._sum) / self._count}
+        self._sum, self._count = torch.zeros_like(self._sum), 0
         if not math.isfinite(row["loss"]):
             raise ConfigError(
                 f"training diverged before step {step} (loss {row['loss']}): use a smaller lr than "
@@ -254,8 +255,8 @@ class Trainer:
         for name, parameter in self.parameters.items():
             state = self.optimiser.state[parameter]
             tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if state}
-        tensors["window"] = self._window
-        facts = {"history": self.history, "seconds": self._seconds}
+        tensors["losses"] = self._sum
+        facts = {"history": self.history, "count": self._count, "seconds": self._seconds}
         steps = self.config.steps
         write_state(self.checkpoint, self.identity, tensors, step=step, steps=steps, **facts)
 
@@ -284,8 +285,8 @@ class Trainer:
                 moments = {m: tensors[f"{m}.{name}"].to(self.device) for m in _MOMENTS}
                 count = torch.tensor(float(step), device=self.device)
                 self.optimiser.state[parameter] = {"step": count, **moments}
-        if "window" in tensors:
-            self._window = tensors["window"].to(self.device)
+        if "losses" in tensors:
+            self._sum, self._count = tensors["losses"].to(self.device), saved.facts["count"]
         self.history = list(saved.facts.get("history", []))
         self._seconds = float(saved.facts.get("seconds", 0.0))
         return step

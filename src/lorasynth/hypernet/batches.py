@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lorasynth.core.errors import LibraryError
@@ -61,7 +61,6 @@ class Batch:
         keep: rows whose condition is not dropped.
         t: times, one in each of b equal parts of [0, 1) (Kingma et al. 2021, app. I.1).
         eps: the noise on the latents.
-        subjects: rows of the training set.
     """
 
     latents: Float[Tensor, "b k"]
@@ -69,7 +68,6 @@ class Batch:
     keep: Bool[Tensor, " b"]
     t: Float[Tensor, " b"]
     eps: Float[Tensor, "b k"]
-    subjects: Int[Tensor, " b"]
 
     def map(self, rows: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch of some rows: `rows` picks them from each of its tensors."""
@@ -101,5 +99,4 @@ def draw_batch(data: TrainingSet, size: int, stream: torch.Generator, *, dropout
         keep=keep.to(device),
         t=t.to(device),
         eps=eps.to(device),
-        subjects=subjects,
     )

@@ -10,7 +10,6 @@ from typing_extensions import override
 
 from lorasynth.core.config import from_dict
 from lorasynth.diffusion import PARAMETERISATIONS, SCHEDULES, sample, solver_times
-from lorasynth.diffusion.contract import over
 from lorasynth.hypernet.config import LatentDiffusionConfig
 from lorasynth.hypernet.contract import DENOISERS, Layer, State
 from lorasynth.hypernet.hypernetwork import HYPERNETWORKS, Hypernetwork
@@ -96,12 +95,14 @@ class LatentDiffusion(Hypernetwork):
             noise: standard normal.
             level: sigma/alpha of the noise, in normalised units.
         """
-        seen, centre = self._prepare(condition, len(latents))
+        rows = len(latents)
+        seen, centre = self._prepare(condition, rows)
         time = self.schedule.time(-2 * torch.tensor(level, dtype=torch.float64).log())
-        t = time.to(noise).expand(len(latents))
-        x_t = self.schedule.mix(self.latent_normaliser(latents), noise, t)
-        found = self._to_x0(x_t, t, self.denoiser.prepare(seen), centre)
-        return self.latent_normaliser.inverse(found)
+        x_t = self.schedule.mix(self.latent_normaliser(latents), noise, time.to(noise).expand(rows))
+        state = self.denoiser.prepare(seen)
+        around = None if self.anchor is None else centre
+        [to_x0] = self._evaluations([float(time)], state, around, rows)
+        return self.latent_normaliser.inverse(to_x0(x_t))
 
     def centre(
         self,
@@ -138,24 +139,15 @@ class LatentDiffusion(Hypernetwork):
         centre: Float[Tensor, "b k"] | None,
         rows: int,
     ) -> Iterator[Callable[[Float[Tensor, "b k"]], Float[Tensor, "b k"]]]:
-        """`_to_x0` at each of the times of a solver, with all that they decide computed before."""
+        """What gives the expected clean point, in normalised units, at each of a solver's times.
+
+        All that the times decide is computed before.
+        """
         at = torch.tensor(times, dtype=torch.float64)
         coefficients = (self.schedule.alpha(at), *self.parameterisation.affine(at))
         nets = self.denoiser.trajectory(times, state, rows)
         for alpha, kept, used, net in zip(*(c.tolist() for c in coefficients), nets, strict=True):
             yield partial(_relative_x0, alpha, kept, used, net, centre)
-
-    def _to_x0(
-        self,
-        x_t: Float[Tensor, "b k"],
-        t: Float[Tensor, " b"],
-        state: State,
-        centre: Float[Tensor, "b k"],
-    ) -> Float[Tensor, "b k"]:
-        """The expected clean point, in normalised units, under a prepared condition."""
-        relative = x_t - over(self.schedule.alpha(t), x_t) * centre
-        prediction = self.denoiser.denoise(relative, t, state)
-        return self.parameterisation.to_x0(prediction, relative, t) + centre
 
 
 def _relative_x0(

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors, _dct, _inverse_dct
 from lorasynth.library.vectors import VectorFile
+from synthetic_vectors import SyntheticConfig, SyntheticVectors, _dct, _inverse_dct
 
 
 @settings(deadline=None, max_examples=25)
@@ -41,18 +41,8 @@ def test_captured_variance() -> None:
     assert vectors.captured(vectors.components(5, 6)) == pytest.approx(float(vectors.variances[5]))
 
 
-def test_the_full_size_has_the_spectrum_of_the_paper() -> None:
-    vectors = SyntheticVectors(SyntheticConfig(rows=64_974, width=99_648))
-    assert vectors.rank == 64_973
-    shares = vectors.variances.cumsum(0) / vectors.variances.sum()
-    assert float(shares[9_999]) == pytest.approx(0.95, abs=1e-4)
-    some = vectors.rows(64_970, 64_974)
-    assert some.shape == (4, 99_648)
-    assert float(some.std()) == pytest.approx(2**0.5 * vectors.config.spread, rel=0.2)
-
-
 def test_written_in_blocks(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("lorasynth.library.synthetic._BLOCK_BYTES", 8 * 20 * 3)
+    monkeypatch.setattr("synthetic_vectors._BLOCK_BYTES", 8 * 20 * 3)
     vectors = SyntheticVectors(SyntheticConfig(rows=10, width=20))
     vectors.write(tmp_path / "v.npy")
     assert torch.equal(VectorFile(tmp_path / "v.npy").all_vectors(), vectors.rows(0, 10))

@@ -1,23 +1,25 @@
 """Files of exactly weights2weights' form with vectors whose components are known, of any size.
 
-Written block by block into the place that `torch.save` left for the numbers, so the 26 GB of the
-full size take no memory.
+    python bench/w2w_files.py w2w --rows 1000 --shrink 8        # 64,974 rows at full width: 26 GB
+
+Written block by block into the place that `torch.save` left for the numbers, so the full size
+takes no memory.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import argparse
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv as csv
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lorasynth.adapter import Layout
 from lorasynth.core.atomic import atomic_directory, write_json
 from lorasynth.core.randomness import torch_stream
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
 from lorasynth.library.torch_files import SavedMatrix
 from lorasynth.library.w2w import ALPHA, CONFIG, DIMENSIONS, TABLES, WEIGHTS, published_layout
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 #: Rows of the published file.
 PUBLISHED_ROWS = 64_974
@@ -37,16 +39,12 @@ def imitate_w2w(folder: Path, rows: int = PUBLISHED_ROWS, shrink: int = 1, seed:
 
     Returns:
         The layout of the adapters.
-
-    Raises:
-        LorasynthError: the folder cannot be written, or the disk is full.
     """
     layout = published_layout(shrink)
     config = SyntheticConfig(rows=rows, width=layout.size, seed=seed)
     with atomic_directory(folder) as temporary:
         _write_matrix(temporary / WEIGHTS, SyntheticVectors(config))
-        with _disk_errors():
-            torch.save(dimensions_of(layout), temporary / DIMENSIONS)
+        torch.save(dimensions_of(layout), temporary / DIMENSIONS)
         write_json(temporary / CONFIG, {"peft_type": "LORA", "r": 1, "lora_alpha": ALPHA})
         csv.write_csv(_table(rows, seed), temporary / TABLES[1])
     return layout
@@ -54,21 +52,20 @@ def imitate_w2w(folder: Path, rows: int = PUBLISHED_ROWS, shrink: int = 1, seed:
 
 def _write_matrix(path: Path, vectors: SyntheticVectors) -> None:
     """What `torch.save` writes of the matrix, which is never in memory."""
-    with _disk_errors():
-        reserved = SavedMatrix.reserve(path, len(vectors), vectors.config.width)
+    reserved = reserve(path, len(vectors), vectors.config.width)
     with path.open("rb+") as file:
         file.seek(reserved.start)
         for block in vectors.blocks():
             block.numpy().tofile(file)
 
 
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    """What torch reports of a file that it cannot write, as anything else does."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise OSError(str(error).splitlines()[0]) from error
+def reserve(path: Path, count: int, width: int) -> SavedMatrix:
+    """A file of `torch.save` with a hole for the numbers of a matrix of float32."""
+    with FakeTensorMode():
+        matrix = torch.empty(count, width)
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save(matrix, path)
+    return SavedMatrix.find(path)
 
 
 def dimensions_of(layout: Layout) -> dict[str, tuple[tuple[int], torch.Size]]:
@@ -92,3 +89,18 @@ def _table(rows: int, seed: int) -> pa.Table:
     labels = torch.randint(0, 2, (2, rows), generator=stream)
     columns = {"file": numbers, "identity": people, "Male": labels[0], "Young": labels[1]}
     return pa.table({name: values.tolist() for name, values in columns.items()})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rows", type=int, default=PUBLISHED_ROWS)
+    parser.add_argument("--shrink", type=int, default=1, help="divides all widths: 1, 2, 4, ... 64")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    layout = imitate_w2w(options.folder, options.rows, options.shrink, options.seed)
+    print(f"{options.folder}: {options.rows} adapters of {layout.size} numbers")
+
+
+if __name__ == "__main__":
+    main()
