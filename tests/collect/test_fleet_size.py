@@ -139,7 +139,7 @@ def test_a_chosen_size_changes_no_adapter(tmp_path, base, source, monkeypatch):
     assert (report.fleet_size, report.collected) == (3, source.ids[1:])
     assert list(report.failed) == source.ids[:1]
     assert tried == [base.device]
-    collect(base, source, tmp_path / "one", RECIPE, fleet_size=1)
+    collect(base, source, tmp_path / "one", RECIPE, fleet=1)
     first, second = (
         library.layout.flatten(library.factors(range(len(library))))
         for library in (Library.open(tmp_path / name) for name in ("auto", "one"))
