@@ -28,6 +28,7 @@ from lorasynth.avatars.bundle import Bundle
 from lorasynth.codec import fit_codec
 from lorasynth.core.cache import Cache
 from lorasynth.core.config import from_dict, read_json, to_dict
+from lorasynth.engine import descend
 from lorasynth.evaluation import BenchmarkConfig
 from lorasynth.evaluation.contenders import stacked
 from lorasynth.images import Subject
@@ -38,7 +39,6 @@ from lorasynth.optimise import (
     InversionConfig,
     Mixture,
     MixtureConfig,
-    personalise,
     weights2weights,
 )
 from lorasynth.studies.study import as_json
@@ -67,7 +67,7 @@ class Row:
     @classmethod
     def read(cls, way: str, vae: Any = None, start: str = "mean", **said: Any) -> "Row":
         usual = to_dict(WAYS[way])
-        said["descent"] = usual["descent"] | said.get("descent", {})
+        said["optimizer"] = usual["optimizer"] | said.get("optimizer", {})
         return cls(way, from_dict(type(WAYS[way]), usual | said), vae, start)
 
 
@@ -118,7 +118,7 @@ class Bench:
             ]
         coordinates = self.coordinates(row, people)
         begun = time.perf_counter()
-        made = personalise(self.bundle.base, people, coordinates).factors
+        made = descend(self.bundle.base, people, coordinates).factors
         seconds = (time.perf_counter() - begun) / len(people)
         contender = stacked(row.way, made, [case.id for case in cases])
         return {"seconds": seconds, **as_json(self.run.measure(contender))}

@@ -3,8 +3,8 @@
     python bench/training.py --folder /tmp                        # 99,648 numbers, 512 latents
     python bench/training.py --rows 40 --width 1200 --latents 8 --batch 8   # smoke
 
-Vectors are generated on disk once (`synthetic_vectors.py`; --rows of them, 0.4 GB for each 1,024) and
-the VAE is trained as `lorasynth fit vae` trains what does not fit in memory: rows read in random
+Vectors are generated on disk once (`synthetic_vectors.py`; --rows, 0.4 GB for each 1,024) and the
+VAE is trained as `lorasynth fit vae` trains what does not fit in memory: rows read in random
 order while it computes, AdamW fused, one encoder and one decoder layer.  The hypernetwork is the
 default one, trained on as many random latents with one condition of 512 numbers each.
 

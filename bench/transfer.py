@@ -28,7 +28,7 @@ from lorasynth.avatars.drawing import AvatarSubjects
 from lorasynth.core.atomic import write_json
 from lorasynth.core.cache import Cache
 from lorasynth.core.randomness import numpy_stream
-from lorasynth.engine.descent import Descent
+from lorasynth.engine import OptimizerConfig
 from lorasynth.evaluation import Benchmark, BenchmarkConfig, Contender, contenders_of
 from lorasynth.images import Subject
 from lorasynth.images.png import contact_sheet
@@ -55,7 +55,9 @@ def sibling(bundle: Bundle, subjects: int, steps: int) -> Weights:
         who, what = captions.identity_phrases(source.identity(name)), captions.scene_phrases(scene)
         said.append(captions.training_caption(who, what, numpy_stream(0, name, "captions")))
     style = Subject(id="style", photos=outlined(torch.cat(drawn)), captions=said)
-    config = Descent(steps=steps, images_per_step=32, learning_rate=2e-4, schedule="cosine")
+    config = OptimizerConfig(
+        average=0.0, steps=steps, images_per_step=32, learning_rate=2e-4, schedule="cosine"
+    )
     return fine_tune(bundle.base, style, config)
 
 

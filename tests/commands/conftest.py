@@ -17,7 +17,11 @@ from lorasynth.images.files import to_unit_range
 
 SIDE = 16
 SUBJECTS = ("ann", "ben", "cyd")
-QUICK = ("--set", "steps=2", "--set", "rank=2", "--set", "images_per_step=1")
+QUICK = ("--recipe.steps", 2, "--recipe.rank", 2, "--recipe.images-per-step", 1)
+PRETRAIN = (
+    *("--optimisation.steps", 2, "--optimisation.batch", 2, "--latents", 2),
+    *("--model.width", 8, "--recipe.rank", 2),
+)
 TRAINING = ("--optimisation.steps", 2, "--optimisation.batch", 2, "--record-every", 1)
 DENOISER = ("--model.denoiser-options", '{"width":8,"depth":1}')
 
@@ -80,8 +84,8 @@ def world(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Wo
 
 
 def collect_arguments(world: World, library: Path) -> list[object]:
-    where = ["--folder", world.subjects, "--base", world.base, "--device", "cpu"]
-    return ["collect", "-o", library, *where, *QUICK]
+    where = [world.subjects, "--base", world.base, "--device", "cpu"]
+    return ["collect", *where, "-o", library, *QUICK]
 
 
 def train_arguments(world: World, out: Path, run_folder: Path) -> list[object]:

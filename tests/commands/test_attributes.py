@@ -8,10 +8,7 @@ from command_line import Run
 from lorasynth.adapter import Adapter
 from lorasynth.library import Library
 
-from .conftest import DENOISER, TRAINING, World
-
-AVATARS = ("--avatars", 3, "--images", 2)
-QUICK = ("--set", "steps=2", "--set", "rank=2", "--set", "images_per_step=1")
+from .conftest import DENOISER, QUICK, TRAINING, World
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +17,7 @@ def library(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from command_line import call
 
     out = tmp_path_factory.mktemp("attributes") / "library"
-    assert call(["collect", *AVATARS, "-o", out, "--base", world.base, *QUICK]) == 0
+    assert call(["collect", "avatars:3,images=2", "-o", out, "--base", world.base, *QUICK]) == 0
     return out
 
 
@@ -31,7 +28,7 @@ def train(
     made = run("encoders", "attributes", library, "--column", "top", *identity, "-o", encoder)
     assert made.status == 0, made.err
     assert "top: " in made.out
-    images = ("--base", world.base, "--set", "images=1", "--set", "sampling.steps=1")
+    images = ("--base", world.base, "--generated.images", 1, "--generated.steps", 1)
     assert run("library", "embed", library, "--encoder", encoder, *images).status == 0
     fit = ("fit", "pca", library, "-o", codec, "--set", "latents=2", "--run", root / "fit")
     assert run(*fit).status == 0

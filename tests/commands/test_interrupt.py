@@ -15,11 +15,11 @@ def everything_below(folder: Path) -> list[str]:
 
 
 def test_collect(world: World, run: Run, tmp_path, monkeypatch) -> None:
-    from lorasynth.collect import collector
+    from lorasynth.collect import worker
 
     arguments = [*collect_arguments(world, tmp_path / "library"), "--fleet", 1]
     with monkeypatch.context() as patch:
-        interrupt(patch, collector, "train_fleet", calls=3)
+        interrupt(patch, worker, "train_fleet", calls=3)
         result = run(*arguments)
     assert result.status == 130
     assert "2 finished adapters are safe" in result.err.splitlines()[-1]

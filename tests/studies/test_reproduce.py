@@ -66,7 +66,14 @@ def test_a_smoke_run_writes_a_report_without_verdicts_and_resumes(
 def test_a_library_that_is_given_is_studied_in_place_of_a_new_one(
     bundle_run: Path, run: Run, tmp_path: Path
 ) -> None:
-    arguments: list[str | Path] = ["study", "reproduce", "--smoke", "--claim", "linearity", "--device"]
+    arguments: list[str | Path] = [
+        "study",
+        "reproduce",
+        "--smoke",
+        "--claim",
+        "linearity",
+        "--device",
+    ]
     arguments += ["cpu", "--bundle", bundle_run / "bundle"]
     arguments += ["--adapters", bundle_run / "out" / "library"]
     arguments += ["--run", tmp_path / "run", "-o", tmp_path / "report"]

@@ -25,7 +25,7 @@ from lorasynth.avatars.parts import PartsConfig, parts_report
 from lorasynth.avatars.reader import AttributeReader
 from lorasynth.base import BaseModel
 from lorasynth.codec import fit_codec, load_codec
-from lorasynth.collect import LikenessGate, collect
+from lorasynth.collect import SimilarityGate, Worker, collect
 from lorasynth.collect.embedding import column_of, embed_library
 from lorasynth.commands.encoders import TrainEncoder
 from lorasynth.condition import ConditionEncoder, JoinedEncoder, load_encoder
@@ -93,7 +93,7 @@ class BundleConfig:
         pretraining_images: of each; two are needed, one to see and one to denoise.
         library: adapters collected; the gate refuses three in a thousand, so that 2,000 remain.
         recipe: how each adapter is trained.
-        least_likeness: of adapters that may join the library (see `LikenessGate`); None: all may.
+        least_likeness: of adapters that may join the library (see `SimilarityGate`); None: all may.
         codec: name of the codec.
         codec_options: its options.
         hypernet: training of the hypernetwork.
@@ -283,16 +283,9 @@ class BundleMaker:
         base, anchor = self._base_model(), self._anchor()
         growing = self.run / "library"
         encoder, least = load_encoder(self.stages.path("avatar")), self.config.least_likeness
-        gate = None if least is None else LikenessGate(base=base, encoder=encoder, least=least)
-        report = collect(
-            base,
-            self.subjects,
-            growing,
-            self.config.recipe,
-            fleet_size=None,
-            anchor=anchor,
-            gate=gate,
-        )
+        gate = None if least is None else SimilarityGate(base=base, encoder=encoder, least=least)
+        worker = Worker(base=base, init_from=anchor, gate=gate)
+        report = collect(worker, self.subjects, growing, self.config.recipe)
         embed_library(Library.open(growing), self.subjects, self._conditioner())
         if report.collected:
             self.stages.note("adapter", report.seconds / len(report.collected))
@@ -347,8 +340,9 @@ class BundleMaker:
             library.info.recipe,
             gauge=library.info.gauge,
             dtype="float16",
-            reference=library.reference,
         )
+        if library.reference is not None:
+            sample.freeze(library.reference)
         sample.append(library.factors(range(count)), rows)
 
     def _facts(self) -> dict[str, Any]:

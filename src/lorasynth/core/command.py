@@ -11,7 +11,7 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import field
 from io import StringIO
@@ -52,6 +52,11 @@ class Command(ABC):
         """What may follow the command's name, such as `pca` after `fit`: the command of each."""
         return {}
 
+    @classmethod
+    def chosen_by(cls, words: Sequence[str]) -> "type[Command]":  # noqa: ARG003
+        """The command with the defaults that words choose, such as those of a preset."""
+        return cls
+
     @abstractmethod
     def run(self) -> Any:
         """Do it.
@@ -63,11 +68,18 @@ class Command(ABC):
 
 def with_field(command: type[CommandT], field_name: str, config: type) -> type[CommandT]:
     """A command one of whose fields is a config of this class; its options are the command's."""
+    return with_default(command, field_name, Annotated[config, Flat], config)
+
+
+def with_default(
+    command: type[CommandT], field_name: str, kind: Any, make: Callable[[], Any]
+) -> type[CommandT]:
+    """A command with a field of a kind, whose default is made."""
     body = {
-        "__annotations__": {field_name: Annotated[config, Flat]},
+        "__annotations__": {field_name: kind},
         "__doc__": command.__doc__,
         "__module__": command.__module__,
-        field_name: field(default_factory=config),
+        field_name: field(default_factory=make),
     }
     made = type(command.__name__, (command,), body)
     return cast("type[CommandT]", dataclass(frozen=True, kw_only=True)(made))
@@ -111,7 +123,8 @@ def read_command(kind: type[CommandT], name: str, words: Sequence[str]) -> Comma
     try:
         wide = _width(None if {"-h", "--help"} & set(words) else 10_000)
         with _CONSTRUCTORS, wide, redirect_stderr(said):
-            return tyro.cli(kind, prog=name, args=list(words), config=(FlagCreatePairsOff,))
+            chosen = cast("type[CommandT]", kind.chosen_by(words))
+            return tyro.cli(chosen, prog=name, args=list(words), config=(FlagCreatePairsOff,))
     except SystemExit as ended:
         if not ended.code:
             raise
@@ -173,6 +186,8 @@ def _refusal(text: str) -> str:
     for before, row in pairwise(rows):
         if found := _REASON.match(row):
             reason, value = found.groups()
+            if "validation error" in before:  # of several options together
+                return reason
             option = before.replace("_", "-")
             return f"--{option}: {reason[:1].lower()}{reason[1:]}, but got {value}"
     return " ".join(rows[1:] or rows)

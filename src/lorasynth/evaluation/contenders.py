@@ -14,7 +14,7 @@ from lorasynth.adapter import Adapter, Factors, map_factors, scaled, stack
 from lorasynth.adapter.files import is_lora
 from lorasynth.base import BaseModel
 from lorasynth.base.compatibility import require_fits
-from lorasynth.collect import Anchor, collect
+from lorasynth.collect import AdapterPredictor, CollectConfig, Worker, collect
 from lorasynth.condition import ConditionEncoder, framed_subject
 from lorasynth.core.atomic import as_file_name
 from lorasynth.core.cache import Cache
@@ -98,7 +98,11 @@ def conditions_of(synthesizer: Synthesizer, cases: Sequence[Case]) -> Float[Tens
 
 
 def trained(
-    base: BaseModel, subjects: TestSubjects, recipe: Recipe, anchor: Anchor | None, cache: Cache
+    base: BaseModel,
+    subjects: TestSubjects,
+    recipe: Recipe,
+    anchor: AdapterPredictor | None,
+    cache: Cache,
 ) -> Adapters:
     """Adapters trained on the images that the subjects' source gives to learn from: the ceiling.
 
@@ -111,7 +115,9 @@ def trained(
         parts = [base.fingerprint, recipe.fingerprint, start]
         path = cache.path("trained", [*parts, subjects.key])
         if not Library.is_at(path) or set(subjects.ids) - set(Library.open(path).ids):
-            collect(base, subjects, path, recipe, anchor=anchor, fleet_size=25)
+            collect(
+                Worker(base=base, init_from=anchor), subjects, path, recipe, CollectConfig(fleet=25)
+            )
         return Library.open(path)
 
     def adapters(cases: Sequence[Case]) -> Factors:
@@ -128,8 +134,8 @@ def refined(parts: Parts, subjects: TestSubjects) -> Adapters:
 
     def adapters(cases: Sequence[Case]) -> Factors:
         people = [framed_subject(subjects.load(case.id), size, encoders) for case in cases]
-        anchor = scaled(start.predict(people), start.strength)
-        return train_fleet(parts.base, recipe, people, anchor=anchor).factors
+        init = scaled(start.predict(people), start.strength)
+        return train_fleet(parts.base, recipe, people, init=init).factors
 
     return adapters
 

@@ -195,11 +195,11 @@ class FineTune(Command, WithBase, Seeded):
         from lorasynth.condition import framed_subject
         from lorasynth.core.atomic import atomic_directory, make_parent, require_replaceable
         from lorasynth.core.progress import progress
-        from lorasynth.engine.descent import Descent
+        from lorasynth.engine import OptimizerConfig
         from lorasynth.images.folders import read_subject
         from lorasynth.optimise import fine_tune, weights_of
 
-        config = Descent(learning_rate=self.learning_rate, steps=self.steps, seed=self.seed)
+        config = OptimizerConfig(learning_rate=self.learning_rate, steps=self.steps, seed=self.seed)
         found = subjects_of(self.photos, self.out, "")
         for path in found:
             make_parent(path)
@@ -246,7 +246,7 @@ class TrainIPAdapter(Command, WithBase, WithImages, Seeded):
         from lorasynth.condition import load_encoder
         from lorasynth.core.atomic import make_parent
         from lorasynth.engine.trainer import Optimisation
-        from lorasynth.predict.ip_adapter import IPAdapterConfig, train_ip_adapter
+        from lorasynth.studies.ip_adapter import IPAdapterConfig, train_ip_adapter
 
         options = Optimisation(steps=self.steps, batch=self.batch, lr=1e-3, seed=self.seed)
         base = self.load_base()
@@ -295,7 +295,7 @@ class IPAdapterImages(Command, WithBase, Seeded):
         from lorasynth.base import SamplingConfig
         from lorasynth.condition import load_encoder
         from lorasynth.images.png import contact_sheet, write_synthetic
-        from lorasynth.predict.ip_adapter import IPAdapter
+        from lorasynth.studies.ip_adapter import IPAdapter
 
         base = self.load_base()
         encoder = load_encoder(self.encoder, base.device)

@@ -22,7 +22,7 @@ from lorasynth.evaluation.report import COMPARED
 from lorasynth.hypernet import TrainingSet
 from lorasynth.hypernet.train import HypernetConfig
 from lorasynth.hypernet.train import train as train_hypernet
-from lorasynth.library import Library, LibraryView
+from lorasynth.library import Library
 from lorasynth.synthesizer import Synthesizer
 
 
@@ -86,7 +86,7 @@ def growth(
 
 
 def _measure(
-    run: Benchmark, parts: Parts, library: LibraryView, config: GrowthConfig, checkpoint: Path
+    run: Benchmark, parts: Parts, library: Library, config: GrowthConfig, checkpoint: Path
 ) -> dict[str, Any]:
     """Train a hypernetwork on a library; it and baselines, measured at strength 1."""
     whole, size = parts.whole, len(library)

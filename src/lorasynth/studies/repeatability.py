@@ -8,13 +8,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lorasynth.collect import Anchor, compare, train_twice
+from lorasynth.collect import AdapterPredictor
 from lorasynth.core.cache import Cache, plain
 from lorasynth.core.figures import Line, curves
 from lorasynth.core.progress import progress
 from lorasynth.engine.recipe import Recipe
 from lorasynth.evaluation.benchmark import Benchmark
 from lorasynth.evaluation.contenders import stacked
+from lorasynth.studies.twice import compare, train_twice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class Candidate:
     """
 
     recipe: Recipe
-    anchor: Anchor | None = None
+    anchor: AdapterPredictor | None = None
 
 
 def repeatability(run: Benchmark, candidate: Candidate) -> dict[str, Any]:

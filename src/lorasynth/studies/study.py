@@ -14,7 +14,7 @@ from lorasynth.adapter import Factors, Layout, canonicalise, choose_reference, s
 from lorasynth.avatars.bundle import Bundle
 from lorasynth.avatars.drawing import AvatarSubjects
 from lorasynth.codec import Codec, fit_codec, load_codec
-from lorasynth.collect import collect
+from lorasynth.collect import Worker, collect
 from lorasynth.collect.embedding import column_of, embed_library
 from lorasynth.core.cache import Cache
 from lorasynth.core.errors import LibraryError
@@ -33,7 +33,7 @@ from lorasynth.hypernet.contract import Probe
 from lorasynth.hypernet.train import HypernetConfig
 from lorasynth.hypernet.train import train as train_hypernet
 from lorasynth.images import Subject
-from lorasynth.library import Library, LibraryView
+from lorasynth.library import Library
 from lorasynth.studies.config import ReproduceConfig
 from lorasynth.studies.finding import SIMILARITY, listed
 from lorasynth.synthesizer import Synthesizer
@@ -140,17 +140,17 @@ class Study:
         return replace(found, steps=self.config.recipe_steps or found.steps)
 
     @cached_property
-    def library(self) -> LibraryView:
+    def library(self) -> Library:
         """Our library, collected as far as it is not yet; the last rows are held out."""
         ours = self._given or self._collect("ours", self._count)
         return ours.select(range(self._count))
 
-    def compared(self, kind: str) -> LibraryView:
+    def compared(self, kind: str) -> Library:
         """Adapters of a kind, as many as are compared and those held out, which are the last."""
         known, held = self.config.compared, self.config.held_out
         if kind != "ours":
             return self._collect(kind, known + held).select(range(known + held))
-        return self.library.library.select([*range(known), *range(self._count - held, self._count)])
+        return self.library.whole.select([*range(known), *range(self._count - held, self._count)])
 
     def in_gauge(self, kind: str, gauge: str) -> Factors:
         """Those adapters in canonical form under a gauge, or as they were trained ("raw")."""
@@ -166,7 +166,7 @@ class Study:
             size = bundle.base.image_size
             source = AvatarSubjects(split="train", count=count, size=size, series="reproduce")
             anchor = bundle.pretrained if kind == "ours" else None
-            collect(bundle.base, source, path, self.recipe(kind), fleet_size=None, anchor=anchor)
+            collect(Worker(base=bundle.base, init_from=anchor), source, path, self.recipe(kind))
             self._collected[kind] = Library.open(path)
             embed_library(self._collected[kind], source, bundle.synthesizer.encoder)
         return self._collected[kind]
@@ -182,7 +182,7 @@ class Study:
         whole = self.library.all_vectors()
         return whole[: self.config.known], whole[self.config.known :]
 
-    def embeddings(self, library: LibraryView) -> Float[Tensor, "n P m"]:
+    def embeddings(self, library: Library) -> Float[Tensor, "n P m"]:
         """Of the subjects of one of the libraries."""
         return library.column(column_of(self.bundle.synthesizer.encoder))
 

@@ -22,11 +22,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.adapter.files import get_format, write_many
-from lorasynth.base import BaseModel, SamplingConfig
+from lorasynth.base import BaseModel
 from lorasynth.base.compatibility import require_fits
 from lorasynth.codec import CODECS, Budget, fit_into, load_codec
+from lorasynth.collect import GeneratedConfig
+from lorasynth.collect.described import GeneratedSubjects, embed_imported
 from lorasynth.collect.embedding import column_of
-from lorasynth.collect.generated import GeneratedConfig, GeneratedSubjects, embed_imported
 from lorasynth.condition import SHOWN, ConditionEncoder
 from lorasynth.core.atomic import as_file_name, atomic_directory, write_json
 from lorasynth.core.cache import Cache, plain
@@ -48,7 +49,7 @@ from lorasynth.hypernet.library_data import training_set
 from lorasynth.hypernet.train import HypernetConfig
 from lorasynth.hypernet.train import train as train_hypernet
 from lorasynth.images import Subject, SubjectSource, subjects_in
-from lorasynth.library import Library, LibraryView
+from lorasynth.library import Library
 from lorasynth.library.groups import groups_by_likeness
 from lorasynth.library.w2w import W2WFiles, import_w2w
 from lorasynth.studies.config import W2WConfig
@@ -146,7 +147,7 @@ class W2WRun:
         return GeneratedConfig(
             prompt=config.generated_prompt,
             images=config.generated_images,
-            sampling=SamplingConfig(steps=config.generated_steps),
+            steps=config.generated_steps,
         )
 
     def _conditions(self, path: Path) -> None:
@@ -232,7 +233,7 @@ class W2WRun:
             *contenders_of(parts, self._tests, Cache(self.run), list(BASELINES)),
         ]
 
-    def _rows(self, split: str) -> LibraryView:
+    def _rows(self, split: str) -> Library:
         """The library's rows of a split."""
         library = Library.open(self.stages.path("library"))
         stated = read_json(self.stages.path("conditions.json"))["split"]
@@ -247,7 +248,7 @@ class W2WRun:
         """
         test, config = self._rows("test"), self.config.tests
         source: SubjectSource = (
-            GeneratedSubjects(self.models.base, test.library, self._generated)
+            GeneratedSubjects(self.models.base, test.whole, self._generated)
             if self.images is None
             else subjects_in(self.images)
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 from lorasynth.adapter import Factors, scaled
 from lorasynth.avatars.drawing import AvatarSubjects
 from lorasynth.core.figures import Line, curves
-from lorasynth.engine.descent import Descent
+from lorasynth.engine import OptimizerConfig, descend
 from lorasynth.engine.fleet import train_fleet
 from lorasynth.engine.recipe import PRESETS, Recipe
 from lorasynth.engine.trainer import Optimisation
@@ -28,12 +28,10 @@ from lorasynth.optimise import (
     Mixture,
     MixtureConfig,
     fine_tune,
-    personalise,
     weights2weights,
     weights_of,
 )
 from lorasynth.predict import PredictorTraining, train_predictor
-from lorasynth.predict.ip_adapter import IPAdapterConfig, train_ip_adapter
 from lorasynth.studies.finding import (
     SECOND,
     SIMILARITY,
@@ -45,6 +43,7 @@ from lorasynth.studies.finding import (
     judged,
     text,
 )
+from lorasynth.studies.ip_adapter import IPAdapterConfig, train_ip_adapter
 from lorasynth.studies.study import Study, as_json, synthesised
 from lorasynth.synthesizer import Synthesizer
 
@@ -195,8 +194,8 @@ def optimised(study: Study) -> list[Cost]:
     }
     for shown in SHOWN:
         for name, decides in ways.items():
-            descend = partial(_descended, study, name)
-            found.append(_timed(study, name, shown, config.optimised, decides, descend))
+            prepare = partial(_descended, study, name)
+            found.append(_timed(study, name, shown, config.optimised, decides, prepare))
         for count in config.refined:
             recipe = replace(PRESETS["refine"], steps=count)
             refine = partial(partial, _fleet, study, recipe, partial(synthesised, start))
@@ -211,15 +210,15 @@ def _fleet(
     people: list[Subject],
 ) -> Factors:
     """Adapters trained from what another method makes, or from nothing."""
-    anchor = None if start is None else start(people)
-    return train_fleet(study.bundle.base, recipe, people, anchor=anchor).factors
+    init = None if start is None else start(people)
+    return train_fleet(study.bundle.base, recipe, people, init=init).factors
 
 
 def _descended(study: Study, way: str, people: list[Subject]) -> Callable[[], Factors]:
     coordinates = _coordinates(study, way, len(people))
     strength = 1.0 if way == "w2w" else study.config.strength
     base = study.bundle.base
-    return lambda: scaled(personalise(base, people, coordinates).factors, strength)
+    return lambda: scaled(descend(base, people, coordinates).factors, strength)
 
 
 def _coordinates(study: Study, way: str, count: int) -> Coordinates:
@@ -246,9 +245,9 @@ def _coordinates(study: Study, way: str, count: int) -> Coordinates:
     steps = study.config.optimised
     if way == "mixture":
         mixture = MixtureConfig()
-        mixture = replace(mixture, descent=replace(mixture.descent, steps=steps))
+        mixture = replace(mixture, optimizer=replace(mixture.optimizer, steps=steps))
         return Mixture(mixture, count, known, decode)
-    config = replace(config, descent=replace(config.descent, steps=steps))
+    config = replace(config, optimizer=replace(config.optimizer, steps=steps))
     return Inversion(config, count, known, decode)
 
 
@@ -295,7 +294,9 @@ def _fine_tuned(study: Study, run: Benchmark, steps: int, rate: float) -> Values
     images = []
     for row, person in enumerate(study.people(run, SHOWN[-1])[:few]):
         begun = time.perf_counter()
-        weights = fine_tune(base, person, Descent(steps=steps, learning_rate=rate, clip=1.0))
+        weights = fine_tune(
+            base, person, OptimizerConfig(steps=steps, learning_rate=rate, clip=1.0)
+        )
         spent += time.perf_counter() - begun
         images.append(_within(run, weights_of(base, weights), range(row, row + 1)))
     figures = as_json(run.score(torch.stack(images)))

@@ -2,13 +2,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mean_anchor import MeanAnchor
+from mean_predictor import MeanPredictor
 
 from lorasynth.adapter import Factor, map_factors
-from lorasynth.collect import compare, train_twice
-from lorasynth.collect.repeatability import split_images
 from lorasynth.core.errors import CollectionError
 from lorasynth.engine.recipe import Recipe
+from lorasynth.studies.twice import compare, split_images, train_twice
 
 RECIPE = Recipe(steps=6, rank=2, targets=("to_q", "to_v"), images_per_step=2)
 
@@ -60,16 +59,16 @@ def test_adapters_of_one_subject_are_closer(base, subjects):
     ]
     # Colour alone tells these subjects apart, so it must be learned for longer than noise is.
     longer = replace(RECIPE, steps=48, learning_rate=0.05)
-    result = compare(*train_twice(base, longer, alike, dtype=torch.float64))
+    result = compare(*train_twice(base, longer, alike))
     assert result.cosines.shape == (3, 3)
     assert result.same == pytest.approx(1)
     assert result.different < 0.999
 
 
-def test_an_anchor_sees_one_half_only(base, subjects):
+def test_a_predictor_sees_one_half_only(base, subjects):
     still = replace(RECIPE, learning_rate=1e-12)
-    anchor = MeanAnchor(base, still)
-    first, second = train_twice(base, still, subjects, anchor=anchor, dtype=torch.float64)
+    anchor = MeanPredictor(base, still)
+    first, second = train_twice(base, still, subjects, anchor=anchor)
     for number, factors in enumerate((first, second)):
         predicted = anchor.predict([split_images(one)[number] for one in subjects])
         for name, factor in factors.items():

@@ -1,6 +1,6 @@
 """What workers of a cluster need in tests, and a collection over one; run by its test.
 
-Usage: spread_parts.py ADDRESS BASE SUBJECTS LIBRARY.  An error is one line, and status 2.
+Usage: cluster_parts.py ADDRESS BASE SUBJECTS LIBRARY.  An error is one line, and status 2.
 """
 
 import os
@@ -14,12 +14,10 @@ import torch
 from colours import Colours
 
 from lorasynth.base import BaseModel
-from lorasynth.collect import Verdict
+from lorasynth.collect import CollectConfig, Verdict, Worker, collect
 from lorasynth.collect.cluster import ClusterConfig, connected
-from lorasynth.collect.spread import Equipment, collect_spread
 from lorasynth.core.errors import LorasynthError
-from lorasynth.engine.prior import Prior
-from lorasynth.engine.recipe import Recipe
+from lorasynth.engine import PriorPreservation, Recipe
 from lorasynth.images import FolderSubjects
 
 RECIPE = Recipe(
@@ -28,7 +26,7 @@ RECIPE = Recipe(
     targets=("to_q", "to_v"),
     images_per_step=2,
     trained="both",
-    prior=Prior(prompt="a portrait", images=2, steps=1),
+    prior=PriorPreservation(prompt="a portrait", images=2, steps=1),
 )
 OPTIONS = {"gpus": 0.0, "patience": 4.0}
 
@@ -50,7 +48,7 @@ class DeadlyGate:
 
 
 @dataclass(frozen=True)
-class Equip:
+class Loads:
     """Loads the tiny base model, and a gate that may kill."""
 
     base: Path
@@ -58,20 +56,21 @@ class Equip:
     victim: str = "nobody"
     seconds: float = 0.0
 
-    def __call__(self):
+    def load_worker(self):
         torch.set_num_threads(1)
         gate = DeadlyGate(self.victim, self.marker, self.seconds)
         base = BaseModel.load(self.base, dtype=torch.float64)
-        return Equipment(base=base, gate=gate, encoder=Colours())
+        return Worker(base=base, gate=gate, encoder=Colours())
 
 
 def main() -> None:
     address, base, subjects, library = sys.argv[1], *map(Path, sys.argv[2:])
-    equip = Equip(base, library / "nothing", seconds=1.0)
+    loads = Loads(base, library / "nothing", seconds=1.0)
     source = FolderSubjects(subjects)
     try:
-        with connected(ClusterConfig(address=address, **OPTIONS)) as cluster:
-            collect_spread(cluster, equip(), equip, source, library, RECIPE, fleet_size=1)
+        with connected(ClusterConfig(address=address, **OPTIONS), loads) as cluster:
+            one = CollectConfig(fleet=1)
+            collect(loads.load_worker(), source, library, RECIPE, one, cluster)
     except LorasynthError as error:
         print(error)
         sys.exit(2)

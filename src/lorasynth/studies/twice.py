@@ -14,11 +14,9 @@ from torch import Tensor
 
 from lorasynth.adapter import Factors, cosines, map_factors
 from lorasynth.base import BaseModel
-from lorasynth.collect.contract import Anchor
+from lorasynth.collect import AdapterPredictor
 from lorasynth.core.errors import CollectionError
-from lorasynth.engine.fleet import train_fleet
-from lorasynth.engine.loop import OnStep
-from lorasynth.engine.recipe import Recipe
+from lorasynth.engine import OnStep, Recipe, train_fleet
 from lorasynth.images import Subject
 
 
@@ -87,8 +85,7 @@ def train_twice(
     recipe: Recipe,
     subjects: Sequence[Subject],
     *,
-    anchor: Anchor | None = None,
-    dtype: torch.dtype = torch.float32,
+    anchor: AdapterPredictor | None = None,
     on_step: OnStep | None = None,
 ) -> tuple[Factors, Factors]:
     """Train each subject on one half of its images and on the other, all in one fleet.
@@ -101,7 +98,7 @@ def train_twice(
     halves = [split_images(subject) for subject in subjects]
     trainees = [half[index] for index in range(2) for half in halves]
     start = None if anchor is None else anchor.predict(trainees)
-    fleet = train_fleet(base, recipe, trainees, anchor=start, dtype=dtype, on_step=on_step)
+    fleet = train_fleet(base, recipe, trainees, init=start, on_step=on_step)
     n = len(subjects)
     first = map_factors(lambda part: part[:n], fleet.factors)
     return first, map_factors(lambda part: part[n:], fleet.factors)

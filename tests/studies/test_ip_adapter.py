@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from lorasynth.base import BaseModel
 from lorasynth.core.errors import BundleError, ConfigError
 from lorasynth.engine.trainer import Optimisation
-from lorasynth.predict.ip_adapter import IPAdapter, IPAdapterConfig, train_ip_adapter
+from lorasynth.studies.ip_adapter import IPAdapter, IPAdapterConfig, train_ip_adapter
 
 from .test_predict import Colours, MeanColour, losses_of_all
 

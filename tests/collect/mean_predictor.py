@@ -1,4 +1,4 @@
-"""An anchor that needs no training."""
+"""Predicts adapters without training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ import torch
 
 from lorasynth.adapter import Factor, Factors
 from lorasynth.base import BaseModel
+from lorasynth.engine import Recipe
 from lorasynth.engine.fleet import start_factors
-from lorasynth.engine.recipe import Recipe
 from lorasynth.images import Subject
 
 
 @dataclass(frozen=True)
-class MeanAnchor:
+class MeanPredictor:
     """Predicts adapters whose B is a tenth of the mean of the subject's images."""
 
     base: BaseModel

@@ -6,19 +6,20 @@ import sys
 import time
 from pathlib import Path
 
+import cluster_parts
 import numpy as np
 import pytest
-import spread_parts
 import torch
+from collecting import collect as collect_here
 from colours import Colours
 from PIL import Image
 from test_parts import assert_same_library
 
 from lorasynth.base import BaseModel
-from lorasynth.collect import collect
+from lorasynth.collect import CollectConfig, collect
 from lorasynth.collect.cluster import ClusterConfig, connected
 from lorasynth.collect.embedding import embed_library
-from lorasynth.collect.spread import collect_spread, embed_spread
+from lorasynth.collect.worker import embed_over
 from lorasynth.core.errors import CollectionError, LibraryError
 from lorasynth.core.randomness import numpy_stream
 from lorasynth.images import FolderSubjects
@@ -28,7 +29,7 @@ pytest.importorskip("ray", reason="needs lorasynth[cluster]")
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.long]
 
-RECIPE = spread_parts.RECIPE
+RECIPE = cluster_parts.RECIPE
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def whole(subjects, folder, tmp_path_factory) -> Path:
     """What one process collects."""
     path = tmp_path_factory.mktemp("spread") / "whole"
     source, base = FolderSubjects(subjects), BaseModel.load(folder, dtype=torch.float64)
-    collect(base, source, path, RECIPE, fleet_size=2)
+    collect_here(base, source, path, RECIPE, fleet=2)
     embed_library(Library.open(path), source, Colours())
     return path
 
@@ -68,24 +69,23 @@ def cluster():
 
 
 def test_a_killed_worker_loses_and_doubles_nothing(tmp_path, cluster, folder, subjects, whole):
-    equip = spread_parts.Equip(folder, tmp_path / "killed", victim="3")
+    loads = cluster_parts.Loads(folder, tmp_path / "killed", victim="3")
     source, out = FolderSubjects(subjects), tmp_path / "lib"
-    config = ClusterConfig(address=cluster.address, **spread_parts.OPTIONS)
-    with connected(config) as workers:
-        report = collect_spread(workers, equip(), equip, source, out, RECIPE, fleet_size=2)
+    config = ClusterConfig(address=cluster.address, **cluster_parts.OPTIONS)
+    with connected(config, loads) as workers:
+        given = (loads.load_worker(), source, out, RECIPE, CollectConfig(fleet=2), workers)
+        report = collect(*given)
         assert (tmp_path / "killed").exists()
         assert report.collected == Library.open(out).ids == source.ids
-        again = collect_spread(workers, equip(), equip, source, out, RECIPE, fleet_size=2)
-        assert again.collected == []
+        assert collect(*given).collected == []
         assert len(list(tmp_path.glob("class-*"))) == 1
-        embed = embed_spread(workers, equip, source)
-        embed_library(Library.open(out), source, Colours(), embed)
+        embed_library(Library.open(out), source, Colours(), embed_over(workers, source))
         with pytest.raises(CollectionError, match="begins with a letter"):
             list(workers.map(refuse, [1]))
     assert_same_library(out, whole)
 
 
-def refuse(item: int) -> None:
+def refuse(worker: object, item: int) -> None:
     raise CollectionError("a name begins with a letter")
 
 
@@ -94,7 +94,7 @@ def test_a_lost_head_ends_in_one_line_and_the_same_command_goes_on(
 ):
     out = tmp_path / "lib"
     arguments = [cluster.address, str(folder), str(subjects), str(out)]
-    command = [sys.executable, spread_parts.__file__, *arguments]
+    command = [sys.executable, cluster_parts.__file__, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as driver:
         wait_for_a_shard(out)
         cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
@@ -110,11 +110,11 @@ def test_a_lost_head_ends_in_one_line_and_the_same_command_goes_on(
     assert 0 < len(Library.open(out)) < len(ids)
     with (
         pytest.raises(CollectionError, match="cannot be reached"),
-        connected(ClusterConfig(address=cluster.address)),
+        connected(ClusterConfig(address=cluster.address), cluster_parts.Loads(folder, out)),
     ):
         pass
     base = BaseModel.load(folder, dtype=torch.float64)
-    collect(base, FolderSubjects(subjects), out, RECIPE, fleet_size=2)
+    collect_here(base, FolderSubjects(subjects), out, RECIPE, fleet=2)
     embed_library(Library.open(out), FolderSubjects(subjects), Colours())
     assert_same_library(out, whole)
 
