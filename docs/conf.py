@@ -42,7 +42,7 @@ def escape_markup(*event: Any) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Write the page of commands; escape before napoleon (priority 500) makes markup of sections."""
+    """Write the page of commands; escape before napoleon (priority 500) makes markup."""
     sys.path.insert(0, str(Path(__file__).parent))
     from command_pages import write
 

@@ -116,7 +116,7 @@ def _edited(study: Study, space: str, seed: int, name: str) -> list[dict[str, li
     """What images show at each step: glasses are put on those without, and taken off others."""
     bundle, layout, test = study.bundle, study.layout, study.test
     codec = study.standard_codec(space, seed)
-    library = study.whole.library.select(range(study.config.known))
+    library = study.library.whole.select(range(study.config.known))
     known = LatentLibrary.encode(library, codec, None)
     had = torch.tensor([case.reference.attributes[name] != NONE for case in test.cases])
     along = (1 - 2 * had.float())[:, None] * direction(known.latents, known.columns, name)
