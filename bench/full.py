@@ -5,7 +5,7 @@
     python bench/full.py --rows 400 --width 1200 --latents 20 --memory 1     # smoke
 
 The vectors have a power-law spectrum, of which 10,000 components hold 95 % of the variance, and
-known components (`library.synthetic`), so what is captured is exact.  They are made once, in
+known components (`synthetic_vectors`), so what is captured is exact.  They are made once, in
 `--folder`, where what there is so far is kept too.  `seconds` adds up the runs until their ends or
 the last state that they kept.
 """
@@ -18,13 +18,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from lorasynth.codec import PCAConfig
-from lorasynth.codec.out_of_core import OutOfCoreConfig, fit_out_of_core
+from lorasynth.codec import PCA, Budget, PCAConfig
 from lorasynth.core.atomic import write_json
 from lorasynth.core.config import read_json
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile
 from pca import peak_bytes
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 SHARES = (0.5, 0.8, 0.9, 0.95)
 
@@ -71,8 +70,8 @@ def main() -> None:
     before = spent(times, run)
     begun = time.time()
     write_json(times, {"before": before, "begun": begun})
-    how = OutOfCoreConfig(memory=int(options.memory * 1e9), tolerance=options.tolerance)
-    codec = fit_out_of_core(VectorFile(path), PCAConfig(latents=options.latents), how, run=run)
+    budget = Budget(memory=int(options.memory * 1e9), tolerance=options.tolerance, run=run)
+    codec = PCA.fit(VectorFile(path), PCAConfig(latents=options.latents), budget)
     seconds, peak = before + time.time() - begun, peak_bytes()
     held = truth.variances.cumsum(0) / truth.variances.sum()
     best = float(held[options.latents - 1])

@@ -30,7 +30,7 @@ from rich.table import Table
 
 import pca
 import training
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 FACTORS = (0.5, 1, 2, 4)
 

@@ -25,14 +25,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lorasynth.codec import PCAConfig, VAEConfig, streamed_vae
-from lorasynth.codec.out_of_core import OutOfCoreConfig, fit_out_of_core
-from lorasynth.codec.streamed_vae import StreamingConfig, fit_streamed
+from lorasynth.codec import PCA, VAE, Budget, PCAConfig, VAEConfig, plan
+from lorasynth.codec import pca as pca_module
+from lorasynth.codec import vae as vae_module
 from lorasynth.core.weights import write_weights
-from lorasynth.hypernet import TrainingSet
-from lorasynth.hypernet.train import HypernetConfig, train
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
+from lorasynth.hypernet import HypernetConfig, TrainingSet
+from lorasynth.hypernet.train import train
 from lorasynth.library.vectors import VectorFile
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 MEMORY = 4 * 10**9
 LATENTS = 32
@@ -58,22 +58,25 @@ def kill_after_checkpoint(command: Sequence[str], run: Path, delay: float) -> bo
 def newest(run: Path) -> int:
     """When the last checkpoint was written; 0 for none."""
     times = [0]
-    for path in run.glob("[!.]*"):
+    for path in run.glob("[!.]*.safetensors"):
         with suppress(FileNotFoundError):  # deleted in between
             times.append(path.stat().st_mtime_ns)
     return max(times)
 
 
+def budget(run: Path) -> Budget:
+    return Budget(memory=MEMORY, run=run, checkpoint_seconds=0.0)
+
+
 def pca(vectors: Path, run: Path, out: Path) -> None:
-    how = OutOfCoreConfig(memory=MEMORY, method="krylov", checkpoint_seconds=0.0)
-    fit_out_of_core(VectorFile(vectors), PCAConfig(latents=LATENTS), how, run=run).save(out)
+    pca_module.make_plan = plan._krylov  # as if there were no memory for the exact way
+    PCA.fit(VectorFile(vectors), PCAConfig(latents=LATENTS), budget(run)).save(out)
 
 
 def vae(vectors: Path, run: Path, out: Path) -> None:
-    streamed_vae.choose_way = lambda *_sizes, **_more: "streamed"  # as if they did not fit
-    how = StreamingConfig(memory=MEMORY, checkpoint_seconds=0.0)
+    vae_module._choose = lambda *_sizes: "source"  # as if they did not fit
     config = VAEConfig(latents=LATENTS, epochs=4, patience=4, batch=64)
-    fit_streamed(VectorFile(vectors), config, how, run=run).save(out)
+    VAE.fit(VectorFile(vectors), config, budget(run)).save(out)
 
 
 def hypernet(vectors: Path, run: Path, out: Path) -> None:

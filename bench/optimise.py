@@ -13,7 +13,7 @@ fitted to `--library`.  Reports are kept: the same command resumes.
 import argparse
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,11 @@ from torch import Tensor
 from lorasynth.adapter import Factors
 from lorasynth.avatars.bundle import Bundle
 from lorasynth.codec import fit_codec
+from lorasynth.core.cache import Cache
 from lorasynth.core.config import from_dict, read_json, to_dict
-from lorasynth.evaluation.trial import Measured, Trial, TrialConfig
+from lorasynth.engine import descend
+from lorasynth.evaluation import BenchmarkConfig
+from lorasynth.evaluation.contenders import stacked
 from lorasynth.images import Subject
 from lorasynth.library import Library
 from lorasynth.optimise import (
@@ -36,11 +39,9 @@ from lorasynth.optimise import (
     InversionConfig,
     Mixture,
     MixtureConfig,
-    personalise,
     weights2weights,
 )
-from lorasynth.studies.reports import kept_report
-from lorasynth.studies.reproduce.study import as_json
+from lorasynth.studies.study import as_json
 
 #: Configs that rows differ from.
 WAYS = {
@@ -48,7 +49,10 @@ WAYS = {
     "inversion": InversionConfig(),
     "weights2weights": weights2weights.SETTINGS,
 }
-FIGURES = [field.name for field in fields(Measured)]
+FIGURES = [
+    *("identity_similarity", "identity_similarity_second"),
+    *("attribute_accuracy", "prompt_following", "diversity"),
+]
 
 
 @dataclass(frozen=True)
@@ -63,16 +67,16 @@ class Row:
     @classmethod
     def read(cls, way: str, vae: Any = None, start: str = "mean", **said: Any) -> "Row":
         usual = to_dict(WAYS[way])
-        said["descent"] = usual["descent"] | said.get("descent", {})
+        said["optimizer"] = usual["optimizer"] | said.get("optimizer", {})
         return cls(way, from_dict(type(WAYS[way]), usual | said), vae, start)
 
 
 class Bench:
     """Validation subjects, and the spaces that coordinates are of."""
 
-    def __init__(self, bundle: Bundle, library: Path, config: TrialConfig) -> None:
+    def __init__(self, bundle: Bundle, library: Path, config: BenchmarkConfig) -> None:
         self.bundle = bundle
-        self.run = Trial(bundle.instruments, config)
+        self.run = bundle.benchmark(config)
         self._library = library
 
     @cached_property
@@ -104,12 +108,20 @@ class Bench:
 
     def measure(self, row: Row, images: int) -> dict[str, Any]:
         """One row's adapters, measured."""
-        people = self.run.people(images)
+        cases = self.run.cases
+        people = [case.reference for case in cases]
+        if images > 1:
+            found = [self.run.subjects.load(case.id) for case in cases]
+            people = [
+                replace(one, photos=one.photos[:images], captions=one.captions[:images])
+                for one in found
+            ]
         coordinates = self.coordinates(row, people)
         begun = time.perf_counter()
-        made = personalise(self.bundle.base, people, coordinates).factors
+        made = descend(self.bundle.base, people, coordinates).factors
         seconds = (time.perf_counter() - begun) / len(people)
-        return {"seconds": seconds, **as_json(self.run.measure(self.run.images(made)))}
+        contender = stacked(row.way, made, [case.id for case in cases])
+        return {"seconds": seconds, **as_json(self.run.measure(contender))}
 
 
 def main() -> None:
@@ -123,7 +135,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[1, 10])
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
-    config = TrialConfig(subjects=options.subjects, split="validation")
+    config = BenchmarkConfig(subjects=options.subjects, split="validation")
     bench = Bench(bundle, options.library, config)
     table = Table("setting", "images", "seconds", *FIGURES)
     for name, said in read_json(options.rows).items():
@@ -132,12 +144,12 @@ def main() -> None:
             asked = {
                 "row": said | to_dict(row.config),
                 "images": images,
-                "trial": to_dict(config),
-                "parts": [*bundle.instruments.fingerprints, bundle.synthesizer.fingerprint],
+                "subjects": config,
+                "synthesizer": bundle.synthesizer.fingerprint,
+                **bench.run.identity,
             }
-            path = options.out / f"{name}, {images}.json"
             measure = partial(bench.measure, row, images)
-            report = kept_report(path, asked, f"{name}, {images}", measure)
+            report = Cache(options.out).report(f"{name}, {images}", asked, measure)
             means = [f"{torch.tensor(report[figure]).mean():.3f}" for figure in FIGURES]
             table.add_row(name, str(images), f"{report['seconds']:.1f}", *means)
     Console(width=130).print(table)

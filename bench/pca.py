@@ -4,7 +4,7 @@
     python bench/pca.py --rows 1024 --width 9984 --latents 64    # a minute
     python bench/pca.py --rows 300 --width 600 --latents 16      # smoke
 
-Vectors have a power-law spectrum and known components (`library.synthetic`), so the captured
+Vectors have a power-law spectrum and known components (`synthetic_vectors`), so the captured
 variance is exact, whatever an implementation reports.  They are made once, as an .npy file, and
 each implementation runs in a process of its own, where time and peak memory (resident set) are
 taken.  Those that want the vectors in memory read the file within the time.  `loss` is the share of
@@ -48,22 +48,20 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lorasynth.codec import PCAConfig
-from lorasynth.codec.out_of_core import OutOfCoreConfig, fit_out_of_core
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
+from lorasynth.codec import PCA, Budget, PCAConfig
 from lorasynth.library.vectors import VectorFile
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 #: An implementation: from the file of vectors and the options to orthonormal components.
 Fit = Callable[[Path, argparse.Namespace], Tensor]
 
 
 def ours(path: Path, options: argparse.Namespace) -> Tensor:
-    how = OutOfCoreConfig(
-        memory=int(options.memory * 1e9), method=options.method, tolerance=options.tolerance
-    )
     config = PCAConfig(latents=options.latents)
     with tempfile.TemporaryDirectory(dir=path.parent) as run:
-        codec = fit_out_of_core(VectorFile(path), config, how, run=Path(run))
+        memory = int(options.memory * 1e9)
+        budget = Budget(memory=memory, tolerance=options.tolerance, run=Path(run))
+        codec = PCA.fit(VectorFile(path), config, budget)
     print(codec.report["computation"], file=sys.stderr)
     return codec.components
 
@@ -169,7 +167,6 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=99_648)
     parser.add_argument("--latents", type=int, default=256)
     parser.add_argument("--memory", type=float, default=8.0, help="GB that ours may take")
-    parser.add_argument("--method", default="krylov", help="ours: auto, exact or krylov")
     parser.add_argument("--tolerance", type=float, default=1e-3, help="of ours")
     parser.add_argument("--niter", type=int, default=2, help="of svd_lowrank; 2 is its default")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

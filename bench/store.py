@@ -26,8 +26,8 @@ from rich.table import Table
 
 from lorasynth.library import streaming_statistics
 from lorasynth.library.blocks import read_ahead, read_rows
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
 from lorasynth.library.vectors import VectorFile, write_vectors
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 READ = 8 << 20
 

@@ -3,8 +3,8 @@
     python bench/training.py --folder /tmp                        # 99,648 numbers, 512 latents
     python bench/training.py --rows 40 --width 1200 --latents 8 --batch 8   # smoke
 
-Vectors are generated on disk once (`library.synthetic`; --rows of them, 0.4 GB for each 1,024) and
-the VAE is trained as `lorasynth fit vae` trains what does not fit in memory: rows read in random
+Vectors are generated on disk once (`synthetic_vectors.py`; --rows, 0.4 GB for each 1,024) and the
+VAE is trained as `lorasynth fit vae` trains what does not fit in memory: rows read in random
 order while it computes, AdamW fused, one encoder and one decoder layer.  The hypernetwork is the
 default one, trained on as many random latents with one condition of 512 numbers each.
 
@@ -29,24 +29,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from lorasynth.codec import VAE, VAEConfig, passes
-from lorasynth.codec.scaled import Scaled, ScaledConfig
-from lorasynth.codec.streamed_vae import OnDisk
-from lorasynth.codec.vae_training import Training
+from lorasynth.codec import VAE, Scaled, ScaledConfig, VAEConfig
+from lorasynth.codec.sources import moments
+from lorasynth.codec.vae import _Epochs, _Reader
 from lorasynth.core.checkpoint import Checkpoint
-from lorasynth.engine.trainer import Optimisation
-from lorasynth.hypernet import TrainingSet
-from lorasynth.hypernet.train import HypernetConfig, _Run
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
+from lorasynth.engine.trainer import Loss, Optimisation, Trainer
+from lorasynth.hypernet import HypernetConfig, TrainingSet
+from lorasynth.hypernet.train import _build, _Loss
 from lorasynth.library.vectors import VectorFile
 from pca import peak_bytes
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 CONDITION = 512
 #: Bytes that AdamW moves for each weight.
@@ -85,39 +84,40 @@ def copy_rate() -> float:
     return 2 * source.nbytes / min(seconds(lambda: target.copy_(source)) for _ in range(3))
 
 
+def steps_of(trainer: Trainer, loss: Loss) -> Iterator[None]:
+    trainer.model.train()
+    for step in range(trainer.config.steps):
+        trainer._step(loss, step)
+        yield
+
+
 def vae_steps(path: Path, options: argparse.Namespace) -> tuple[Iterator[None], VAE]:
-    source = VectorFile(path)
+    source, here = VectorFile(path), torch.device("cpu")
     config = VAEConfig(latents=options.latents, batch=options.batch)
     codec = VAE.untrained(config, source.width, "cpu")
-    here = torch.device("cpu")
-    moments, _ = passes.moments(source, options.batch, Checkpoint(None, {}), here)
-    spread = moments.variance.sqrt().float()
-    codec.scaled = Scaled.of(ScaledConfig(scale=config.scale), moments.mean.float(), spread)
-    training = Training(codec, OnDisk(source, codec.scaled, config), large=True)
+    found, _ = moments(source, options.batch, Checkpoint(None, {}), here)
+    deviation = found.variance.sqrt().float()
+    codec.scaled = Scaled.of(ScaledConfig(scale=config.scale), found.mean.float(), deviation)
+    take, epochs = _Reader(source, codec.scaled), _Epochs(len(source), config)
 
-    def steps() -> Iterator[None]:
-        while True:
-            yield from training.steps(lambda _steps=1, _note="": None)
-            training.done = 0
+    def loss(model: Any, step: int) -> tuple[torch.Tensor, str]:
+        x = take(epochs.rows(step), epochs.rows(step + 1))
+        terms = model.terms(x, torch.randn(len(x), model.latents))
+        return terms.reconstruction + config.beta * terms.divergence, ""
 
-    return steps(), codec
+    how = Optimisation(steps=10**6, batch=config.batch, lr=1e-5, warmup=0, ema=0.0)
+    return steps_of(Trainer(codec, how, None, here, autocast=False), loss), codec
 
 
 def hypernet_steps(options: argparse.Namespace) -> tuple[Iterator[None], nn.Module]:
-    rows = max(options.rows, 2)
+    rows, here = max(options.rows, 2), torch.device("cpu")
     data = TrainingSet(
         latents=torch.randn(rows, options.latents), conditions=torch.randn(rows, 1, CONDITION)
     )
     config = HypernetConfig(optimisation=Optimisation(steps=5000, batch=options.batch, lr=5e-4))
-    run = _Run(data, config, (), (), None, None, Accelerator(cpu=True))
-    run.model.train()
-
-    def steps() -> Iterator[None]:
-        for step in range(config.optimisation.steps):
-            run._step(step)
-            yield
-
-    return steps(), run.model.denoiser
+    model = _build(config, data, None)
+    trainer = Trainer(model, config.optimisation, None, here, autocast=False)
+    return steps_of(trainer, _Loss(config, data, trainer)), model.denoiser
 
 
 def measured(

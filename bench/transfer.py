@@ -10,6 +10,7 @@ style of the model.  Subjects are of the validation split.
 
 import argparse
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,14 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
-from lorasynth.adapter import Factors, scaled
 from lorasynth.avatars import captions
 from lorasynth.avatars.bundle import Bundle
 from lorasynth.avatars.drawing import AvatarSubjects
 from lorasynth.core.atomic import write_json
+from lorasynth.core.cache import Cache
 from lorasynth.core.randomness import numpy_stream
-from lorasynth.engine.descent import Descent
-from lorasynth.evaluation.trial import Measured, Trial, TrialConfig
+from lorasynth.engine import OptimizerConfig
+from lorasynth.evaluation import Benchmark, BenchmarkConfig, Contender, contenders_of
 from lorasynth.images import Subject
 from lorasynth.images.png import contact_sheet
 from lorasynth.optimise.full import Weights, fine_tune, weights_of
@@ -54,26 +55,32 @@ def sibling(bundle: Bundle, subjects: int, steps: int) -> Weights:
         who, what = captions.identity_phrases(source.identity(name)), captions.scene_phrases(scene)
         said.append(captions.training_caption(who, what, numpy_stream(0, name, "captions")))
     style = Subject(id="style", photos=outlined(torch.cat(drawn)), captions=said)
-    config = Descent(steps=steps, images_per_step=32, learning_rate=2e-4, schedule="cosine")
+    config = OptimizerConfig(
+        average=0.0, steps=steps, images_per_step=32, learning_rate=2e-4, schedule="cosine"
+    )
     return fine_tune(bundle.base, style, config)
 
 
-def figures(run: Trial, adapters: Factors | None, sheet: list[Tensor]) -> dict[str, Any]:
+FIGURES = (
+    *("identity_similarity", "identity_similarity_second"),
+    *("attribute_accuracy", "prompt_following"),
+)
+
+
+def figures(run: Benchmark, contender: Contender, sheet: list[Tensor]) -> dict[str, Any]:
     """What a method's images are worth; its first ones join the sheet."""
-    images = run.images(adapters)
-    sheet.append(images[:: run.config.images][:8])
-    measured: Measured = run.measure(images)
-    names = ("likeness", "likeness_second", "attribute_accuracy", "prompt_following")
-    return measured.intervals(*names)
+    images = run.images(contender, range(len(run.cases))).unflatten(0, (len(run.cases), -1))
+    sheet.append(images[:8, 0])
+    return run.score(images).intervals(*FIGURES)
 
 
-def in_style(run: Trial) -> Trial:
-    """The same trial, whose references are drawn in the other style."""
-    other = Trial(run.instruments, run.config)
-    shape = (run.config.subjects, run.config.images)
-    other.references = outlined(run.references)
-    other.first = run.instruments.encoder.embed(other.references).unflatten(0, shape)
-    other.second = run.instruments.second.embed(other.references).unflatten(0, shape)
+def in_style(bundle: Bundle, run: Benchmark) -> Benchmark:
+    """The same subjects, whose judging images are drawn in the other style."""
+    other = bundle.benchmark(run.config)
+    other.cases = [
+        replace(case, judging=replace(case.judging, photos=outlined(case.judging.images), seen={}))
+        for case in run.cases
+    ]
     return other
 
 
@@ -88,32 +95,30 @@ def main() -> None:
     parser.add_argument("--image", type=Path)
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
-    config = TrialConfig(subjects=options.subjects, split="validation")
-    run = Trial(bundle.instruments, config)
-    made = bundle.synthesizer.synthesise(run.conditions, run.subjects.ids)
-    contenders = {
-        "trained": run.trained(bundle.recipe, bundle.pretrained, options.cache),
-        "synthesised": made,
-    }
+    config = BenchmarkConfig(subjects=options.subjects, split="validation")
+    run, cache = bundle.benchmark(config), Cache(options.cache)
+    contenders = contenders_of(bundle.parts, run.subjects, cache, ["trained", "synthesised"])
     weights = sibling(bundle, options.drawn, options.steps)
-    styled, rows, sheet = in_style(run), [], [run.references[:: config.images][:8]]
+    styled, rows = in_style(bundle, run), []
+    sheet = [torch.stack([case.judging.images[0] for case in run.cases[:8]])]
     for model, trial, context in (
         ("base", run, nullcontext()),
         ("sibling", styled, weights_of(bundle.base, weights)),
     ):
         with context:
-            for name, adapters in contenders.items():
+            for one in contenders:
                 strengths = STRENGTHS if model == "base" else (1.0,)
                 for strength in strengths:
-                    found = figures(trial, scaled(adapters, strength), sheet)
-                    rows.append({"model": model, "adapters": name, "strength": strength, **found})
-            rows.append({"model": model, "adapters": "none", **figures(trial, None, sheet)})
-        real = trial.real().intervals("likeness", "likeness_second")
+                    found = figures(trial, replace(one, strength=strength), sheet)
+                    facts = {"adapters": one.name, "strength": strength}
+                    rows.append({"model": model, **facts, **found})
+            alone = figures(trial, Contender(name="base"), sheet)
+            rows.append({"model": model, "adapters": "none", **alone})
+        real = trial.real().intervals(*FIGURES[:2])
         rows.append({"model": model, "adapters": "real images", **real})
-    table = Table("model", "adapters", "strength", "likeness", "second", "attributes", "prompts")
+    table = Table("model", "adapters", "strength", "identity", "second", "attributes", "prompts")
     for row in rows:
-        names = ("likeness", "likeness_second", "attribute_accuracy", "prompt_following")
-        cells = [f"{row[name]['mean']:.3f}" if name in row else "" for name in names]
+        cells = [f"{row[name]['mean']:.3f}" if name in row else "" for name in FIGURES]
         table.add_row(row["model"], row["adapters"], str(row.get("strength", "")), *cells)
     Console().print(table)
     if options.json:

@@ -1,7 +1,9 @@
 """Sphinx configuration; `make docs` builds with warnings as errors."""
 
 import re
+import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -40,5 +42,9 @@ def escape_markup(*event: Any) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Escape before napoleon (priority 500) turns sections of a docstring into markup."""
+    """Write the page of commands; escape before napoleon (priority 500) makes markup."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    from command_pages import write
+
+    write(Path(__file__).with_name("commands.md"))
     app.connect("autodoc-process-docstring", escape_markup, priority=400)

@@ -35,9 +35,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lorasynth.adapter import Adapter, Factor, Layout, Slot
-from lorasynth.avatars.encoder import AvatarEncoder, AvatarEncoderConfig
 from lorasynth.codec import Scaled, ScaledConfig, load_codec
-from lorasynth.condition import load_encoder
+from lorasynth.condition import TrainedConfig, TrainedEncoder, load_encoder
 from lorasynth.core.checkpoint import read_state, write_state
 from lorasynth.core.errors import LorasynthError
 from lorasynth.core.weights import read_weights
@@ -278,7 +277,7 @@ def weights(folder: Path) -> Reader:
 
 
 def configs(folder: Path) -> Reader:
-    AvatarEncoder(AvatarEncoderConfig(name="x", image_size=16, width=4)).save(folder / "encoder")
+    TrainedEncoder(TrainedConfig(name="x", image_size=16, width=4)).save(folder / "encoder")
     Scaled.of(ScaledConfig(), torch.zeros(6), torch.ones(6)).save(folder / "codec")
     library = Library.create(folder / "library", Layout((Slot("a", 3, 4, 2),)), recipe={"x": 1})
     library.append(

@@ -6,13 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorasynth.adapter import Adapter
+    from lorasynth.core.card import Card
     from lorasynth.synthesizer import Synthesizer
 
-__all__ = ["Adapter", "Synthesizer", "__version__"]
+__all__ = ["Adapter", "Card", "Synthesizer", "__version__"]
 
 __version__ = "0.1.0"
 
-_HOMES = {"Adapter": "lorasynth.adapter", "Synthesizer": "lorasynth.synthesizer"}
+_HOMES = {
+    "Adapter": "lorasynth.adapter",
+    "Card": "lorasynth.core.card",
+    "Synthesizer": "lorasynth.synthesizer",
+}
 
 
 #: Libraries tell their makers of each use, or ask for news of themselves, unless these say no.

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol, TypedDict, Unpack, runtime_checkable
 
 import torch
@@ -33,10 +34,12 @@ from lorasynth.condition import (
 )
 from lorasynth.core import checksums
 from lorasynth.core.atomic import atomic_directory, write_json
+from lorasynth.core.card import REPOSITORY, Card, as_list, names_in, write_card
 from lorasynth.core.config import read_json
 from lorasynth.core.errors import BundleError, ConfigError, LayoutError
+from lorasynth.core.hub import Upload, fetch, upload
 from lorasynth.core.learned import Learned
-from lorasynth.core.places import HUB, folder_of, repository
+from lorasynth.core.places import folder_of, repository
 from lorasynth.core.weights import fingerprint
 from lorasynth.hypernet import Hypernetwork, LatentRegression, in_latents_of, load_hypernet
 from lorasynth.images import Photo, Subject, as_photo
@@ -383,8 +386,8 @@ class Synthesizer:
             )
         temperature = draw.get("temperature")
         temperature = self.temperature if temperature is None else temperature
-        noise = temperature * self.hypernet.draw_noise(draw.get("seed", 0), names)
-        conditions = None if conditions is None else conditions.to(noise.device)
+        noise = temperature * self.hypernet.draw_noise(draw.get("seed", 0), names).to(self.dtype)
+        conditions = None if conditions is None else conditions.to(noise)
         return self.hypernet.sample(
             conditions, noise, guidance=draw.get("guidance"), steps=draw.get("steps")
         )
@@ -408,9 +411,15 @@ class Synthesizer:
         """Whom it can make adapters for, in the plural."""
         return self.domain or self.encoder.domain
 
-    def to(self, device: torch.device | str) -> "Synthesizer":
-        """The synthesizer on another device; the encoder stays where it was loaded."""
-        return replace(self, hypernet=self.hypernet.to(device), codec=self.codec.to(device))
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "Synthesizer":
+        """The synthesizer on another device, in another precision; its encoder stays as it is.
+
+        As of torch's modules, what this one holds is moved, too.
+        """
+        to: dict[str, Any] = {"device": device, "dtype": dtype}
+        return replace(self, hypernet=self.hypernet.to(**to), codec=self.codec.to(**to))
 
     @property
     def fingerprint(self) -> str:
@@ -461,17 +470,45 @@ class Synthesizer:
             extra=extra,
         )
 
-    def save_pretrained(self, folder: Path | str) -> None:
-        """As `save`, by the name that diffusers and transformers give it."""
-        self.save(folder)
-
-    def save(self, folder: Path | str, *, half: bool = True) -> None:
-        """Write the synthesizer as a folder; `half` stores matrices as fp16.
+    def save_pretrained(self, folder: Path | str, card: Card | None = None) -> None:
+        """As `save`, with a model card (README.md); `card` says what the parts do not know.
 
         Raises:
             LorasynthError: the folder cannot be written.
         """
-        with atomic_directory(folder, checksums.names(folder)) as temporary:
+        self.save(folder, card=card or Card())
+
+    def push_to_hub(self, name: str, card: Card | None = None, **options: Unpack[Upload]) -> str:
+        """Upload the synthesizer with its model card; `from_pretrained("hub:...")` loads it.
+
+        Args:
+            name: of the repository, owner/name; made if there is none.
+            card: what the parts do not know.
+            **options: `private`, `revision`, `create_pr`, `commit_message`, `token`.
+
+        Returns:
+            The address of the commit or pull request.
+
+        Raises:
+            LorasynthError: the hub refuses it, or is not reached.
+        """
+        with TemporaryDirectory() as temporary:
+            self.save_pretrained(Path(temporary) / "synthesizer", card)
+            return upload(Path(temporary) / "synthesizer", name, **options)
+
+    def save(self, folder: Path | str, *, half: bool = True, card: Card | None = None) -> None:
+        """Write the synthesizer as a folder.
+
+        Args:
+            folder: to write; an earlier synthesizer there is replaced.
+            half: store matrices as fp16.
+            card: also write a model card, README.md.
+
+        Raises:
+            LorasynthError: the folder cannot be written.
+        """
+        earlier = checksums.names(folder) + names_in(folder)
+        with atomic_directory(folder, earlier) as temporary:
             self.encoder.save(temporary / "encoder")
             self.codec.save(temporary / "codec", half=half)
             self.hypernet.save(temporary / "hypernet", half=half)
@@ -488,20 +525,37 @@ class Synthesizer:
             }
             write_json(temporary / _DESCRIPTION, description)
             checksums.record(temporary)
+            if card is not None:  # its text may be changed later, so no checksum covers it
+                write_synthesizer_card(self, temporary, card)
 
     @classmethod
     def from_pretrained(
-        cls, name: Path | str, *, revision: str | None = None, device: torch.device | str = "cpu"
+        cls,
+        name: Path | str,
+        *,
+        revision: str | None = None,
+        device: torch.device | str = "cpu",
+        cache_dir: Path | str | None = None,
+        token: str | None = None,
     ) -> "Synthesizer":
         """Load a synthesizer from a folder, or from `hub:owner/name`.
+
+        Args:
+            name: folder, or `hub:owner/name`.
+            revision: branch, tag or commit on the hub.
+            device: where it computes.
+            cache_dir: of what is fetched from the hub; default: the hub's own.
+            token: for a private repository; default: that of `hf auth login`.
 
         Raises:
             BundleError: it is damaged, incomplete or cannot be fetched.
         """
-        on_hub = repository(name)
-        folder = (
-            _fetch(on_hub, revision) if on_hub else folder_of(name, "a synthesizer", BundleError)
-        )
+        if on_hub := repository(name):
+            folder = fetch(
+                on_hub, "a synthesizer", revision=revision, cache_dir=cache_dir, token=token
+            )
+        else:
+            folder = folder_of(name, "a synthesizer", BundleError)
         checksums.verify(folder)
         try:
             stated: dict[str, Any] = read_json(folder / _DESCRIPTION)
@@ -529,13 +583,56 @@ def _names(conditions: Float[Tensor, "n m"]) -> list[str]:
     return [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in conditions]
 
 
-def _fetch(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download  # only what is on the hub needs it
+def write_synthesizer_card(synth: Synthesizer, folder: Path, card: Card) -> Path:
+    """Write the model card of a synthesizer into its folder, from what its parts state."""
+    base = synth.metadata(0).extra["base_name"]
+    on_hub = base.removeprefix("hub:") if base.startswith("hub:") else None
+    report, learned = synth.codec.report, len(synth.learned)
+    variance = report.get("explained_variance", [])
+    facts: dict[str, object] = {
+        "base model": base.removeprefix("hub:"),
+        "its fingerprint": synth.base_fingerprint,
+        "subjects": f"it knows {synth.knows}",
+        "trigger phrase": f"`{synth.trigger_phrase}`",
+        "condition encoder": f"{synth.encoder.name} (licence of its weights: {_licence(synth)})",
+        "codec": f"{type(synth.codec).__name__}, {synth.codec.latents} latents",
+        "hypernetwork": type(synth.hypernet).__name__,
+        "adapters": f"{len(synth.layout.slots)} modules, {synth.layout.size} parameters",
+        "strength": f"{synth.strength:g}",
+        "temperature": f"{synth.temperature:g}",
+    }
+    figures: dict[str, float | str] = {}
+    if variance:
+        figures["variance explained by the codec, of the adapters it was fitted to"] = (
+            f"{variance[-1]:.3f}"
+        )
+    figures |= {"subjects that it has learned from": learned} if learned else {}
+    data = {
+        "library_name": "lorasynth",
+        "base_model": on_hub,
+        "instance_prompt": synth.trigger_phrase or None,
+        "tags": ["text-to-image", "lora", "hypernetwork", "lorasynth"],
+    }
+    use = (
+        "```python\nfrom lorasynth import Synthesizer\n\n"
+        f'synth = Synthesizer.from_pretrained("hub:{REPOSITORY}")  # of this repository\n'
+        'synth("photo.png").save("me.safetensors")\n```'
+    )
+    about = "Makes a LoRA of the subject of one reference image, without training."
+    sections = [
+        (f"Synthesizer for {base.removeprefix('hub:')}", about),
+        ("Use", use),
+        ("How it was made", as_list(facts)),
+        ("Consent", card.consent or _UNSTATED),
+    ]
+    return write_card(folder, replace(card, figures=figures | dict(card.figures)), data, sections)
 
-    try:
-        return Path(snapshot_download(name, revision=revision))
-    except Exception as error:
-        raise BundleError(
-            f"a synthesizer must be a folder or {HUB}owner/name, but {HUB}{name} is not usable "
-            f"({str(error).splitlines()[0]})"
-        ) from error
+
+_UNSTATED = (
+    "Whose images this synthesizer learned from, and whether they agreed, is not stated here. Make "
+    "a LoRA of a person only with that person's consent, and do not use it to deceive."
+)
+
+
+def _licence(synth: Synthesizer) -> str:
+    return getattr(synth.encoder, "licence", "") or "not stated"

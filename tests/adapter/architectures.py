@@ -86,8 +86,8 @@ def network(family: str) -> nn.Module:
 
 
 def layers(family: str) -> dict[str, nn.Module]:
-    """The linear layers and flat convolutions of a denoiser."""
-    kinds = nn.Linear | nn.Conv2d
+    """The linear layers and convolutions of a denoiser."""
+    kinds = nn.Linear | nn.Conv2d | nn.Conv3d
     return {n: m for n, m in network(family).named_modules() if isinstance(m, kinds)}
 
 
@@ -108,8 +108,8 @@ def adapter(
         width, out = layer.weight[0].numel(), layer.weight.shape[0]
         a = torch.randn(rank, width, generator=stream)
         factors[name] = Factor(a.to(dtype), torch.randn(out, rank, generator=stream).to(dtype))
-        if isinstance(layer, nn.Conv2d):
-            kernels[name] = (layer.kernel_size[0], layer.kernel_size[1])
+        if not isinstance(layer, nn.Linear):
+            kernels[name] = tuple(layer.kernel_size)
     return Adapter(factors, kernels=kernels)
 
 

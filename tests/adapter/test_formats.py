@@ -235,3 +235,10 @@ def test_the_date_is_that_of_the_environment_if_it_says_one(tmp_path: Path, monk
         tmp_path / "a.safetensors"
     )
     assert read_tensors(path).header["modelspec.date"] == "2023-11-14"
+
+
+def test_a_whole_checkpoint_is_told(tmp_path: Path) -> None:
+    tensors = {f"model.diffusion_model.blocks.{n}.weight": torch.ones(2, 2) for n in range(5)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(FileFormatError, match=r"is a whole checkpoint of 5 .*lorasynth extract"):
+        read(tmp_path / "model.safetensors")

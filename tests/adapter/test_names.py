@@ -7,8 +7,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from lorasynth.adapter import Layout, Slot
-from lorasynth.adapter.families import FAMILIES, family_of
-from lorasynth.adapter.families.contract import CLIP, T5, TEXT_TABLES
+from lorasynth.adapter.families import FAMILIES, TEXT_TABLES, family_of, stated_family
+from lorasynth.adapter.families.contract import CLIP, T5
 
 
 @pytest.mark.parametrize("family", ROWS)
@@ -59,7 +59,7 @@ def test_attention_alone_is_told_by_widths_as_far_as_these_go(family: str) -> No
     layout = Layout.from_slots(slots)
     verdict = family_of(layout)
     assert set(verdict.candidates) == {FAMILIES[name] for name in SHARED[family]}
-    own = {"modelspec.architecture": FAMILIES[family].architecture}
+    own = stated_family({"modelspec.architecture": FAMILIES[family].architecture})
     assert family_of(layout, own).family is FAMILIES[family]
 
 

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lorasynth.adapter import Adapter, Factor, norm
-from lorasynth.adapter.files.other_kinds import read_any
+from lorasynth.adapter.addition import merged
+from lorasynth.adapter.files.conversion import read_any
 from lorasynth.adapter.lowrank import of_kronecker, of_matrix, truncated
-from lorasynth.adapter.merging import merged
 from lorasynth.core.errors import ConfigError, FileFormatError, LayoutError
 
 LINEAR = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -120,10 +120,63 @@ def test_a_lower_rank_is_the_nearest_and_its_error_is_said(case, tmp_path: Path)
     assert found == pytest.approx(best, rel=1e-3)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("name", [LINEAR, CONV])
+def test_dora_with_its_base_model(name: str, axis: int, tmp_path: Path) -> None:
+    kernel = (3, 3) if name == CONV else ()
+    base, down, up = numbers(12, 10, *kernel), numbers(2, 10, *kernel), numbers(12, 2)
+    merged = base + (up @ down.flatten(1)).view_as(base) * 1.5  # alpha 3, rank 2
+    others = [dim for dim in range(base.dim()) if dim != axis]
+    norms = merged.square().sum(others, keepdim=True).sqrt()
+    magnitude = norms * (1 + 0.1 * numbers(*norms.shape))
+    change = (merged * magnitude / norms - base).flatten(1)
+    tensors = {f"{name}.lora_down.weight": down, f"{name}.alpha": torch.tensor(3.0)}
+    tensors |= {f"{name}.lora_up.weight": up.view(12, 2, *[1] * len(kernel))}
+    save_file({**tensors, f"{name}.dora_scale": magnitude}, tmp_path / "x.safetensors")
+    module = MODULE if name == LINEAR else "mid_block.resnets.0.conv1"
+    (tmp_path / "unet").mkdir()
+    save_file({f"{module}.weight": base}, tmp_path / "unet" / "model.safetensors")
+    made = read_any(tmp_path / "x.safetensors", 64, base=tmp_path)
+    factor = made.file.adapter.factors[module]
+    torch.testing.assert_close(factor.B @ factor.A, change, rtol=1e-4, atol=1e-4)
+    assert made.error < 1e-5
+    save_file({f"{module}.weight": base[:, :5].clone()}, tmp_path / "unet" / "model.safetensors")
+    with pytest.raises(FileFormatError, match="must have the adapter's shapes"):
+        read_any(tmp_path / "x.safetensors", 64, base=tmp_path)
+    with pytest.raises(FileFormatError, match=r"is DoRA .*--base"):
+        read_any(tmp_path / "x.safetensors", 64)
+
+
+def test_dora_of_peft_is_what_peft_computes(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.to_k = nn.Linear(10, 12, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.to_k(x)
+
+    block = nn.ModuleDict({"mid_block": Block()})
+    base = block["mid_block"].to_k.weight.detach().clone()
+    config = LoraConfig(r=2, lora_alpha=3, target_modules=["to_k"], use_dora=True)
+    model = get_peft_model(block, config)
+    layer = model.base_model.model["mid_block"].to_k
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    layer.lora_magnitude_vector["default"].weight.data.mul_(1.3)
+    model.save_pretrained(tmp_path / "peft")
+    save_file({"mid_block.to_k.weight": base}, tmp_path / "base.safetensors")
+    made = read_any(tmp_path / "peft", 64, base=tmp_path / "base.safetensors")
+    factor = made.file.adapter.factors["mid_block.to_k"]
+    merged = model.merge_and_unload()["mid_block"].to_k.weight.detach()
+    torch.testing.assert_close(factor.B @ factor.A, merged - base, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("part", "kind"),
     [
-        ("dora_scale", "DoRA"),
         ("oft_blocks", "OFT"),
         ("boft_R", "BOFT"),
         ("on_input", "IA3"),

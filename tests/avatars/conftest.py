@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from lorasynth.avatars.autoencoder import AutoencoderTraining
-from lorasynth.avatars.denoiser import BaseTrainingConfig, DenoiserTraining
+from lorasynth.avatars.config import (
+    AutoencoderTraining,
+    AvatarModelConfig,
+    BaseTrainingConfig,
+    DenoiserTraining,
+)
 from lorasynth.avatars.drawing import AvatarSubjects
-from lorasynth.avatars.model import AvatarModelConfig
-from lorasynth.avatars.pool import Pool, draw_pool
+from lorasynth.avatars.pool import Drawn, Pool
 from lorasynth.engine.trainer import Optimisation
 
 QUICK = Optimisation(steps=4, batch=4, lr=1e-3, warmup=2, ema=0.5, checkpoint_seconds=0.0)
@@ -31,7 +34,7 @@ SUBJECTS = AvatarSubjects(split="train", count=6, images=2, size=16)
 
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    return draw_pool(SUBJECTS, tmp_path_factory.mktemp("pool"), workers=1)
+    return Drawn(SUBJECTS, tmp_path_factory.mktemp("pool")).pool()
 
 
 def weights(folder: Path) -> dict[str, bytes]:

@@ -10,17 +10,16 @@ import torch
 
 from avatars.conftest import CONFIG, QUICK, SUBJECTS, weights
 from lorasynth.avatars.autoencoder import train_autoencoder
+from lorasynth.avatars.config import BaseTrainingConfig, DenoiserTraining, JudgeConfig
 from lorasynth.avatars.denoiser import (
-    BaseTrainingConfig,
-    DenoiserTraining,
     Progress,
     draw_times,
     save_pipeline,
     train_base,
 )
-from lorasynth.avatars.following import Following
-from lorasynth.avatars.judge import AttributeJudge, JudgeConfig
-from lorasynth.avatars.pool import LABELS, Pool
+from lorasynth.avatars.judge import AttributeJudge
+from lorasynth.avatars.parts import Following
+from lorasynth.avatars.pool import LABELS, Drawn, Pool
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.core.config import from_dict, read_json, to_dict
 from lorasynth.core.randomness import torch_stream
@@ -32,9 +31,9 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def autoencoder(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("autoencoder")
-    out = folder / "out"
-    train_autoencoder(pool.images, CONFIG.model, CONFIG.autoencoder, folder / "c", out, CPU)
-    return out
+    vae = train_autoencoder(pool.images, CONFIG, folder / "c", CPU)
+    vae.to(dtype=torch.float16).save_pretrained(folder / "out")
+    return folder / "out"
 
 
 def train(
@@ -45,7 +44,7 @@ def train(
 ) -> Path:
     torch.manual_seed(0)
     seen = AttributeJudge(JudgeConfig(image_size=16, features=8)).eval()
-    made = train_base(SUBJECTS, config, autoencoder, folder / "run", CPU, seen, watch)
+    made = train_base(Drawn(SUBJECTS, folder / "run"), config, autoencoder, CPU, seen, watch)
     save_pipeline(made, folder / "base", to_dict(config))
     return folder / "base"
 
@@ -90,9 +89,6 @@ def test_what_watches_changes_nothing(autoencoder: Path, trained: Path, tmp_path
     judge = AttributeJudge(JudgeConfig(image_size=16, features=8)).eval()
     asked = Following(count=3, sampling=SamplingConfig(steps=2))
     watch = Progress(run=tmp_path / "run", judge=judge, following=asked, every=2)
-    (tmp_path / "run").mkdir()
-    stale = [{"step": 2, "top": 9}, {"step": 4, "top": 9}]
-    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in stale))
     assert weights(train(autoencoder, tmp_path, watch=watch)) == weights(trained)
     table = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(row) for row in table]
@@ -119,6 +115,6 @@ def test_most_timesteps_are_where_captions_act() -> None:
 
 
 def test_features_of_images_train_it_too(autoencoder: Path, trained: Path, tmp_path: Path) -> None:
-    made = train_base(SUBJECTS, CONFIG, autoencoder, tmp_path / "run", CPU)
+    made = train_base(Drawn(SUBJECTS, tmp_path / "run"), CONFIG, autoencoder, CPU)
     save_pipeline(made, tmp_path / "base", {})
     assert weights(tmp_path / "base") != weights(trained)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasynth.avatars.judge import AttributeJudge, JudgeConfig, train_judge
+from lorasynth.avatars.config import JudgeConfig
+from lorasynth.avatars.judge import AttributeJudge, train_judge
 from lorasynth.avatars.pool import LABELS, Pool
 from lorasynth.core.errors import BundleError
 from lorasynth.core.randomness import torch_stream
@@ -28,11 +29,7 @@ def pool() -> Pool:
     images = 60 + 60 * mouth[:, None, None, None].expand(-1, 16, 16, 3).clone()
     images[..., 0] += 100 * background[:, None, None]
     noise = torch.randint(-20, 20, images.shape, generator=stream)
-    return Pool(
-        images=(images + noise).to(torch.uint8),
-        labels=labels,
-        subject=torch.arange(40),
-    )
+    return Pool(images=(images + noise).to(torch.uint8), labels=labels)
 
 
 @pytest.fixture(scope="module")

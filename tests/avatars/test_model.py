@@ -17,7 +17,6 @@ from lorasynth.avatars import captions
 from lorasynth.avatars.drawing import sample_identity, sample_scene
 from lorasynth.avatars.model import AvatarModelConfig, build_pipeline, build_tokenizer
 from lorasynth.base import BaseModel, StableDiffusion
-from lorasynth.core.errors import ConfigError
 from lorasynth.core.randomness import numpy_stream
 
 
@@ -35,7 +34,7 @@ def every_caption() -> list[str]:
 
 
 def test_attention_is_stated_for_each_resolution() -> None:
-    with pytest.raises(ConfigError, match="3 in unet_channels and 2 in attention"):
+    with pytest.raises(ValueError, match="3 in unet_channels and 2 in attention"):
         AvatarModelConfig(unet_channels=(32, 64, 64), attention=(True, True))
 
 

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
-import torch
 
-from lorasynth.avatars.drawing import AvatarSubjects, split_of
-from lorasynth.avatars.pool import LABELS, Pool, draw_pool, training_subjects
+from lorasynth.avatars.drawing import AvatarSubjects
+from lorasynth.avatars.pool import LABELS, Drawn, Pool
 
 #: One chunk and a bit.
 SUBJECTS = AvatarSubjects(split="train", count=66, images=2, size=8, series="pool")
@@ -19,12 +18,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pool(folder: Path) -> Pool:
-    return draw_pool(SUBJECTS, folder, workers=1)
+    return Drawn(SUBJECTS, folder).pool()
 
 
 def test_images_are_those_of_the_source(pool: Pool) -> None:
     assert len(pool) == 132
-    assert pool.subject.tolist() == [i // 2 for i in range(132)]
     for i in (0, 65):
         assert pool.images[2 * i : 2 * i + 2].equal(SUBJECTS.draw(SUBJECTS.ids[i]))
 
@@ -39,23 +37,10 @@ def test_labels_are_the_attributes(pool: Pool) -> None:
 
 
 def test_drawing_resumes(pool: Pool, folder: Path) -> None:
-    first, second = sorted(folder.iterdir())
+    first, second = sorted((folder / "images").iterdir())
     written = first.stat().st_mtime_ns
     second.unlink()
-    again = draw_pool(SUBJECTS, folder, workers=1)
+    again = Drawn(SUBJECTS, folder).pool()
     assert first.stat().st_mtime_ns == written
-    for name in ("images", "labels", "subject"):
+    for name in ("images", "labels"):
         assert getattr(again, name).equal(getattr(pool, name))
-
-
-def test_series_of_training_subjects() -> None:
-    base, other = (training_subjects(series, 100, seed=0) for series in ("base", "other"))
-    assert not set(base.ids) & set(other.ids)
-    assert {split_of(base.identity(name).combination) for name in base.ids} == {"train"}
-    drawn = torch.tensor(
-        [
-            base.identity(n).skin == other.identity(m).skin
-            for n, m in zip(base.ids, other.ids, strict=True)
-        ]
-    )
-    assert not drawn.any()

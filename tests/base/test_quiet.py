@@ -5,7 +5,7 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 from transformers.utils import logging as of_transformers
 
 from lorasynth.base import BaseModel
-from lorasynth.base.quiet import without_bars
+from lorasynth.base.pipeline_files import without_bars
 
 
 def test_loading_says_nothing(pipeline_folder, capfd) -> None:

@@ -1,6 +1,6 @@
-"""Fits PCA to an .npy file, in a process that can be killed or weighed.
+"""Fits a codec to an .npy file, in a process that can be killed or weighed.
 
-python fitted.py VECTORS RUN MEMORY [METHOD OUT]
+python fitted.py VECTORS RUN MEMORY KIND [OUT], where KIND is pca, krylov or vae.
 """
 
 import sys
@@ -8,17 +8,20 @@ from pathlib import Path
 
 import torch
 
-from lorasynth.codec import PCAConfig
-from lorasynth.codec.out_of_core import OutOfCoreConfig, fit_out_of_core
+from lorasynth.codec import PCA, VAE, Budget, PCAConfig, VAEConfig, pca, plan
 from lorasynth.library.vectors import VectorFile
 
 torch.set_num_threads(1)
-vectors, run, memory, *rest = sys.argv[1:]
-how = OutOfCoreConfig(
-    memory=int(memory), method="krylov" if rest else "auto", checkpoint_seconds=0.0
+vectors, run, memory, kind, *out = sys.argv[1:]
+budget = Budget(memory=int(memory), run=Path(run), checkpoint_seconds=0.0)
+if kind == "krylov":
+    pca.make_plan = plan._krylov
+codec: PCA | VAE = (
+    VAE.fit(VectorFile(vectors), VAEConfig(latents=16, epochs=2, batch=64), budget)
+    if kind == "vae"
+    else PCA.fit(VectorFile(vectors), PCAConfig(latents=64), budget)
 )
-codec = fit_out_of_core(VectorFile(vectors), PCAConfig(latents=64), how, run=Path(run))
-if rest:
-    codec.save(rest[1])
+if out:
+    codec.save(out[0])
 status = Path("/proc/self/status").read_text()
 print(codec.report["computation"]["way"], 1024 * int(status.split("VmHWM:")[1].split()[0]))

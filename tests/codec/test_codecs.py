@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lorasynth.codec import PCA, VAE, PCAConfig, Scaled, ScaledConfig, VAEConfig
-from lorasynth.codec.pca import principal_components
 from lorasynth.codec.vae import _hidden_widths
+from lorasynth.core.config import from_dict
 from lorasynth.core.errors import ConfigError
 
 
@@ -25,25 +25,17 @@ def test_components_are_those_of_a_singular_value_decomposition(
     n: int, width: int, seed: int
 ) -> None:
     x = torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
-    components, variances = principal_components(x)
+    codec = PCA.fit(x, PCAConfig(scale="none", whiten=True))
     centred = x.double() - x.double().mean(0)
     singular = torch.linalg.svdvals(centred)
-    expected = singular[: len(variances)].square() / n
-    torch.testing.assert_close(variances, expected)
-    assert len(variances) == min(n - 1, width)
-    identity = torch.eye(len(variances), dtype=torch.float64)
-    torch.testing.assert_close(components @ components.T, identity, atol=1e-6, rtol=0)
+    assert codec.latents == min(n - 1, width)
+    expected = singular[: codec.latents].square() / n
+    torch.testing.assert_close(codec.unit.square().double(), expected, atol=1e-6, rtol=1e-4)
+    components = codec.components.double()
+    identity = torch.eye(codec.latents, dtype=torch.float64)
+    torch.testing.assert_close(components @ components.T, identity, atol=1e-5, rtol=0)
     rebuilt = centred @ components.T @ components
-    torch.testing.assert_close(rebuilt, centred, atol=1e-6, rtol=0)
-
-
-def test_both_roads_to_the_components_agree() -> None:
-    x = _correlated(9, 6)
-    through_covariance, variances = principal_components(x)
-    padded = torch.cat([x, torch.zeros(9, 20)], dim=1)
-    through_gram, same = principal_components(padded)
-    torch.testing.assert_close(variances, same)
-    torch.testing.assert_close(through_gram[:, :6], through_covariance, atol=1e-6, rtol=0)
+    torch.testing.assert_close(rebuilt, centred, atol=1e-5, rtol=0)
 
 
 def test_more_components_lose_less_and_the_report_says_how_much() -> None:
@@ -150,14 +142,8 @@ def test_stops_early_and_keeps_the_best_weights() -> None:
     assert float(codec.encode(x).abs().max()) > 0
 
 
-@pytest.mark.parametrize("option", ["lr", "beta", "weight_decay"])
-def test_negative_rates_are_refused(option: str) -> None:
-    with pytest.raises(ConfigError, match=rf"lr must be above 0, .*{option}=-1"):
-        VAEConfig(**{option: -1.0})
-
-
 def test_divergence_is_told() -> None:
-    with pytest.raises(ConfigError, match="diverged in epoch"):
+    with pytest.raises(ConfigError, match="diverged before step"):
         VAE.fit(_correlated(30, 6), VAEConfig(latents=2, epochs=50, lr=1e30))
 
 
@@ -166,7 +152,10 @@ def test_widths_fall_from_hidden_to_latents() -> None:
     assert _hidden_widths(VAEConfig(depth=4, hidden=1000), 8) == [1000, 200, 40]
 
 
-@pytest.mark.parametrize("options", [{"latents": 0}, {"depth": 0}, {"validation": 1.0}])
+@pytest.mark.parametrize(
+    "options",
+    [{"latents": 0}, {"depth": 0}, {"validation": 1.0}, {"lr": -1.0}, {"beta": -1.0}],
+)
 def test_impossible_options_are_refused(options: dict[str, float]) -> None:
-    with pytest.raises(ConfigError):
-        VAEConfig(**options)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="VAEConfig"):
+        from_dict(VAEConfig, options)

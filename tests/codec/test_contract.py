@@ -1,6 +1,5 @@
 """Every codec keeps the contract; one row each."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorasynth.codec import CODECS, Codec, fit_codec, load_codec
+from lorasynth.codec import CODECS, Budget, Codec, ScaledConfig, fit_codec, fit_into, load_codec
+from lorasynth.codec.config import CONFIGS
+from lorasynth.core.config import from_dict
 from lorasynth.core.errors import BundleError, ConfigError, LayoutError, LibraryError
+from lorasynth.library.blocks import BlockSource, row_blocks
 
 N, D, RANK = 60, 40, 8
 TRAINING = {"beta": 0.1, "epochs": 200, "batch": 16, "lr": 0.3}
@@ -122,17 +124,76 @@ def test_moves_to_another_precision(row: str, tmp_path: Path) -> None:
     assert codec.encode(vectors()).dtype == torch.float64
 
 
-@rows
-def test_fit_takes_whatever_holds_vectors(row: str) -> None:
-    @dataclass
-    class Source:
-        def all_vectors(self) -> Tensor:
-            return vectors()
+class Blocks:
+    """A source that holds nothing, as another package may write one."""
 
+    width, fingerprint = D, "made"
+
+    def __len__(self) -> int:
+        return N
+
+    def read_block(self, row: int, column: int, out: Tensor, less: Tensor | None = None) -> None:
+        n, w = out.shape
+        out.copy_(vectors()[row : row + n, column : column + w])
+        if less is not None:
+            out -= less
+
+
+@rows
+def test_fit_takes_blocks_and_a_tensor_alike(row: str) -> None:
     name, options = ROWS[row]
     options = options | ({"epochs": 2} if name == "vae" else {})
     expected = fit_codec(name, vectors(), options).encode(vectors())
-    assert fit_codec(name, Source(), options).encode(vectors()).equal(expected)
+    assert fit_codec(name, Blocks(), options).encode(vectors()).equal(expected)
+
+
+@rows
+def test_it_is_written_with_its_figures_and_nothing_is_left(row: str, tmp_path: Path) -> None:
+    name, options = ROWS[row]
+    config = from_dict(
+        CODECS.get(name).config_class, options | ({"epochs": 2} if name == "vae" else {})
+    )
+    budget = Budget(run=tmp_path / "run")
+    codec = fit_into(tmp_path / "codec", name, Blocks(), config, budget)
+    files = {"config.json", "codec.safetensors", *codec.figures}
+    assert {path.name for path in (tmp_path / "codec").iterdir()} == files
+    assert not list(tmp_path.glob("run/*.safetensors"))
+
+
+class Centred(Codec):
+    """A codec of another package, which reads its vectors in blocks."""
+
+    config_class = ScaledConfig
+
+    def __init__(self, config: ScaledConfig, width: int, latents: int) -> None:
+        super().__init__(config, width, latents)
+        self.register_buffer("mean", torch.zeros(width))
+
+    @classmethod
+    def _fit(cls, source: BlockSource, config: ScaledConfig, _budget: Budget) -> "Centred":
+        codec = cls(config, source.width, source.width)
+        for _, block in row_blocks(source, 7, torch.device("cpu")):
+            codec.mean += block.sum(0) / len(source)
+        return codec
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return x - self.mean
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return z + self.mean
+
+
+@pytest.mark.parametrize("source", [vectors(), Blocks()], ids=["tensor", "blocks"])
+def test_a_codec_of_another_package_streams_too(source: Tensor | Blocks) -> None:
+    codec = Centred.fit(source)
+    assert codec.config == ScaledConfig()
+    torch.testing.assert_close(codec.encode(vectors()).mean(0), torch.zeros(D), atol=1e-6, rtol=0)
+    with pytest.raises(LibraryError, match="two or more"):
+        Centred.fit(vectors(1))
+
+
+def test_configs_are_those_of_the_kinds() -> None:
+    assert {name: CODECS.get(name).config_class for name in CODECS.names()} == CONFIGS
 
 
 @rows

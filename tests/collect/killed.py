@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from collecting import collect
 
 from lorasynth.base import BaseModel
-from lorasynth.collect import collect
-from lorasynth.engine.recipe import Recipe
+from lorasynth.engine import Recipe
 from lorasynth.images import FolderSubjects
 
 RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), images_per_step=2)
@@ -48,7 +48,7 @@ def is_killed(
         if rename:
             die_before_rename(rename)
         source = FolderSubjects(subjects)
-        collect(base, source, library, RECIPE, fleet_size=2, dtype=base.dtype)
+        collect(base, source, library, RECIPE, fleet=2)
         os._exit(0)
     if seconds is not None:
         time.sleep(seconds)

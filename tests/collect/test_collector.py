@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mean_anchor import MeanAnchor
+from collecting import collect
+from mean_predictor import MeanPredictor
 from PIL import Image
 
 from lorasynth.adapter import Factor
 from lorasynth.base import BaseModel
-from lorasynth.collect import Verdict, collect, collector
+from lorasynth.collect import Verdict, collector, worker
 from lorasynth.core.errors import (
     CollectionError,
     ConfigError,
@@ -24,8 +25,7 @@ from lorasynth.core.errors import (
     LorasynthError,
 )
 from lorasynth.core.randomness import numpy_stream
-from lorasynth.engine.fleet import Fleet
-from lorasynth.engine.recipe import Recipe
+from lorasynth.engine import Fleet, Recipe
 from lorasynth.images import FolderSubjects
 from lorasynth.library import Library
 
@@ -47,7 +47,7 @@ def assert_same(left, right):
 
 
 def test_every_subject_once_with_what_is_known_of_it(tmp_path, base, source):
-    report = collect(base, source, tmp_path / "lib", RECIPE, fleet_size=2)
+    report = collect(base, source, tmp_path / "lib", RECIPE, fleet=2)
     library = Library.open(tmp_path / "lib")
     assert report.collected == list(library.ids) == source.ids
     assert not report.failed
@@ -65,7 +65,7 @@ def test_every_subject_once_with_what_is_known_of_it(tmp_path, base, source):
 def test_fleet_size_does_not_matter(tmp_path, base, source):
     for size in (1, 2, 5):
         path = tmp_path / f"{size}"
-        collect(base, source, path, RECIPE, fleet_size=size, dtype=torch.float64)
+        collect(base, source, path, RECIPE, fleet=size)
     assert_same(vectors(tmp_path / "1"), vectors(tmp_path / "5"))
     assert_same(vectors(tmp_path / "2"), vectors(tmp_path / "5"))
 
@@ -82,45 +82,45 @@ def test_each_image_and_caption_is_encoded_once(tmp_path, base, source, monkeypa
         lambda _, __, found: captions.append(len(found[0]))
     )
     with hook:
-        collect(base, source, tmp_path / "lib", replace(RECIPE, steps=9), fleet_size=2)
+        collect(base, source, tmp_path / "lib", replace(RECIPE, steps=9), fleet=2)
     assert sum(images) == 5 * source.images
     assert sum(captions) == 5 * source.images + 3  # and the empty caption, once for each fleet
 
 
 def test_goes_on_where_it_stopped(tmp_path, base, source):
-    collect(base, replace(source, count=3), tmp_path / "lib", RECIPE, fleet_size=2)
+    collect(base, replace(source, count=3), tmp_path / "lib", RECIPE, fleet=2)
     before = vectors(tmp_path / "lib")
-    report = collect(base, source, tmp_path / "lib", RECIPE, fleet_size=2)
+    report = collect(base, source, tmp_path / "lib", RECIPE, fleet=2)
     assert report.collected == source.ids[3:]
     after = vectors(tmp_path / "lib")
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert collect(base, source, tmp_path / "lib", RECIPE).collected == []
 
 
-def test_an_anchor_is_where_adapters_start_and_part_of_the_recipe(tmp_path, base, source):
+def test_a_prediction_is_where_adapters_start_and_part_of_the_recipe(tmp_path, base, source):
     still = replace(RECIPE, learning_rate=1e-12, alpha=6.0)
-    anchor = MeanAnchor(base, still)
-    collect(base, source, tmp_path / "lib", still, anchor=anchor, dtype=torch.float64)
+    start = MeanPredictor(base, still)
+    collect(base, source, tmp_path / "lib", still, init_from=start)
     library = Library.open(tmp_path / "lib")
-    assert library.info.recipe["anchor"] == "mean"
-    predicted = anchor.predict([source.load(name) for name in library.ids])
+    assert library.info.recipe["init_from"] == "mean"
+    predicted = start.predict([source.load(name) for name in library.ids])
     for name, factor in library.factors(range(len(library))).items():
         torch.testing.assert_close(factor.B, predicted[name].B.float())
-    with pytest.raises(CollectionError, match="has anchor='mean' and this run anchor=None"):
+    with pytest.raises(CollectionError, match="has init_from='mean' and this run init_from=None"):
         collect(base, source, tmp_path / "lib", still)
-    other = replace(anchor, fingerprint="other")
-    with pytest.raises(CollectionError, match="has anchor='mean' and this run anchor='other'"):
-        collect(base, source, tmp_path / "lib", still, anchor=other)
+    other = replace(start, fingerprint="other")
+    with pytest.raises(CollectionError, match="init_from='mean' and this run init_from='other'"):
+        collect(base, source, tmp_path / "lib", still, init_from=other)
 
 
-def test_subject_that_the_anchor_cannot_read_does_not_stop_the_others(tmp_path, base, source):
-    class Choosy(MeanAnchor):
+def test_subject_that_the_predictor_cannot_read_does_not_stop_the_others(tmp_path, base, source):
+    class Choosy(MeanPredictor):
         def predict(self, subjects):
             if any(subject.id == source.ids[1] for subject in subjects):
                 raise ImageError("an image must show a face, but this one does not")
             return super().predict(subjects)
 
-    report = collect(base, source, tmp_path / "lib", RECIPE, anchor=Choosy(base, RECIPE))
+    report = collect(base, source, tmp_path / "lib", RECIPE, init_from=Choosy(base, RECIPE))
     assert report.collected == [source.ids[0], *source.ids[2:]]
     assert report.failed == {source.ids[1]: "an image must show a face, but this one does not"}
 
@@ -162,7 +162,7 @@ def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path, folder, base):
     assert len(libraries) >= 4
     assert int(done.stdout) >= len(libraries)
     source = FolderSubjects(tmp_path / "subjects")
-    collect(base, source, tmp_path / "whole", RECIPE, dtype=torch.float64)
+    collect(base, source, tmp_path / "whole", RECIPE)
     for library in libraries:
         assert sorted(Library.open(library).ids) == ["0", "1", "2"]
         assert_same(vectors(library), vectors(tmp_path / "whole"))
@@ -185,7 +185,7 @@ def test_folder_of_something_else_is_left_alone(tmp_path, base, source):
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path, base, source, monkeypatch):
-    real, calls = collector.train_fleet, []
+    real, calls = worker.train_fleet, []
 
     def interrupted(*arguments, **options):
         calls.append(arguments)
@@ -193,24 +193,24 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, base, source, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    monkeypatch.setattr(collector, "train_fleet", interrupted)
+    monkeypatch.setattr(worker, "train_fleet", interrupted)
     with pytest.raises(KeyboardInterrupt, match="2 finished adapters are safe"):
-        collect(base, source, tmp_path / "lib", RECIPE, fleet_size=2)
+        collect(base, source, tmp_path / "lib", RECIPE, fleet=2)
     assert list(Library.open(tmp_path / "lib").ids) == source.ids[:2]
-    report = collect(base, source, tmp_path / "lib", RECIPE, fleet_size=2)
+    report = collect(base, source, tmp_path / "lib", RECIPE, fleet=2)
     assert report.collected == source.ids[2:]
 
 
 def test_fleet_halves_itself_when_memory_runs_out(tmp_path, base, source, monkeypatch):
-    real = collector.train_fleet
+    real = worker.train_fleet
 
     def small(base, recipe, subjects, **options):
         if len(subjects) > 2:
             torch.empty(1 << 60, dtype=torch.uint8)
         return real(base, recipe, subjects, **options)
 
-    monkeypatch.setattr(collector, "train_fleet", small)
-    report = collect(base, source, tmp_path / "lib", RECIPE, fleet_size=16)
+    monkeypatch.setattr(worker, "train_fleet", small)
+    report = collect(base, source, tmp_path / "lib", RECIPE, fleet=16)
     assert report.collected == source.ids
     assert report.fleet_size == 2
 
@@ -219,9 +219,9 @@ def test_memory_for_not_even_one(tmp_path, base, source, monkeypatch):
     def never(*arguments, **options):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(collector, "train_fleet", never)
+    monkeypatch.setattr(worker, "train_fleet", never)
     with pytest.raises(CollectionError, match="fleet of one adapter"):
-        collect(base, source, tmp_path / "lib", RECIPE, fleet_size=4)
+        collect(base, source, tmp_path / "lib", RECIPE, fleet=4)
 
 
 def refuse_reddest(factors, subjects):
@@ -238,7 +238,7 @@ def test_gate_keeps_failures_out_and_lists_them(tmp_path, base, source):
     bad = [name for name in source.ids if red[name] >= 150]
     assert good
     assert bad
-    report = collect(base, source, tmp_path / "lib", RECIPE, fleet_size=2, gate=refuse_reddest)
+    report = collect(base, source, tmp_path / "lib", RECIPE, fleet=2, gate=refuse_reddest)
     assert report.collected == list(Library.open(tmp_path / "lib").ids) == good
     assert sorted(report.failed) == bad
     listed = json.loads((tmp_path / "lib.failures.json").read_text())
@@ -275,11 +275,11 @@ class RefuseOnce:
         return Verdict(passed=torch.tensor(passed))
 
 
-@pytest.mark.parametrize("fleet_size", [2, 16])
-def test_a_refused_adapter_is_trained_again_with_other_numbers(tmp_path, base, source, fleet_size):
+@pytest.mark.parametrize("fleet", [2, 16])
+def test_a_refused_adapter_is_trained_again_with_other_numbers(tmp_path, base, source, fleet):
     first, second = source.ids[1], source.ids[3]
     gate = RefuseOnce([first, second])
-    report = collect(base, source, tmp_path / "lib", RECIPE, fleet_size=fleet_size, gate=gate)
+    report = collect(base, source, tmp_path / "lib", RECIPE, fleet=fleet, gate=gate)
     others = [name for name in source.ids if name not in gate.ids]
     library = Library.open(tmp_path / "lib")
     assert library.ids == report.collected == [*others, first, second]
@@ -295,15 +295,15 @@ def test_a_refused_adapter_is_trained_again_with_other_numbers(tmp_path, base, s
 def test_another_attempt_is_made_after_a_kill_too(tmp_path, base, source, monkeypatch):
     undisturbed, killed = RefuseOnce(source.ids[:2]), RefuseOnce(source.ids[:2])
     collect(base, source, tmp_path / "whole", RECIPE, gate=undisturbed)
-    real = collector._Run.train
+    real = collector.train_and_judge
 
-    def interrupted(self, pending, advance):
-        if self.collected:  # the second round
+    def interrupted(worker, task, job):
+        if max(task.values()) == 2:
             raise KeyboardInterrupt
-        real(self, pending, advance)
+        return real(worker, task, job)
 
     with monkeypatch.context() as patch:
-        patch.setattr(collector._Run, "train", interrupted)
+        patch.setattr(collector, "train_and_judge", interrupted)
         with pytest.raises(KeyboardInterrupt):
             collect(base, source, tmp_path / "lib", RECIPE, gate=killed)
     report = collect(base, source, tmp_path / "lib", RECIPE, gate=killed)
@@ -342,7 +342,7 @@ def test_adapters_are_judged_in_halves_when_memory_runs_out(tmp_path, base, sour
 
 
 def test_adapter_that_diverged_does_not_join(tmp_path, base, source, monkeypatch):
-    real = collector.train_fleet
+    real = worker.train_fleet
 
     def diverging(base, recipe, subjects, **options):
         fleet = real(base, recipe, subjects, **options)
@@ -354,7 +354,7 @@ def test_adapter_that_diverged_does_not_join(tmp_path, base, source, monkeypatch
             broken[name] = Factor(factor.A, B)
         return Fleet(broken, fleet.losses)
 
-    monkeypatch.setattr(collector, "train_fleet", diverging)
+    monkeypatch.setattr(worker, "train_fleet", diverging)
     report = collect(base, source, tmp_path / "lib", RECIPE)
     assert list(report.failed) == [source.ids[1]]
     assert "diverged" in report.failed[source.ids[1]]
@@ -370,7 +370,7 @@ def test_subject_that_cannot_be_read_does_not_stop_the_others(tmp_path, base, so
         return real(self, name)
 
     monkeypatch.setattr(type(source), "load", load)
-    report = collect(base, source, tmp_path / "lib", RECIPE, fleet_size=1)
+    report = collect(base, source, tmp_path / "lib", RECIPE, fleet=1)
     assert report.collected == [*source.ids[:2], *source.ids[3:]]
     assert report.failed == {
         source.ids[2]: "an image must be whole, but subject-002/1.png is cut off"
@@ -398,8 +398,8 @@ def test_paths_that_no_library_can_have(tmp_path, base, source, monkeypatch):
 def test_bad_input(tmp_path, base, source):
     with pytest.raises(CollectionError, match="at least one subject"):
         collect(base, replace(source, count=0), tmp_path / "lib", RECIPE)
-    with pytest.raises(CollectionError, match="at least 1 adapter"):
-        collect(base, source, tmp_path / "lib", RECIPE, fleet_size=0)
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        collect(base, source, tmp_path / "lib", RECIPE, fleet=0)
     with pytest.raises(ConfigError, match="rank"):
         collect(base, source, tmp_path / "lib", replace(RECIPE, rank=99))
 

@@ -11,11 +11,9 @@ from torch.nn.functional import mse_loss
 from lorasynth.adapter import Factor, map_factors
 from lorasynth.base import BaseModel
 from lorasynth.core.errors import CollectionError, ConfigError, LayoutError
+from lorasynth.engine import Recipe, encode_subjects, train_fleet
 from lorasynth.engine.draws import draw_steps
-from lorasynth.engine.encoded import encode_subjects
-from lorasynth.engine.fleet import train_fleet
 from lorasynth.engine.loop import clip_each
-from lorasynth.engine.recipe import Recipe
 
 SHORT = Recipe(steps=6, rank=2, targets=("to_q", "to_v", "ff.net.2"), images_per_step=2)
 RECIPES = {
@@ -84,16 +82,7 @@ def train_with_peft(base, recipe, subject, start):
         base.encode_prompts(said).parts["encoder_hidden_states"]
         for said in (subject.captions, [""])
     )
-    draws = draw_steps(
-        recipe,
-        [subject.id],
-        [len(latents)],
-        draw_times=base.draw_times,
-        latent_shape=base.latent_shape,
-        device=base.device,
-        dtype=base.dtype,
-    )
-    for draw in draws:
+    for draw in draw_steps(base, recipe, [subject.id], [len(latents)]):
         text = texts[draw.images[0]].clone()
         text[draw.dropped[0]] = empty[0]
         times, noise = draw.times[0], draw.noise[0]
@@ -118,10 +107,10 @@ def train_with_peft(base, recipe, subject, start):
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
 def test_an_adapter_of_a_fleet_is_the_one_that_peft_trains(folder, subjects, name, dtype, bound):
     base, recipe = BaseModel.load(folder, dtype=dtype), RECIPES[name]
-    fleet = train_fleet(base, recipe, subjects[:3], dtype=dtype)
+    fleet = train_fleet(base, recipe, subjects[:3])
     # A starts where a recipe without steps worth the name leaves it.
     still = replace(recipe, steps=1, warmup_steps=0, learning_rate=1e-300, weight_decay=0.0)
-    begin = train_fleet(base, still, subjects[:3], dtype=dtype).factors
+    begin = train_fleet(base, still, subjects[:3]).factors
     start = {m: Factor(f.A[1], torch.zeros_like(f.B[1])) for m, f in begin.items()}
     alone = train_with_peft(base, recipe, subjects[1], start)
     assert distance(fleet.factors, alone, 1, 0) <= bound
@@ -131,9 +120,9 @@ def test_an_adapter_of_a_fleet_is_the_one_that_peft_trains(folder, subjects, nam
 @pytest.mark.parametrize("name", ["default", "both"])
 def test_fleet_size_and_order_do_not_matter(base, subjects, name):
     recipe = replace(RECIPES[name], steps=12, average=0.5)
-    five = train_fleet(base, recipe, subjects, dtype=torch.float64).factors
-    three = train_fleet(base, recipe, subjects[3:0:-1], dtype=torch.float64).factors
-    one = train_fleet(base, recipe, subjects[2:3], dtype=torch.float64).factors
+    five = train_fleet(base, recipe, subjects).factors
+    three = train_fleet(base, recipe, subjects[3:0:-1]).factors
+    one = train_fleet(base, recipe, subjects[2:3]).factors
     assert distance(three, five, 1, 2) <= 1e-9
     assert distance(three, five, 0, 3) <= 1e-9
     assert distance(one, five, 0, 2) <= 1e-9
@@ -142,26 +131,17 @@ def test_fleet_size_and_order_do_not_matter(base, subjects, name):
 
 def test_subjects_may_have_different_numbers_of_images(base, subjects):
     fewer = replace(subjects[1], photos=subjects[1].images[:2], captions=["a", "b"])
-    together = train_fleet(base, SHORT, [subjects[0], fewer, subjects[2]], dtype=torch.float64)
-    alone = train_fleet(base, SHORT, [subjects[2]], dtype=torch.float64)
+    together = train_fleet(base, SHORT, [subjects[0], fewer, subjects[2]])
+    alone = train_fleet(base, SHORT, [subjects[2]])
     assert distance(together.factors, alone.factors, 2, 0) <= 1e-9
 
 
 @pytest.mark.parametrize("kind", ["v_prediction", "sample"])
 def test_other_prediction_types(tmp_path, make_pipeline, subjects, kind):
     base = BaseModel.load(make_pipeline(tmp_path / "base", kind), dtype=torch.float64)
-    fleet = train_fleet(base, SHORT, subjects[:1], dtype=torch.float64)
+    fleet = train_fleet(base, SHORT, subjects[:1])
     encoded = encode_subjects(base, subjects[:1])
-    draws = draw_steps(
-        SHORT,
-        [subjects[0].id],
-        [3],
-        draw_times=base.draw_times,
-        latent_shape=base.latent_shape,
-        device=base.device,
-        dtype=base.dtype,
-    )
-    draw = next(iter(draws))
+    draw = next(draw_steps(base, SHORT, [subjects[0].id], [3]))
     x, noise, times = encoded.latents[draw.images[0]], draw.noise[0], draw.times[0]
     signal = base.scheduler.alphas_cumprod[times].double()[:, None, None, None]
     noisy = signal.sqrt() * x + (1 - signal).sqrt() * noise
@@ -175,9 +155,9 @@ def test_other_prediction_types(tmp_path, make_pipeline, subjects, kind):
 def test_result_is_the_mean_of_the_last_steps(base, subjects):
     def last(steps):
         recipe = replace(SHORT, steps=steps, average=0.0)
-        return train_fleet(base, recipe, subjects[:1], dtype=torch.float64).factors
+        return train_fleet(base, recipe, subjects[:1]).factors
 
-    averaged = train_fleet(base, replace(SHORT, average=0.5), subjects[:1], dtype=torch.float64)
+    averaged = train_fleet(base, replace(SHORT, average=0.5), subjects[:1])
     tail = [last(steps) for steps in (4, 5, 6)]
     for module, factor in averaged.factors.items():
         mean = sum(factors[module].B for factors in tail) / 3
@@ -185,36 +165,36 @@ def test_result_is_the_mean_of_the_last_steps(base, subjects):
 
 
 def test_only_b_is_trained_and_a_is_shared(base, subjects):
-    factors = train_fleet(base, SHORT, subjects[:2], dtype=torch.float64).factors
-    other = train_fleet(base, replace(SHORT, steps=2), subjects[3:4], dtype=torch.float64).factors
+    factors = train_fleet(base, SHORT, subjects[:2]).factors
+    other = train_fleet(base, replace(SHORT, steps=2), subjects[3:4]).factors
     for module, factor in factors.items():
         torch.testing.assert_close(factor.A[0], factor.A[1], rtol=0, atol=0)
         torch.testing.assert_close(factor.A[0], other[module].A[0], rtol=0, atol=0)
         gram = factor.A[0] @ factor.A[0].T
         torch.testing.assert_close(gram, torch.eye(2, dtype=torch.float64))
         assert factor.B.flatten(1).norm(dim=1).gt(0).all()
-    reseeded = train_fleet(base, replace(SHORT, seed=1), subjects[:1], dtype=torch.float64).factors
+    reseeded = train_fleet(base, replace(SHORT, seed=1), subjects[:1]).factors
     assert all(not torch.equal(reseeded[m].A, factors[m].A[:1]) for m in factors)
 
 
 def test_training_lowers_the_loss(base, subjects):
     recipe = replace(SHORT, steps=45, learning_rate=5e-2, noise="own")
-    losses = train_fleet(base, recipe, subjects[:2], dtype=torch.float64).losses
+    losses = train_fleet(base, recipe, subjects[:2]).losses
     assert (losses[:, -15:].mean(1) < losses[:, :15].mean(1)).all()
 
 
-def test_anchor_is_the_start_and_pulls(base, subjects):
-    anchor = train_fleet(base, SHORT, subjects[:2], dtype=torch.float64).factors
-    one = map_factors(lambda part: part[:1], anchor)
+def test_an_initial_adapter_is_the_start_and_pulls(base, subjects):
+    start = train_fleet(base, SHORT, subjects[:2]).factors
+    one = map_factors(lambda part: part[:1], start)
     still = replace(SHORT, learning_rate=1e-12)
-    kept = train_fleet(base, still, subjects[2:4], anchor=anchor, dtype=torch.float64).factors
-    assert distance(kept, anchor, 1, 1) < 1e-6
-    free = train_fleet(base, SHORT, subjects[2:4], anchor=one, dtype=torch.float64).factors
+    kept = train_fleet(base, still, subjects[2:4], init=start).factors
+    assert distance(kept, start, 1, 1) < 1e-6
+    free = train_fleet(base, SHORT, subjects[2:4], init=one).factors
     pull = replace(SHORT, weight_decay=50.0)
-    pulled = train_fleet(base, pull, subjects[2:4], anchor=one, dtype=torch.float64).factors
+    pulled = train_fleet(base, pull, subjects[2:4], init=one).factors
     assert distance(pulled, one, 1, 0) < 0.95 * distance(free, one, 1, 0)
     with pytest.raises(CollectionError, match="1 adapter or one for each of the 3"):
-        train_fleet(base, SHORT, subjects[:3], anchor=anchor)
+        train_fleet(base, SHORT, subjects[:3], init=start)
 
 
 def test_gradients_are_clipped_adapter_by_adapter():

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
+from collecting import collect
 
-from lorasynth.collect import collect, collector
+from lorasynth.collect import worker
 from lorasynth.core.errors import ImageError
 from lorasynth.engine import fleet_size
 from lorasynth.engine.fleet_size import (
@@ -133,12 +134,12 @@ def test_a_chosen_size_changes_no_adapter(tmp_path, base, source, monkeypatch):
         tried.append(device)
         return 3
 
-    monkeypatch.setattr(collector, "fitting_size", chosen)
-    report = collect(base, source, tmp_path / "auto", RECIPE, fleet_size=None, dtype=torch.float64)
+    monkeypatch.setattr(worker, "fitting_size", chosen)
+    report = collect(base, source, tmp_path / "auto", RECIPE, fleet=None)
     assert (report.fleet_size, report.collected) == (3, source.ids[1:])
     assert list(report.failed) == source.ids[:1]
     assert tried == [base.device]
-    collect(base, source, tmp_path / "one", RECIPE, fleet_size=1, dtype=torch.float64)
+    collect(base, source, tmp_path / "one", RECIPE, fleet=1)
     first, second = (
         library.layout.flatten(library.factors(range(len(library))))
         for library in (Library.open(tmp_path / name) for name in ("auto", "one"))
@@ -147,6 +148,6 @@ def test_a_chosen_size_changes_no_adapter(tmp_path, base, source, monkeypatch):
 
 
 def test_nothing_is_tried_for_one_subject(tmp_path, base, source, monkeypatch):
-    monkeypatch.setattr(collector, "fitting_size", lambda *_: pytest.fail("tried"))
+    monkeypatch.setattr(worker, "fitting_size", lambda *_: pytest.fail("tried"))
     monkeypatch.setattr(type(source), "ids", source.ids[:1])
-    assert collect(base, source, tmp_path / "lib", RECIPE, fleet_size=None).fleet_size == 1
+    assert collect(base, source, tmp_path / "lib", RECIPE, fleet=None).fleet_size == 1

@@ -6,17 +6,16 @@ import pytest
 import torch
 
 from lorasynth.adapter import Factor, Layout
-from lorasynth.base import BaseModel, SamplingConfig
-from lorasynth.collect.generated import GeneratedConfig, GeneratedSubjects
-from lorasynth.condition import ConditionEncoder
-from lorasynth.core.errors import ConfigError, LibraryError
+from lorasynth.base import BaseModel
+from lorasynth.collect import GeneratedConfig
+from lorasynth.collect.described import GeneratedSubjects
+from lorasynth.condition import ConditionEncoder, subject_conditions
+from lorasynth.core.errors import LibraryError
+from lorasynth.engine import Recipe
 from lorasynth.engine.fleet import start_factors
-from lorasynth.engine.recipe import Recipe
 from lorasynth.library import Library
 
-CONFIG = GeneratedConfig(
-    prompt="a portrait of sks", images=2, sampling=SamplingConfig(steps=2, batch=4)
-)
+CONFIG = GeneratedConfig(prompt="a portrait of sks", images=2, steps=2, batch=4)
 
 
 @pytest.fixture
@@ -74,13 +73,11 @@ class Halves(ConditionEncoder):
 def test_images_without_a_face_give_way(pipeline_folder, library, faces, expected):
     config = replace(CONFIG, images=4)
     source = GeneratedSubjects(BaseModel.load(pipeline_folder), library, config)
-    [row] = source.embeddings(Halves(faces), ["s1"])
+    row = subject_conditions(Halves(faces), source.load("s1"), made=True)
     assert row.flatten().tolist() == expected
 
 
-def test_strangers_and_no_images_are_refused(pipeline_folder, library):
+def test_strangers_are_refused(pipeline_folder, library):
     source = GeneratedSubjects(BaseModel.load(pipeline_folder), library, CONFIG)
     with pytest.raises(LibraryError, match="'nobody'"):
         source.load("nobody")
-    with pytest.raises(ConfigError, match="images is 0"):
-        GeneratedConfig(images=0)

@@ -4,12 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from collecting import collect
 
 from lorasynth.base import BaseModel, Memory
-from lorasynth.collect import collect
-from lorasynth.engine.fleet import train_fleet
-from lorasynth.engine.prior import Prior
-from lorasynth.engine.recipe import Recipe
+from lorasynth.engine import PriorPreservation, Recipe, train_fleet
 from lorasynth.library import Library
 from tiny_pipelines import KINDS, build
 
@@ -20,7 +18,7 @@ RECIPE = Recipe(
     images_per_step=2,
     caption_dropout=0.5,
     noise="own",
-    prior=Prior(prompt="a portrait", images=2, steps=1),
+    prior=PriorPreservation(prompt="a portrait", images=2, steps=1),
 )
 
 
@@ -35,7 +33,7 @@ def test_an_adapter_does_not_depend_on_its_fleet(tmp_path, folder, source):
     base = BaseModel.load(folder, dtype=torch.float64)
     few = replace(source, count=3)
     for size in (1, 3):
-        collect(base, few, tmp_path / f"{size}", RECIPE, fleet_size=size, dtype=torch.float64)
+        collect(base, few, tmp_path / f"{size}", RECIPE, fleet=size)
     one, three = (
         library.layout.flatten(library.factors(range(3)))
         for library in (Library.open(tmp_path / name) for name in "13")

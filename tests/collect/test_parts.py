@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from collecting import collect
 from colours import Colours
 
-from lorasynth.collect import collect
 from lorasynth.collect.embedding import embed_library
 from lorasynth.collect.failures import Failures
-from lorasynth.collect.join import join
-from lorasynth.collect.part import Part, begin_part
+from lorasynth.collect.shards import Part, begin_part, join
 from lorasynth.core.errors import CollectionError, ConfigError, ImageError, LibraryError
 from lorasynth.engine.recipe import Recipe
 from lorasynth.library import Library
@@ -21,7 +20,7 @@ RECIPE = Recipe(steps=3, rank=2, targets=("to_q", "to_v"), images_per_step=2, tr
 
 def collect_part(base, source, out, number, count=2, recipe=RECIPE):
     source, path = begin_part(source, out, Part(number, count))
-    report = collect(base, source, path, recipe, fleet_size=2, dtype=torch.float64)
+    report = collect(base, source, path, recipe, fleet=2)
     return report, source, path
 
 
@@ -61,7 +60,7 @@ class Uneven:
 
 def test_joined_parts_are_what_one_process_collects(tmp_path, base, source):
     uneven = Uneven(source)
-    collect(base, uneven, tmp_path / "whole", RECIPE, fleet_size=3, dtype=torch.float64)
+    collect(base, uneven, tmp_path / "whole", RECIPE, fleet=3)
     embed_library(Library.open(tmp_path / "whole"), uneven, Colours())
     for number in (2, 1):
         _, some, path = collect_part(base, uneven, tmp_path / "lib", number)
@@ -76,10 +75,10 @@ def test_joined_parts_are_what_one_process_collects(tmp_path, base, source):
 
 
 def test_a_join_goes_on_where_it_was_killed(tmp_path, base, source, monkeypatch):
-    collect(base, source, tmp_path / "whole", RECIPE, fleet_size=3, dtype=torch.float64)
+    collect(base, source, tmp_path / "whole", RECIPE, fleet=3)
     for number in (1, 2):
         collect_part(base, source, tmp_path / "lib", number)
-    monkeypatch.setattr("lorasynth.collect.join._ROWS", 2)
+    monkeypatch.setattr("lorasynth.collect.shards._ROWS", 2)
     append, calls = Library.append, []
 
     def killed(self, *arguments):

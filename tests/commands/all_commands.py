@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .conftest import QUICK, World, train_arguments
+from .conftest import PRETRAIN, QUICK, World, train_arguments
 
 CPU = ("--device", "cpu")
 FEW = ("--steps", 2, *CPU)
@@ -14,22 +14,18 @@ def every_command(world: World, root: Path, home: Path) -> list[list[object]]:
     encoder, lora, synthesizer = home / "encoder", home / "me.safetensors", home / "synthesizer"
     library, codec = home / "library", home / "codec"
     places = ("--synthesizer", synthesizer, "--library", library, "--base", base)
-    sets = [
-        word for one in ("optimisation.steps=2", "optimisation.batch=2") for word in ("--set", one)
-    ]
-    pretrain = ["--recipe", "rank=2", "--set", "latents=2", "--set", "model.width=8"]
     train = train_arguments(world, root / "synthesizer", root / "work/train")
     own = {world.base: base, world.library: library, world.codec: codec, world.encoder: encoder}
     return [
-        ["collect", "-o", root / "library", "--folder", subjects, "--base", base, *CPU, *QUICK,
+        ["collect", subjects, "-o", root / "library", "--base", base, *CPU, *QUICK,
          "--encoder", encoder],
-        ["import", "folder", home / "loras", "-o", root / "imported"],
-        ["fit", "pca", library, "-o", root / "codec", "--set", "latents=2", *CPU, "--run",
+        ["import", "loras", home / "loras", "-o", root / "imported"],
+        ["fit", "pca", library, "-o", root / "codec", "--latents", 2, *CPU, "--run",
          root / "work/fit"],
         ["fit", "scaled", library, "-o", root / "scaled", *CPU, "--run", root / "work/fit"],
         [own.get(word, word) if isinstance(word, Path) else word for word in train],
-        ["pretrain", "--folder", subjects, "--base", base, "--encoder", encoder, "-o",
-         root / "pretrained", "--run", root / "work/pretrain", *sets, *pretrain, *CPU],
+        ["pretrain", subjects, "--base", base, "--encoder", encoder, "-o",
+         root / "pretrained", "--run", root / "work/pretrain", *PRETRAIN, *CPU],
         ["synth", photo, "-o", root / "me.safetensors", "--synthesizer", synthesizer],
         ["synth", subjects, "-o", root / "all", "--synthesizer", synthesizer],
         ["synth", photo, "-o", root / "peft", "--format", "peft", "--synthesizer", synthesizer],
@@ -40,14 +36,14 @@ def every_command(world: World, root: Path, home: Path) -> list[list[object]]:
         ["sample", "-o", root / "sampled", "-n", 1, *places, *CPU],
         ["images", "--prompt", "sks", "-n", 1, "--steps", 1, "--base", base, "--lora", lora, "-o",
          root / "sheet.png", *CPU],
-        ["compare", subjects, "-o", root / "table", "--base", base, "--encoder", encoder,
-         "--style", f"{lora}=0.5", "--images", 2, "--set", "sampling.steps=1", *CPU],
+        ["evaluate", subjects, "-o", root / "report.json", "--base", base, "--encoder", encoder,
+         "--style", f"{lora}=0.5", "--images", 2, "--sampling-steps", 1, "--cache",
+         root / "work/cache", "--sheets", root / "sheets", *CPU],
         ["encoders", "make", f"clip:{home / 'clip'}", "-o", root / "vision"],
         ["encoders", "join", encoder, f"clip:{home / 'clip'}", "-o", root / "joined"],
-        ["library", "imitate", root / "files", "--rows", 4, "--shrink", 64],
-        ["ip-adapter", "train", "--folder", subjects, "--base", base, "--encoder", encoder, "-o",
-         root / "ip.safetensors", "--run", root / "work/ip", *sets, *CPU],
-        ["fine-tune", photo, "-o", root / "unet", "--base", base, *FEW],
+        ["study", "ip-adapter", subjects, "--base", base, "--encoder", encoder, "-o",
+         root / "ip.safetensors", "--run", root / "work/ip", "--steps", 2, "--batch", 2, *CPU],
+        ["study", "fine-tune", photo, "-o", root / "unet", "--base", base, *FEW],
     ]  # fmt: skip
 
 

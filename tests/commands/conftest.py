@@ -11,15 +11,19 @@ from torch.nn import BatchNorm1d, BatchNorm2d
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from command_line import call
-from lorasynth.avatars.encoder import AvatarEncoder, AvatarEncoderConfig
+from lorasynth.condition import TrainedConfig, TrainedEncoder
 from lorasynth.core.randomness import torch_stream
 from lorasynth.images.files import to_unit_range
 
 SIDE = 16
 SUBJECTS = ("ann", "ben", "cyd")
-QUICK = ("--set", "steps=2", "--set", "rank=2", "--set", "images_per_step=1")
-TRAINING = ("optimisation.steps=2", "optimisation.batch=2", "record_every=1")
-DENOISER = ('model.denoiser_options={"width":8,"depth":1}',)
+QUICK = ("--recipe.steps", 2, "--recipe.rank", 2, "--recipe.images-per-step", 1)
+PRETRAIN = (
+    *("--optimisation.steps", 2, "--optimisation.batch", 2, "--latents", 2),
+    *("--model.width", 8, "--recipe.rank", 2),
+)
+TRAINING = ("--optimisation.steps", 2, "--optimisation.batch", 2, "--record-every", 1)
+DENOISER = ("--model.denoiser-options", '{"width":8,"depth":1}')
 
 
 def write_image(path: Path, seed: int, side: int = SIDE) -> Path:
@@ -32,7 +36,7 @@ def write_image(path: Path, seed: int, side: int = SIDE) -> Path:
 def save_encoder(folder: Path, face: bool = True) -> Path:
     """A tiny encoder whose detector sees a face in everything, or in nothing."""
     torch.manual_seed(0)
-    encoder = AvatarEncoder(AvatarEncoderConfig(name="tiny-one", image_size=SIDE, width=6))
+    encoder = TrainedEncoder(TrainedConfig(name="tiny-one", image_size=SIDE, width=6))
     for module in encoder.modules():
         if isinstance(module, BatchNorm1d | BatchNorm2d):
             module.momentum = None  # take the statistics of what is seen, all of it
@@ -80,15 +84,14 @@ def world(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Wo
 
 
 def collect_arguments(world: World, library: Path) -> list[object]:
-    where = ["--folder", world.subjects, "--base", world.base, "--device", "cpu"]
-    return ["collect", "-o", library, *where, *QUICK]
+    where = [world.subjects, "--base", world.base, "--device", "cpu"]
+    return ["collect", *where, "-o", library, *QUICK]
 
 
 def train_arguments(world: World, out: Path, run_folder: Path) -> list[object]:
-    sets = [word for setting in (*TRAINING, *DENOISER) for word in ("--set", setting)]
-    parts = ["--codec", world.codec, "--encoder", world.encoder, "--base", world.base]
+    parts: list[object] = ["--codec", world.codec, "--encoder", world.encoder, "--base", world.base]
     parts += ["--strength", 1.25]
-    return ["train", world.library, *parts, "-o", out, "--run", run_folder, *sets]
+    return ["train", world.library, *parts, "-o", out, "--run", run_folder, *TRAINING, *DENOISER]
 
 
 def chain(world: World, root: Path) -> None:
@@ -96,7 +99,7 @@ def chain(world: World, root: Path) -> None:
     steps: list[list[object]] = [
         [*collect_arguments(world, world.library), "--encoder", world.encoder],
         ["library", "check", world.library],
-        ["fit", "pca", world.library, "-o", world.codec, "--set", "latents=2", "--device", "cpu"],
+        ["fit", "pca", world.library, "-o", world.codec, "--latents", 2, "--device", "cpu"],
         [*train_arguments(world, world.synthesizer, root / "run"), "--device", "cpu"],
         ["synth", world.photo, "-o", world.lora, "--synthesizer", world.synthesizer],
     ]
@@ -118,10 +121,10 @@ def strangers(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def clip(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clip(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny CLIP model with random weights and the base model's tokenizer."""
     folder = tmp_path_factory.mktemp("clip")
-    tokenizer = AutoTokenizer.from_pretrained(world.base / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(pipeline_folder / "tokenizer")
     tokenizer.save_pretrained(folder)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     small |= {"num_attention_heads": 2, "projection_dim": 8}

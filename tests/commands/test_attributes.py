@@ -6,15 +6,9 @@ import pytest
 
 from command_line import Run
 from lorasynth.adapter import Adapter
-from lorasynth.avatars.judge import AttributeJudge, JudgeConfig
-from lorasynth.condition import JoinedEncoder, load_encoder
-from lorasynth.core.atomic import atomic_directory
 from lorasynth.library import Library
 
-from .conftest import DENOISER, TRAINING, World
-
-AVATARS = ("--avatars", 3, "--images", 2)
-QUICK = ("--set", "steps=2", "--set", "rank=2", "--set", "images_per_step=1")
+from .conftest import DENOISER, QUICK, TRAINING, World
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +17,7 @@ def library(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from command_line import call
 
     out = tmp_path_factory.mktemp("attributes") / "library"
-    assert call(["collect", *AVATARS, "-o", out, "--base", world.base, *QUICK]) == 0
+    assert call(["collect", "avatars:3,images=2", "-o", out, "--base", world.base, *QUICK]) == 0
     return out
 
 
@@ -34,11 +28,11 @@ def train(
     made = run("encoders", "attributes", library, "--column", "top", *identity, "-o", encoder)
     assert made.status == 0, made.err
     assert "top: " in made.out
-    images = ("--base", world.base, "--set", "images=1", "--set", "sampling.steps=1")
+    images = ("--base", world.base, "--generated.images", 1, "--generated.steps", 1)
     assert run("library", "embed", library, "--encoder", encoder, *images).status == 0
     fit = ("fit", "pca", library, "-o", codec, "--set", "latents=2", "--run", root / "fit")
     assert run(*fit).status == 0
-    sets = [word for setting in (*TRAINING, *DENOISER) for word in ("--set", setting)]
+    sets = [*TRAINING, *DENOISER]
     parts = ("--codec", codec, "--encoder", encoder, "--base", world.base, "--run", root / "run")
     result = run("train", library, *parts, "-o", synthesizer, *sets)
     assert result.status == 0, result.err
@@ -84,19 +78,3 @@ def test_an_encoder_of_images_takes_no_attributes(world: World, run: Run, tmp_pa
     run("synth", *where).is_one_error("a subject needs a photo")
     made = run("encoders", "attributes", world.library, "--column", "hat", "-o", tmp_path / "e")
     made.is_one_error("a column of the table", "'hat'")
-
-
-def test_encoders_are_joined_and_read_attributes(world: World, run: Run, tmp_path: Path) -> None:
-    network = AttributeJudge(JudgeConfig(image_size=16, features=8))
-    with atomic_directory(tmp_path / "network") as folder:
-        network.save(folder)
-    made = run("encoders", "reader", tmp_path / "network", "-o", tmp_path / "reader")
-    assert made.status == 0, made.err
-    joined = run("encoders", "join", world.encoder, tmp_path / "reader", "-o", tmp_path / "both")
-    assert joined.status == 0, joined.err
-    assert "tiny-one-and-reader, 53 numbers, licences: Apache-2.0" in joined.out
-    both = load_encoder(tmp_path / "both")
-    assert isinstance(both, JoinedEncoder)
-    assert [part.width for part in both.parts] == [6, 47]
-    alone = run("encoders", "join", world.encoder, "-o", tmp_path / "one")
-    alone.is_one_error("two encoders or more", "got 1")

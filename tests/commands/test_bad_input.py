@@ -71,9 +71,9 @@ def test_an_encoder_that_finds_nobody_is_refused_before_training(
     library = tmp_path / "library"
     result = run(*collect_arguments(world, library), "--encoder", blind)
     result.is_one_error("all 3 failed", "finds none in the 2 of 'ann'", "drawn avatars")
-    where = ["--folder", world.subjects, "--base", world.base, "--device", "cpu"]
+    where = [world.subjects, "--base", world.base, "--device", "cpu"]
     options = ["--encoder", blind, "-o", tmp_path / "out", "--run", tmp_path / "run"]
-    result = run("pretrain", *where, *options, "--recipe", "rank=2")
+    result = run("pretrain", *where, *options, "--recipe.rank", 2)
     assert result.status == 2
     assert "none of 3 has" in result.err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
@@ -96,26 +96,26 @@ def test_only_bad_subjects_leave_no_file(world: World, run: Run, tmp_path) -> No
 def test_zero_subjects(world: World, run: Run, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     where = ("--base", world.base, "-o", tmp_path / "library")
-    for subjects in (("--folder", tmp_path / "empty"), ("--avatars", 0)):
-        run("collect", *where, *subjects).is_one_error("at least one subject")
+    run("collect", tmp_path / "empty", *where).is_one_error("at least one subject")
     result = run("synth", tmp_path / "empty", "-o", tmp_path / "out")
     result.is_one_error("folders of images")
     assert left_in(tmp_path) == ["empty"]
 
 
-def test_subjects_from_two_places_or_none(world: World, run: Run, tmp_path) -> None:
-    where = ("--base", world.base, "-o", tmp_path / "library")
-    run("collect", *where).is_one_error("--folder or --avatars")
-    both = ("--folder", world.subjects, "--avatars", 2)
-    run("collect", *where, *both).is_one_error("--folder or --avatars")
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--fleet", "many"), ("auto or a number", "many")),
-        (("--fleet", 0), ("auto or a number",)),
-        (("--dtype", "float8"), ("float32, bfloat16, float16", "float8")),
+        (("--fleet", "many"), ("--fleet", "many")),
+        (("--fleet", 0), ("--fleet", "greater than or equal to 1")),
+        (("--min-similarity", 0.5), ("--min-similarity needs an encoder",)),
+        (("--engine", "dask"), ("--engine", "here", "dask")),
+        (("--shard", "3/2"), ("i/n", "3/2")),
+        (("--preset", "mine"), ("--preset", "weights2weights", "mine")),
+        (("--recipe.ranks", 2), ("recipe.ranks",)),
+        (("--recipe.rank", "two"), ("recipe.rank", "two")),
+        (("--recipe.rank", 0), ("rank", "greater than or equal to 1")),
+        (("--recipe.warmup-steps", 2), ("warmup_steps must be less than steps",)),
+        (("--dtype", "float8"), ("bfloat16", "float8")),
         (("--size", 15), ("multiple of 2 pixels", "15")),
     ],
 )
@@ -128,29 +128,10 @@ def test_options_of_a_collection(world: World, run: Run, tmp_path, options, word
 def test_a_library_of_failures_only(world: World, run: Run, tmp_path) -> None:
     (tmp_path / "in" / "ann").mkdir(parents=True)
     no_image(tmp_path / "in" / "ann" / "1.png")
-    arguments = ("--folder", tmp_path / "in", "--base", world.base, *QUICK)
-    result = run("collect", "-o", tmp_path / "library", *arguments)
+    arguments = ("--base", world.base, *QUICK)
+    result = run("collect", tmp_path / "in", "-o", tmp_path / "library", *arguments)
     assert result.status == 2
     assert "1.png" in result.err.splitlines()[-1]
-
-
-# Settings
-
-
-@pytest.mark.parametrize(
-    ("setting", "word"),
-    [
-        ("rank", "NAME=VALUE"),
-        ("steps.x=1", "NAME=VALUE"),
-        ("ranks=2", "no option 'ranks'"),
-        ("rank=two", "Recipe.rank"),
-        ("rank=0", "Recipe.rank must be at least 1"),
-    ],
-)
-def test_a_setting_that_is_none(world: World, run: Run, tmp_path, setting, word) -> None:
-    arguments = collect_arguments(world, tmp_path / "library")
-    run(*arguments, "--set", setting).is_one_error(word)
-    assert left_in(tmp_path) == []
 
 
 # Damage

@@ -18,6 +18,7 @@ from lorasynth.images import FolderSubjects, SubjectSource
 from lorasynth.library import Library
 
 from .conftest import (
+    PRETRAIN,
     QUICK,
     SIDE,
     SUBJECTS,
@@ -47,7 +48,7 @@ def test_collecting_again_trains_nothing(world: World, run: Run) -> None:
 def test_a_recipe_that_trains_both_factors_gets_the_procrustes_gauge(
     world: World, run: Run, tmp_path
 ) -> None:
-    assert not run(*collect_arguments(world, tmp_path / "both"), "--set", "trained=both").status
+    assert not run(*collect_arguments(world, tmp_path / "both"), "--recipe.trained", "both").status
     assert Library.open(tmp_path / "both").info.gauge == "procrustes"
 
 
@@ -55,12 +56,12 @@ def test_a_recipe_that_trains_both_factors_gets_the_procrustes_gauge(
 def pretrained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pretraining")
     out = folder / "pretrained"
-    common = ["--folder", world.subjects, "--base", world.base, "--device", "cpu"]
-    sets = ("optimisation.steps=2", "optimisation.batch=2", "latents=2", "model.width=8")
-    options = ["--encoder", world.encoder, "-o", out, "--recipe", "rank=2"]
-    options += ["--run", folder / "run"]
-    words = [word for setting in sets for word in ("--set", setting)]
-    assert call(["pretrain", *common, *options, *words]) == 0
+    common = [world.subjects, "--base", world.base, "--device", "cpu", "--encoder", world.encoder]
+    sheet = folder / "sheet.png"
+    options = ["-o", out, "--run", folder / "run", "--sheet", sheet, *PRETRAIN]
+    assert call(["pretrain", *common, *options]) == 0
+    with Image.open(sheet) as image:
+        assert image.height == 3 * SIDE + 2 * 2
     return out
 
 
@@ -68,11 +69,11 @@ def test_a_library_starts_from_a_pretrained_synthesizer(
     world: World, pretrained: Path, run: Run, tmp_path
 ) -> None:
     synthesizer = Synthesizer.from_pretrained(pretrained)
-    arguments = [*collect_arguments(world, tmp_path / "library"), "--anchor", pretrained]
-    still = ("--set", "learning_rate=1e-12")
+    arguments = [*collect_arguments(world, tmp_path / "library"), "--init-from", pretrained]
+    still = ("--recipe.learning-rate", "1e-12")
     assert run(*arguments, *still).status == 0
     library = Library.open(tmp_path / "library")
-    assert library.info.recipe["anchor"] == synthesizer.fingerprint
+    assert library.info.recipe["init_from"] == synthesizer.fingerprint
     source = FolderSubjects(world.subjects)
     predicted = synthesizer.predict([source.load(name) for name in library.ids])
     vectors = library.layout.flatten(library.factors(range(len(library))))
@@ -84,11 +85,12 @@ def test_diffusion_is_trained_around_a_pretrained_synthesizer(
 ) -> None:
     out = tmp_path / "synthesizer"
     where = [*train_arguments(world, out, tmp_path / "run"), "--device", "cpu"]
-    assert run(*where, "--anchor", pretrained).status == 0
+    assert run(*where, "--residual-of", pretrained).status == 0
     hypernet = Synthesizer.from_pretrained(out).hypernet
     assert isinstance(hypernet, LatentDiffusion)
     assert hypernet.anchor is not None
-    run(*where, "--anchor", world.synthesizer).is_one_error("regression", "LatentDiffusion")
+    where[where.index("-o") + 1] = tmp_path / "other"
+    run(*where, "--residual-of", world.synthesizer).is_one_error("regression", "LatentDiffusion")
 
 
 def test_a_frugal_collection_of_half_precise_numbers_from_a_tar(
@@ -100,10 +102,11 @@ def test_a_frugal_collection_of_half_precise_numbers_from_a_tar(
         bad = tarfile.TarInfo("dan.0.png")
         bad.size = 3
         tar.addfile(bad, io.BytesIO(b"bad"))
-    where = ["--folder", tmp_path / "subjects.tar", "--base", world.base, "--device", "cpu", *QUICK]
+    where = [tmp_path / "subjects.tar", "--base", world.base, "--device", "cpu", *QUICK]
     frugal = ("--dtype", "bfloat16", "--gradient-checkpointing", "--attention-slicing")
     arguments = ["collect", "-o", tmp_path / "library", *where, *frugal, "--size", 8]
-    prior = ("--set", 'prior={"prompt":"a portrait","images":1,"steps":1}')
+    prior = ("--recipe.prior.prompt", "a portrait", "--recipe.prior.images", 1)
+    prior += ("--recipe.prior.steps", 1)
     result = run(*arguments, *prior, "--fleet", 2)
     assert "3 adapters, 3 of them new" in result.out
     assert "1 failed" in result.out

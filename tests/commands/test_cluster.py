@@ -9,7 +9,7 @@ import torch
 
 from command_line import Run, call
 from lorasynth import Synthesizer
-from lorasynth.commands.collect import Equip
+from lorasynth.commands.collect import WithWorker
 from lorasynth.library import Library
 from two_processes import launch
 
@@ -51,10 +51,7 @@ def test_shards_are_joined(world: World, whole: Path, run: Run, tmp_path: Path) 
     assert_same_library(library, whole)
 
 
-def test_bad_shards_and_engines_are_told(world: World, run: Run, tmp_path: Path) -> None:
-    arguments = collect_arguments(world, tmp_path / "library")
-    run(*arguments, "--shard", "3/2").is_one_error("i/n", "3/2")
-    run(*arguments, "--engine", "dask").is_one_error("--engine", "here, ray", "dask")
+def test_no_parts_are_told(run: Run, tmp_path: Path) -> None:
     run("library", "join", tmp_path / "library").is_one_error("holds none", "--shard")
 
 
@@ -64,11 +61,11 @@ def test_workers_in_other_folders_find_what_is_here(
     monkeypatch.chdir(tmp_path)
     Path("base").mkdir()
     Path("faces.onnx").touch()
-    equip = Equip("base", "cpu", "onnx:faces.onnx", "owner/model", None).anywhere()
-    assert equip.base == str(tmp_path / "base")
-    assert equip.encoder == f"onnx:{tmp_path / 'faces.onnx'}"
-    assert equip.anchor == "owner/model"
-    assert replace(equip, encoder="clip:owner/model").anywhere().encoder == "clip:owner/model"
+    given = WithWorker(base="base", encoder="onnx:faces.onnx", init_from="owner/model").anywhere()
+    assert given.base == str(tmp_path / "base")
+    assert given.encoder == f"onnx:{tmp_path / 'faces.onnx'}"
+    assert given.init_from == "owner/model"
+    assert replace(given, encoder="clip:owner/model").anywhere().encoder == "clip:owner/model"
 
 
 def test_a_missing_ray_is_told(

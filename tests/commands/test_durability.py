@@ -31,8 +31,9 @@ pytestmark = [
 KILLS = 30
 #: Which of the commands, by their first words.
 NAMES = (
-    *("collect", "import folder", "fit pca", "fit scaled", "train", "pretrain", "synth", "convert"),
-    *("refine", "blend", "images", "compare", "encoders join", "ip-adapter train", "fine-tune"),
+    *("collect", "import loras", "fit pca", "fit scaled", "train", "pretrain", "synth", "convert"),
+    *("refine", "blend", "images", "evaluate", "encoders join", "study ip-adapter"),
+    "study fine-tune",
 )
 
 

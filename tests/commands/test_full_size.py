@@ -18,12 +18,8 @@ from lorasynth.library import Library
 from .conftest import DENOISER, SUBJECTS, TRAINING, save_encoder, write_image
 
 SIDE = 64
-RECIPE = ("steps=2", 'prior={"prompt": "a person", "images": 2, "steps": 1}')
+RECIPE = ("--recipe.steps", 2, "--recipe.prior.images", 2, "--recipe.prior.steps", 1)
 PROMPT = "a portrait of sks, smiling"
-
-
-def settings(values: tuple[str, ...]) -> list[str]:
-    return [word for value in values for word in ("--set", value)]
 
 
 @pytest.mark.slow
@@ -39,14 +35,14 @@ def test_from_images_to_a_file_that_diffusers_loads(tmp_path: Path) -> None:
     small = ("--dtype", "bfloat16", "--size", SIDE)
     codec, made, lora = tmp_path / "codec", tmp_path / "made", tmp_path / "me.safetensors"
     photo = people / SUBJECTS[0] / "0.png"
-    collect = ["collect", "--folder", people, "-o", library, *model, *small, "--encoder", encoder]
-    collect += ["--gradient-checkpointing", "--preset", "weights2weights", *settings(RECIPE)]
+    collect = ["collect", people, "-o", library, *model, *small, "--encoder", encoder]
+    collect += ["--gradient-checkpointing", "--preset", "weights2weights", *RECIPE]
     for command in (
-        [*collect, "--least-likeness", -1, "--fleet", 3],
+        [*collect, "--min-similarity", -1, "--fleet", 3],
         ["library", "check", library],
         ["fit", "pca", library, "-o", codec, "--device", "cpu", "--run", tmp_path / "fit"],
         ["train", library, "--codec", codec, "--encoder", encoder, "-o", made, *model,
-         "--run", tmp_path / "train", *settings((*TRAINING, *DENOISER))],
+         "--run", tmp_path / "train", *TRAINING, *DENOISER],
         ["synth", photo, "-o", lora, "--synthesizer", made],
         ["images", "--lora", lora, "--prompt", PROMPT, "-n", 2, "--steps", 2, *model, *small,
          "-o", tmp_path / "sheet.png"],
@@ -55,7 +51,7 @@ def test_from_images_to_a_file_that_diffusers_loads(tmp_path: Path) -> None:
     found = Library.open(library)
     assert found.ids == list(SUBJECTS)
     assert (found.width, len(found.layout.slots)) == (99_648, 64)
-    assert all(-1 <= value <= 1 for value in found.table["likeness"].to_pylist())
+    assert all(-1 <= value <= 1 for value in found.table["similarity"].to_pylist())
     assert len(list(tmp_path.glob("class-*"))) == 1
     adapter = Adapter.load(lora)
     assert adapter.layout == found.layout

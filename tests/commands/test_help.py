@@ -1,7 +1,6 @@
 """Help is there for every command, made from its config, and quick: nothing heavy is imported."""
 
 import dataclasses
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -110,4 +109,4 @@ def test_a_command_is_a_class_for_python_too(tmp_path: Path) -> None:
     out = tmp_path / "me.safetensors"
     [written] = Synth(photos=(root / "examples" / "photo.png",), out=out).run()
     assert written == out
-    assert os.path.getsize(out) > 1000
+    assert out.stat().st_size > 1000

@@ -1,4 +1,4 @@
-"""`lorasynth import`: a folder of LoRA files, or weights2weights' published files; then `fit`."""
+"""`lorasynth import`: a folder of LoRA files, or weights2weights' published files."""
 
 from pathlib import Path
 
@@ -7,41 +7,32 @@ import torch
 
 from command_line import Run
 from lorasynth.adapter import Adapter, Factor
-from lorasynth.codec import load_codec
-from lorasynth.commands.options import memory_of
+from lorasynth.commands.shared import memory_of
 from lorasynth.core.errors import ConfigError
 from lorasynth.library import Library
+from w2w_files import imitate_w2w
 
 
-@pytest.mark.parametrize("first", [[], ["folder"]])
-def test_a_folder_needs_no_word(run: Run, tmp_path: Path, first: list[str]) -> None:
+def test_a_folder_of_loras(run: Run, tmp_path: Path) -> None:
     factor = Factor(torch.randn(2, 6), torch.randn(8, 2))
     Adapter({"mid_block.to_q": factor}).save(tmp_path / "downloads" / "a.safetensors")
-    result = run("import", *first, tmp_path / "downloads", "-o", tmp_path / "library")
+    (tmp_path / "downloads" / "b.safetensors").write_text("hello")
+    result = run("import", "loras", tmp_path / "downloads", "-o", tmp_path / "library")
     assert result.status == 0
-    assert "1 adapters imported" in result.out
+    assert "1 adapters imported, 1 files skipped" in result.out
+    assert "b.safetensors" in result.err
     assert Library.open(tmp_path / "library").ids == ["a"]
-    options_first = run("import", "-o", tmp_path / "other", tmp_path / "downloads")
-    assert options_first.status == 0
+    run("import", "loras", tmp_path / "none", "-o", tmp_path / "x").is_one_error("is none")
 
 
-def test_weights2weights_from_files_to_a_codec(run: Run, tmp_path: Path) -> None:
-    files, library, codec = tmp_path / "w2w", tmp_path / "library", tmp_path / "codec"
-    assert run("library", "imitate", files, "--rows", 30, "--shrink", 64).status == 0
+def test_weights2weights(run: Run, tmp_path: Path) -> None:
+    files, library = tmp_path / "w2w", tmp_path / "library"
+    imitate_w2w(files, 30, 64)
     result = run("import", "w2w", files, "-o", library, "--dtype", "float16")
     assert result.status == 0
     assert "30 adapters imported" in result.out
     assert "no split" not in result.err
-    assert "all intact" in run("library", "check", library).out
-
-    fit = ("fit", "pca", library, "-o", codec, "--split", "train", "--half", "--device", "cpu")
-    more = ("--memory", "2GB", "--run", tmp_path / "run", "--set", "latents=5")
-    assert run(*fit, *more).status == 0
-    assert load_codec(codec).latents == 5
-    assert (codec / "explained_variance.png").read_bytes().startswith(b"\x89PNG")
-    run(*fit, "--memory", "much").is_one_error("--memory", "8GB", "'much'")
-    run(*fit, "--memory", "0.1GB").is_one_error("more memory")
-    run("fit", "pca", library, "-o", codec, "--split", "none").is_one_error("0")
+    assert not Library.open(library).check().damages
 
 
 def test_files_that_are_not_there(run: Run, tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ def everything_below(folder: Path) -> list[str]:
 
 
 def test_collect(world: World, run: Run, tmp_path, monkeypatch) -> None:
-    from lorasynth.collect import collector
+    from lorasynth.collect import worker
 
     arguments = [*collect_arguments(world, tmp_path / "library"), "--fleet", 1]
     with monkeypatch.context() as patch:
-        interrupt(patch, collector, "train_fleet", calls=3)
+        interrupt(patch, worker, "train_fleet", calls=3)
         result = run(*arguments)
     assert result.status == 130
     assert "2 finished adapters are safe" in result.err.splitlines()[-1]
@@ -35,11 +35,11 @@ def test_train(world: World, run: Run, tmp_path, monkeypatch) -> None:
     from lorasynth.hypernet import train
 
     arguments = [*train_arguments(world, tmp_path / "out", tmp_path / "run"), "--device", "cpu"]
-    arguments += ["--set", "optimisation.checkpoint_seconds=0"]
+    arguments += ["--optimisation.checkpoint-seconds", 0]
     with monkeypatch.context() as patch:
         interrupt(patch, train, "draw_batch", calls=2)
         run(*arguments).is_one_error("run the same command to go on", status=130)
-    assert everything_below(tmp_path) == ["run", "run/hypernet.safetensors"]
+    assert everything_below(tmp_path) == ["run", "run/hypernet.safetensors", "run/metrics.jsonl"]
     assert run(*arguments).status == 0
     assert (tmp_path / "out" / "synthesizer.json").is_file()
 
@@ -47,10 +47,13 @@ def test_train(world: World, run: Run, tmp_path, monkeypatch) -> None:
 def test_fit(world: World, run: Run, tmp_path, monkeypatch) -> None:
     from lorasynth.codec import pca
 
-    interrupt(monkeypatch, pca, "principal_components")
-    arguments = ("fit", "pca", world.library, "-o", tmp_path / "codec", "--device", "cpu")
-    run(*arguments).is_one_error("interrupted", status=130)
-    assert everything_below(tmp_path) == []
+    arguments = ("fit", "pca", world.library, "-o", tmp_path / "codec", "--run", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        interrupt(patch, pca, "eigen_of_rows")
+        run(*arguments, "--device", "cpu").is_one_error("interrupted", status=130)
+    kept = [f"run/pca/{name}.safetensors" for name in ("moments", "plan")]
+    assert everything_below(tmp_path) == ["run", "run/pca", *kept]
+    assert run(*arguments, "--device", "cpu").status == 0
 
 
 @pytest.mark.parametrize("moment", ["sampling", "writing"])
@@ -80,29 +83,23 @@ def test_images(world: World, run: Run, tmp_path, monkeypatch, moment) -> None:
 
 
 TINY_BASE = [
-    "unet_channels=[32]",
-    "text_width=16",
-    "text_layers=1",
-    "heads=2",
-    "tokens=32",
-    "attention=[true]",
+    *("--model.unet-channels", 32, "--model.text-width", 16, "--model.text-layers", 1),
+    *("--model.heads", 2, "--model.tokens", 32, "--model.attention", True),
+    *("--model.vae-channels", 8, 8, "--model.latent-channels", 4, "--model.image-size", 16),
 ]
-TINY_BASE = [f"model.{size}" for size in [*TINY_BASE, "vae_channels=[8,8]", "latent_channels=4"]]
-TINY_BASE.append("model.image_size=16")
-#: Command -> where its optimisation is in its settings, and these.
+#: Command -> where its optimisation is among its options, and these.
 TRAININGS = {
-    ("base", "autoencoder"): ("autoencoder.optimisation", [*TINY_BASE, "autoencoder.crop=8"]),
-    ("base", "train"): ("denoiser.optimisation", TINY_BASE),
-    ("encoders", "train"): ("optimisation", ["negatives=4"]),
-    ("encoders", "judge"): ("optimisation", ["features=16"]),
+    ("avatars", "autoencoder"): ("autoencoder.optimisation", [*TINY_BASE, "--autoencoder.crop", 8]),
+    ("avatars", "base"): ("denoiser.optimisation", TINY_BASE),
+    ("avatars", "judge"): ("optimisation", ["--features", 16]),
 }
 
 
 def words_of(command: tuple[str, ...]) -> list[object]:
     """Two steps of a training, as options."""
-    where, settings = TRAININGS[command]
-    brief = [f"{where}.steps=2", f"{where}.batch=4", f"{where}.checkpoint_seconds=0"]
-    return [word for setting in (*settings, *brief) for word in ("--set", setting)]
+    where, options = TRAININGS[command]
+    brief = {"steps": 2, "batch": 4, "checkpoint-seconds": 0}
+    return [*options, *(w for name, n in brief.items() for w in (f"--{where}.{name}", n))]
 
 
 @pytest.mark.parametrize("command", TRAININGS)
@@ -111,8 +108,8 @@ def test_training_of_the_embedded_models(run: Run, tmp_path, monkeypatch, comman
 
     out, where = tmp_path / "out", ("--workers", 1, "--device", "cpu", "--subjects", 2)
     arguments = [*command, "-o", out, "--run", tmp_path / "run", *where, *words_of(command)]
-    if command == ("base", "train"):
-        first, made = ("base", "autoencoder"), tmp_path / "autoencoder"
+    if command == ("avatars", "base"):
+        first, made = ("avatars", "autoencoder"), tmp_path / "autoencoder"
         words = [*first, "-o", made, "--run", tmp_path / "first", *where, *words_of(first)]
         assert run(*words).status == 0
         arguments += ["--autoencoder", made]

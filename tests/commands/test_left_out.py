@@ -9,21 +9,21 @@ from PIL import Image
 
 from command_line import Run
 from lorasynth import Synthesizer
-from lorasynth.avatars.encoder import AvatarEncoder
+from lorasynth.condition import TrainedEncoder
 from lorasynth.core.config import read_json
 from lorasynth.core.learned import learned_from
 
-from .conftest import SIDE, SUBJECTS, World
+from .conftest import PRETRAIN, SIDE, SUBJECTS, World
 
 
 @pytest.fixture
 def people(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The world's subjects, and one whose photos are black; the encoder sees nothing in black."""
 
-    def presence(_: AvatarEncoder, images):
+    def presence(_: TrainedEncoder, images):
         return (images.float().mean(dim=(1, 2, 3)) > 5).float()
 
-    monkeypatch.setattr(AvatarEncoder, "presence", presence)
+    monkeypatch.setattr(TrainedEncoder, "presence", presence)
     folder = tmp_path / "people"
     shutil.copytree(world.subjects, folder)
     (folder / "bob").mkdir()
@@ -65,10 +65,8 @@ def test_pretraining_leaves_out_who_shows_nothing(
     world: World, people: Path, run: Run, tmp_path: Path
 ) -> None:
     out, work = tmp_path / "pretrained", tmp_path / "run"
-    where = ["--folder", people, "--base", world.base, "--device", "cpu", "--run", work]
-    sets = ("optimisation.steps=1", "optimisation.batch=2", "latents=2", "model.width=8")
-    words = [word for setting in sets for word in ("--set", setting)]
-    arguments = ["--encoder", world.encoder, "--recipe", "rank=2", *words]
+    where = [people, "--base", world.base, "--device", "cpu", "--run", work]
+    arguments = ["--encoder", world.encoder, *PRETRAIN]
     result = run("pretrain", *where, "-o", out, *arguments)
     assert result.status == 0, result.err
     assert "trained on 3 subjects, 1 left out" in result.out
@@ -76,6 +74,8 @@ def test_pretraining_leaves_out_who_shows_nothing(
     assert Synthesizer.from_pretrained(out).learned == learned_from(SUBJECTS)
     again = run("pretrain", *where, "-o", tmp_path / "again", *arguments)
     assert "trained on 3 subjects, 1 left out" in again.out
+    run("pretrain", *where, "-o", out, *arguments).is_one_error("--overwrite", str(out))
+    assert run("pretrain", *where, "-o", out, *arguments, "--overwrite").status == 0
     where[-1] = tmp_path / "other"
     strict = run("pretrain", *where, "-o", tmp_path / "strict", *arguments, "--strict")
     assert strict.status == 2

@@ -22,8 +22,8 @@ def places(world: World) -> tuple[object, ...]:
     ("command", "options"),
     [
         ("blend", ()),
-        ("blend", ("--over", "adapters", "--set", "simplex=true")),
-        ("invert", ("--set", "prior=0.1")),
+        ("blend", ("--over", "adapters", "--simplex")),
+        ("invert", ("--prior", 0.1)),
         ("invert", ("--start", "synthesised")),
     ],
 )
@@ -54,7 +54,7 @@ def test_refining_moves_a_file_and_says_so(
     world: World, run: Run, tmp_path: Path, trained: str
 ) -> None:
     out = tmp_path / "better.safetensors"
-    which = ("--set", f"trained={trained}") if trained == "B" else ()
+    which = ("--trained", trained) if trained == "B" else ()
     result = run("refine", world.lora, world.photo, "-o", out, "--base", world.base, *which, *FEW)
     assert result.status == 0, result.err
     before, after = Adapter.load(world.lora), Adapter.load(out)
@@ -115,9 +115,9 @@ def test_edit_refuses_what_the_library_does_not_know(
 @pytest.mark.parametrize(
     ("command", "options", "words"),
     [
-        ("blend", ("--over", "images"), ("latents or adapters", "'images'")),
-        ("invert", ("--start", "photo"), ("mean or synthesised", "'photo'")),
-        ("blend", ("--set", "penalty=-1"), ("at least 0", "-1")),
+        ("blend", ("--over", "images"), ("latents", "adapters", "'images'")),
+        ("invert", ("--start", "photo"), ("mean", "synthesised", "'photo'")),
+        ("blend", ("--penalty", -1), ("--penalty", "greater than or equal to 0", "-1")),
         ("blend", ("--over", "adapters", "--library", "nowhere"), ("library", "nowhere")),
     ],
 )

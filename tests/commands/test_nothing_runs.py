@@ -126,7 +126,7 @@ def test_a_base_model_that_names_code(
         ["synth", "PHOTO", "-o", "x.safetensors", "--synthesizer", "my/synthesizer"],
         ["import", "w2w", "my/files", "-o", "x"],
         ["encoders", "make", "clip:models/clip", "-o", "x"],
-        ["compare", "PHOTO", "-o", "x", "--encoder", "bundle/encoders/avatar"],
+        ["evaluate", "PHOTO", "-o", "x.json", "--encoder", "bundle/encoders/avatar"],
     ],
 )
 def test_a_path_that_is_not_there_is_not_fetched(

@@ -29,7 +29,7 @@ def texts(folder: Path) -> dict[str, str]:
 
 def fit(world: World, out: Path, run_folder: Path) -> list[object]:
     where = ["-o", out, "--run", run_folder, "--device", "cpu"]
-    return ["fit", "pca", world.library, *where, "--set", "latents=2"]
+    return ["fit", "pca", world.library, *where, "--latents", 2]
 
 
 def test_a_codec_in_the_folder_of_its_own_checkpoints_is_refused(
@@ -50,12 +50,15 @@ def test_fitting_deletes_its_own_checkpoints_alone(world: World, run: Run, tmp_p
 
 def test_a_codec_replaces_a_codec_and_nothing_else(world: World, run: Run, tmp_path: Path) -> None:
     codec, work = tmp_path / "codec", tmp_path / "run"
-    for kind, options in (("pca", ["--set", "latents=2"]), ("scaled", []), ("scaled", [])):
+    for kind, options in (("pca", ["--latents", 2]), ("scaled", []), ("scaled", [])):
         words = ["fit", kind, world.library, "-o", codec, "--run", work, "--device", "cpu"]
-        assert run(*words, *options).status == 0
+        if codec.exists():
+            run(*words, *options).is_one_error("is there already", "--overwrite")
+        assert run(*words, *options, "--overwrite").status == 0
     assert not (codec / "explained_variance.png").exists()
     mine = precious(tmp_path / "mine", "config.json", "thesis.txt", "drafts/one.txt")
-    run(*fit(world, tmp_path / "mine", work)).is_one_error("and 1 more is in the way")
+    words = [*fit(world, tmp_path / "mine", work), "--overwrite"]
+    run(*words).is_one_error("and 1 more is in the way")
     assert texts(tmp_path / "mine") == mine
 
 
@@ -63,11 +66,14 @@ def test_a_synthesizer_replaces_an_earlier_one_alone(
     world: World, run: Run, tmp_path: Path
 ) -> None:
     out, work = tmp_path / "synthesizer", tmp_path / "run"
-    for _ in range(2):
-        assert run(*train_arguments(world, out, work)).status == 0
+    words = train_arguments(world, out, work)
+    assert run(*words).status == 0
+    run(*words).is_one_error("is there already", "--overwrite")
+    words += ["--overwrite"]
+    assert run(*words).status == 0
     precious(out, "encoder/my notes.txt")
     before = sorted(texts(out))
-    run(*train_arguments(world, out, work)).is_one_error("encoder/my notes.txt is in the way")
+    run(*words).is_one_error("encoder/my notes.txt is in the way")
     assert sorted(texts(out)) == before
 
 
@@ -94,7 +100,8 @@ def test_fine_tuning_says_before_it_begins_what_is_in_the_way(
     world: World, run: Run, tmp_path: Path
 ) -> None:
     mine = precious(tmp_path / "unet", "config.json", "thesis.txt")
-    words = ["fine-tune", world.photo, "-o", tmp_path / "unet", "--base", tmp_path / "no base"]
+    where = ["-o", tmp_path / "unet", "--base", tmp_path / "no base"]
+    words = ["study", "fine-tune", world.photo, *where]
     run(*words).is_one_error("thesis.txt is in the way")
     assert texts(tmp_path / "unet") == mine
 

@@ -1,4 +1,4 @@
-"""`lorasynth recipe w2w` on files of weights2weights' form, and what serves an imported library."""
+"""`lorasynth study w2w` on files of weights2weights' form, and what serves an imported library."""
 
 import json
 import shutil
@@ -7,29 +7,28 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from command_line import Run, call
 from lorasynth.adapter import Adapter
 from lorasynth.condition import AttributeEncoder, AttributesConfig
-from lorasynth.hypernet.train import accelerator_on
+from lorasynth.hypernet import LatentDiffusion
+from lorasynth.hypernet.train import train
 from lorasynth.library import Library
+from lorasynth.library.w2w import import_w2w
 from tiny_pipelines import shrunk_stable_diffusion
+from w2w_files import imitate_w2w
 
-from .conftest import DENOISER, SIDE, TRAINING, save_encoder, write_image
+from .conftest import SIDE, save_encoder, write_image
 
 SHRINK, ROWS = 64, 24
 STAGES = ("library", "conditions.json", "codec", "synthesizer", "loras", "evaluation")
-SAMPLING = ("sampling.steps=1", "images=2")
 CHOICES = (
-    *(f"generated.{setting}" for setting in SAMPLING),
-    *(f"comparison.{setting}" for setting in SAMPLING),
-    *(f"hypernet.{setting}" for setting in (*TRAINING, *DENOISER)),
-    "codec_options.latents=3",
-    "subjects=2",
+    *("--generated-images", 2, "--generated-steps", 1, "--latents", 3, "--steps", 2, "--batch", 2),
+    *("--tests.subjects", 2, "--tests.images", 2, "--tests.sampling-steps", 1),
 )
 
 
@@ -41,10 +40,11 @@ class Published:
     base: Path
     encoder: Path
 
-    def arguments(self, run: Path, *choices: str) -> list[object]:
-        sets = [word for choice in (*CHOICES, *choices) for word in ("--set", choice)]
+    def arguments(self, run: Path, *choices: object) -> list[object]:
         parts = ["--base", self.base, "--encoder", self.encoder, "--device", "cpu"]
-        return ["recipe", "w2w", self.files, "-o", run, *parts, *sets]
+        stated = dict(zip([*CHOICES, *choices][::2], [*CHOICES, *choices][1::2], strict=True))
+        words = [word for option in stated.items() for word in option]
+        return ["study", "w2w", self.files, "-o", run, *parts, *words]
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     root = tmp_path_factory.mktemp("published")
     torch.manual_seed(0)
     shrunk_stable_diffusion(SHRINK).save_pretrained(root / "base")
-    imitate = ["library", "imitate", root / "files", "--rows", ROWS, "--shrink", SHRINK]
-    assert call(imitate) == 0
+    imitate_w2w(root / "files", ROWS, SHRINK)
     return Published(root / "files", root / "base", save_encoder(root / "encoder"))
 
 
@@ -71,9 +70,9 @@ def test_every_stage_leaves_its_output(finished: Path) -> None:
     library = Library.open(out / "library")
     assert library.column(stated["column"]).shape == (ROWS, 2, 6)
     assert set(stated["split"]) <= {"train", "validation", "test"}
-    report = json.loads((out / "evaluation" / "table.json").read_text())
-    names = [row["contender"] for row in report["rows"]]
-    assert names == ["base model", "synthesised", "own", "mean", "nearest", "ridge", "mlp"]
+    report = json.loads((out / "evaluation" / "report.json").read_text())
+    names = [row["method"] for row in report["rows"]]
+    assert names == ["base", "synthesised", "own", "mean", "nearest", "ridge", "mlp", "real"]
     held_out = {i for i, s in zip(library.ids, stated["split"], strict=True) if s == "test"}
     assert len(report["subjects"]) == 2
     assert held_out.issuperset(report["subjects"])
@@ -109,7 +108,7 @@ def test_a_second_run_does_nothing_and_a_deleted_stage_is_made_again(
 
 def test_a_plan_leaves_nothing_behind(published: Published, run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    for choices in ((), ("codec_options.latents=4",)):
+    for choices in ((), ("--latents", 4)):
         plan = run(*published.arguments(folder, *choices), "--plan")
         assert [line.split() for line in plan.out.splitlines()] == [[s, "to", "do"] for s in STAGES]
         assert not folder.exists()
@@ -122,8 +121,8 @@ def test_prompts_are_scored_by_clip(
     shutil.copytree(finished, folder)
     result = run(*published.arguments(folder), "--clip", clip)
     assert result.status == 0, result.err
-    report = json.loads((folder / "out" / "evaluation" / "table.json").read_text())
-    assert all("prompt_score" in row for row in report["rows"])
+    report = json.loads((folder / "out" / "evaluation" / "report.json").read_text())
+    assert all("prompt_score" in row for row in report["rows"][:-1])
 
 
 @pytest.mark.long
@@ -147,15 +146,15 @@ def test_killed_in_any_stage_it_goes_on(
     assert killed.returncode == -signal.SIGKILL
     assert not (folder / "out" / stage).exists()
     assert call(published.arguments(folder)) == 0
-    again, before = (run / "out" / "evaluation" / "table.json" for run in (folder, finished))
+    again, before = (run / "out" / "evaluation" / "report.json" for run in (folder, finished))
     assert again.read_bytes() == before.read_bytes()
     for made in (finished / "out" / "loras").iterdir():
         assert (folder / "out" / "loras" / made.name).read_bytes() == made.read_bytes()
 
 
 def test_other_choices_need_another_folder(published: Published, finished: Path, run: Run) -> None:
-    result = run(*published.arguments(finished, "codec_options.latents=4"))
-    result.is_one_error("codec_options", "choose another folder")
+    result = run(*published.arguments(finished, "--latents", 4))
+    result.is_one_error("latents", "choose another folder")
 
 
 def test_other_test_subjects_or_judges_are_tried_anew(
@@ -164,13 +163,13 @@ def test_other_test_subjects_or_judges_are_tried_anew(
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     hypernet = stamps(folder / "out" / "synthesizer")
-    more = published.arguments(folder, "subjects=3")
+    more = published.arguments(folder, "--tests.subjects", 3)
     plan = run(*more, "--plan")
     to_do = [line.split()[0] for line in plan.out.splitlines() if "to do" in line]
     assert to_do == ["loras", "evaluation"]
     result = run(*more)
     assert result.status == 0, result.err
-    report = json.loads((folder / "out" / "evaluation" / "table.json").read_text())
+    report = json.loads((folder / "out" / "evaluation" / "report.json").read_text())
     assert len(report["subjects"]) == len(list((folder / "out" / "loras").iterdir())) == 3
     assert stamps(folder / "out" / "synthesizer") == hypernet
     assert "to do" not in run(*more, "--plan").out
@@ -184,11 +183,11 @@ def test_the_hypernetwork_is_trained_where_the_base_model_is(
     shutil.copytree(finished, folder)
     shutil.rmtree(folder / "out" / "synthesizer")
 
-    def noted(device: torch.device) -> Accelerator:
+    def noted(*given: Any, device: torch.device, **more: Any) -> LatentDiffusion:
         seen.append(device)
-        return accelerator_on(device)
+        return train(*given, device=device, **more)
 
-    monkeypatch.setattr("lorasynth.studies.w2w_recipe.accelerator_on", noted)
+    monkeypatch.setattr("lorasynth.studies.w2w_recipe.train_hypernet", noted)
     result = run(*published.arguments(folder), "--only", "synthesizer")
     assert result.status == 0, result.err
     assert seen == [torch.device("cpu")]
@@ -212,11 +211,6 @@ def test_images_without_a_face_are_refused_before_all_are_made(
     assert result.status == 2
     assert "must show what the encoder tiny-one knows" in result.err.splitlines()[-1]
     assert [path.name for path in (tmp_path / "run/out").iterdir()] == ["library"]
-    parts = ("--encoder", blind, "--base", published.base, "--device", "cpu")
-    few = [word for setting in SAMPLING for word in ("--set", setting)]
-    result = run("library", "embed", tmp_path / "run/out/library", *parts, *few)
-    assert result.status == 2
-    assert "must show what the encoder tiny-one knows" in result.err.splitlines()[-1]
 
 
 def test_an_encoder_of_facts_alone_is_refused_before_anything_is_made(
@@ -232,10 +226,10 @@ def test_an_encoder_of_facts_alone_is_refused_before_anything_is_made(
 @pytest.mark.parametrize(
     ("choice", "words"),
     [
-        (("--set", "subjects=1"), ("at least two subjects",)),
+        (("--tests.subjects", "1"), ("greater than or equal to 2",)),
         (("--only", "decoder"), ("a stage must be one of library", "'decoder'")),
         (("--images", "nowhere"), ("--images", "nowhere")),
-        (("--set", "codec=jpeg"), ("a codec must be one of", "'jpeg'")),
+        (("--codec", "jpeg"), ("a codec must be one of", "'jpeg'")),
     ],
 )
 def test_bad_choices_are_one_line(
@@ -262,7 +256,7 @@ def test_real_images_take_the_place_of_made_ones(
     published: Published, run: Run, tmp_path: Path
 ) -> None:
     library = tmp_path / "library"
-    assert run("import", "w2w", published.files, "-o", library).status == 0
+    import_w2w(str(published.files), library)
     for index, name in enumerate(Library.open(library).ids):
         for image in range(3):
             write_image(tmp_path / "people" / name / f"{image}.png", 10 * index + image, SIDE)
@@ -279,7 +273,7 @@ def test_an_imported_library_is_embedded_and_trained_on(
     fit = ("fit", "pca", library, "-o", codec, "--set", "latents=3", "--run", tmp_path / "fit")
     assert run(*fit, "--device", "cpu").status == 0
     parts = ("--encoder", published.encoder, "--base", published.base, "--device", "cpu")
-    sets = [word for setting in (*TRAINING, *DENOISER) for word in ("--set", setting)]
+    sets = [*TRAINING, *DENOISER]
     train = ("train", library, "--codec", codec, "-o", tmp_path / "synthesizer", *parts, *sets)
     run(*train, "--run", tmp_path / "run").is_one_error("column")
     few = [word for setting in SAMPLING for word in ("--set", setting)]

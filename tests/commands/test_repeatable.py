@@ -40,7 +40,7 @@ def test_two_runs_give_the_same_bytes_and_none_of_them_names_the_user(
 
 
 def test_the_output_is_not_what_decides_the_numbers(world: World, run: Run, tmp_path: Path) -> None:
-    for command, more in (("refine", (world.lora,)), ("fine-tune", ())):
+    for command, more in (("refine", (world.lora,)), ("study", ("fine-tune",))):
         found = []
         for name in ("better", "other"):
             out = tmp_path / name / command / f"{name}.safetensors"

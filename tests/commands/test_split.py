@@ -34,7 +34,7 @@ def library(world: World, tmp_path: Path) -> Path:
 
 def fitted(run: Run, library: Path, out: Path, *options: object) -> Path:
     arguments = ["fit", "pca", library, "-o", out, "--run", out.parent / "fitting"]
-    result = run(*arguments, "--set", "latents=1", "--device", "cpu", *options)
+    result = run(*arguments, "--latents", 1, "--device", "cpu", *options)
     assert result.status == 0, result.err
     return out
 
@@ -75,7 +75,7 @@ def test_edits_learn_from_the_training_split(library: Path, run: Run, tmp_path: 
 
 def test_a_library_without_splits_says_so(world: World, run: Run, tmp_path: Path) -> None:
     arguments = ["fit", "pca", world.library, "-o", tmp_path / "codec", "--run", tmp_path / "run"]
-    result = run(*arguments, "--set", "latents=2", "--device", "cpu")
+    result = run(*arguments, "--latents", 2, "--device", "cpu")
     assert "no column 'split'" in result.err
     assert "all 3 adapters" in result.err
 
@@ -88,7 +88,7 @@ def test_a_split_that_nobody_is_in_is_refused(library: Path, run: Run, tmp_path:
 def test_subjects_that_were_learned_from_are_no_test(
     world: World, run: Run, tmp_path: Path
 ) -> None:
-    arguments = ["compare", world.subjects, "-o", tmp_path, "--encoder", world.encoder]
+    arguments = ["evaluate", world.subjects, "--encoder", world.encoder]
     where = ["--synthesizer", world.synthesizer, "--base", world.base, "--device", "cpu"]
     run(*arguments, *where).is_one_error("has learned from 3 of these 3", "'ann'", "held-out")
 

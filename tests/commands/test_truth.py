@@ -21,7 +21,7 @@ def dense(factors: Factors) -> torch.Tensor:
 
 def raw_of(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Factors]:
     """Collects what a function of the optimising commands returns, before it is written."""
-    import lorasynth.optimise as room
+    import lorasynth.engine as room
 
     found: list[Factors] = []
     function: Callable[..., object] = getattr(room, name)
@@ -67,7 +67,7 @@ def test_samples_state_their_strength(
 def test_optimised_files_state_their_strength(
     world: World, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    raw, out = raw_of(monkeypatch, "personalise"), tmp_path / "me.safetensors"
+    raw, out = raw_of(monkeypatch, "descend"), tmp_path / "me.safetensors"
     assert not run(command, world.photo, "-o", out, *places(world), *FEW).status
     written = Adapter.load(out)
     strength = float(written.metadata.extra["strength"])

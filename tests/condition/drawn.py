@@ -7,7 +7,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from lorasynth.condition.faces import ARCFACE, DETECTORS, Face
+from lorasynth.condition.faces import DETECTORS, Face
+from lorasynth.condition.faces.alignment import ARCFACE
 
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
 #: Of a face as wide as its template.
@@ -42,7 +43,7 @@ class DrawnDetector:
     def __init__(self) -> None:
         self.shown: list[tuple[int, ...]] = []
 
-    def detect(self, image: np.ndarray) -> list[Face]:
+    def __call__(self, image: np.ndarray) -> list[Face]:
         self.shown.append(image.shape)
         dots = [_dots(image, colour) for colour in COLOURS]
         if len({len(found) for found in dots}) != 1:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from lorasynth.condition import FaceEncoder, load_encoder, subject_condition
-from lorasynth.condition.faces import DlibDetector
+from lorasynth.condition.faces.dlib import DlibDetector
 from lorasynth.core.errors import ImageError
 from lorasynth.images import to_image
 

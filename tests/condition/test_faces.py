@@ -19,16 +19,8 @@ from lorasynth.condition import (
     subject_condition,
     subject_conditions,
 )
-from lorasynth.condition.faces import (
-    ARCFACE,
-    DLIB,
-    ROUNDS,
-    View,
-    align,
-    find_faces,
-    similarity,
-)
-from lorasynth.condition.faces.alignment import inverse, moved
+from lorasynth.condition.faces.alignment import ARCFACE, DLIB, align, inverse, moved, similarity
+from lorasynth.condition.faces.views import ROUNDS, View, find_faces
 from lorasynth.core.errors import BundleError, ConfigError, ImageError
 from lorasynth.core.randomness import numpy_stream
 from lorasynth.images import Subject
@@ -114,7 +106,7 @@ def test_a_view_knows_where_its_pixels_come_from(view: View, turn: float) -> Non
     image = canvas(200, 160)
     points = draw_face(image, 60, 30, 80, turned.turn)  # upright in the view
     seen, back = turned.of(image)
-    [face] = DrawnDetector().detect(np.asarray(seen))
+    [face] = DrawnDetector()(np.asarray(seen))
     np.testing.assert_allclose(moved(face.points, back), points, atol=1.5)
 
 
@@ -151,7 +143,7 @@ def test_a_photo_of_small_faces_is_looked_at_more_closely() -> None:
     draw_face(image, 20, 30, 60)
     points = draw_face(image, 600, 50, 21)
     detector = DrawnDetector()
-    assert len(detector.detect(np.asarray(View(side=640).of(image)[0]))) == 1
+    assert len(detector(np.asarray(View(side=640).of(image)[0]))) == 1
     _, face = find_faces(detector, image)
     np.testing.assert_allclose(face.points, points, atol=1.5)
 

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bounds import cheap
-from lorasynth.avatars.arcface import ArcFaceConfig
+from lorasynth.avatars.config import JudgeConfig
 from lorasynth.avatars.denoiser import BaseTrainingConfig
-from lorasynth.avatars.encoder import AvatarEncoderConfig
-from lorasynth.avatars.judge import JudgeConfig
 from lorasynth.base import SamplingConfig
+from lorasynth.condition import TrainedConfig
 from lorasynth.core.atomic import write_json
 from lorasynth.core.config import changes, from_dict, read_json, to_dict
 from lorasynth.core.errors import ConfigError
+from lorasynth.engine.config import ArcFaceConfig
 from lorasynth.engine.trainer import Optimisation
 
 
@@ -55,7 +55,7 @@ def test_a_config_survives_json(config: Outer) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        AvatarEncoderConfig(),
+        TrainedConfig(),
         ArcFaceConfig(),
         BaseTrainingConfig(),
         JudgeConfig(),

@@ -50,7 +50,8 @@ def test_a_default_is_found_beside_the_package_and_after_that_in_the_installed_o
         (elsewhere / root / "base").mkdir(parents=True)
         (elsewhere / root / "MANIFEST.json").write_text("{}")
     (elsewhere / "site/lorasynth_avatars/__init__.py").touch()
-    monkeypatch.setattr(places, "__file__", str(elsewhere / "checkout/src/lorasynth/core/places.py"))
+    module = "src/lorasynth/core/places.py"
+    monkeypatch.setattr(places, "__file__", str(elsewhere / "checkout" / module))
     found = places.folder_of("bundle/base", "a base model", BundleError)
     assert found == elsewhere / "checkout/bundle/base"
     assert places.local("bundle") == elsewhere / "checkout/bundle"

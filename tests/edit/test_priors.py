@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lorasynth.edit.priors import PRIORS
+from lorasynth.edit import PRIORS
 
 NAMES = [f"{i}" for i in range(400)]
 

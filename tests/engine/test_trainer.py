@@ -1,5 +1,6 @@
 """The loop: where it resumes it ends alike, and what it keeps is the running average."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lorasynth.core.checkpoint import read_state, write_state
+from lorasynth.core.config import from_dict, to_dict
 from lorasynth.core.errors import BundleError, ConfigError
 from lorasynth.core.randomness import torch_stream
 from lorasynth.engine.trainer import Optimisation, Trainer
@@ -56,17 +59,17 @@ def assert_equal(first: nn.Module, second: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("batch", 0), ("batch", -1), ("steps", -3), ("warmup", -5), ("lr", -1.0), ("lr", 0.0),
-        ("lr", float("nan")), ("weight_decay", -0.1), ("clip", 0.0), ("ema", 1.0), ("ema", -0.1),
-        ("checkpoint_seconds", -1.0),
+        ("batch", 0), ("steps", -3), ("warmup", -5), ("lr", 0.0), ("lr", float("nan")),
+        ("weight_decay", -0.1), ("clip", 0.0), ("ema", 1.0), ("ema", -0.1), ("decay", 0.0),
+        ("decay", 1.1), ("decay", float("nan")), ("checkpoint_seconds", -1.0),
     ],
 )  # fmt: skip
 def test_nonsense_is_refused(option: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=f"{option} must be .*, but got {value}"):
-        replace(CONFIG, **{option: value})
+    with pytest.raises(ConfigError, match=rf"Optimisation\.{option}: .*, but got {value}"):
+        from_dict(Optimisation, to_dict(CONFIG) | {option: value})
 
 
-@pytest.mark.parametrize("interruptions", [(0,), (1,), (3,), (2, 5, 7)])
+@pytest.mark.parametrize("interruptions", [(0,), (3,), (2, 5, 7)])
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 1000.0])
 def test_an_interrupted_run_ends_like_an_undisturbed_one(
     tmp_path: Path, interruptions: tuple[int, ...], checkpoint_seconds: float
@@ -208,22 +211,126 @@ def test_the_rate_falls_in_the_last_part_alone() -> None:
     assert replace(config, decay=1.0).rate(12) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("decay", [0.0, -0.1, 1.1, float("nan")])
-def test_the_rate_falls_in_a_part_of_the_steps(decay: float) -> None:
-    with pytest.raises(ConfigError, match=r"decay must be above 0 and at most 1, but"):
-        replace(CONFIG, decay=decay)
+@pytest.mark.parametrize("steps", [12, 5, 3])
+def test_more_or_fewer_steps_go_on_from_the_checkpoint(
+    tmp_path: Path, steps: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The schedule is stretched, or ends where the run is."""
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, loss=interrupted_at(5))
+    seen: list[int] = []
+
+    def counted(model: nn.Module, step: int) -> tuple[Tensor, str]:
+        seen.append(step)
+        return loss(model, step)
+
+    train(tmp_path, replace(CONFIG, steps=steps), counted)
+    assert seen == list(range(5, steps))
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "has done" in line]
+    assert "has done 5 of 8 steps" in line
+    assert f"goes on to {steps}" in line or "ends as it is" in line
 
 
-def test_steps_can_be_changed_until_the_rate_falls(tmp_path: Path) -> None:
+def test_where_the_rate_has_not_fallen_yet_nothing_tells_that_steps_were_added(
+    tmp_path: Path,
+) -> None:
     short = replace(CONFIG, steps=12, decay=0.5)  # falls at 7
     long = replace(short, steps=16)  # falls at 9
-    for folder, last in (("early", 6), ("late", 8)):
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / folder, short, interrupted_at(last))
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "early", short, interrupted_at(6))
     assert_equal(train(tmp_path / "early", long), train(tmp_path / "whole", long))
-    with pytest.raises(ConfigError, match=r"12 steps can have 16 until its rate falls.*done 8"):
-        train(tmp_path / "late", long)
-    assert_equal(train(tmp_path / "late", short), train(tmp_path / "short", short))
+
+
+def test_a_checkpoint_whose_identity_has_the_steps_is_read(tmp_path: Path) -> None:
+    """As they were written until 0.1."""
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "old", loss=interrupted_at(5))
+    path = tmp_path / "old/c.safetensors"
+    state = read_state(path, {}, free=("optimisation",))
+    assert state is not None
+    tensors = {name: value for name, value in state.tensors.items() if name != "losses"}
+    write_state(path, {"optimisation": to_dict(CONFIG)}, tensors, step=5, steps=STEPS)
+    assert_equal(train(tmp_path / "old"), train(tmp_path / "whole"))
+
+
+# What is recorded
+
+
+def trainer_of(folder: Path, config: Optimisation = CONFIG) -> Trainer:
+    return Trainer(make_model(), config, folder / "c.safetensors", torch.device("cpu"))
+
+
+def rows_of(folder: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def test_rows_have_loss_rate_and_figures_and_a_killed_run_has_the_same(tmp_path: Path) -> None:
+    def figures(model: nn.Module, step: int) -> dict[str, float]:
+        assert not model.training
+        assert first_parameter(model).grad is not None
+        return {"held_out": float(first_parameter(model).abs().sum()), "step_seen": step}
+
+    def run(folder: Path, loss: Callable[..., tuple[Tensor, str]]) -> list[dict[str, float]]:
+        trainer = trainer_of(folder)
+        trainer.record(3, figures)
+        trainer.run("test", loss)
+        return trainer.history
+
+    whole = run(tmp_path / "whole", loss)
+    assert [row["step"] for row in whole] == [3, 6, 8]
+    for last in (2, 7):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "cut", interrupted_at(last))
+    assert run(tmp_path / "cut", loss) == whole
+    assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
+    for row, kept in zip(rows_of(tmp_path / "cut"), whole, strict=True):
+        assert row == {"training": "test", "rate": row["rate"], **kept}
+        assert row["rate"] == pytest.approx(CONFIG.lr * CONFIG.rate(int(row["step"]) - 1))
+
+
+def test_several_trainings_share_a_folder(tmp_path: Path) -> None:
+    for name in ("one", "two", "one"):
+        path = tmp_path / f"{name}.safetensors"
+        Trainer(make_model(), CONFIG, path, torch.device("cpu")).run(name, loss)
+    assert sorted(str(row["training"]) for row in rows_of(tmp_path)) == ["one", "two"]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_it_stops_early_and_keeps_the_best_average(tmp_path: Path, killed: bool) -> None:
+    seen: dict[int, Tensor] = {}
+
+    def figures(model: nn.Module, step: int) -> dict[str, float]:
+        seen[step] = first_parameter(model).clone()
+        return {"held_out": abs(step - 4.0)}
+
+    def run(loss: Callable[..., tuple[Tensor, str]]) -> nn.Module:
+        trainer = trainer_of(tmp_path, replace(CONFIG, steps=40))
+        trainer.record(2, figures, lowest="held_out", patience=3)
+        found = trainer.run("test", loss)
+        assert [row["step"] for row in trainer.history] == [2, 4, 6, 8, 10]
+        return found
+
+    if killed:
+        with pytest.raises(KeyboardInterrupt):
+            run(interrupted_at(7))
+    for _ in range(2):  # and where it had ended, it does not go on
+        assert first_parameter(run(loss)).equal(seen[4])
+
+
+def test_divergence_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"diverged before step 8 .* smaller lr than 0\.05"):
+        train(tmp_path, loss=lambda model, _: (first_parameter(model).sum() * torch.inf, ""))
+
+
+def test_rates_can_differ_by_parameter(tmp_path: Path) -> None:
+    model, path = make_model(), tmp_path / "c.safetensors"
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rates = {"0.weight": 0.0}
+    config = replace(CONFIG, weight_decay=0.0)
+    Trainer(model, config, path, torch.device("cpu"), rates=rates).run("test", loss)
+    assert model.state_dict()["0.weight"].equal(before["0.weight"])
+    assert not model.state_dict()["3.weight"].equal(before["3.weight"])
 
 
 def test_watchers_see_the_average_and_change_nothing(tmp_path: Path) -> None:
@@ -231,11 +338,11 @@ def test_watchers_see_the_average_and_change_nothing(tmp_path: Path) -> None:
     model = make_model()
     checkpoint = tmp_path / "watched.safetensors"
     trainer = Trainer(model, CONFIG, checkpoint, torch.device("cpu"))
-    trainer.watch(3, lambda average, step: seen.append((step, first_weight(average))))
+    trainer.watch(3, lambda average, step: seen.append((step, first_parameter(average).clone())))
     assert_equal(trainer.run("test", loss), train(tmp_path))
     assert [step for step, _ in seen] == [3, 6]
     assert not seen[1][1].equal(seen[0][1])
 
 
-def first_weight(model: nn.Module) -> Tensor:
-    return next(model.parameters()).detach().clone()
+def first_parameter(model: nn.Module) -> nn.Parameter:
+    return next(model.parameters())

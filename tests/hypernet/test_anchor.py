@@ -15,7 +15,7 @@ from . import toy
 def regression(bias: float = 0.0) -> LatentRegression:
     """What is known of the toy problem, but for a constant error."""
     made = LatentRegression(LatentRegressionConfig(width=32, depth=1), toy.K, toy.M)
-    made.condition_normaliser.fit(toy.conditions(500, seed=1), whitening=0.0)
+    made.condition_normaliser.fit(toy.conditions(500, seed=1), each=False)
     optimiser = torch.optim.Adam(made.parameters(), lr=1e-2)
     c = toy.conditions(2000, seed=1)
     for _ in range(300):
@@ -40,7 +40,7 @@ def error_and_spread(steps: int, anchor: LatentRegression | None) -> tuple[float
 def test_a_short_training_adds_the_spread_to_what_the_regression_knows() -> None:
     error, spread = error_and_spread(200, regression())
     assert error < 0.5 * error_and_spread(200, None)[0]
-    assert 0.5 * toy.SPREAD < spread < 1.5 * toy.SPREAD
+    assert 0.5 * toy.SPREAD < spread < 1.7 * toy.SPREAD
 
 
 def test_what_the_regression_misses_is_learned() -> None:

@@ -17,6 +17,7 @@ from lorasynth.hypernet import (
     LatentDiffusionConfig,
     load_hypernet,
 )
+from lorasynth.hypernet.contract import Widths
 
 K, M, B = 6, 5, 7
 #: Options that make each denoiser small.
@@ -177,10 +178,7 @@ def test_a_modulation_takes_tokens(row: str) -> None:
     kind = MODULATIONS.get(name)
     modulation = kind(
         from_dict(kind.config_class, its_options),
-        inner=4,
-        outer=3,
-        time_width=5,
-        condition_width=6,
+        Widths(4, 3, 5, 6),
     )
     for parameter in modulation.parameters():
         torch.nn.init.normal_(parameter)

@@ -4,18 +4,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lorasynth.core.config import from_dict
 from lorasynth.core.errors import ConfigError
 from lorasynth.hypernet import LowRankModulation, LowRankModulationConfig
+from lorasynth.hypernet.contract import Widths
 
 
 def _modulation(form: str) -> tuple[LowRankModulation, nn.Linear, Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
     modulation = LowRankModulation(
         LowRankModulationConfig(form=form, rank=2),  # type: ignore[arg-type]
-        inner=4,
-        outer=3,
-        time_width=5,
-        condition_width=6,
+        Widths(4, 3, 5, 6),
     )
     nn.init.normal_(modulation.g.weight)
     nn.init.normal_(modulation.scale_and_shift.project.weight)
@@ -43,10 +42,7 @@ def test_forms(form: str) -> None:
 def test_starts_as_the_layer_alone(form: str) -> None:
     modulation = LowRankModulation(
         LowRankModulationConfig(form=form),  # type: ignore[arg-type]
-        inner=4,
-        outer=3,
-        time_width=5,
-        condition_width=6,
+        Widths(4, 3, 5, 6),
     )
     layer, h = nn.Linear(4, 3), torch.randn(2, 4)
     out = modulation(layer, h, torch.randn(2, 5), modulation.prepare(torch.randn(2, 6)))
@@ -54,5 +50,5 @@ def test_starts_as_the_layer_alone(form: str) -> None:
 
 
 def test_a_rank_below_one_is_refused() -> None:
-    with pytest.raises(ConfigError, match="at least 1, but got 0"):
-        LowRankModulationConfig(rank=0)
+    with pytest.raises(ConfigError, match="greater than or equal to 1, but got 0"):
+        from_dict(LowRankModulationConfig, {"rank": 0})

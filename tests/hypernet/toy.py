@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from lorasynth.engine.trainer import Optimisation
-from lorasynth.hypernet import LatentDiffusionConfig, TrainingSet
-from lorasynth.hypernet.train import HypernetConfig
+from lorasynth.hypernet import HypernetConfig, LatentDiffusionConfig, TrainingSet
 
 K, M = 8, 4
 SPREAD = 0.3

@@ -5,7 +5,6 @@ import os
 import struct
 import subprocess
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,58 +88,35 @@ def test_the_middle_square_is_scaled(tmp_path: Path) -> None:
         assert (small - torch.tensor([10, 200, 30])).abs().max() <= 20
 
 
-def _greyscale() -> tuple[Image.Image, list[list[int]]]:
-    return quarters().convert("L"), [[76] * 3, [150] * 3, [29] * 3, WHITE]
+def modes() -> dict[str, tuple[Image.Image, list[list[int]]]]:
+    """Images of every mode, with the colours of their corners."""
+    grey, whole = quarters().convert("L"), quarters().convert("RGBA")
+    bits = grey.point(lambda v: 255 * (v > 100)).convert("1")
+    whole.paste((1, 2, 3, 0), (4, 0, 8, 4))  # nothing is seen of this colour
+    whole.paste((0, 0, 0, 128), (0, 4, 4, 8))
+    glass = Image.new("LA", (SIZE, SIZE), (0, 0))
+    glass.paste((50, 255), (0, 0, 4, 8))
+    palette = Image.new("P", (SIZE, SIZE))
+    palette.putpalette([200, 0, 0, 0, 0, 200])
+    palette.paste(1, (4, 0, 8, 8))
+    palette.info["transparency"] = 0
+    few = quarters().convert("P", palette=Image.Palette.ADAPTIVE)
+    return {
+        "grey": (grey, [[76] * 3, [150] * 3, [29] * 3, WHITE]),
+        "one bit": (bits, [[0] * 3, WHITE, [0] * 3, WHITE]),
+        "palette": (few, [RED, GREEN, BLUE, WHITE]),
+        "transparent": (whole, [RED, WHITE, [127] * 3, WHITE]),
+        "transparent grey": (glass, [[50] * 3, WHITE, [50] * 3, WHITE]),
+        "transparent palette": (palette, [WHITE, [0, 0, 200], WHITE, [0, 0, 200]]),
+    }
 
 
-def _one_bit() -> tuple[Image.Image, list[list[int]]]:
-    return quarters().convert("L").point(lambda v: 255 * (v > 100)).convert("1"), [
-        [0] * 3,
-        WHITE,
-        [0] * 3,
-        WHITE,
-    ]
-
-
-def _palette() -> tuple[Image.Image, list[list[int]]]:
-    return quarters().convert("P", palette=Image.Palette.ADAPTIVE), [RED, GREEN, BLUE, WHITE]
-
-
-def _transparent() -> tuple[Image.Image, list[list[int]]]:
-    image = quarters().convert("RGBA")
-    image.paste((1, 2, 3, 0), (4, 0, 8, 4))  # nothing is seen of this colour
-    image.paste((0, 0, 0, 128), (0, 4, 4, 8))
-    return image, [RED, WHITE, [127] * 3, WHITE]
-
-
-def _transparent_grey() -> tuple[Image.Image, list[list[int]]]:
-    image = Image.new("LA", (SIZE, SIZE), (0, 0))
-    image.paste((50, 255), (0, 0, 4, 8))
-    return image, [[50] * 3, WHITE, [50] * 3, WHITE]
-
-
-@pytest.mark.parametrize("make", [_greyscale, _one_bit, _palette, _transparent, _transparent_grey])
-def test_modes(tmp_path: Path, make: Callable[[], tuple[Image.Image, list[list[int]]]]) -> None:
-    image, expected = make()
+@pytest.mark.parametrize("mode", modes())
+def test_modes(tmp_path: Path, mode: str) -> None:
+    image, expected = modes()[mode]
     image.save(tmp_path / "image.png")
     found = corners(read_image(tmp_path / "image.png", SIZE))
     assert np.abs(np.array(found) - expected).max() <= 1
-
-
-def test_a_transparent_palette_shows_white(tmp_path: Path) -> None:
-    image = Image.new("P", (SIZE, SIZE))
-    image.putpalette([200, 0, 0, 0, 0, 200])
-    image.paste(1, (4, 0, 8, 8))
-    for name in ("p.gif", "p.png"):
-        image.save(tmp_path / name, transparency=0)
-        found = corners(read_image(tmp_path / name, SIZE))
-        assert found == [WHITE, [0, 0, 200], WHITE, [0, 0, 200]]
-
-
-def test_an_animation_gives_its_first_image(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (SIZE, SIZE), colour) for colour in ("red", "blue")]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert corners(read_image(tmp_path / "a.gif", SIZE)) == [RED] * 4
 
 
 # What cannot
@@ -200,11 +176,6 @@ def test_too_large_is_refused_before_it_is_decoded(
     refused(tmp_path / "large.png", f"may have {MAX_MEGAPIXELS} megapixels, but .* {message}")
 
 
-def test_a_whole_image_of_50_megapixels(tmp_path: Path) -> None:
-    Image.new("1", (10_000, 5_000)).save(tmp_path / "large.png")
-    refused(tmp_path / "large.png", "has 50 ")
-
-
 def test_more_than_8_bits_are_not_turned_white(tmp_path: Path) -> None:
     grey = np.full((SIZE, SIZE), 20_000, np.uint16)
     Image.fromarray(grey).save(tmp_path / "x.png")
@@ -257,13 +228,6 @@ def test_damage_anywhere_gives_a_image_or_one_line(
 
 
 # Folders and tensors
-
-
-def test_the_images_of_a_folder_by_name(tmp_path: Path) -> None:
-    for name in ("b.png", "a.JPG", "notes.txt", "c.webp", "b.txt"):
-        (tmp_path / name).touch()
-    (tmp_path / "deeper.png").mkdir()
-    assert [path.name for path in images_in(tmp_path)] == ["a.JPG", "b.png", "c.webp"]
 
 
 def test_tensors_and_images() -> None:
@@ -411,25 +375,21 @@ def test_of_several_images_the_first_is_used_and_that_is_said(
 OTHERS = {
     "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n",
     "DDS": b"DDS " + struct.pack("<IIII", 124, 0x1007, 8, 8) + bytes(176),
-    "not": b"Image type: RGB image\r\nImage size (x*y): .20*24.\r\n\x1a".ljust(2500, b"\0"),
+    "IM": b"Image type: RGB image\r\nImage size (x*y): .20*24.\r\n\x1a".ljust(2500, b"\0"),
     "PDF": b"%PDF-1.7\n",
-    "a zip archive": b"PK\3\4" + bytes(60),
-    "JPEG XL": b"\xff\x0a" + bytes(60),
-    "JPEG 2000": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(60),
-    "Photoshop": b"8BPS\0\1" + bytes(60),
     "HEIC, which needs an extra": b"\0\0\0\x18ftypheic" + bytes(60),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_other_kinds_are_refused_by_name_and_start_nothing(
+def test_other_kinds_are_refused_and_start_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     for place, name in ((subprocess, "Popen"), (os, "system"), (Image.Image, "load")):
         monkeypatch.setattr(place, name, lambda *_, **__: pytest.fail("something was started"))
     monkeypatch.setattr("lorasynth.images.files.find_spec", lambda _: None)
     (tmp_path / "photo.png").write_bytes(OTHERS[kind])
-    refused(tmp_path / "photo.png", f"is {kind}")
+    refused(tmp_path / "photo.png", kind if "HEIC" in kind else "export it as one of these")
 
 
 def test_heic_is_read_where_its_reader_is_installed(tmp_path: Path) -> None:

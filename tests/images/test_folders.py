@@ -104,8 +104,8 @@ def test_every_image_that_is_not_read_is_named(
     line = summary(capsys)
     assert "1 image of 1 subject," in line
     for said in ("2 HEIC, which needs pip install 'lorasynth[heic]' (IMG_1.HEIC, b.heif)",
-                 "2 images in a format that is not read (notes.pdf, raw.CR2)",
-                 "1 other files (list.csv)", "1 links to nothing, or no files (gone.png)",
+                 "3 other files (list.csv, notes.pdf, raw.CR2)",
+                 "1 links to nothing, or no files (gone.png)",
                  "1 folders without images (eve)"):  # fmt: skip
         assert said in line, (said, line)
 
@@ -154,7 +154,7 @@ def test_a_name_that_is_no_text_is_listed_and_the_others_go_on(
     source = FolderSubjects(tmp_path)
     assert source.ids == ["ann"]
     assert len(source.load("ann").images) == 1
-    assert r"1 folders whose names are no UTF-8 (b\udcffb)" in summary(capsys)
+    assert r"1 subjects whose names are no UTF-8 (b\udcffb)" in summary(capsys)
 
 
 def test_names_act_on_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,11 +57,11 @@ def test_a_bad_image_spoils_only_its_subject(tmp_path: Path) -> None:
 
 def test_what_is_no_table_of_subjects_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("no")
-    pq.write_table(pa.table({"id": ["ann"], "image": [b""]}), tmp_path / "other.parquet")
+    pq.write_table(pa.table({"id": ["ann"], "photo": [b""]}), tmp_path / "other.parquet")
     for name, message in (
         ("text", "is not one"),
         ("none", "is not one"),
-        ("other", "has id, image: rename them"),
+        ("other", "has id, photo: rename them"),
     ):
         with pytest.raises(ImageError, match=message) as caught:
             _ = ParquetSubjects(tmp_path / f"{name}.parquet").ids

@@ -159,7 +159,7 @@ def test_files_with_holes_and_of_systems_are_passed_over(
     line = capsys.readouterr().err
     assert "1 image of 1 subject, 1 without a caption" in line
     assert "3 hidden or a system's" in line
-    assert "1 images in a format that is not read (ann.1.pdf)" in line
+    assert "1 other files (ann.1.pdf)" in line
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def library(fill, tmp_path: Path) -> Library:
 @pytest.mark.parametrize("gone", [["s0"], ["s2"], ["s5", "s3"], ["s0", "s1", "s2"], ["s1", "none"]])
 def test_the_others_stay_and_nothing_of_the_subject_does(library: Library, gone: list[str]) -> None:
     kept = [row for row in range(6) if f"s{row}" not in gone]
-    raw, before = library.factors(kept), library.vectors(kept)
+    raw, before = library.factors(kept), library.select(kept).all_vectors()
     lost = library.factors([row for row in range(6) if row not in kept])
     numbers = lost["a.to_q"].A[0]
     assert forget(library.path, gone) == sorted(set(gone) - {"none"})

@@ -59,12 +59,12 @@ def test_reopened_library_reads_the_same(fill, tmp_path) -> None:
 def test_rows_come_in_the_order_asked_for(fill, tmp_path) -> None:
     library = fill(tmp_path / "lib", 2, 3, 6)
     rows = [5, 0, 2, 5, 1]
-    assert torch.equal(library.vectors(rows), library.all_vectors()[rows])
+    assert torch.equal(library.select(rows).all_vectors(), library.all_vectors()[rows])
     every = library.layout.flatten(library.factors(range(6)))
     assert torch.equal(library.layout.flatten(library.factors(rows)), every[rows])
-    assert library.vectors([]).shape == (0, library.width)
+    assert library.select([]).all_vectors().shape == (0, library.width)
     with pytest.raises(LibraryError, match="rows must be from 0 to 5, but got -1 to 2"):
-        library.vectors([-1, 2])
+        library.select([-1, 2])
 
 
 def test_views_are_parts_of_the_library(fill, tmp_path) -> None:
@@ -77,6 +77,10 @@ def test_views_are_parts_of_the_library(fill, tmp_path) -> None:
     assert red.table["id"].to_pylist() == red.ids
     assert library.select(library.rows_of(["s4", "s0"])).ids == ["s4", "s0"]
     assert torch.equal(red.factors()["c"].A, library.factors([1, 3])["c"].A)
+    assert red.select([1]).ids == ["s3"]
+    assert red.whole is library
+    with pytest.raises(LibraryError, match="not a selection"):
+        red.attach("embedding", np.zeros(2))
     with pytest.raises(LibraryError, match="'s9' is not"):
         library.rows_of(["s9"])
     with pytest.raises(LibraryError, match="must be one of id, hair, but got 'age'"):
@@ -220,14 +224,15 @@ def test_what_is_no_library_is_refused(fill, layout: Layout, tmp_path: Path) -> 
 
 def test_a_given_reference_is_frozen(fill, make_factors, layout: Layout, tmp_path) -> None:
     reference = choose_reference(make_factors(50, 51), "procrustes")
-    library = fill(tmp_path / "given", 3, reference=reference)
+    library = fill(tmp_path / "given")
+    library.freeze(reference)
+    library.append(make_factors(0, 3), [{"id": f"s{row}"} for row in range(3)])
     assert torch.equal(layout.flatten(library.reference), layout.flatten(reference))
     expected = canonicalise(make_factors(0, 3), "procrustes", reference)
     torch.testing.assert_close(library.all_vectors(), layout.flatten(expected))
+    other = Layout((*layout.slots, Slot("d", 2, 2, 1)))
     with pytest.raises(LayoutError, match="is missing"):
-        Library.create(
-            tmp_path / "bad", Layout((*layout.slots, Slot("d", 2, 2, 1))), reference=reference
-        )
+        Library.create(tmp_path / "bad", other).freeze(reference)
 
 
 def test_an_empty_library(fill, tmp_path: Path) -> None:
@@ -238,3 +243,18 @@ def test_an_empty_library(fill, tmp_path: Path) -> None:
     assert library.check().damages == ()
     with pytest.raises(LibraryError, match="at least one row"):
         library.factors([])
+
+
+def test_a_library_of_an_earlier_release_is_read_by_the_names_of_today(
+    fill, make_factors, tmp_path: Path
+) -> None:
+    library = fill(tmp_path / "lib")
+    library.append(make_factors(0, 1), [{"id": "s0", "pictures": 4, "seconds": 0.5}])
+    info = tmp_path / "lib/library.json"
+    earlier = {"pictures_per_step": 4, "anchor": "abc", "prior": {"pictures": 2}}
+    info.write_text(json.dumps({**json.loads(info.read_text()), "recipe": earlier}))
+    read = Library.open(tmp_path / "lib")
+    assert read.info.recipe == {"images_per_step": 4, "init_from": "abc", "prior": {"images": 2}}
+    assert read.table["images"].to_pylist() == [4]
+    read.append(make_factors(1, 2), [{"id": "s1", "images": 3}])
+    assert read.table["images"].to_pylist() == [4, 3]

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bounds import cheap
 from lorasynth.core.errors import FileFormatError
@@ -36,22 +34,6 @@ def test_any_rows_of_whatever_was_saved(tmp_path: Path, view: str, dtype: torch.
     assert (found.shape, found.dtype) == (tuple(matrix.shape), dtype)
     for start, stop in ((0, count), (1, 3), (count - 1, count)):
         assert found.rows(start, stop).equal(matrix[start:stop].float())
-
-
-@given(start=st.integers(0, 11), count=st.integers(1, 12))
-def test_a_reserved_matrix_is_written_and_read_in_place(
-    tmp_path_factory: pytest.TempPathFactory, start: int, count: int
-) -> None:
-    path = tmp_path_factory.mktemp("reserved") / "matrix.pt"
-    reserved = SavedMatrix.reserve(path, 12, 5)
-    assert not reserved.rows(0, 12).any()
-    matrix = torch.arange(60.0).reshape(12, 5)
-    with path.open("rb+") as file:
-        file.seek(reserved.start)
-        matrix.numpy().tofile(file)
-    assert torch.load(path, weights_only=True).equal(matrix)
-    stop = min(start + count, 12)
-    assert SavedMatrix.find(path).rows(start, stop).equal(matrix[start:stop])
 
 
 def older(path: Path) -> None:

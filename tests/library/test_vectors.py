@@ -41,8 +41,6 @@ def test_any_block_is_what_was_written(
     assert torch.equal(out, expected)
     file.read_block(row, column, out, less)
     assert torch.equal(out, expected - less)
-    index = data.draw(st.lists(st.integers(0, count - 1)))
-    assert torch.equal(file.rows(index), vectors.float()[index])
 
 
 def test_blocks_larger_than_one_read(tmp_path: Path, monkeypatch) -> None:
@@ -60,9 +58,6 @@ def test_blocks_beyond_the_vectors_are_refused(tmp_path: Path) -> None:
     for row, column in ((-1, 0), (2, 0), (0, 3)):
         with pytest.raises(LibraryError, match="a block must lie within the 3 x 4 vectors"):
             file.read_block(row, column, torch.empty(2, 2))
-    for row in (-1, 3):
-        with pytest.raises(LibraryError, match="a block must lie within the 3 x 4 vectors"):
-            file.rows([0, row])
 
 
 def test_what_are_no_vectors_is_refused(tmp_path: Path) -> None:

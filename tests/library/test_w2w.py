@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import resource
 import shutil
 import struct
 import subprocess
@@ -21,12 +20,11 @@ from torch import Tensor
 
 from bounds import cheap
 from lorasynth.adapter import canonicalise, choose_reference
-from lorasynth.core.errors import FileFormatError, LayoutError, LibraryError, LorasynthError
+from lorasynth.core.errors import FileFormatError, LayoutError, LibraryError
 from lorasynth.library import Library
-from lorasynth.library.synthetic import SyntheticConfig, SyntheticVectors
-from lorasynth.library.torch_files import SavedMatrix
 from lorasynth.library.w2w import PANDAS, import_w2w, published_layout
-from lorasynth.library.w2w_synthetic import PUBLISHED_ROWS, dimensions_of, imitate_w2w
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
+from w2w_files import PUBLISHED_ROWS, dimensions_of, imitate_w2w, reserve
 
 ROWS, SHRINK = 40, 64
 
@@ -367,19 +365,6 @@ def test_wrong_files(files: Path, tmp_path: Path, damage, kind, message: str) ->
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("room", [4096, 4 * ROWS * 1557 + 100])
-def test_a_disk_too_small_for_an_imitation(tmp_path: Path, room: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-    try:
-        with pytest.raises(LorasynthError, match="could not write") as caught:
-            imitate_w2w(tmp_path / "files", ROWS, SHRINK)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
-
-
 _A_FEW_ROWS = """
 import resource, sys
 from lorasynth.library.w2w import W2WFiles
@@ -394,7 +379,7 @@ print(files.shape, len(factors), {float(x.abs().max()) for pair in factors.value
 def test_a_file_larger_than_memory(files: Path) -> None:
     """All 26 GB are a hole; a process that may take 1 GB reads rows of it."""
     torch.save(dimensions_of(published_layout()), files / "files/weight_dimensions.pt")
-    SavedMatrix.reserve(weights_of(files), PUBLISHED_ROWS, published_layout().size)
+    reserve(weights_of(files), PUBLISHED_ROWS, published_layout().size)
     run = subprocess.run(
         [sys.executable, "-c", _A_FEW_ROWS, str(files)], check=False, capture_output=True, text=True
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lorasynth.base import BaseModel
-from lorasynth.engine.descent import Descent
+from lorasynth.engine import OptimizerConfig
 from lorasynth.optimise import fine_tune, weights_of
 
 from .test_coordinates import subject
@@ -24,7 +24,7 @@ def test_the_base_model_stays_as_it_was_and_images_change_inside_the_context(
 ) -> None:
     before = state(base)
     plain = base.sample(["a portrait"], [0])
-    trained = fine_tune(base, subject("one"), Descent(steps=10, learning_rate=1e-3))
+    trained = fine_tune(base, subject("one"), OptimizerConfig(steps=10, learning_rate=1e-3))
     assert torch.equal(state(base), before)
     assert not any(p.requires_grad for p in base.denoiser.parameters())
     with weights_of(base, trained):
@@ -35,7 +35,7 @@ def test_the_base_model_stays_as_it_was_and_images_change_inside_the_context(
 
 
 def test_every_kind_of_weight_is_trained(base: BaseModel) -> None:
-    trained = fine_tune(base, subject("one"), Descent(steps=2, learning_rate=1e-2))
+    trained = fine_tune(base, subject("one"), OptimizerConfig(steps=2, learning_rate=1e-2))
     moved = {
         name for name, value in base.denoiser.state_dict().items() if not value.equal(trained[name])
     }

@@ -11,6 +11,9 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from lorasynth import Adapter
+from lorasynth.adapter.files import get_format
+from lorasynth.adapter.files.container import to_bytes
 from lorasynth.images import subjects_in, to_image
 from lorasynth.serve.application import create_app
 from lorasynth.serve.config import Batching, Limits, Setup
@@ -45,6 +48,11 @@ class Inline:
 @pytest.fixture(scope="session")
 def host() -> Host:
     return Host("images", Setup(device="cpu"))
+
+
+def written(form: str, adapter: Adapter) -> bytes:
+    """The content of a LoRA file."""
+    return to_bytes(*get_format(form).spell(adapter))
 
 
 def png(pixels: Image.Image) -> bytes:

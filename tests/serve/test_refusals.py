@@ -15,12 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lorasynth.adapter.files import get_format
 from lorasynth.core.errors import ImageError
 from lorasynth.serve.jobs import JobFile, KeptJob
 from lorasynth.serve.workers import Host
 
-from .conftest import Inline, Start, png
+from .conftest import Inline, Start, png, written
 
 KEY = "right"
 HASH = hashlib.sha256(KEY.encode()).hexdigest()
@@ -139,11 +138,11 @@ def test_prompts_and_loras_of_another_base(start: Start, host: Host, photos: lis
     other = type(adapter.metadata)(base_fingerprint="f" * 16)
     alien = type(adapter)(adapter.factors, other, adapter.layout.kernels)
     asked = {"prompts": ["sks"], "image_steps": "1"}
-    sent = {"lora": get_format("auto").encode(alien)}
+    sent = {"lora": written("auto", alien)}
     refused(http.post("/v1/images", files=sent, data=asked), 422, "made for, ffffffffffffffff")
     foreign = type(adapter.metadata)(base_fingerprint="")
     wide = {m: type(f)(torch.ones(2, 9), torch.ones(7, 2)) for m, f in adapter.factors.items()}
-    sent = {"lora": get_format("diffusers").encode(type(adapter)(wide, foreign))}
+    sent = {"lora": written("diffusers", type(adapter)(wide, foreign))}
     refused(http.post("/v1/images", files=sent, data=asked), 422)
     refused(http.post("/v1/refine", files=sent, data={}), 422, "photos: a LoRA is trained on")
 

@@ -16,7 +16,7 @@ from lorasynth.images import as_photo
 from lorasynth.serve import Client, ServiceError
 from lorasynth.serve.workers import Host
 
-from .conftest import Inline, Start
+from .conftest import Inline, Start, written
 
 ASKED = {"prompts": ["a portrait of sks"], "image_steps": 2}
 
@@ -118,12 +118,10 @@ def test_images_of_many_users_are_one_batch(start: Start, host: Host, photos: li
 
 
 def test_ranks_of_files_may_differ(start: Start, host: Host, photos: list[bytes]) -> None:
-    from lorasynth.adapter.files import get_format
-
     adapter = host.synthesizers["synthesizer"](photos[0])
     low = map_factors(lambda part: part, adapter.factors)
     low = {m: type(f)(f.A[:1], f.B[:, :1]) for m, f in low.items()}
-    small = get_format("auto").encode(type(adapter)(low, adapter.metadata, adapter.layout.kernels))
+    small = written("auto", type(adapter)(low, adapter.metadata, adapter.layout.kernels))
     client = Client(http=start())
     with ThreadPoolExecutor(2) as pool:
         files = [small, client.lora([photos[0]]).data]

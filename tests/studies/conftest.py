@@ -7,19 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasynth.avatars.arcface import ArcFaceConfig
-from lorasynth.avatars.autoencoder import AutoencoderTraining
-from lorasynth.avatars.denoiser import BaseTrainingConfig, DenoiserTraining
-from lorasynth.avatars.encoder import AvatarEncoder
-from lorasynth.avatars.judge import JudgeConfig
+from lorasynth.avatars.config import (
+    AutoencoderTraining,
+    AvatarModelConfig,
+    BaseTrainingConfig,
+    DenoiserTraining,
+    JudgeConfig,
+)
 from lorasynth.avatars.make_bundle import BundleConfig, BundleMaker, MeasuresConfig
-from lorasynth.avatars.model import AvatarModelConfig
 from lorasynth.avatars.parts import PartsConfig
 from lorasynth.base import SamplingConfig
+from lorasynth.condition import TrainedEncoder
+from lorasynth.engine.config import ArcFaceConfig
 from lorasynth.engine.recipe import Recipe
 from lorasynth.engine.trainer import Optimisation
-from lorasynth.evaluation.evaluate import EvaluationConfig
-from lorasynth.evaluation.trial import TrialConfig
+from lorasynth.evaluation.config import BenchmarkConfig
 from lorasynth.hypernet import LatentDiffusionConfig, LatentRegressionConfig
 from lorasynth.hypernet.train import HypernetConfig
 from lorasynth.predict import PredictorTraining
@@ -69,13 +71,12 @@ def tiny_config() -> BundleConfig:
         sample=2,
         measures=MeasuresConfig(
             parts=PartsConfig(drawn=8, samples=4, subjects=6, sampling=SAMPLING),
-            evaluation=EvaluationConfig(
-                trial=TrialConfig(subjects=3, images=2, training_images=2, sampling=SAMPLING),
-                resamples=2,
-            ),
+            evaluation=BenchmarkConfig(subjects=3, images=2, training_images=2, sampling_steps=2),
+            tuning=0,
+            resamples=2,
         ),
         strengths=(1.0, 1.5),
-        practice=TrialConfig(subjects=2, images=2, split="validation", sampling=SAMPLING),
+        practice=BenchmarkConfig(subjects=2, images=2, split="validation", sampling_steps=2),
     )
 
 
@@ -83,7 +84,7 @@ def tiny_config() -> BundleConfig:
 def _faces_everywhere() -> Iterator[None]:
     """An encoder that was hardly trained knows no face; here it sees one in everything."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AvatarEncoder, "presence", lambda _, images: torch.ones(len(images)))
+        patch.setattr(TrainedEncoder, "presence", lambda _, images: torch.ones(len(images)))
         yield
 
 

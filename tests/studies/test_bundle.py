@@ -29,8 +29,7 @@ def test_a_bundle_is_measured_again_in_its_place(bundle_run: Path, tmp_path: Pat
     shutil.copytree(bundle_run / "bundle", copy)
     stated = json.loads((copy / MANIFEST).read_text())
     measures = tiny_config().measures
-    trial = replace(measures.evaluation.trial, subjects=2)
-    other = replace(measures, evaluation=replace(measures.evaluation, trial=trial))
+    other = replace(measures, evaluation=replace(measures.evaluation, subjects=2))
     measure_bundle(copy, other, bundle_run / "evaluation", device, "lorasynth bundle measure")
     again = json.loads((copy / MANIFEST).read_text())
     changed = {name for name in again if again[name] != stated[name]}

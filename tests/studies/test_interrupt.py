@@ -3,52 +3,41 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from command_line import Run, interrupt
-from lorasynth.avatars import make_bundle
 from lorasynth.avatars.bundle import verify
-from lorasynth.avatars.encoder import AvatarEncoder
 from lorasynth.base import BaseModel
-from lorasynth.collect import collector
+from lorasynth.core.atomic import write_json
+from lorasynth.core.config import to_dict
 from lorasynth.engine.trainer import Trainer
 
 from .conftest import tiny_config
+from .test_studies import FEW, parts_of
 
 
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands with the tiny bundle's settings in place of the shipped ones."""
-    config = tiny_config()
-    monkeypatch.setattr(make_bundle, "BundleConfig", lambda: config)
-
-
-@pytest.mark.parametrize("command", ["evaluate", "demo"])
-def test_measuring(
-    bundle_run: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+def test_evaluating(
+    bundle_run: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The tiny encoder is not trained, so what it says of faces is chance.
-    monkeypatch.setattr(AvatarEncoder, "presence", lambda _, images: torch.ones(len(images)))
-    out = tmp_path / "out"
-    write = {"evaluate": ("--json", out, "--cache", tmp_path / "cache"), "demo": ("--out", out)}
-    arguments = (command, "--subjects", 2, "--bundle", bundle_run / "bundle", *write[command])
+    out, parts = tmp_path / "report.json", parts_of(bundle_run / "bundle")
+    words = ["evaluate", *parts, *FEW, "--cache", tmp_path / "cache", "-o", out, "--device", "cpu"]
     with monkeypatch.context() as patch:
-        interrupt(patch, BaseModel, "decode_latents", calls=2)
-        result = run(*arguments, "--device", "cpu")
+        interrupt(patch, BaseModel, "decode_latents", calls=4)  # of eight, one a contender
+        result = run(*words)
     assert result.status == 130
     assert "run the same command to go on" in result.err.splitlines()[-1]
-    page = out if command == "evaluate" else out / "index.html"
-    assert not page.exists()
-    # What was trained before is not trained again.
-    monkeypatch.setattr(collector, "train_fleet", lambda *_, **__: pytest.fail("trained again"))
-    assert run(*arguments, "--device", "cpu").status == 0
-    assert page.is_file()
+    assert not out.exists()
+    assert len(list((tmp_path / "cache").glob("measured-*"))) == 3
+    # What was measured before is not again.
+    interrupt(monkeypatch, BaseModel, "decode_latents", calls=6)
+    assert run(*words).status == 0
+    assert out.is_file()
 
 
-@pytest.mark.usefixtures("tiny")
 def test_making_a_bundle(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     where = ("--run", tmp_path / "run", "--workers", 1, "--device", "cpu")
-    arguments = ("bundle", "make", tmp_path / "bundle", *where)
+    write_json(tmp_path / "tiny.json", to_dict(tiny_config()))
+    arguments = ("avatars", "bundle", tmp_path / "bundle", *where)
+    arguments += ("--config", tmp_path / "tiny.json")
     with monkeypatch.context() as patch:
         interrupt(patch, Trainer, "_step", calls=7)  # in the judge, after perception and base model
         assert run(*arguments).status == 130

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from command_line import Run
-from lorasynth.studies.reproduce import CLAIMS, in_order
-from lorasynth.studies.reproduce.finding import difference, interval, judged
+from lorasynth.studies.finding import CLAIMS, difference, in_order, interval, judged
 
 
 def test_every_claim_is_in_the_report() -> None:
@@ -18,7 +17,7 @@ def test_intervals_are_over_subjects_and_spreads_over_seeds() -> None:
     first, second = [[0.1, 0.3], [0.3, 0.5]], [[0.0, 0.2], [0.2, 0.4]]
     found = interval(first)
     assert found["mean"] == pytest.approx(0.3)
-    assert found["spread_over_seeds"] == pytest.approx(0.2 / 2**0.5)
+    assert found["std_over_seeds"] == pytest.approx(0.2 / 2**0.5)
     assert found["lo"] == pytest.approx(0.1)  # both seeds the first, both subjects too
     paired = difference(first, second)
     assert (paired["lo"], paired["hi"]) == pytest.approx((0.1, 0.1))
@@ -36,6 +35,7 @@ def test_a_smoke_run_writes_a_report_without_verdicts_and_resumes(
 ) -> None:
     out, folder = tmp_path / "report", tmp_path / "run"
     arguments = (
+        "study",
         "reproduce",
         "--smoke",
         "--bundle",
@@ -58,31 +58,32 @@ def test_a_smoke_run_writes_a_report_without_verdicts_and_resumes(
     assert "no verdicts" in text
     for image in ("norms", "spectrum", "spaces", "gradient-flow", "adalora", "cost", "edits"):
         assert (out / f"{image}.png").is_file()
-    cells = {path: path.stat().st_mtime_ns for path in folder.rglob("cells/*.json")}
+    cells = {path: path.stat().st_mtime_ns for path in folder.rglob("*-*.json")}
     assert run(*arguments, "--device", "cpu").status == 0
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("cells/*.json")} == cells
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*-*.json")} == cells
 
 
 def test_a_library_that_is_given_is_studied_in_place_of_a_new_one(
     bundle_run: Path, run: Run, tmp_path: Path
 ) -> None:
-    arguments: list[str | Path] = ["reproduce", "--smoke", "--claim", "linearity", "--device"]
+    arguments: list[str | Path] = [
+        "study",
+        "reproduce",
+        "--smoke",
+        "--claim",
+        "linearity",
+        "--device",
+    ]
     arguments += ["cpu", "--bundle", bundle_run / "bundle"]
-    arguments += ["--library", bundle_run / "out" / "library"]
+    arguments += ["--adapters", bundle_run / "out" / "library"]
     arguments += ["--run", tmp_path / "run", "-o", tmp_path / "report"]
-    refused = run(*arguments)
-    assert refused.status == 2
-    assert refused.err == (
-        "error: the library must have 16 adapters, 4 of them held out, but has 6: give a larger "
-        "one, or smaller numbers by --set library=N --set held_out=N\n"
-    )
-    sizes = ("library=4", "compared=4", "held_out=2", "sizes=[3,4]")
-    fewer = [word for size in sizes for word in ("--set", size)]
+    run(*arguments).is_one_error("must have 16 adapters, 4 of them held out, but has 6")
+    fewer = ["--known", 4, "--compared", 4, "--held-out", 2, "--sizes", 3, 4]
     result = run(*arguments, *fewer, "--note", "On a quiet machine.")
     assert result.status == 0, result.err
     text = (tmp_path / "report" / "report.md").read_text()
     assert "On a quiet machine.\n" in text
-    assert "*Rule.* Holds: PCA falls behind" in text
+    assert "*Rule.* Holds: PCA falls behind a deep VAE" in text
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert [row["size"] for row in report[0]["values"]["rows"]] == [3, 4]
     assert not list((tmp_path / "run").rglob("library-ours"))

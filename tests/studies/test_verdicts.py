@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from lorasynth.adapter import Factor, Factors
+from lorasynth.core.cache import plain
 from lorasynth.core.randomness import torch_stream
 from lorasynth.engine.recipe import Recipe
-from lorasynth.evaluation.trial import TrialConfig
-from lorasynth.studies.reproduce import CLAIMS, Finding, ReproduceConfig, Study
+from lorasynth.evaluation.config import BenchmarkConfig
+from lorasynth.studies.config import ReproduceConfig
+from lorasynth.studies.finding import CLAIMS, SECOND, SIMILARITY
+from lorasynth.studies.study import Study
 
 SUBJECTS = 40
 #: From a cell's name and facts to what was measured.
@@ -22,8 +25,8 @@ class Planted(Study):
     """A study whose measurements are made up."""
 
     def __init__(self, plant: Plant) -> None:
-        trial = TrialConfig(subjects=SUBJECTS)
-        self.config = ReproduceConfig(trial=trial, held_out=SUBJECTS)
+        test = BenchmarkConfig(subjects=SUBJECTS)
+        self.config = ReproduceConfig(test=test, held_out=SUBJECTS)
         encoder = SimpleNamespace(width=8)
         synthesizer = SimpleNamespace(encoder=encoder)
         self.bundle: Any = SimpleNamespace(
@@ -33,17 +36,11 @@ class Planted(Study):
 
     def cell(self, name: str, facts: Mapping[str, Any], measure: Callable[[], Any]) -> Any:  # noqa: ARG002
         """What is planted."""
-        return self.plant(name, facts)
-
-    def in_gauge(self, kind: str, gauge: str) -> Factors:
-        """Any adapters, for an image of them."""
-        stream = torch_stream(0, kind, gauge)
-        return {"module": Factor(*torch.randn(2, 3, 2, 2, generator=stream))}
+        return self.plant(name, plain(facts))
 
 
 def verdict(claim: str, plant: Plant) -> str:
-    finding: Finding = CLAIMS.get(claim)(Planted(plant))
-    return finding.verdict
+    return CLAIMS.get(claim).find(Planted(plant)).verdict
 
 
 def figures(mean: float, *seed: object, spread: float = 0.02) -> list[float]:
@@ -55,10 +52,10 @@ def figures(mean: float, *seed: object, spread: float = 0.02) -> list[float]:
 def trained(facts: Mapping[str, Any], mean: float, spread: float = 0.02) -> dict[str, Any]:
     """What training a hypernetwork gives."""
     seed = facts["training"]["optimisation"]["seed"]
-    row = {"step": 1.0, "x0_error": 0.5, "likeness": mean, "loss": 1.0}
+    row = {"step": 1.0, "x0_error": 0.5, SIMILARITY: mean, "loss": 1.0}
     row |= {"weight_00_enter": 1.0, "weight_01_blocks0": 1.0, "gradient_00_enter": 1.0}
     return {
-        "likeness": figures(mean, seed, mean, spread=spread),
+        SIMILARITY: figures(mean, seed, mean, spread=spread),
         "attribute_accuracy": figures(mean, seed, mean),
         "curve": [row],
         "parameters": 10,
@@ -96,9 +93,9 @@ def test_adalora(gain: float, expected: str) -> None:
 
 def codec(missed: float, likeness: float, *seed: object) -> dict[str, Any]:
     return {
-        "missed_by_adapter": figures(missed, "missed", *seed),
+        "fvu_by_adapter": figures(missed, "missed", *seed),
         "divergence": 1.0,
-        "likeness": figures(likeness, "likeness", *seed),
+        SIMILARITY: figures(likeness, "likeness", *seed),
         "faces_halfway": figures(1.0, *seed),
     }
 
@@ -140,7 +137,7 @@ def test_vae_or_pca(less: float, more: float, expected: str) -> None:
 
 def edited(changed: list[float], likeness: list[float]) -> list[dict[str, list[float]]]:
     rows = zip(changed, likeness, strict=True)
-    return [{"changed": [c] * 4, "others": [0.6] * 4, "likeness": [kept] * 4} for c, kept in rows]
+    return [{"changed": [c] * 4, "others": [0.6] * 4, SIMILARITY: [kept] * 4} for c, kept in rows]
 
 
 class Varied(Planted):
@@ -170,7 +167,7 @@ WEAK = edited([0.1, 0.3, 0.6, 0.6, 0.7], [0.8] * 5)
 )
 def test_edits(glasses: Any, facial_hair: Any, expected: str) -> None:
     by_name = {"glasses": glasses, "facial_hair": facial_hair}
-    finding = CLAIMS.get("edits")(Varied(lambda _, facts: by_name[facts["attribute"]]))
+    finding = CLAIMS.get("edits").find(Varied(lambda _, facts: by_name[facts["attribute"]]))
     assert finding.verdict == expected
 
 
@@ -193,7 +190,7 @@ def test_linearity(start: float, end: float, expected: str) -> None:
 
 def bought(mean: float, *seed: object, spread: float = 0.02) -> dict[str, list[float]]:
     """What the images of a method are worth."""
-    names = ("likeness", "likeness_second", "attribute_accuracy", "prompt_following")
+    names = (SIMILARITY, SECOND, "attribute_accuracy", "prompt_following")
     return {name: figures(mean, *seed, spread=spread) for name in names}
 
 
@@ -249,7 +246,7 @@ def test_adapter_methods(likeness: float, prompts: float, expected: str) -> None
     def plant(name: str, _: Mapping[str, Any]) -> Any:
         theirs = name == "IP-Adapter"
         found = {
-            "likeness": figures(likeness if theirs else 0.5),
+            SIMILARITY: figures(likeness if theirs else 0.5),
             "prompt_following": figures(prompts if theirs else 0.9, spread=0.001),
         }
         return found if name == "ours" else found | {"scale": 1.0}
@@ -270,8 +267,8 @@ def test_norms(scatter: float, ridge: float, expected: str) -> None:
     def plant(_: str, facts: Mapping[str, Any]) -> Any:
         svd = facts["kind"] == "usual" and facts["form"] == "none"
         return {
-            "scatter": figures(scatter if svd else 0.1, spread=0.0001),
-            "ridge_missed": figures(ridge if svd else 1.0, spread=0.001),
+            "log_norm_std": figures(scatter if svd else 0.1, spread=0.0001),
+            "ridge_fvu": figures(ridge if svd else 1.0, spread=0.001),
         }
 
     assert verdict("norms", plant) == expected
@@ -340,14 +337,12 @@ def test_few_steps(two: float, four: float, expected: str) -> None:
     means = {"25": 0.5, "4": four, "2": two, "1": 0.1}
 
     def plant(_: str, __: Mapping[str, Any]) -> Any:
-        return {n: {"seconds": 0.01, "likeness": figures(mean)} for n, mean in means.items()}
+        return {n: {"seconds": 0.01, SIMILARITY: figures(mean)} for n, mean in means.items()}
 
     assert verdict("few steps", plant) == expected
 
 
 @pytest.mark.parametrize("setting", [{"sizes": (2000,)}, {"refined": (200,)}, {"betas": (0.1,)}])
 def test_what_no_verdict_can_follow_from_is_refused(setting: dict[str, Any]) -> None:
-    from lorasynth.core.errors import ConfigError
-
-    with pytest.raises(ConfigError, match=next(iter(setting))):
+    with pytest.raises(ValidationError, match=next(iter(setting))):
         ReproduceConfig(**setting)

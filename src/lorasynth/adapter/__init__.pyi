@@ -1,6 +1,5 @@
 from .adapter import Adapter as Adapter
 from .adapter import AdapterMetadata as AdapterMetadata
-from .canonical import balance as balance
 from .canonical import canonicalise as canonicalise
 from .canonical import choose_reference as choose_reference
 from .factors import Factor as Factor
@@ -12,7 +11,6 @@ from .factors import count as count
 from .factors import inner as inner
 from .factors import inner_products as inner_products
 from .factors import map_factors as map_factors
-from .factors import module_norms as module_norms
 from .factors import norm as norm
 from .factors import pad_rank as pad_rank
 from .factors import require_finite as require_finite

@@ -3,15 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth import __version__
+from lorasynth.adapter import handing
 from lorasynth.adapter.factors import Factor, Factors, map_factors, require_finite, scaled
 from lorasynth.adapter.layout import Kernel, Layout
+from lorasynth.core.card import Card
 from lorasynth.core.errors import LayoutError
+from lorasynth.core.hub import Upload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,21 +90,62 @@ class Adapter:
         """The adapter in another floating-point type."""
         return replace(self, factors=map_factors(lambda tensor: tensor.to(dtype), self.factors))
 
-    def save(self, path: Path | str, format: str = "auto") -> Path:
+    def save(self, path: Path | str, format: str = "auto", card: Card | None = None) -> Path:
         """Write a file that other programs load; returns the path that was written.
 
         Args:
             path: of the file; for `peft`, of a folder.
             format: `auto`, what diffusers and ComfyUI both read exactly; `kohya`, `diffusers`,
                 `comfyui` or `peft`.
+            card: also write a model card, README.md, beside the file or into the folder.
 
         Raises:
             ConfigError: no such format.
             LorasynthError: the output cannot be written, or `path` is not named as the format asks.
         """
-        from lorasynth.adapter.files import get_format
+        return handing.save(self, Path(path), format, card)
 
-        return get_format(format).write(self, Path(path))
+    def state_dict(self, format: str = "diffusers") -> dict[str, Tensor]:
+        """The tensors of the file that `save` would write, by their keys there.
+
+        Raises:
+            ConfigError: no such format.
+            FileFormatError: the format has no names for the adapter's layers.
+        """
+        return handing.state_dict(self, format)
+
+    def load_into(self, pipe: Any, name: str = "me", strength: float = 1.0) -> None:
+        """Attach the adapter to a diffusers pipeline in memory, as its one active adapter.
+
+        An adapter of that name that is there already is replaced; others stay loaded and are made
+        active together by `pipe.set_adapters([...], [...])`.
+
+        Args:
+            pipe: any pipeline with `load_lora_weights`.
+            name: of the adapter in the pipeline.
+            strength: of ΔW.
+
+        Raises:
+            LayoutError: the pipeline is of another base model, or loads no LoRA.
+        """
+        handing.load_into(self, pipe, name, strength)
+
+    def push_to_hub(self, name: str, card: Card, **options: Unpack[Upload]) -> str:
+        """Upload the adapter with a model card, as `load_lora_weights` reads it from the hub.
+
+        Args:
+            name: of the repository, owner/name; made if there is none.
+            card: must say whom the adapter shows and that they agreed.
+            **options: `private`, `revision`, `create_pr`, `commit_message`, `token`.
+
+        Returns:
+            The address of the commit or pull request.
+
+        Raises:
+            ConfigError: the card says nothing of consent.
+            LorasynthError: the hub refuses it, or is not reached.
+        """
+        return handing.push_to_hub(self, name, card, **options)
 
     @classmethod
     def load(cls, path: Path | str) -> "Adapter":

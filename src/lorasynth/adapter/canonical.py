@@ -16,7 +16,6 @@ A and Bᵀ are r rows each and are treated alike: m modules are 2m such matrices
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from operator import attrgetter
 from typing import TypeAlias
 
@@ -24,9 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.adapter.factors import Factor, Factors, divide, map_factors
-from lorasynth.adapter.gauge import GAUGES, Balanced, Gauge
-from lorasynth.adapter.lapack import solve_batch
+from lorasynth.adapter.factors import Factors, divide, map_factors
+from lorasynth.adapter.gauge import GAUGES, Balanced, Gauge, solve_batch
 from lorasynth.adapter.layout import Layout
 from lorasynth.core.device import exact_device
 from lorasynth.core.errors import LayoutError
@@ -94,12 +92,8 @@ def canonicalise(
     for modules in layout.groups(attrgetter("rank")):
         raw, results = _matrices(factors, modules), _matrices(done, modules)
         targets = _matrices(reference, modules) if reference and rule.needs_reference else None
-        scratch = _Scratch(raw)
-        if raw[0].shape[-2] == 1:
-            fix = partial(_fix_vectors, list(_runs(raw, results)))
-        else:
-            fix = partial(_fix_matrices, scratch)
-        for rows in scratch.chunks:
+        fix = _fix_vectors if raw[0].shape[-2] == 1 else _fix_matrices
+        for rows in _chunks(raw):
             fix(rule, [x[rows] for x in raw], targets, [x[rows] for x in results])
         if targets and not rule.balanced:
             for result, target in zip(results[::2], targets[::2], strict=True):
@@ -120,81 +114,39 @@ def choose_reference(factors: Factors, gauge: str) -> Factors:
     return map_factors(lambda tensor: tensor[0].to(_wide(tensor.dtype), copy=True), first)
 
 
-def balance(factor: Factor) -> Factor:
-    """Balanced factors of the same ΔW, with any batch axes: A·Aᵀ = Bᵀ·B = S."""
-    stacked = Factor(*(tensor.reshape(-1, *tensor.shape[-2:]) for tensor in factor))
-    balanced = canonicalise({"": stacked})[""]
-    return Factor(balanced.A.view_as(factor.A), balanced.B.view_as(factor.B))
+def _chunks(matrices: Matrices) -> Iterator[slice]:
+    """Adapters whose widest matrix stays in the processor's cache."""
+    step = max(1, _CHUNK_ELEMENTS // max(matrix[0].numel() for matrix in matrices))
+    for start in range(0, len(matrices[0]), step):
+        yield slice(start, start + step)
 
 
-class _Scratch:
-    """Memory for one matrix, used again and again: new pages cost more than the work in them.
-
-    Args:
-        matrices: All that is to be worked on, chunk by chunk.
-    """
-
-    def __init__(self, matrices: Matrices) -> None:
-        widest = max(matrix[0].numel() for matrix in matrices)
-        self._count = len(matrices[0])
-        self._step = max(1, _CHUNK_ELEMENTS // widest)
-        size = min(self._step, self._count) * widest
-        device = matrices[0].device
-        self._rows: Tensor = torch.empty(size, dtype=torch.float64, device=device)
-        self._product: Tensor = torch.empty_like(self._rows)
-
-    @property
-    def chunks(self) -> Iterator[slice]:
-        """Adapters whose widest matrix fits into the memory."""
-        for start in range(0, self._count, self._step):
-            yield slice(start, start + self._step)
-
-    def rows(self, matrix: Float[Tensor, "n r w"], dtype: torch.dtype) -> Float[Tensor, "n r w"]:
-        """The matrix in that type."""
-        if matrix.dtype == dtype:
-            return matrix
-        return self._rows.view(dtype)[: matrix.numel()].view(matrix.shape).copy_(matrix)
-
-    def product(
-        self, left: Float[Tensor, "n r r"], rows: Float[Tensor, "n r w"]
-    ) -> Float[Tensor, "n r w"]:
-        """left·rows."""
-        product = self._product.view(rows.dtype)[: rows.numel()].view(rows.shape)
-        torch.bmm(left.to(rows), rows, out=product)
-        return product
-
-
-def _fix_vectors(
-    runs: list[slice], rule: Gauge, raw: Matrices, targets: Matrices | None, results: Matrices
-) -> None:
+def _fix_vectors(rule: Gauge, raw: Matrices, targets: Matrices | None, results: Matrices) -> None:
     """Write the canonical form of 2m vectors, which are factors of rank 1, to `results`."""
     wide = _wide(raw[0].dtype)
-    vectors = [_merge(raw[run]).to(wide) for run in runs]
-    lengths = torch.cat([torch.linalg.vector_norm(x, dim=-1) for x in vectors], 1).double()
+    vectors = [x[:, 0].to(wide) for x in raw]
+    lengths = torch.stack([torch.linalg.vector_norm(x, dim=-1) for x in vectors], 1).double()
     spectrum = lengths.unflatten(1, (-1, 2)).prod(-1)
     change = divide(spectrum.sqrt().repeat_interleave(2, 1), lengths)
     if targets:
-        goals = [torch.cat(targets[run]).to(wide) for run in runs]
-        cross = [torch.linalg.vecdot(x, y) for x, y in zip(vectors, goals, strict=True)]
-        overlap = change * torch.cat(cross, 1)
+        pairs = zip(vectors, targets, strict=True)
+        overlap = change * torch.stack([torch.linalg.vecdot(x, y.to(wide)) for x, y in pairs], 1)
     else:
         overlap = change * lengths.square()
     turn = rule.change(_balanced(spectrum[..., None], overlap[..., None, None], targets))
     change *= turn[..., 0, 0].repeat_interleave(2, 1)
-    for run, x in zip(runs, vectors, strict=True):
-        torch.mul(x, change[:, run, None].to(wide), out=_merge(results[run]))
+    for index, (x, result) in enumerate(zip(vectors, results, strict=True)):
+        torch.mul(x, change[:, index, None].to(wide), out=result[:, 0])
 
 
-def _fix_matrices(
-    scratch: _Scratch, rule: Gauge, raw: Matrices, targets: Matrices | None, results: Matrices
-) -> None:
+def _fix_matrices(rule: Gauge, raw: Matrices, targets: Matrices | None, results: Matrices) -> None:
     """Write the canonical form of 2m matrices of one rank to `results`."""
-    own, cross, lower, dtype = _products(raw, targets, scratch)
+    own, cross, lower, dtype = _products(raw, targets)
     change, spectrum = _balance(lower, own)
     turn = rule.change(_balanced(spectrum, change @ cross, targets))
     change = turn.mT.repeat_interleave(2, 1) @ change
     for index, (matrix, result) in enumerate(zip(raw, results, strict=True)):
-        result.copy_(scratch.product(change[:, index], scratch.rows(matrix, dtype)))
+        result.copy_(change[:, index].to(dtype) @ matrix.to(dtype))
 
 
 def _balanced(
@@ -211,7 +163,7 @@ def _balanced(
 
 
 def _products(
-    raw: Matrices, targets: Matrices | None, scratch: _Scratch
+    raw: Matrices, targets: Matrices | None
 ) -> tuple[
     Float[Tensor, "n sides r r"],
     Float[Tensor, "n sides r r"],
@@ -225,7 +177,7 @@ def _products(
 
     def multiply(side: int, dtype: torch.dtype) -> None:
         for index in range(side, len(raw), 2):
-            rows = scratch.rows(raw[index], dtype)
+            rows = raw[index].to(dtype)
             own[:, index] = rows @ rows.mT
             if targets:
                 cross[:, index] = rows @ targets[index].to(dtype).mT
@@ -262,33 +214,6 @@ def _balance(
     for_a = torch.linalg.solve_triangular(lower.mT, vectors, upper=True).mT
     change = torch.stack((root * for_a, divide((lower @ vectors).mT, root)), 2)
     return change.flatten(1, 2), spectrum
-
-
-def _runs(raw: Matrices, results: Matrices) -> Iterator[slice]:
-    """Matrices of equal shape that follow each other in memory, in both lists."""
-    start = 0
-    for index in range(1, len(raw) + 1):
-        if index == len(raw) or not (_follows(raw, index) and _follows(results, index)):
-            yield slice(start, index)
-            start = index
-
-
-def _follows(matrices: Matrices, index: int) -> bool:
-    before, after = matrices[index - 1], matrices[index]
-    return (
-        before.shape == after.shape
-        and before.stride(0) == after.stride(0)
-        and before.stride(-1) == after.stride(-1) == 1
-        and before.data_ptr() + before.shape[-1] * before.element_size() == after.data_ptr()
-        and before.untyped_storage().data_ptr() == after.untyped_storage().data_ptr()
-    )
-
-
-def _merge(vectors: Matrices) -> Float[Tensor, "n k w"]:
-    """A run of vectors as one view."""
-    first = vectors[0]
-    n, _, width = first.shape
-    return first.as_strided((n, len(vectors), width), (first.stride(0), width, first.stride(-1)))
 
 
 def _matrices(factors: Factors, modules: Sequence[str]) -> Matrices:

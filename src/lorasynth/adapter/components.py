@@ -26,3 +26,13 @@ def split(factors: Factors) -> dict[str, Factors]:
         inside = module.removeprefix(f"{component}.") if component else module
         parts.setdefault(component, {})[inside] = factor
     return dict(parts)
+
+
+def component_name(number: int) -> str:
+    """Diffusers' name of a pipeline's text encoder, counted from 1."""
+    return "text_encoder" if number == 1 else f"text_encoder_{number}"
+
+
+def component_number(component: str) -> int:
+    """The inverse of `component_name`."""
+    return int(component.rpartition("_")[2]) if component[-1].isdigit() else 1

@@ -8,6 +8,7 @@ inner product of two updates needs only r x r matrices,
 and depends on ΔW alone, so cosines made of it are free of the gauge that the factors are in.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -78,14 +79,7 @@ def stack(adapters: Sequence[Factors]) -> Factors:
     Raises:
         LayoutError: there is nothing to stack, or modules or shapes differ.
     """
-    _require_equal_shapes(adapters, "stack")
-    return {
-        module: Factor(
-            torch.stack([adapter[module].A for adapter in adapters]),
-            torch.stack([adapter[module].B for adapter in adapters]),
-        )
-        for module in adapters[0]
-    }
+    return _joined(adapters, torch.stack, "stack")
 
 
 def concatenate(stacks: Sequence[Factors]) -> Factors:
@@ -94,14 +88,7 @@ def concatenate(stacks: Sequence[Factors]) -> Factors:
     Raises:
         LayoutError: there is nothing to join, or modules or shapes differ.
     """
-    _require_equal_shapes(stacks, "concatenate", skip=1)
-    return {
-        module: Factor(
-            torch.cat([factors[module].A for factors in stacks]),
-            torch.cat([factors[module].B for factors in stacks]),
-        )
-        for module in stacks[0]
-    }
+    return _joined(stacks, torch.cat, "concatenate", skip=1)
 
 
 def unstack(factors: Factors) -> list[Factors]:
@@ -117,7 +104,13 @@ def count(factors: Factors) -> int:
     return next(iter(factors.values())).A.shape[0]
 
 
-def _require_equal_shapes(parts: Sequence[Factors], verb: str, skip: int = 0) -> None:
+def _joined(
+    parts: Sequence[Factors],
+    join: Callable[[list[Tensor]], Tensor],
+    verb: str,
+    skip: int = 0,
+) -> Factors:
+    """Join the factors of each module, whose shapes after the first `skip` axes are equal."""
     if not parts:
         raise LayoutError(f"to {verb} adapters there must be at least one, but none was given")
     first = _shapes(parts[0], skip)
@@ -128,6 +121,10 @@ def _require_equal_shapes(parts: Sequence[Factors], verb: str, skip: int = 0) ->
                 f"adapters to {verb} must have the same modules and shapes, but number {index} "
                 f"differs from number 0 at {differing[0]}"
             )
+    return {
+        module: Factor(*(join([part[module][side] for part in parts]) for side in (0, 1)))
+        for module in parts[0]
+    }
 
 
 def _shapes(factors: Factors, skip: int) -> dict[str, tuple[torch.Size, torch.Size]]:
@@ -163,14 +160,6 @@ def inner(left: Factors, right: Factors) -> Float[Tensor, "*n"]:
 def norm(factors: Factors) -> Float[Tensor, "*n"]:
     """Frobenius norm of ΔW over all modules, in float64."""
     return inner(factors, factors).clamp_min(0).sqrt()
-
-
-def module_norms(factors: Factors) -> dict[str, Float[Tensor, "*n"]]:
-    """Frobenius norm of each module's ΔW, in float64."""
-    return {
-        module: _module_inner(factor, factor).clamp_min(0).sqrt()
-        for module, factor in factors.items()
-    }
 
 
 def inner_products(left: Factors, right: Factors) -> Float[Tensor, "n m"]:
@@ -230,8 +219,4 @@ def _common(left: Factors, right: Factors) -> list[str]:
 
 
 def _total(parts: Iterable[Tensor]) -> Tensor:
-    parts = iter(parts)
-    total = next(parts)
-    for part in parts:
-        total = total + part
-    return total
+    return functools.reduce(torch.add, parts)

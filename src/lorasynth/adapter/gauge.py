@@ -6,13 +6,14 @@ get equal vectors and similar updates get similar ones.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lorasynth.adapter.lapack import solve_batch
 from lorasynth.core.errors import LayoutError
 from lorasynth.core.registry import Registry
 
@@ -137,3 +138,18 @@ class SharedGauge(Gauge):
 
 def _flip(turned: Bool[Tensor, "n m r"]) -> Float[Tensor, "n m r r"]:
     return torch.diag_embed(torch.where(turned, -1.0, 1.0).double())
+
+
+def solve_batch(
+    solve: Callable[[Tensor], tuple[Tensor, ...]], matrices: Float[Tensor, "*n r r"]
+) -> tuple[Tensor, ...]:
+    """`solve` (such as `torch.linalg.eigh`) of each matrix, on all of the processor's threads.
+
+    torch solves those of a batch one after the other.
+    """
+    threads = torch.get_num_threads() if matrices.device.type == "cpu" else 1
+    parts = matrices.flatten(0, -3).chunk(threads)
+    with ThreadPoolExecutor(len(parts)) as pool:
+        solved = list(pool.map(solve, parts))
+    batch = matrices.shape[:-2]
+    return tuple(torch.cat(part).unflatten(0, batch) for part in zip(*solved, strict=True))

@@ -14,14 +14,8 @@ from lorasynth.adapter.adapter import Adapter, AdapterMetadata
 from lorasynth.adapter.factors import Factor
 from lorasynth.adapter.files import LoraFile, read
 from lorasynth.adapter.files.header import CONFIG_KEY
-from lorasynth.adapter.programs import (
-    COMFYUI,
-    DIFFUSERS,
-    PEFT,
-    PROGRAMS,
-    Reading,
-    all_unread,
-)
+from lorasynth.adapter.layout import Layout
+from lorasynth.adapter.programs import COMFYUI, DIFFUSERS, PEFT, PROGRAMS, Reading, unread
 
 #: How far A·Aᵀ and Bᵀ·B of a canonical adapter may be from one diagonal matrix, as a share of it.
 _CANONICAL_TOLERANCE = 1e-3
@@ -46,6 +40,7 @@ class Inspection:
         ranks: rank -> number of modules.
         alphas: alpha as the file states it -> number of its layers.
         dtype: of its numbers.
+        layout: its modules and their widths.
         modules: adapted modules.
         parameters: numbers in all A and B.
         norms: Frobenius norm of ΔW of each block of the model, in the model's order.
@@ -64,6 +59,7 @@ class Inspection:
     ranks: dict[int, int]
     alphas: dict[float, int]
     dtype: str
+    layout: Layout
     modules: int
     parameters: int
     norms: dict[str, float]
@@ -98,6 +94,7 @@ def inspect_file(path: Path) -> Inspection:
         ranks=dict(sorted(Counter(factor.rank for factor in factors).items())),
         alphas=dict(sorted(Counter(found.alphas.values()).items())),
         dtype=str(found.dtype).removeprefix("torch."),
+        layout=adapter.layout,
         modules=len(adapter.factors),
         parameters=adapter.layout.size,
         norms=block_norms(norms),
@@ -168,36 +165,31 @@ def _training(header: Mapping[str, str]) -> dict[str, str]:
 def readings(found: LoraFile) -> tuple[Reading, ...]:
     """How much of a file each program reads, as the loaders were measured to do."""
     everything = set(found.adapter.factors)
-    lost: dict[str, set[str]] = dict.fromkeys(PROGRAMS, everything)
-    if not found.spelled:  # no known family: what has the model's own names is read by these two
-        lost[DIFFUSERS] = set() if found.format == "diffusers" else everything
-        lost[PEFT] = set() if found.format == "peft" else everything
-    for number, (family, spelled) in enumerate(found.spelled):
-        for program, modules in all_unread(family, spelled).items():
-            lost[program] = modules | lost[program] if number else modules
+    if found.spelled:
+        lost = {
+            program: set[str]().union(*(unread(f, program, how) for f, how in found.spelled))
+            for program in PROGRAMS
+        }
+    else:  # no known family: what has the model's own names is read by these two
+        own = {DIFFUSERS: "diffusers", PEFT: "peft"}
+        lost = {p: set() if own.get(p) == found.format else everything for p in PROGRAMS}
     reasons = {program: _example(modules) for program, modules in lost.items()}
     ranks = {factor.rank for factor in found.adapter.factors.values()}
-    unequal = set(found.alphas.values()) != ranks
-    if found.format == "kohya" and len(set(found.alphas.values())) > 1 and _is_unet(found):
-        attention = {m for m in found.adapter.factors if ".attn" in m}
-        lost[DIFFUSERS] = lost[DIFFUSERS] | attention
+    alphas = set(found.alphas.values())
+    unet = any(family.denoiser == "unet" for family in found.verdict.candidates)
+    if found.format == "kohya" and len(alphas) > 1 and unet:
+        lost[DIFFUSERS] |= {module for module in everything if ".attn" in module}
         reasons[DIFFUSERS] = "the alphas of attention, where alphas differ"
-    if CONFIG_KEY in found.header and unequal:
-        lost[COMFYUI] = set(found.adapter.factors)
-        reasons[COMFYUI] = "alpha in the header, and so the scale"
-    total = len(found.adapter.factors)
+    if CONFIG_KEY in found.header and alphas != ranks:
+        lost[COMFYUI], reasons[COMFYUI] = everything, "alpha in the header, and so the scale"
     return tuple(
-        Reading(program, total - len(modules), total, reasons[program])
+        Reading(program, len(everything - modules), len(everything), reasons[program])
         for program, modules in lost.items()
     )
 
 
 def _example(modules: set[str]) -> str:
     return f"{min(modules)}{', ...' if len(modules) > 1 else ''}" if modules else ""
-
-
-def _is_unet(found: LoraFile) -> bool:
-    return any(family.denoiser == "unet" for family in found.verdict.candidates)
 
 
 def _warnings(found: LoraFile, sizes: Mapping[str, float]) -> Iterator[str]:

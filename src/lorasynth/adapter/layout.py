@@ -26,8 +26,8 @@ from lorasynth.core.errors import LayoutError
 VERSION = 1
 
 
-#: Height and width of a convolution's kernel.
-Kernel: TypeAlias = tuple[int, int]
+#: Height and width of a convolution's kernel; of one over time, its frames before.
+Kernel: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,19 @@ class Slot:
         if self.kernel is not None and self.in_features % math.prod(self.kernel):
             raise LayoutError(
                 f"the input of a convolution must be whole channels, but {self.module} has in "
-                f"{self.in_features} with a kernel of {self.kernel[0]} x {self.kernel[1]}"
+                f"{self.in_features} with a kernel of {' x '.join(map(str, self.kernel))}"
             )
 
     @property
     def size(self) -> int:
         """Numbers in A and B together."""
         return self.rank * (self.in_features + self.out_features)
+
+    def zeros(self) -> Factor:
+        """An update of zero."""
+        return Factor(
+            torch.zeros(self.rank, self.in_features), torch.zeros(self.out_features, self.rank)
+        )
 
 
 @dataclass(frozen=True)
@@ -98,15 +104,10 @@ class Layout:
             factors: module name -> factor.
             kernels: of the modules that are convolutions.
         """
+        found = kernels or {}
         return cls.from_slots(
-            Slot(
-                module,
-                factor.in_features,
-                factor.out_features,
-                factor.rank,
-                (kernels or {}).get(module),
-            )
-            for module, factor in factors.items()
+            Slot(module, one.in_features, one.out_features, one.rank, found.get(module))
+            for module, one in factors.items()
         )
 
     @classmethod
@@ -207,18 +208,14 @@ class Layout:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; the offsets are there for readers in other languages."""
-        slots = [
-            {
-                "module": slot.module,
-                "in": slot.in_features,
-                "out": slot.out_features,
-                "rank": slot.rank,
-                "A_offset": self.offsets[slot.module][0],
-                "B_offset": self.offsets[slot.module][1],
-                **({} if slot.kernel is None else {"kernel": list(slot.kernel)}),
-            }
-            for slot in self.slots
-        ]
+        fields = ("module", "in", "out", "rank", "A_offset", "B_offset")
+        slots: list[dict[str, Any]] = []
+        for slot in self.slots:
+            widths = (slot.in_features, slot.out_features, slot.rank)
+            values = (slot.module, *widths, *self.offsets[slot.module])
+            slots.append(dict(zip(fields, values, strict=True)))
+            if slot.kernel is not None:
+                slots[-1]["kernel"] = list(slot.kernel)
         return {"version": VERSION, "size": self.size, "slots": slots}
 
     @classmethod
@@ -240,7 +237,7 @@ class Layout:
                     int(slot["in"]),
                     int(slot["out"]),
                     int(slot["rank"]),
-                    _kernel(slot.get("kernel")),
+                    tuple(map(int, kernel)) if (kernel := slot.get("kernel")) else None,
                 )
                 for slot in value["slots"]
             )
@@ -257,10 +254,3 @@ class Layout:
         """Short hash that two layouts share exactly if they are equal."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _kernel(value: Any) -> Kernel | None:
-    if value is None:
-        return None
-    height, width = value
-    return int(height), int(width)

@@ -1,5 +1,6 @@
-"""Updates of a lower rank: the nearest ones (Eckart & Young 1936), and how far off they are."""
+"""Updates of a lower rank or precision: the nearest ones, and how far off they are."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -7,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.adapter.factors import Factor
+from lorasynth.adapter.factors import Factor, Factors
+from lorasynth.core.errors import LayoutError
 
 #: Singular values below this share of the largest are rounding of float32.
 _NOTHING = 1e-6
@@ -38,7 +40,7 @@ def relative_error(parts: Iterable[Nearest]) -> float:
 
 
 def truncated(factor: Factor, rank: int, energy: float = 1.0) -> Nearest:
-    """The nearest update of at most a rank, without the dense matrix where that is larger.
+    """The nearest update of at most a rank (Eckart & Young 1936), without the dense matrix.
 
     Args:
         factor: without batch axes.
@@ -117,3 +119,36 @@ def _factor(
     factor = Factor((root[:, None] * vh).float(), (u * root).float())
     lost = max(0.0, square - float(s.square().sum()))
     return Nearest(factor, square, lost)
+
+
+def narrowed(factors: Factors, dtype: torch.dtype) -> Factors:
+    """Factors in another floating-point type.
+
+    A scale that is folded into B may put its numbers below what float16 resolves, or above what it
+    holds, so a power of two moves between A and B: B·2^k and A·2^-k are the same update, and powers
+    of two round nothing.
+
+    Raises:
+        LayoutError: the type cannot hold the numbers.
+    """
+    made = {module: _narrowed(factor, dtype) for module, factor in factors.items()}
+    for module, factor in made.items():
+        if not all(part.isfinite().all() for part in factor):
+            name = str(dtype).removeprefix("torch.")
+            raise LayoutError(
+                f"numbers must fit into {name}, at most {torch.finfo(dtype).max:g}, but those of "
+                f"{module} do not: choose --dtype float32 or bfloat16"
+            )
+    return made
+
+
+def _narrowed(factor: Factor, dtype: torch.dtype) -> Factor:
+    if dtype == torch.float16 and factor.B.dtype != dtype:
+        limits = torch.finfo(dtype)
+        sizes = [part.abs() for part in factor]
+        largest = [float(size.max()) for size in sizes]
+        small = any(bool(((size > 0) & (size < limits.tiny)).any()) for size in sizes)
+        if min(largest) > 0 and (small or max(largest) > limits.max):
+            shift = round(math.log2(largest[0] / largest[1]) / 2)
+            factor = Factor(factor.A * 2.0**-shift, factor.B * 2.0**shift)
+    return Factor(factor.A.to(dtype), factor.B.to(dtype))

@@ -3,22 +3,25 @@
 A `Table` is written as text, one row a layer of the published model::
 
     double_blocks.# = transformer_blocks.#:
-      img_attn.qkv = attn.to_q + attn.to_k + attn.to_v
-      img_mlp.0 = ff.net.0.proj
+      img_attn.qkv = attn.(to_q+to_k+to_v)
+      {img,txt}_mlp.{0,2} = {ff,ff_context}.net.{0.proj,2}
     single_blocks.# = single_transformer_blocks.#:
-      linear1 = attn.to_q + attn.to_k + attn.to_v + 4*proj_mlp
+      linear1 = attn.(to_q+to_k+to_v)+4*proj_mlp
     final_layer.adaLN_modulation.1 ~ norm_out.linear
     proj_out
 
-`#` is a block's number.  `+` says that diffusers' layers are rows of one published layer, one
-below the other, `4*` how many shares of the rows each has.  `~` says that the halves of the rows
-(shift and scale) change places, where the layer has two.  A line that ends with a colon is the
-beginning of the indented names under it; a name without a partner is the same in both.
+`#` is a block's number.  Braces are alternatives, each a row, as in a shell; both sides have as
+many.  `+` says that diffusers' layers are rows of one published layer, one below the other, `4*`
+how many shares of the rows each has; what is beside parentheses belongs to each part.  `~` says
+that the halves of the rows (shift and scale) change places, where the layer has two.  A line that
+ends with a colon is the beginning of the indented names under it; a name without a partner is the
+same in both.
 
 Files spell dots as underscores or keep them.  A name is found by its parts, in time linear in its
 length, and only if all of them are in the table.
 """
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -29,6 +32,7 @@ from typing import NamedTuple
 _NUMBER = re.compile(r"0|[1-9]\d{0,3}")
 _PARTS = re.compile(r"[._]")
 _SIDES = re.compile(r"\s*([=~]|$)\s*")
+_GROUP = re.compile(r"([\w.#]*)\(([^()]*)\)([\w.]*)")
 
 
 @dataclass(frozen=True)
@@ -141,22 +145,42 @@ def _key(name: str) -> tuple[str, list[str]]:
     return "_".join("#" if _NUMBER.fullmatch(part) else part for part in parts), numbers
 
 
+def expanded(text: str) -> Iterator[str]:
+    """All texts that braces with alternatives stand for: `attn{1,2}` is attn1 and attn2."""
+    begin, brace, rest = text.partition("{")
+    if not brace:
+        yield text
+        return
+    alternatives, _, end = rest.partition("}")
+    for one in alternatives.split(","):
+        yield from (f"{begin}{one}{other}" for other in expanded(end))
+
+
+def _pairs(line: str) -> Iterator[tuple[str, str, bool]]:
+    """The published names of a line, diffusers' names for them, and whether halves are swapped."""
+    published, mark, diffusers = _SIDES.split(line.strip().rstrip(":"), maxsplit=1)
+    theirs = list(expanded(published))
+    ours = list(expanded(diffusers)) if mark else theirs
+    for one, other in zip(theirs, ours, strict=True):
+        yield one, _GROUP.sub(_distributed, other), mark == "~"
+
+
+def _distributed(group: re.Match[str]) -> str:
+    return "+".join(f"{group[1]}{part}{group[3]}" for part in group[2].split("+"))
+
+
 def _rows(text: str) -> Iterator[Layer]:
-    begin, beginnings = "", ("", "")
+    beginnings = [("", "")]
     for line in filter(str.strip, text.splitlines()):
-        inside = line.startswith("  ")
-        published, mark, diffusers = (
-            part.strip() for part in _SIDES.split(line.rstrip(":"), maxsplit=1)
-        )
-        diffusers = diffusers or published
         if line.endswith(":"):
-            begin, beginnings = ".", (published, diffusers)
+            beginnings = [(f"{theirs}.", f"{ours}.") for theirs, ours, _ in _pairs(line)]
             continue
-        theirs, ours = (f"{side}{begin}" if inside else "" for side in beginnings)
-        parts = [part.strip().rpartition("*") for part in diffusers.split("+")]
-        yield Layer(
-            theirs + published,
-            tuple(ours + name for _, _, name in parts),
-            tuple(int(share or 1) for share, _, _ in parts),
-            swapped=mark == "~",
-        )
+        inside = beginnings if line.startswith("  ") else [("", "")]
+        for (theirs, ours), (name, modules, swapped) in itertools.product(inside, _pairs(line)):
+            parts = [part.rpartition("*") for part in modules.split("+")]
+            yield Layer(
+                theirs + name,
+                tuple(ours + module for _, _, module in parts),
+                tuple(int(share or 1) for share, _, _ in parts),
+                swapped,
+            )

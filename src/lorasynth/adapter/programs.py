@@ -4,11 +4,11 @@ A family's `diffusers_reads` and `comfyui_reads` are rules, one a spelling, divi
 
     lora_unet_ du published -norm_out. !proj_out blocks
 
-prefix of the keys (`bare`: none), their endings (`AB`, `du`: down and
-up, `default`: A and B of an adapter of that name, `AB+alpha`: alpha in a key beside A and B, `*`:
-any), whose names the layers have, and what is lost: `-begin` layers whose diffusers' name begins
-so (`-*end` ends so), `!begin` everything where there is such a layer, `blocks` everything where a
-block lacks one of its layers, `all` everything where some layer is spelled otherwise.  Each rule
+prefix of the keys (`bare`: none), their endings (`AB`, `du`: down and up, `default`: A and B of an
+adapter of that name, `AB+alpha`: alpha in a key beside A and B, `*`: any), whose names the layers
+have, and what is lost: `-begin` layers whose diffusers' name begins so (`-*end` ends so), `!begin`
+everything where there is such a layer, `blocks` everything where a block lacks one of its layers,
+`all` everything where some layer is spelled otherwise.  Braces are alternatives, each a rule.  Each
 was measured with the real loaders (tests/adapter/test_table.py, test_comfyui.py).
 """
 
@@ -18,12 +18,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from lorasynth.adapter.components import component_of
-from lorasynth.adapter.families.contract import CLIP, T5, Family, component_number
+from lorasynth.adapter.components import component_number, component_of
+from lorasynth.adapter.families.contract import CLIP, T5, Family
+from lorasynth.adapter.names import Layer, expanded
 
 DIFFUSERS, COMFYUI, A1111 = "diffusers 0.42", "ComfyUI", "A1111, Forge"
 KOHYA, PEFT = "kohya", "PEFT"
 PROGRAMS = (DIFFUSERS, COMFYUI, A1111, KOHYA, PEFT)
+#: What ComfyUI reads of every family that it has, whatever the endings.
+_PUBLISHED = "{lora_unet_,diffusion_model.} * published;"
 _BLOCK = re.compile(r".*?\.\d+\.")
 
 
@@ -41,6 +44,14 @@ class Spelling(NamedTuple):
     ending: str
     names: str
     name: str
+
+
+def names_of(family: Family, module: str, layer: Layer) -> str:
+    """Whose name of a module a file's layer has, see `Spelling`."""
+    published = family.table.layer_of(module)
+    if published and published.modules == (published.name,):
+        return "same"
+    return "published" if published and layer.name == published.name else "diffusers"
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,7 @@ class _Rule:
 
     def takes(self, spelling: Spelling) -> bool:
         return (
-            self.prefix in (spelling.prefix, "" if spelling.prefix else "bare")
+            self.prefix == (spelling.prefix or "bare")
             and self.ending in ("*", spelling.ending)
             and spelling.names in ("same", self.names)
         )
@@ -87,29 +98,27 @@ class _Rule:
         )
 
     def fails(self, spelled: Mapping[str, Spelling], family: Family) -> bool:
-        names = list(spelled)
-        if "all" in self.marks and not all(map(self.takes, spelled.values())):
-            return True
         fatal = tuple(mark[1:] for mark in self.marks if mark[0] == "!")
-        if fatal and any(name.startswith(fatal) for name in names):
-            return True
-        return "blocks" in self.marks and _has_gaps(names, family)
+        return (
+            ("all" in self.marks and not all(map(self.takes, spelled.values())))
+            or any(module.startswith(fatal) for module in spelled)
+            or ("blocks" in self.marks and _has_gaps(spelled, family))
+        )
 
 
 @cache
 def _rules(text: str) -> tuple[_Rule, ...]:
-    parts = [rule.split() for rule in text.split(";") if rule.strip()]
+    parts = (one.split() for rule in text.split(";") if rule.strip() for one in expanded(rule))
     return tuple(_Rule(prefix, end, names, tuple(marks)) for prefix, end, names, *marks in parts)
 
 
-def _has_gaps(modules: list[str], family: Family) -> bool:
+def _has_gaps(modules: Mapping[str, Spelling], family: Family) -> bool:
     """Whether a block lacks layers that the converters of diffusers take for granted."""
-    optional = ("add_k_proj", "add_v_proj")
     whole: dict[str, set[str]] = {}
     for layer in family.table.layers:
         for module in layer.modules:
             stack, mark, rest = module.partition(".#.")
-            if mark and not rest.endswith(optional):
+            if mark and not rest.endswith(("add_k_proj", "add_v_proj")):
                 whole.setdefault(stack, set()).add(rest)
     blocks: dict[str, set[str]] = {}
     for module in modules:
@@ -119,25 +128,37 @@ def _has_gaps(modules: list[str], family: Family) -> bool:
 
 
 def unread(family: Family, program: str, spelled: Mapping[str, Spelling]) -> set[str]:
-    """Modules that diffusers or ComfyUI loses.
+    """Modules that a program loses.
 
     Args:
         family: that they are of.
-        program: `DIFFUSERS` or `COMFYUI`.
+        program: one of `PROGRAMS`; A1111, Forge and kohya by their source, not by a run.
         spelled: module -> how the file spells it.
     """
-    rules = _rules(family.diffusers_reads if program == DIFFUSERS else family.comfyui_reads)
-    lost = set()
+    if program == PEFT:
+        return {
+            module
+            for module, one in spelled.items()
+            if one.prefix != "base_model.model." or one.ending == "du" or one.names == "published"
+        }
+    if program == A1111 and "a1111" in family.programs and family.denoiser != "unet":
+        program = COMFYUI  # FLUX.1 in Forge, which has ComfyUI's names
+    if program in (A1111, KOHYA):
+        return {m for m, one in spelled.items() if not _kohya_reads(family, program, m, one)}
+    rules = _rules(family.diffusers_reads)
+    if program == COMFYUI:
+        rules = () if family.comfyui_reads is None else _rules(_PUBLISHED + family.comfyui_reads)
     denoiser = {module: one for module, one in spelled.items() if not component_of(module)}
-    for module, spelling in spelled.items():
-        if component_of(module):
-            if not _text_is_read(family, program, module, spelling):
-                lost.add(module)
-            continue
-        taking = [rule for rule in rules if rule.takes(spelling)]
-        if not any(not r.loses(module) and not r.fails(denoiser, family) for r in taking):
-            lost.add(module)
-    return lost
+    working = [rule for rule in rules if not rule.fails(denoiser, family)]
+    return {
+        module
+        for module, spelling in spelled.items()
+        if not (
+            _text_is_read(family, program, module, spelling)
+            if component_of(module)
+            else any(rule.takes(spelling) and not rule.loses(module) for rule in working)
+        )
+    }
 
 
 def _text_is_read(family: Family, program: str, module: str, spelling: Spelling) -> bool:
@@ -154,48 +175,18 @@ def _text_is_read(family: Family, program: str, module: str, spelling: Spelling)
     if kind != CLIP or prefix.startswith("text_encoders.") or not family.diffusers_reads:
         return False
     if prefix.startswith("lora_te"):  # only these have a converter that keeps text encoders
-        return family.name in ("FLUX.1", "Chroma") or family.denoiser == "unet"
+        return family.key in ("flux1", "chroma") or family.denoiser == "unet"
     return number < 3
 
 
-def all_unread(family: Family, spelled: Mapping[str, Spelling]) -> dict[str, set[str]]:
-    """Program -> modules that it loses; A1111, Forge and kohya by their source, not by a run."""
-    return {
-        DIFFUSERS: unread(family, DIFFUSERS, spelled),
-        COMFYUI: unread(family, COMFYUI, spelled),
-        A1111: _a1111_unread(family, spelled),
-        KOHYA: _kohya_unread(family, spelled),
-        PEFT: {
-            module
-            for module, one in spelled.items()
-            if one.prefix != "base_model.model." or one.ending == "du" or one.names == "published"
-        },
-    }
-
-
-def _a1111_unread(family: Family, spelled: Mapping[str, Spelling]) -> set[str]:
-    if "a1111" not in family.programs:
-        return set(spelled)
-    if family.denoiser != "unet":  # FLUX.1 in Forge, which has ComfyUI's names
-        return unread(family, COMFYUI, spelled)
-    return {module for module, one in spelled.items() if not _is_kohyas(family, module, one)}
-
-
-def _kohya_unread(family: Family, spelled: Mapping[str, Spelling]) -> set[str]:
-    if "kohya" not in family.programs:
-        return set(spelled)
-    return {
-        module
-        for module, one in spelled.items()
-        if not _is_kohyas(family, module, one)
-        or (not component_of(module) and one.names not in ("same", family.kohya))
-    }
-
-
-def _is_kohyas(family: Family, module: str, spelling: Spelling) -> bool:
+def _kohya_reads(family: Family, program: str, module: str, spelling: Spelling) -> bool:
+    """Whether a layer is spelled as A1111 and kohya's scripts have it, and they have the family."""
     component = component_of(module)
-    if not component:
-        return (spelling.prefix, spelling.ending) == ("lora_unet_", "du")
-    if component_number(component) > len(family.kinds):
+    if (KOHYA if program == KOHYA else "a1111") not in family.programs:
         return False
-    return spelling.prefix == family.kohya_prefix(component)
+    if component:
+        number = component_number(component)
+        return number <= len(family.kinds) and spelling.prefix == family.kohya_prefix(component)
+    if (spelling.prefix, spelling.ending) != ("lora_unet_", "du"):
+        return False
+    return program == A1111 or spelling.names in ("same", family.kohya)

@@ -8,6 +8,7 @@ from lorasynth.adapter.canonical import canonicalise
 from lorasynth.adapter.factors import Factor, Factors, map_factors, pad_rank, stack, unstack
 from lorasynth.adapter.gauge import GAUGES
 from lorasynth.adapter.layout import Layout, Slot
+from lorasynth.adapter.lowrank import truncated
 from lorasynth.core.errors import LayoutError
 
 
@@ -62,7 +63,7 @@ def _require_kinship(factors: Factors, layout: Layout) -> None:
 def _on_rows(factors: Factors, slot: Slot, rows: Float[Tensor, "r in"]) -> Factor:
     """The slot's ΔW in terms of given rows: B·A·A₀⁺ and A₀."""
     if slot.module not in factors:
-        return Factor(rows.float(), rows.new_zeros(slot.out_features, slot.rank))
+        return Factor(rows.float(), slot.zeros().B)
     factor, target = factors[slot.module], rows.double()
     change = factor.A.double() @ torch.linalg.pinv(target)
     return Factor(rows.float(), (factor.B.double() @ change).float())
@@ -70,13 +71,7 @@ def _on_rows(factors: Factors, slot: Slot, rows: Float[Tensor, "r in"]) -> Facto
 
 def _truncated(factors: Factors, slot: Slot) -> Factor:
     """The slot's ΔW in the slot's rank: its greatest singular values, or with zeros beside them."""
-    if slot.module not in factors:
-        return Factor(
-            torch.zeros(slot.rank, slot.in_features), torch.zeros(slot.out_features, slot.rank)
-        )
-    factor = factors[slot.module]
+    factor = factors.get(slot.module) or slot.zeros()
     if factor.rank > slot.rank:
-        [balanced] = unstack(canonicalise(stack([{slot.module: factor}])))  # greatest value first
-        factor = balanced[slot.module]
-        return Factor(factor.A[: slot.rank], factor.B[:, : slot.rank])
+        factor = truncated(factor, slot.rank).factor
     return pad_rank(factor, slot.rank)

@@ -1,8 +1,6 @@
 """Training of the embedded base model's autoencoder."""
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,14 +12,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from lorasynth.avatars.config import AutoencoderTraining, AvatarModelConfig, BaseTrainingConfig
 from lorasynth.avatars.judge import AttributeJudge
-from lorasynth.avatars.model import AvatarModelConfig, build_autoencoder
+from lorasynth.avatars.model import build_autoencoder
 from lorasynth.core import config as configs
-from lorasynth.core.atomic import atomic_directory
 from lorasynth.core.errors import BaseModelError
 from lorasynth.core.progress import progress
 from lorasynth.core.randomness import stream_seed
-from lorasynth.engine.trainer import Optimisation, Trainer
+from lorasynth.engine.trainer import Trainer
 from lorasynth.images.files import to_unit_range
 
 #: Feature maps of images in [-1, 1], from several layers of a network.
@@ -31,70 +29,29 @@ Perception: TypeAlias = Callable[[Tensor], Sequence[Tensor]]
 _MEASURED = 2048
 
 
-@dataclass(frozen=True, kw_only=True)
-class AutoencoderTraining:
-    """How the autoencoder is trained.
-
-    Attributes:
-        optimisation: how; its batch is of crops.
-        crop: side of the crops in pixels; most steps are of crops, which cost less.
-        whole: every so many steps are of whole images, as many pixels as the crops have.
-        kl_weight: of the autoencoder's prior, per latent number; small, as in Rombach et al. 2022.
-        contrast: share of the pixel loss that follows the image's local contrast, so that small
-            features count for more than flat areas; 0: every pixel counts alike.
-        perception_weight: of the distance between feature maps of a network.
-        alignment_weight: of the distance between such a map and what a linear layer makes of the
-            latents; a denoiser learns latents that say what is seen faster (Yao et al. 2025).
-        decoder_alone: whether the encoder stays as it is, and latents with it.
-        noise: standard deviation of noise on latents where the decoder is trained alone.
-        adversarial_weight: of a discriminator of patches, as that of Stable Diffusion (Esser et
-            al. 2021), which makes edges crisp; 0: there is none.
-        adversarial_after: so many steps.
-    """
-
-    optimisation: Optimisation = field(
-        default_factory=lambda: Optimisation(steps=16000, batch=8, lr=1e-3, weight_decay=0.0)
-    )
-    crop: int = 64
-    whole: int = 4
-    kl_weight: float = 3e-3
-    contrast: float = 0.7
-    perception_weight: float = 0.5
-    alignment_weight: float = 0.2
-    decoder_alone: bool = False
-    noise: float = 0.05
-    adversarial_weight: float = 0.0
-    adversarial_after: int = 500
-
-
 def train_autoencoder(
     images: UInt8[Tensor, "n h w 3"],
-    model: AvatarModelConfig,
-    training: AutoencoderTraining,
+    config: BaseTrainingConfig,
     checkpoint: Path,
-    out: Path,
     device: torch.device,
     perception: Perception | None = None,
     start: Path | None = None,
-) -> None:
-    """Train the autoencoder of the embedded base model and save it as a folder (fp16).
-
-    Its latents have mean 0 and covariance 1.
+) -> AutoencoderKL:
+    """Train the autoencoder of the embedded base model, whose latents have mean 0, covariance 1.
 
     Args:
         images: drawn images.
-        model: sizes of the base model.
-        training: how.
+        config: sizes of the base model, and how its autoencoder is trained.
         checkpoint: file to save to and to resume from.
-        out: the folder to write.
         device: where to train.
         perception: feature maps of images, by a network that is not part of the base model; the
             autoencoder is also judged by them, as that of Stable Diffusion is (Zhang et al. 2018).
-        start: folder of an autoencoder to start from, of images of the same side or half of it.
+        start: folder of an autoencoder to start from.
 
     Raises:
         BaseModelError: that one has layers of other shapes.
     """
+    model, training = config.model, config.autoencoder
     options = training.optimisation
     torch.manual_seed(stream_seed(options.seed, "autoencoder"))
     parts = nn.ModuleDict({"vae": build_autoencoder(model)})
@@ -121,8 +78,8 @@ def train_autoencoder(
     trainer.run("autoencoder", _Loss(images, training, perception, device))
     if not training.decoder_alone:
         _whiten(vae, images[:_MEASURED], device)
-    with atomic_directory(out) as temporary:
-        vae.to("cpu", torch.float16).save_pretrained(temporary)
+    autoencoder: AutoencoderKL = vae.cpu()
+    return autoencoder
 
 
 class _Loss:
@@ -180,45 +137,15 @@ def perceive(network: AttributeJudge, model: AvatarModelConfig) -> Perception:
     return maps
 
 
-@torch.no_grad()
 def _start_from(vae: Any, folder: Path) -> None:
-    """Take over an autoencoder, of images of the same side or of half of it.
-
-    Raises:
-        BaseModelError: its layers have other shapes.
-    """
-    start: Any = AutoencoderKL.from_pretrained(folder).float()
-    own, theirs = (tuple(v.config.block_out_channels) for v in (vae, start))
-    if own not in (theirs, (theirs[0], *theirs)) or (
-        vae.config.latent_channels != start.config.latent_channels
-    ):
+    """Take over the weights of an autoencoder."""
+    try:
+        vae.load_state_dict(AutoencoderKL.from_pretrained(folder).float().state_dict())
+    except (RuntimeError, OSError) as error:
         raise BaseModelError(
-            f"the autoencoder to start from must have the channels {own}, or without the first "
-            f"where two are equal, and {vae.config.latent_channels} in its latents, but {folder} "
-            f"has {theirs} and {start.config.latent_channels}: start from none"
-        )
-    if own == theirs:
-        vae.load_state_dict(start.state_dict())
-        return
-    # An encoder counts its levels from the image, a decoder from the latents.
-    place = re.compile(r"(?<=encoder\.down_blocks\.)\d+")
-    taken = {
-        place.sub(lambda found: str(int(found[0]) + 1), name): value
-        for name, value in start.state_dict().items()
-    }
-    vae.load_state_dict(taken, strict=False)
-    # The new level, at the images' side, at first only halves (by means) and doubles.
-    for block in (*vae.encoder.down_blocks[0].resnets, *vae.decoder.up_blocks[-1].resnets):
-        block.conv2.weight.zero_()
-        block.conv2.bias.zero_()
-    same = torch.eye(own[0])
-    halving = vae.encoder.down_blocks[0].downsamplers[0].conv
-    doubling = vae.decoder.up_blocks[-2].upsamplers[0].conv
-    for conv, taps in ((halving, slice(0, 2)), (doubling, slice(1, 2))):
-        conv.weight.zero_()
-        conv.bias.zero_()
-        count = len(range(3)[taps]) ** 2
-        conv.weight[:, :, taps, taps] = same[:, :, None, None] / count
+            f"the autoencoder to start from must have the layers of the one that is trained, but "
+            f"{folder} has not ({str(error).splitlines()[0]}): start from none"
+        ) from error
 
 
 def _batch(

@@ -13,26 +13,30 @@ recipe.json        how adapters are trained
 MANIFEST.json      commands, seeds, sizes, hashes, metrics
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from lorasynth.adapter import Factors
+from lorasynth.avatars.benchmark import Attributes, TestAvatars
 from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.base import BaseModel
 from lorasynth.condition import ConditionEncoder, load_encoder
 from lorasynth.core import checksums
 from lorasynth.core.atomic import write_json
+from lorasynth.core.cache import Cache
 from lorasynth.core.config import from_dict, read_json
 from lorasynth.core.errors import BundleError, ConfigError
+from lorasynth.core.learned import require_unseen
 from lorasynth.core.places import local
 from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.engine.recipe import Recipe
-from lorasynth.evaluation.trial import Instruments
+from lorasynth.evaluation.benchmark import Benchmark
+from lorasynth.evaluation.config import BenchmarkConfig
+from lorasynth.evaluation.contenders import Parts, contenders_of
+from lorasynth.evaluation.metrics import Identity
+from lorasynth.evaluation.report import evaluate, tuned
 from lorasynth.library import Library
 from lorasynth.synthesizer import Synthesizer
 
@@ -54,29 +58,47 @@ class Bundle:
     recipe: Recipe
 
     @property
-    def instruments(self) -> Instruments:
-        """What makes images, and what judges them."""
-        return Instruments(
+    def parts(self) -> Parts:
+        """What contenders of a benchmark are made from."""
+        return Parts(
             base=self.base,
-            encoder=self.first,
-            second=self.second,
-            judge=self.judge,
-            condition=self.synthesizer.encoder,
+            synthesizer=self.synthesizer,
+            regression=self.pretrained,
+            library=self.library,
+            recipe=self.recipe,
         )
 
-    def canonical(self, adapters: Factors) -> Factors:
-        """The canonical form of any stacked adapters, in the library's gauge."""
-        layout = self.synthesizer.layout
-        return layout.unflatten(self.library.vectors(adapters, layout))
+    def benchmark(self, config: BenchmarkConfig, cache: Cache | None = None) -> Benchmark:
+        """Avatars on whom contenders are measured by both encoders and the judge."""
+        return Benchmark(
+            self.base,
+            TestAvatars.of(config, self.base.image_size),
+            [Identity([self.first, self.second]), Attributes(self.judge)],
+            config,
+            conditioners=self.parts.conditioners,
+            cache=cache,
+        )
 
-    def encode(self, adapters: Factors) -> Float[Tensor, "n k"]:
-        """Latents of any stacked adapters, as the library's are."""
-        vectors = self.library.vectors(adapters, self.synthesizer.layout)
-        return self.synthesizer.codec.encode(vectors)
+    def evaluate(
+        self, config: BenchmarkConfig, cache: Cache, *, tune: int = 0, resamples: int = 16
+    ) -> dict[str, Any]:
+        """Measure all contenders on avatars (`lorasynth evaluate`).
 
-    def decode(self, latents: Float[Tensor, "n k"]) -> Factors:
-        """Stacked adapters of latents."""
-        return self.synthesizer.decode(latents)
+        Args:
+            config: subjects and images.
+            cache: keeps trained adapters and what was measured.
+            tune: validation subjects on whom every contender's strength is chosen; 0: as shipped.
+            resamples: see `evaluation.report.evaluate`.
+        """
+        benchmark = self.benchmark(config, cache)
+        require_unseen(self.synthesizer.learned, benchmark.subjects.ids, "the synthesizer")
+        contenders = contenders_of(self.parts, benchmark.subjects, cache)
+        if tune:
+            asked = replace(config, split="validation", subjects=tune)
+            practice = self.benchmark(asked, cache)
+            best = tuned(practice, contenders_of(self.parts, practice.subjects, cache))
+            contenders = [replace(c, strength=best.get(c.name, 1.0)) for c in contenders]
+        return evaluate(benchmark, contenders, self.parts, resamples=resamples)
 
     @classmethod
     def open(cls, folder: Path, device: torch.device | str = "cpu") -> "Bundle":

@@ -1,4 +1,4 @@
-"""The demo: everything at once, for subjects never trained on, as one page and one image."""
+"""The demo: everything at once, for subjects never trained on, as one page."""
 
 import base64
 import html
@@ -8,26 +8,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
-import numpy as np
+import torch
 from jaxtyping import Float, UInt8
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from lorasynth.adapter import Factors, scaled
 from lorasynth.avatars.bundle import Bundle
 from lorasynth.core.atomic import write_text
-from lorasynth.core.figures import save_figure
-from lorasynth.evaluation.trial import Trial, TrialConfig
+from lorasynth.core.cache import Cache
+from lorasynth.evaluation.config import BenchmarkConfig
+from lorasynth.evaluation.contenders import contenders_of
 from lorasynth.images import to_image
-from lorasynth.studies.methods import methods
 from lorasynth.synthesizer import Stages
 
 #: Columns of the page: method, and what it is called.
 COLUMNS = {
     "trained": "trained adapter",
-    "diffusion": "synthesised adapter",
+    "synthesised": "synthesised adapter",
     "nearest": "nearest library adapter",
     "base": "base model",
 }
@@ -40,49 +37,41 @@ class Demo:
     Attributes:
         conditions: the one image of each subject that was given.
         images: method -> the images made for each subject.
-        likeness: method -> likeness to other, real images of each subject.
+        similarity: method -> similarity to other, real images of each subject.
         seconds: what was timed -> seconds.
         prompts: of the images of each subject.
     """
 
     conditions: UInt8[Tensor, "n h w 3"]
     images: Mapping[str, UInt8[Tensor, "n k h w 3"]]
-    likeness: Mapping[str, Float[Tensor, " n"]]
+    similarity: Mapping[str, Float[Tensor, " n"]]
     seconds: Mapping[str, float]
     prompts: list[list[str]]
 
 
-def run_demo(bundle: Bundle, config: TrialConfig, out: Path) -> Demo:
+def run_demo(bundle: Bundle, config: BenchmarkConfig, out: Path) -> Demo:
     """Train, synthesise, look up and compare; writes the synthesised files into `out/loras`."""
-    run = Trial(bundle.instruments, config)
-    shape = (config.subjects, config.images)
-    conditions = run.condition_images()
+    cache = Cache(out / "cache")
+    run = bundle.benchmark(config)
+    conditions = torch.cat([case.reference.images for case in run.cases])
     seconds = _synthesise_files(bundle, conditions, out / "loras")
-    table = methods(bundle.synthesizer, bundle.pretrained, bundle.library, config.seed)
-    synthesised, nearest = (
-        table[name](run.conditions, run.subjects.ids) for name in ("diffusion", "nearest")
-    )
-    adapters: dict[str, Factors | None] = {
-        "diffusion": scaled(synthesised, bundle.synthesizer.strength),
-        "nearest": nearest,
-    }
-    start = time.perf_counter()
-    adapters["trained"] = run.trained(bundle.recipe, bundle.pretrained, out / "cache")
-    seconds["training, per adapter"] = (time.perf_counter() - start) / config.subjects
-    adapters["base"] = None
-    images, likeness = {}, {}
-    for name in COLUMNS:
-        made = run.images(adapters[name])
-        images[name] = made.unflatten(0, shape)
-        likeness[name] = run.measure(made).likeness
-    prompts = run.prompts()
-    k = config.images
+    found = contenders_of(bundle.parts, run.subjects, cache, list(COLUMNS))
+    images, similarity = {}, {}
+    for contender in found:
+        start = time.perf_counter()
+        if contender.name == "trained" and contender.adapters:
+            contender.adapters(run.cases)
+            each = (time.perf_counter() - start) / len(run.cases)
+            seconds["training, per adapter"] = each
+        made = run.images(contender, range(len(run.cases))).unflatten(0, (len(run.cases), -1))
+        images[contender.name] = made
+        similarity[contender.name] = run.score(made)["identity_similarity"]
     return Demo(
         conditions=conditions,
         images=images,
-        likeness=likeness,
+        similarity=similarity,
         seconds=seconds,
-        prompts=[prompts[i * k : (i + 1) * k] for i in range(config.subjects)],
+        prompts=[list(case.prompts) for case in run.cases],
     )
 
 
@@ -98,27 +87,6 @@ def _synthesise_files(
     each = {f"synthesis: {k}": v / len(conditions) for k, v in stages.seconds.items()}
     total = sum(stages.seconds.values()) / len(conditions)
     return {"synthesis, per adapter": total, **each}
-
-
-def draw_sheet(demo: Demo, path: Path, shown: int = 3) -> None:
-    """Write all images as one PNG with the likeness under each group."""
-    subjects = len(demo.conditions)
-    with mpl.rc_context({"font.size": 8}):
-        figure = Figure(figsize=(1.4 + 2.6 * len(COLUMNS), 1.15 * subjects), dpi=150)
-        ratios = [1.2] + [shown] * len(COLUMNS)
-        grid = figure.subplots(subjects, 1 + len(COLUMNS), width_ratios=ratios, squeeze=False)
-        for row, axes in enumerate(grid):
-            axes[0].imshow(demo.conditions[row].numpy())
-            for axis, name in zip(axes[1:], COLUMNS, strict=True):
-                axis.imshow(np.concatenate(list(demo.images[name][row, :shown].numpy()), axis=1))
-                axis.set_xlabel(f"likeness {demo.likeness[name][row]:.2f}", labelpad=2)
-            for axis in axes:
-                axis.set_xticks([])
-                axis.set_yticks([])
-        for axis, title in zip(grid[0], ("the one image", *COLUMNS.values()), strict=True):
-            axis.set_title(title)
-        figure.tight_layout(pad=0.6)
-        save_figure(figure, path)
 
 
 _PAGE = """<!doctype html>
@@ -138,14 +106,14 @@ img {{ width: 72px; height: 72px; image-rendering: auto; margin: 0 2px 2px 0 }}
 <h1>One image in, a LoRA out</h1>
 <p>{subjects} avatars that no part of the system has seen, nor their combinations of hair, facial
 hair and glasses. All methods make the same prompts from the same noise; hover over an image to
-read its prompt. Likeness is the mean cosine between embeddings of the images and of other, real
+read its prompt. Similarity is the mean cosine between embeddings of the images and of other, real
 images of the subject. The trained adapter learned from ten images, the synthesised one saw only
 the first column.</p>
 <table><tr><th>the one image</th>{heads}</tr>
 {rows}</table>
 <h2>Time</h2>
 <table>{times}</table>
-<p>The synthesised files are in <code>loras/</code>. Likenesses of people need their consent.</p>
+<p>The synthesised files are in <code>loras/</code>. Images of people need their consent.</p>
 </html>
 """
 
@@ -158,15 +126,15 @@ def write_page(demo: Demo, path: Path) -> None:
         for name in COLUMNS:
             made = zip(demo.images[name][row], demo.prompts[row], strict=True)
             images = "".join(_image(image, prompt) for image, prompt in made)
-            value = demo.likeness[name][row]
-            cells.append(f'<td>{images}<br><span class="number">likeness {value:.2f}</span></td>')
+            value = demo.similarity[name][row]
+            cells.append(f'<td>{images}<br><span class="number">similarity {value:.2f}</span></td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
     times = [
         f'<tr><td>{html.escape(what)}</td><td class="number">{_duration(seconds)}</td></tr>'
         for what, seconds in demo.seconds.items()
     ]
     heads = "".join(
-        f"<th>{title}<br>mean likeness {demo.likeness[name].mean():.2f}</th>"
+        f"<th>{title}<br>mean similarity {demo.similarity[name].mean():.2f}</th>"
         for name, title in COLUMNS.items()
     )
     text = _PAGE.format(

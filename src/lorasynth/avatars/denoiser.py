@@ -1,7 +1,6 @@
 """Training of the embedded base model's denoiser, with its text encoder."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,108 +10,58 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lorasynth.avatars import captions
-from lorasynth.avatars.autoencoder import AutoencoderTraining, perceive
+from lorasynth.avatars.autoencoder import perceive
+from lorasynth.avatars.config import AvatarModelConfig, BaseTrainingConfig, DenoiserTraining
 from lorasynth.avatars.drawing import AvatarSubjects
-from lorasynth.avatars.following import Following, follow_captions
 from lorasynth.avatars.judge import AttributeJudge
-from lorasynth.avatars.model import AvatarModelConfig, build_pipeline
-from lorasynth.avatars.pool import draw_chunks, load_images
+from lorasynth.avatars.model import build_pipeline
+from lorasynth.avatars.parts import Following, follow_captions
+from lorasynth.avatars.pool import Drawn, load_images
 from lorasynth.base import MEASURED, StableDiffusion
 from lorasynth.core import config as configs
-from lorasynth.core.atomic import atomic_directory, write_bytes, write_json
+from lorasynth.core.atomic import atomic_directory, write_json
 from lorasynth.core.progress import progress
 from lorasynth.core.randomness import numpy_stream, stream_seed
 from lorasynth.core.weights import fingerprint, kept_tensors
-from lorasynth.engine.trainer import Optimisation, Trainer
+from lorasynth.engine.trainer import Trainer
 from lorasynth.images.files import to_unit_range
 from lorasynth.images.png import contact_sheet, write_synthetic
 
-#: What the trainer calls between steps: the averaged model, and the steps done.
-Watch = Callable[[nn.Module, int], None]
-
+#: Images on the sheet of samples.
 _SHOWN = 32
 
 
-@dataclass(frozen=True, kw_only=True)
-class DenoiserTraining:
-    """How the denoiser and its text encoder are trained.
-
-    Attributes:
-        optimisation: how.  The rate stays at its peak but for the last part, so that a run can be
-            made longer until that begins.
-        unconditional: share of captions replaced by the empty one, for classifier-free guidance.
-        centred: share of timesteps that are drawn around `centre`, where captions decide most of
-            what is denoised (docs/experiments.md, 2026-11-25); the others are uniform.
-        centre: mean of those timesteps.
-        spread: their standard deviation.
-        alignment_weight: of the distance between what a projection makes of the middle of the
-            U-Net and a perception's features of the clean image, if there is one: so a denoiser
-            learns sooner what is to be seen (Yu et al. 2025).
-        gamma: largest signal-to-noise ratio with full weight (Hang et al. 2023); less noise counts
-            less.  More noise keeps its weight: there colours are decided, at no signal at all.
-    """
-
-    optimisation: Optimisation = field(
-        default_factory=lambda: Optimisation(
-            steps=24000, batch=64, lr=8e-4, warmup=500, ema=0.9995, decay=0.25
-        )
-    )
-    unconditional: float = 0.1
-    centred: float = 0.7
-    centre: float = 550.0
-    spread: float = 150.0
-    alignment_weight: float = 0.5
-    gamma: float = 5.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaseTrainingConfig:
-    """Every choice behind the embedded base model.
-
-    Attributes:
-        model: its sizes.
-        autoencoder: training of the autoencoder.
-        denoiser: training of the denoiser and the text encoder.
-    """
-
-    model: AvatarModelConfig = field(default_factory=AvatarModelConfig)
-    autoencoder: AutoencoderTraining = field(default_factory=AutoencoderTraining)
-    denoiser: DenoiserTraining = field(default_factory=DenoiserTraining)
-
-
 def train_base(
-    subjects: AvatarSubjects,
+    drawn: Drawn,
     config: BaseTrainingConfig,
     autoencoder: Path,
-    run: Path,
     device: torch.device,
     perception: AttributeJudge | None = None,
     watch: "Progress | None" = None,
-    workers: int = 1,
 ) -> StableDiffusionPipeline:
     """Train denoiser and text encoder of the embedded base model; the whole pipeline.
 
     Args:
-        subjects: whose images are drawn, with their captions.
+        drawn: images with their captions; latents and the checkpoint are kept beside them.
         config: what to train and how.
-        autoencoder: the folder that `train_autoencoder` wrote.
-        run: folder for drawings, latents and the checkpoint; the same folder resumes.
+        autoencoder: the folder that it was saved to.
         device: where to train.
         perception: a network whose features of the images are learned too; not the judge.
         watch: what is measured on the way.
-        workers: processes that draw.
     """
+    run = drawn.run
     options = config.denoiser.optimisation
     torch.manual_seed(stream_seed(options.seed, "base"))
     pipeline = build_pipeline(config.model)
     pipeline.vae = AutoencoderKL.from_pretrained(autoencoder).float()
     pipeline.vae.register_to_config(_name_or_path="")  # a local path
-    chunks = draw_chunks(subjects, run / "images", workers)
+    chunks = drawn.chunks()
     latents = _latents(pipeline.vae, chunks, run, device)
     parts = nn.ModuleDict({"unet": pipeline.unet, "text_encoder": pipeline.text_encoder})
     features = None
@@ -129,18 +78,12 @@ def train_base(
         "images": len(latents),
         "perception": None if perception is None else fingerprint(perception),
     }
-    # On a CPU, products on 8 x 8 latents are too small for bf16 to win what its casts cost.
-    trainer = Trainer(
-        parts,
-        options,
-        run / "denoiser.safetensors",
-        device,
-        settings,
-        autocast=device.type == "cuda",
-    )
-    loss = _Loss(pipeline, latents, features, _phrases(subjects), config.denoiser, device)
+    # On 64 tokens plain products are faster than torch's fused attention on a CPU.
+    pipeline.unet.set_attn_processor(AttnProcessor())
+    trainer = Trainer(parts, options, run / "denoiser.safetensors", device, settings)
+    loss = _Loss(pipeline, latents, features, _phrases(drawn.subjects), config.denoiser, device)
     if watch is not None:
-        trainer.watch(watch.every, lambda average, step: watch(pipeline, average, step))
+        trainer.record(watch.every, lambda average, step: watch(pipeline, average, step))
     trainer.run("denoiser", loss)
     pipeline.unet, pipeline.text_encoder = parts["unet"], parts["text_encoder"]
     return pipeline
@@ -284,10 +227,10 @@ def encoder_fingerprint(vae: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Measures caption following on the way, into `metrics.jsonl`; decides nothing.
+    """Measures caption following on the way; decides nothing.
 
     Attributes:
-        run: folder for the table, a sheet of samples, and the pipeline so far.
+        run: folder for a sheet of samples, and the pipeline so far.
         judge: what reads the images.
         following: what is measured.
         every: so many steps.
@@ -298,17 +241,15 @@ class Progress:
     following: Following = field(default_factory=lambda: Following(count=128, sampling=MEASURED))
     every: int = 500
 
-    def __call__(self, pipeline: StableDiffusionPipeline, average: Any, step: int) -> None:
-        """Measure the averaged model, and keep it."""
+    def __call__(
+        self, pipeline: StableDiffusionPipeline, average: Any, step: int
+    ) -> Mapping[str, float]:
+        """Keep the averaged model, and say how often it makes each attribute that is asked for."""
         parts = {name: average[name] for name in ("unet", "text_encoder")}
         averaged = type(pipeline)(**(pipeline.components | parts), requires_safety_checker=False)
         averaged.set_progress_bar_config(disable=True)
         base = StableDiffusion(averaged, "averaged")
         shares, images = follow_captions(base, self.judge, self.following)
-        table = self.run / "metrics.jsonl"
-        lines = table.read_text(encoding="utf-8").splitlines() if table.is_file() else []
-        rows = [row for row in map(json.loads, lines) if row["step"] < step]
-        rows.append({"step": step, "captions": self.following.count, **shares})
-        write_bytes(table, "".join(json.dumps(row) + "\n" for row in rows).encode())
         write_synthetic(self.run / "samples.png", contact_sheet(images[:_SHOWN], 8))
         save_pipeline(averaged, self.run / "so-far", {"steps": step})
+        return shares

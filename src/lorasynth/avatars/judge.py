@@ -5,38 +5,23 @@ subject's hair, facial hair and glasses there?  It is trained on drawn images on
 used to choose anything during training.
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lorasynth.avatars.config import JudgeConfig
 from lorasynth.avatars.pool import LABELS, Pool
-from lorasynth.avatars.trunks import TRUNKS, augment, unit_batches
+from lorasynth.condition.trunks import TRUNKS, augment, unit_batches
 from lorasynth.core import config as configs
 from lorasynth.core.errors import BundleError, ConfigError
 from lorasynth.core.places import local
 from lorasynth.core.randomness import stream_seed
 from lorasynth.core.weights import described, load_module, save_module
-from lorasynth.engine.trainer import Optimisation, Trainer
+from lorasynth.engine.trainer import Trainer
 from lorasynth.images.files import to_unit_range
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgeConfig:
-    """What the judge is, and how it is trained."""
-
-    trunk: Literal["residual", "separable"] = "residual"
-    image_size: int = 128
-    features: int = 512
-    optimisation: Optimisation = field(
-        default_factory=lambda: Optimisation(
-            steps=6000, batch=64, lr=2e-3, weight_decay=0.05, ema=0.998
-        )
-    )
 
 
 class AttributeJudge(nn.Module):

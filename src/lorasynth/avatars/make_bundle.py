@@ -14,28 +14,34 @@ from typing import Any
 import torch
 
 from lorasynth import __version__
-from lorasynth.avatars.arcface import ArcFaceConfig, train_encoder
-from lorasynth.avatars.autoencoder import perceive, train_autoencoder
+from lorasynth.avatars.benchmark import Attributes, TestAvatars
 from lorasynth.avatars.bundle import MANIFEST, Bundle, write_manifest
-from lorasynth.avatars.denoiser import BaseTrainingConfig, save_pipeline, train_base
+from lorasynth.avatars.commands import TrainAutoencoder, TrainBase, TrainJudge
+from lorasynth.avatars.config import BaseTrainingConfig, JudgeConfig
 from lorasynth.avatars.drawing import AvatarSubjects
-from lorasynth.avatars.encoder import AvatarEncoderConfig
-from lorasynth.avatars.judge import AttributeJudge, JudgeConfig, train_judge
+from lorasynth.avatars.encoder import AVATARS
+from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.avatars.parts import PartsConfig, parts_report
-from lorasynth.avatars.pool import Pool, draw_pool, training_subjects
 from lorasynth.avatars.reader import AttributeReader
 from lorasynth.base import BaseModel
 from lorasynth.codec import fit_codec, load_codec
-from lorasynth.collect import LikenessGate, collect
+from lorasynth.collect import SimilarityGate, Worker, collect
 from lorasynth.collect.embedding import column_of, embed_library
+from lorasynth.commands.encoders import TrainEncoder
 from lorasynth.condition import ConditionEncoder, JoinedEncoder, load_encoder
 from lorasynth.core.atomic import atomic_directory, write_json
+from lorasynth.core.cache import Cache
+from lorasynth.core.command import Command
 from lorasynth.core.config import read_json, to_dict
 from lorasynth.core.stages import StagedRun
 from lorasynth.edit.latent_library import LatentLibrary
+from lorasynth.engine.config import ArcFaceConfig
 from lorasynth.engine.recipe import PRESETS, Recipe
-from lorasynth.evaluation.evaluate import STRENGTHS, EvaluationConfig, best_strength, evaluate
-from lorasynth.evaluation.trial import Instruments, Trial, TrialConfig
+from lorasynth.evaluation.benchmark import Benchmark, Contender
+from lorasynth.evaluation.config import BenchmarkConfig
+from lorasynth.evaluation.contenders import sampled
+from lorasynth.evaluation.metrics import Identity
+from lorasynth.evaluation.report import STRENGTHS, tuned
 from lorasynth.hypernet.library_data import training_set
 from lorasynth.hypernet.train import HypernetConfig
 from lorasynth.hypernet.train import train as train_hypernet
@@ -54,12 +60,14 @@ class MeasuresConfig:
     Attributes:
         parts: what is measured of the parts.
         evaluation: of the whole.
+        tuning: validation subjects on whom every contender's strength is chosen.
+        resamples: adapters synthesised from one condition to measure how they differ.
     """
 
     parts: PartsConfig = field(default_factory=PartsConfig)
-    evaluation: EvaluationConfig = field(
-        default_factory=lambda: EvaluationConfig(trial=TrialConfig(subjects=500), tuning=48)
-    )
+    evaluation: BenchmarkConfig = field(default_factory=lambda: BenchmarkConfig(subjects=500))
+    tuning: int = 48
+    resamples: int = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +93,7 @@ class BundleConfig:
         pretraining_images: of each; two are needed, one to see and one to denoise.
         library: adapters collected; the gate refuses three in a thousand, so that 2,000 remain.
         recipe: how each adapter is trained.
-        least_likeness: of adapters that may join the library (see `LikenessGate`); None: all may.
+        least_likeness: of adapters that may join the library (see `SimilarityGate`); None: all may.
         codec: name of the codec.
         codec_options: its options.
         hypernet: training of the hypernetwork.
@@ -116,12 +124,61 @@ class BundleConfig:
     hypernet: HypernetConfig = field(default_factory=HypernetConfig)
     temperature: float = 0.5
     strengths: tuple[float, ...] = STRENGTHS
-    practice: TrialConfig = field(
-        default_factory=lambda: TrialConfig(subjects=48, split="validation")
+    practice: BenchmarkConfig = field(
+        default_factory=lambda: BenchmarkConfig(subjects=48, split="validation")
     )
     sample: int = 8
     measures: MeasuresConfig = field(default_factory=MeasuresConfig)
     seed: int = 0
+
+
+def trainings(
+    config: BundleConfig, run: Path, device: torch.device, workers: int
+) -> dict[str, Command]:
+    """The commands that train the embedded models, by the stage that each makes in `run/out`."""
+    folder: dict[str, Any] = {"run_folder": run / "embedded", "workers": workers}
+    folder["device"] = str(device)
+    drawn: dict[str, Any] = {**folder, "subjects": config.subjects, "draw_seed": config.seed}
+    out, base = run / "out", config.base
+    perception = out / "perception"
+
+    def judge(name: str, series: str, seed: int) -> TrainJudge:
+        options = replace(config.judge.optimisation, seed=seed)
+        training = replace(config.judge, optimisation=options)
+        return TrainJudge(out=out / name, series=series, judge=training, **drawn)
+
+    def encoder(name: str, series: str, trunk: Any, count: int, options: Any) -> TrainEncoder:
+        settings = f"split=train,images=8,seed={config.seed},siblings={config.siblings}"
+        return TrainEncoder(
+            images=f"avatars:{count},{settings},series={series}",
+            out=out / name,
+            encoder=replace(AVATARS, name=name, trunk=trunk),
+            training=replace(config.arcface, optimisation=options),
+            others=f"faceless:{config.arcface.negatives // 4}",
+            held_out=0.02,
+            **folder,
+        )
+
+    first = replace(config.arcface.optimisation, seed=config.seed)
+    second = replace(first, seed=config.seed + 1, steps=config.second_steps)
+    return {
+        "perception": judge("perception", "base", config.seed),
+        "autoencoder": TrainAutoencoder(
+            out=out / "autoencoder", config=base, perception=perception, **drawn
+        ),
+        "base": TrainBase(
+            out=out / "base",
+            config=base,
+            autoencoder=out / "autoencoder",
+            perception=perception,
+            **drawn,
+        ),
+        "judge": judge("judge", "judge", config.seed + 1),
+        "avatar": encoder("avatar", "first", "residual", config.subjects, first),
+        "avatar-second": encoder(
+            "avatar-second", "second", "separable", config.second_subjects, second
+        ),
+    }
 
 
 class BundleMaker:
@@ -138,27 +195,23 @@ class BundleMaker:
         run: Path,
         device: torch.device,
         workers: int,
-        command: str = "lorasynth bundle make",
+        command: str = "lorasynth avatars bundle",
     ) -> None:
         self.config = config
         self.run = run
         self.device = device
-        self.workers = workers
         self.command = command
-        makers: dict[str, Callable[[Path], None]] = {
-            "perception": lambda path: self._judge(path, "base", config.seed),
-            "autoencoder": self._autoencoder,
-            "base": self._base,
-            "judge": lambda path: self._judge(path, "judge", config.seed + 1),
-            "avatar": lambda path: self._encoder(path, "first"),
-            "avatar-second": lambda path: self._encoder(path, "second"),
-            "pretrained": self._pretrained,
+        makers: dict[str, Callable[[Path], Any]] = {
+            name: lambda _, step=step: step.run()  # type: ignore[misc]
+            for name, step in trainings(config, run, device, workers).items()
+        }
+        if config.pretraining is not None:
+            makers["pretrained"] = self._pretrained
+        makers |= {
             "library": self._library,
             "codec": self._codec,
             "synthesizer": self._synthesizer,
         }
-        if config.pretraining is None:
-            del makers["pretrained"]
         choices = to_dict(config)
         del choices["measures"]
         self.stages = StagedRun(run, makers, choices)
@@ -172,48 +225,6 @@ class BundleMaker:
         self.stages.make_all()
         with atomic_directory(out) as folder:
             self._assemble(folder)
-
-    def _pool(self, series: str, count: int, size: int, siblings: int = 1) -> Pool:
-        subjects = training_subjects(series, count, self.config.seed, siblings, size)
-        return draw_pool(subjects, self.run / "embedded" / "images", self.workers)
-
-    def _autoencoder(self, path: Path) -> None:
-        base, checkpoint = self.config.base, self.run / "embedded" / "autoencoder.safetensors"
-        perception = AttributeJudge.load(self.stages.path("perception")).to(self.device)
-        images = self._pool("base", self.config.subjects, base.model.image_size).images
-        maps = perceive(perception, base.model)
-        train_autoencoder(images, base.model, base.autoencoder, checkpoint, path, self.device, maps)
-
-    def _base(self, path: Path) -> None:
-        base, run = self.config.base, self.run / "embedded"
-        size = base.model.image_size
-        subjects = training_subjects("base", self.config.subjects, self.config.seed, size=size)
-        autoencoder = self.stages.path("autoencoder")
-        perception = AttributeJudge.load(self.stages.path("perception"))
-        made = train_base(
-            subjects, base, autoencoder, run, self.device, perception, workers=self.workers
-        )
-        save_pipeline(made, path, to_dict(base))
-
-    def _judge(self, path: Path, series: str, seed: int) -> None:
-        options = replace(self.config.judge.optimisation, seed=seed)
-        config = replace(self.config.judge, optimisation=options)
-        checkpoint = self.run / "embedded" / f"{path.name}.safetensors"
-        pool = self._pool(series, self.config.subjects, config.image_size)
-        train_judge(pool, config, checkpoint, self.device).cpu().save(path)
-
-    def _encoder(self, path: Path, series: str) -> None:
-        second = series == "second"
-        config = AvatarEncoderConfig(name=path.name, trunk="separable" if second else "residual")
-        options = replace(self.config.arcface.optimisation, seed=self.config.seed + second)
-        if second:
-            options = replace(options, steps=self.config.second_steps)
-        arcface = replace(self.config.arcface, optimisation=options)
-        checkpoint = self.run / "embedded" / f"{path.name}.safetensors"
-        count = self.config.second_subjects if second else self.config.subjects
-        pool = self._pool(series, count, config.image_size, self.config.siblings)
-        encoder = train_encoder(pool, config, arcface, checkpoint, self.device)
-        encoder.cpu().save(path)
 
     @property
     def subjects(self) -> AvatarSubjects:
@@ -241,17 +252,19 @@ class BundleMaker:
 
     def _at_its_best(self, base: BaseModel, synthesizer: Synthesizer) -> Synthesizer:
         """The synthesizer with the strength that suits validation subjects."""
-        instruments = Instruments(
-            base=base,
-            encoder=load_encoder(self.stages.path("avatar")),
-            second=load_encoder(self.stages.path("avatar-second")),
-            judge=AttributeJudge.load(self.stages.path("judge")),
-            condition=synthesizer.encoder,
+        encoders = [load_encoder(self.stages.path(name)) for name in ("avatar", "avatar-second")]
+        judge, practice = AttributeJudge.load(self.stages.path("judge")), self.config.practice
+        run = Benchmark(
+            base,
+            TestAvatars.of(practice, base.image_size),
+            [Identity(encoders), Attributes(judge)],
+            practice,
+            conditioners=[synthesizer.encoder],
+            cache=Cache(self.run / "evaluation"),
         )
-        run = Trial(instruments, self.config.practice, self.run / "evaluation" / "measured")
-        adapters = synthesizer.decode(synthesizer.latents(run.conditions, run.subjects.ids))
-        strength = best_strength(run, "synthesised", adapters, self.config.strengths)
-        return replace(synthesizer, strength=strength)
+        contender = Contender(name="synthesised", adapters=sampled(synthesizer))
+        best = tuned(run, [contender], self.config.strengths)
+        return replace(synthesizer, strength=best["synthesised"])
 
     def _conditioner(self) -> ConditionEncoder:
         """The encoder that makes the conditions."""
@@ -270,16 +283,9 @@ class BundleMaker:
         base, anchor = self._base_model(), self._anchor()
         growing = self.run / "library"
         encoder, least = load_encoder(self.stages.path("avatar")), self.config.least_likeness
-        gate = None if least is None else LikenessGate(base=base, encoder=encoder, least=least)
-        report = collect(
-            base,
-            self.subjects,
-            growing,
-            self.config.recipe,
-            fleet_size=None,
-            anchor=anchor,
-            gate=gate,
-        )
+        gate = None if least is None else SimilarityGate(base=base, encoder=encoder, least=least)
+        worker = Worker(base=base, init_from=anchor, gate=gate)
+        report = collect(worker, self.subjects, growing, self.config.recipe)
         embed_library(Library.open(growing), self.subjects, self._conditioner())
         if report.collected:
             self.stages.note("adapter", report.seconds / len(report.collected))
@@ -334,8 +340,9 @@ class BundleMaker:
             library.info.recipe,
             gauge=library.info.gauge,
             dtype="float16",
-            reference=library.reference,
         )
+        if library.reference is not None:
+            sample.freeze(library.reference)
         sample.append(library.factors(range(count)), rows)
 
     def _facts(self) -> dict[str, Any]:
@@ -371,7 +378,9 @@ def measure_bundle(
     figures = {
         "measured": _circumstances(command, device),
         "parts": parts_report(bundle.base, encoders, bundle.judge, config.parts),
-        "evaluation": evaluate(bundle, config.evaluation, cache),
+        "evaluation": bundle.evaluate(
+            config.evaluation, Cache(cache), tune=config.tuning, resamples=config.resamples
+        ),
     }
     write_manifest(folder, read_json(folder / MANIFEST) | figures)
 

@@ -6,59 +6,13 @@ runs with the other.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lorasynth.avatars import captions
-from lorasynth.core.errors import ConfigError
-
-
-@dataclass(frozen=True, kw_only=True)
-class AvatarModelConfig:
-    """The sizes of the embedded model.
-
-    Attributes:
-        image_size: in pixels.
-        latent_channels: of a latent.
-        vae_channels: per resolution of the autoencoder, which halves the side between two; its
-            decoder has two blocks at each, its encoder one.
-        unet_channels: per resolution of the U-Net.
-        attention: which resolutions of the U-Net have attention.
-        text_width: of the text encoder, and so of cross-attention.
-        text_layers: of the text encoder.
-        tokens: that a caption may have.
-        heads: of every attention layer.
-        vae_groups: of the autoencoder's group norms; few, since a group of two channels forgets
-            the level of a flat area, its colour.
-        unet_groups: of the U-Net's group norms.
-    """
-
-    image_size: int = 128
-    latent_channels: int = 16
-    vae_channels: tuple[int, ...] = (16, 16, 32, 64, 128)
-    unet_channels: tuple[int, ...] = (64, 192)
-    attention: tuple[bool, ...] = (True, True)
-    text_width: int = 160
-    text_layers: int = 2
-    tokens: int = 40
-    heads: int = 4
-    vae_groups: int = 2
-    unet_groups: int = 8
-
-    def __post_init__(self) -> None:
-        if len(self.attention) != len(self.unet_channels):
-            raise ConfigError(
-                "attention must be stated for each resolution of the U-Net, but there are "
-                f"{len(self.unet_channels)} in unet_channels and {len(self.attention)} in attention"
-            )
-
-    @property
-    def latent_side(self) -> int:
-        """Height and width of a latent."""
-        return self.image_size >> (len(self.vae_channels) - 1)
+from lorasynth.avatars.config import AvatarModelConfig
 
 
 def build_tokenizer(config: AvatarModelConfig) -> CLIPTokenizer:

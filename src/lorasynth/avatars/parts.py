@@ -4,13 +4,14 @@ All subjects are of the test split, whose combinations of attributes no part has
 """
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from lorasynth.avatars import captions
 from lorasynth.avatars.attributes import shares_found
 from lorasynth.avatars.drawing import (
     AvatarSubjects,
@@ -21,7 +22,6 @@ from lorasynth.avatars.drawing import (
     sample_scene,
     with_colours_of,
 )
-from lorasynth.avatars.following import Following, follow_captions
 from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.avatars.pool import labels_of
 from lorasynth.base import BaseModel, SamplingConfig
@@ -48,6 +48,38 @@ def judge_accuracy(judge: AttributeJudge, count: int, seed: int) -> dict[str, fl
     """Per attribute: how often the judge is right about really drawn images."""
     images, labels = _draws(count, seed, judge.config.image_size)
     return shares_found(judge.labels(images), torch.tensor(labels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Following:
+    """What is asked for.
+
+    Attributes:
+        count: captions, each of which names a whole identity and scene.
+        split: whose identities.
+        seed: of identities, scenes and noise.
+        sampling: how the base model makes images.
+    """
+
+    count: int = 500
+    split: Literal["validation", "test"] = "validation"
+    seed: int = 0
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+def follow_captions(
+    base: BaseModel, judge: AttributeJudge, config: Following
+) -> tuple[dict[str, float], UInt8[Tensor, "n h w 3"]]:
+    """Per attribute, how often the judge finds what was asked for, and the images."""
+    prompts, asked = [], []
+    for i in range(config.count):
+        rng = numpy_stream(config.seed, "caption following", i)
+        identity, scene = sample_identity(rng, config.split), sample_scene(rng)
+        prompts.append(captions.described(identity, scene))
+        asked.append(labels_of(identity, scene))
+    seeds = [config.seed + i for i in range(config.count)]
+    images = base.sample(prompts, seeds, config=config.sampling)
+    return shares_found(judge.labels(images), torch.tensor(asked)), images
 
 
 @dataclass(frozen=True, kw_only=True)

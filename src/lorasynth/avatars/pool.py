@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from lorasynth.avatars.drawing import AvatarSubjects, Identity, Scene, draw
+from lorasynth.avatars.drawing import AvatarSubjects, Identity, Scene
 from lorasynth.avatars.vocabulary import (
     CLOTHES,
     COLOURS,
@@ -43,7 +43,8 @@ SCENE_LABELS: dict[str, tuple[str, ...]] = {
 }
 LABELS = IDENTITY_LABELS | SCENE_LABELS
 
-_SUBJECTS_PER_CHUNK = 64
+#: Subjects.
+_IN_CHUNK = 64
 
 
 def labels_of(identity: Identity, scene: Scene) -> list[int]:
@@ -55,93 +56,69 @@ def labels_of(identity: Identity, scene: Scene) -> list[int]:
 
 @dataclass(frozen=True)
 class Pool:
-    """Images of a pool in memory; image i shows subject `subject[i]`."""
+    """Images of a pool in memory, with their discrete attributes in the order of `LABELS`."""
 
     images: UInt8[Tensor, "n h w 3"]
     labels: Int64[Tensor, "n attributes"]
-    subject: Int64[Tensor, " n"]
 
     def __len__(self) -> int:
         return len(self.images)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Subjects whose images are drawn into chunks on disk, each once.
+
+    Attributes:
+        subjects: whose images.
+        run: folder; images are below it.
+        workers: processes that draw.
+    """
+
+    subjects: AvatarSubjects
+    run: Path
+    workers: int = 1
+
+    def chunks(self) -> list[Path]:
+        """Draw what is missing; the files of the chunks, in the order of the subjects."""
+        one = self.subjects
+        parts = [one.ids[i : i + _IN_CHUNK] for i in range(0, one.count, _IN_CHUNK)]
+        names = (f"{p[0]}-{len(p)}x{one.images}-siblings{one.siblings}-{one.size}px" for p in parts)
+        paths = [self.run / "images" / f"{name}.npz" for name in names]
+        missing = [(ids, p) for ids, p in zip(parts, paths, strict=True) if not p.is_file()]
+        with progress("drawing avatars", len(paths), len(paths) - len(missing)) as advance:
+            for _ in self._drawing(missing):
+                advance()
+        return paths
+
+    def _drawing(self, missing: Sequence[tuple[list[str], Path]]) -> Iterator[None]:
+        """Draw chunk after chunk; a single worker is this process, which forks none."""
+        if self.workers == 1:
+            for ids, path in missing:
+                _draw_chunk(self.subjects, ids, path)
+                yield
+            return
+        with ProcessPoolExecutor(self.workers) as executor:
+            tasks = [executor.submit(_draw_chunk, self.subjects, *part) for part in missing]
+            for task in tasks:
+                task.result()
+                yield
+
+    def pool(self) -> Pool:
+        """All images in memory."""
+        named = ((self.subjects.identity(i), self.subjects.scenes(i)) for i in self.subjects.ids)
+        labels = [labels_of(identity, scene) for identity, scenes in named for scene in scenes]
+        images = torch.cat([load_images(path) for path in self.chunks()])
+        return Pool(images=images, labels=torch.tensor(labels))
+
+
 def _draw_chunk(subjects: AvatarSubjects, ids: list[str], path: Path) -> None:
-    images, labels = [], []
-    for subject_id in ids:
-        identity = subjects.identity(subject_id)
-        for scene in subjects.scenes(subject_id):
-            images.append(draw(identity, scene, subjects.size))
-            labels.append(labels_of(identity, scene))
+    images = torch.cat([subjects.draw(subject_id) for subject_id in ids])
     with atomic_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, images=np.stack(images), labels=np.array(labels, np.int16))
-
-
-def _chunks(subjects: AvatarSubjects, folder: Path) -> Iterator[tuple[list[str], Path]]:
-    ids = subjects.ids
-    for start in range(0, len(ids), _SUBJECTS_PER_CHUNK):
-        chunk = ids[start : start + _SUBJECTS_PER_CHUNK]
-        name = f"{chunk[0]}-{len(chunk)}x{subjects.images}-siblings{subjects.siblings}"
-        yield chunk, folder / f"{name}-{subjects.size}px.npz"
-
-
-def draw_pool(subjects: AvatarSubjects, folder: Path, workers: int) -> Pool:
-    """Draw what is missing of a pool, then load it."""
-    return _load(draw_chunks(subjects, folder, workers), subjects.images)
-
-
-def draw_chunks(subjects: AvatarSubjects, folder: Path, workers: int) -> list[Path]:
-    """Draw what is missing of a pool; the files of its chunks, in the order of the subjects."""
-    chunks = list(_chunks(subjects, folder))
-    missing = [(ids, path) for ids, path in chunks if not path.is_file()]
-    done = len(chunks) - len(missing)
-    with progress("drawing avatars", len(chunks), done) as advance:
-        for _ in _drawn(subjects, missing, workers):
-            advance()
-    return [path for _, path in chunks]
-
-
-def _drawn(
-    subjects: AvatarSubjects, missing: Sequence[tuple[list[str], Path]], workers: int
-) -> Iterator[None]:
-    """Draw chunks, one after another; a single worker is this process, which forks none."""
-    if workers == 1:
-        for ids, path in missing:
-            _draw_chunk(subjects, ids, path)
-            yield
-        return
-    with ProcessPoolExecutor(workers) as executor:
-        tasks = [executor.submit(_draw_chunk, subjects, ids, path) for ids, path in missing]
-        for task in tasks:
-            task.result()
-            yield
+        np.savez(file, images=images.numpy())
 
 
 def load_images(path: Path) -> UInt8[Tensor, "n h w 3"]:
     """The images of one chunk."""
     with np.load(path, allow_pickle=False) as chunk:
         return torch.from_numpy(chunk["images"])
-
-
-def _load(paths: list[Path], per_subject: int) -> Pool:
-    images = torch.cat([load_images(path) for path in paths])
-    parts = [np.load(path, allow_pickle=False)["labels"] for path in paths]
-    return Pool(
-        images=images,
-        labels=torch.from_numpy(np.concatenate(parts).astype(np.int64)),
-        subject=torch.arange(len(images)) // per_subject,
-    )
-
-
-def training_subjects(
-    series: str, count: int, seed: int, siblings: int = 1, size: int = 128
-) -> AvatarSubjects:
-    """The subjects that an embedded model is trained on; different series share none."""
-    return AvatarSubjects(
-        split="train",
-        count=count,
-        images=8,
-        seed=seed,
-        series=series,
-        siblings=siblings,
-        size=size,
-    )

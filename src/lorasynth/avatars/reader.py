@@ -1,5 +1,6 @@
 """A condition of what can be read off an image: the probability of each value of attributes."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -8,10 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
-from lorasynth.avatars.judge import AttributeJudge, JudgeConfig
+from lorasynth.avatars.config import JudgeConfig
+from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.avatars.pool import IDENTITY_LABELS
-from lorasynth.avatars.trunks import unit_batches
-from lorasynth.condition.contract import ConditionEncoder, saved_config
+from lorasynth.condition import ConditionEncoder, NamedEncoder
+from lorasynth.condition.contract import saved_config
+from lorasynth.condition.trunks import unit_batches
 from lorasynth.core import config as configs
 from lorasynth.core.weights import fingerprint, load_weights, save_module
 
@@ -66,3 +69,22 @@ class AttributeReader(ConditionEncoder):
         network = AttributeJudge(configs.from_dict(JudgeConfig, stored))
         load_weights(network, folder / _WEIGHTS)
         return cls(network.requires_grad_(requires_grad=False).to(device), name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Network:
+    """Where a reader's network is, and what the reader is called."""
+
+    network: Path
+    name: str = _NAME
+
+
+#: `reader:NETWORK`, of the folder of a network that `lorasynth avatars judge` trained.
+READER = NamedEncoder(
+    configure=lambda folder: _Network(network=Path(folder)),
+    build=lambda it, device: AttributeReader(AttributeJudge.load(it.network).to(device), it.name),
+    spelling="reader:NETWORK",
+    licence="Apache-2.0",
+    packages=(),
+    needs="avatars; a network of `lorasynth avatars judge`; not the one that measures",
+)

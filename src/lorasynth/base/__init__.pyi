@@ -1,9 +1,9 @@
 from .contract import BASE_MODELS as BASE_MODELS
 from .contract import MEASURED as MEASURED
 from .contract import BaseModel as BaseModel
+from .contract import Memory as Memory
 from .contract import SamplingConfig as SamplingConfig
 from .flux import Flux as Flux
-from .memory import Memory as Memory
 from .sdxl import StableDiffusionXL as StableDiffusionXL
 from .stable_diffusion import StableDiffusion as StableDiffusion
 from .stacked import StackedAdapters as StackedAdapters

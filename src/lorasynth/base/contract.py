@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from lorasynth.adapter import Factor, Factors, count, map_factors
 from lorasynth.adapter.components import DENOISER, split
-from lorasynth.base.memory import Memory
 from lorasynth.base.outline import outlined_pipeline, stored_fingerprint
 from lorasynth.base.pipeline_files import load_pipeline, read_description
 from lorasynth.base.stacked import StackedAdapters
@@ -59,6 +58,38 @@ class SamplingConfig:
 
 #: For images that are only measured: their figures are those of images after twenty steps.
 MEASURED = SamplingConfig(steps=10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """How the denoiser saves memory; no option changes what it computes, but for rounding.
+
+    Attributes:
+        gradient_checkpointing: keep only what enters each block, and compute the rest again in the
+            backward pass: about a third more time for a fraction of the memory of training.
+        attention_slicing: compute a U-Net's attention in slices, for devices without a fused
+            kernel, which never holds all scores.
+    """
+
+    gradient_checkpointing: bool = False
+    attention_slicing: bool = False
+
+    def apply(self, denoiser: Any, name: str) -> None:
+        """Turn the options on in a denoiser of diffusers.
+
+        Raises:
+            BaseModelError: this kind of denoiser has no attention slicing.
+        """
+        if self.gradient_checkpointing:
+            denoiser.enable_gradient_checkpointing()
+        if not self.attention_slicing:
+            return
+        if not hasattr(denoiser, "set_attention_slice"):
+            raise BaseModelError(
+                f"attention slicing is for U-Nets, but {name} has a {type(denoiser).__name__}, "
+                "whose attention never holds all scores: leave it out"
+            )
+        denoiser.set_attention_slice("auto")
 
 
 class BaseModel(ABC):
@@ -130,9 +161,9 @@ class BaseModel(ABC):
 
         Args:
             name: the folder, or hub:owner/name.
-            device: where to; `meta` reads the configurations and a few numbers, which is enough to
+            device: where to; `meta` reads the configurations and a few weights, which is enough to
                 compare the model with what was made for it, and for nothing else.
-            dtype: number format of all weights; an autoencoder that is known to overflow in
+            dtype: of all weights; an autoencoder that is known to overflow in
                 float16 stays in float32.
             memory: what is given up for memory; None: nothing.
             image_size: side of the images in pixels; None: the model's own.
@@ -230,7 +261,7 @@ class BaseModel(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The denoiser's number format."""
+        """The denoiser's dtype."""
         dtype: torch.dtype = self.denoiser.dtype
         return dtype
 
@@ -332,41 +363,23 @@ class BaseModel(ABC):
                 f"adapters: give a multiple of {n} of both"
             )
         batch = min(config.batch, self._at_once(_MADE_AT_ONCE))
-        if adapters is None:
-            return self._sample_in_batches(prompts, seeds, None, 1, config, batch)
-        per_adapter = len(prompts) // n
-        fleet = max(batch // per_adapter, 1)
-        images = []
-        for start in range(0, n, fleet):
-            rows = slice(start, min(start + fleet, n))
-            part = {name: Factor(f.A[rows], f.B[rows]) for name, f in adapters.items()}
-            own = slice(rows.start * per_adapter, rows.stop * per_adapter)
-            size = rows.stop - rows.start
-            images.append(
-                self._sample_in_batches(prompts[own], seeds[own], part, size, config, batch)
-            )
+        places, images = torch.arange(len(prompts)).reshape(n, -1), []
+        # As many adapters at once as fit, and a batch is cut within each adapter's block alike.
+        fleet = max(batch // places.shape[1], 1)
+        for first in range(0, n, fleet):
+            rows = slice(first, first + fleet)
+            block = places[rows]
+            part = adapters and {k: Factor(f.A[rows], f.B[rows]) for k, f in adapters.items()}
+            latents = torch.empty(block.numel(), *self.latent_shape, device=self.device)
+            with self.attached(part):
+                for columns in block.split(max(batch // len(block), 1), dim=1):
+                    own = columns.flatten().tolist()
+                    made = self._sample_batch(
+                        [prompts[i] for i in own], [seeds[i] for i in own], len(block), config
+                    )
+                    latents[columns.flatten() - block[0, 0]] = made.float()
+            images.append(self.decode_latents(latents))
         return torch.cat(images)
-
-    def _sample_in_batches(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        adapters: Factors | None,
-        n: int,
-        config: SamplingConfig,
-        batch: int,
-    ) -> UInt8[Tensor, "b h w 3"]:
-        # With adapters the batch is one block per adapter, so it is cut within each block alike.
-        per_adapter = len(prompts) // n
-        order = torch.arange(len(prompts)).reshape(n, per_adapter)
-        columns = [c.flatten().tolist() for c in order.split(max(batch // n, 1), dim=1)]
-        latents = torch.empty(len(prompts), *self.latent_shape, device=self.device)
-        with self.attached(adapters):
-            for rows in columns:
-                latents[rows] = self._sample_batch(
-                    [prompts[i] for i in rows], [seeds[i] for i in rows], n, config
-                ).float()
-        return self.decode_latents(latents)
 
     def _sample_batch(
         self, prompts: Sequence[str], seeds: Sequence[int], n: int, config: SamplingConfig
@@ -438,7 +451,7 @@ def _check_tokenizers(base: BaseModel) -> None:
 
 
 def _format_of(part: Any, dtype: torch.dtype) -> torch.dtype:
-    """The number format for a part: in float16 T5 overflows, and so may an autoencoder."""
+    """The dtype of a part: in float16 T5 overflows, and so may an autoencoder."""
     if dtype != torch.float16:
         return dtype
     if getattr(part.config, "force_upcast", False):

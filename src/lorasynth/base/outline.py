@@ -20,7 +20,7 @@ from lorasynth.adapter import Layout, Slot
 from lorasynth.adapter.components import DENOISER, TEXT_ENCODERS, component_of
 from lorasynth.base.pipeline_files import classes_of, read_description, weights_here
 from lorasynth.core.errors import BaseModelError
-from lorasynth.core.places import public_name
+from lorasynth.core.places import folder_of, public_name, repository
 from lorasynth.core.weights import fingerprint_of
 
 _DENOISERS = ("unet", "transformer")
@@ -50,10 +50,10 @@ class Outline:
             return f"the base model has no {component or 'denoiser'}"
         name = slot.module.removeprefix(f"{component}.") if component else slot.module
         found = _find(network, name)
-        if not isinstance(found, nn.Linear | nn.Conv2d):
+        if not isinstance(found, nn.Linear | nn.Conv2d | nn.Conv3d):
             return "the base model has no such linear layer or convolution"
-        kernel = tuple(found.kernel_size) if isinstance(found, nn.Conv2d) else None
-        width = found.in_channels if isinstance(found, nn.Conv2d) else found.in_features
+        kernel = tuple(found.kernel_size) if isinstance(found, nn.Conv2d | nn.Conv3d) else None
+        width = found.in_channels if isinstance(found, nn.Conv2d | nn.Conv3d) else found.in_features
         expected = (width * math.prod(kernel or (1,)), found.weight.shape[0], kernel)
         stated = (slot.in_features, slot.out_features, slot.kernel)
         if stated == expected:
@@ -123,7 +123,7 @@ def outlined_pipeline(name: str, pipeline_class: type[Any]) -> Any:
 
 
 def stored_fingerprint(name: str, part: str, network: nn.Module) -> str:
-    """The fingerprint of a network's stored weights, of which a few numbers are read.
+    """The fingerprint of a network's stored weights, of which a few values are read.
 
     Args:
         name: folder of the pipeline, or hub:owner/name, of which what was fetched is read.
@@ -177,3 +177,28 @@ def _class(library: ModuleType, name: str, base: type) -> Any:
     if not (isinstance(found, type) and issubclass(found, base)):
         raise TypeError(f"{name} is no network")
     return found
+
+
+def with_tokenizers(pipeline: Any, name: str) -> None:
+    """Give an outlined pipeline its tokenizers, which are small.
+
+    Args:
+        pipeline: on the meta device.
+        name: that it was read by: a folder, or hub:owner/name.
+
+    Raises:
+        BaseModelError: one cannot be loaded.
+    """
+    source = repository(name) or folder_of(name, "a base model", BaseModelError)
+    for part, (library, kind) in classes_of(name).items():
+        if not part.startswith("tokenizer"):
+            continue
+        try:
+            tokenizer = _class(transformers, kind, transformers.PreTrainedTokenizerBase)
+            loaded = tokenizer.from_pretrained(source, subfolder=part, trust_remote_code=False)
+        except Exception as error:
+            raise BaseModelError(
+                f"a base model's {part} must be a {kind} of {library}, but that of {name} cannot "
+                f"be loaded ({(str(error).splitlines() or [''])[0]})"
+            ) from error
+        pipeline.register_modules(**{part: loaded})

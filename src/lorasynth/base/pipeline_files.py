@@ -1,21 +1,24 @@
 """The files of a diffusers pipeline: its JSON descriptions, and its parts in memory as stored."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
 from diffusers import pipelines
+from diffusers.utils import logging as of_diffusers
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
+from transformers.utils import logging as of_transformers
 
-from lorasynth.base.quiet import without_bars
 from lorasynth.core.config import read_json
 from lorasynth.core.errors import BaseModelError
 from lorasynth.core.places import folder_of, repository
 from lorasynth.core.weights import require_small_header
 
-#: Number formats in the headers of safetensors files.
+#: Dtypes in the headers of safetensors files.
 _FORMATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
@@ -54,13 +57,29 @@ def weights_here(name: str, part: str) -> list[Path]:
     return _weight_files(Path(found).parent) if isinstance(found, str) else []
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Hide the bars of diffusers and transformers; downloads keep theirs."""
+    shown = [part for part in (of_diffusers, of_transformers) if part.is_progress_bar_enabled()]
+    downloads = not are_progress_bars_disabled()
+    for part in shown:
+        part.disable_progress_bar()
+    if downloads:  # transformers has turned them off, too
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        for part in shown:
+            part.enable_progress_bar()
+
+
 def _weight_files(folder: Path) -> list[Path]:
     # Variants, such as model.fp16.safetensors, are not what is loaded.
     return sorted(path for path in folder.glob("*.safetensors") if path.name.count(".") == 1)
 
 
 def load_pipeline(name: str, pipeline_class: type[Any], left_out: Mapping[str, Any]) -> Any:
-    """Load a pipeline, every part in the number format that it is stored in.
+    """Load a pipeline, every part in the dtype that it is stored in.
 
     So nothing is lost before a fingerprint is taken, and no more memory is used than the files.
 
@@ -118,11 +137,7 @@ def classes_of(name: str) -> dict[str, tuple[str, str]]:
 
 
 def _refuse_own_code(folder: Path) -> None:
-    """Refuse code that comes with a model: the Auto classes of transformers may offer to run it.
-
-    Raises:
-        BaseModelError: names the first file that points at code.
-    """
+    """Refuse code that comes with a model: the Auto classes of transformers may offer to run it."""
     for part, (_, kind) in classes_of(str(folder)).items():
         for path in sorted((folder / part).glob("*.json")) if kind.startswith("Auto") else ():
             if "auto_map" in read_json(path):
@@ -133,7 +148,7 @@ def _refuse_own_code(folder: Path) -> None:
 
 
 def _stored_formats(folder: Path) -> dict[str, torch.dtype]:
-    """Part -> the one number format of its tensors; parts of several are left to the default."""
+    """Part -> the one dtype of its tensors; parts of several are left to the default."""
     formats = {}
     for part in sorted(path for path in folder.iterdir() if path.is_dir()):
         found = set().union(*map(_formats_in, _weight_files(part)))

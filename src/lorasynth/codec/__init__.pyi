@@ -1,11 +1,12 @@
+from .config import Budget as Budget
+from .config import PCAConfig as PCAConfig
+from .config import ScaledConfig as ScaledConfig
+from .config import VAEConfig as VAEConfig
 from .contract import CODECS as CODECS
 from .contract import Codec as Codec
-from .contract import VectorSource as VectorSource
 from .contract import fit_codec as fit_codec
+from .contract import fit_into as fit_into
 from .contract import load_codec as load_codec
 from .pca import PCA as PCA
-from .pca import PCAConfig as PCAConfig
 from .scaled import Scaled as Scaled
-from .scaled import ScaledConfig as ScaledConfig
 from .vae import VAE as VAE
-from .vae import VAEConfig as VAEConfig

@@ -5,34 +5,32 @@ A codec object is always a fitted one: `fit` is a class method.  It is a `torch.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lorasynth.codec.config import Budget
+from lorasynth.codec.sources import TensorSource, require_several
+from lorasynth.core.atomic import atomic_directory
+from lorasynth.core.checkpoint import forget
 from lorasynth.core.config import from_dict, read_json, to_dict
-from lorasynth.core.errors import LayoutError, LibraryError
-from lorasynth.core.learned import Learned
+from lorasynth.core.errors import LayoutError
+from lorasynth.core.learned import Learned, learned_from
 from lorasynth.core.registry import Registry
 from lorasynth.core.weights import CONFIG_FILE, described, load_module, save_module
+from lorasynth.library.blocks import BlockSource
+
+CodecT = TypeVar("CodecT", bound="Codec")
 
 WEIGHTS_FILE = "codec.safetensors"
 
 
-@runtime_checkable
-class VectorSource(Protocol):
-    """Something that holds adapters as rows: a library, or one split of it."""
-
-    def all_vectors(self) -> Float[Tensor, "n D"]:
-        """Every vector, in memory."""
-        ...
-
-
 class Codec(nn.Module, ABC):
-    """A map between vectors of `width` numbers and `latents` latents.
+    """A map between vectors of `width` parameters and `latents` latents.
 
     Latents are of the order of 1 over the vectors that the codec was fitted to, taken over all
     dimensions together; each codec says what it promises, and how single dimensions differ.
@@ -43,11 +41,13 @@ class Codec(nn.Module, ABC):
         latents: k, the length of a latent.
 
     Attributes:
-        report: figures of the fit, in JSON values; saved with the codec.
+        figures: names of the files that `draw` writes.
+        report: numbers about the fit, in JSON values; saved with the codec.
         learned: the subjects that it was fitted to; saved with the codec.
     """
 
     config_class: ClassVar[type[Any]]
+    figures: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Any, width: int, latents: int) -> None:
         super().__init__()
@@ -58,25 +58,41 @@ class Codec(nn.Module, ABC):
         self.learned: Learned = frozenset()
 
     @classmethod
-    @abstractmethod
     def fit(
-        cls,
-        vectors: Float[Tensor, "n D"] | VectorSource,
+        cls: type[CodecT],
+        source: Float[Tensor, "n D"] | BlockSource,
         config: Any = None,
-        *,
-        device: torch.device | str = "cpu",
-    ) -> "Codec":
-        """Learn a codec from vectors.
+        budget: Budget | None = None,
+    ) -> CodecT:
+        """Learn a codec from vectors, which are read in blocks.
 
         Args:
-            vectors: n >= 2 vectors, or what holds them.
+            source: n >= 2 vectors: a library, a view of one, a `VectorFile`, or a tensor.
             config: an instance of `config_class`; None for its defaults.
-            device: where to compute, and where the codec is left.
+            budget: the memory, the device and the folder of checkpoints; None for the defaults.
 
         Raises:
-            LibraryError: fewer than two vectors, or a value that is not finite.
-            ConfigError: the config asks for more than the vectors can give.
+            LibraryError: fewer than two vectors, a value that is not finite, or those of a library
+                have changed since they were written.
+            ConfigError: the config asks for more than the vectors can give, or the memory is too
+                little for it.
         """
+        budget = budget or Budget()
+        rows = TensorSource(source) if isinstance(source, Tensor) else source
+        require_several(rows)
+        if require_intact := getattr(rows, "require_intact", None):
+            require_intact()
+        codec = cls._fit(rows, cls.config_class() if config is None else config, budget)
+        codec.learned = learned_from(getattr(rows, "ids", ()))
+        return codec.to(budget.device)
+
+    @classmethod
+    @abstractmethod
+    def _fit(cls: type[CodecT], source: BlockSource, config: Any, budget: Budget) -> CodecT:
+        """Learn from two or more vectors; `fit` says what is given and raised."""
+
+    def draw(self, folder: Path) -> None:
+        """Draw the `figures` of the fit into the folder."""
 
     @abstractmethod
     def _encode(self, x: Float[Tensor, "n D"]) -> Float[Tensor, "n k"]: ...
@@ -147,7 +163,7 @@ def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
 
 def fit_codec(
     name: str,
-    vectors: Float[Tensor, "n D"] | VectorSource,
+    source: Float[Tensor, "n D"] | BlockSource,
     options: Mapping[str, Any] | None = None,
     *,
     device: torch.device | str = "cpu",
@@ -159,38 +175,38 @@ def fit_codec(
         LibraryError: see `Codec.fit`.
     """
     kind = CODECS.get(name)
-    return kind.fit(vectors, from_dict(kind.config_class, options or {}), device=device)
+    return kind.fit(source, from_dict(kind.config_class, options or {}), Budget(device=str(device)))
 
 
-def gather(
-    vectors: Float[Tensor, "n D"] | VectorSource, device: torch.device | str
-) -> Float[Tensor, "n D"]:
-    """The vectors to fit to, checked, as float32 on `device`.
+def fit_into(
+    out: Path,
+    name: str,
+    source: BlockSource,
+    config: Any,
+    budget: Budget,
+    *,
+    half: bool = False,
+) -> Codec:
+    """Fit the codec known as `name` and write it as a folder, with its figures.
 
-    Raises:
-        LibraryError: fewer than two vectors, or a value that is not finite.
-    """
-    x = vectors if isinstance(vectors, Tensor) else vectors.all_vectors()
-    require_several(x)
-    if not x.isfinite().all():
-        bad = int((~x.isfinite()).any(dim=1).nonzero()[0])
-        raise LibraryError(
-            f"a codec is fitted to finite numbers, but adapter {bad} of {len(x)} has NaN or "
-            "infinity: check the library"
-        )
-    return x.to(device=device, dtype=torch.float32)
-
-
-def require_several(vectors: Sized) -> None:
-    """Refuse what no codec can be fitted to.
+    Args:
+        out: the folder.
+        name: of the codec.
+        source: vectors to fit to.
+        config: of the codec's kind.
+        budget: its checkpoints are kept until the codec is written.
+        half: store the codec's matrices as fp16.
 
     Raises:
-        LibraryError: there are fewer than two vectors.
+        LorasynthError: see `Codec.fit` and `Codec.save`.
     """
-    if len(vectors) < 2:
-        raise LibraryError(
-            f"a codec is fitted to two or more adapters, but got {len(vectors)}: collect more"
-        )
+    codec = CODECS.get(name).fit(source, config, budget)
+    with atomic_directory(out, also=codec.figures) as folder:
+        codec.save(folder, half=half)
+        codec.draw(folder)
+    if budget.run is not None:
+        forget(budget.run, "*")
+    return codec
 
 
 def _check(rows: Tensor, expected: int, what: str, remedy: str) -> None:

@@ -2,14 +2,14 @@
 
 N vectors of width D >= N: their N x N inner products, summed over blocks of columns, so the data is
 read once, and once more for the components.  N > D: the D x D covariance, summed over blocks of
-rows.  As in `principal_components`, but neither the vectors nor a copy are ever in memory.
+rows.
 """
 
 import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
-from lorasynth.codec.passes import accumulate
+from lorasynth.codec.sources import accumulate
 from lorasynth.core.checkpoint import Checkpoint
 from lorasynth.core.progress import progress
 from lorasynth.library.blocks import BlockSource
@@ -33,7 +33,7 @@ def eigen_of_rows(
     Args:
         source: the vectors.
         moments: of them.
-        unit: what each number is divided by.
+        unit: what each parameter is divided by.
         columns: of a block.
         k: components wanted at most.
         checkpoint: where the sums are kept.
@@ -49,9 +49,8 @@ def eigen_of_rows(
     def block(column: int) -> Float64[Tensor, "n w"]:
         last = min(column + columns, source.width)
         out = buffer[: count * (last - column)].view(count, last - column)
-        less = moments.mean[column:last]
         source.read_block(0, column, out)
-        return out.to(device).double().sub_(less).div_(unit[column:last])
+        return out.to(device).double().sub_(moments.mean[column:last]).div_(unit[column:last])
 
     start = 0
     saved = checkpoint.load("gram", device)
@@ -90,16 +89,7 @@ def eigen_of_columns(
 ) -> tuple[Float32[Tensor, "r D"], Float64[Tensor, " all"]]:
     """Through the covariance (times N) of N > D vectors, with `rows` rows in memory.
 
-    Args:
-        source: the vectors.
-        moments: of them.
-        unit: what each number is divided by.
-        rows: of a block.
-        k: components wanted at most.
-        checkpoint: where the sums are kept.
-
-    Returns:
-        The r leading components, and all eigenvalues, falling.
+    See `eigen_of_rows` for what else it takes and returns.
     """
     sums = {"covariance": unit.new_zeros(source.width, source.width)}
 

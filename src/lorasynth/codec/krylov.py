@@ -16,10 +16,8 @@ about 1e-5; the basis is orthogonalised twice, with inner products of a block in
 one read of the data for each block.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 
 import torch
@@ -27,8 +25,8 @@ from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from lorasynth.codec.plan import MOST_BLOCKS
-from lorasynth.codec.span import orthonormalise
 from lorasynth.core.checkpoint import Checkpoint
+from lorasynth.core.device import exact, exact_device
 
 #: Applies the covariance (times a constant) to rows; the text names the pass.
 Apply = Callable[[Float32[Tensor, "l D"], str], Float32[Tensor, "l D"]]
@@ -91,8 +89,6 @@ def leading_eigenvectors(
     capacity: int,
     tolerance: float,
     checkpoint: Checkpoint,
-    *,
-    spill: bool = False,
 ) -> Leading:
     """The k leading eigenvectors of what `apply` applies.
 
@@ -103,30 +99,25 @@ def leading_eigenvectors(
         capacity: rows of the basis that memory allows, at least k + l.
         tolerance: share of the captured variance that may be missing.
         checkpoint: where the basis is kept, block by block.
-        spill: leave the basis to the checkpoint while H is decomposed.
     """
     run = _begin(start, capacity, checkpoint)
-    spilled = partial(_spilled, run, checkpoint) if spill else nullcontext
     while True:
         image = apply(run.basis[run.used - run.newest : run.used], f"block {run.blocks + 1}")
         run.blocks += 1
         fresh = _extend(run, image)
         missing = float("inf")
         if run.used >= k:
-            with spilled():
-                missing = _judge(run, k)
+            missing = _judge(run, k)
         if len(fresh) == 0:  # the basis holds all that there is
             missing = 0.0
         if missing <= tolerance or run.blocks >= MOST_BLOCKS:
             break
         if run.used + len(fresh) > capacity:
-            with spilled():
-                values, turns = _ritz(run, k)
+            values, turns = _ritz(run, k)
             _restart(run, values, turns, checkpoint)
         _append(run, fresh)
         _save(run, checkpoint)
-    with spilled():
-        values, turns = _ritz(run, k)
+    values, turns = _ritz(run, k)
     _rotate(run.basis, run.used, turns)
     return Leading(run.basis[: len(values)], values, missing, run.blocks)
 
@@ -220,16 +211,6 @@ def _restart(
         run.saved.append(first)
 
 
-@contextmanager
-def _spilled(run: _Iteration, checkpoint: Checkpoint) -> Iterator[None]:
-    """Within it the basis takes no memory; all of it is in the checkpoint."""
-    like, shape = run.basis.new_empty(0), run.basis.shape
-    run.basis = like
-    yield
-    run.basis = like.new_empty(shape)
-    _read_basis(run, checkpoint)
-
-
 def _read_basis(run: _Iteration, checkpoint: Checkpoint) -> None:
     for row in run.saved:
         part = checkpoint.load(f"basis-{run.restarts}-{row}", run.basis.device)
@@ -241,3 +222,23 @@ def _rotate(basis: Float32[Tensor, "capacity D"], used: int, turns: Float32[Tens
     """Put turns @ basis in place of the first k rows, without a second basis."""
     for part in basis.split(_COLUMNS, dim=1):
         part[: len(turns)] = turns @ part[:used]
+
+
+def orthonormalise(rows: Float32[Tensor, "l D"], noise: float = 0.0) -> Float32[Tensor, "m D"]:
+    """An orthonormal basis of the rows' span, in their memory.
+
+    Directions whose length is at most `noise` are left out.
+    """
+    if len(rows) == 0:
+        return rows
+    home = exact_device(rows.device)
+    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=home)
+    for part in rows.split(_COLUMNS, dim=1):
+        wide = exact(part)
+        gram.addmm_(wide, wide.T)
+    squares, turns = torch.linalg.eigh(gram)
+    keep = squares > max(noise**2, 1e-14 * float(squares[-1]))
+    change = (turns[:, keep] / squares[keep].sqrt()).T
+    for part in rows.split(_COLUMNS, dim=1):
+        part[: len(change)] = change @ exact(part)
+    return rows[: len(change)]

@@ -1,4 +1,4 @@
-"""Work on a Ray cluster: a function over many items, results in the order of the items.
+"""Work on a Ray cluster: functions of a worker over many items, results in the order of the items.
 
 A task whose worker or machine dies is done again on another.  Ray's own answer to a lost head is to
 end the process after a minute; here it is an error before that, as long as results are waited for.
@@ -11,9 +11,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from typing_extensions import override
+
+from lorasynth.collect.worker import Executor, Worker
 from lorasynth.core.errors import CollectionError, LorasynthError
+from lorasynth.core.progress import Advance
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -42,11 +47,36 @@ class ClusterConfig:
     patience: float = 20.0
 
 
-class Cluster:
+@runtime_checkable
+class WorkerConfig(Protocol):
+    """Loads a worker where it is called; travels to the machines, and is hashable by value."""
+
+    def load_worker(self) -> Worker:
+        """Load it."""
+        ...
+
+    def __hash__(self) -> int: ...
+
+
+@cache
+def _loaded(config: WorkerConfig) -> Worker:
+    """A process's worker, which outlives its tasks."""
+    return config.load_worker()
+
+
+def _do(item: Any, work: Callable[..., ResultT], config: WorkerConfig, *shared: Any) -> ResultT:
+    """One task, in a worker's process."""
+    return work(_loaded(config), item, *shared)
+
+
+class Cluster(Executor):
     """A cluster that this process is connected to; made by `connected`."""
 
-    def __init__(self, ray: Any, config: ClusterConfig) -> None:
+    most = 32
+
+    def __init__(self, ray: Any, config: ClusterConfig, worker: WorkerConfig) -> None:
         self._ray = ray
+        self._worker = worker
         self._config = config
         self._head = str(ray.get_runtime_context().gcs_address)
         gpus = config.gpus
@@ -55,22 +85,12 @@ class Cluster:
         # Without max_calls, Ray ends a worker after each task that had a GPU.
         self._options = {"max_retries": config.retries, "num_gpus": gpus, "max_calls": 0}
 
+    @override
     def map(
         self, work: Callable[..., ResultT], items: Iterable[ItemT], *shared: object
     ) -> Iterator[ResultT]:
-        """`work(item, *shared)` for each item, in their order.
-
-        Args:
-            work: a function of a module that every worker can import.
-            items: asked for as tasks are handed out.
-            shared: sent to each machine once.
-
-        Raises:
-            LorasynthError: what `work` raised.
-            CollectionError: the head is lost, or a task killed its worker again and again.
-        """
-        task = self._ray.remote(**self._options)(work)
-        given = [self._ray.put(value) for value in shared]
+        task = self._ray.remote(**self._options)(_do)
+        given = [self._ray.put(value) for value in (work, self._worker, *shared)]
         waiting: deque[Any] = deque()
         for item in items:
             waiting.append(task.remote(item, *given))
@@ -78,6 +98,10 @@ class Cluster:
                 yield self._result(waiting.popleft())
         while waiting:
             yield self._result(waiting.popleft())
+
+    @override
+    def watch(self, advance: Advance) -> bool:
+        return False  # steps are not told over the network
 
     def _result(self, task: Any) -> Any:
         """Wait for a task."""
@@ -107,8 +131,12 @@ class Cluster:
 
 
 @contextmanager
-def connected(config: ClusterConfig) -> Iterator[Cluster]:
+def connected(config: ClusterConfig, worker: WorkerConfig) -> Iterator[Cluster]:
     """Connect to a cluster, or start a local one, for as long as the context lasts.
+
+    Args:
+        config: which.
+        worker: loads what every process of it needs; its files must be on each machine.
 
     Raises:
         CollectionError: Ray is not installed, or no cluster answers.
@@ -132,7 +160,7 @@ def connected(config: ClusterConfig) -> Iterator[Cluster]:
             f"reached ({reason}): use host:port of its head, or auto on one of its machines"
         ) from error
     try:
-        yield Cluster(ray, config)
+        yield Cluster(ray, config, worker)
     finally:
         ray.shutdown()
 

@@ -1,16 +1,18 @@
 """The embeddings of a library's subjects, as a column beside their adapters."""
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.condition import ConditionEncoder, subject_conditions
-from lorasynth.condition.named import as_word
+from lorasynth.condition.contract import as_word
 from lorasynth.core.errors import LibraryError
 from lorasynth.core.progress import progress
-from lorasynth.core.weights import read_weights, write_weights
+from lorasynth.core.weights import kept_tensors
 from lorasynth.images import SubjectSource
 from lorasynth.library import Library
 
@@ -59,31 +61,30 @@ def embed_library(
         pass
     finished, parts = library.path / f".{name}", []
     with progress("embed subjects", len(ids)) as advance:
-        for start in range(0, len(ids), _PART):
-            some = ids[start : start + _PART]
-            path = finished / f"{start:08d}-{len(some)}.safetensors"
-            if path.is_file():
-                parts.append(read_weights(path)["embeddings"])
-                advance(len(some))
-                continue
+
+        def embedded(some: Sequence[str]) -> dict[str, Tensor]:
             found = {one: known[one] for one in some if one in known} if known else {}
             advance(len(found))
             missing = [one for one in some if one not in found]
             here = (subject_conditions(encoder, source.load(one)) for one in missing)
-            embedded = here if embed is None or not missing else embed(missing)
-            for one, row in zip(missing, embedded, strict=True):
+            made = here if embed is None or not missing else embed(missing)
+            for one, row in zip(missing, made, strict=True):
                 found[one] = row.cpu()
                 advance()
-            rows = [found[one] for one in some]
-            parts.append(as_many_of_each(rows))
-            if len(ids) > _PART:
-                write_weights(path, {"embeddings": parts[-1]})
+            return {"embeddings": as_many_of_each([found[one] for one in some])}
+
+        for start in range(0, len(ids), _PART):
+            some = ids[start : start + _PART]
+            path = finished / f"{start:08d}-{len(some)}.safetensors"
+            if len(ids) <= _PART:
+                parts.append(embedded(some)["embeddings"])
+                continue
+            if path.is_file():
+                advance(len(some))
+            parts.append(kept_tensors(path, partial(embedded, some))["embeddings"])
     embeddings = as_many_of_each([row for part in parts for row in part])
     library.attach(name, embeddings)
-    for path in finished.glob(f"{8 * '[0-9]'}-*.safetensors"):
-        path.unlink(missing_ok=True)
-    if finished.is_dir() and not any(finished.iterdir()):
-        finished.rmdir()
+    shutil.rmtree(finished, ignore_errors=True)
     return embeddings
 
 

@@ -14,10 +14,38 @@ from lorasynth.core.errors import ConfigError
 #: Each command's class, in the order of the overview.
 _OWN: dict[str, str] = {
     "synth": "synth:Synth",
+    "images": "images:Images",
     "serve": "serve:Serve",
     "edit": "edit:Edit",
     "interpolate": "edit:Interpolate",
     "sample": "edit:Sample",
+    "refine": "optimise:Refine",
+    "blend": "optimise:Blend",
+    "invert": "optimise:Invert",
+    "inspect": "lora:Inspect",
+    "convert": "lora:Convert",
+    "resize": "lora:Resize",
+    "merge": "lora:Merge",
+    "extract": "lora:Extract",
+    "plan": "plan:Plan",
+    "pretrain": "pretrain:Pretrain",
+    "collect": "collect:Collect",
+    "fit": "train:Fit",
+    "train": "train:Train",
+    "import loras": "importing:ImportLoras",
+    "import w2w": "importing:ImportW2W",
+    "library info": "library:Info",
+    "library check": "library:Check",
+    "library annotate": "library:Annotate",
+    "library embed": "library:Embed",
+    "library forget": "library:Forget",
+    "library join": "library:Join",
+    "encoders list": "encoders:ListEncoders",
+    "encoders make": "encoders:MakeEncoder",
+    "encoders attributes": "encoders:MakeAttributes",
+    "encoders join": "encoders:JoinEncoders",
+    "encoders train": "encoders:TrainEncoder",
+    "evaluate": "evaluate:Evaluate",
 }
 
 _GROUP = "lorasynth.commands"
@@ -66,7 +94,7 @@ def overview(within: str = "") -> str:
         groups.setdefault(command.group, {})[name] = _summary(command)
     lines = [f"usage: lorasynth {within + ' ' if within else ''}COMMAND ..."]
     if not within:
-        lines += ["", "One reference picture in, a LoRA file for a text-to-image model out."]
+        lines += ["", "One reference photo in, a LoRA file for a text-to-image model out."]
     for group, rows in groups.items():
         lines += ["", group, *_table(rows)]
     return "\n".join([*lines, "", "lorasynth COMMAND --help tells more of one."])

@@ -2,147 +2,73 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import typer
+from pydantic.dataclasses import dataclass
 
-from lorasynth.commands.options import (
-    PORTRAIT,
-    Anchor,
-    Base,
-    Caption,
-    Checkpointing,
-    Device,
-    DType,
-    Preset,
-    Seed,
-    Settings,
-    Size,
-    Slicing,
-    anchor_of,
-    load_base,
-    override,
-    preset_of,
-)
-from lorasynth.commands.subjects import Avatars, Folder, Images, Series, Split, source_of
+from lorasynth.collect.config import CollectConfig
+from lorasynth.commands.shared import WithBase, WithImages
+from lorasynth.commands.training import WithRecipe, WithSheet
+from lorasynth.core.command import Out
 from lorasynth.core.errors import CollectionError, ConfigError
 
 if TYPE_CHECKING:
-    from lorasynth.collect.cluster import Cluster
-    from lorasynth.collect.spread import Equipment
-
-#: What can train: this process, or the workers of a cluster.
-ENGINES = ("here", "ray")
-
-Gauge = Annotated[
-    str | None,
-    typer.Option(help="Gauge of a new library; default: shared where A is, else procrustes."),
-]
-Encoder = Annotated[
-    str | None,
-    typer.Option(
-        help="Also embed the subjects with this condition encoder: a folder, or a name that "
-        "`lorasynth conditions` lists."
-    ),
-]
-LeastLikeness = Annotated[
-    float | None,
-    typer.Option(
-        help="Adapters whose samples are less like their subjects, to the encoder, stay out."
-    ),
-]
-Shard = Annotated[
-    str | None,
-    typer.Option(
-        metavar="i/n",
-        help="Collect part i of n alone, into OUT/parts; `lorasynth library join OUT` joins them.",
-    ),
-]
-Fleet = Annotated[
-    str,
-    typer.Option(
-        metavar="auto|NUMBER", help="Adapters trained at once; auto: as many as fit into memory."
-    ),
-]
-Attempts = Annotated[
-    int,
-    typer.Option(
-        help="Trainings of an adapter that diverges or is not like enough, each with other random "
-        "numbers, before its subject is left out.",
-        min=1,
-    ),
-]
-Retry = Annotated[
-    bool, typer.Option("--retry-failed", help="Try subjects once more that earlier runs left out.")
-]
+    from lorasynth.collect import Worker
+    from lorasynth.collect.worker import Executor
 
 
-@dataclass(frozen=True)
-class Equip:
-    """Loads what training and judging need, here or in a worker."""
+@dataclass(frozen=True, kw_only=True)
+class WithWorker(WithBase):
+    """What trains and judges, in this process or in those of a cluster.
 
-    base: str
-    device: str
-    encoder: str | None
-    anchor: str | None
-    least_likeness: float | None
-    dtype: str = "float32"
-    size: int | None = None
-    slicing: bool = False
-    checkpointing: bool = False
+    Attributes:
+        encoder: Also embed the subjects with this condition encoder: a folder, or a name that
+            `lorasynth conditions` lists; it finds the faces around which photos are cut, too.
+        init_from: Initialise each adapter from this synthesizer; weight decay acts toward it.
+        min_similarity: Reject adapters whose samples have less identity similarity to their
+            subjects, as the encoder sees it.
+    """
 
-    def anywhere(self) -> "Equip":
-        """The same with whole paths, for workers that run in other folders."""
-        return replace(
-            self,
-            base=_whole(self.base),
-            encoder=self.encoder and _whole(self.encoder),
-            anchor=self.anchor and _whole(self.anchor),
-        )
+    encoder: str | None = None
+    init_from: str | None = None
+    min_similarity: float | None = None
 
-    def __call__(self) -> "Equipment":
+    def load_worker(self) -> "Worker":
         """Load it.
 
         Raises:
             LorasynthError: a part is damaged, or for another base model, or a gate has no encoder.
         """
-        from lorasynth.collect import LikenessGate
-        from lorasynth.collect.spread import Equipment
+        from lorasynth.base.compatibility import require_made_for
+        from lorasynth.collect import SimilarityGate, Worker
         from lorasynth.condition import load_encoder
         from lorasynth.core.device import pick_device
+        from lorasynth.synthesizer import Synthesizer
 
+        if self.min_similarity is not None and self.encoder is None:
+            raise ConfigError("--min-similarity needs an encoder that compares: give --encoder")
         on = pick_device("cpu" if self.device == "meta" else self.device)
-        embedder = load_encoder(self.encoder, on) if self.encoder else None
-        model = load_base(
-            self.base,
-            self.device,
-            self.dtype,
-            self.size,
-            slicing=self.slicing,
-            checkpointing=self.checkpointing,
-        )
-        gate = None
-        if self.least_likeness is not None:
-            if embedder is None:
-                raise ConfigError("--least-likeness needs an encoder that compares: give --encoder")
-            gate = LikenessGate(base=model, encoder=embedder, least=self.least_likeness)
-        return Equipment(
-            base=model, anchor=anchor_of(self.anchor, model), gate=gate, encoder=embedder
-        )
+        worker = Worker(base=self.load_base())
+        if self.encoder is not None:
+            worker.encoder = load_encoder(self.encoder, on)
+            if self.min_similarity is not None:
+                worker.gate = SimilarityGate(
+                    base=worker.base, encoder=worker.encoder, least=self.min_similarity
+                )
+        if self.init_from is not None:
+            start = Synthesizer.from_pretrained(self.init_from, device=on)
+            require_made_for(worker.base, start.base_fingerprint, f"synthesizer {self.init_from}")
+            worker.init_from = start
+        return worker
 
-
-@contextmanager
-def _workers(engine: str, address: str) -> Iterator["Cluster | None"]:
-    """The cluster that works; None for this process."""
-    from lorasynth.collect.cluster import ClusterConfig, connected
-
-    if engine == "here":
-        yield None
-    else:
-        with connected(ClusterConfig(address=address)) as cluster:
-            yield cluster
+    def anywhere(self) -> "WithWorker":
+        """These options alone, with whole paths, for processes in other folders."""
+        given = {one.name: getattr(self, one.name) for one in fields(WithWorker)}
+        for name in ("base", "encoder", "init_from"):
+            given[name] = given[name] and _whole(given[name])
+        return WithWorker(**given)
 
 
 def _whole(name: str) -> str:
@@ -153,100 +79,80 @@ def _whole(name: str) -> str:
     return f"{kind}:{Path(file).resolve()}" if file and Path(file).exists() else name
 
 
-def collect(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Library to make or to go on with.")],
-    folder: Folder = None,
-    avatars: Avatars = None,
-    split: Split = "train",
-    series: Series = "library",
-    seed: Seed = 0,
-    images: Images = 10,
-    caption: Caption = PORTRAIT,
-    base: Base = "bundle/base",
-    preset: Preset = "ours",
-    settings: Settings = None,
-    gauge: Gauge = None,
-    encoder: Encoder = None,
-    anchor: Anchor = None,
-    least_likeness: LeastLikeness = None,
-    attempts: Attempts = 2,
-    retry_failed: Retry = False,
-    fleet: Fleet = "auto",
-    dtype: DType = "float32",
-    gradient_checkpointing: Checkpointing = False,
-    attention_slicing: Slicing = False,
-    size: Size = None,
-    shard: Shard = None,
-    engine: Annotated[
-        str, typer.Option(help="What does the work: this process, or the workers of a ray cluster.")
-    ] = "here",
-    address: Annotated[
-        str,
-        typer.Option(
-            help="Ray cluster: host:port of its head, auto for one that runs on this machine; "
-            "local starts one."
-        ),
-    ] = "local",
-    device: Device = "auto",
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Collect(WithRecipe, CollectConfig, WithWorker, WithImages, WithSheet):
     """Train an adapter for each subject into a library; run again to resume.
 
-    What failed, and why, is listed in <library>.failures.json.
+    What failed, and why, is listed in LIBRARY.failures.json. On many machines: --shard 1/8 to 8/8,
+    or --engine ray (docs/cluster.md).
 
     Consent: of people only with their consent.
 
-    Example: lorasynth collect --avatars 200 -o library --set rank=4 --set steps=300
-    --anchor bundle/pretrained
+    Example: lorasynth collect people -o library --recipe.steps 300 --init-from bundle/pretrained
 
-    On many machines: --shard 1/8 to 8/8, or --engine ray (docs/cluster.md).
+    Attributes:
+        out: Library to make or to go on with.
+        shard: i/n: collect part i of n alone, into OUT/parts; `lorasynth library join OUT` joins
+            them.
+        engine: What does the work: this process, or the workers of a Ray cluster.
+        address: Ray cluster: host:port of its head, auto for one that runs on this machine; local
+            starts one.
     """
-    from lorasynth import collect as room
-    from lorasynth.collect.collector import require_place
-    from lorasynth.collect.embedding import embed_library
-    from lorasynth.collect.part import Part, begin_part
-    from lorasynth.collect.spread import collect_spread, embed_spread
-    from lorasynth.library import Library
 
-    if engine not in ENGINES:
-        raise ConfigError(f"--engine must be one of {', '.join(ENGINES)}, but is {engine!r}")
-    require_place(out)
-    recipe = override(preset_of(preset), [f"seed={seed}", *(settings or [])])
-    at_once = None if fleet == "auto" else _number(fleet)
-    memory = {"slicing": attention_slicing, "checkpointing": gradient_checkpointing}
-    equip = Equip(base, device, encoder, anchor, least_likeness, dtype, size, **memory)
-    if engine == "ray":
-        equip, folder = equip.anywhere(), folder and folder.resolve()
-    here = (equip if engine == "here" else replace(equip, device="meta"))()
-    drawn = {"split": split, "series": series, "seed": seed, "images": images}
-    source = source_of(folder, avatars, drawn, here.base.image_size, caption)
-    if shard is not None:
-        source, out = begin_part(source, out, Part.parse(shard))
-    options: dict[str, Any] = {"fleet_size": at_once, "gauge": gauge}
-    options |= {"attempts": attempts, "retry_failed": retry_failed}
-    with _workers(engine, address) as cluster:
-        if cluster is None:
-            embed = None
-            options |= {"anchor": here.anchor, "gate": here.gate, "encoder": here.encoder}
-            report = room.collect(here.base, source, out, recipe, **options)
-        else:
-            embed = embed_spread(cluster, equip, source)
-            report = collect_spread(cluster, here, equip, source, out, recipe, **options)
-        library, failed = Library.open(out), report.failed
-        if failed and not len(library):
-            raise CollectionError(
-                f"at least one subject must give an adapter, but all {len(failed)} failed, the "
-                f"first because: {next(iter(failed.values()))}"
+    group: ClassVar[str] = "Make a synthesizer"
+
+    out: Out
+    shard: str | None = None
+    engine: Literal["here", "ray"] = "here"
+    address: str = "local"
+
+    def run(self) -> Path:
+        """Collect; the library's path."""
+        from lorasynth.collect import collect, embed_library
+        from lorasynth.collect.collector import require_place
+        from lorasynth.collect.shards import Part, begin_part
+        from lorasynth.collect.sheet import cut_subjects
+        from lorasynth.collect.worker import embed_over
+        from lorasynth.library import Library
+
+        require_place(self.out)
+        part = None if self.shard is None else Part.parse(self.shard)
+        with self._workers() as (worker, executor):
+            images = self if self.engine == "here" else replace(self, images=_whole(self.images))
+            source, out = images.load_images(worker.base.image_size), self.out
+            if part is not None:
+                source, out = begin_part(source, out, part)
+            encoder = worker.encoder
+            self.draw_sheet(
+                cut_subjects(source, worker.base.image_size, [encoder] if encoder else [])
             )
-        if here.encoder:
-            embed_library(library, source, here.encoder, embed, report.conditions)
-    pace = report.seconds / max(len(report.collected), 1)
-    typer.echo(
-        f"{out}: {len(library)} adapters, {len(report.collected)} of them new "
-        f"({pace:.1f} s each), {len(failed)} failed"
-    )
+            report = collect(worker, source, out, self.seeded_recipe, self, executor)
+            library, failed = Library.open(out), report.failed
+            if failed and not len(library):
+                raise CollectionError(
+                    f"at least one subject must give an adapter, but all {len(failed)} failed, the "
+                    f"first because: {next(iter(failed.values()))}"
+                )
+            if encoder is not None:
+                embed = embed_over(executor, source)
+                embed_library(library, source, encoder, embed, report.conditions)
+        pace = report.seconds / max(len(report.collected), 1)
+        print(
+            f"{out}: {len(library)} adapters, {len(report.collected)} of them new "
+            f"({pace:.1f} s each), {len(failed)} failed"
+        )
+        return out
 
+    @contextmanager
+    def _workers(self) -> "Iterator[tuple[Worker, Executor]]":
+        """What is loaded here, and what works."""
+        from lorasynth.collect import Local
+        from lorasynth.collect.cluster import ClusterConfig, connected
 
-def _number(fleet: str) -> int:
-    if not fleet.isdecimal() or int(fleet) < 1:
-        raise ConfigError(f"--fleet must be auto or a number of at least 1, but is {fleet!r}")
-    return int(fleet)
+        if self.engine == "here":
+            worker = self.load_worker()
+            yield worker, Local(worker)
+        else:
+            sketch = replace(self.anywhere(), device="meta").load_worker()
+            with connected(ClusterConfig(address=self.address), self.anywhere()) as cluster:
+                yield sketch, cluster

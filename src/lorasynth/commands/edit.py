@@ -193,7 +193,7 @@ class Sample(Command, WithFormat, InLatents, WithStrip):
 
     def run(self) -> list[Path]:
         """Write the adapters."""
-        from lorasynth.edit.priors import PRIORS
+        from lorasynth.edit import PRIORS
         from lorasynth.hypernet import LatentRegression
 
         if self.prior not in (known := ["diffusion", *PRIORS.names()]):

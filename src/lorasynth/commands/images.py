@@ -1,85 +1,87 @@
 """`lorasynth images`: images made with LoRA files."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import typer
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from tyro.conf import UseAppendAction, arg
 
-from lorasynth.commands.options import Base, Device, DType, Seed, Size, Slicing, load_base
+from lorasynth.commands.shared import WithBase
+from lorasynth.core.command import Command, Out, Seeded
 
 if TYPE_CHECKING:
     from lorasynth.adapter import Factors
     from lorasynth.base import BaseModel
 
-Prompts = Annotated[list[str], typer.Option("--prompt", help="Text; may be repeated.")]
-Loras = Annotated[
-    list[Path] | None,
-    typer.Option("--lora", help="LoRA file; several are added; none: the base model alone."),
-]
-Out = Annotated[
-    Path, typer.Option("--out", "-o", help="One sheet if it ends with .png, else a folder.")
-]
-Other = Annotated[
-    bool, typer.Option(help="Use a LoRA file that was made for another base model, if it fits.")
-]
 
-
-def images(
-    prompt: Prompts,
-    out: Out,
-    lora: Loras = None,
-    strength: Annotated[float, typer.Option(help="Multiplies what the LoRA files do.")] = 1.0,
-    number: Annotated[int, typer.Option("-n", help="Images of each prompt.", min=1)] = 4,
-    base: Base = "bundle/base",
-    allow_other_base: Other = False,
-    seed: Seed = 0,
-    steps: Annotated[int, typer.Option(help="Sampler steps.", min=1)] = 20,
-    guidance: Annotated[float, typer.Option(help="Weight of the prompt; 1 for none.")] = 3.0,
-    dtype: DType = "float32",
-    attention_slicing: Slicing = False,
-    size: Size = None,
-    device: Device = "auto",
-) -> None:
-    """Make images; their metadata says that they are synthetic.
+@dataclass(frozen=True, kw_only=True)
+class Images(Command, Seeded, WithBase):
+    """Make images with LoRA files; their metadata says that they are synthetic.
 
     Example: lorasynth images --lora me.safetensors --prompt "a portrait of sks, smiling" -o me.png
+
+    Attributes:
+        prompt: Text; repeatable.
+        out: One sheet if it ends with .png, else a folder.
+        lora: LoRA file; several are added; none: the base model alone.
+        strength: Multiplies what the LoRA files do.
+        number: Images of each prompt.
+        allow_other_base: Use a LoRA file that was made for another base model, if it fits.
+        steps: Sampler steps.
+        guidance: Weight of the prompt; 1 for none.
     """
-    from lorasynth.base import SamplingConfig
-    from lorasynth.core.atomic import make_parent
-    from lorasynth.images.png import contact_sheet, write_synthetic
 
-    sheet = out.suffix.lower() == ".png"
-    make_parent(out if sheet else out / "image.png")
-    model = load_base(base, device, dtype, size, slicing=attention_slicing)
-    factors = _factors(model, lora or [], strength, allow_other_base)
-    prompts = [text for text in prompt for _ in range(number)]
-    seeds = [seed + i for _ in prompt for i in range(number)]
-    images = model.sample(prompts, seeds, factors, SamplingConfig(steps=steps, guidance=guidance))
-    facts = {"Base": model.fingerprint, "Lora": ", ".join(path.name for path in lora or [])}
-    if sheet:
-        facts |= {"Description": "\n".join(prompt), "Seed": f"{seed} and following"}
-        write_synthetic(out, contact_sheet(images, number), facts)
-        typer.echo(out)
-        return
-    for i, image in enumerate(images):
-        path = out / f"{i // number:02d}-{seeds[i]:06d}.png"
-        write_synthetic(path, image, {**facts, "Description": prompts[i], "Seed": str(seeds[i])})
-        typer.echo(path)
+    group: ClassVar[str] = "Use"
 
+    prompt: UseAppendAction[tuple[str, ...]]
+    out: Out
+    lora: UseAppendAction[tuple[Path, ...]] = ()
+    strength: float = 1.0
+    number: Annotated[int, Field(ge=1), arg(aliases=("-n",))] = 4
+    allow_other_base: bool = False
+    steps: Annotated[int, Field(ge=1)] = 20
+    guidance: float = 3.0
 
-def _factors(
-    model: "BaseModel", files: Sequence[Path], strength: float, allow_other_base: bool
-) -> "Factors | None":
-    """The sum of all LoRA files on the model's device, as a stack of one; None without any."""
-    from lorasynth.adapter import Adapter, map_factors
-    from lorasynth.adapter.addition import add
-    from lorasynth.base.compatibility import require_made_for
+    def run(self) -> list[Path]:
+        """Write the images; their paths."""
+        from lorasynth.base import SamplingConfig
+        from lorasynth.core.atomic import make_parent
+        from lorasynth.images.png import contact_sheet, write_synthetic
 
-    adapters = []
-    for file in files:
-        adapter = Adapter.load(file)
-        if not allow_other_base:
-            require_made_for(model, adapter.metadata.base_fingerprint, f"LoRA file {file}")
-        adapters.append(adapter.scaled(strength).to(model.dtype).factors)
-    return map_factors(lambda part: part[None], add(adapters)) if adapters else None
+        sheet = self.out.suffix.lower() == ".png"
+        make_parent(self.out if sheet else self.out / "image.png")
+        model = self.load_base()
+        factors = self._factors(model)
+        prompts = [text for text in self.prompt for _ in range(self.number)]
+        seeds = [self.seed + i for _ in self.prompt for i in range(self.number)]
+        config = SamplingConfig(steps=self.steps, guidance=self.guidance)
+        images = model.sample(prompts, seeds, factors, config)
+        facts = {"Base": model.fingerprint, "Lora": ", ".join(path.name for path in self.lora)}
+        if sheet:
+            facts |= {"Description": "\n".join(self.prompt), "Seed": f"{self.seed} and following"}
+            write_synthetic(self.out, contact_sheet(images, self.number), facts)
+            print(self.out)
+            return [self.out]
+        written = []
+        for i, image in enumerate(images):
+            path = self.out / f"{i // self.number:02d}-{seeds[i]:06d}.png"
+            own = {"Description": prompts[i], "Seed": str(seeds[i])}
+            write_synthetic(path, image, facts | own)
+            print(path)
+            written.append(path)
+        return written
+
+    def _factors(self, model: "BaseModel") -> "Factors | None":
+        """The sum of all LoRA files on the model's device, as a stack of one; None without any."""
+        from lorasynth.adapter import Adapter, map_factors
+        from lorasynth.adapter.addition import add
+        from lorasynth.base.compatibility import require_made_for
+
+        adapters = []
+        for file in self.lora:
+            adapter = Adapter.load(file)
+            if not self.allow_other_base:
+                require_made_for(model, adapter.metadata.base_fingerprint, f"LoRA file {file}")
+            adapters.append(adapter.scaled(self.strength).to(model.dtype).factors)
+        return map_factors(lambda part: part[None], add(adapters)) if adapters else None

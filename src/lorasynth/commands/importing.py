@@ -1,97 +1,107 @@
-"""`lorasynth import`: what others trained becomes a library."""
+"""`lorasynth import loras` and `import w2w`: what others trained becomes a library."""
 
+import os
+import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import typer
-from typer.core import TyperGroup
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from tyro.conf import Positional
 
-from lorasynth.commands.options import CORES
+from lorasynth.core.command import Command, Out
 
-
-class FolderByDefault(TyperGroup):
-    """A group whose command is `folder` where none is named: `lorasynth import downloads`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the command's name before its arguments, if it is left out."""
-        if args and args[0] not in self.commands and args[0] != "--help":
-            args = ["folder", *args]
-        return super().parse_args(ctx, args)
+if TYPE_CHECKING:
+    from lorasynth.library.foreign import ImportReport
 
 
-app = typer.Typer(
-    cls=FolderByDefault,
-    help="What others trained becomes a library; PATH alone stands for `folder PATH`.",
-    no_args_is_help=True,
-)
-
-Published = Annotated[
-    str,
-    typer.Argument(
-        metavar="PATH_OR_HUB_ID",
-        help="Folder with all_weights.pt, weight_dimensions.pt and identity_df.csv, or "
-        "Snapchat/weights2weights.",
-        show_default=False,
-    ),
-]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Library to make or to go on with.")]
-GaugeName = Annotated[str, typer.Option(help="Gauge of a new library.")]
-
-
-@app.command()
-def folder(
-    path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="Folder tree of LoRA files.", show_default=False)
-    ],
-    out: Out,
-    gauge: GaugeName = "procrustes",
-    workers: Annotated[int, typer.Option(help="Files read at once.", min=1)] = CORES,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ImportLoras(Command):
     """Gather LoRA files of any known format into a library; run again to go on.
 
     A file that cannot be used is skipped, with the reason in skipped.json beside the shards.
+
+    Attributes:
+        folder: Folder tree of LoRA files.
+        out: Library to make or to go on with.
+        gauge: Gauge of a new library.
+        workers: Files read at once; default: one for each core.
     """
-    from lorasynth.library.foreign import SKIPPED, import_folder
 
-    report = import_folder(path, out, gauge=gauge, workers=workers)
+    group: ClassVar[str] = "Libraries"
+
+    folder: Positional[Path]
+    out: Out
+    gauge: str = "procrustes"
+    workers: Annotated[int, Field(ge=1)] | None = None
+
+    def run(self) -> "ImportReport":
+        """Import them."""
+        from lorasynth.library.foreign import SKIPPED, import_folder
+
+        workers = self.workers or os.cpu_count() or 1
+        report = import_folder(self.folder, self.out, gauge=self.gauge, workers=workers)
+        _say_skipped(report)
+        print(
+            f"{self.out}: {len(report.imported)} adapters imported, {len(report.skipped)} files "
+            "skipped"
+            + (f" ({self.out / SKIPPED})" if report.skipped else "")
+            + (f"; {report.filled} lack modules, which are zero" if report.filled else "")
+        )
+        return report
+
+
+def _say_skipped(report: "ImportReport") -> None:
     for skipped, reason in report.skipped.items():
-        typer.echo(f"skipped {skipped}: {reason}", err=True)
-    typer.echo(
-        f"{out}: {len(report.imported)} adapters imported, {len(report.skipped)} files skipped"
-        + (f" ({out / SKIPPED})" if report.skipped else "")
-        + (f"; {report.filled} lack modules, which are zero" if report.filled else "")
-    )
+        print(f"skipped {skipped}: {reason}", file=sys.stderr)
 
 
-@app.command()
-def w2w(
-    source: Published,
-    out: Out,
-    gauge: GaugeName = "procrustes",
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"], typer.Option(help="Type of stored numbers.")
-    ] = "float32",
-    person: Annotated[
-        str, typer.Option(help="Column of the table that says who is shown.")
-    ] = "identity",
-    embeddings: Annotated[
-        Path | None,
-        typer.Option(help=".npy with an embedding of each row's images, to tell people apart."),
-    ] = None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ImportW2W(Command):
     """Read weights2weights' published files into a library; run again to go on.
 
     The table of identities is published as a pickle, which is never loaded: the error says how to
     turn it into a CSV file.
-    """
-    from lorasynth.library import Library
-    from lorasynth.library.w2w import import_w2w
 
-    report = import_w2w(source, out, gauge=gauge, dtype=dtype, person=person, embeddings=embeddings)
-    for skipped, reason in report.skipped.items():
-        typer.echo(f"skipped {skipped}: {reason}", err=True)
-    if "split" not in Library.open(out).table.column_names:
-        typer.echo(
-            "no split: neither the table nor --embeddings says which rows show one person", err=True
+    Attributes:
+        source: Folder with all_weights.pt, weight_dimensions.pt and identity_df.csv, or
+            hub:Snapchat/weights2weights.
+        out: Library to make or to go on with.
+        gauge: Gauge of a new library.
+        dtype: Of the stored numbers.
+        person: Column of the table that says who is shown.
+        embeddings: .npy with an embedding of each row's images, to tell people apart.
+    """
+
+    group: ClassVar[str] = "Libraries"
+
+    source: Positional[str]
+    out: Out
+    gauge: str = "procrustes"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    person: str = "identity"
+    embeddings: Path | None = None
+
+    def run(self) -> "ImportReport":
+        """Import them."""
+        from lorasynth.library import Library
+        from lorasynth.library.w2w import import_w2w
+
+        report = import_w2w(
+            self.source,
+            self.out,
+            gauge=self.gauge,
+            dtype=self.dtype,
+            person=self.person,
+            embeddings=self.embeddings,
         )
-    typer.echo(f"{out}: {len(report.imported)} adapters imported, {len(report.skipped)} skipped")
+        _say_skipped(report)
+        if "split" not in Library.open(self.out).table.column_names:
+            print(
+                "no split: neither the table nor --embeddings says which rows show one person",
+                file=sys.stderr,
+            )
+        print(
+            f"{self.out}: {len(report.imported)} adapters imported, {len(report.skipped)} skipped"
+        )
+        return report

@@ -1,220 +1,298 @@
-"""`lorasynth convert`, `inspect` and `check`: LoRA files of any kind."""
+"""`lorasynth inspect`, `convert`, `resize`, `merge` and `extract`: LoRA files of any kind."""
 
 import json
 import math
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import typer
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from tyro.conf import Positional, UseAppendAction, arg
 
-from lorasynth.commands.options import Base
-from lorasynth.commands.synth import Format
+from lorasynth.commands.shared import WithFormat
+from lorasynth.core.command import Command, Out
 from lorasynth.core.errors import ConfigError, FileFormatError, escaped
 
 if TYPE_CHECKING:
-    from lorasynth.adapter import Adapter
-    from lorasynth.adapter.files import LoraFormat
-    from lorasynth.adapter.inspection import Inspection
-
-File = Annotated[Path, typer.Argument(help="LoRA file, or folder with one.", show_default=False)]
-DTYPES = ("float32", "float16", "bfloat16")
-
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="What to write.")]
-Program = Annotated[
-    str | None,
-    typer.Option(
-        "--for", help="Instead: the program that is to read it: comfyui, diffusers, a1111, peft, "
-        "ai-toolkit or kohya."
-    ),
-]  # fmt: skip
-FamilyName = Annotated[
-    str | None,
-    typer.Option("--family", help="sd1, sdxl, flux1, ...: where names and shapes leave several."),
-]
-Source = Annotated[Path, typer.Argument(metavar="IN", help="LoRA file or folder.")]
-Rank = Annotated[int, typer.Option(help="The highest rank of what is no plain LoRA.", min=1)]
-DType = Annotated[str | None, typer.Option(help=f"{', '.join(DTYPES)}; default: as it is.")]
-
-
-def convert(
-    source: Source,
-    out: Out,
-    file_format: Format = "auto",
-    program: Program = None,
-    family: FamilyName = None,
-    dtype: DType = None,
-    rank: Rank = 128,
-) -> None:
-    """Write a LoRA in another spelling: its update stays as it is, its scale in the numbers.
-
-    LoHa, LoKr, Tucker cores and whole differences become a LoRA, exactly where --rank allows.
-    """
-    from lorasynth.adapter.families import family_named
-    from lorasynth.adapter.files.other_kinds import read_any
-
-    writer = _chosen(out, file_format, program)
-    _check_dtype(dtype)
-    made = read_any(source, rank, family_named(family) if family else None)
-    path = _written(made.file.adapter, out, writer, program, dtype or _name(made.file.dtype))
-    if made.kinds:
-        _say_error(f"made of {' and '.join(made.kinds)}", made.rank, made.error, made.worst)
-    typer.echo(path)
-
-
-def _say_error(what: str, rank: int, error: float, worst: float) -> None:
-    line = f"{what}: rank {rank}, relative error {error:.2g}, of the worst module {worst:.2g}"
-    typer.echo(line, err=True)
-
-
-def resize(
-    source: Source,
-    out: Out,
-    rank: Rank,
-    energy: Annotated[
-        float, typer.Option(help="Share of the squared norm that is enough.", min=0, max=1)
-    ] = 1.0,
-    file_format: Format = "auto",
-    dtype: DType = None,
-) -> None:
-    """Write a LoRA at a lower rank: the nearest update of that rank, module by module."""
-    from dataclasses import replace
-
-    from lorasynth.adapter.files import read
-    from lorasynth.adapter.lowrank import relative_error, truncated
-
-    writer = _chosen(out, file_format, None)
-    _check_dtype(dtype)
-    found = read(source)
-    parts = {m: truncated(f, rank, energy) for m, f in found.adapter.factors.items()}
-    smaller = replace(found.adapter, factors={m: part.factor for m, part in parts.items()})
-    path = _written(smaller, out, writer, None, dtype or _name(found.dtype))
-    highest = max(part.factor.rank for part in parts.values())
-    worst = max(relative_error([part]) for part in parts.values())
-    _say_error("resized", highest, relative_error(parts.values()), worst)
-    typer.echo(path)
-
-
-def merge(
-    sources: Annotated[list[Path], typer.Argument(metavar="FILE...", help="LoRA files.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="What to write.")],
-    weight: Annotated[
-        list[float] | None, typer.Option(help="Weight of each file; default: 1.")
-    ] = None,
-    method: Annotated[str, typer.Option(help="sum (exact), ties or dare.")] = "sum",
-    density: Annotated[
-        float, typer.Option(help="Share of the numbers that ties and dare keep.", min=0, max=1)
-    ] = 0.5,
-    rank: Rank = 64,
-    file_format: Format = "auto",
-) -> None:
-    """Join LoRAs: `sum` puts them beside each other, so ranks add up; ties and dare prune first."""
-    from lorasynth.adapter.files import read
-    from lorasynth.adapter.merging import merged
-
-    writer = _chosen(out, file_format, None)
-    weights = weight or [1.0] * len(sources)
-    if len(weights) != len(sources):
-        raise ConfigError(f"--weight is said for each of {len(sources)} files, or for none")
-    files = [read(source) for source in sources]
-    adapter, error = merged([file.adapter for file in files], weights, method, density, rank)
-    path = _written(adapter, out, writer, None, _name(files[0].dtype))
-    if method != "sum":
-        typer.echo(f"merged by {method}: rank {rank}, relative error {error:.2g}", err=True)
-    typer.echo(path)
-
-
-def extract(
-    tuned: Annotated[Path, typer.Argument(help="Fine-tuned checkpoint: folder or file.")],
-    original: Annotated[Path, typer.Argument(help="The checkpoint that it was tuned from.")],
-    out: Out,
-    rank: Rank = 64,
-    family: FamilyName = None,
-    file_format: Format = "auto",
-    dtype: DType = "float16",
-) -> None:
-    """Make a LoRA of the difference of two checkpoints, read layer by layer."""
-    from lorasynth.adapter.families import family_named
-    from lorasynth.adapter.files.extraction import extracted
-
-    writer = _chosen(out, file_format, None)
-    _check_dtype(dtype)
-    made = extracted(tuned, original, rank, family_named(family) if family else None)
-    path = _written(made.file.adapter, out, writer, None, dtype or "float16")
-    _say_error("extracted", made.rank, made.error, made.worst)
-    if made.left_out:
-        typer.echo(
-            f"{len(made.left_out)} changed tensors are no matrices of layers, such as "
-            f"{escaped(made.left_out[0])}, and are left out",
-            err=True,
-        )
-    typer.echo(path)
-
-
-def _name(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _check_dtype(dtype: str | None) -> None:
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"--dtype must be one of {', '.join(DTYPES)}, but is {dtype!r}")
-
-
-def _chosen(out: Path, file_format: str, program: str | None) -> "LoraFormat":
-    """The format that is asked for; checks the name of what it will write."""
-    from lorasynth.adapter.files import PROGRAMS, get_format
-
-    if program is not None and program not in PROGRAMS:
-        raise ConfigError(f"--for must be one of {', '.join(PROGRAMS)}, but is {program!r}")
-    writer = get_format(file_format)
-    if program is None:
-        writer.target(out)
-    elif file_format != "auto":
-        raise ConfigError(f"a file has one format, but got --format {file_format} and --for")
-    return writer
-
-
-def _written(
-    adapter: "Adapter", out: Path, writer: "LoraFormat", program: str | None, dtype: str
-) -> Path:
     import torch
 
-    from lorasynth.adapter.files import format_for
-    from lorasynth.adapter.precision import narrowed
+    from lorasynth.adapter import Adapter
+    from lorasynth.adapter.files import LoraFormat
+    from lorasynth.adapter.files.conversion import Reduced
+    from lorasynth.adapter.inspection import Inspection
 
-    writer = format_for(program, adapter) if program else writer
-    return writer.write(narrowed(adapter, getattr(torch, dtype)), out)
+Rank = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Program = Literal["comfyui", "diffusers", "a1111", "peft", "ai-toolkit", "kohya"]
 
 
-def inspect(
-    file: File,
-    image: Annotated[
-        Path | None, typer.Option(help="PNG to write: the norms of the blocks.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Say what a LoRA file is, and how much of it each program reads.
+@dataclass(frozen=True, kw_only=True)
+class _Writes(Command, WithFormat):
+    """A command that writes one LoRA file.
 
-    The exit status is 1 where an update is broken or no program reads all of it.
+    Attributes:
+        dtype: Of the numbers; default: as in the file that is read.
     """
-    from lorasynth.adapter.inspection import inspect_file
 
-    found = inspect_file(file)
-    if as_json:
-        typer.echo(json.dumps(_plain(asdict(found)), indent=1))
-    else:
-        _print(found)
-    if image is not None:
-        draw_norms(found, image)
-        typer.echo(image, err=as_json)
-    if not found.sound:
-        raise typer.Exit(1)
+    group: ClassVar[str] = "LoRA files"
+
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+
+    def save(
+        self,
+        adapter: "Adapter",
+        out: Path,
+        dtype: "torch.dtype",
+        writer: "LoraFormat | None" = None,
+    ) -> Path:
+        """Write the adapter, as far as its type can hold it."""
+        import torch
+
+        from lorasynth.adapter.files import get_format
+        from lorasynth.adapter.lowrank import narrowed
+
+        number: torch.dtype = getattr(torch, self.dtype) if self.dtype else dtype
+        factors = narrowed(adapter.factors, number)
+        written = (writer or get_format(self.format)).write(replace(adapter, factors=factors), out)
+        print(written)
+        return written
+
+    def target(self, out: Path) -> None:
+        """Refuse a name that the format does not have, before the work."""
+        from lorasynth.adapter.files import get_format
+
+        get_format(self.format).target(out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert(_Writes):
+    """Write a LoRA in another spelling; its update stays as it is, its scale in the numbers.
+
+    LoHa, LoKr, Tucker cores and whole differences become a LoRA, exactly where --rank allows; so
+    does DoRA, with --base.
+
+    Attributes:
+        lora: LoRA file or folder.
+        out: LoRA file (peft: folder) to write.
+        program: Instead of a format, the program that is to read it.
+        family: sd1, sdxl, flux1, ...: where names and shapes leave several.
+        rank: The highest rank of what is no plain LoRA.
+        base: Checkpoint of the base model, for DoRA: a file, or a folder with the denoiser.
+    """
+
+    lora: Positional[Path]
+    out: Positional[Path]
+    program: Annotated[Program | None, arg(name="for")] = None
+    family: str | None = None
+    rank: Rank = 128
+    base: Path | None = None
+
+    def run(self) -> Path:
+        """Write the file."""
+        from lorasynth.adapter.families import family_named
+        from lorasynth.adapter.files import format_for
+        from lorasynth.adapter.files.conversion import read_any
+
+        if self.program is None:
+            self.target(self.out)
+        elif self.format != "auto":
+            raise ConfigError(f"a file has one format, but got --format {self.format} and --for")
+        family = family_named(self.family) if self.family else None
+        made = read_any(self.lora, self.rank, family, self.base)
+        adapter = made.file.adapter
+        writer = format_for(self.program, adapter) if self.program else None
+        written = self.save(adapter, self.out, made.file.dtype, writer)
+        if made.kinds:
+            _say_error(f"made of {' and '.join(made.kinds)}", made)
+        return written
+
+
+def _say_error(what: str, made: "Reduced") -> None:
+    print(
+        f"{what}: rank {made.rank}, relative error {made.error:.2g}, of the worst module "
+        f"{made.worst:.2g}",
+        file=sys.stderr,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resize(_Writes):
+    """Write a LoRA at a lower rank: the nearest update of that rank, module by module.
+
+    Attributes:
+        lora: LoRA file or folder.
+        out: LoRA file (peft: folder) to write.
+        rank: The highest rank.
+        energy: Share of the squared norm that is enough.
+    """
+
+    lora: Positional[Path]
+    out: Positional[Path]
+    rank: Rank
+    energy: Share = 1.0
+
+    def run(self) -> Path:
+        """Write the file."""
+        from lorasynth.adapter.files import read
+        from lorasynth.adapter.files.conversion import Reduced
+        from lorasynth.adapter.lowrank import truncated
+
+        self.target(self.out)
+        found = read(self.lora)
+        parts = {
+            module: truncated(factor, self.rank, self.energy)
+            for module, factor in found.adapter.factors.items()
+        }
+        smaller = replace(found.adapter, factors={m: part.factor for m, part in parts.items()})
+        written = self.save(smaller, self.out, found.dtype)
+        _say_error("resized", Reduced.of(found, list(parts.values())))
+        return written
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge(_Writes):
+    """Join LoRAs: `sum` puts them beside each other, so ranks add up; ties and dare prune first.
+
+    Example: lorasynth merge me.safetensors a.safetensors --weight 1 --weight 0.6 -o b.safetensors
+
+    Attributes:
+        loras: LoRA files.
+        out: LoRA file (peft: folder) to write.
+        weight: Weight of each file, in their order; default: 1.
+        method: sum (exact), ties or dare.
+        density: Share of the numbers that ties and dare keep.
+        rank: The highest rank that ties and dare make.
+    """
+
+    loras: Positional[Annotated[tuple[Path, ...], Field(min_length=1)]]
+    out: Out
+    weight: UseAppendAction[tuple[float, ...]] = ()
+    method: Literal["sum", "ties", "dare"] = "sum"
+    density: Share = 0.5
+    rank: Rank = 64
+
+    def run(self) -> Path:
+        """Write the file."""
+        from lorasynth.adapter.addition import merged
+        from lorasynth.adapter.files import read
+
+        self.target(self.out)
+        weights = self.weight or (1.0,) * len(self.loras)
+        if len(weights) != len(self.loras):
+            raise ConfigError(f"--weight is said for each of {len(self.loras)} files, or for none")
+        files = [read(source) for source in self.loras]
+        adapters = [file.adapter for file in files]
+        adapter, error = merged(adapters, weights, self.method, self.density, self.rank)
+        written = self.save(adapter, self.out, files[0].dtype)
+        if self.method != "sum":
+            line = f"merged by {self.method}: rank {self.rank}, relative error {error:.2g}"
+            print(line, file=sys.stderr)
+        return written
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extract(_Writes):
+    """Make a LoRA of the difference of two checkpoints, read layer by layer.
+
+    Attributes:
+        tuned: Fine-tuned checkpoint: folder or file.
+        original: The checkpoint that it was tuned from.
+        out: LoRA file (peft: folder) to write.
+        rank: The highest rank.
+        family: sd1, sdxl, flux1, ...: where names and shapes leave several.
+        dtype: Of the numbers; default: float16.
+    """
+
+    tuned: Positional[Path]
+    original: Positional[Path]
+    out: Positional[Path]
+    rank: Rank = 64
+    family: str | None = None
+
+    def run(self) -> Path:
+        """Write the file."""
+        import torch
+
+        from lorasynth.adapter.families import family_named
+        from lorasynth.adapter.files.conversion import extracted
+
+        self.target(self.out)
+        family = family_named(self.family) if self.family else None
+        made = extracted(self.tuned, self.original, self.rank, family)
+        written = self.save(made.file.adapter, self.out, torch.float16)
+        _say_error("extracted", made)
+        if made.left_out:
+            line = (
+                f"{len(made.left_out)} changed tensors are no matrices of layers, such as "
+                f"{escaped(made.left_out[0])}, and are left out"
+            )
+            print(line, file=sys.stderr)
+        return written
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect(Command):
+    """Say what a LoRA file is, how much of it each program reads, and whether it fits a base model.
+
+    The exit status is 1 where an update is broken or no program reads all of it, and 2 where it
+    does not fit the base model.
+
+    Attributes:
+        lora: LoRA file, or folder with one.
+        base: Base model to compare every key with: a pipeline folder, or hub:owner/name. Its
+            weights are not read.
+        json: Print JSON.
+    """
+
+    group: ClassVar[str] = "LoRA files"
+
+    lora: Positional[Path]
+    base: str | None = None
+    json: bool = False
+
+    def run(self) -> "Inspection":
+        """Print it.
+
+        Raises:
+            SystemExit: the file is not sound.
+            FileFormatError: it does not fit the base model.
+        """
+        from lorasynth.adapter.inspection import inspect_file
+
+        found = inspect_file(self.lora)
+        misfits = self._misfits(found)
+        if self.json:
+            facts = _plain(asdict(found)) | ({} if self.base is None else {"misfits": misfits})
+            print(json.dumps(facts, indent=1))
+        else:
+            _print(found)
+            print("\n".join(misfits), end="\n" * bool(misfits))
+        if misfits:
+            raise FileFormatError(
+                f"every module of a LoRA must fit the base model, but of the {found.modules} in "
+                f"{self.lora} {len(misfits)} do not fit {self.base}"
+            )
+        if self.base is not None and not self.json:
+            print(f"all {found.modules} modules fit {self.base}")
+        if not found.sound:
+            raise SystemExit(1)
+        return found
+
+    def _misfits(self, found: "Inspection") -> list[str]:
+        """What does not fit the base model, a line for each module."""
+        if self.base is None:
+            return []
+        from lorasynth.base.outline import outline
+
+        return [escaped(line) for line in outline(self.base).misfits(found.layout)]
 
 
 def _plain(value: Any) -> Any:
     """What JSON can hold: numbers that are not finite become text."""
     if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): _plain(inner) for key, inner in value.items() if key != "layout"}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -224,18 +302,31 @@ def _plain(value: Any) -> Any:
 
 def _print(found: "Inspection") -> None:
     from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     facts = _facts(found)
     width = max(map(len, facts))
+
+    def say(line: str, style: str = "") -> None:
+        console.print(escaped(line), style=style, markup=False, highlight=False, soft_wrap=True)
+
     for name, value in facts.items():
-        line = f"{escaped(name):<{width}} {escaped(value)}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    for table in (_program_table(found), _norm_table(found)):
-        console.print(table)
+        say(f"{name:<{width}} {value}")
+    programs = Table("program", "reads of its modules", "loses")
+    for one in found.programs:
+        programs.add_row(one.program, f"{one.modules} of {one.of}", Text(escaped(one.lost)))
+    norms = Table("block", "norm of its update", "")
+    norms.columns[1].justify = "right"
+    largest = max((norm for norm in found.norms.values() if math.isfinite(norm)), default=0.0)
+    for block, norm in found.norms.items():
+        share = norm / largest if math.isfinite(norm) and largest else float(norm > 0)
+        norms.add_row(Text(escaped(block)), f"{norm:.4g}", "█" * round(24 * share))
+    console.print(programs)
+    console.print(norms)
     for warning in (*found.faults, *found.warnings):
-        line = f"warning: {escaped(warning)}"
-        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say(f"warning: {warning}", "yellow")
 
 
 def _facts(found: "Inspection") -> dict[str, str]:
@@ -250,7 +341,7 @@ def _facts(found: "Inspection") -> dict[str, str]:
         "base": stated.base_fingerprint or "not stated",
         "rank": counted(found.ranks),
         "alpha": counted(found.alphas),
-        "numbers": f"{found.parameters:,} {found.dtype} in {found.modules} modules",
+        "parameters": f"{found.parameters:,} {found.dtype} in {found.modules} modules",
         "canonical": "yes" if found.canonical else "no",
         "trigger": stated.trigger_phrase or "not stated",
         "origin": "synthesised" if stated.synthesised else "not stated to be synthesised",
@@ -260,67 +351,3 @@ def _facts(found: "Inspection") -> dict[str, str]:
     return facts | {
         f"header {key}": value for key, value in (found.training | stated.extra).items()
     }
-
-
-def _program_table(found: "Inspection") -> object:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("program", "reads of its modules", "loses")
-    for reading in found.programs:
-        lost = Text(escaped(reading.lost))
-        table.add_row(reading.program, f"{reading.modules} of {reading.of}", lost)
-    return table
-
-
-def _norm_table(found: "Inspection") -> object:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("block", "norm of its update", "")
-    table.columns[1].justify = "right"
-    largest = max((norm for norm in found.norms.values() if math.isfinite(norm)), default=0.0)
-    for block, norm in found.norms.items():
-        share = norm / largest if math.isfinite(norm) and largest else float(norm > 0)
-        table.add_row(Text(escaped(block)), f"{norm:.4g}", "█" * round(24 * share))
-    return table
-
-
-def draw_norms(found: "Inspection", path: Path) -> None:
-    """Write a bar for each block's norm as a PNG."""
-    from matplotlib.figure import Figure
-
-    from lorasynth.core.atomic import atomic_file
-
-    norms = {escaped(block)[:60]: norm for block, norm in found.norms.items()}
-    finite = [norm if math.isfinite(norm) else 0.0 for norm in norms.values()]
-    figure = Figure(figsize=(5, 0.6 + 0.22 * min(len(norms), 400)), dpi=120)
-    axis = figure.subplots()
-    axis.barh(list(norms), finite, color="#3467cf")
-    axis.invert_yaxis()
-    axis.set_xlabel("Frobenius norm of the update")
-    axis.set_title(escaped(found.file.name).replace("$", r"\$"), fontsize=9)
-    axis.tick_params(labelsize=8)
-    figure.tight_layout()
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png")
-
-
-def check(
-    file: File,
-    base: Base,
-) -> None:
-    """Compare every key of a LoRA file with a base model, whose weights are not read."""
-    from lorasynth.adapter import Adapter
-    from lorasynth.base.outline import outline
-
-    adapter = Adapter.load(file)
-    misfits = outline(base).misfits(adapter.layout)
-    for line in misfits:
-        typer.echo(escaped(line))
-    if misfits:
-        raise FileFormatError(
-            f"every module of a LoRA must fit the base model, but of the {len(adapter.factors)} in "
-            f"{file} {len(misfits)} do not fit {base}"
-        )
-    typer.echo(f"{file}: all {len(adapter.factors)} modules fit {base}")

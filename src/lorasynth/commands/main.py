@@ -50,7 +50,7 @@ def _run(words: Sequence[str]) -> int:
     if words[0] == "--version":
         print(f"lorasynth {__version__}")
         return 0
-    name, command, rest = _find(words)
+    name, command, rest = find(words)
     if command is None:
         print(catalogue.overview(name))
         return 0
@@ -59,7 +59,7 @@ def _run(words: Sequence[str]) -> int:
     return 0
 
 
-def _find(words: Sequence[str]) -> tuple[str, type[Command] | None, Sequence[str]]:
+def find(words: Sequence[str]) -> tuple[str, type[Command] | None, Sequence[str]]:
     """The command that words begin with, its name, and the other words; None for a group's help.
 
     Raises:
@@ -72,13 +72,13 @@ def _find(words: Sequence[str]) -> tuple[str, type[Command] | None, Sequence[str
             continue
         command, rest = catalogue.load(name), words[length:]
         if kinds := command.kinds():
-            if not rest or rest[0] not in (*kinds, "-h", "--help"):
+            if not rest or rest[0] in ("-h", "--help"):
+                return name, None, rest
+            if rest[0] not in kinds:
                 raise ConfigError(
                     f"lorasynth {name} is followed by one of {', '.join(kinds)}, but got "
-                    f"{rest[0] if rest else 'nothing'}: see lorasynth {name} --help"
+                    f"{escaped(rest[0])}: see lorasynth {name} --help"
                 )
-            if rest[0] in ("-h", "--help"):
-                return name, None, rest
             name, command, rest = f"{name} {rest[0]}", kinds[rest[0]], rest[1:]
         _require_one_process(name, command)
         return name, command, rest

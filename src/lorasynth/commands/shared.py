@@ -69,18 +69,16 @@ class WithBase(OnDevice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WithImages:
+class OfSubjects:
     """Images of subjects.
 
     Attributes:
         images: Subjects: a folder with a folder of images for each, tar files (webdataset's names:
             ann.0.jpg, ann.0.txt), Parquet files (columns id, image, caption), or drawn avatars, as
             avatars:200 or avatars:200,images=4,seed=1.
-        caption: Of images that have no caption of their own.
     """
 
     images: Positional[str]
-    caption: str = PORTRAIT
 
     def load_images(self, size: int) -> "SubjectSource":
         """The subjects; drawn ones with `size` pixels.
@@ -91,7 +89,18 @@ class WithImages:
         """
         from lorasynth.images import subjects_in
 
-        return subjects_in(self.images, self.caption, size)
+        return subjects_in(self.images, getattr(self, "caption", PORTRAIT), size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithImages(OfSubjects):
+    """Images of subjects, with captions.
+
+    Attributes:
+        caption: Of images that have no caption of their own.
+    """
+
+    caption: str = PORTRAIT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +112,29 @@ class Resumed:
     """
 
     run_folder: Annotated[Path, arg(name="run")] = Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overwriting:
+    """An output that took long to make.
+
+    Attributes:
+        overwrite: Replace an output that is there already.
+    """
+
+    overwrite: bool = False
+
+    def require_free(self, out: Path) -> None:
+        """Refuse an output that would replace another, before anything is computed.
+
+        Raises:
+            ConfigError: it is there, and nobody said that it may be replaced.
+        """
+        if not self.overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError(
+                f"{out} is there already, and is replaced only with --overwrite: say so, or choose "
+                "another -o"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,7 +143,8 @@ def subjects_of(photos: Sequence[Path], out: Path, suffix: str) -> dict[Path, li
     Raises:
         ImageError: a folder has no images, neither itself nor in its subfolders.
     """
-    from lorasynth.images.folders import Tally, images_in, subjects_below
+    from lorasynth.images.folders import images_in, subjects_below
+    from lorasynth.images.indexed import Tally
 
     if len(photos) != 1 or not photos[0].is_dir():
         return {out: list(photos)}

@@ -1,178 +1,233 @@
 """`lorasynth fit` and `lorasynth train`: from a library to a synthesizer."""
 
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import field, replace
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import typer
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from tyro.conf import AvoidSubcommands, Positional, arg
 
-from lorasynth.commands.options import (
-    TRIGGER,
-    Base,
-    Device,
-    Run,
-    Seed,
-    Settings,
-    Trigger,
-    anchor_of,
-    memory_of,
-    override,
-)
+from lorasynth.codec.config import CONFIGS
+from lorasynth.commands.shared import TRIGGER, Overwriting, Resumed, memory_of
+from lorasynth.core.command import Command, Flat, OnDevice, Out, with_field
+from lorasynth.hypernet.config import HypernetConfig
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    import torch
 
-Around = Annotated[
-    str | None,
-    typer.Option(
-        "--anchor",
-        help="Pretrained synthesizer, whose prediction diffusion is relative to: it then learns "
-        "what that misses, and how far that scatters.",
-    ),
-]
-Split = Annotated[
-    str, typer.Option(help="Learn from the adapters of this split of the table; all for every one.")
-]
-Library = Annotated[Path, typer.Argument(help="Library of adapters.", show_default=False)]
+    from lorasynth.base import BaseModel
+    from lorasynth.hypernet import TrainingSet
+    from lorasynth.synthesizer import Synthesizer
 
 
-def fit(
-    codec: Annotated[str, typer.Argument(help="pca, vae or scaled.", show_default=False)],
-    library: Library,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Codec folder to write.")],
-    settings: Settings = None,
-    split: Split = "train",
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            help="What pca or vae may take, such as 8GB; by default half of the machine's. How it "
-            "is computed follows from it."
-        ),
-    ] = None,
-    tolerance: Annotated[
-        float,
-        typer.Option(
-            help="Share of what its components could capture that pca may miss where it cannot be "
-            "exact.",
-            min=1e-6,
-        ),
-    ] = 1e-3,
-    half: Annotated[bool, typer.Option("--half", help="Store the codec's matrices as fp16.")] = (
-        False
-    ),
-    run: Run = Path("runs/fit"),
-    device: Device = "auto",
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class FromLibrary(Resumed, Overwriting, OnDevice):
+    """The adapters that are learned from.
+
+    Attributes:
+        library: Library of adapters.
+        split: Learn from the adapters of this split of the library's table; all for every one.
+    """
+
+    library: Positional[Path]
+    split: str = "train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(Command, FromLibrary):
     """Fit a codec, which turns adapters into latents and back, to a library.
 
-    All take any number of adapters; run pca or vae again to go on. pca draws the share of variance
-    by number of components beside the codec, as explained_variance.png.
+    Any number of adapters fits, since they are read in blocks; a fit that was stopped goes on when
+    it is run again. pca draws the share of variance by number of components beside the codec, as
+    explained_variance.png.
 
-    Example: lorasynth fit pca library -o codec --set latents=128
+    Example: lorasynth fit pca library -o codec --latents 128
+
+    Attributes:
+        out: Codec folder to write.
+        memory: Memory that the fit may take, such as 8GB; by default half of the machine's. How it
+            is computed follows from it.
+        tolerance: Share of the variance that its components could capture which pca may miss where
+            it cannot be exact.
+        half: Store the codec's matrices as fp16.
+        run_folder: Folder for checkpoints; the same folder resumes.
+        config: Of the codec.
     """
-    from lorasynth.codec import CODECS
-    from lorasynth.codec.fitting import fit_into
-    from lorasynth.core.atomic import make_parent
-    from lorasynth.core.device import pick_device
-    from lorasynth.library import Library
 
-    config = override(CODECS.get(codec).config_class(), settings)
-    limit = memory_of(memory)
-    make_parent(out, run)
-    source = Library.open(library).training(split)
-    fitted = fit_into(
-        out,
-        codec,
-        source,
-        config,
-        memory=limit,
-        run=run,
-        tolerance=tolerance,
-        half=half,
-        device=pick_device(device),
-    )
-    typer.echo(f"{out}: {codec}, {fitted.width} numbers to {fitted.latents} latents")
+    group: ClassVar[str] = "Make a synthesizer"
+    codec: ClassVar[str] = ""
+
+    out: Out
+    memory: str | None = None
+    tolerance: Annotated[float, Field(ge=1e-6)] = 1e-3
+    half: bool = False
+    run_folder: Annotated[Path, arg(name="run")] = Path("runs/fit")
+
+    @classmethod
+    def kinds(cls) -> "Mapping[str, type[Command]]":
+        """A command for each codec, also of other packages."""
+        return _Codecs()
+
+    def run(self) -> Path:
+        """Fit the codec and write it."""
+        from lorasynth.codec import Budget, fit_into
+        from lorasynth.core.atomic import make_parent
+        from lorasynth.core.device import pick_device
+        from lorasynth.library import Library
+
+        budget = Budget(
+            memory=memory_of(self.memory),
+            tolerance=self.tolerance,
+            run=self.run_folder / self.codec,
+            device=str(pick_device(self.device)),
+        )
+        self.require_free(self.out)
+        make_parent(self.out, self.run_folder)
+        source = Library.open(self.library).training(self.split)
+        config: Any = self.config  # type: ignore[attr-defined]
+        fitted = fit_into(self.out, self.codec, source, config, budget, half=self.half)
+        print(
+            f"{self.out}: {self.codec}, {fitted.width} parameters to {fitted.latents} latents, "
+            f"fitted to {len(source)} adapters"
+        )
+        return self.out
 
 
-def train(
-    library: Library,
-    codec: Annotated[Path, typer.Option(help="Codec that was fitted to the library.")],
-    encoder: Annotated[
-        str, typer.Option(help="Condition encoder that embedded its subjects: a folder or a name.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Synthesizer folder to write.")],
-    anchor: Around = None,
-    strength: Annotated[
-        float, typer.Option(help="Multiplies what the synthesizer's adapters do.")
-    ] = 1.0,
-    temperature: Annotated[
-        float,
-        typer.Option(help="Weight of the synthesizer's noise, such as 0.5 for likeness.", min=0),
-    ] = 1.0,
-    trigger: Trigger = TRIGGER,
-    split: Split = "train",
-    base: Base = "bundle/base",
-    run: Run = Path("runs/train"),
-    settings: Settings = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-) -> None:
-    """Train the hypernetwork on a library and save the synthesizer; run again to resume.
+class _Codecs(Mapping[str, type[Command]]):
+    """By a codec's name the command that fits it; another package's code runs when it is asked."""
+
+    def __getitem__(self, name: str) -> type[Command]:
+        return _fit(name)
+
+    def __iter__(self) -> Iterator[str]:
+        others = {point.name for point in entry_points(group="lorasynth.codecs")}
+        return iter([*CONFIGS, *sorted(others - CONFIGS.keys())])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+@cache
+def _fit(name: str) -> type[Fit]:
+    if (config := CONFIGS.get(name)) is None:
+        from lorasynth.codec import CODECS
+
+        config = CODECS.get(name).config_class
+    command = with_field(Fit, "config", config)
+    command.codec = name
+    return command
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Command, FromLibrary):
+    """Train the hypernetwork on a library, and save the synthesizer.
+
+    A training that was stopped goes on when it is run again, also with more or fewer steps. Loss
+    and rate are added to metrics.jsonl in the run's folder; if the library has a split
+    "validation", so are errors on its subjects, which end the training early.
 
     Under `accelerate launch -m lorasynth train ...` all processes share one batch.
 
     Example: lorasynth train library --codec codec --encoder bundle/encoders/avatar -o synthesizer
-    --set optimisation.steps=2000 --set model.parameterisation=x0
+    --optimisation.steps 2000 --model.parameterisation x0
+
+    Attributes:
+        codec: Codec that was fitted to the library.
+        encoder: Condition encoder that embedded its subjects: a folder or a name.
+        out: Synthesizer folder to write.
+        base: Base model: a pipeline folder, or hub:owner/name.
+        residual_of: Pretrained synthesizer whose prediction diffusion corrects: it then learns what
+            that lacks, and how far it scatters.
+        strength: Multiplies what the synthesizer's adapters do.
+        temperature: Weight of the synthesizer's noise, such as 0.5 for more similarity.
+        trigger: What calls the subject in a prompt, such as 'sks person'; told in files.
+        run_folder: Folder for checkpoints and metrics; the same folder resumes.
+        training: Of the hypernetwork.
     """
-    from lorasynth.base import BaseModel
-    from lorasynth.base.compatibility import require_fits, require_made_for
-    from lorasynth.codec import load_codec
-    from lorasynth.collect.embedding import column_of
-    from lorasynth.condition import load_encoder
-    from lorasynth.core.atomic import make_parent
-    from lorasynth.core.learned import learned_from
-    from lorasynth.hypernet import train as training
-    from lorasynth.hypernet.library_data import training_set
-    from lorasynth.library import Library
-    from lorasynth.synthesizer import Synthesizer
 
-    stated = [f"optimisation.seed={seed}", *(settings or [])]
-    config = override(training.HypernetConfig(), stated)
-    opened, embedder, fitted = Library.open(library), load_encoder(encoder), load_codec(codec)
-    adapters = opened.training(split)
-    model = BaseModel.load(base, "meta")
-    require_made_for(model, opened.info.base_fingerprint, f"library {library}")
-    require_fits(model, opened.layout)
-    around = anchor_of(anchor, model)
-    make_parent(out, run)
-    accelerator = _accelerator(device)
-    data = training_set(adapters, fitted, column_of(embedder))
-    hypernet = training.train(
-        data,
-        config,
-        anchor=None if around is None else around.regression_in(fitted),
-        checkpoint=run / "hypernet.safetensors",
-        accelerator=accelerator,
+    group: ClassVar[str] = "Make a synthesizer"
+    shared: ClassVar[bool] = True
+
+    codec: Path
+    encoder: str
+    out: Out
+    base: str = "bundle/base"
+    residual_of: str | None = None
+    strength: float = 1.0
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    trigger: str = TRIGGER
+    run_folder: Annotated[Path, arg(name="run")] = Path("runs/train")
+    training: Annotated[HypernetConfig, Flat, AvoidSubcommands] = field(
+        default_factory=HypernetConfig
     )
-    if accelerator.is_main_process:
-        made = Synthesizer.of(
-            model, opened.layout, embedder, hypernet, fitted, trigger_phrase=trigger
+
+    def run(self) -> Path:
+        """Train, and write the synthesizer."""
+        from lorasynth.base import BaseModel
+        from lorasynth.base.compatibility import require_fits, require_made_for
+        from lorasynth.codec import load_codec
+        from lorasynth.collect.embedding import column_of
+        from lorasynth.condition import load_encoder
+        from lorasynth.core.atomic import make_parent
+        from lorasynth.core.learned import learned_from
+        from lorasynth.engine.processes import Processes, end_of_launched
+        from lorasynth.hypernet.library_data import training_set
+        from lorasynth.hypernet.train import train
+        from lorasynth.library import Library
+        from lorasynth.synthesizer import Synthesizer
+
+        self.require_free(self.out)
+        make_parent(self.out, self.run_folder)
+        device = self._picked()
+        opened, embedder = Library.open(self.library), load_encoder(self.encoder)
+        codec, adapters = load_codec(self.codec), opened.training(self.split)
+        model = BaseModel.load(self.base, "meta")
+        require_made_for(model, opened.info.base_fingerprint, f"library {self.library}")
+        require_fits(model, opened.layout)
+        around, column = self._around(model), column_of(embedder)
+        data: TrainingSet = training_set(adapters, codec, column)
+        if self.split != "all" and (held_out := opened.held_out()) is not None:
+            data = replace(data, held_out=training_set(held_out, codec, column))
+        hypernet = train(
+            data,
+            self.training,
+            anchor=None if around is None else around.regression_in(codec),
+            checkpoint=self.run_folder / "hypernet.safetensors",
+            device=device,
         )
-        made = replace(made, base_fingerprint=opened.info.base_fingerprint)
-        learned = learned_from(adapters.ids) | fitted.learned
-        if around is not None:
-            learned |= around.learned
-        made = replace(made, strength=strength, temperature=temperature, learned=learned)
-        made.save(out)
-        typer.echo(f"{out}: trained on {len(adapters)} adapters")
-    accelerator.end_training()
+        if Processes.here(device).is_first:
+            learned = learned_from(adapters.ids) | codec.learned
+            made = replace(
+                Synthesizer.of(
+                    model, opened.layout, embedder, hypernet, codec, trigger_phrase=self.trigger
+                ),
+                base_fingerprint=opened.info.base_fingerprint,
+                strength=self.strength,
+                temperature=self.temperature,
+                learned=learned if around is None else learned | around.learned,
+            )
+            made.save(self.out)
+            print(f"{self.out}: trained on {len(adapters)} adapters")
+        end_of_launched()
+        return self.out
 
+    def _picked(self) -> "torch.device":
+        from lorasynth.core.device import pick_device
+        from lorasynth.engine.processes import device_of_launched, launched
 
-def _accelerator(device: str) -> "Accelerator":
-    """What accelerate computes on; its own choice for `auto`."""
-    from accelerate import Accelerator
+        several = self.device == "auto" and launched() > 1
+        return device_of_launched() if several else pick_device(self.device)
 
-    from lorasynth.core.device import pick_device
-    from lorasynth.hypernet.train import accelerator_on
+    def _around(self, base: "BaseModel") -> "Synthesizer | None":
+        from lorasynth.base.compatibility import require_made_for
+        from lorasynth.synthesizer import Synthesizer
 
-    return Accelerator() if device == "auto" else accelerator_on(pick_device(device))
+        if self.residual_of is None:
+            return None
+        found = Synthesizer.from_pretrained(self.residual_of)
+        require_made_for(base, found.base_fingerprint, f"synthesizer {self.residual_of}")
+        return found

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,9 +142,9 @@ class ConditionEncoder(ABC):
 ENCODERS: Registry[Callable[[Path, torch.device], ConditionEncoder]] = Registry(
     "condition encoder",
     "lorasynth.encoders",
-    "lorasynth.condition.attributes",
+    "lorasynth.condition.composite",
     "lorasynth.condition.faces.encoder",
-    "lorasynth.condition.joined",
+    "lorasynth.condition.trained",
     "lorasynth.condition.vision",
 )
 
@@ -157,6 +158,11 @@ def saved_config(folder: Path) -> dict[str, Any]:
     return {
         name: value for name, value in read_json(folder / CONFIG_FILE).items() if name != "kind"
     }
+
+
+def as_word(text: str) -> str:
+    """A text as an encoder's name: letters, digits and hyphens."""
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in text)
 
 
 def sphere_mean(embeddings: Float[Tensor, "k m"]) -> Float[Tensor, " m"]:
@@ -186,37 +192,29 @@ def subject_condition(
         ConfigError: a face is chosen, but the encoder finds none by itself; or a fact is stated
             that it does not know.
     """
-    _require_known(encoder, facts or {})
-    if not len(photos):
-        if encoder.attributes:
-            return encoder.condition(None, facts or {})
-        raise ImageError("a subject needs a photo, but got none: name one")
-    if face is not None and not encoder.finds_faces:
+    facts = facts or {}
+    for name in facts.keys() - encoder.attributes.keys():
+        raise ConfigError(
+            f"--attribute must be of {', '.join(encoder.attributes)}, but the encoder knows no "
+            f"attribute {name!r}"
+            if encoder.attributes
+            else f"--attribute is for encoders of attributes, but {encoder.name!r} looks at "
+            "photos: leave it out"
+        )
+    if face is not None and len(photos) and not encoder.finds_faces:
         raise ConfigError(
             f"--face chooses among faces, but the encoder {encoder.name!r} finds none by itself: "
             "leave it out, and crop the photo"
         )
-    if not encoder.looks:
-        return encoder.condition(None, facts or {})
+    if not len(photos) and not encoder.attributes:
+        raise ImageError("a subject needs a photo, but got none: name one")
+    if not len(photos) or not encoder.looks:
+        return encoder.condition(None, facts)
     seen = encoder.see(photos, names=names, face=face)
     for name, presence in zip(names, seen.presence.tolist(), strict=True):
         if presence < SHOWN:
             raise ImageError(encoder.missing(name, presence))
-    return encoder.condition(seen.embeddings, facts or {})
-
-
-def _require_known(encoder: ConditionEncoder, facts: Mapping[str, object]) -> None:
-    for name in facts:
-        if not encoder.attributes:
-            raise ConfigError(
-                f"--attribute is for encoders of attributes, but {encoder.name!r} looks at photos: "
-                "leave it out"
-            )
-        if name not in encoder.attributes:
-            raise ConfigError(
-                f"--attribute must be of {', '.join(encoder.attributes)}, but the encoder knows no "
-                f"attribute {name!r}"
-            )
+    return encoder.condition(seen.embeddings, facts)
 
 
 def seen_in(encoder: ConditionEncoder, subject: Subject) -> Seen:
@@ -256,3 +254,31 @@ def subject_conditions(
         )
     chosen = seen.embeddings[shown[torch.arange(len(seen.presence)) % len(shown)]]
     return encoder.conditions(chosen, subject.attributes)
+
+
+def framed_subject(
+    subject: Subject, size: int, encoders: Sequence[ConditionEncoder] = ()
+) -> Subject:
+    """A subject as squares of one size, with what encoders saw in the whole photos.
+
+    The squares are around the face that the first encoder of faces finds (`framing.frame`).  The
+    encoders see whole photos, as they do when a synthesizer is used.
+
+    Args:
+        subject: with photos of any sizes.
+        size: side of the squares in pixels.
+        encoders: that the subject will be embedded with.
+
+    Raises:
+        ImageError: none of its photos shows what an encoder knows.
+    """
+    looking = {encoder.fingerprint: encoder for encoder in encoders if encoder.looks}
+    seen: dict[str, Seen] = {name: one.see(subject.photos) for name, one in looking.items()}
+    carrying = replace(subject, seen=seen)
+    for encoder in looking.values():
+        subject_conditions(encoder, carrying)  # refuses a subject in which it finds nothing
+    found = [one.boxes for one in seen.values() if any(one.boxes)]
+    boxes: Sequence[Box | None] = found[0] if found else [None] * len(subject.photos)
+    pairs = zip(subject.photos, boxes, strict=True)
+    squares = [framed(photo, size, box) for photo, box in pairs]
+    return replace(carrying, photos=torch.stack(squares))

@@ -1,4 +1,4 @@
-"""Likeness: are the images made with an adapter images of its subject?"""
+"""Identity similarity: are the images made with an adapter images of its subject?"""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,10 +15,3 @@ def likeness(
             was the condition, nor one that an adapter was trained on.
     """
     return (generated @ references.mT).mean(dim=(1, 2))
-
-
-def self_likeness(references: Float[Tensor, "n j m"]) -> Float[Tensor, " n"]:
-    """Mean cosine between two different real images of each subject: the highest to hope for."""
-    j = references.shape[1]
-    pairs = references @ references.mT
-    return (pairs.sum(dim=(1, 2)) - pairs.diagonal(dim1=1, dim2=2).sum(dim=1)) / (j * (j - 1))

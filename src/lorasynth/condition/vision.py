@@ -1,9 +1,7 @@
 """Image encoders of transformers (CLIP, SigLIP, DINO): conditions that are not faces."""
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from lorasynth.condition.contract import ENCODERS, ConditionEncoder, saved_config
-from lorasynth.condition.named import as_word
+from lorasynth.condition.contract import ENCODERS, ConditionEncoder, as_word, saved_config
+from lorasynth.condition.trunks import unit_batches
 from lorasynth.core import config as configs
 from lorasynth.core.errors import BundleError, ConfigError
 from lorasynth.core.places import HUB, folder_of, public_name, repository
 from lorasynth.core.weights import fingerprint, load_weights, save_module
-from lorasynth.images.files import to_unit_range
 
 _Colour = tuple[float, float, float]
 _WEIGHTS = "model.safetensors"
@@ -125,17 +122,8 @@ class VisionEncoder(ConditionEncoder, nn.Module):
     @override
     def embed(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b m"]:
         """Embed images as unit vectors on the CPU, in batches."""
-        return torch.cat([self(part).cpu() for part in self._batches(images)])
-
-    def _batches(
-        self, images: UInt8[Tensor, "b h w 3"]
-    ) -> Iterator[Float[Tensor, "part 3 side side"]]:
-        size = (self.image_size, self.image_size)
-        for part in images.split(_BATCH):
-            unit = to_unit_range(part.to(self._mean.device))
-            if unit.shape[2:] != size:
-                unit = functional.interpolate(unit, size, mode="bilinear", antialias=True)
-            yield unit
+        parts = unit_batches(images, self.image_size, self._mean.device, _BATCH)
+        return torch.cat([self(part).cpu() for part in parts])
 
     @override
     def save(self, folder: Path) -> None:
@@ -186,20 +174,17 @@ def named(model: str) -> VisionConfig:
     return replace(config, licence=licences[0]) if licences else config
 
 
-def _class_of(kind: str) -> Any:
-    """What holds the image half of a model, with CLIP's projection."""
+def _class_of(kind: str) -> tuple[Any, dict[str, bool]]:
+    """What holds the image half of a model, with CLIP's projection; the Auto class runs no code."""
     import transformers
 
-    clip = kind == "clip_vision_model"
-    return transformers.CLIPVisionModelWithProjection if clip else transformers.AutoModel
+    if kind == "clip_vision_model":
+        return transformers.CLIPVisionModelWithProjection, {}
+    return transformers.AutoModel, {"trust_remote_code": False}
 
 
 def _built(config: VisionConfig) -> nn.Module:
-    """A network with the config's architecture, and weights that mean nothing yet.
-
-    Raises:
-        ConfigError: transformers knows no such architecture.
-    """
+    """A network with the config's architecture, and weights that mean nothing yet."""
     import transformers
 
     stated = dict(config.architecture or {})
@@ -211,13 +196,9 @@ def _built(config: VisionConfig) -> nn.Module:
     kind = str(stated.pop("model_type", None))
     try:
         architecture = transformers.AutoConfig.for_model(kind, **stated)
-        build = _class_of(kind)
-        made = (
-            partial(build.from_config, trust_remote_code=False)
-            if build is transformers.AutoModel
-            else build
-        )
-        network: nn.Module = made(architecture)
+        build, own_code = _class_of(kind)
+        make = build.from_config if own_code else build
+        network: nn.Module = make(architecture, **own_code)
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"an image encoder needs an architecture that transformers knows, but {config.name!r} "
@@ -239,18 +220,15 @@ def _fetched(model: str) -> tuple[Any, dict[str, Any]]:
         own = getattr(stated, "vision_config", stated)
         if hasattr(stated, "projection_dim"):
             own.projection_dim = stated.projection_dim
-        network, report = _class_of(own.model_type).from_pretrained(
+        kind, own_code = _class_of(own.model_type)
+        network, report = kind.from_pretrained(
             model,
             config=own,
             use_safetensors=True,
             output_loading_info=True,
             dtype=torch.float32,
             **local,
-            **(
-                {"trust_remote_code": False}
-                if _class_of(own.model_type) is transformers.AutoModel
-                else {}
-            ),
+            **own_code,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BundleError(
@@ -279,7 +257,7 @@ def _resolved(config: VisionConfig, own: Any, processing: dict[str, Any]) -> Vis
     if not isinstance(size, int):
         raise ConfigError(
             f"an image encoder needs the size of its images, but {config.model!r} does not say "
-            "it: give a CLIP, SigLIP or DINO model, or --set image_size=224"
+            "it: give a CLIP, SigLIP or DINO model, or say --image-size 224 to encoders make"
         )
     return replace(
         config,

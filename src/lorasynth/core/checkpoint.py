@@ -6,7 +6,7 @@ which come and go, in a folder (`Checkpoint`).
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +59,7 @@ def read_state(
     device: torch.device | str = "cpu",
     *,
     whole: Path | None = None,
+    free: Sequence[str] = (),
 ) -> State | None:
     """What was saved in a file; None if there is none.
 
@@ -67,6 +68,7 @@ def read_state(
         identity: what the result depends on, as JSON values.
         device: where the tensors are wanted.
         whole: what a user deletes to begin anew; None for the file.
+        free: parts of the identity that may have changed, by their names with dots.
 
     Raises:
         ConfigError: it belongs to another computation.
@@ -90,12 +92,25 @@ def read_state(
             f"{path} must be an intact checkpoint, but is not ({error}): delete "
             f"{whole or path} to begin anew"
         ) from error
-    if others := changes(kept, json.loads(json.dumps(dict(identity)))):
+    mine = json.loads(json.dumps(dict(identity)))
+    if others := changes(_without(kept, free), _without(mine, free)):
         raise ConfigError(
             f"{whole or path} holds the checkpoint of another computation ({'; '.join(others)}): "
             "delete it, or choose another place for this one"
         )
     return State(tensors, facts)
+
+
+def _without(identity: dict[str, Any], free: Sequence[str]) -> dict[str, Any]:
+    """An identity without the parts of these names."""
+    rest = dict(identity)
+    for name in free:
+        outer, _, inner = name.partition(".")
+        if not inner:
+            rest.pop(outer, None)
+        elif isinstance(rest.get(outer), dict):
+            rest[outer] = _without(rest[outer], [inner])
+    return rest
 
 
 class Checkpoint:

@@ -7,22 +7,25 @@ line::
     "pets.collect" = "my_package.commands:CollectPets"
 """
 
+import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import field
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, cast
+from typing import Annotated, Any, ClassVar, TypeVar, cast, get_origin
 
 import tyro
+from pydantic import ValidationError
 from pydantic.dataclasses import dataclass
 from tyro.conf import FlagCreatePairsOff, arg
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from lorasynth.core.errors import ConfigError
+from lorasynth.core.errors import ConfigError, quoted
 
 CommandT = TypeVar("CommandT", bound="Command")
 
@@ -45,9 +48,14 @@ class Command(ABC):
     shared: ClassVar[bool] = False
 
     @classmethod
-    def kinds(cls) -> dict[str, "type[Command]"]:
+    def kinds(cls) -> "Mapping[str, type[Command]]":
         """What may follow the command's name, such as `pca` after `fit`: the command of each."""
         return {}
+
+    @classmethod
+    def chosen_by(cls, words: Sequence[str]) -> "type[Command]":  # noqa: ARG003
+        """The command with the defaults that words choose, such as those of a preset."""
+        return cls
 
     @abstractmethod
     def run(self) -> Any:
@@ -60,11 +68,18 @@ class Command(ABC):
 
 def with_field(command: type[CommandT], field_name: str, config: type) -> type[CommandT]:
     """A command one of whose fields is a config of this class; its options are the command's."""
+    return with_default(command, field_name, Annotated[config, Flat], config)
+
+
+def with_default(
+    command: type[CommandT], field_name: str, kind: Any, make: Callable[[], Any]
+) -> type[CommandT]:
+    """A command with a field of a kind, whose default is made."""
     body = {
-        "__annotations__": {field_name: Annotated[config, Flat]},
+        "__annotations__": {field_name: kind},
         "__doc__": command.__doc__,
         "__module__": command.__module__,
-        field_name: field(default_factory=config),
+        field_name: field(default_factory=make),
     }
     made = type(command.__name__, (command,), body)
     return cast("type[CommandT]", dataclass(frozen=True, kw_only=True)(made))
@@ -106,12 +121,42 @@ def read_command(kind: type[CommandT], name: str, words: Sequence[str]) -> Comma
     """
     said = StringIO()
     try:
-        with _width(None if {"-h", "--help"} & set(words) else 10_000), redirect_stderr(said):
-            return tyro.cli(kind, prog=name, args=list(words), config=(FlagCreatePairsOff,))
+        wide = _width(None if {"-h", "--help"} & set(words) else 10_000)
+        with _CONSTRUCTORS, wide, redirect_stderr(said):
+            chosen = cast("type[CommandT]", kind.chosen_by(words))
+            return tyro.cli(chosen, prog=name, args=list(words), config=(FlagCreatePairsOff,))
     except SystemExit as ended:
         if not ended.code:
             raise
         raise ConfigError(f"{_refusal(said.getvalue())} (all options: {name} --help)") from ended
+    except ValidationError as error:  # of a config within the command
+        raise ConfigError(f"{_refused_by(error)} (all options: {name} --help)") from error
+
+
+def _refused_by(error: ValidationError) -> str:
+    first = error.errors()[0]
+    reason = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return reason
+    option = ".".join(map(str, first["loc"])).replace("_", "-")
+    return f"--{option}: {reason[:1].lower()}{reason[1:]}, but got {quoted(first['input'])}"
+
+
+_CONSTRUCTORS = ConstructorRegistry()
+
+
+@_CONSTRUCTORS.primitive_rule
+def _json_options(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Options whose names nobody knows before, such as those of a plug-in, are given as JSON."""
+    if get_origin(kind.type) is not dict:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=lambda words: json.loads(words[0]),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [json.dumps(value)],
+    )
 
 
 @contextmanager
@@ -141,6 +186,8 @@ def _refusal(text: str) -> str:
     for before, row in pairwise(rows):
         if found := _REASON.match(row):
             reason, value = found.groups()
+            if "validation error" in before:  # of several options together
+                return reason
             option = before.replace("_", "-")
             return f"--{option}: {reason[:1].lower()}{reason[1:]}, but got {value}"
     return " ".join(rows[1:] or rows)

@@ -58,10 +58,14 @@ def _renamed(kind: Any, value: Mapping[str, Any]) -> dict[str, Any]:
     for name, part in value.items():
         now = name if name in fields else name.replace("picture", "image")
         for inner in (fields.get(now), *get_args(fields.get(now))):
-            if isinstance(part, Mapping) and dataclasses.is_dataclass(inner):
+            if isinstance(part, Mapping) and _is_config(inner):
                 part = _renamed(inner, part)
         renamed[now if now in fields else name] = part
     return renamed
+
+
+def _is_config(kind: Any) -> bool:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
 def _refuse_unknown(kind: type, value: Mapping[str, Any]) -> None:
@@ -74,7 +78,7 @@ def _refuse_unknown(kind: type, value: Mapping[str, Any]) -> None:
             )
         inner: type
         for inner in (fields[name], *get_args(fields[name])):  # a config, or a config or None
-            if isinstance(part, Mapping) and dataclasses.is_dataclass(inner):
+            if isinstance(part, Mapping) and _is_config(inner):
                 _refuse_unknown(inner, part)
 
 

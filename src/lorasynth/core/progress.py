@@ -1,6 +1,6 @@
 """One progress display for all long work: what, how far, time left, and the last figures.
 
-On a terminal it is a bar; in a log it is a line every 20 seconds.
+On a terminal it is a bar; in a log it is a line after the first 2 seconds, then every 20.
 """
 
 import time
@@ -24,7 +24,7 @@ from lorasynth.core.errors import escaped
 #: Progress and messages go to standard error, so that standard output stays parseable.
 console = Console(stderr=True)
 
-_LOG_SECONDS = 20
+_FIRST_SECONDS, _LOG_SECONDS = 2, 20
 
 
 def note(line: str) -> None:
@@ -80,7 +80,8 @@ def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
 
 
 def _log(title: str, total: int, done: int) -> Advance:
-    begun = spoken = time.monotonic()
+    begun = time.monotonic()
+    spoken = begun + _FIRST_SECONDS - _LOG_SECONDS
     first, last_note = done, ""
 
     def advance(steps: int = 1, note: str = "") -> None:

@@ -1,8 +1,7 @@
-"""Diffusion on vectors, whatever they mean: noise schedule, what is predicted, solvers, averaging.
+"""Diffusion on vectors, whatever they mean: noise schedule, what is predicted, solvers.
 
 `contract.py` says what a `Schedule` and a `Parameterisation` must do; each lives in one short
-class and joins by name.  Nothing here knows of adapters, codecs or conditions.  `ema.py` is not
-re-exported: only training needs it, and it loads diffusers (seconds).
+class and joins by name.  Nothing here knows of adapters, codecs or conditions.
 """
 
 import lazy_loader

@@ -12,4 +12,3 @@ from .sampler import sample as sample
 from .sampler import solver_times as solver_times
 from .schedule import Cosine as Cosine
 from .schedule import Linear as Linear
-from .schedule import discretise as discretise

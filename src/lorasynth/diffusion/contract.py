@@ -63,8 +63,8 @@ class Parameterisation(ABC):
     """What a denoiser predicts.
 
     Every parameterisation predicts an affine function of x_0 once x_t is known, so each is the
-    same denoiser in another unit: `to_x0` undoes the unit, and `gain` says by how much it
-    magnifies an error in x_0, which is what distinguishes their losses.
+    same denoiser in another unit, which `to_x0` undoes; what distinguishes them is how their losses
+    weigh the noise levels.
     """
 
     def __init__(self, schedule: Schedule) -> None:
@@ -89,24 +89,6 @@ class Parameterisation(ABC):
         """`to_x0` as a x_t + b prediction: a and b at each time."""
         one, none = torch.ones_like(t), torch.zeros_like(t)
         return self.to_x0(none, one, t), self.to_x0(one, none, t)
-
-    @abstractmethod
-    def gain(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
-        """|d prediction / d x_0| at fixed x_t: the size of an error of 1 in x_0."""
-
-    def loss_weight(
-        self, t: Float[Tensor, "*t"], min_snr: float | None = None
-    ) -> Float[Tensor, "*t"]:
-        """The weight of the squared error of the *prediction* at time t.
-
-        Args:
-            t: times.
-            min_snr: None for 1 everywhere; otherwise gamma of Hang et al. 2023 (Min-SNR), whose
-                weight min(SNR, gamma) holds for x_0 and is converted here to the prediction.
-        """
-        if min_snr is None:
-            return torch.ones_like(t)
-        return self.schedule.log_snr(t).exp().clamp(max=min_snr) / self.gain(t).square()
 
 
 def over(values: Float[Tensor, " b"], like: Float[Tensor, "b *d"]) -> Tensor:

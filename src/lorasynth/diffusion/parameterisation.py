@@ -26,10 +26,6 @@ class X0(Parameterisation):
     ) -> Float[Tensor, "b *d"]:
         return prediction
 
-    @override
-    def gain(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
-        return t.new_ones(t.shape)
-
 
 @PARAMETERISATIONS.register("v")
 class Velocity(Parameterisation):
@@ -56,11 +52,6 @@ class Velocity(Parameterisation):
         alpha, sigma = self.schedule.factors(t, x_t)
         return (alpha * x_t - sigma * prediction) / (alpha.square() + sigma.square())
 
-    @override
-    def gain(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
-        sigma = self.schedule.sigma(t)
-        return (self.schedule.alpha(t).square() + sigma.square()) / sigma
-
 
 @PARAMETERISATIONS.register("flow")
 class Flow(Parameterisation):
@@ -85,11 +76,6 @@ class Flow(Parameterisation):
         alpha, sigma = self.schedule.factors(t, x_t)
         return (x_t - sigma * prediction) / (alpha + sigma)
 
-    @override
-    def gain(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
-        sigma = self.schedule.sigma(t)
-        return (self.schedule.alpha(t) + sigma) / sigma
-
 
 @PARAMETERISATIONS.register("epsilon")
 class Epsilon(Parameterisation):
@@ -110,7 +96,3 @@ class Epsilon(Parameterisation):
     ) -> Float[Tensor, "b *d"]:
         alpha, sigma = self.schedule.factors(t, x_t)
         return (x_t - sigma * prediction) / alpha
-
-    @override
-    def gain(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
-        return self.schedule.alpha(t) / self.schedule.sigma(t)

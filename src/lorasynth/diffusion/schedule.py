@@ -1,4 +1,4 @@
-"""Noise schedules: the cosine one, in continuous time and cut into steps, and a straight line."""
+"""Noise schedules in continuous time: the cosine one, and a straight line."""
 
 import math
 
@@ -66,18 +66,3 @@ def _angle(t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
 
 
 _START = OFFSET / (1 + OFFSET) * (math.pi / 2)
-
-
-def discretise(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
-    """The betas of a schedule cut into `steps`, as diffusers' schedulers take (`trained_betas`).
-
-    Args:
-        schedule: a variance-preserving schedule.
-        steps: the number T of steps; step i (from 0) ends at time (i + 1) / T.
-
-    Returns:
-        beta_i = 1 - alpha-bar(i+1) / alpha-bar(i), at most 0.999 (Nichol & Dhariwal
-        2021, sec. 3.2).
-    """
-    alpha_bar = schedule.alpha(torch.linspace(0, 1, steps + 1, dtype=torch.float64)).square()
-    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999).float()

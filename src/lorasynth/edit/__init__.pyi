@@ -1,8 +1,10 @@
-from .directions import attribute_names as attribute_names
-from .directions import direction as direction
-from .interpolation import PATHS as PATHS
-from .interpolation import lerp as lerp
-from .interpolation import slerp as slerp
+from .attributes import attribute_names as attribute_names
+from .attributes import direction as direction
+from .attributes import labels_of as labels_of
 from .latent_library import LatentLibrary as LatentLibrary
-from .movement import moved as moved
+from .priors import PRIORS as PRIORS
+from .space import PATHS as PATHS
 from .space import LatentSpace as LatentSpace
+from .space import lerp as lerp
+from .space import moved as moved
+from .space import slerp as slerp

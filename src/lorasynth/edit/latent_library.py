@@ -18,7 +18,7 @@ from lorasynth.core.errors import BundleError, LayoutError
 from lorasynth.core.places import local
 from lorasynth.core.weights import fingerprint, read_weights, write_weights
 from lorasynth.hypernet.library_data import latents_of
-from lorasynth.library import Library, LibraryView
+from lorasynth.library import Library
 
 _WEIGHTS = "latents.safetensors"
 #: Values of all columns together.
@@ -49,20 +49,17 @@ class LatentLibrary:
     codec: str = ""
 
     @classmethod
-    def encode(
-        cls, library: Library | LibraryView, codec: Codec, column: str | None
-    ) -> "LatentLibrary":
+    def encode(cls, library: Library, codec: Codec, column: str | None) -> "LatentLibrary":
         """Encode a library or a part of one; `column` holds the conditions, if they are needed."""
         none = torch.zeros(len(library), 0, 0)
-        whole = library.library if isinstance(library, LibraryView) else library
-        reference = whole.reference
+        reference = library.reference
         return cls(
             ids=tuple(library.ids),
             latents=latents_of(library, codec),
             conditions=none if column is None else library.column(column),
             columns={k: v for k, v in library.table.to_pydict().items() if k not in NO_FACTS},
-            gauge=whole.info.gauge,
-            reference=None if reference is None else whole.layout.flatten(reference),
+            gauge=library.info.gauge,
+            reference=None if reference is None else library.layout.flatten(reference),
             codec=fingerprint(codec),
         )
 

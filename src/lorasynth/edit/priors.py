@@ -34,7 +34,7 @@ _PARENTS = 3
 def gaussian(
     latents: Float[Tensor, "N k"], names: Sequence[str], seed: int
 ) -> Float[Tensor, "n k"]:
-    """Each latent on its own, with the library's mean and spread (4.1: in PCA space)."""
+    """Each latent by itself, with the library's mean and standard deviation (4.1)."""
     return latents.mean(dim=0) + latents.std(dim=0) * _normal(latents.shape[1], names, seed)
 
 

@@ -16,14 +16,43 @@ from lorasynth.adapter import Adapter, AdapterMetadata, Factor, Factors, Layout,
 from lorasynth.adapter.addition import add
 from lorasynth.adapter.gauge import GAUGES
 from lorasynth.codec import Codec
-from lorasynth.edit.directions import direction
-from lorasynth.edit.interpolation import lerp
+from lorasynth.edit.attributes import direction
 from lorasynth.edit.latent_library import LatentLibrary
 
 #: A step of 1, in differences between subjects with an attribute and without.  One difference
 #: leaves many images as they were: 1.5 makes glasses come in 16 of 16 validation subjects and go
 #: in 14 of 16, where 1 did in 9 and 12 (docs/experiments.md, 2026-11-30).
 UNIT = 1.5
+
+
+def lerp(
+    start: Float[Tensor, " k"], end: Float[Tensor, " k"], shares: Float[Tensor, " n"]
+) -> Float[Tensor, "n k"]:
+    """The straight line."""
+    return torch.lerp(start, end, shares[:, None])
+
+
+def slerp(
+    start: Float[Tensor, " k"], end: Float[Tensor, " k"], shares: Float[Tensor, " n"]
+) -> Float[Tensor, "n k"]:
+    """The arc of a great circle, with a length between those of its ends (Shoemake 1985).
+
+    Far points of many dimensions lie near a sphere, and a straight line between them leaves it.
+    Where the ends point the same or opposite ways, it is the straight line.
+    """
+    lengths = torch.lerp(start.norm(), end.norm(), shares)[:, None]
+    first, last = start / start.norm(), end / end.norm()
+    cosine = first @ last
+    if not cosine.abs() < 1 - 1e-6:
+        return lerp(start, end, shares)
+    angle = torch.arccos(cosine)
+    weights = torch.sin(torch.stack([1 - shares, shares], dim=1) * angle) / torch.sin(angle)
+    return lengths * (weights @ torch.stack([first, last]))
+
+
+#: From two latents and shares of the way between them to latents.
+Interpolation = Callable[[Tensor, Tensor, Tensor], Tensor]
+PATHS: dict[str, Interpolation] = {"lerp": lerp, "slerp": slerp}
 
 
 @dataclass(frozen=True)
@@ -97,7 +126,7 @@ class LatentSpace:
         start: Adapter,
         end: Adapter,
         shares: Sequence[float],
-        path: Callable[[Tensor, Tensor, Tensor], Tensor] = lerp,
+        path: Interpolation = lerp,
     ) -> list[Adapter]:
         """Adapters on the way from `start` (share 0) to `end` (share 1), which are met exactly.
 
@@ -107,7 +136,7 @@ class LatentSpace:
             start: any adapter of the base model.
             end: another.
             shares: of the way.
-            path: from two latents and shares to latents; see `PATHS`.
+            path: one of `PATHS`.
 
         Raises:
             LayoutError: see `latent`.
@@ -152,3 +181,18 @@ def _strength_of(metadata: AdapterMetadata) -> float:
         return float(metadata.extra["strength"])
     except (KeyError, ValueError):
         return 1.0
+
+
+@torch.no_grad()
+def moved(
+    codec: Codec, vectors: Float[Tensor, "n D"], step: Float[Tensor, "*n k"]
+) -> Float[Tensor, "n D"]:
+    """Vectors moved by what the step in latents changes once decoded; a step of zero keeps them.
+
+    Args:
+        codec: in whose latents the step is.
+        vectors: canonical vectors.
+        step: one for all, for example a `direction` times a strength, or one for each.
+    """
+    latents = codec.encode(vectors)
+    return vectors + codec.decode(latents + step) - codec.decode(latents)

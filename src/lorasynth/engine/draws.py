@@ -1,21 +1,19 @@
 """The random numbers of a fleet's training, drawn from one set of streams per subject.
 
-What subject s draws at step i depends on (seed, s, i) and the `Descent` alone: not on the other
-subjects of its fleet, their order, the device, or the number of steps after i.
+What subject s draws at step i depends on (seed, s, i) and the optimiser's config alone: not on the
+other subjects of its fleet, their order, the device, or the number of steps after i.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64, Real
 from torch import Tensor
 
+from lorasynth.base import BaseModel
 from lorasynth.core.randomness import torch_stream
-from lorasynth.engine.descent import Descent
-
-#: Draws times of some shape from a stream, as a base model does.
-DrawTimes: TypeAlias = Callable[[Sequence[int], torch.Generator], Tensor]
+from lorasynth.engine.recipe import OptimizerConfig
 
 #: Steps whose noise is drawn in one call per subject.  Part of the streams: the vectorised
 #: generator gives other numbers for other lengths, so a change makes other adapters.
@@ -39,46 +37,41 @@ class Draw(NamedTuple):
 
 
 def draw_steps(
-    config: Descent,
+    base: BaseModel,
+    config: OptimizerConfig,
     subject_ids: Sequence[str],
     image_counts: Sequence[int],
-    *,
-    draw_times: DrawTimes,
-    latent_shape: tuple[int, ...],
-    device: torch.device,
-    dtype: torch.dtype,
 ) -> Iterator[Draw]:
-    """Yield the draws of each step of `config`, on `device`, with noise in `dtype`."""
+    """Yield the draws of each step of `config`, on the base model's device and in its precision."""
     n, shape = len(subject_ids), (config.steps, config.images_per_step)
+    names = [("subject", name) for name in subject_ids]
+    noisy = names if config.noise == "own" else [("shared", "noise")]
 
     def stacked(values: list[Tensor]) -> Tensor:  # (steps, n, m); one value serves all subjects
-        return torch.stack(values, dim=1).expand(-1, n, -1).to(device)
+        return torch.stack(values, dim=1).expand(-1, n, -1).to(base.device)
 
-    noise_paths = [("subject", name) for name in subject_ids]
-    if config.noise == "shared":
-        noise_paths = [("shared", "noise")]
-    streams = [torch_stream(config.seed, *path, "noise") for path in noise_paths]
-    times = stacked(
-        [draw_times(shape, torch_stream(config.seed, *path, "timesteps")) for path in noise_paths]
-    )
+    def stream(path: Sequence[str], what: str) -> torch.Generator:
+        return torch_stream(config.seed, *path, what)
+
+    streams = [stream(path, "noise") for path in noisy]
+    times = stacked([base.draw_times(shape, stream(path, "timesteps")) for path in noisy])
     images = stacked(
         [
-            _rounds(count, shape, torch_stream(config.seed, "subject", name, "pictures"))
-            for name, count in zip(subject_ids, image_counts, strict=True)
+            _rounds(count, shape, stream(name, "pictures"))
+            for name, count in zip(names, image_counts, strict=True)
         ]
     )
     dropped = stacked(
         [
-            torch.rand(shape, generator=torch_stream(config.seed, "subject", name, "captions"))
-            < config.caption_dropout
-            for name in subject_ids
+            torch.rand(shape, generator=stream(name, "captions")) < config.caption_dropout
+            for name in names
         ]
     )
     for step in range(config.steps):
         if step % NOISE_CHUNK == 0:
-            size = (NOISE_CHUNK, config.images_per_step, *latent_shape)
+            size = (NOISE_CHUNK, config.images_per_step, *base.latent_shape)
             chunk = torch.stack([torch.randn(size, generator=s) for s in streams], dim=1)
-            chunk = chunk.to(device, dtype).expand(-1, n, *size[1:])
+            chunk = chunk.to(base.device, base.dtype).expand(-1, n, *size[1:])
         yield Draw(images[step], times[step], chunk[step % NOISE_CHUNK], dropped[step])
 
 

@@ -19,7 +19,7 @@ class EncodedSubjects:
 
     Attributes:
         latents: scaled latents of all images.
-        texts: all captions.
+        texts: prompt embeddings of all captions.
         empty: what the base model takes where nothing is said.
         first: where each subject's images begin.
         counts: images of each subject.

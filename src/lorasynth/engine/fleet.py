@@ -1,36 +1,107 @@
-"""Train many adapters in one batch of the frozen base model.
+"""Train many adapters in one batch of the frozen base model: the factors themselves by descent.
 
-An adapter is the same whatever fleet it is trained in (`lorasynth.engine.descent`).
+An adapter is the same whatever fleet it is trained in (`lorasynth.engine.loop`).
 """
 
+import hashlib
+import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lorasynth.adapter import Factor, Factors
-from lorasynth.base import BaseModel
+from lorasynth.base import BaseModel, SamplingConfig
+from lorasynth.core.config import to_dict
 from lorasynth.core.errors import CollectionError, ConfigError
-from lorasynth.core.randomness import torch_stream
-from lorasynth.engine.loop import OnStep, descend
-from lorasynth.engine.prior import class_latents, prior_losses
+from lorasynth.core.progress import progress
+from lorasynth.core.randomness import stream_seed, torch_stream
+from lorasynth.core.weights import kept_tensors
+from lorasynth.engine.draws import draw_steps
+from lorasynth.engine.encoded import EncodedSubjects
+from lorasynth.engine.loop import Fleet, OnStep, Trainable, denoising_losses, descend
 from lorasynth.engine.recipe import Recipe
 from lorasynth.images import Subject
 
+#: Class images made between two reports of progress.
+_CHUNK = 16
 
-class Fleet(NamedTuple):
-    """Adapters trained together.
 
-    Attributes:
-        factors: module name -> factors stacked over the n subjects, any scale folded into B.
-        losses: denoising loss of each adapter at each step.
+class LowRank(Trainable):
+    """The factors of n adapters, those that are trained as parameters of their own memory.
+
+    Args:
+        base: the frozen base model, on its device and in its precision.
+        recipe: how each adapter is trained.
+        subject_ids: whose adapters they are.
+        init: factors (n or 1 adapters, any scale folded in) to start from, and to be pulled
+            toward by weight decay; None: start as the recipe says, decay toward zero.
+        classes: latents of the class images that the recipe asks for; None: make them.
+
+    Raises:
+        CollectionError: `init` holds another number of adapters.
+        ConfigError: a target matches no module, or is narrower than the rank.
     """
 
-    factors: Factors
-    losses: Float[Tensor, "n steps"]
+    def __init__(
+        self,
+        base: BaseModel,
+        recipe: Recipe,
+        subject_ids: Sequence[str],
+        init: Factors | None = None,
+        classes: Float[Tensor, "p c h w"] | None = None,
+    ) -> None:
+        super().__init__(recipe)
+        self.scale, self.anchored = recipe.scale, init is not None
+        targets, n = base.target_linears(recipe.targets), len(subject_ids)
+        start = start_factors(targets, recipe, subject_ids)
+        if init is not None:
+            start = {name: Factor(f.A, f.B / recipe.scale) for name, f in init.items()}
+        dtype = torch.promote_types(base.dtype, torch.float32)
+
+        def leaf(part: Tensor, *, trained: bool) -> Tensor:
+            if len(part) not in (1, n):
+                raise CollectionError(
+                    f"training must start from 1 adapter or one for each of the {n} subjects, but "
+                    f"got {len(part)}"
+                )
+            part = part.detach().to(base.device, dtype).expand(n, -1, -1)
+            if not trained:
+                return part
+            return nn.Parameter(part.clone(memory_format=torch.contiguous_format))
+
+        both = recipe.trained == "both"
+        self._factors = {
+            name: Factor(leaf(factor.A, trained=both), leaf(factor.B, trained=True))
+            for name, factor in start.items()
+        }
+        parts = [part for factor in self._factors.values() for part in factor]
+        self._leaves = nn.ParameterList(part for part in parts if isinstance(part, nn.Parameter))
+        self._penalties: Callable[[], Tensor] | None = None
+        if recipe.prior.prompt:
+            if classes is None:
+                classes = class_latents(base, recipe)
+            self._penalties = class_losses(base, recipe, classes, subject_ids)
+
+    @override
+    def forward(self) -> Factors:
+        return self._factors
+
+    @override
+    def penalties(self) -> Float[Tensor, " n"] | None:
+        return None if self._penalties is None else self._penalties()
+
+    @override
+    def adapters(self) -> Factors:
+        return {
+            name: Factor(f.A.detach(), f.B.detach() * self.scale)
+            for name, f in self._factors.items()
+        }
 
 
 def train_fleet(
@@ -38,55 +109,20 @@ def train_fleet(
     recipe: Recipe,
     subjects: Sequence[Subject],
     *,
-    anchor: Factors | None = None,
+    init: Factors | None = None,
     classes: Float[Tensor, "p c h w"] | None = None,
-    dtype: torch.dtype = torch.float32,
     on_step: OnStep | None = None,
 ) -> Fleet:
-    """Train one adapter for each subject, all in one batch.
-
-    Args:
-        base: the frozen base model, on its device and in its precision.
-        recipe: how each adapter is trained.
-        subjects: what each adapter is trained on.
-        anchor: factors (n or 1 adapters, any scale folded in) to start from, and to be pulled
-            toward by weight decay; None: start as the recipe says, decay toward zero.
-        classes: latents of the images that the recipe's prior asks for; None: make them, if it
-            does.
-        dtype: of the factors and their optimiser.
-        on_step: called after each step.
+    """Train one adapter for each subject, all in one batch; see `LowRank` and `descend`.
 
     Raises:
         CollectionError: there is no subject, or one has no images or captions.
         ConfigError: a target matches no module, or is narrower than the rank.
     """
-    ids = [subject.id for subject in subjects]
-    targets = base.target_linears(recipe.targets)
-    if anchor is None:
-        start = start_factors(targets, recipe, ids)
-    else:
-        start = {name: Factor(f.A, f.B / recipe.scale) for name, f in anchor.items()}
-    factors = _leaves(start, recipe, len(ids), base.device, dtype)
-    penalties = None
-    if recipe.prior is not None:
-        if classes is None:
-            classes = class_latents(base, recipe.prior, recipe.seed)
-        penalties = prior_losses(base, recipe, recipe.prior, classes, ids)
-    losses = descend(
-        base,
-        recipe,
-        subjects,
-        [part for factor in factors.values() for part in factor if part.requires_grad],
-        lambda: factors,
-        scale=recipe.scale,
-        penalties=penalties,
-        anchored=anchor is not None,
-        on_step=on_step,
-    )
-    folded = {
-        name: Factor(f.A.detach(), f.B.detach() * recipe.scale) for name, f in factors.items()
-    }
-    return Fleet(folded, losses)
+    if not subjects:
+        raise CollectionError("a fleet must have at least one subject, but got none")
+    trainable = LowRank(base, recipe, [subject.id for subject in subjects], init, classes)
+    return descend(base, subjects, trainable, on_step=on_step)
 
 
 def start_factors(
@@ -133,27 +169,59 @@ def _orthonormal(name: str, module: nn.Linear, recipe: Recipe) -> Float[Tensor, 
     return rows * recipe.start_scale
 
 
-def _leaves(
-    start: Factors,
+def class_latents(base: BaseModel, recipe: Recipe) -> Float[Tensor, "p c h w"]:
+    """Let the base model make the images of the class, from named streams, and encode them."""
+    prior, parts = recipe.prior, []
+    assert prior.prompt, "the caller has seen that there are class images"
+    sampling = SamplingConfig(steps=prior.steps, guidance=prior.guidance)
+    seeds = [stream_seed(recipe.seed, "class", prior.prompt, i) for i in range(prior.images)]
+    with progress("class images", prior.images) as advance:
+        for start in range(0, prior.images, _CHUNK):
+            some = seeds[start : start + _CHUNK]
+            images = base.sample([prior.prompt] * len(some), some, config=sampling)
+            parts.append(base.encode_images(images))
+            advance(len(some))
+    return torch.cat(parts)
+
+
+def kept_class_latents(
+    base: BaseModel, recipe: Recipe, library: Path, make: Callable[[], Tensor]
+) -> Float[Tensor, "p c h w"]:
+    """What `make` returns, made once and kept in a file that all libraries of a folder share.
+
+    Args:
+        base: the base model.
+        recipe: asks for class images.
+        library: beside which the file is; its name says what decides the latents.
+        make: see `class_latents`.
+
+    Raises:
+        BundleError: the file is damaged.
+    """
+    stated = json.dumps([to_dict(recipe.prior), recipe.seed, base.fingerprint, base.image_size])
+    name = f"class-{hashlib.sha256(stated.encode()).hexdigest()[:16]}.safetensors"
+    return kept_tensors(library.with_name(name), lambda: {"latents": make()})["latents"]
+
+
+def class_losses(
+    base: BaseModel,
     recipe: Recipe,
-    n: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Factors:
-    """Stacked factors of `n` adapters, those that are trained as leaves of their own memory."""
+    latents: Float[Tensor, "p c h w"],
+    subject_ids: Sequence[str],
+) -> Callable[[], Float[Tensor, " n"]]:
+    """The weighted loss of class images for each of n adapters; to be called once a step.
 
-    def leaf(part: Tensor, trained: bool) -> Tensor:
-        if len(part) not in (1, n):
-            raise CollectionError(
-                f"an anchor must hold 1 adapter or one for each of the {n} subjects, but holds "
-                f"{len(part)}"
-            )
-        part = part.detach().to(device, dtype).expand(n, -1, -1)
-        return (
-            part.clone(memory_format=torch.contiguous_format).requires_grad_() if trained else part
-        )
-
-    return {
-        name: Factor(leaf(factor.A, recipe.trained == "both"), leaf(factor.B, True))
-        for name, factor in start.items()
-    }
+    What a subject draws comes from streams of its own, so it does not depend on the fleet.
+    """
+    n, count, prior = len(subject_ids), len(latents), recipe.prior
+    text = base.encode_prompts([prior.prompt or ""])
+    encoded = EncodedSubjects(
+        latents=latents.to(base.device, base.dtype),
+        texts=text.map(lambda part: part.expand(count, *part.shape[1:])),
+        empty=text,
+        first=torch.zeros(n, dtype=torch.int64, device=base.device),
+        counts=(count,) * n,
+    )
+    own = replace(recipe, seed=stream_seed(recipe.seed, "prior"), caption_dropout=0.0)
+    draws = draw_steps(base, own, subject_ids, encoded.counts)
+    return lambda: prior.weight * denoising_losses(base, encoded, next(draws))

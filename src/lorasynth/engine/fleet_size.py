@@ -22,7 +22,7 @@ LARGEST_ON_CPU, LARGEST = 32, 256
 _SHARE = 0.7
 
 
-def fitting_size(trial: Callable[[], None], device: torch.device) -> int:
+def fitting_size(trial: Callable[[], object], device: torch.device) -> int:
     """The largest fleet that fits into the free memory of a device.
 
     Args:
@@ -56,7 +56,7 @@ def free_memory(device: torch.device) -> int | None:
     return stated if container is None else min(stated, container)
 
 
-def peak_memory(action: Callable[[], None], device: torch.device) -> int | None:
+def peak_memory(action: Callable[[], object], device: torch.device) -> int | None:
     """Bytes that an action needed at its height beyond what was in use; None if not known."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

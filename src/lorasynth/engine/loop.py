@@ -7,18 +7,20 @@ gradients are clipped subject by subject, and random numbers come from streams o
 (`lorasynth.engine.draws`).  So the result does not depend on who else is in the batch.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from lorasynth.adapter import Factors
+from lorasynth.adapter import Factors, map_factors
 from lorasynth.base import BaseModel, StackedAdapters
-from lorasynth.engine.descent import Descent
 from lorasynth.engine.draws import Draw, draw_steps
 from lorasynth.engine.encoded import EncodedSubjects, encode_subjects
+from lorasynth.engine.recipe import OptimizerConfig
 from lorasynth.images import Subject
 
 #: Multiplies the loss of models in float16, whose small gradients would be lost otherwise; divided
@@ -29,68 +31,95 @@ _HALF_GAIN = 1024.0
 OnStep = Callable[[int, Tensor], None]
 
 
+class Trainable(nn.Module, ABC):
+    """Adapters of n subjects, each a function of parameters of its own.
+
+    The first axis of every parameter runs over the subjects.
+
+    Attributes:
+        config: how the parameters are found.
+        scale: multiplies ΔW while training.
+        anchored: weight decay pulls toward where the parameters start, not toward zero.
+    """
+
+    scale: float = 1.0
+    anchored: bool = False
+
+    def __init__(self, config: OptimizerConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self) -> Factors:
+        """The adapters as they follow from the parameters, stacked."""
+
+    def penalties(self) -> Float[Tensor, " n"] | None:
+        """What is added to each subject's denoising loss; None for nothing."""
+        return None
+
+    @torch.no_grad()
+    def adapters(self) -> Factors:
+        """The adapters that the parameters stand for now, any scale folded into B."""
+        return map_factors(torch.clone, self())
+
+    @contextmanager
+    def attached(self, base: BaseModel) -> Iterator[Callable[[], None]]:
+        """The base model with the adapters; what is yielded is called before each pass."""
+        with StackedAdapters(base.denoiser, self(), self.scale) as stacked:
+
+            def renew() -> None:
+                stacked.factors = self()
+
+            yield renew
+
+
+class Fleet(NamedTuple):
+    """Adapters trained together.
+
+    Attributes:
+        factors: module name -> factors stacked over the n subjects, any scale folded into B.
+        losses: denoising loss of each adapter at each step.
+    """
+
+    factors: Factors
+    losses: Float[Tensor, "n steps"]
+
+
 def descend(
     base: BaseModel,
-    config: Descent,
     subjects: Sequence[Subject],
-    numbers: Sequence[Float[Tensor, "n ..."]],
-    factors: Callable[[], Factors],
+    trainable: Trainable,
     *,
-    scale: float = 1.0,
-    penalties: Callable[[], Float[Tensor, " n"]] | None = None,
-    anchored: bool = False,
     on_step: OnStep | None = None,
-) -> Float[Tensor, "n steps"]:
-    """Find, in place, the `numbers` whose adapters denoise their subjects' images best.
+) -> Fleet:
+    """Minimise, in place, the denoising loss of the subjects' images over the parameters.
 
     Args:
         base: the frozen base model, on its device and in its precision.
-        config: how.
         subjects: n subjects.
-        numbers: leaves that require gradients; the first axis runs over subjects.  They end as
-            the average over the last steps.
-        factors: adapters as they follow from `numbers`, stacked over the subjects.
-        scale: multiplies ΔW of all adapters.
-        penalties: added to the losses of the subjects.
-        anchored: weight decay pulls toward where the numbers start, not toward zero.
+        trainable: of n adapters; its parameters end as the average over the last steps.
         on_step: called after each step.
-
-    Returns:
-        The denoising loss of each subject at each step.
 
     Raises:
         CollectionError: there is no subject, or one has no images or captions.
+        LayoutError: the adapters do not fit the base model.
     """
     encoded = encode_subjects(base, subjects)
     gain = _HALF_GAIN if base.dtype == torch.float16 else 1.0
-    stepper = _Stepper(config, numbers, anchored=anchored, gain=gain)
-    draws = draws_of(base, config, [subject.id for subject in subjects], encoded)
+    stepper = _Stepper(trainable.to(base.device), gain)
+    ids = [subject.id for subject in subjects]
     losses = []
-    with StackedAdapters(base.denoiser, factors(), scale) as stacked:
-        for step, draw in enumerate(draws):
-            stacked.factors = factors()
+    with trainable.attached(base) as renew:
+        for step, draw in enumerate(draw_steps(base, trainable.config, ids, encoded.counts)):
+            renew()
             loss = denoising_losses(base, encoded, draw)
-            stepper.step(loss if penalties is None else loss + penalties())
+            extra = trainable.penalties()
+            stepper.step(loss if extra is None else loss + extra)
             losses.append(loss.detach())
             if on_step is not None:
                 on_step(step + 1, losses[-1])
     stepper.finish()
-    return torch.stack(losses, dim=1)
-
-
-def draws_of(
-    base: BaseModel, config: Descent, subject_ids: Sequence[str], encoded: EncodedSubjects
-) -> Iterator[Draw]:
-    """The draws of each step for encoded subjects, in the form that the base model takes."""
-    return draw_steps(
-        config,
-        subject_ids,
-        encoded.counts,
-        draw_times=base.draw_times,
-        latent_shape=tuple(encoded.latents.shape[1:]),
-        device=base.device,
-        dtype=encoded.latents.dtype,
-    )
+    return Fleet(trainable.adapters(), torch.stack(losses, dim=1))
 
 
 def denoising_losses(base: BaseModel, encoded: EncodedSubjects, draw: Draw) -> Float[Tensor, " n"]:
@@ -108,28 +137,29 @@ def denoising_losses(base: BaseModel, encoded: EncodedSubjects, draw: Draw) -> F
 class _Stepper:
     """The optimiser, clipping, decay and averaging of n subjects, each as if it were alone."""
 
-    def __init__(
-        self, config: Descent, numbers: Sequence[Tensor], *, anchored: bool, gain: float
-    ) -> None:
-        self.config = config
+    def __init__(self, trainable: Trainable, gain: float) -> None:
+        self.config = config = trainable.config
         self.gain = gain
-        self.numbers = list(numbers)
-        self.anchors = [
-            p.detach().clone() if anchored else torch.zeros_like(p) for p in self.numbers
-        ]
-        self.means = [torch.zeros_like(p) for p in self.numbers]
+        self.params: list[Tensor] = list(trainable.parameters())
         self.steps = 0
-        options: dict[str, Any] = {"lr": config.learning_rate}
+        self.means = [torch.zeros_like(p) for p in self.params]
+        self.centres: list[Tensor] = []
+        if config.weight_decay:
+            self.centres = [
+                p.detach().clone() if trainable.anchored else torch.zeros_like(p)
+                for p in self.params
+            ]
+        rate = config.learning_rate
         self.optimiser: torch.optim.Optimizer = (
-            torch.optim.Adam(self.numbers, **options)
+            torch.optim.Adam(self.params, lr=rate)
             if config.optimiser == "adam"
-            else torch.optim.SGD(self.numbers, **options, momentum=config.momentum)
+            else torch.optim.SGD(self.params, lr=rate, momentum=config.momentum)
         )
 
     def step(self, losses: Float[Tensor, " n"]) -> None:
         self.optimiser.zero_grad()
         (losses.sum() * self.gain).backward()
-        gradients = [p.grad for p in self.numbers if p.grad is not None]
+        gradients = [p.grad for p in self.params if p.grad is not None]
         if self.gain != 1:
             torch._foreach_div_(gradients, self.gain)
         if self.config.clip is not None:
@@ -137,19 +167,18 @@ class _Stepper:
         rate = self.config.rate(self.steps)
         self.optimiser.param_groups[0]["lr"] = rate
         with torch.no_grad():
-            if self.config.weight_decay:
-                weight = rate * self.config.weight_decay
-                torch._foreach_lerp_(self.numbers, self.anchors, weight)
+            if self.centres:
+                torch._foreach_lerp_(self.params, self.centres, rate * self.config.weight_decay)
             self.optimiser.step()
             self.steps += 1
             averaged = self.steps - (self.config.steps - self.config.averaged_steps)
             if averaged > 0:
-                torch._foreach_lerp_(self.means, self.numbers, 1 / averaged)
+                torch._foreach_lerp_(self.means, self.params, 1 / averaged)
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Leave the averages in place of the last step's numbers."""
-        torch._foreach_copy_(self.numbers, self.means)
+        """Leave the averages in place of the last step's parameters."""
+        torch._foreach_copy_(self.params, self.means)
 
 
 def clip_each(gradients: Sequence[Float[Tensor, "n ..."]], limit: float) -> None:

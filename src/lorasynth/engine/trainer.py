@@ -1,13 +1,16 @@
-"""The one training loop of the embedded models: AdamW, warm-up and cosine decay, EMA, resume.
+"""The one training loop of everything that is trained once: AdamW, schedule, EMA, resume, metrics.
 
 The loss callback draws everything random from `lorasynth.core.randomness` by step number, so the
 loop has no random state: a run that is killed and started again goes on from its last checkpoint
-and ends with the same weights.
+and ends with the same bits.
 """
 
+import copy
+import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lorasynth.core.checkpoint import read_state, write_state
+from lorasynth.core.atomic import atomic_file, make_parent
+from lorasynth.core.checkpoint import State, read_state, write_state
 from lorasynth.core.config import to_dict
 from lorasynth.core.device import has_fast_bfloat16
 from lorasynth.core.errors import BundleError, ConfigError
+from lorasynth.core.progress import note as say
 from lorasynth.core.progress import progress
 from lorasynth.core.weights import with_prefix
+from lorasynth.engine.optimisation import Optimisation as Optimisation
+from lorasynth.engine.processes import Processes
 
 #: What looks on between steps: called with the averaged model and the count of steps done.
 Watch = Callable[[nn.Module, int], None]
@@ -28,174 +35,241 @@ Watch = Callable[[nn.Module, int], None]
 #: Returns the loss and a short text for the progress bar; called with the model and the step.
 Loss = Callable[[nn.Module, int], tuple[Tensor, str]]
 
+#: Named figures of the averaged model, which has the last step's gradients; called as `Watch` is.
+Figures = Callable[[Any, int], Mapping[str, float]]
+
+#: The file beside the checkpoint to which each recorded row is added, as JSON.
+METRICS = "metrics.jsonl"
+
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Optimisation:
-    """How a model is trained.
+class Trainer:
+    """Trains `model` in place and leaves the averaged weights in it.
+
+    Several processes of a launcher train together: their gradients are averaged, so the loss of
+    each must be a mean over its own equal share of the batch (`processes`).
 
     Attributes:
-        steps: optimiser steps.
-        batch: samples per step.
-        lr: peak learning rate, reached after `warmup` steps.
-        decay: the last share of the steps after those, in which the rate falls to zero by a half
-            cosine.  Below 1, `steps` can be changed until the fall begins.
-        weight_decay: of AdamW.
-        ema: decay of the exponential moving average of the weights, which is what is kept.
-        clip: the norm that gradients are clipped to.
-        seed: of every random stream.
-        checkpoint_seconds: how often a checkpoint is written.
+        processes: this one, and how many there are.
+        history: recorded rows: the step, the mean loss since the row before, and figures.
     """
-
-    steps: int
-    batch: int
-    lr: float
-    warmup: int = 200
-    decay: float = 1.0
-    weight_decay: float = 0.01
-    ema: float = 0.999
-    clip: float = 1.0
-    seed: int = 0
-    checkpoint_seconds: float = 120.0
-
-    def __post_init__(self) -> None:
-        least = {"steps": 0, "batch": 1, "warmup": 0, "weight_decay": 0, "checkpoint_seconds": 0}
-        for name, bound in least.items():
-            if not getattr(self, name) >= bound:
-                raise ConfigError(
-                    f"training's {name} must be at least {bound}, but got {getattr(self, name)}"
-                )
-        for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(
-                    f"training's {name} must be above 0, but got {getattr(self, name)}"
-                )
-        if not 0 <= self.ema < 1:
-            raise ConfigError(f"training's ema must be from 0 to below 1, but got {self.ema}")
-        if not 0 < self.decay <= 1:
-            raise ConfigError(f"training's decay must be above 0 and at most 1, but {self.decay}")
-
-    @property
-    def falls_at(self) -> int:
-        """The step at which the rate begins to fall."""
-        return self.warmup + round((1 - self.decay) * max(self.steps - self.warmup, 0))
-
-    def rate(self, step: int) -> float:
-        """The learning rate at a step, as a share of `lr`."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        share = max(step - self.falls_at, 0) / max(self.steps - self.falls_at, 1)
-        return 0.5 * (1 + float(torch.cos(torch.tensor(share * torch.pi))))
-
-
-class Trainer:
-    """Trains `model` in place and leaves the averaged weights in it."""
 
     def __init__(
         self,
         model: nn.Module,
         config: Optimisation,
-        checkpoint: Path,
+        checkpoint: Path | None,
         device: torch.device,
         settings: Mapping[str, Any] | None = None,
         *,
         autocast: bool | None = None,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         """Prepare a run.
 
         Args:
             model: what to train.
             config: how.
-            checkpoint: file to save to and to resume from.
+            checkpoint: file to save to and to resume from; None for neither.
             device: where.
             settings: whatever else the result depends on, as JSON values; a checkpoint of other
                 settings is refused.
             autocast: compute in bf16; None: where bf16 products are fast.
+            rates: by the names of parameters, what their learning rate is multiplied by.
         """
         self.model = model.to(device)
         self.config = config
         self.identity = {**(settings or {}), "optimisation": to_dict(config)}
-        if config.decay < 1:  # what was done before the rate falls is the same for any `steps`
-            del self.identity["optimisation"]["steps"]
-        self.watchers: list[tuple[int, Watch]] = []
         self.checkpoint = checkpoint
         self.device = device
         self.autocast = has_fast_bfloat16(device) if autocast is None else autocast
+        self.processes = Processes.here(device)
         self.average = AveragedModel(
             self.model, multi_avg_fn=_warmed_up(config.ema), use_buffers=True
         )
-        self.parameters = dict(self.model.named_parameters())
+        self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.parameters.items():
+            groups.setdefault((rates or {}).get(name, 1.0), []).append(parameter)
         self.optimiser = torch.optim.AdamW(
-            self.parameters.values(),
+            [{"params": params, "rate": rate} for rate, params in groups.items()],
             lr=config.lr,
             weight_decay=config.weight_decay,
             fused=device.type == "cuda",
         )
+        self.watchers: list[tuple[int, Watch]] = []
+        self.history: list[dict[str, float]] = []
+        self._every = 100
+        self._figures: Figures | None = None
+        self._lowest: str | None = None
+        self._patience: int | None = None
+        self._best: dict[str, Tensor] = {}
+        #: Sum of the losses since the last row, and their number.
+        self._sum, self._count = torch.zeros((), device=device), 0
+        self._seconds = 0.0
 
     def watch(self, every: int, watcher: Watch) -> None:
         """Call a watcher after every so many steps; it must change no weights."""
         self.watchers.append((every, watcher))
+
+    def record(
+        self,
+        every: int,
+        figures: Figures | None = None,
+        *,
+        lowest: str | None = None,
+        patience: int | None = None,
+    ) -> None:
+        """Record a row every so many steps, and after the last.
+
+        Args:
+            every: steps; 100 unless this is called.
+            figures: what else stands in the rows, such as held-out losses.
+            lowest: the figure of the row whose averaged weights are kept; None: the last row's.
+            patience: rows without a new lowest after which training ends; None: it goes on.
+        """
+        self._every, self._figures = every, figures
+        self._lowest, self._patience = lowest, patience
 
     def run(self, title: str, loss: Loss) -> nn.Module:
         """Train to the last step, from the checkpoint if there is one.
 
         Raises:
             BundleError: the checkpoint is damaged or belongs to another model.
-            ConfigError: the checkpoint was made with other settings.
+            ConfigError: the checkpoint was made with other settings, or training diverged.
         """
         self.model.train()
-        start = self._resume()
-        saved = time.monotonic()
-        with progress(title, self.config.steps, done=start) as advance:
-            for step in range(start, self.config.steps):
+        step, steps = self._resume(), self.config.steps
+        begun = saved = time.monotonic()
+        before = self._seconds
+        shown = self.processes.is_first
+        log = self._metrics(title, step)
+        with progress(title, steps, step, shown=shown) as go:
+            while step < steps and not self._ended():
                 note = self._step(loss, step)
-                advance(note=note)
+                step += 1
+                if step == steps or step % self._every == 0:
+                    row = self._record(step)
+                    note = _as_note(row) if self._figures else note
+                    self._seconds = before + time.monotonic() - begun
+                    rate = self.config.lr * self.config.rate(step - 1)
+                    log({**row, "rate": rate, "seconds": round(self._seconds, 1)})
                 for every, watcher in self.watchers:
-                    if (step + 1) % every == 0:
-                        watcher(self.average.module.eval(), step + 1)
-                last = step + 1 == self.config.steps
+                    if step % every == 0:
+                        watcher(self.average.module.eval(), step)
+                last = step == steps or self._ended()
                 if last or time.monotonic() - saved > self.config.checkpoint_seconds:
-                    self._save(step + 1)
+                    self._save(step)
                     saved = time.monotonic()
-        self.model.load_state_dict(self.average.module.state_dict())
+                go(note=note)
+        self.model.load_state_dict(self._best or self.average.module.state_dict())
         return self.model.eval()
 
     def _step(self, loss: Loss, step: int) -> str:
+        rate = self.config.lr * self.config.rate(step)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.config.lr * self.config.rate(step)
+            group["lr"] = rate * group["rate"]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             value, note = loss(self.model, step)
         self.optimiser.zero_grad(set_to_none=True)
         value.backward()
+        seen = value.detach().float()
+        if self.processes.count > 1:
+            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+            self.processes.average([seen, *gradients])
         nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip)
         self.optimiser.step()
         self.average.update_parameters(self.model)
+        self._sum += seen
+        self._count += 1
         return note
 
+    def _record(self, step: int) -> dict[str, float]:
+        """Add a row: the mean loss since the last one, and figures of the averaged model."""
+        row = {"step": float(step), "loss": float(self._sum) / self._count}
+        self._sum, self._count = torch.zeros_like(self._sum), 0
+        if not math.isfinite(row["loss"]):
+            raise ConfigError(
+                f"training diverged before step {step} (loss {row['loss']}): use a smaller lr than "
+                f"{self.config.lr}, or a longer warm-up"
+            )
+        if self._figures is not None:
+            row |= self._measured(step)
+        self.history.append(row)
+        if self._lowest is not None and self._rows_since_lowest() == 0:
+            self._best = copy.deepcopy(self.average.module.state_dict())
+        return row
+
+    @torch.no_grad()
+    def _measured(self, step: int) -> dict[str, float]:
+        """The figures, the same in all processes, so that they end together."""
+        assert self._figures is not None
+        averaged = self.average.module.eval()
+        for mean, parameter in zip(averaged.parameters(), self.model.parameters(), strict=True):
+            mean.grad = parameter.grad
+        found = dict(self._figures(averaged, step))
+        for mean in averaged.parameters():
+            mean.grad = None
+        if self.processes.count > 1:
+            values = torch.tensor(list(found.values()), device=self.device)
+            self.processes.average([values])
+            found = dict(zip(found, values.tolist(), strict=True))
+        return found
+
+    def _rows_since_lowest(self) -> int:
+        assert self._lowest is not None
+        figures = [row[self._lowest] for row in self.history]
+        return len(figures) - 1 - figures.index(min(figures))
+
+    def _ended(self) -> bool:
+        """Whether nothing became better for too long."""
+        if self._patience is None or self._lowest is None or not self.history:
+            return False
+        return self._rows_since_lowest() >= self._patience
+
+    def _metrics(self, title: str, start: int) -> Callable[[dict[str, float]], None]:
+        """What adds a row to the file of metrics; rows that a killed run had after `start` go."""
+        if self.checkpoint is None or not self.processes.is_first:
+            return lambda _row: None
+        path = self.checkpoint.with_name(METRICS)
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        kept = [line for line in lines if not _is_after(line, title, start)]
+        if kept != lines:
+            with atomic_file(path) as temporary:
+                temporary.write_text("".join(kept))
+
+        def write(row: dict[str, float]) -> None:
+            make_parent(path)
+            with path.open("a") as file:
+                file.write(json.dumps({"training": title, **row}) + "\n")
+
+        return write
+
     def _save(self, step: int) -> None:
+        if self.checkpoint is None or not self.processes.is_first:
+            return
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.module.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self._best.items()}
         for name, parameter in self.parameters.items():
             state = self.optimiser.state[parameter]
             tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if state}
+        tensors["losses"] = self._sum
+        facts = {"history": self.history, "count": self._count, "seconds": self._seconds}
         steps = self.config.steps
-        write_state(self.checkpoint, self.identity, tensors, step=step, steps=steps)
+        write_state(self.checkpoint, self.identity, tensors, step=step, steps=steps, **facts)
 
     def _resume(self) -> int:
         """Take over the checkpoint's state, if there is one; the number of steps done."""
-        saved = read_state(self.checkpoint, self.identity)
+        if self.checkpoint is None:
+            return 0
+        free = ("optimisation.steps", "optimisation.checkpoint_seconds")
+        saved = read_state(self.checkpoint, self.identity, free=free)
         if saved is None:
             return 0
         tensors, step = saved.tensors, int(saved.facts["step"])
-        steps = int(saved.facts.get("steps", self.config.steps))
-        if steps != self.config.steps and step > min(
-            self.config.falls_at, replace(self.config, steps=steps).falls_at
-        ):
-            raise ConfigError(
-                f"a run of {steps} steps can have {self.config.steps} until its rate falls, but "
-                f"{self.checkpoint} has done {step}: go on with {steps}"
-            )
+        self._say_how_it_goes_on(saved)
         try:
             self.model.load_state_dict(with_prefix(tensors, "model."))
             self.average.module.load_state_dict(with_prefix(tensors, "average."))
@@ -205,12 +279,44 @@ class Trainer:
                 f"({str(error).splitlines()[0]}): delete it to begin anew"
             ) from error
         self.average.n_averaged.fill_(step)
+        self._best = {k: v.to(self.device) for k, v in with_prefix(tensors, "best.").items()}
         for name, parameter in self.parameters.items():
             if f"exp_avg.{name}" in tensors:
                 moments = {m: tensors[f"{m}.{name}"].to(self.device) for m in _MOMENTS}
                 count = torch.tensor(float(step), device=self.device)
                 self.optimiser.state[parameter] = {"step": count, **moments}
+        if "losses" in tensors:
+            self._sum, self._count = tensors["losses"].to(self.device), saved.facts["count"]
+        self.history = list(saved.facts.get("history", []))
+        self._seconds = float(saved.facts.get("seconds", 0.0))
         return step
+
+    def _say_how_it_goes_on(self, saved: State) -> None:
+        """One line where another number of steps is asked for than when the run was begun."""
+        done, wanted = int(saved.facts["step"]), self.config.steps
+        before = int(saved.facts.get("steps", wanted))
+        if before == wanted or not self.processes.is_first:
+            return
+        begun = f"{self.checkpoint} has done {done} of {before} steps"
+        if done >= wanted:
+            say(f"{begun}, and {wanted} are asked for: it ends as it is")
+            return
+        now, then = self.config.rate(done), replace(self.config, steps=before).rate(done)
+        say(f"{begun}, and goes on to {wanted}: its learning rate is {now:.2f} of the peak here, "
+            f"where it was to be {then:.2f}")  # fmt: skip
+
+
+def _as_note(row: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in list(row.items())[1:4])
+
+
+def _is_after(line: str, title: str, step: int) -> bool:
+    """Whether a row of metrics is of this training and of a step that is yet to come."""
+    try:
+        row = json.loads(line)
+        return bool(row["training"] == title and row["step"] > step)
+    except (ValueError, TypeError, KeyError):  # cut off by a kill
+        return True
 
 
 def _warmed_up(decay: float) -> Callable[..., None]:

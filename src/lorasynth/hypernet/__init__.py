@@ -1,8 +1,7 @@
 """The hypernetwork: from a condition to an adapter's latent, by diffusion or by regression.
 
-`contract.py` says what a denoiser and a modulation must do, and which losses and measurements may
-come from outside.  `train` gives a `LatentDiffusion`, which samples.  Training is not re-exported
-by name here: `lorasynth.hypernet.train` loads accelerate and diffusers, sampling needs neither.
+`contract.py` says what a denoiser and a modulation must do.  `lorasynth.hypernet.train` trains a
+`LatentDiffusion`, which samples.
 """
 
 import lazy_loader

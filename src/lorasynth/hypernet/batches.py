@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lorasynth.core.errors import LibraryError
@@ -17,10 +17,16 @@ class TrainingSet:
     Attributes:
         latents: in the codec's units.
         conditions: S must be N; None to train without.
+        held_out: of subjects that are not trained on, whose error says when to stop; None: there
+            are none.
+
+    Raises:
+        LibraryError: there are fewer than two, or a value is not finite.
     """
 
     latents: Float[Tensor, "N k"]
     conditions: Float[Tensor, "S P m"] | None = None
+    held_out: "TrainingSet | None" = None
 
     def __post_init__(self) -> None:
         conditions = self.latents[:, None] if self.conditions is None else self.conditions
@@ -38,7 +44,8 @@ class TrainingSet:
     def to(self, device: torch.device) -> "TrainingSet":
         """The same on a device, in float32."""
         conditions = self.conditions
-        return TrainingSet(
+        return replace(
+            self,
             latents=self.latents.to(device, torch.float32),
             conditions=None if conditions is None else conditions.to(device, torch.float32),
         )
@@ -52,10 +59,8 @@ class Batch:
         latents: in the codec's units.
         condition: in the encoder's units; None to train without.
         keep: rows whose condition is not dropped.
-        t: times, one in each of b equal parts of the range (Kingma et al. 2021, app. I.1).
+        t: times, one in each of b equal parts of [0, 1) (Kingma et al. 2021, app. I.1).
         eps: the noise on the latents.
-        condition_noise: white noise for the condition, unit variance.
-        subjects: rows of the training set; of a mixture, its first.
     """
 
     latents: Float[Tensor, "b k"]
@@ -63,8 +68,6 @@ class Batch:
     keep: Bool[Tensor, " b"]
     t: Float[Tensor, " b"]
     eps: Float[Tensor, "b k"]
-    condition_noise: Float[Tensor, "b m"] | None
-    subjects: Int[Tensor, " b"]
 
     def map(self, rows: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch of some rows: `rows` picks them from each of its tensors."""
@@ -72,53 +75,28 @@ class Batch:
         return replace(self, **{k: rows(part) for k, part in parts.items() if part is not None})
 
 
-def draw_batch(
-    data: TrainingSet, size: int, stream: torch.Generator, *, dropout: float, mixing: float
-) -> Batch:
-    """Draw subjects, one condition of each, mixtures, dropped conditions, times and noise.
+def draw_batch(data: TrainingSet, size: int, stream: torch.Generator, *, dropout: float) -> Batch:
+    """Draw subjects, one condition of each, dropped conditions, times and noise.
 
     Args:
-        data: what to draw from.
+        data: what to draw from; the batch is on its device.
         size: b.
         stream: a generator on the CPU, so that draws are the same on any device.
         dropout: share of rows without condition.
-        mixing: share of rows that are convex mixtures of two subjects, in latent and condition.
-
-    Returns:
-        A batch on the data's device, with `t` uniform in [0, 1).
     """
     device = data.latents.device
-    rows = torch.randint(len(data.latents), (2, size), generator=stream).to(device)
-    weight = torch.rand(size, generator=stream)
-    mixed = torch.rand(size, generator=stream) < mixing
-    weight = torch.where(mixed, weight, 1.0).to(device)[:, None]
+    subjects = torch.randint(len(data.latents), (size,), generator=stream).to(device)
     keep = torch.rand(size, generator=stream) >= dropout
     t = (torch.arange(size) + torch.rand(size, generator=stream)) / size
     eps = torch.randn(size, data.latents.shape[1], generator=stream)
-    first, second = data.latents[rows]
-    condition = condition_noise = None
+    condition = None
     if data.conditions is not None:
-        pick = torch.randint(data.conditions.shape[1], (2, size), generator=stream).to(device)
-        one, other = data.conditions[rows, pick]
-        condition = _mix_conditions(one, other, weight)
-        condition_noise = torch.randn(condition.shape, generator=stream).to(device)
+        image = torch.randint(data.conditions.shape[1], (size,), generator=stream).to(device)
+        condition = data.conditions[subjects, image]
     return Batch(
-        latents=weight * first + (1 - weight) * second,
+        latents=data.latents[subjects],
         condition=condition,
         keep=keep.to(device),
         t=t.to(device),
         eps=eps.to(device),
-        condition_noise=condition_noise,
-        subjects=rows[0],
     )
-
-
-def _mix_conditions(
-    first: Float[Tensor, "b m"], second: Float[Tensor, "b m"], weight: Float[Tensor, "b 1"]
-) -> Float[Tensor, "b m"]:
-    """A mixture whose length is the mixture of the lengths: unit embeddings stay on the sphere."""
-    mixture = weight * first + (1 - weight) * second
-    length = weight * first.norm(dim=1, keepdim=True)
-    length = length + (1 - weight) * second.norm(dim=1, keepdim=True)
-    scale = length / mixture.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    return torch.where(weight == 1, first, mixture * scale)

@@ -1,4 +1,4 @@
-"""What a denoiser and a modulation must do, and what the training loop asks of the outside.
+"""What a denoiser, a modulation and a measurement during training must do.
 
 A *denoiser* predicts from a noisy latent, a time and a condition.  A *modulation* is how the
 condition enters one of its layers; time always enters by AdaNorm, so that modulations compare.
@@ -8,16 +8,16 @@ at every solver step.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lorasynth.core.config import from_dict
 from lorasynth.core.registry import Registry
+from lorasynth.hypernet.config import MLPDenoiserConfig, UNetDenoiserConfig
 
 if TYPE_CHECKING:
     from lorasynth.hypernet.latent_diffusion import LatentDiffusion
@@ -28,41 +28,22 @@ State = tuple[Tensor, ...]
 Layer = Callable[[Tensor], Tensor]
 
 
-@runtime_checkable
-class Modulated(Protocol):
-    """A denoiser's config, as far as it says how the condition enters.
+class Widths(NamedTuple):
+    """Of a modulated layer's input and output, and of the embedded time and condition."""
 
-    Attributes:
-        embedding: width of the embedded time and of the embedded condition.
-        modulation: name of the modulation.
-        modulation_options: options of its config.
-    """
-
-    @property
-    def embedding(self) -> int: ...  # noqa: D102
-    @property
-    def modulation(self) -> str: ...  # noqa: D102
-    @property
-    def modulation_options(self) -> dict[str, Any]: ...  # noqa: D102
+    inner: int
+    outer: int
+    time: int
+    condition: int
 
 
 class Modulation(nn.Module, ABC):
-    """How a condition enters one layer.
-
-    Args:
-        config: an instance of the class's `config_class`.
-        inner: width of the layer's input.
-        outer: width of the layer's output.
-        time_width: width of the embedded time.
-        condition_width: width of the embedded condition.
-    """
+    """How a condition enters one layer; built from an instance of `config_class` and widths."""
 
     config_class: ClassVar[type[Any]]
 
     @abstractmethod
-    def __init__(
-        self, config: Any, *, inner: int, outer: int, time_width: int, condition_width: int
-    ) -> None:
+    def __init__(self, config: Any, widths: Widths) -> None:
         super().__init__()
 
     @abstractmethod
@@ -180,55 +161,22 @@ class Denoiser(nn.Module, ABC):
         return condition if keep is None else torch.where(keep[:, None], condition, null)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """One training batch as an objective sees it.
-
-    Attributes:
-        x0: predicted clean latents, in the codec's units, with gradient.
-        truth: the latents that were noised, in the codec's units.
-        t: times.
-        snr: alpha^2/sigma^2 at those times: how much of the truth the denoiser could see.
-        subjects: rows of the training set; of a mixture, its first.
-        step: the training step.
-    """
-
-    x0: Float[Tensor, "b k"]
-    truth: Float[Tensor, "b k"]
-    t: Float[Tensor, " b"]
-    snr: Float[Tensor, " b"]
-    subjects: Int[Tensor, " b"]
-    step: int
-
-
-@runtime_checkable
-class Objective(Protocol):
-    """A loss from outside, added to the latent loss: function space, likeness, ..."""
-
-    def __call__(self, prediction: Prediction) -> Mapping[str, Float[Tensor, ""]]:
-        """Named scalar terms, weights included; each is a figure of the curve."""
-        ...
-
-
 @runtime_checkable
 class Probe(Protocol):
-    """A measurement during training: held-out error, likeness of generated images, ..."""
+    """A measurement during training, such as an error on held-out subjects."""
 
     def __call__(self, step: int, model: "LatentDiffusion") -> Mapping[str, float]:
         """Named figures for the curve, of the model with its averaged weights."""
         ...
 
 
-def modulation_of(config: Modulated, inner: int, outer: int) -> Modulation:
+def modulation_of(
+    config: MLPDenoiserConfig | UNetDenoiserConfig, inner: int, outer: int
+) -> Modulation:
     """The modulation that a denoiser's config names, for one of its layers."""
     kind = MODULATIONS.get(config.modulation)
-    return kind(
-        from_dict(kind.config_class, config.modulation_options),
-        inner=inner,
-        outer=outer,
-        time_width=config.embedding,
-        condition_width=config.embedding,
-    )
+    options = from_dict(kind.config_class, config.modulation_options)
+    return kind(options, Widths(inner, outer, config.embedding, config.embedding))
 
 
 DENOISERS: Registry[type[Denoiser]] = Registry(
@@ -240,6 +188,5 @@ DENOISERS: Registry[type[Denoiser]] = Registry(
 MODULATIONS: Registry[type[Modulation]] = Registry(
     "modulation",
     "lorasynth.modulations",
-    "lorasynth.hypernet.modulation.ada_norm",
-    "lorasynth.hypernet.modulation.low_rank",
+    "lorasynth.hypernet.modulation",
 )

@@ -1,9 +1,7 @@
 """The residual MLP: the denoiser of the paper's Figure 2."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from lorasynth.core.errors import ConfigError
+from lorasynth.hypernet.config import MLPDenoiserConfig
 from lorasynth.hypernet.contract import DENOISERS, Denoiser, Layer, State, modulation_of
 from lorasynth.hypernet.modulation import ScaleAndShift
 from lorasynth.hypernet.time_embedding import TimeEmbedding
@@ -19,36 +17,6 @@ from lorasynth.hypernet.time_embedding import TimeEmbedding
 #: Rows up to which all times are prepared at once: more are bound by operations, not by reading
 #: weights, and would take memory for nothing.
 _MOST_ROWS = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class MLPDenoiserConfig:
-    """Options of `MLPDenoiser`.
-
-    Attributes:
-        width: of the residual stream.
-        depth: residual blocks.
-        expansion: a block's hidden width, as a multiple of `width`.
-        embedding: width of the embedded time and of the embedded condition.
-        dropout: share of a block's hidden numbers dropped in training.
-        modulation: how the condition enters each block: `ada_norm` or `low_rank`.
-        modulation_options: options of that modulation's config.
-    """
-
-    width: int = 256
-    depth: int = 4
-    expansion: int = 2
-    embedding: int = 256
-    dropout: float = 0.0
-    modulation: str = "ada_norm"
-    modulation_options: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if min(self.width, self.depth, self.expansion) < 1 or self.embedding < 2:
-            raise ConfigError(
-                "an MLP denoiser's width, depth and expansion must be at least 1 and its embedding "
-                f"at least 2, but got {self}"
-            )
 
 
 @DENOISERS.register("mlp")

@@ -1,9 +1,7 @@
 """The 1-D U-Net of the paper's 4.3: residual blocks at falling resolutions, and back up."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,42 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from lorasynth.core.errors import ConfigError
+from lorasynth.hypernet.config import UNetDenoiserConfig
 from lorasynth.hypernet.contract import DENOISERS, Denoiser, State, modulation_of
 from lorasynth.hypernet.modulation import ScaleAndShift
 from lorasynth.hypernet.time_embedding import TimeEmbedding
-
-
-@dataclass(frozen=True, kw_only=True)
-class UNetDenoiserConfig:
-    """Options of `UNetDenoiser`.
-
-    Attributes:
-        patch: neighbouring numbers of a latent that are one position; more make long vectors cheap.
-        channels: of each resolution, the finest first; each is half as fine as the one before.
-        blocks: residual blocks at each resolution, on the way down and again on the way up; the
-            bottleneck has as many at the coarsest.
-        kernel: positions that a convolution sees; odd.
-        embedding: width of the embedded time and of the embedded condition.
-        modulation: how the condition enters each block: `ada_norm` or `low_rank`.
-        modulation_options: options of that modulation's config.
-    """
-
-    patch: int = 1
-    channels: tuple[int, ...] = (64, 128, 256)
-    blocks: int = 2
-    kernel: int = 3
-    embedding: int = 256
-    modulation: str = "ada_norm"
-    modulation_options: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        least = min(self.patch, self.blocks, self.embedding - 1, *self.channels, len(self.channels))
-        if least < 1 or self.kernel < 1 or self.kernel % 2 == 0:
-            raise ConfigError(
-                "a U-Net denoiser's patch, channels and blocks must be at least 1, its embedding "
-                f"at least 2 and its kernel odd, but got {self}"
-            )
 
 
 @DENOISERS.register("unet")

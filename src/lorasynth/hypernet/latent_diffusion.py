@@ -1,9 +1,7 @@
 """The trained diffusion hypernetwork: denoises latents under a condition."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,38 +9,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from lorasynth.core.config import from_dict
-from lorasynth.diffusion import PARAMETERISATIONS, SCHEDULES, Solver, sample, solver_times
-from lorasynth.diffusion.contract import over
+from lorasynth.diffusion import PARAMETERISATIONS, SCHEDULES, sample, solver_times
+from lorasynth.hypernet.config import LatentDiffusionConfig
 from lorasynth.hypernet.contract import DENOISERS, Layer, State
 from lorasynth.hypernet.hypernetwork import HYPERNETWORKS, Hypernetwork
 from lorasynth.hypernet.normaliser import Normaliser
-from lorasynth.hypernet.regression import LatentRegression, LatentRegressionConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentDiffusionConfig:
-    """What a `LatentDiffusion` is made of, and how it samples unless told otherwise.
-
-    Attributes:
-        denoiser: name of the denoiser.
-        denoiser_options: options of that denoiser's config, its modulation among them.
-        schedule: name of the noise schedule: `cosine` or `linear`.
-        parameterisation: what the denoiser predicts: `v`, `x0`, `epsilon` or `flow`.
-        solver: `dpm2m` or `ddim`.
-        steps: solver steps, at most 30.
-        guidance: classifier-free guidance (Ho & Salimans 2022); 1 for the plain condition, above
-            it to exaggerate what the condition changes, 0 to ignore it.
-        anchor: of the regression that diffusion is relative to; None (default) for none.
-    """
-
-    denoiser: str = "mlp"
-    denoiser_options: dict[str, Any] = field(default_factory=dict)
-    schedule: str = "cosine"
-    parameterisation: str = "v"
-    solver: Solver = "dpm2m"
-    steps: int = 25
-    guidance: float = 1.0
-    anchor: LatentRegressionConfig | None = None
+from lorasynth.hypernet.regression import LatentRegression
 
 
 @HYPERNETWORKS.register("diffusion")
@@ -123,12 +95,14 @@ class LatentDiffusion(Hypernetwork):
             noise: standard normal.
             level: sigma/alpha of the noise, in normalised units.
         """
-        seen, centre = self._prepare(condition, len(latents))
+        rows = len(latents)
+        seen, centre = self._prepare(condition, rows)
         time = self.schedule.time(-2 * torch.tensor(level, dtype=torch.float64).log())
-        t = time.to(noise).expand(len(latents))
-        x_t = self.schedule.mix(self.latent_normaliser(latents), noise, t)
-        found = self._to_x0(x_t, t, self.denoiser.prepare(seen), centre)
-        return self.latent_normaliser.inverse(found)
+        x_t = self.schedule.mix(self.latent_normaliser(latents), noise, time.to(noise).expand(rows))
+        state = self.denoiser.prepare(seen)
+        around = None if self.anchor is None else centre
+        [to_x0] = self._evaluations([float(time)], state, around, rows)
+        return self.latent_normaliser.inverse(to_x0(x_t))
 
     def centre(
         self,
@@ -165,24 +139,15 @@ class LatentDiffusion(Hypernetwork):
         centre: Float[Tensor, "b k"] | None,
         rows: int,
     ) -> Iterator[Callable[[Float[Tensor, "b k"]], Float[Tensor, "b k"]]]:
-        """`_to_x0` at each of the times of a solver, with all that they decide computed before."""
+        """What gives the expected clean point, in normalised units, at each of a solver's times.
+
+        All that the times decide is computed before.
+        """
         at = torch.tensor(times, dtype=torch.float64)
         coefficients = (self.schedule.alpha(at), *self.parameterisation.affine(at))
         nets = self.denoiser.trajectory(times, state, rows)
         for alpha, kept, used, net in zip(*(c.tolist() for c in coefficients), nets, strict=True):
             yield partial(_relative_x0, alpha, kept, used, net, centre)
-
-    def _to_x0(
-        self,
-        x_t: Float[Tensor, "b k"],
-        t: Float[Tensor, " b"],
-        state: State,
-        centre: Float[Tensor, "b k"],
-    ) -> Float[Tensor, "b k"]:
-        """The expected clean point, in normalised units, under a prepared condition."""
-        relative = x_t - over(self.schedule.alpha(t), x_t) * centre
-        prediction = self.denoiser.denoise(relative, t, state)
-        return self.parameterisation.to_x0(prediction, relative, t) + centre
 
 
 def _relative_x0(

@@ -11,7 +11,7 @@ from lorasynth.core.errors import LibraryError, LorasynthError
 from lorasynth.core.progress import progress
 from lorasynth.core.weights import fingerprint
 from lorasynth.hypernet.batches import TrainingSet
-from lorasynth.library import Library, LibraryView
+from lorasynth.library import Library
 from lorasynth.library.blocks import row_blocks
 from lorasynth.library.columns import read_column, write_column
 
@@ -22,7 +22,7 @@ LATENTS = "latents"
 _ROWS = 256
 
 
-def training_set(library: Library | LibraryView, codec: Codec, column: str | None) -> TrainingSet:
+def training_set(library: Library, codec: Codec, column: str | None) -> TrainingSet:
     """Latents of all adapters, with the conditions that are attached as `column` (N, P, m), if any.
 
     Raises:
@@ -35,7 +35,7 @@ def training_set(library: Library | LibraryView, codec: Codec, column: str | Non
     return TrainingSet(latents=latents_of(library, codec), conditions=conditions)
 
 
-def latents_of(library: Library | LibraryView, codec: Codec) -> Float[Tensor, "N k"]:
+def latents_of(library: Library, codec: Codec) -> Float[Tensor, "N k"]:
     """Latents of all adapters; those of a whole library are computed once and kept in it.
 
     They lie in its folder `latents`, under the codec's fingerprint, and are found stale where
@@ -46,7 +46,7 @@ def latents_of(library: Library | LibraryView, codec: Codec) -> Float[Tensor, "N
         LayoutError: the codec was fitted to another layout.
         LibraryError: vectors have changed since they were written.
     """
-    whole = library.library if isinstance(library, LibraryView) else library
+    whole = library.whole
     kept = whole.path / LATENTS / f"{fingerprint(codec)}.safetensors"
     try:
         latents = read_column(kept, whole.ids)
@@ -54,7 +54,7 @@ def latents_of(library: Library | LibraryView, codec: Codec) -> Float[Tensor, "N
         latents = _encoded(whole, codec)
         with suppress(LorasynthError, OSError), whole.locked():
             write_column(kept, latents, whole.ids)
-    return latents[torch.from_numpy(library.rows)] if isinstance(library, LibraryView) else latents
+    return latents[torch.from_numpy(library.rows)]
 
 
 @torch.no_grad()

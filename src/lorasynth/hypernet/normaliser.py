@@ -12,8 +12,7 @@ FLOOR = 1e-3
 class Normaliser(nn.Module):
     """y = (x - mean) / unit per dimension.
 
-    Noise is white in normalised units, so the units set how noise is spread over dimensions: in
-    proportion to each one's own spread, alike for all, or between (`fit`'s `whitening`).
+    Noise is white in normalised units, so the units set how noise is spread over dimensions.
     """
 
     mean: Tensor
@@ -24,20 +23,19 @@ class Normaliser(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("unit", torch.ones(width))
 
-    def fit(self, x: Float[Tensor, "n w"], whitening: float = 1.0) -> "Normaliser":
+    def fit(self, x: Float[Tensor, "n w"], *, each: bool = True) -> "Normaliser":
         """Take mean and units from rows, and return itself.
 
         Args:
             x: rows.
-            whitening: 1 for a standard deviation of 1 in each dimension; 0 for one unit for all,
-                which keeps the spectrum; between them unit_i is std_i^whitening, and in each case
-                the mean square over all dimensions becomes 1.
+            each: give each dimension a standard deviation of 1; otherwise one unit for all keeps
+                the spectrum.  In both cases the mean square over all dimensions becomes 1.
         """
         self.mean = x.mean(0)
         std = x.std(0, correction=0)
         overall = std.square().mean().sqrt()
         relative = torch.where(overall > 0, std / overall, 1.0).clamp(min=FLOOR)
-        unit = relative**whitening
+        unit = relative if each else torch.ones_like(relative)
         size = (std / unit).square().mean().sqrt()
         self.unit = unit * torch.where(size > 0, size, 1.0)
         return self

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.core.randomness import torch_stream
+from lorasynth.hypernet.batches import TrainingSet
 from lorasynth.hypernet.latent_diffusion import LatentDiffusion
 
 
@@ -22,6 +23,15 @@ class CleanError:
         levels: sigma/alpha of the noise.
         seed: of the noise, which is the same at every call.
     """
+
+    #: The figure that is the mean over the levels.
+    mean = "x0_error"
+
+    @classmethod
+    def of(cls, held_out: TrainingSet) -> "CleanError":
+        """On held-out subjects, with the first condition of each."""
+        conditions = held_out.conditions
+        return cls(held_out.latents, None if conditions is None else conditions[:, 0])
 
     def __init__(
         self,
@@ -45,8 +55,8 @@ class CleanError:
         for level in self.levels:
             found = model.clean(truth, condition, eps, level)
             error = model.latent_normaliser(found) - model.latent_normaliser(truth)
-            errors[f"x0_error_{level:g}"] = float(error.square().mean())
-        return {"x0_error": sum(errors.values()) / len(errors), **errors}
+            errors[f"{self.mean}_{level:g}"] = float(error.square().mean())
+        return {self.mean: sum(errors.values()) / len(errors), **errors}
 
 
 class GradientNorms:

@@ -3,29 +3,15 @@
 Where a condition leaves nothing open, this is all that diffusion can give, at one evaluation.
 """
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
 from lorasynth.core.errors import ConfigError
+from lorasynth.hypernet.config import LatentRegressionConfig
 from lorasynth.hypernet.hypernetwork import HYPERNETWORKS, Hypernetwork
 from lorasynth.hypernet.normaliser import Normaliser
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentRegressionConfig:
-    """What a `LatentRegression` is made of.
-
-    Attributes:
-        width: of the hidden layers.
-        depth: hidden layers.
-    """
-
-    width: int = 512
-    depth: int = 2
 
 
 @HYPERNETWORKS.register("regression")

@@ -1,9 +1,13 @@
+from .contract import PORTRAIT as PORTRAIT
+from .contract import TRIGGER as TRIGGER
+from .contract import Photos as Photos
 from .contract import Subject as Subject
 from .contract import SubjectSource as SubjectSource
 from .files import read_photo as read_photo
 from .files import to_image as to_image
 from .folders import FolderSubjects as FolderSubjects
 from .folders import images_in as images_in
+from .folders import read_subject as read_subject
 from .given import Photo as Photo
 from .given import as_photo as as_photo
 from .sources import subjects_in as subjects_in

@@ -26,32 +26,8 @@ SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".avif", ".heic", ".heif"),
 )
-#: Suffixes of images that are not read here.
-OTHER_SUFFIXES = (
-    *(".3fr", ".arw", ".cr2", ".cr3", ".dcr", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf"),
-    *(".raw", ".rw2", ".srw", ".x3f", ".ai", ".dds", ".eps", ".exr", ".hdr", ".ico", ".j2k"),
-    *(".jp2", ".jxl", ".pcx", ".pdf", ".pgm", ".pnm", ".ppm", ".psd", ".qoi", ".svg", ".tga"),
-    *(".xcf", ".mov", ".mp4"),
-)
 #: Pillow's readers that are used; it has more, and one of them starts a program.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-#: How files of other kinds begin.
-_OTHERS = {
-    b"%!PS": "PostScript",
-    b"\xc5\xd0\xd3\xc6": "PostScript",
-    b"%PDF": "PDF",
-    b"8BPS": "Photoshop",
-    b"DDS ": "DDS",
-    b"<svg": "SVG",
-    b"<?xml": "SVG",
-    b"\xff\x0a": "JPEG XL",
-    b"\0\0\0\x0cJXL": "JPEG XL",
-    b"\0\0\0\x0cjP": "JPEG 2000",
-    b"\0\0\1\0": "an icon",
-    b"PK\3\4": "a zip archive",
-    b"\x1f\x8b": "a gzip archive",
-    b"\0\x05\x16\x07": "AppleDouble, the system's own",
-}
 _HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 #: What turns an image upright, by its EXIF orientation.
 _TURNS = {
@@ -81,30 +57,21 @@ def read_photo(path: Path | str) -> UInt8[Tensor, "h w 3"]:
     path = Path(path)
     if not path.is_file():
         raise ImageError(f"an image must be a file, but {path} is not one: check the path")
-    _check_bytes(str(path), path.stat().st_size)
-    return _decode(path, str(path))
+    if path.stat().st_size > MAX_BYTES:
+        raise ImageError(
+            f"an image's file may have {MAX_BYTES >> 20} MB, but {path} has "
+            f"{path.stat().st_size >> 20}: save it as JPEG or PNG"
+        )
+    return decode_photo(path, str(path))
 
 
-def decode_photo(file: io.BytesIO, name: str) -> UInt8[Tensor, "h w 3"]:
-    """As `read_photo`, of a photo that is part of another file.
-
-    Args:
-        file: the photo.
-        name: what messages call it.
-
-    Raises:
-        ImageError: see `read_photo`.
-    """
-    return _decode(file, name)
-
-
-def _decode(file: Path | io.BytesIO, name: str) -> UInt8[Tensor, "h w 3"]:
+def decode_photo(file: Path | io.BytesIO, name: str) -> UInt8[Tensor, "h w 3"]:
+    """As `read_photo`, of a photo that may be part of another file; messages call it `name`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of broken tags that nothing here reads
             with Image.open(file, formats=readable_formats()) as image:
-                _check_pixels(name, image.size)
-                _check_depth(name, image.mode)
+                _check(name, image)
                 turn = _TURNS.get(_orientation(image))
                 if image.format != "MPO" and getattr(image, "is_animated", False):
                     note(f"{name} has several images: the first is used")
@@ -117,9 +84,12 @@ def _decode(file: Path | io.BytesIO, name: str) -> UInt8[Tensor, "h w 3"]:
             "scale it down first"
         ) from error
     except UnidentifiedImageError as error:
+        remedy = "export it as one of these"
+        if _is_heic(file) and "HEIF" not in readable_formats():
+            remedy = "it is HEIC, which needs an extra: pip install 'lorasynth[heic]'"
         raise ImageError(
             f"an image must be a whole image file ({', '.join(_FORMATS)} or HEIC), but {name} is "
-            f"{_what_else(file)}"
+            f"not (cannot identify image file): {remedy}"
         ) from error
     except Exception as error:  # whatever a reader raises at damage
         raise ImageError(
@@ -139,19 +109,10 @@ def readable_formats() -> tuple[str, ...]:
     return (*_FORMATS, "HEIF")
 
 
-def _what_else(file: Path | io.BytesIO) -> str:
-    """What a file is that is no image, and what to do, as the end of a sentence."""
-    if isinstance(file, Path):
-        with file.open("rb") as opened:
-            start = opened.read(16)
-    else:
-        start = file.getvalue()[:16]
-    if start[4:8] == b"ftyp" and start[8:12] in _HEIC and find_spec("pillow_heif") is None:
-        return "HEIC, which needs an extra: pip install 'lorasynth[heic]'"
-    for beginning, kind in _OTHERS.items():
-        if start.startswith(beginning):
-            return f"{kind}: export it as one of these"
-    return "not (cannot identify image file): export it again"
+def _is_heic(file: Path | io.BytesIO) -> bool:
+    with file.open("rb") if isinstance(file, Path) else io.BytesIO(file.getvalue()) as opened:
+        start = opened.read(12)
+    return start[4:8] == b"ftyp" and start[8:] in _HEIC
 
 
 def _orientation(image: Image.Image) -> int:
@@ -190,28 +151,18 @@ def _in_srgb(image: Image.Image) -> Image.Image:
         return plain
 
 
-def _check_bytes(name: str, size: int) -> None:
-    if size > MAX_BYTES:
+def _check(name: str, image: Image.Image) -> None:
+    """Refuse an image before it is decoded."""
+    width, height = image.size
+    if width * height > MAX_MEGAPIXELS * 1e6:
         raise ImageError(
-            f"an image's file may have {MAX_BYTES >> 20} MB, but {name} has {size >> 20}: save it "
-            "as JPEG or PNG"
+            f"an image may have {MAX_MEGAPIXELS} megapixels, but {name} has "
+            f"{width * height / 1e6:.0f} ({width} x {height}): scale it down first"
         )
-
-
-def _check_pixels(name: str, size: tuple[int, int]) -> None:
-    megapixels = size[0] * size[1] / 1e6
-    if megapixels > MAX_MEGAPIXELS:
+    if image.mode.startswith(("I", "F")):  # converted to RGB, they would be white
         raise ImageError(
-            f"an image may have {MAX_MEGAPIXELS} megapixels, but {name} has {megapixels:.0f} "
-            f"({size[0]} x {size[1]}): scale it down first"
-        )
-
-
-def _check_depth(name: str, mode: str) -> None:
-    if mode.startswith(("I", "F")):  # converted to RGB, they would be white
-        raise ImageError(
-            f"an image must have 8 bits per channel, but {name} has more (mode {mode}): export it "
-            "with 8"
+            f"an image must have 8 bits per channel, but {name} has more (mode {image.mode}): "
+            "export it with 8"
         )
 
 

@@ -1,21 +1,21 @@
 """Subjects in Parquet files with one row for each image."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from typing_extensions import override
 
 from lorasynth.core.errors import ImageError
-from lorasynth.images.contract import PORTRAIT, Subject
 from lorasynth.images.files import MAX_BYTES, decode_photo
-from lorasynth.images.folders import MAX_CAPTION_BYTES, Tally, caption_text
+from lorasynth.images.indexed import MAX_CAPTION_BYTES, Indexed, Shown, Tally, caption_text
 
 _ROWS_AT_ONCE = 32
 _MAX_GROUP = 1 << 30
@@ -28,27 +28,30 @@ class _Row(NamedTuple):
     group: int
     row: int
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """Its image, and its caption if there is that column."""
+        return _row_group(self.file, self.group)[self.row]
+
     def __str__(self) -> str:
         return f"row {self.row} of row group {self.group} of {self.file}"
 
 
-@dataclass(frozen=True)
-class ParquetSubjects:
+class ParquetSubjects(Indexed):
     """A source that reads one Parquet file, or all `*.parquet` of a folder.
 
     Columns: `id`, the subject of the image; `image`, the bytes of an image file, or a struct
     with them in `bytes`, as data sets on the hub have; and perhaps `caption`, which is
-    `default_caption` where absent or null.  Images come in the order of the rows.
+    `default_caption` where absent or null.  Subjects and images come in the order of the rows.
     """
 
-    root: Path
-    default_caption: str = PORTRAIT
+    told = "be in the column id of", "is not"
 
-    @cached_property
-    def _rows(self) -> dict[str, list[_Row]]:
-        """Subject -> its rows; only the column of names is read."""
+    @override
+    def _index(self, tally: Tally) -> dict[str, list[Shown]]:
+        """Only the column of names is read."""
         files = sorted(self.root.glob("*.parquet")) if self.root.is_dir() else [self.root]
-        found, tally = dict[str, list[_Row]](), Tally()
+        found = dict[str, list[Shown]]()
         for path in files:
             with _readable(path) as file:
                 _require_columns(path, file.schema_arrow)
@@ -58,62 +61,35 @@ class ParquetSubjects:
                         if value["id"] is None:
                             tally.pass_over("rows without an id", str(place))
                         else:
-                            found.setdefault(str(value["id"]), []).append(place)
-        tally.subjects, tally.images = len(found), sum(map(len, found.values()))
-        tally.say(self.root)
+                            found.setdefault(str(value["id"]), []).append(Shown(place, place))
         return found
 
-    @property
-    def ids(self) -> list[str]:
-        """The subjects, in the order in which they first come.
+    @override
+    def _photos(self, places: Sequence[_Row]) -> list[UInt8[Tensor, "h w 3"]]:
+        photos = []
+        for row in places:
+            value = row.values["image"]
+            data = value.get("bytes") if isinstance(value, dict) else value
+            if not isinstance(data, bytes) or len(data) > MAX_BYTES:
+                raise ImageError(
+                    "an image must be the bytes of an image file of at most "
+                    f"{MAX_BYTES >> 20} MB, but {row} holds {type(data).__name__}: leave the row "
+                    "out"
+                )
+            photos.append(decode_photo(io.BytesIO(data), str(row)))
+        return photos
 
-        Raises:
-            ImageError: a file is not Parquet, or lacks a column.
-        """
-        return list(self._rows)
-
-    def load(self, subject_id: str) -> Subject:
-        """Read a subject's images and captions.
-
-        Raises:
-            ImageError: there is no such subject, or an image cannot be read.
-        """
-        if subject_id not in self._rows:
-            raise ImageError(
-                f"a subject must be in the column id of {self.root}, but {subject_id!r} is not: "
-                "check the name"
-            )
-        rows = self._rows[subject_id]
-        values = [_row_group(row.file, row.group)[row.row] for row in rows]
-        return Subject(
-            id=subject_id,
-            photos=[
-                self._image(value["image"], row) for value, row in zip(values, rows, strict=True)
-            ],
-            captions=[
-                self._caption(value.get("caption"), row)
-                for value, row in zip(values, rows, strict=True)
-            ],
-        )
-
-    def _caption(self, value: Any, row: _Row) -> str:
+    @override
+    def _caption(self, place: _Row) -> str:
+        value = place.values.get("caption")
         if not value:
             return self.default_caption
         if not isinstance(value, str):
             raise ImageError(
-                f"a caption must be text, but {row} holds {type(value).__name__}: leave it empty"
+                f"a caption must be text, but {place} holds {type(value).__name__}: leave it empty"
             )
-        size = len(value)
-        return caption_text(value.encode() if size <= MAX_CAPTION_BYTES else size, f"that of {row}")
-
-    def _image(self, value: Any, row: _Row) -> torch.Tensor:
-        data = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(data, bytes) or len(data) > MAX_BYTES:
-            raise ImageError(
-                f"an image must be the bytes of an image file of at most {MAX_BYTES >> 20} MB, "
-                f"but {row} holds {type(data).__name__}: leave the row out"
-            )
-        return decode_photo(io.BytesIO(data), str(row))
+        short = len(value) <= MAX_CAPTION_BYTES
+        return caption_text(value.encode() if short else len(value), f"that of {place}")
 
 
 # A subject's rows are neighbours, so the next subjects are in the group that was read last.

@@ -6,24 +6,23 @@ The headers are walked here, since tarfile reads what they state whatever its si
 
 import io
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from jaxtyping import UInt8
 from torch import Tensor
+from typing_extensions import override
 
 from lorasynth.core.errors import ImageError
-from lorasynth.images.contract import PORTRAIT, Subject
 from lorasynth.images.files import MAX_BYTES, decode_photo
-from lorasynth.images.folders import (
+from lorasynth.images.indexed import (
     CAPTION_SUFFIXES,
     MAX_CAPTION_BYTES,
+    Indexed,
+    Shown,
     Tally,
     caption_text,
-    without_surrogates,
 )
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -48,100 +47,56 @@ class _Member(NamedTuple):
         return f"{self.name} of {self.tar}"
 
 
-class _Files(NamedTuple):
-    """A subject's files by their names in tars, and its captions by number."""
-
-    images: dict[str, _Member]
-    captions: dict[str, _Member]
-
-
-@dataclass(frozen=True)
-class TarSubjects:
+class TarSubjects(Indexed):
     """A source that reads the images in one tar file, or in all `*.tar` of a folder.
 
-    A subject's images come in the order of their names, and may be spread over several tars.  A
-    image without a caption has `default_caption`.
+    Subjects are sorted.  A subject's images come in the order of their names, and may be spread
+    over several tars.  An image without a caption has `default_caption`.
     """
 
-    root: Path
-    default_caption: str = PORTRAIT
+    told = "have files <subject>.<number>.jpg in", "has none"
 
-    @cached_property
-    def _subjects(self) -> dict[str, _Files]:
+    @override
+    def _index(self, tally: Tally) -> dict[str, list[Shown]]:
         tars = sorted(self.root.glob("*.tar")) if self.root.is_dir() else [self.root]
-        found, tally = dict[str, _Files](), Tally()
+        images, captions = dict[str, dict[str, _Member]](), dict[tuple[str, str], _Member]()
         for member in (member for tar in tars for member in _members(tar)):
-            self._sort(member, found, tally)
-        shown = sorted(name for name, one in found.items() if one.images)
-        subjects = {name: found[name] for name in without_surrogates(shown, tally)}
-        tally.subjects = len(subjects)
-        tally.images = sum(len(one.images) for one in subjects.values())
-        tally.captions = sum(
-            _number(name) in one.captions for one in subjects.values() for name in one.images
-        )
-        tally.say(self.root)
-        return subjects
+            stem, _, suffix = member.name.rpartition(".")
+            subject, _, number = stem.rpartition(".")
+            if not subject:
+                tally.pass_over("files not named <subject>.<number>", member.name)
+            elif tally.sort(member.name):
+                other = images.setdefault(subject, {}).setdefault(member.name, member)
+                if other.tar != member.tar:
+                    raise ImageError(
+                        f"an image must be in one tar, but {member.name} is in {other.tar} and in "
+                        f"{member.tar}: rename one"
+                    )
+                images[subject][member.name] = member
+            elif f".{suffix.lower()}" in CAPTION_SUFFIXES:
+                captions[subject, number] = member
+        found = {
+            name: [Shown(one, captions.get((name, _number(n)))) for n, one in sorted(some.items())]
+            for name, some in sorted(images.items())
+            if tally.is_utf8(name)
+        }
+        tally.captions = sum(one.caption is not None for many in found.values() for one in many)
+        return found
 
-    @staticmethod
-    def _sort(member: _Member, found: dict[str, _Files], tally: Tally) -> None:
-        """Put a file where it belongs."""
-        stem, _, suffix = member.name.rpartition(".")
-        subject, _, number = stem.rpartition(".")
-        if not subject:
-            tally.pass_over("files not named <subject>.<number>", member.name)
-        elif tally.sort(member.name):
-            files = found.setdefault(subject, _Files({}, {}))
-            other = files.images.get(member.name)
-            if other is not None and other.tar != member.tar:
+    @override
+    def _photos(self, places: Sequence[_Member]) -> list[UInt8[Tensor, "h w 3"]]:
+        for member in places:
+            if member.size > MAX_BYTES:
                 raise ImageError(
-                    f"an image must be in one tar, but {member.name} is in {other.tar} and in "
-                    f"{member.tar}: rename one"
+                    f"an image's file may have {MAX_BYTES >> 20} MB, but {member} has "
+                    f"{member.size >> 20}: save it as JPEG or PNG"
                 )
-            files.images[member.name] = member
-        elif f".{suffix.lower()}" in CAPTION_SUFFIXES:
-            found.setdefault(subject, _Files({}, {})).captions[number] = member
+        return [decode_photo(io.BytesIO(member.read()), str(member)) for member in places]
 
-    @property
-    def ids(self) -> list[str]:
-        """The subjects that have at least one image, sorted.
-
-        Raises:
-            ImageError: a file is no tar, is compressed, or ends too soon.
-        """
-        return list(self._subjects)
-
-    def load(self, subject_id: str) -> Subject:
-        """Read a subject's images and captions.
-
-        Raises:
-            ImageError: there is no such subject, or an image or caption cannot be read.
-        """
-        if subject_id not in self._subjects:
-            raise ImageError(
-                f"a subject must have files <subject>.<number>.jpg in {self.root}, but "
-                f"{subject_id!r} has none: check the name"
-            )
-        files = self._subjects[subject_id]
-        images = [files.images[name] for name in sorted(files.images)]
-        return Subject(
-            id=subject_id,
-            photos=[self._image(one) for one in images],
-            captions=[self._caption(files.captions.get(_number(one.name))) for one in images],
-        )
-
-    def _image(self, member: _Member) -> UInt8[Tensor, "h w 3"]:
-        if member.size > MAX_BYTES:
-            raise ImageError(
-                f"an image's file may have {MAX_BYTES >> 20} MB, but {member} has "
-                f"{member.size >> 20}: save it as JPEG or PNG"
-            )
-        return decode_photo(io.BytesIO(member.read()), str(member))
-
-    def _caption(self, member: _Member | None) -> str:
-        if member is None:
-            return self.default_caption
-        small = member.size <= MAX_CAPTION_BYTES
-        return caption_text(member.read() if small else member.size, str(member))
+    @override
+    def _caption(self, place: _Member) -> str:
+        small = place.size <= MAX_CAPTION_BYTES
+        return caption_text(place.read() if small else place.size, str(place))
 
 
 def _number(name: str) -> str:
@@ -149,11 +104,7 @@ def _number(name: str) -> str:
 
 
 def _members(path: Path) -> Iterator[_Member]:
-    """The plain files of a tar, in its order.
-
-    Raises:
-        ImageError: it is no tar, or is cut.
-    """
+    """The plain files of a tar, in its order."""
     try:
         if not path.is_file():
             raise tarfile.ReadError("it is no file")
@@ -196,11 +147,7 @@ def _walk(file: BinaryIO, path: Path, size: int) -> Iterator[_Member]:
 
 
 def _long_name(kind: bytes, data: bytes) -> tuple[str | None, bool]:
-    """The name that a header states for the next file, and whether that has holes.
-
-    Raises:
-        ValueError: it is damaged, or states what is not read here.
-    """
+    """The name that a header states for the next file, and whether that has holes."""
     if kind == tarfile.GNUTYPE_LONGNAME:
         return data.split(b"\0")[0].decode("utf-8", "surrogateescape"), False
     name, sparse = None, False

@@ -13,12 +13,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, NamedTuple
 
 from lorasynth.adapter import Factor, Factors, Layout, Slot, pad_rank, stack
 from lorasynth.adapter.files import LoraFile, read
+from lorasynth.adapter.files.container import PEFT_CONFIG, PEFT_WEIGHTS
 from lorasynth.core.atomic import write_json
 from lorasynth.core.errors import FileFormatError, LayoutError, LibraryError, LorasynthError
 from lorasynth.core.progress import progress
@@ -27,7 +26,6 @@ from lorasynth.library.store import Library
 #: The list of what was skipped and why, in the library's folder.
 SKIPPED = "skipped.json"
 
-_PEFT_CONFIG, _PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: The largest norm of A or B whose square a float32 still holds; no training comes near it.
 _LARGEST = 1e9
 
@@ -75,7 +73,8 @@ def import_folder(
         with progress("import", len(paths), done=len(paths) - len(pending)) as advance:
             for start in range(0, len(pending), shard):
                 chunk = pending[start : start + shard]
-                _take(library, folder, chunk, _in_order(readers, _read, chunk), report)
+                found = zip(chunk, _in_order(readers, _read, chunk), strict=True)
+                _take(library, folder, found, report)
                 advance(len(chunk), f"{len(report.imported)} in, {len(report.skipped)} skipped")
     write_json(out / SKIPPED, report.skipped)
     return report
@@ -90,9 +89,7 @@ def find_lora_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise LibraryError(f"LoRA files are imported from a folder, but {folder} is none")
     found = {
-        path.parent
-        if path.name == _PEFT_WEIGHTS and (path.parent / _PEFT_CONFIG).is_file()
-        else path
+        path.parent if path.name == PEFT_WEIGHTS and (path.parent / PEFT_CONFIG).is_file() else path
         for path in folder.rglob("*.safetensors")
     }
     if not found:
@@ -108,7 +105,7 @@ def id_of(folder: Path, path: Path) -> str:
     if path.is_file():
         return path.relative_to(folder).with_suffix("").as_posix()
     if path == folder or path.with_name(f"{path.name}.safetensors").exists():
-        path /= Path(_PEFT_WEIGHTS).stem
+        path /= Path(PEFT_WEIGHTS).stem
     return path.relative_to(folder).as_posix()
 
 
@@ -137,8 +134,7 @@ def _read(path: Path) -> LoraFile:
     return found
 
 
-@dataclass(frozen=True)
-class _Sketch:
+class _Sketch(NamedTuple):
     """What of a file decides a library's layout."""
 
     layout: Layout
@@ -176,16 +172,21 @@ def _create(
     Library.create(out, Layout.from_slots(slots.values()), base, gauge=gauge)
 
 
+class _Fitted(NamedTuple):
+    path: Path
+    factors: Factors
+    row: dict[str, Any]
+
+
 def _take(
     library: Library,
     folder: Path,
-    paths: Sequence[Path],
-    found: Iterable[LoraFile | LorasynthError],
+    found: Iterable[tuple[Path, LoraFile | LorasynthError]],
     report: ImportReport,
 ) -> None:
     """Append the adapters that fit as one shard; list the other files as skipped."""
-    fitted: list[tuple[Path, Factors, dict[str, Any]]] = []
-    for path, one in zip(paths, found, strict=True):
+    fitted: list[_Fitted] = []
+    for path, one in found:
         try:
             if isinstance(one, LorasynthError):
                 raise one
@@ -193,34 +194,33 @@ def _take(
         except LorasynthError as error:
             report.skipped[str(path)] = str(error)
             continue
+        stated = one.adapter.metadata
         row = {
             "id": id_of(folder, path),
             "format": one.format,
-            "trigger_phrase": one.adapter.metadata.trigger_phrase,
-            "synthesised": one.adapter.metadata.synthesised,
+            "trigger_phrase": stated.trigger_phrase,
+            "synthesised": stated.synthesised,
             "missing": missing,
         }
-        fitted.append((path, factors, row))
+        fitted.append(_Fitted(path, factors, row))
     _append(library, fitted, report)
 
 
-def _append(
-    library: Library, fitted: list[tuple[Path, Factors, dict[str, Any]]], report: ImportReport
-) -> None:
+def _append(library: Library, fitted: Sequence[_Fitted], report: ImportReport) -> None:
     """Append together, or one by one where one of them cannot be appended."""
     if not fitted:
         return
     try:
-        library.append(stack([factors for _, factors, _ in fitted]), [row for *_, row in fitted])
+        library.append(stack([one.factors for one in fitted]), [one.row for one in fitted])
     except (LorasynthError, RuntimeError, ArithmeticError, ValueError) as error:
         if len(fitted) == 1:
-            report.skipped[str(fitted[0][0])] = str(error)
+            report.skipped[str(fitted[0].path)] = str(error)
             return
         for one in fitted:
             _append(library, [one], report)
         return
-    report.imported += [row["id"] for *_, row in fitted]
-    report.filled += sum(row["missing"] > 0 for *_, row in fitted)
+    report.imported += [one.row["id"] for one in fitted]
+    report.filled += sum(one.row["missing"] > 0 for one in fitted)
 
 
 def _fit(library: Library, found: LoraFile) -> tuple[Factors, int]:
@@ -240,23 +240,17 @@ def _fit(library: Library, found: LoraFile) -> tuple[Factors, int]:
                 f"an adapter of this library changes its modules only, but this one changes "
                 f"{slot.module} too"
             )
-        if slot.rank > kept.rank:
-            raise LayoutError(
-                f"an adapter of this library has at most the rank {kept.rank} at {slot.module}, "
-                f"but this one has {slot.rank}"
-            )
-        if replace(slot, rank=kept.rank) != kept:
+        if slot.rank > kept.rank or replace(slot, rank=kept.rank) != kept:
             raise LayoutError(
                 f"{slot.module} in this library is {kept.in_features} -> {kept.out_features} with "
-                f"kernel {kept.kernel}, but this one has {slot.in_features} -> "
-                f"{slot.out_features} with kernel {slot.kernel}"
+                f"kernel {kept.kernel} and at most the rank {kept.rank}, but this one has "
+                f"{slot.in_features} -> {slot.out_features} with kernel {slot.kernel} and rank "
+                f"{slot.rank}"
             )
-    factors = {}
-    for module, slot in slots.items():
-        one = adapter.factors.get(module)
-        if one is None:
-            zeros = torch.zeros(slot.rank, slot.in_features)
-            factors[module] = Factor(zeros, torch.zeros(slot.out_features, slot.rank))
-        else:
-            factors[module] = pad_rank(Factor(one.A.float(), one.B.float()), slot.rank)
+    factors = {
+        module: pad_rank(Factor(*(part.float() for part in adapter.factors[module])), slot.rank)
+        if module in adapter.factors
+        else slot.zeros()
+        for module, slot in slots.items()
+    }
     return factors, len(slots.keys() - adapter.factors.keys())

@@ -10,7 +10,6 @@ import torch
 
 from lorasynth.adapter import choose_reference
 from lorasynth.core.atomic import atomic_directory
-from lorasynth.core.config import to_dict
 from lorasynth.library.annotations import FILE as FACTS
 from lorasynth.library.annotations import stored_facts
 from lorasynth.library.columns import hash_numbers
@@ -46,11 +45,11 @@ def forget(path: Path, names: Iterable[str]) -> list[str]:
         made = _empty_copy(library, folder, gone)
         rows = library.own_table.to_pylist()
         start = 0
-        for count in library.shard_sizes():
-            some = kept[(kept >= start) & (kept < start + count)]
+        for shard in library.shards:
+            some = kept[(kept >= start) & (kept < start + shard.count)]
             if len(some):
                 made.append(library.factors(some), [rows[row] for row in some])
-            start += count
+            start += shard.count
         for name in library.columns:
             made.attach(name, library.column(name)[torch.from_numpy(kept)])
         facts = stored_facts(library.path)
@@ -68,15 +67,11 @@ def _empty_copy(library: Library, folder: Path, gone: set[str]) -> Library:
         first = choose_reference(library.factors([0]), info.gauge)
         if hash_numbers(library.layout.flatten(first).float()) == info.reference_hash:
             reference = None
-    return Library.create(
-        folder,
-        library.layout,
-        info.base_fingerprint,
-        to_dict(info)["recipe"],
-        gauge=info.gauge,
-        dtype=info.dtype,
-        reference=reference,
-    )
+    stated = (library.layout, info.base_fingerprint, info.recipe)
+    made = Library.create(folder, *stated, gauge=info.gauge, dtype=info.dtype)
+    if reference is not None:
+        made.freeze(reference)
+    return made
 
 
 def _keep_the_rest(old: Path, new: Path) -> None:

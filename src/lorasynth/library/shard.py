@@ -92,7 +92,10 @@ class Shard:
     def subjects(self) -> pa.Table:
         """The table of subjects."""
         try:
-            return pq.read_table(self.path / SUBJECTS)
+            table = pq.read_table(self.path / SUBJECTS)
+            # until 0.1 images were called pictures
+            names = ["images" if name == "pictures" else name for name in table.column_names]
+            return table.rename_columns(names)
         except (OSError, pa.ArrowException) as error:
             raise self._damaged(SUBJECTS, error) from error
 
@@ -139,8 +142,9 @@ class Shard:
                     f"{self.count} adapters"
                 )
             for start in range(0, self.count, _CHECK_ROWS):
-                rows = range(start, min(start + _CHECK_ROWS, self.count))
-                if not self.vectors.rows(rows).isfinite().all():
+                rows = torch.empty(min(_CHECK_ROWS, self.count - start), self.layout.size)
+                self.vectors.read_block(start, 0, rows)
+                if not rows.isfinite().all():
                     yield f"shard {self.path.name}: {VECTORS} holds non-finite values"
                     return
         except (LibraryError, ValueError, TypeError) as error:

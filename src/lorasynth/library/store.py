@@ -9,10 +9,11 @@ Shards appear by one rename and never change, so a process killed at any moment 
 complete shard, and readers need no lock.  Writers take turns by a file lock.
 """
 
+import copy
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -42,7 +43,7 @@ from lorasynth.adapter import (
 from lorasynth.core.atomic import atomic_file, make_parent, remove_leftovers, write_json
 from lorasynth.core.config import from_dict, read_json, to_dict
 from lorasynth.core.errors import ConfigError, LibraryError
-from lorasynth.core.progress import console, progress
+from lorasynth.core.progress import note, progress
 from lorasynth.core.weights import require_small_header
 from lorasynth.library.annotations import stored_facts, with_facts, write_facts
 from lorasynth.library.columns import hash_lines, hash_numbers, read_column, write_column
@@ -60,44 +61,61 @@ _SHARD = re.compile("[0-9]{6,}")
 
 @dataclass(frozen=True, kw_only=True)
 class LibraryInfo:
-    """What `library.json` says."""
+    """What `library.json` says.
 
-    #: JSON form of the layout of all vectors.
+    Attributes:
+        layout: JSON form of the layout of all vectors.
+        gauge: of the canonical vectors.
+        dtype: type in which vectors are stored; raw factors keep their own.
+        base_fingerprint: of the base model that the adapters change.
+        recipe: how the adapters were made.
+        reference_hash: SHA-256 of the reference vector; None until there is one.
+        shards: number of shards that were written; 0 where an early release did not count them.
+        version: of the folder's form.
+    """
+
     layout: dict[str, Any]
-    #: Gauge of the canonical vectors.
     gauge: str
-    #: Type in which vectors are stored; raw factors keep their own.
     dtype: Stored = "float32"
-    #: Fingerprint of the base model that the adapters change.
     base_fingerprint: str = ""
-    #: How the adapters were made.
     recipe: dict[str, Any] = field(default_factory=dict)
-    #: SHA-256 of the reference vector; None until there is one.
     reference_hash: str | None = None
-    #: Number of shards that were written; 0 in libraries of releases that did not count them.
     shards: int = 0
-    #: Version of the folder's form.
     version: int = VERSION
 
 
 @dataclass(frozen=True)
 class LibraryReport:
-    """What `Library.check` found."""
+    """What `Library.check` found.
+
+    Attributes:
+        shards: how many there are.
+        adapters: in intact shards.
+        damages: one line for each; empty if the library is intact.
+    """
 
     shards: int
-    #: Adapters in intact shards.
     adapters: int
-    #: One line for each damage; empty if the library is intact.
     damages: tuple[str, ...]
 
 
 class Library:
-    """N adapters of one layout on disk; made by `create` or `open`."""
+    """N adapters of one layout on disk, made by `create` or `open`; or some of them, by `select`.
+
+    A selection is read as a library is, and cannot be written.
+
+    Attributes:
+        path: of the folder.
+        info: what `library.json` says.
+        layout: of all adapters.
+        whole: the library that this is a selection of; itself, if it is none.
+    """
 
     def __init__(self, path: Path, info: LibraryInfo) -> None:
         self.path = path
         self.info = info
         self.layout = Layout.from_dict(info.layout)
+        self.whole = self
         self._lock = filelock.FileLock(path / _LOCK, timeout=0)
         self._load_shards()
 
@@ -111,19 +129,17 @@ class Library:
         *,
         gauge: str = "procrustes",
         dtype: Stored = "float32",
-        reference: Factors | None = None,
     ) -> "Library":
         """Make an empty library.
 
         Args:
-            path: A folder that is not yet a library.
-            layout: Modules, widths and ranks of all its adapters.
-            base_fingerprint: The base model that they change.
-            recipe: How they are made, as JSON values.
-            gauge: Gauge of the canonical vectors.
-            dtype: Type in which vectors are stored.
-            reference: What the gauge aligns with (factors without batch axis); by default the
-                first adapter appended.
+            path: a folder that is not yet a library.
+            layout: modules, widths and ranks of all its adapters.
+            base_fingerprint: of the base model that they change.
+            recipe: how they are made, as JSON values.
+            gauge: of the canonical vectors; they are aligned with the first adapter appended, or
+                with what `freeze` is given before.
+            dtype: type in which vectors are stored.
 
         Raises:
             LibraryError: there is a library already.
@@ -139,17 +155,14 @@ class Library:
             base_fingerprint=base_fingerprint,
             recipe=dict(recipe or {}),
         )
-        with _lock_of(path):  # of two that create one, the second finds the first's
-            if (path / _INFO).exists():
+        # Of two that create one, the second finds the first's.
+        with _taken(filelock.FileLock(path / _LOCK, timeout=0), path):
+            if Library.is_at(path):
                 raise LibraryError(
                     f"a new library needs a path of its own, but {path} is a library"
                 )
             write_json(path / _INFO, to_dict(info))
-        library = cls(path, info)
-        if reference is not None:
-            with library.locked():
-                library._freeze(layout.flatten(reference))
-        return library
+        return cls(path, info)
 
     @staticmethod
     def is_at(path: Path | str) -> bool:
@@ -171,15 +184,82 @@ class Library:
         self.info = _read_info(self.path)
         self._load_shards()
 
+    # Selecting ----------------------------------------------------------------------------------
+
+    def select(self, rows: Sequence[int] | NDArray[np.integer]) -> "Library":
+        """Some rows, such as those of one split, in the order asked for.
+
+        Raises:
+            LibraryError: a row does not exist.
+        """
+        wanted, chosen = np.asarray(rows, dtype=np.int64), copy.copy(self)
+        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self):
+            raise LibraryError(
+                f"rows must be from 0 to {len(self) - 1}, but got {wanted.min()} to {wanted.max()}"
+            )
+        chosen.rows = self.rows[wanted]
+        return chosen
+
+    def where(self, column: str, value: object) -> "Library":
+        """The rows whose subjects have `value` in a column of the table.
+
+        Raises:
+            LibraryError: the table has no such column.
+        """
+        table = self.table
+        if column not in table.column_names:
+            raise LibraryError(
+                f"a column must be one of {', '.join(table.column_names)}, but got {column!r}"
+            )
+        return self.select(
+            [i for i, found in enumerate(table[column].to_pylist()) if found == value]
+        )
+
+    def training(self, split: str = "train", *, quiet: bool = False) -> "Library":
+        """The rows that may be learned from, so that those held out stay unseen.
+
+        Args:
+            split: of the table's column `split`; "all" for every row.
+            quiet: do not say that the table has no such column; all rows are given then.
+
+        Raises:
+            LibraryError: no row is in that split.
+        """
+        if split == "all":
+            return self
+        if "split" not in self.table.column_names:
+            if not quiet:
+                note(
+                    f"{self.path} has no column 'split', so nothing is held out: all {len(self)} "
+                    "adapters are learned from."
+                )
+            return self
+        chosen = self.where("split", split)
+        if not len(chosen):
+            found = sorted({str(one) for one in self.table["split"].to_pylist()})
+            raise LibraryError(
+                f"--split must be all or one of {', '.join(found)}, but {self.path} has no adapter "
+                f"in {split!r}"
+            )
+        return chosen
+
+    def held_out(self) -> "Library | None":
+        """The rows of the split "validation", by which a training is stopped; None: too few."""
+        if "split" not in self.table.column_names:
+            return None
+        rows = self.where("split", "validation")
+        return rows if len(rows) > 1 else None
+
     # Reading ------------------------------------------------------------------------------------
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """Row numbers in the whole library."""
+        return np.arange(self._starts[-1])
 
     def __len__(self) -> int:
         """Number of adapters N."""
-        return int(self._starts[-1])
-
-    def shard_sizes(self) -> list[int]:
-        """Number of adapters in each shard, in row order."""
-        return [shard.count for shard in self._shards]
+        return len(self.rows)
 
     @property
     def width(self) -> int:
@@ -189,27 +269,30 @@ class Library:
     @property
     def ids(self) -> list[str]:
         """Subject ids in row order."""
-        return [str(name) for shard in self._shards for name in shard.subjects["id"].to_pylist()]
+        ids = [str(name) for shard in self.shards for name in shard.subjects["id"].to_pylist()]
+        return ids if self.whole is self else [ids[row] for row in self.rows]
 
     @property
     def table(self) -> pa.Table:
         """The table of subjects: `id`, whatever columns were given, and what was annotated."""
-        return with_facts(self.own_table, stored_facts(self.path))
+        table = with_facts(self.own_table, stored_facts(self.path))
+        return table if self.whole is self else table.take(self.rows)
 
     @property
     def own_table(self) -> pa.Table:
-        """What came with the adapters."""
-        if not self._shards:
+        """What came with the adapters of the whole library."""
+        if not self.shards:
             return pa.table({"id": pa.array([], pa.string())})
-        tables = [shard.subjects for shard in self._shards]
+        tables = [shard.subjects for shard in self.shards]
         return pa.concat_tables(tables, promote_options="permissive")
 
-    def vectors(self, rows: Sequence[int] | NDArray[np.integer]) -> Float[Tensor, "n D"]:
-        """Canonical vectors of some rows, in float32, in the order asked for."""
-        result = torch.empty(len(rows), self.width)
-        for shard, places, local in self._locate(rows):
-            result[torch.from_numpy(places)] = shard.vectors.rows(local.tolist())
-        return result
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the vectors and their order: a hash of the shards' own checksums."""
+        found = hash_lines([shard.fingerprint for shard in self.shards])
+        if self.whole is self:
+            return found
+        return hash_lines([found, *map(str, self.rows.tolist())])
 
     def read_block(
         self,
@@ -231,20 +314,18 @@ class Library:
         Raises:
             LibraryError: the block reaches beyond the vectors, or a shard is damaged.
         """
-        starts, end = self._starts, row + len(out)
-        if not 0 <= row <= end <= starts[-1]:
-            raise LibraryError(f"rows must be from 0 to {starts[-1] - 1}, but got {row} to {end}")
-        home = int(np.searchsorted(starts, row, side="right")) - 1
-        while row < end:
-            start, last = int(starts[home]), min(end, int(starts[home + 1]))
-            part, out = out[: last - row], out[last - row :]
-            self._shards[home].vectors.read_block(row - start, column, part, less)
-            home, row = home + 1, last
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the vectors: a hash of the shards' own checksums."""
-        return hash_lines([shard.fingerprint for shard in self._shards])
+        end = row + len(out)
+        if not 0 <= row <= end <= len(self):
+            raise LibraryError(f"rows must be from 0 to {len(self) - 1}, but got {row} to {end}")
+        rows = self.rows[row:end]
+        homes = np.searchsorted(self._starts, rows, side="right") - 1
+        apart = (np.diff(rows) != 1) | (np.diff(homes) != 0)
+        for run in np.split(np.arange(len(rows)), np.flatnonzero(apart) + 1):
+            if len(run):  # rows that follow one another in one shard
+                first, home = run[0], homes[run[0]]
+                part = out[first : run[-1] + 1]
+                start = int(rows[first] - self._starts[home])
+                self.shards[home].vectors.read_block(start, column, part, less)
 
     def all_vectors(self) -> Float[Tensor, "n D"]:
         """All canonical vectors, in float32."""
@@ -252,18 +333,24 @@ class Library:
         self.read_block(0, 0, result)
         return result
 
-    def factors(self, rows: Sequence[int] | NDArray[np.integer]) -> Factors:
-        """Raw factors of some rows, stacked, in the order asked for.
+    def factors(self, rows: Sequence[int] | NDArray[np.integer] | None = None) -> Factors:
+        """Raw factors of some rows, or of all, stacked, in the order asked for.
 
         Raises:
             LibraryError: there are no rows to stack, or a row does not exist.
         """
-        located = list(self._locate(rows))
-        if not located:
+        if rows is not None:
+            return self.select(rows).factors()
+        if not len(self):
             raise LibraryError("factors need at least one row, but none was given")
-        stacked = concatenate([shard.factors(local.tolist()) for shard, _, local in located])
-        order = torch.from_numpy(np.argsort(np.concatenate([places for _, places, _ in located])))
-        return map_factors(lambda tensor: tensor[order], stacked)
+        homes = np.searchsorted(self._starts, self.rows, side="right") - 1
+        order = np.argsort(homes, kind="stable")
+        found = [
+            self.shards[home].factors((self.rows[homes == home] - self._starts[home]).tolist())
+            for home in np.unique(homes)
+        ]
+        back = torch.from_numpy(np.argsort(order))
+        return map_factors(lambda tensor: tensor[back], concatenate(found))
 
     def column(self, name: str) -> Tensor:
         """The array attached as `name`, aligned with the rows.
@@ -271,7 +358,8 @@ class Library:
         Raises:
             LibraryError: there is none, it is damaged, or adapters were appended since.
         """
-        return read_column(self._column_path(name), self.ids)
+        values = read_column(self._column_path(name), self.whole.ids)
+        return values if self.whole is self else values[torch.from_numpy(self.rows)]
 
     @property
     def columns(self) -> list[str]:
@@ -290,54 +378,6 @@ class Library:
                 raise LibraryError(f"a subject must be in the library, but {name!r} is not")
         return np.array([known[name] for name in ids], dtype=np.int64)
 
-    def select(self, rows: Sequence[int] | NDArray[np.integer]) -> "LibraryView":
-        """Some rows of the library, such as those of one split."""
-        return LibraryView(self, np.asarray(rows, dtype=np.int64))
-
-    def where(self, column: str, value: object) -> "LibraryView":
-        """The rows whose subjects have `value` in a column of the table.
-
-        Raises:
-            LibraryError: the table has no such column.
-        """
-        table = self.table
-        if column not in table.column_names:
-            raise LibraryError(
-                f"a column must be one of {', '.join(table.column_names)}, but got {column!r}"
-            )
-        return self.select(
-            [i for i, found in enumerate(table[column].to_pylist()) if found == value]
-        )
-
-    def training(self, split: str = "train", *, quiet: bool = False) -> "Library | LibraryView":
-        """The rows that may be learned from, so that those held out stay unseen.
-
-        Args:
-            split: of the table's column `split`; "all" for every row.
-            quiet: do not say that the table has no such column; all rows are given then.
-
-        Raises:
-            LibraryError: no row is in that split.
-        """
-        if split == "all":
-            return self
-        if "split" not in self.table.column_names:
-            if not quiet:
-                console.print(
-                    f"{self.path} has no column 'split', so nothing is held out: all {len(self)} "
-                    "adapters are learned from.",
-                    soft_wrap=True,
-                )
-            return self
-        chosen = self.where("split", split)
-        if not len(chosen):
-            found = sorted({str(one) for one in self.table["split"].to_pylist()})
-            raise LibraryError(
-                f"--split must be all or one of {', '.join(found)}, but {self.path} has no adapter "
-                f"in {split!r}"
-            )
-        return chosen
-
     @property
     def reference(self) -> Factors | None:
         """What the gauge aligns with; None as long as there is none.
@@ -347,51 +387,49 @@ class Library:
         """
         if self.info.reference_hash is None:
             return None
+        path = self.path / _REFERENCE
         try:
-            require_small_header(self.path / _REFERENCE)
-            vector = load_file(self.path / _REFERENCE)["vector"]
+            require_small_header(path)
+            vector = load_file(path)["vector"]
         except (OSError, SafetensorError, KeyError) as error:
             raise LibraryError(
-                f"{self.path / _REFERENCE} must be readable, but is not ({error}): restore it from "
-                "a copy"
+                f"{path} must be readable, but is not ({error}): restore it from a copy"
             ) from error
         if hash_numbers(vector) != self.info.reference_hash:
             raise LibraryError(
-                f"{self.path / _REFERENCE} has changed since the library began: restore it from a "
-                "copy"
+                f"{path} has changed since the library began: restore it from a copy"
             )
         return self.layout.unflatten(vector)
 
+    # Checking -----------------------------------------------------------------------------------
+
     def require_intact(self) -> None:
-        """Compare all vectors with their checksums; what learns from a library does it first.
+        """Compare the vectors with their checksums; what learns from a library does it first.
 
         Raises:
-            LibraryError: names the first shard that has changed since it was written.
-        """
-        self._require_complete()
-        _require_intact(self._shards)
-
-    def _require_complete(self) -> None:
-        """Refuse to learn where shards are missing or adapters are there twice.
-
-        Raises:
-            LibraryError: names the first.
+            LibraryError: names the first shard that has changed since it was written or is missing,
+                or the first subject that is there twice.
         """
         for line in self._gaps():
             raise LibraryError(f"a library must be whole, but {line} (`lorasynth library check`)")
+        used = np.unique(np.searchsorted(self._starts, self.rows, side="right") - 1)
+        with progress("checksums", len(used), shown=len(used) > 16) as advance:
+            for home in used:
+                self.shards[home].require_intact()
+                advance()
 
     def _gaps(self) -> Iterator[str]:
         """Shards that are missing, and ids that are in several places, one line each."""
-        present = {int(shard.path.name): shard for shard in self._shards}
+        present = {int(shard.path.name): shard for shard in self.shards}
         missing = max(self.info.shards, 1 + max(present, default=-1)) - len(present)
         if missing:
             first = next(number for number in itertools.count() if number not in present)
             more = f" and {missing - 1} more" if missing > 1 else ""
             yield f"shard {first:06d}{more} of {self.path} is missing: restore it from a copy"
-        if len(present) < len(self._shards):
+        if len(present) < len(self.shards):
             yield f"two shards of {self.path} have one number: remove the copy"
         homes: dict[str, str] = {}
-        for shard in self._shards:
+        for shard in self.shards:
             for name in shard.subjects["id"].to_pylist():
                 if name in homes:
                     yield (
@@ -403,23 +441,24 @@ class Library:
 
     def check(self) -> LibraryReport:
         """Read everything and compare it with its checksums."""
-        found = [tuple(shard.damages()) for shard in self._shards]
-        intact = [shard for shard, lines in zip(self._shards, found, strict=True) if not lines]
+        found = [tuple(shard.damages()) for shard in self.shards]
         damages = [line for lines in found for line in lines]
+        known = {shard.path for shard in self.shards}
         damages += [
             f"{path} is no shard, whose name is six digits: move it elsewhere"
             for path in sorted((self.path / "shards").glob("[!.]*"))
-            if path not in {shard.path for shard in self._shards}
+            if path not in known
         ]
-        if len(intact) == len(found):
+        if not any(found):
             damages += self._gaps()
         damages += _complaints(lambda: self.reference)
         damages += _complaints(lambda: stored_facts(self.path))
         if not damages:  # columns are read by the ids of all shards
             for name in self.columns:
                 damages += _complaints(partial(self.column, name))
-        adapters = sum(shard.count for shard in intact)
-        return LibraryReport(len(self._shards), adapters, tuple(damages))
+        pairs = zip(self.shards, found, strict=True)
+        adapters = sum(shard.count for shard, lines in pairs if not lines)
+        return LibraryReport(len(self.shards), adapters, tuple(damages))
 
     # Writing ------------------------------------------------------------------------------------
 
@@ -428,19 +467,23 @@ class Library:
         """Be the only writer; `append` and `attach` do it by themselves, a long job may do it once.
 
         Raises:
-            LibraryError: another process is writing.
+            LibraryError: another process is writing, or this is a selection.
         """
+        if self.whole is not self:
+            raise LibraryError(f"only the whole of {self.path} can be written, not a selection")
         with _taken(self._lock, self.path):
             self.refresh()
-            self._remove_leftovers()
+            # What a killed writer left; the lock says that nobody is writing it now.
+            for folder in (self.path, self.path / "shards", self.path / "columns"):
+                remove_leftovers(folder)
             yield
 
     def append(self, factors: Factors, subjects: Sequence[Mapping[str, Any]]) -> None:
         """Add adapters as one shard: all of them are there afterwards, or none.
 
         Args:
-            factors: Raw factors, stacked.
-            subjects: For each adapter a row of the table, with at least a unique text `id`.
+            factors: raw factors, stacked.
+            subjects: for each adapter a row of the table, with at least a unique text `id`.
 
         Raises:
             LayoutError: the factors are of another layout or not finite.
@@ -451,7 +494,7 @@ class Library:
         with self.locked():
             table = self._new_subjects(subjects, count(factors))
             if GAUGES.get(self.info.gauge).needs_reference and self.info.reference_hash is None:
-                self._freeze(self.layout.flatten(choose_reference(factors, self.info.gauge)))
+                self.freeze(choose_reference(factors, self.info.gauge))
             stored = next(iter(factors.values())).A.new_empty(
                 count(factors), self.width, dtype=getattr(torch, self.info.dtype)
             )
@@ -462,12 +505,27 @@ class Library:
                     f"vectors must fit into {self.info.dtype}, but these do not: "
                     "make the library with dtype='float32'"
                 )
-            last = max((int(shard.path.name) for shard in self._shards), default=-1)
+            last = max((int(shard.path.name) for shard in self.shards), default=-1)
             number = max(last + 1, self.info.shards)
             raw = map_factors(lambda tensor: tensor.detach().cpu(), factors)
             write_shard(self.path / "shards" / f"{number:06d}", stored.cpu(), raw, table)
             self._state(shards=number + 1)
             self._load_shards()
+
+    def freeze(self, reference: Factors) -> None:
+        """Fix for good what the gauge aligns with (factors without batch axis).
+
+        First the file is written, then the hash that vouches for it.
+
+        Raises:
+            LayoutError: it is of another layout.
+            LibraryError: another process is writing.
+        """
+        with self.locked():
+            vector = self.layout.flatten(reference).detach().cpu().float().contiguous()
+            with atomic_file(self.path / _REFERENCE) as temporary:
+                save_file({"vector": vector}, temporary)
+            self._state(reference_hash=hash_numbers(vector))
 
     def attach(self, name: str, values: Tensor | NDArray[Any]) -> None:
         """Store an array whose first axis runs over all rows; an older one is replaced.
@@ -499,8 +557,7 @@ class Library:
                 is writing.
         """
         with self.locked():
-            own = self.own_table
-            merged = write_facts(self.path, facts, self.ids, own.column_names)
+            merged = write_facts(self.path, facts, self.ids, self.own_table.column_names)
         return [name for name in merged.column_names if name != "id"]
 
     # Private ------------------------------------------------------------------------------------
@@ -508,29 +565,15 @@ class Library:
     def _load_shards(self) -> None:
         found = [p for p in (self.path / "shards").glob("[0-9]*") if _SHARD.fullmatch(p.name)]
         folders = sorted(found, key=lambda path: int(path.name))
-        known = {shard.path: shard for shard in getattr(self, "_shards", [])}
-        self._shards = [known.get(path) or Shard(path, self.layout) for path in folders]
-        self.__dict__.pop("_starts", None)  # counted anew
+        known = {shard.path: shard for shard in getattr(self, "shards", [])}
+        self.shards = [known.get(path) or Shard(path, self.layout) for path in folders]
+        for name in ("_starts", "rows"):
+            self.__dict__.pop(name, None)  # counted anew
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
         """First row of each shard, and N."""
-        return np.cumsum([0, *(shard.count for shard in self._shards)])
-
-    def _locate(
-        self, rows: Sequence[int] | NDArray[np.integer]
-    ) -> Iterator[tuple[Shard, NDArray[np.int64], NDArray[np.int64]]]:
-        """For each shard involved: places in `rows`, and row numbers within the shard."""
-        wanted = np.asarray(rows, dtype=np.int64)
-        starts = self._starts
-        if wanted.size and not (wanted.min() >= 0 and wanted.max() < starts[-1]):
-            raise LibraryError(
-                f"rows must be from 0 to {starts[-1] - 1}, but got {wanted.min()} to {wanted.max()}"
-            )
-        homes = np.searchsorted(starts, wanted, side="right") - 1
-        for home in np.unique(homes):
-            places = np.flatnonzero(homes == home)
-            yield self._shards[home], places, wanted[places] - starts[home]
+        return np.cumsum([0, *(shard.count for shard in self.shards)])
 
     def _new_subjects(self, subjects: Sequence[Mapping[str, Any]], adapters: int) -> pa.Table:
         if len(subjects) != adapters or adapters == 0:
@@ -549,7 +592,7 @@ class Library:
         columns = dict.fromkeys(key for subject in subjects for key in subject)
         try:
             table = pa.table({key: [row.get(key) for row in subjects] for key in columns})
-            schemas = [*(shard.subjects.schema for shard in self._shards), table.schema]
+            schemas = [*(shard.subjects.schema for shard in self.shards), table.schema]
             pa.unify_schemas(schemas, promote_options="permissive")
         except pa.ArrowException as error:
             raise LibraryError(
@@ -557,100 +600,13 @@ class Library:
             ) from error
         return table
 
-    def _freeze(self, vector: Float[Tensor, " D"]) -> None:
-        """Fix the gauge's reference for good: first the file, then the hash that vouches for it."""
-        vector = vector.detach().cpu().float().contiguous()
-        with atomic_file(self.path / _REFERENCE) as temporary:
-            save_file({"vector": vector}, temporary)
-        self._state(reference_hash=hash_numbers(vector))
-
     def _state(self, **facts: Any) -> None:
         """Write facts into `library.json`."""
         self.info = replace(self.info, **facts)
         write_json(self.path / _INFO, to_dict(self.info))
 
-    def _remove_leftovers(self) -> None:
-        """Delete what a killed writer left; the lock says that nobody is writing it now."""
-        for folder in (self.path, self.path / "shards", self.path / "columns"):
-            remove_leftovers(folder)
-
     def _column_path(self, name: str) -> Path:
         return self.path / "columns" / f"{name}.safetensors"
-
-
-@dataclass(frozen=True, eq=False)
-class LibraryView:
-    """Some rows of a library, read as a library is read."""
-
-    library: Library
-    #: Row numbers in the library, in the order of this view.
-    rows: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        """Number of adapters."""
-        return len(self.rows)
-
-    @property
-    def layout(self) -> Layout:
-        """The layout of the vectors."""
-        return self.library.layout
-
-    @property
-    def ids(self) -> list[str]:
-        """Subject ids in the order of this view."""
-        ids = self.library.ids
-        return [ids[row] for row in self.rows]
-
-    @property
-    def table(self) -> pa.Table:
-        """The table of subjects."""
-        return self.library.table.take(self.rows)
-
-    @property
-    def width(self) -> int:
-        """Length D of a vector."""
-        return self.library.width
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the vectors and their order."""
-        return hash_lines([self.library.fingerprint, *map(str, self.rows.tolist())])
-
-    def read_block(
-        self,
-        row: int,
-        column: int,
-        out: Float32[Tensor, "n w"],
-        less: Float32[Tensor, " w"] | None = None,
-    ) -> None:
-        """Fill `out` with a block of the canonical vectors (see `Library.read_block`)."""
-        wanted = self.rows[row : row + len(out)]
-        if len(wanted) < len(out):
-            raise LibraryError(
-                f"rows must be from 0 to {len(self) - 1}, but got {row} to {row + len(out)}"
-            )
-        breaks = np.flatnonzero(np.diff(wanted) != 1) + 1
-        for run in np.split(np.arange(len(wanted)), breaks):
-            if len(run):
-                part = out[run[0] : run[-1] + 1]
-                self.library.read_block(int(wanted[run[0]]), column, part, less)
-
-    def all_vectors(self) -> Float[Tensor, "n D"]:
-        """Canonical vectors, in float32."""
-        return self.library.vectors(self.rows)
-
-    def require_intact(self) -> None:
-        """Compare the vectors of the shards that these rows are in (see `Library`)."""
-        self.library._require_complete()
-        _require_intact([shard for shard, _, _ in self.library._locate(self.rows)])
-
-    def factors(self) -> Factors:
-        """Raw factors, stacked."""
-        return self.library.factors(self.rows)
-
-    def column(self, name: str) -> Tensor:
-        """The array attached as `name`."""
-        return self.library.column(name)[torch.from_numpy(self.rows)]
 
 
 def _read_info(path: Path) -> LibraryInfo:
@@ -661,13 +617,19 @@ def _read_info(path: Path) -> LibraryInfo:
                 f"a library must have version {VERSION}, but {path} has "
                 f"{stated.get('version')!r}: use the release that wrote it"
             )
-        return from_dict(LibraryInfo, stated)
+        info = from_dict(LibraryInfo, stated)
     except ConfigError as error:
         raise LibraryError(f"{path} must be a library, but is not: {error}") from error
+    return replace(info, recipe=_renamed(info.recipe))
 
 
-def _lock_of(path: Path) -> AbstractContextManager[None]:
-    return _taken(filelock.FileLock(path / _LOCK, timeout=0), path)
+def _renamed(recipe: Any) -> Any:
+    """A recipe by the names of today: until 0.1 images were called pictures, `init_from` anchor."""
+    if not isinstance(recipe, dict):
+        return recipe
+    names = {name: "init_from" if name == "anchor" else name.replace("picture", "image")
+             for name in recipe}  # fmt: skip
+    return {names[name]: _renamed(value) for name, value in recipe.items()}
 
 
 @contextmanager
@@ -693,13 +655,6 @@ def _taken(lock: filelock.FileLock, path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _require_intact(shards: Sequence[Shard]) -> None:
-    with progress("checksums", len(shards), shown=len(shards) > 16) as advance:
-        for shard in shards:
-            shard.require_intact()
-            advance()
 
 
 def _complaints(read: Callable[[], object]) -> list[str]:

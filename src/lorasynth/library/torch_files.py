@@ -140,19 +140,6 @@ class SavedMatrix:
             )
         return matrix
 
-    @classmethod
-    def reserve(cls, path: Path, count: int, width: int) -> "SavedMatrix":
-        """Write a file for a matrix of float32, with a hole for its numbers.
-
-        Raises:
-            RuntimeError: the file cannot be written.
-        """
-        with FakeTensorMode():
-            matrix = torch.empty(count, width)
-        with torch.serialization.skip_data(materialize_fake_tensors=True):
-            torch.save(matrix, path)
-        return cls.find(path)
-
     def rows(self, start: int, stop: int) -> Float32[Tensor, "n D"]:
         """Some rows; they are mapped anew each time, so pages before do not stay in memory."""
         size, shape = self.dtype.itemsize, (stop - start, self.shape[1])

@@ -6,7 +6,6 @@ the 16-bit integers of the same bits; nothing else here is stored as integers.
 """
 
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -97,22 +96,6 @@ class VectorFile:
                 piece = scratch[: len(rows)]
                 self._fill(file, piece, row + start, column)
                 _convert(piece, rows, less)
-
-    def rows(self, index: Sequence[int]) -> Float32[Tensor, "n D"]:
-        """Some vectors, in the order asked for.
-
-        Raises:
-            LibraryError: there is no such vector, or the file cannot be read.
-        """
-        for row in index:
-            self._require_within(row, 0, 1, self.width)
-        result = torch.empty(len(index), self.width)
-        scratch = torch.empty(1, self.width, dtype=self.dtype)
-        with self._open() as file:
-            for place in np.argsort(np.asarray(index, dtype=np.int64), kind="stable"):
-                self._fill(file, scratch, int(index[place]), 0)
-                result[place] = scratch[0]
-        return result
 
     def all_vectors(self) -> Float32[Tensor, "n D"]:
         """All vectors."""

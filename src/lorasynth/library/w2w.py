@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -60,12 +60,16 @@ _SPLIT_SEED = 0
 _KEY = re.compile(r"(?:base_model\.model\.|lora_unet_)?(.+?)[._]lora[._](A|B)(?:\.\w+)?\.weight")
 
 
-@dataclass(frozen=True)
-class Piece:
-    """One factor within a row."""
+class Piece(NamedTuple):
+    """Where one factor is within a row."""
 
     start: int
     shape: tuple[int, int]
+
+    def of(self, rows: Float[Tensor, "n D"]) -> Float[Tensor, "n _ _"]:
+        """The factor of some rows, as a view."""
+        rank, width = self.shape
+        return rows[:, self.start : self.start + rank * width].view(-1, rank, width)
 
 
 #: Module -> its A and its B within a row.
@@ -133,7 +137,8 @@ def import_w2w(
             )
     else:
         library = Library.create(out, files.layout, recipe=recipe, gauge=gauge, dtype=dtype)
-    report = ImportReport(skipped=_skipped_before(out))
+    before = read_json(out / SKIPPED) if (out / SKIPPED).is_file() else {}
+    report = ImportReport(skipped=dict(before))
     start = max(library.table["row"].to_pylist(), default=-1) + 1 if len(library) else 0
     with library.locked(), progress("import", len(rows), done=start) as advance:
         for first in range(start, len(rows), shard):
@@ -149,17 +154,15 @@ def _take(
     """Append the adapters whose numbers can be stored as one shard; list the others before that."""
     dtype = library.info.dtype
     stored = map_factors(lambda x: x.to(getattr(torch, dtype)), factors)
-    finite, usable = _finite(factors), _finite(stored)
-    skipped = {
-        f"row {rows[row]['row']}": (
-            f"it does not fit {dtype}" if finite[row] else "it has NaN or infinity"
-        )
-        for row in (~usable).nonzero().flatten().tolist()
-    }
-    if skipped:
-        report.skipped |= skipped
+    usable, kept = _finite(stored), []
+    for row, fits, finite in zip(rows, usable.tolist(), _finite(factors).tolist(), strict=True):
+        if fits:
+            kept.append(row)
+        else:
+            reason = f"it does not fit {dtype}" if finite else "it has NaN or infinity"
+            report.skipped[f"row {row['row']}"] = reason
+    if len(kept) < len(rows):
         write_json(library.path / SKIPPED, report.skipped)
-    kept = [row for row, good in zip(rows, usable.tolist(), strict=True) if good]
     if kept:
         library.append(map_factors(lambda x: x[usable], stored), kept)
         report.imported += [row["id"] for row in kept]
@@ -168,10 +171,6 @@ def _take(
 def _finite(factors: Factors) -> Bool[Tensor, " n"]:
     """Which adapters have finite numbers alone."""
     return torch.stack([x.flatten(1).isfinite().all(1) for f in factors.values() for x in f]).all(0)
-
-
-def _skipped_before(out: Path) -> dict[str, str]:
-    return dict(read_json(out / SKIPPED)) if (out / SKIPPED).is_file() else {}
 
 
 @dataclass(frozen=True)
@@ -200,16 +199,13 @@ class W2WFiles:
                 "and may run any code, so it is never loaded here: if you trust it, write "
                 f"identity_df.csv beside it, in an environment with pandas, by: {PANDAS}"
             )
-        found = {name: _below(folder, name) for name in (WEIGHTS, DIMENSIONS)}
-        for name, path in found.items():
-            if path is None:
-                raise LibraryError(
-                    f"weights2weights must have {name}, but nothing below {folder} has that name: "
-                    "download it from the hub (hub:Snapchat/weights2weights)"
-                )
-        weights, dimensions = found.values()
-        assert weights is not None
-        assert dimensions is not None
+        weights, dimensions = _below(folder, WEIGHTS), _below(folder, DIMENSIONS)
+        if weights is None or dimensions is None:
+            raise LibraryError(
+                f"weights2weights must have {DIMENSIONS if weights else WEIGHTS}, but nothing "
+                f"below {folder} has that name: download it from the hub "
+                f"({HUB}Snapchat/weights2weights)"
+            )
         return cls(weights, dimensions, table, _below(folder, CONFIG))
 
     @cached_property
@@ -262,16 +258,10 @@ class W2WFiles:
     def factors(self, start: int, stop: int) -> Factors:
         """Raw factors of some rows, with the scale folded into B, in float32."""
         rows = self._matrix.rows(start, stop)
-        factors = {}
-        for module, pieces in self.pieces.items():
-            a, b = (
-                rows[:, piece.start : piece.start + piece.shape[0] * piece.shape[1]].view(
-                    -1, *piece.shape
-                )
-                for piece in pieces
-            )
-            factors[module] = Factor(a, b * self.scale)
-        return factors
+        return {
+            module: Factor(a.of(rows), b.of(rows) * self.scale)
+            for module, (a, b) in self.pieces.items()
+        }
 
     @cached_property
     def _matrix(self) -> SavedMatrix:
@@ -335,10 +325,10 @@ def _pieces(stated: Mapping[Any, Any], path: Path) -> Pieces:
         found.setdefault(module, {})[side] = Piece(start, (rows, columns))
         start += size
     for module, sides in found.items():
-        if sides.keys() != {"A", "B"}:
-            raise FileFormatError(f"{path} must have A and B of each module, but {module} has one")
-        if sides["A"].shape[0] != sides["B"].shape[1]:
-            raise FileFormatError(f"{path} must have A and B of one rank, but not for {module}")
+        if sides.keys() != {"A", "B"} or sides["A"].shape[0] != sides["B"].shape[1]:
+            raise FileFormatError(
+                f"{path} must have A and B of each module, of one rank, but not of {module}"
+            )
     return {module: (sides["A"], sides["B"]) for module, sides in found.items()}
 
 

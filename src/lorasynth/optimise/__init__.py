@@ -1,4 +1,4 @@
-"""Adapters found by gradient descent on few numbers: mixtures of a library, latents of a codec."""
+"""Adapters found by gradient descent on a few coordinates of a known manifold."""
 
 import lazy_loader
 

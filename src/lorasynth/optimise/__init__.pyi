@@ -1,11 +1,9 @@
 from . import weights2weights as weights2weights
-from .contract import Coordinates as Coordinates
-from .contract import Decode as Decode
+from .config import InversionConfig as InversionConfig
+from .config import MixtureConfig as MixtureConfig
+from .coordinates import Coordinates as Coordinates
+from .coordinates import Decode as Decode
+from .coordinates import Inversion as Inversion
+from .coordinates import Mixture as Mixture
 from .full import fine_tune as fine_tune
 from .full import weights_of as weights_of
-from .inversion import Inversion as Inversion
-from .inversion import InversionConfig as InversionConfig
-from .mixture import Mixture as Mixture
-from .mixture import MixtureConfig as MixtureConfig
-from .personalise import Personalised as Personalised
-from .personalise import personalise as personalise

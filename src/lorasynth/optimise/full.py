@@ -1,31 +1,64 @@
 """Full fine-tuning of the base model on one subject: what LoRA is compared with."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeAlias
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import override
 
+from lorasynth.adapter import Factors
 from lorasynth.base import BaseModel
-from lorasynth.engine.descent import Descent
-from lorasynth.engine.encoded import encode_subjects
-from lorasynth.engine.loop import denoising_losses, draws_of
+from lorasynth.engine import OptimizerConfig, Trainable, descend
 from lorasynth.images import Subject
 
 #: All weights of a denoiser, by name.
 Weights: TypeAlias = dict[str, Tensor]
 
 
-def fine_tune(base: BaseModel, subject: Subject, config: Descent) -> Weights:
-    """Train every weight of the denoiser by Adam, with the draws that a LoRA would see.
+class FullWeights(Trainable):
+    """Every weight of a denoiser, in place; of one subject, since nothing is common to two."""
 
-    Subjects cannot share passes here, since nothing is common to them.
+    def __init__(self, base: BaseModel, config: OptimizerConfig) -> None:
+        super().__init__(config)
+        # Views with the axis of subjects, which share the weights' memory.
+        self._views = nn.ParameterList(
+            nn.Parameter(p.data[None]) for p in base.denoiser.parameters()
+        )
+
+    @override
+    def forward(self) -> Factors:
+        return {}
+
+    @override
+    @contextmanager
+    def attached(self, base: BaseModel) -> Iterator[Callable[[], None]]:
+        def moved_to(view: nn.Parameter) -> Callable[[Tensor], None]:
+            def move(weight: Tensor) -> None:
+                assert weight.grad is not None
+                view.grad, weight.grad = weight.grad[None], None
+
+            return move
+
+        handles = []
+        for weight, view in zip(base.denoiser.parameters(), self._views, strict=True):
+            weight.requires_grad_(True)
+            handles.append(weight.register_post_accumulate_grad_hook(moved_to(view)))
+        try:
+            yield lambda: None
+        finally:
+            for handle in handles:
+                handle.remove()
+            base.denoiser.requires_grad_(False)
+
+
+def fine_tune(base: BaseModel, subject: Subject, config: OptimizerConfig) -> Weights:
+    """Train every weight of the denoiser, with the draws that a LoRA would see.
 
     Args:
         base: whose denoiser is trained, and is as it was afterwards.
         subject: who.
-        config: how; its averaging, anchor and optimiser do not apply.
+        config: how.
 
     Returns:
         The trained weights.
@@ -33,25 +66,12 @@ def fine_tune(base: BaseModel, subject: Subject, config: Descent) -> Weights:
     Raises:
         CollectionError: the subject has no images or captions.
     """
-    encoded = encode_subjects(base, [subject])
-    draws = draws_of(base, config, [subject.id], encoded)
     before = _copy(base)
-    base.denoiser.requires_grad_(True)
-    parameters = list(base.denoiser.parameters())
-    optimiser = torch.optim.Adam(parameters, lr=config.learning_rate)
     try:
-        for step, draw in enumerate(draws):
-            optimiser.param_groups[0]["lr"] = config.rate(step)
-            optimiser.zero_grad()
-            denoising_losses(base, encoded, draw).sum().backward()
-            if config.clip is not None:
-                torch.nn.utils.clip_grad_norm_(parameters, config.clip)
-            optimiser.step()
+        descend(base, [subject], FullWeights(base, config))
         return _copy(base)
     finally:
         base.denoiser.load_state_dict(before)
-        base.denoiser.requires_grad_(False)
-        optimiser.zero_grad()
 
 
 @contextmanager

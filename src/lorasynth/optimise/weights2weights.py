@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.codec import PCA, PCAConfig
-from lorasynth.engine.descent import Descent
-from lorasynth.optimise.inversion import InversionConfig
+from lorasynth.codec import PCA, Budget, PCAConfig
+from lorasynth.engine.recipe import OptimizerConfig
+from lorasynth.optimise.config import InversionConfig
 
 #: The rate is one of coefficients; `in_latents` makes it one of a codec's latents.
 SETTINGS = InversionConfig(
     prior=0.0,
     equal_steps=False,
-    descent=Descent(
+    optimizer=OptimizerConfig(
         learning_rate=0.1, steps=400, images_per_step=1, noise="own", average=0.0, clip=None
     ),
 )
@@ -32,10 +32,11 @@ def components_of(known: Float[Tensor, "N D"], device: torch.device | str = "cpu
         LibraryError: there are fewer than two vectors.
     """
     latents = min(_COMPONENTS, len(known) - 1)
-    return PCA.fit(known, PCAConfig(latents=latents, scale="parameter"), device=device)
+    config = PCAConfig(latents=latents, scale="parameter")
+    return PCA.fit(known, config, Budget(device=str(device)))
 
 
 def in_latents(config: InversionConfig, codec: PCA) -> InversionConfig:
     """Settings whose rate is one of coefficients, in the units of latents."""
-    rate = config.descent.learning_rate / float(codec.unit[0])
-    return replace(config, descent=replace(config.descent, learning_rate=rate))
+    rate = config.optimizer.learning_rate / float(codec.unit[0])
+    return replace(config, optimizer=replace(config.optimizer, learning_rate=rate))

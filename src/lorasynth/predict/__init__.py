@@ -1,4 +1,4 @@
-"""Trained through the base model's own loss: a regression with its codec, and an IP-Adapter."""
+"""A synthesizer trained through the base model's own loss: a regression and its codec."""
 
 import lazy_loader
 

@@ -20,9 +20,9 @@ from lorasynth.core.errors import CollectionError, ImageError
 from lorasynth.core.progress import console, progress
 from lorasynth.core.randomness import stream_seed
 from lorasynth.core.weights import kept_tensors
+from lorasynth.engine import Optimisation
 from lorasynth.engine.draws import Draw
 from lorasynth.engine.encoded import EncodedSubjects, encode_subjects
-from lorasynth.engine.trainer import Optimisation
 from lorasynth.images import Subject, SubjectSource
 
 #: Folder beside a checkpoint for what is encoded, which all that is trained there share.

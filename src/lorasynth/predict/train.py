@@ -5,7 +5,6 @@ them to denoise other images of the same subjects.  No adapter is trained by its
 learned is a function of the condition, without the noise of training runs.
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,34 +18,14 @@ from lorasynth.condition import ConditionEncoder
 from lorasynth.core.config import to_dict
 from lorasynth.core.errors import ConfigError
 from lorasynth.core.randomness import stream_seed
+from lorasynth.engine import Recipe, Trainer
 from lorasynth.engine.fleet import start_factors
 from lorasynth.engine.loop import denoising_losses
-from lorasynth.engine.recipe import Recipe
-from lorasynth.engine.trainer import Optimisation, Trainer
-from lorasynth.hypernet import LatentRegression, LatentRegressionConfig
+from lorasynth.hypernet import LatentRegression
 from lorasynth.images import SubjectSource
+from lorasynth.predict.config import PredictorTraining
 from lorasynth.predict.predictor import Predictor
 from lorasynth.predict.tasks import ENCODED, draw_task, encode_with_embeddings
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictorTraining:
-    """How a predictor is built and trained.
-
-    Attributes:
-        model: the regression.
-        latents: directions that adapters are mixed of.
-        optimisation: steps, learning rate, averaging and seed; its batch is the number of subjects.
-        images: denoised of each subject in one step; at equal cost, many subjects with one
-            image each teach more than few with several.
-    """
-
-    model: LatentRegressionConfig = field(default_factory=LatentRegressionConfig)
-    latents: int = 128
-    optimisation: Optimisation = field(
-        default_factory=lambda: Optimisation(steps=10_000, batch=64, lr=1e-3, weight_decay=0.0)
-    )
-    images: int = 1
 
 
 class Predicting(NamedTuple):
@@ -94,7 +73,7 @@ def train_predictor(
     options = config.optimisation
     torch.manual_seed(stream_seed(options.seed, "predictor"))
     model = Predictor(config.model, config.latents, embeddings.shape[2], start)
-    model.regression.condition_normaliser.fit(embeddings.flatten(0, 1).cpu(), whitening=0.0)
+    model.regression.condition_normaliser.fit(embeddings.flatten(0, 1).cpu(), each=False)
 
     def loss(model: Any, step: int) -> tuple[Tensor, str]:
         seen, some, draw = draw_task(base, encoded, embeddings, options, config.images, step)

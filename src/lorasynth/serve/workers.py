@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorasynth.adapter import Adapter, map_factors, pad_rank, stack, unstack
-from lorasynth.adapter.files import encode_many, get_format, universal
+from lorasynth.adapter import Adapter, map_factors, pad_rank, require_finite, stack, unstack
+from lorasynth.adapter.files import get_format, universal
+from lorasynth.adapter.files.container import to_bytes
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.base.compatibility import require_fits, require_made_for
 from lorasynth.condition import SHOWN, ConditionEncoder, framed_subject
@@ -230,8 +231,8 @@ def refined(
     subject = Subject(id="subject", photos=photos, captions=[asked.caption] * len(photos))
     subject = framed_subject(subject, base.image_size, [encoder])
     recipe = replace(PRESETS["refine"], steps=asked.refine_steps, seed=asked.seed)
-    anchor = map_factors(lambda part: part[None].float(), adapter.factors)
-    trained = train_fleet(base, recipe, [subject], anchor=anchor, on_step=on_step)
+    init = map_factors(lambda part: part[None].float(), adapter.factors)
+    trained = train_fleet(base, recipe, [subject], init=init, on_step=on_step)
     [factors] = unstack(map_factors(lambda part: part.detach().cpu(), trained.factors))
     # Trained further, its update is no longer a multiple of what was decoded.
     extra = {name: text for name, text in adapter.metadata.extra.items() if name != "strength"}
@@ -319,11 +320,7 @@ def _seen_at_once(encoder: ConditionEncoder, asked: Sequence[AskedLora]) -> list
 
 def _files(adapters: Sequence[Adapter], asked: AskedLora) -> list[LoraFile]:
     """The files of adapters that were drawn alike."""
-    first, form = adapters[0], get_format(asked.format)
-    vectors = first.layout.flatten(stack([adapter.factors for adapter in adapters]))
-    # The first files of one seed and strength cost more, and make all others cheap.
-    usual = asked.seed == 0 and asked.strength == 1 and "optimised" not in first.metadata.extra
-    encoded = encode_many(form, vectors, first.layout, first.metadata, 0 if usual else None)
+    form, first = get_format(asked.format), adapters[0]
     facts = {
         "model": asked.model,
         "format": (universal(first) if asked.format == "auto" else form).name,
@@ -331,4 +328,6 @@ def _files(adapters: Sequence[Adapter], asked: AskedLora) -> list[LoraFile]:
         "base-fingerprint": first.metadata.base_fingerprint,
         **{name: first.metadata.extra.get(name, "") for name in ("seed", "strength")},
     }
-    return [LoraFile(data=data, facts=facts) for data in encoded]
+    for adapter in adapters:
+        require_finite(adapter.factors)
+    return [LoraFile(data=to_bytes(*form.spell(one)), facts=facts) for one in adapters]

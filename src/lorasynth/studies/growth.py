@@ -1,4 +1,4 @@
-"""Likeness against the size of the library, for the hypernetwork and for simple baselines."""
+"""Identity similarity against the size of the library, for the hypernetwork and for baselines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,17 +11,18 @@ from matplotlib.figure import Figure
 
 from lorasynth.codec import fit_codec
 from lorasynth.collect.embedding import column_of
-from lorasynth.core.config import to_dict
+from lorasynth.core.cache import Cache
 from lorasynth.core.errors import ConfigError
-from lorasynth.core.figures import bars, save_figure
+from lorasynth.core.figures import Line, curves
 from lorasynth.edit.latent_library import LatentLibrary
-from lorasynth.evaluation.trial import Instruments, Trial, TrialConfig
+from lorasynth.evaluation.baselines import BASELINES
+from lorasynth.evaluation.benchmark import Benchmark
+from lorasynth.evaluation.contenders import Parts, contenders_of
+from lorasynth.evaluation.report import COMPARED
 from lorasynth.hypernet import TrainingSet
 from lorasynth.hypernet.train import HypernetConfig
 from lorasynth.hypernet.train import train as train_hypernet
 from lorasynth.library import Library
-from lorasynth.studies.methods import methods
-from lorasynth.studies.reports import kept_report
 from lorasynth.synthesizer import Synthesizer
 
 
@@ -37,36 +38,27 @@ class GrowthConfig:
 
     Attributes:
         sizes: of the libraries, each the first rows of the whole one.
-        codec: name of the codec.
-        latents: of the codec; fewer for libraries that have fewer.
         hypernet: training of the hypernetwork, the same for all sizes.
-        temperature: of its noise.
-        trial: the subjects.
+        latents: of the codec; fewer for libraries that have fewer.
     """
 
-    sizes: tuple[int, ...]
-    codec: str = "pca"
-    latents: int = 128
+    sizes: Sequence[int]
     hypernet: HypernetConfig
-    temperature: float = 0.5
-    trial: TrialConfig
+    latents: int = 128
 
 
 def growth(
-    instruments: Instruments,
-    library: Library,
-    config: GrowthConfig,
-    folder: Path,
-    pretrained: Synthesizer | None = None,
+    run: Benchmark, parts: Parts, library: Library, config: GrowthConfig, folder: Path
 ) -> list[dict[str, Any]]:
-    """Measure every size; each is a file of `folder`, and not measured again.
+    """Measure every size; what is measured is kept, with the hypernetworks' checkpoints.
 
     Args:
-        instruments: what makes images, and what judges them.
-        library: its subjects embedded by the encoder that makes the conditions.
+        run: the subjects.
+        parts: the synthesizer, whose encoder and temperature are used, and the regression that
+            diffusion is around, if there is one.
+        library: its subjects embedded by that encoder.
         config: what is measured.
-        folder: for the reports and the checkpoints of the hypernetworks.
-        pretrained: what diffusion is relative to; None for nothing.
+        folder: for reports and checkpoints.
 
     Raises:
         ConfigError: the library is smaller than the largest size.
@@ -76,54 +68,49 @@ def growth(
             f"the library must hold {max(config.sizes)} adapters, but holds {len(library)}: give "
             "smaller sizes, or collect more"
         )
-    run, reports = Trial(instruments, config.trial, folder / "measured"), []
+    cache, reports = Cache(folder), []
     for size in sorted(config.sizes):
-        asked = {
-            "config": to_dict(config),
-            "anchor": None if pretrained is None else pretrained.fingerprint,
+        identity = {
+            "hypernet": config.hypernet,
+            "latents": config.latents,
+            "makers": [one and one.fingerprint for one in (parts.synthesizer, parts.regression)],
             "library": library.fingerprint,
-            "parts": instruments.fingerprints,
+            "subjects": list(run.subjects.ids),
             "size": size,
+            **run.identity,
         }
-        checkpoint = folder / f"{size}.safetensors"
-        measure = partial(_measure, run, library, config, size, checkpoint, pretrained)
-        title = f"library of {size}"
-        reports.append(kept_report(folder / f"{size}.json", asked, title, measure))
+        checkpoint, part = cache.path("hypernet", identity, ".safetensors"), range(size)
+        measure = partial(_measure, run, parts, library.select(part), config, checkpoint)
+        reports.append(cache.report(f"library of {size}", identity, measure))
     return reports
 
 
 def _measure(
-    run: Trial,
-    library: Library,
-    config: GrowthConfig,
-    size: int,
-    checkpoint: Path,
-    pretrained: Synthesizer | None,
+    run: Benchmark, parts: Parts, library: Library, config: GrowthConfig, checkpoint: Path
 ) -> dict[str, Any]:
-    instruments, part = run.instruments, library.select(range(size))
-    codec = fit_codec(config.codec, part, {"latents": min(config.latents, size - 1)})
-    known = LatentLibrary.encode(part, codec, column_of(instruments.conditioner))
+    """Train a hypernetwork on a library; it and baselines, measured at strength 1."""
+    whole, size = parts.whole, len(library)
+    codec = fit_codec("pca", library, {"latents": min(config.latents, size - 1)})
+    known = LatentLibrary.encode(library, codec, column_of(whole.encoder))
     data = TrainingSet(latents=known.latents, conditions=known.conditions)
-    anchor = None if pretrained is None else pretrained.regression_in(codec)
+    anchor = None if parts.regression is None else parts.regression.regression_in(codec)
     hypernet = train_hypernet(data, config.hypernet, anchor=anchor, checkpoint=checkpoint)
-    synthesizer = Synthesizer.of(
-        instruments.base, library.layout, instruments.conditioner, hypernet, codec
-    )
-    synthesizer = replace(synthesizer, temperature=config.temperature)
-    rows = {}
-    for name, method in methods(synthesizer, pretrained, known, config.trial.seed).items():
-        measured = run.tried(name, method(run.conditions, run.subjects.ids))
-        rows[name] = measured.intervals("likeness", "likeness_second")
-    return {"methods": rows}
+    made = Synthesizer.of(parts.base, library.layout, whole.encoder, hypernet, codec)
+    made = replace(made, temperature=whole.temperature)
+    grown = replace(parts, synthesizer=made, library=known, recipe=None)
+    names = [*BASELINES, *(["direct"] if parts.regression else []), "synthesised"]
+    found = contenders_of(grown, run.subjects, Cache(checkpoint.parent), names)
+    rows = {one.name: run.measure(replace(one, strength=1.0)) for one in found}
+    return {"size": size, "methods": {name: values.intervals() for name, values in rows.items()}}
 
 
-def extrapolate(sizes: Sequence[int], likeness: Sequence[float]) -> tuple[float, float, float]:
+def extrapolate(sizes: Sequence[int], similarity: Sequence[float]) -> tuple[float, float, float]:
     """Fit a - b n^-c by least squares, with c searched on a grid; at least three sizes.
 
     Returns:
-        a, the likeness of an endless library; b; c.
+        a, the similarity of an endless library; b; c.
     """
-    n, y = np.asarray(sizes, float), np.asarray(likeness, float)
+    n, y = np.asarray(sizes, float), np.asarray(similarity, float)
     fits = []
     for c in np.linspace(0.05, 2.0, 79):
         design = np.stack([np.ones_like(n), -(n**-c)], axis=1)
@@ -133,21 +120,16 @@ def extrapolate(sizes: Sequence[int], likeness: Sequence[float]) -> tuple[float,
     return a, b, c
 
 
-def draw_growth(reports: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write likeness against size as a PNG, with the fitted curve of the hypernetwork."""
-    sizes = [report["size"] for report in reports]
-    figure = Figure(figsize=(6.4, 4.2), dpi=150)
-    axes = figure.subplots()
-    for name in reports[0]["methods"]:
-        rows = [report["methods"][name]["likeness"] for report in reports]
-        means = [row["mean"] for row in rows]
-        axes.errorbar(sizes, means, yerr=bars(rows), fmt="o-", capsize=2, label=name)
-        if name == "diffusion" and len(sizes) > 2:
-            a, b, c = extrapolate(sizes, means)
-            ahead = np.geomspace(min(sizes), 10 * max(sizes), 100)
-            label = f"diffusion: {a:.2f} - {b:.2g} n^-{c:.2g}"
-            axes.plot(ahead, a - b * ahead**-c, "k--", linewidth=0.8, label=label)
-    axes.set(xscale="log", xlabel="adapters in the library", ylabel="likeness")
-    axes.legend(fontsize=7)
-    figure.tight_layout()
-    save_figure(figure, path)
+def draw_growth(reports: Sequence[dict[str, Any]]) -> Figure:
+    """Similarity against size, with the fitted curve of the hypernetwork."""
+    sizes, figure = [report["size"] for report in reports], COMPARED[0]
+    lines = [
+        Line(name, sizes, [report["methods"][name][figure] for report in reports])
+        for name in reports[0]["methods"]
+    ]
+    if len(sizes) > 2:
+        a, b, c = extrapolate(sizes, [interval["mean"] for interval in lines[-1].y])  # type: ignore[index]
+        ahead = np.geomspace(min(sizes), 10 * max(sizes), 100)
+        label = f"synthesised: {a:.2f} - {b:.2g} n^-{c:.2g}"
+        lines.append(Line(label, ahead.tolist(), (a - b * ahead**-c).tolist(), "k--"))
+    return curves({"": lines}, "adapters in the library", "identity similarity", log=True)

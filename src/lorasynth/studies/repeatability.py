@@ -1,62 +1,90 @@
-"""What a recipe's adapters are worth: are they like their subjects, and are they repeatable?"""
+"""What recipes' adapters are worth: are they like their subjects, and are they repeatable?"""
 
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from lorasynth.collect import Anchor, compare, train_twice
-from lorasynth.core.config import to_dict
+from matplotlib.figure import Figure
+
+from lorasynth.collect import AdapterPredictor
+from lorasynth.core.cache import Cache, plain
+from lorasynth.core.figures import Line, curves
 from lorasynth.core.progress import progress
 from lorasynth.engine.recipe import Recipe
-from lorasynth.evaluation.bootstrap import bootstrap
-from lorasynth.evaluation.trial import Instruments, Trial, TrialConfig
+from lorasynth.evaluation.benchmark import Benchmark
+from lorasynth.evaluation.contenders import stacked
+from lorasynth.studies.twice import compare, train_twice
 
 
-def repeatability_report(
-    instruments: Instruments, recipe: Recipe, config: TrialConfig, anchor: Anchor | None = None
-) -> dict[str, Any]:
-    """Train every subject of a trial twice, on images apart, and measure the first adapters.
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A recipe to try.
 
-    Args:
-        instruments: what makes images, and what judges them.
+    Attributes:
         recipe: how each adapter is trained.
-        config: the subjects; each training sees `training_images` of its own.
-        anchor: predicts the adapters that training starts from; None: as the recipe says.
+        anchor: what training starts from; None: as the recipe says.
+    """
+
+    recipe: Recipe
+    anchor: AdapterPredictor | None = None
+
+
+def repeatability(run: Benchmark, candidate: Candidate) -> dict[str, Any]:
+    """Train every subject twice, on one half of its training images each; measure the first.
 
     Returns:
-        JSON values: cosine of the updates of the `same` and of `different` subjects, likeness by
-        both encoders beside that of `real` images, and seconds of training per adapter.
+        JSON values: cosine of the updates of the `same` and of `different` subjects, each figure
+        beside that of real images, and seconds of training per adapter.
     """
-    twice = replace(config, training_images=2 * config.training_images)
-    run = Trial(instruments, twice)
-    subjects = [run.subjects.load(name) for name in run.subjects.ids]
+    recipe, anchor, ids = candidate.recipe, candidate.anchor, list(run.subjects.ids)
+    subjects = [run.subjects.load(name) for name in ids]
     start = time.monotonic()
     with progress("train twice", recipe.steps) as advance:
         first, second = train_twice(
-            instruments.base,
-            recipe,
-            subjects,
-            anchor=anchor,
-            on_step=lambda _, __: advance(),
+            run.base, recipe, subjects, anchor=anchor, on_step=lambda _, __: advance()
         )
     seconds = (time.monotonic() - start) / (2 * len(subjects))
-    cosines, measured, real = compare(first, second), run.tried("trained", first), run.real()
-    likeness, second_likeness = (
-        bootstrap(values) for values in (measured.likeness, measured.likeness_second)
-    )
+    cosines = compare(first, second)
     return {
-        "recipe": to_dict(recipe),
+        "recipe": plain(recipe),
         "anchor": None if anchor is None else anchor.fingerprint,
-        "config": to_dict(config),
+        "config": plain(run.config),
         "same": cosines.same,
         "different": cosines.different,
-        "likeness": likeness.mean,
-        "lo": likeness.lo,
-        "hi": likeness.hi,
-        "likeness_second": second_likeness.mean,
-        "real": real.likeness.mean().item(),
-        "real_second": real.likeness_second.mean().item(),
-        "attribute_accuracy": measured.attribute_accuracy.mean().item(),
-        "prompt_following": measured.prompt_following.mean().item(),
+        "n": len(ids),
         "seconds": seconds,
+        **run.measure(stacked("trained", first, ids)).intervals(),
+        "real": run.real().intervals(),
     }
+
+
+def compare_recipes(
+    run: Benchmark, candidates: Mapping[str, Candidate], cache: Cache
+) -> dict[str, dict[str, Any]]:
+    """Measure every candidate; name -> report.  One that was measured before is not again."""
+    reports = {}
+    for name, one in candidates.items():
+        identity = {
+            "recipe": one.recipe,
+            "anchor": None if one.anchor is None else one.anchor.fingerprint,
+            "images": run.subjects.key,
+            **run.identity,
+        }
+        reports[name] = cache.report(f"recipe {name}", identity, partial(repeatability, run, one))
+    return reports
+
+
+def draw_recipes(reports: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Identity similarity against repeatability; squares start from a synthesizer's prediction."""
+    lines = [
+        Line(name, [row["same"]], [row["identity_similarity"]], "s" if row["anchor"] else "o")
+        for name, row in reports.items()
+    ]
+    *_, last = reports.values()
+    real = last["real"]["identity_similarity"]["mean"]
+    lines.append(Line("two real images", [0.0, 1.0], [real, real], "--"))
+    return curves(
+        {"": lines}, "repeatability: cosine of ΔW, one subject trained twice", "identity similarity"
+    )

@@ -1,28 +1,15 @@
 """Families of base models: what their layers are called, and which one an adapter is made for.
 
-A family is one short file here and its name in `FAMILIES`.
+A family is one entry of `tables`.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from lorasynth.adapter.components import DENOISER, component_of
-from lorasynth.adapter.families.anima import ANIMA
-from lorasynth.adapter.families.auraflow import AURAFLOW
-from lorasynth.adapter.families.contract import TEXT_TABLES, Family, component_number
-from lorasynth.adapter.families.flux1 import CHROMA, FLUX1
-from lorasynth.adapter.families.flux2 import FLUX2
-from lorasynth.adapter.families.hidream import HIDREAM
-from lorasynth.adapter.families.ideogram4 import IDEOGRAM4
-from lorasynth.adapter.families.krea2 import KREA2
-from lorasynth.adapter.families.ltx import LTX
-from lorasynth.adapter.families.lumina import LUMINA2, Z_IMAGE
-from lorasynth.adapter.families.pixart import PIXART, SANA
-from lorasynth.adapter.families.qwen_image import QWEN_IMAGE
-from lorasynth.adapter.families.sd3 import SD3
-from lorasynth.adapter.families.stable_diffusion import OTHER_UNET, SD1, SD2, SDXL
-from lorasynth.adapter.families.wan import WAN
+from lorasynth.adapter.components import component_number, component_of
+from lorasynth.adapter.families.contract import Family
+from lorasynth.adapter.families.tables import FAMILIES, FLUX1, OTHER_UNET, SD2, TEXT_TABLES
 from lorasynth.adapter.layout import Layout
 from lorasynth.core.errors import ConfigError
 
@@ -31,6 +18,7 @@ __all__ = [
     "FLUX1",
     "OTHER_UNET",
     "SD2",
+    "TEXT_TABLES",
     "Family",
     "Verdict",
     "decide",
@@ -39,43 +27,7 @@ __all__ = [
     "stated_family",
 ]
 
-#: By the names that `--family` takes.
-FAMILIES: Mapping[str, Family] = {
-    "sd1": SD1,
-    "sd2": SD2,
-    "sdxl": SDXL,
-    "sd3": SD3,
-    "flux1": FLUX1,
-    "chroma": CHROMA,
-    "flux2": FLUX2,
-    "z-image": Z_IMAGE,
-    "lumina2": LUMINA2,
-    "qwen-image": QWEN_IMAGE,
-    "wan": WAN,
-    "hidream": HIDREAM,
-    "pixart": PIXART,
-    "sana": SANA,
-    "auraflow": AURAFLOW,
-    "krea2": KREA2,
-    "anima": ANIMA,
-    "ltx": LTX,
-    "ideogram4": IDEOGRAM4,
-}
-
-#: What header entries that name a family begin with, beside the family's own.
-_STATED = (
-    (re.compile("sdxl|stable-diffusion-xl"), SDXL),
-    (re.compile("sd3|stable-diffusion-3"), SD3),
-    (re.compile("sd_?v?2|stable-diffusion-v2"), SD2),
-    (re.compile("sd_?v?1|stable-diffusion-v1"), SD1),
-    (re.compile("chroma"), CHROMA),
-    (re.compile("flux[-_.]?2"), FLUX2),
-    (re.compile("flux"), FLUX1),
-    (re.compile("qwen"), QWEN_IMAGE),
-    (re.compile("z[-_]?image"), Z_IMAGE),
-    (re.compile("lumina"), LUMINA2),
-    *((re.compile(re.escape(name)), family) for name, family in FAMILIES.items()),
-)
+#: Those that say what a file is for.
 _HEADER_KEYS = ("modelspec.architecture", "ss_base_model_version")
 
 
@@ -122,53 +74,48 @@ def stated_family(header: Mapping[str, str]) -> Family | None:
     """The family that a file's header names; None if it names none."""
     for key in _HEADER_KEYS:
         value = header.get(key, "").lower()
-        for pattern, family in _STATED:
-            if pattern.match(value):
+        for family in FAMILIES.values():
+            if re.match(family.headers or f"{re.escape(family.key)}|{family.architecture}", value):
                 return family
     return None
 
 
-def family_of(layout: Layout, header: Mapping[str, str] | None = None) -> Verdict:
-    """The family that an adapter is made for, told by names, then widths, then the header."""
+def family_of(layout: Layout, stated: Family | None = None) -> Verdict:
+    """The family that an adapter is made for, told by names, then widths, then its file's header.
+
+    Args:
+        layout: of the adapter.
+        stated: the family that the header names.
+    """
     shapes = {slot.module: (slot.in_features, slot.out_features) for slot in layout.slots}
+    inside = {module: shape for module, shape in shapes.items() if not component_of(module)}
+    # The names of a U-Net's layers say little: its blocks may be of any shape.
     named = [
         family
         for family in FAMILIES.values()
-        if all(
-            component_of(module) != DENOISER or family.table.layer_of(module) for module in shapes
-        )
+        if all(family.table.layer_of(module) for module in inside)
+        and (family.denoiser != "unet" or _fits(family, inside))
     ]
-    # The names of a U-Net's layers say little: its blocks may be of any shape.
-    named = [f for f in named if f.denoiser != "unet" or not _contradicts(f, shapes)]
-    if not named and all(
-        component_of(module) != DENOISER or OTHER_UNET.table.layer_of(module) for module in shapes
-    ):
+    if not named and all(OTHER_UNET.table.layer_of(module) for module in inside):
         return Verdict((OTHER_UNET,), "names")
-    return decide([(family, shapes) for family in named], header or {})
-
-
-def _contradicts(family: Family, shapes: Mapping[str, tuple[int, int]]) -> bool:
-    inside = {module: shape for module, shape in shapes.items() if not component_of(module)}
-    return not _fits(family, inside)
+    return decide(dict.fromkeys(named, shapes), stated)
 
 
 def decide(
-    options: Iterable[tuple[Family, Mapping[str, tuple[int, int]]]], header: Mapping[str, str]
+    options: Mapping[Family, Mapping[str, tuple[int, int]]], stated: Family | None
 ) -> Verdict:
     """Choose among families whose names fit.
 
     Args:
         options: each family with the widths (in, out) that its modules then have.
-        header: of the file.
+        stated: the family that the header of the file names.
     """
-    named = dict(options)
-    if len(named) < 2:
-        return Verdict(tuple(named), "names")
-    fitting = [family for family, shapes in named.items() if _fits(family, shapes)] or list(named)
+    if len(options) < 2:
+        return Verdict(tuple(options), "names")
+    fitting = [f for f, shapes in options.items() if _fits(f, shapes)] or list(options)
     if len(fitting) == 1:
         return Verdict(tuple(fitting), "names and shapes")
-    stated = stated_family(header)
-    if stated in fitting:
+    if stated is not None and stated in fitting:
         return Verdict((stated,), "the header")
     return Verdict(tuple(fitting), "names and shapes, which leave several")
 

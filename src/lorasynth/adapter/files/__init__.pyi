@@ -5,7 +5,6 @@ from .formats import LoraFormat as LoraFormat
 from .formats import format_for as format_for
 from .formats import get_format as get_format
 from .formats import universal as universal
+from .formats import write_many as write_many
 from .reader import LoraFile as LoraFile
 from .reader import read as read
-from .stencil import encode_many as encode_many
-from .stencil import write_many as write_many

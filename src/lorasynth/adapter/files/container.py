@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, TensorSpec, safe_open, serialize
 from torch import Tensor
 
 from lorasynth.core.errors import FileFormatError
 
-#: File names that folders of the known formats hold.
-WEIGHT_NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+#: What PEFT writes into a folder.
+PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+#: File names that folders of the known formats hold: PEFT's and diffusers'.
+WEIGHT_NAMES = (PEFT_WEIGHTS, "pytorch_lora_weights.safetensors")
 
 #: Entries with hashes of the numbers.
 HASHES = ("modelspec.hash_sha256", "sshs_legacy_hash", "sshs_model_hash")
@@ -81,53 +82,42 @@ def read_tensors(path: Path) -> Content:
 
 
 def to_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
-    """A safetensors file with hashes of its numbers: equal input gives equal bytes."""
-    text, numbers = laid_out(tensors)
-    return b"".join([beginning(text, header, numbers), numbers])
+    """A safetensors file with hashes of its numbers: equal input gives equal bytes.
 
-
-def laid_out(tensors: Mapping[str, Tensor]) -> tuple[bytes, memoryview]:
-    """What describes the tensors in a file's header, and all of their numbers."""
+    The hashes are those that kohya's scripts and the modelspec define: kohya's old one is of the
+    place where numbers would be if the header had kohya's entries (`ss_...`) only.
+    """
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    data = safetensors.torch.save(plain)
+    # as safetensors.torch.save does, which looks for shared memory first, for longer than it writes
+    data = memoryview(serialize({key: _spec(tensor) for key, tensor in plain.items()}))
     end = 8 + int.from_bytes(data[:8], "little")
-    return data[8:end], memoryview(data)[end:]
+    text, numbers = bytes(data[8:end]), data[end:]
+    kohyas = {key: value for key, value in header.items() if key.startswith("ss_")}
+    place = max(0, 0x100000 - len(_beginning(text, kohyas)))
+    whole = hashlib.sha256(numbers).hexdigest()
+    legacy = hashlib.sha256(numbers[place : place + 0x10000]).hexdigest()[:8]
+    hashes = dict(zip(HASHES, (f"0x{whole}", legacy, whole), strict=True))
+    return b"".join([_beginning(text, {**header, **hashes}), numbers])
 
 
-def beginning(text: bytes, header: Mapping[str, str], numbers: memoryview) -> bytes:
-    """All of a file before its numbers.
+def _spec(tensor: Tensor) -> TensorSpec:
+    return TensorSpec(
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        shape=tensor.shape,
+        data_ptr=tensor.data_ptr(),
+        data_len=tensor.nbytes,
+    )
+
+
+def _beginning(text: bytes, header: Mapping[str, str]) -> bytes:
+    """All of a file before its numbers; `text` describes the tensors.
 
     The package orders the entries of the header at random, so they are put in here.
-
-    Args:
-        text: what describes the tensors.
-        header: the other entries.
-        numbers: of which the header has hashes.
     """
-    kohyas = {key: value for key, value in header.items() if key.startswith("ss_")}
-    start = len(_with_entries(text, kohyas))
-    return _with_entries(text, {**header, **hashes(numbers, start)})
-
-
-def _with_entries(text: bytes, header: Mapping[str, str]) -> bytes:
-    """The beginning of a file, of which `text` describes the tensors."""
     entries = json.dumps(dict(sorted(header.items())), ensure_ascii=False, separators=(",", ":"))
     text = b'{"__metadata__":' + entries.encode() + b"," + text[1:].rstrip()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-def hashes(numbers: memoryview, start: int) -> dict[str, str]:
-    """The hashes that kohya's scripts and the modelspec define, of what follows a header.
-
-    Args:
-        numbers: all of the file behind its header.
-        start: where they would begin if the header had kohya's entries (`ss_...`) only.
-    """
-    whole = hashlib.sha256(numbers).hexdigest()
-    place = max(0, 0x100000 - start)
-    legacy = hashlib.sha256(numbers[place : place + 0x10000]).hexdigest()[:8]
-    return dict(zip(HASHES, (f"0x{whole}", legacy, whole), strict=True))
 
 
 def refuse_pickle(path: Path) -> None:

@@ -1,37 +1,39 @@
 """The formats of LoRA files that are written, each a few facts; and one writer for all of them."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.adapter.adapter import Adapter
-from lorasynth.adapter.components import component_of, split
-from lorasynth.adapter.factors import Factor, pad_rank
-from lorasynth.adapter.families import (
-    FLUX1,
-    OTHER_UNET,
-    Family,
-    Verdict,
-    family_of,
-)
-from lorasynth.adapter.families.contract import LANGUAGE, component_number, kind_of
-from lorasynth.adapter.files.container import to_bytes
+from lorasynth.adapter.adapter import Adapter, AdapterMetadata
+from lorasynth.adapter.components import component_number, component_of, split
+from lorasynth.adapter.factors import Factor, Factors, pad_rank
+from lorasynth.adapter.families import FLUX1, OTHER_UNET, Family, Verdict, family_of, stated_family
+from lorasynth.adapter.families.contract import LANGUAGE, kind_of
+from lorasynth.adapter.files.container import PEFT_CONFIG, PEFT_WEIGHTS, WEIGHT_NAMES, to_bytes
 from lorasynth.adapter.files.fused import fuse, swap_halves
 from lorasynth.adapter.files.header import CONFIG_KEY, MODULES_KEY, described
 from lorasynth.adapter.files.peft_config import lora_config
-from lorasynth.adapter.layout import Kernel
+from lorasynth.adapter.layout import Layout
 from lorasynth.adapter.names import Layer
-from lorasynth.adapter.programs import COMFYUI, DIFFUSERS, Spelling, unread
+from lorasynth.adapter.programs import COMFYUI, DIFFUSERS, Spelling, names_of, unread
 from lorasynth.core.atomic import atomic_directory, write_bytes
-from lorasynth.core.errors import FileFormatError
+from lorasynth.core.errors import FileFormatError, LayoutError
 from lorasynth.core.registry import Registry
 
-_PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_USUAL_NAME = "pytorch_lora_weights.safetensors"
+
+class Named(NamedTuple):
+    """What a layer of a file is called, after its prefix, and of which modules it is."""
+
+    prefix: str
+    name: str
+    layer: Layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ class LoraFormat:
         if path.suffix == self.suffix:
             return path
         if self.name == "diffusers" and (not path.suffix or path.is_dir()):
-            return path / _USUAL_NAME
+            return path / WEIGHT_NAMES[1]
         where = ", or be in a folder whose name has no ending" if self.name == "diffusers" else ""
         raise FileFormatError(
             f"a {self.name} file must be named *{self.suffix}{where}, but got {path}"
@@ -83,20 +85,16 @@ class LoraFormat:
                 adapter's layers.
         """
         target = self.target(path)
-        data = self.encode(adapter)
+        data = to_bytes(*self.spell(adapter))
         if self.suffix:
             write_bytes(target, data)
             return target
         config = {"peft_type": "LORA", "inference_mode": True}
-        config |= lora_config(padded(adapter).factors)
+        config |= lora_config(padded(adapter.factors))
         with atomic_directory(target) as folder:
-            (folder / _PEFT_CONFIG).write_text(json.dumps(config, indent=1) + "\n")
-            (folder / _PEFT_WEIGHTS).write_bytes(data)
+            (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+            (folder / PEFT_WEIGHTS).write_bytes(data)
         return target
-
-    def encode(self, adapter: Adapter) -> bytes:
-        """The bytes of the file with the weights; raises what `spell` does."""
-        return to_bytes(*self.spell(adapter))
 
     def spell(self, adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Keys and tensors of the file with the weights, and the entries of its header.
@@ -104,40 +102,32 @@ class LoraFormat:
         Raises:
             FileFormatError: the format has no names for the adapter's layers.
         """
-        verdict = family_of(adapter.layout, adapter.metadata.header)
-        adapter = padded(adapter)
+        verdict = _verdict(adapter.layout, stated_family(adapter.metadata.header))
+        factors = padded(adapter.factors)
         tensors: dict[str, Tensor] = {}
-        layers = _spelled(self, adapter, verdict)
-        for stem, (factor, kernel) in layers.items():
-            a, b = factor
-            if kernel is not None:
-                a, b = a.unflatten(1, (-1, *kernel)), b[:, :, None, None]
-            tensors |= {stem + self.down: a, stem + self.up: b}
+        rank = 0
+        for stem, named in _plan(self, adapter.layout, verdict).items():
+            a, b = _joined(named.layer, factors)
+            rank = max(rank, len(a))
             if self.underscored:
-                tensors[f"{stem}.alpha"] = torch.tensor(float(factor.rank))
-        rank = max(factor.rank for factor, _ in layers.values())
+                tensors[f"{stem}.alpha"] = torch.tensor(float(len(a)))
+            kernel = adapter.kernels.get(named.layer.modules[0])
+            if kernel is not None and len(named.layer.modules) == 1:
+                a, b = a.unflatten(1, (-1, *kernel)), b.reshape(*b.shape, *[1] * len(kernel))
+            tensors |= {stem + self.down: a, stem + self.up: b}
         known = verdict.family if verdict.family is not OTHER_UNET else None
         header = described(adapter.metadata, known, rank)
         if self.name == "diffusers":
-            header[CONFIG_KEY] = _diffusers_config(adapter, verdict)
+            header[CONFIG_KEY] = json.dumps(
+                {
+                    f"{component or _denoiser(verdict, adapter.layout)}.{key}": value
+                    for component, part in split(factors).items()
+                    for key, value in lora_config(part).items()
+                }
+            )
         if self.underscored and not verdict.candidates:
-            header[MODULES_KEY] = json.dumps([m for m in adapter.factors if not component_of(m)])
+            header[MODULES_KEY] = json.dumps([m for m in factors if not component_of(m)])
         return tensors, header
-
-    def spelling(self, adapter: Adapter, family: Family) -> dict[str, Spelling]:
-        """How the format spells each module of an adapter of a family."""
-        spelled = {}
-        for module in adapter.factors:
-            names, name, component = self.names(family), module, component_of(module)
-            prefix = f"{family.denoiser}." if self.prefix is None else self.prefix
-            if component:
-                name = module.removeprefix(f"{component}.")
-                stem = _text_stem(self, module, component, Verdict((family,), ""), numbered=True)
-                prefix = stem.removesuffix(name.replace(".", "_") if self.underscored else name)
-            elif (layer := family.table.layer_of(module)) and layer.modules == (layer.name,):
-                names = "same"
-            spelled[module] = Spelling(prefix, "du" if self.underscored else "AB", names, name)
-        return spelled
 
 
 class AutomaticFormat(LoraFormat):
@@ -175,40 +165,83 @@ def get_format(name: str) -> LoraFormat:
     return FORMATS.get(name)
 
 
+def write_many(
+    form: LoraFormat,
+    vectors: Float[Tensor, "n D"],
+    layout: Layout,
+    metadata: AdapterMetadata,
+    paths: Sequence[Path],
+) -> list[Path]:
+    """Write the adapters of n vectors of a layout, one path each; returns what was written.
+
+    Raises:
+        LayoutError: a number is not finite; nothing is written.
+        LorasynthError: see `LoraFormat.write`.
+    """
+    if not torch.stack(vectors.aminmax()).isfinite().all():  # quicker than to look at each
+        bad = int((~vectors.isfinite()).any(dim=1).nonzero()[0])
+        raise LayoutError(
+            f"all numbers of an adapter must be finite, but number {bad} of {len(vectors)} has NaN "
+            "or infinite ones: synthesise or train it again"
+        )
+    adapters = (Adapter.from_vector(vector, layout, metadata) for vector in vectors)
+    return [form.write(adapter, path) for adapter, path in zip(adapters, paths, strict=True)]
+
+
+# For whom
+
+
 def universal(adapter: Adapter) -> LoraFormat:
     """The format of which diffusers and ComfyUI lose least for the adapter's family: nothing."""
-    verdict = family_of(adapter.layout, adapter.metadata.header)
+    return get_format(_universal(adapter.layout, stated_family(adapter.metadata.header)))
+
+
+@lru_cache(maxsize=32)
+def _universal(layout: Layout, stated: Family | None) -> str:
+    verdict = _verdict(layout, stated)
     usual = verdict.shared(lambda family: family.universal) or "diffusers"
-    if not any(not component_of(module) for module in adapter.factors):
-        clip = all(".text_model." in module for module in adapter.factors)
-        return get_format("kohya" if clip else "diffusers")
+    if all(component_of(module) for module in layout.modules):
+        clip = all(".text_model." in module for module in layout.modules)
+        return "kohya" if clip else "diffusers"
     if not _alike(verdict):
-        return get_format(usual)
+        return usual
 
     def lost(name: str) -> int:
-        spelled = get_format(name).spelling(adapter, verdict.candidates[0])
-        return len(
-            set[str]().union(*(unread(f, p, spelled) for f in verdict.candidates for p in _BOTH))
-        )
+        form = get_format(name)
+        try:
+            plan = _plan(form, layout, verdict)
+        except FileFormatError:
+            return len(layout.slots) + 1
+        modules = set[str]()
+        for family in verdict.candidates:
+            spelled = _spellings(form, plan, family)
+            for program in (DIFFUSERS, COMFYUI):
+                modules |= unread(family, program, spelled)
+        return len(modules)
 
-    return get_format(min((usual, "kohya", "diffusers", "comfyui"), key=lost))
+    return min((usual, "kohya", "diffusers", "comfyui"), key=lost)
 
 
-_BOTH = (DIFFUSERS, COMFYUI)
+def _spellings(form: LoraFormat, plan: Mapping[str, Named], family: Family) -> dict[str, Spelling]:
+    """How a format spells each module of a family."""
+    spelled = {}
+    for prefix, name, layer in plan.values():
+        for module in layer.modules:
+            names = names_of(family, module, layer)
+            spelled[module] = Spelling(prefix, "du" if form.underscored else "AB", names, name)
+    return spelled
+
+
 PROGRAMS = ("comfyui", "diffusers", "a1111", "peft", "ai-toolkit", "kohya")
 
 
 def format_for(program: str, adapter: Adapter) -> LoraFormat:
-    """The format in which a program reads an adapter.
-
-    Args:
-        program: one of `PROGRAMS`.
-        adapter: what is to be read.
+    """The format in which a program, one of `PROGRAMS`, reads an adapter.
 
     Raises:
         FileFormatError: the program reads no LoRA of that family.
     """
-    verdict = family_of(adapter.layout, adapter.metadata.header)
+    verdict = _verdict(adapter.layout, stated_family(adapter.metadata.header))
     families = [family for family in verdict.candidates if family is not OTHER_UNET]
     has_few = program in ("a1111", "kohya", "ai-toolkit") and families
     if has_few and not any(program in family.programs for family in families):
@@ -216,64 +249,69 @@ def format_for(program: str, adapter: Adapter) -> LoraFormat:
             f"{program} must have models of the family, but it has none of {verdict.name}: choose "
             "another program"
         )
-    if program == "comfyui" and verdict.name == "Sana":
-        raise FileFormatError("ComfyUI has no Sana, so it reads no LoRA of it: use diffusers")
+    if program == "comfyui" and families and families[0].comfyui_reads is None:
+        raise FileFormatError(
+            f"ComfyUI has no {verdict.name}, so it reads no LoRA of it: use diffusers"
+        )
     if program == "comfyui":
         return universal(adapter)
     if program == "diffusers":
         return get_format("peft" if verdict.name == "PixArt" else "diffusers")
     if program == "ai-toolkit" and not all(f.denoiser == "unet" for f in families):
         return get_format("diffusers" if FLUX1 in families else "comfyui")
-    return get_format({"peft": "peft"}.get(program, "kohya"))
+    return get_format("peft" if program == "peft" else "kohya")
 
 
-def padded(adapter: Adapter) -> Adapter:
-    """The adapter with one rank in each part of the pipeline, lower ones filled by zeros.
+def padded(factors: Factors) -> Factors:
+    """Factors of one rank in each part of the pipeline, lower ones filled by zeros.
 
     diffusers 0.42 drops the alphas of a U-Net's attention where they differ in kohya's files, and
     swaps adapters while a pipeline runs only where ranks are equal.
     """
-    ranks = {
-        component: max(factor.rank for factor in factors.values())
-        for component, factors in split(adapter.factors).items()
-    }
-    factors = {
-        module: pad_rank(factor, ranks[component_of(module)])
-        for module, factor in adapter.factors.items()
-    }
-    return Adapter(factors, adapter.metadata, adapter.kernels)
+    ranks: dict[str, int] = {}
+    for module, factor in factors.items():
+        component = component_of(module)
+        ranks[component] = max(ranks.get(component, 0), factor.rank)
+    return {m: pad_rank(factor, ranks[component_of(m)]) for m, factor in factors.items()}
 
 
 # Names
 
-_Layers = dict[str, tuple[Factor, Kernel | None]]
+
+@lru_cache(maxsize=32)
+def _verdict(layout: Layout, stated: Family | None) -> Verdict:
+    return family_of(layout, stated)
 
 
-def _spelled(form: LoraFormat, adapter: Adapter, verdict: Verdict) -> _Layers:
-    """What the file holds, by the name of its layer there."""
-    layers: _Layers = {}
-    inside = any(not component_of(module) for module in adapter.factors)
+@lru_cache(maxsize=32)
+def _plan(form: LoraFormat, layout: Layout, verdict: Verdict) -> Mapping[str, Named]:
+    """What the file holds, by the whole name of its layer there.
+
+    Raises:
+        FileFormatError: the format has no names for the adapter's layers.
+    """
+    plan: dict[str, Named] = {}
+    inside = any(not component_of(module) for module in layout.modules)
     names = _names(form, verdict) if inside else "diffusers"
-    prefix = f"{_denoiser(verdict, adapter)}." if form.prefix is None else form.prefix
-    fused: dict[str, Layer] = {}
-    numbered = any(component_of(module)[-2:-1] == "_" for module in adapter.factors)
-    for module in adapter.factors:
+    numbered = any(component_of(module)[-2:-1] == "_" for module in layout.modules)
+    for module in layout.modules:
         layer = Layer(module, (module,))
         component = component_of(module)
         if component:
-            stem = _text_stem(form, module, component, verdict, numbered)
+            prefix = _text_prefix(form, module, component, verdict, numbered)
+            name = module.removeprefix(f"{component}.")
         else:
+            prefix = f"{_denoiser(verdict, layout)}." if form.prefix is None else form.prefix
             if names == "published":
                 layer = verdict.candidates[0].table.layer_of(module) or layer
-            stem = prefix + (layer.name.replace(".", "_") if form.underscored else layer.name)
-        if fused.setdefault(stem, layer) != layer:
+            name = layer.name
+        stem = prefix + (name.replace(".", "_") if form.underscored else name)
+        if plan.setdefault(stem, Named(prefix, name, layer)).layer != layer:
             raise FileFormatError(
                 f"{form.name} writes dots as underscores, but then {module} has the name of "
                 "another module: choose another format"
             )
-    for stem, layer in fused.items():
-        layers[stem] = _joined(layer, adapter)
-    return layers
+    return plan
 
 
 def _names(form: LoraFormat, verdict: Verdict) -> str:
@@ -293,23 +331,21 @@ def _names(form: LoraFormat, verdict: Verdict) -> str:
 
 def _alike(verdict: Verdict) -> bool:
     """Whether all candidates publish the same names, as FLUX.1 and Chroma do."""
-    return len(verdict.candidates) == 1 or {f.name for f in verdict.candidates} == {
-        "FLUX.1",
-        "Chroma",
-    }
+    keys = {family.key for family in verdict.candidates}
+    return len(keys) == 1 or keys == {"flux1", "chroma"}
 
 
-def _denoiser(verdict: Verdict, adapter: Adapter) -> str:
+def _denoiser(verdict: Verdict, layout: Layout) -> str:
     if verdict.candidates:
         return verdict.candidates[0].denoiser
     outermost = ("down_blocks.", "mid_block.", "up_blocks.", "conv_in", "time_embedding.")
-    return "unet" if any(m.startswith(outermost) for m in adapter.factors) else "transformer"
+    return "unet" if any(m.startswith(outermost) for m in layout.modules) else "transformer"
 
 
-def _text_stem(
+def _text_prefix(
     form: LoraFormat, module: str, component: str, verdict: Verdict, numbered: bool
 ) -> str:
-    """What a text encoder's layer is called; `numbered`: whether there is more than the first one.
+    """What a text encoder's layers begin with; `numbered`: there is more than the first one.
 
     Raises:
         FileFormatError: the format, or the family, has no such text encoder.
@@ -319,19 +355,13 @@ def _text_stem(
             "a PEFT adapter changes one model, the U-Net or transformer, but this one changes "
             f"{component} too: choose diffusers or kohya"
         )
-    inside = module.removeprefix(f"{component}.")
-    families = [f for f in verdict.candidates if component_number(component) <= len(f.kinds)]
-    if form.underscored:
-        return _kohya_text(families, component, module, numbered) + inside.replace(".", "_")
-    family = families[0] if len(families) == 1 else None
-    name = family.text[component_number(component) - 1] if family else ""
-    if form.prefix is None or kind_of(name) == LANGUAGE:
-        return module
-    return f"text_encoders.{name}.transformer.{inside}"
-
-
-def _kohya_text(families: list[Family], component: str, module: str, numbered: bool) -> str:
     number = component_number(component)
+    families = [f for f in verdict.candidates if number <= len(f.kinds)]
+    if not form.underscored:
+        name = families[0].text[number - 1] if len(families) == 1 else ""
+        if form.prefix is None or kind_of(name) == LANGUAGE:
+            return f"{component}."
+        return f"text_encoders.{name}.transformer."
     if families == [OTHER_UNET] and not numbered:
         return "lora_te_"
     prefixes = {family.kohya_prefix(component) for family in families}
@@ -347,14 +377,12 @@ def _kohya_text(families: list[Family], component: str, module: str, numbered: b
     )
 
 
-def _joined(layer: Layer, adapter: Adapter) -> tuple[Factor, Kernel | None]:
-    """The factor of a layer of the file, and its kernel."""
-    parts = [adapter.factors.get(module) for module in layer.modules]
+def _joined(layer: Layer, factors: Factors) -> Factor:
+    """The factor of a layer of the file."""
+    parts = [factors.get(module) for module in layer.modules]
     if len(parts) == 1:
-        [factor] = parts
-        assert factor is not None
-        kernel = adapter.kernels.get(layer.modules[0])
-        return (swap_halves(factor) if layer.swapped else factor), kernel
+        factor = factors[layer.modules[0]]
+        return swap_halves(factor) if layer.swapped else factor
     pairs = zip(parts, layer.shares, strict=True)
     unit = {part.out_features / share for part, share in pairs if part is not None}
     if len(unit) > 1:
@@ -362,24 +390,13 @@ def _joined(layer: Layer, adapter: Adapter) -> tuple[Factor, Kernel | None]:
             f"{' and '.join(layer.modules)} are rows of one layer, {layer.name}, but have other "
             "heights than these: check that the file is of that family"
         )
-    return fuse(parts, [round(share * next(iter(unit))) for share in layer.shares]), None
-
-
-def _diffusers_config(adapter: Adapter, verdict: Verdict) -> str:
-    denoiser = _denoiser(verdict, adapter)
-    parts = split(adapter.factors)
-    config: Mapping[str, object] = {
-        f"{component or denoiser}.{key}": value
-        for component, factors in parts.items()
-        for key, value in lora_config(factors).items()
-    }
-    return json.dumps(config)
+    return fuse(parts, [round(share * next(iter(unit))) for share in layer.shares])
 
 
 def _peft_folder(path: Path) -> Path:
     if path.suffix == ".safetensors" or path.is_file():
         raise FileFormatError(f"a PEFT adapter is a folder, but {path} names a file")
-    if path.exists() and any(path.iterdir()) and not (path / _PEFT_CONFIG).exists():
+    if path.exists() and any(path.iterdir()) and not (path / PEFT_CONFIG).exists():
         raise FileFormatError(
             f"only an empty folder or an older PEFT adapter is replaced, but {path} holds "
             "other files: choose another folder"

@@ -33,45 +33,35 @@ _COMFYUI_TEXT = re.compile(r"text_encoders\.(\w+)\.transformer\.")
 _NETWORKS = ("base_model.model.", "_orig_mod.", "module.")
 _WRAPPERS = (*_NETWORKS, "unet.", "transformer.", "diffusion_model.")
 
-_DOWN_UP = dict.fromkeys((".lora_down.weight", ".lora_up.weight"), "du")
 _LORA = {
-    "down": r"\.lora_A(?:\.(?P<a>\w+))?\.weight|\.lora_down(?:\.(?P<b>\w+))?\.weight"
+    "down": r"\.lora_(?:A|down)(?:\.(?P<down_name>\w+))?\.weight"
     r"|[._]lora(?:_linear_layer)?\.down\.weight",
-    "up": r"\.lora_B(?:\.(?P<c>\w+))?\.weight|\.lora_up(?:\.(?P<d>\w+))?\.weight"
+    "up": r"\.lora_(?:B|up)(?:\.(?P<up_name>\w+))?\.weight"
     r"|[._]lora(?:_linear_layer)?\.up\.weight",
     "alpha": r"\.alpha",
 }
 #: Kind of adapter -> endings of its keys; none of these is B·A alone.
 _OTHERS = {
-    "DoRA": r"\.(?P<dora_scale>dora_scale|lora_magnitude_vector(?:\.\w+)?(?:\.weight)?)",
-    "LoHa": r"\.(?P<loha>hada_(?:w1_a|w1_b|w2_a|w2_b|t1|t2))",
-    "LoKr": r"\.(?P<lokr>lokr_(?:w1|w1_a|w1_b|w2|w2_a|w2_b|t1|t2))",
-    "a LoRA with a Tucker core": r"\.(?P<mid>lora_mid(?:\.\w+)?\.weight)",
-    "BOFT": r"\.(?P<boft>boft_\w+(?:\.\w+)*)",
-    "OFT": r"\.(?P<oft>oft_(?!diag)\w+(?:\.\w+)*)",
-    "IA3": r"\.(?P<ia3>ia3_l(?:\.\w+)?|on_input)",
-    "VeRA": r"\.(?P<vera>vera_lambda_\w+(?:\.\w+)?)",
-    "PEFT's AdaLoRA": r"\.(?P<adalora>lora_E(?:\.\w+)?|ranknum(?:\.\w+)?)",
-    "GLoRA": r"\.(?P<glora>[ab][12]\.weight|bm|b[12])",
-    "a LoRA on embeddings": r"\.(?P<embedding>lora_embedding_[AB](?:\.\w+)?)",
-    "a LoRA with biases": r"\.(?P<bias>lora_(?:B|up)(?:\.\w+)?\.bias)",
-    "a LoRA with trained norms": r"\.(?P<norm>[wb]_norm)",
-    "a LoRA with whole modules": r"(?P<saved>\.modules_to_save(?:\.\w+)*)",
-    "a difference of whole weights": r"\.(?P<diff>diff|set_weight)",
-    "a difference of biases": r"\.(?P<diff_b>diff_b)",
-    "a LoRA that reshapes weights": r"\.(?P<reshape>reshape_weight)",
+    "DoRA": r"\.(dora_scale|lora_magnitude_vector(?:\.\w+)?(?:\.weight)?)",
+    "LoHa": r"\.(hada_(?:w1_a|w1_b|w2_a|w2_b|t1|t2))",
+    "LoKr": r"\.(lokr_(?:w1|w1_a|w1_b|w2|w2_a|w2_b|t1|t2))",
+    "a LoRA with a Tucker core": r"\.(lora_mid(?:\.\w+)?\.weight)",
+    "BOFT": r"\.(boft_\w+(?:\.\w+)*)",
+    "OFT": r"\.(oft_(?!diag)\w+(?:\.\w+)*)",
+    "IA3": r"\.(ia3_l(?:\.\w+)?|on_input)",
+    "VeRA": r"\.(vera_lambda_\w+(?:\.\w+)?)",
+    "PEFT's AdaLoRA": r"\.(lora_E(?:\.\w+)?|ranknum(?:\.\w+)?)",
+    "GLoRA": r"\.([ab][12]\.weight|bm|b[12])",
+    "a LoRA on embeddings": r"\.(lora_embedding_[AB](?:\.\w+)?)",
+    "a LoRA with biases": r"\.(lora_(?:B|up)(?:\.\w+)?\.bias)",
+    "a LoRA with trained norms": r"\.([wb]_norm)",
+    "a LoRA with whole modules": r"(\.modules_to_save(?:\.\w+)*)",
+    "a difference of whole weights": r"\.(diff|set_weight)",
+    "a difference of biases": r"\.(diff_b)",
+    "a LoRA that reshapes weights": r"\.(reshape_weight)",
 }
-_ENDING = re.compile(
-    "(?:"
-    + "|".join(f"(?P<{part}>{pattern})" for part, pattern in _LORA.items())
-    + "|"
-    + "|".join(_OTHERS.values())
-    + ")$"
-)
-_KIND_OF_GROUP = {
-    re.search(r"\?P<(\w+)>", pattern)[1]: kind  # type: ignore[index]
-    for kind, pattern in _OTHERS.items()
-}
+_PATTERNS = _LORA | {f"kind{n}": pattern for n, pattern in enumerate(_OTHERS.values())}
+_ENDING = re.compile(f"(?:{'|'.join(f'(?P<{name}>{p})' for name, p in _PATTERNS.items())})$")
 #: The longest ending, so that a search begins near the end of a long key.
 _REACH = 80
 
@@ -123,10 +113,12 @@ def parse(key: str) -> Key | None:
     found = _ENDING.search(key, start)
     if found is None or found.start() == 0:
         return None
-    spelled, groups = key[: found.start()], found.groupdict()
-    part = next(name for name in (*_LORA, *_KIND_OF_GROUP) if groups[name] is not None)
-    kind = _KIND_OF_GROUP.get(part, "")
-    adapter = next((groups[name] for name in "abcd" if groups[name]), "")
+    spelled, part, kind, adapter = key[: found.start()], str(found.lastgroup), "", ""
+    if part in _LORA:
+        adapter = found.groupdict().get(f"{part}_name") or ""
+    else:
+        kind = list(_OTHERS)[int(part.removeprefix("kind"))]
+        part = found[int(found.lastindex or 0) + 1]
     prefix, form, tag, dotted = _begin(spelled)
     name = _unwrapped(spelled[len(prefix) :], dotted)
     if not name:
@@ -138,7 +130,7 @@ def parse(key: str) -> Key | None:
         tag=tag,
         name=name,
         dotted=dotted,
-        part=groups[part] if kind else part,
+        part=part,
         kind=kind,
         adapter=adapter,
         ending=_ending(found[0], adapter),
@@ -149,7 +141,9 @@ def parse(key: str) -> Key | None:
 def _ending(ending: str, adapter: str) -> str:
     if adapter:
         return "default" if adapter == "default" else "named"
-    return "AB" if ".lora_A" in ending or ".lora_B" in ending else _DOWN_UP.get(ending, "old")
+    if ".lora_A" in ending or ".lora_B" in ending:
+        return "AB"
+    return "du" if ending in (".lora_down.weight", ".lora_up.weight") else "old"
 
 
 def _begin(spelled: str) -> tuple[str, str, str, bool]:
@@ -185,6 +179,12 @@ def parse_all(path: Path, keys: Iterable[str]) -> dict[str, Key]:
     names = list(keys)
     parsed = {key: found for key in names if (found := parse(key))}
     if not any(found.part != "alpha" for found in parsed.values()):
+        if sum(name.endswith(".weight") for name in names) > max(3, len(names) / 3):
+            raise FileFormatError(
+                f"a LoRA file must hold two factors for each layer, but {path} is a whole "
+                f"checkpoint of {len(names)} tensors: `lorasynth extract` makes a LoRA of it and "
+                "of the one that it was tuned from"
+            )
         first = f"its first key is {min(names)[:200]}" if names else "it has no keys at all"
         raise FileFormatError(
             "a LoRA file must have keys for layers of a model, such as lora_unet_<layer>.lora_down"

@@ -6,13 +6,12 @@ Written by hand rather than by `peft.LoraConfig`, so that saving a file does not
 import json
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lorasynth.adapter.factors import Factors
-from lorasynth.core.errors import FileFormatError
+from lorasynth.core.errors import FileFormatError, quoted
 
 _TEXT_MODEL = "text_model."
 
@@ -43,22 +42,15 @@ AlphaOf = Callable[[str, int], float]
 
 
 def lora_config(factors: Factors) -> dict[str, Any]:
-    """The fields that say rank, alpha (always the rank) and target modules.
+    """The fields that say rank, alpha (always the rank) and modules, of factors of one rank.
 
     The layer `text_model` of CLIP, which transformers 5 took out, is left out of the names: PEFT
     then finds them by their last parts, with it and without.
     """
-    ranks = {module.removeprefix(_TEXT_MODEL): factor.rank for module, factor in factors.items()}
-    [(common, _)] = Counter(ranks.values()).most_common(1)
-    start = "" if any(module.startswith(_TEXT_MODEL) for module in factors) else "^"
-    pattern = {f"{start}{module}": rank for module, rank in ranks.items() if rank != common}
-    return {
-        "r": common,
-        "lora_alpha": common,
-        "rank_pattern": pattern,
-        "alpha_pattern": pattern,
-        "target_modules": sorted(ranks),
-    }
+    rank = next(iter(factors.values())).rank
+    modules = sorted(module.removeprefix(_TEXT_MODEL) for module in factors)
+    patterns: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}}
+    return {"r": rank, "lora_alpha": rank, **patterns, "target_modules": modules}
 
 
 def parse_config(text: str, what: str) -> dict[str, Any]:
@@ -78,13 +70,13 @@ def parse_config(text: str, what: str) -> dict[str, Any]:
     return value
 
 
-def alpha_from(config: Mapping[str, Any], path: Path) -> AlphaOf:
-    """Alpha of a module and its rank, as PEFT would read it from a config.
+def alpha_from(config: Mapping[str, Any], path: Path, *, dora: bool = False) -> AlphaOf:
+    """Alpha of a module and its rank, as PEFT would read it from a config; `dora`: of DoRA too.
 
     Raises:
         FileFormatError: the config is of another kind of adapter, or has no usable alpha.
     """
-    _refuse_other_kinds(config, path)
+    _refuse_other_kinds({**config, "use_dora": False} if dora else config, path)
     pattern = config.get("alpha_pattern") or {}
     default = _number(config.get("lora_alpha"), path)
     if not isinstance(pattern, Mapping):
@@ -124,17 +116,13 @@ def _refuse_other_kinds(config: Mapping[str, Any], path: Path) -> None:
 
 
 def _number(value: object, path: Path) -> float:
-    try:
-        if isinstance(value, int | float) and not isinstance(value, bool):
+    found = quoted(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
             return float(value)
-    except OverflowError:
-        pass
-    raise FileFormatError(
-        f"lora_alpha and alpha_pattern must be numbers, but {path} has {str(type(value))[8:-2]}"
-        f" {repr(value)[:50]}"
-        if not isinstance(value, int) or isinstance(value, bool)
-        else f"lora_alpha and alpha_pattern must be numbers, but {path} has one that is too large"
-    )
+        except OverflowError:
+            found = "one that is too large"
+    raise FileFormatError(f"lora_alpha and alpha_pattern must be numbers, but {path} has {found}")
 
 
 def _finder(pattern: Mapping[str, float], path: Path) -> Callable[[str], float | None]:

@@ -2,8 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,22 @@ from torch import Tensor
 from lorasynth.adapter.adapter import Adapter
 from lorasynth.adapter.factors import Factor
 from lorasynth.adapter.families import Family, Verdict, stated_family
-from lorasynth.adapter.files.container import Content, read_tensors, weights_file
+from lorasynth.adapter.files.container import (
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    Content,
+    read_tensors,
+    weights_file,
+)
 from lorasynth.adapter.files.fused import separate, swap_halves
 from lorasynth.adapter.files.header import CONFIG_KEY, from_header
 from lorasynth.adapter.files.keys import Key, parse_all
 from lorasynth.adapter.files.peft_config import AlphaOf, alpha_from, parse_config
 from lorasynth.adapter.files.resolve import Resolved, resolve
 from lorasynth.adapter.layout import Kernel
-from lorasynth.adapter.programs import Spelling
+from lorasynth.adapter.programs import Spelling, names_of
 from lorasynth.core.errors import FileFormatError, LayoutError
 
-_PEFT_WEIGHTS = "adapter_model.safetensors"
-_PEFT_CONFIG = "adapter_config.json"
 #: Class of a model that a PEFT folder is for -> the part of a pipeline.
 _TEXT_CLASSES = {"CLIPTextModel": "te1", "CLIPTextModelWithProjection": "te2"}
 
@@ -77,32 +81,24 @@ def read(path: Path | str, family: Family | None = None) -> LoraFile:
     """
     content = read_tensors(weights_file(Path(path)))
     keys = parse_all(content.path, content.tensors)
-    refuse_other_kinds(content.path, keys)
+    for key, found in keys.items():
+        if found.kind:
+            raise FileFormatError(
+                f"only plain LoRA (B·A) can be read, but {content.path} is {found.kind} (key "
+                f"{key[:200]}): `lorasynth convert` makes a LoRA of what is an addition to the "
+                "weights"
+            )
     form = format_of(keys)
-    config, tag = _configuration(content, form)
-    if tag:
-        keys = {key: replace(found, tag=tag) for key, found in keys.items()}
+    config = configuration(content, form)
+    if config.tag:
+        keys = {key: replace(found, tag=config.tag) for key, found in keys.items()}
     pairs = list(_pairs(content, keys, config))
     states_alpha = (
-        bool(config)
+        bool(config.rules)
         or "ss_network_alpha" in content.header
         or any(found.part == "alpha" for found in keys.values())
     )
     return assemble(content, pairs, form, family, states_alpha=states_alpha)
-
-
-def refuse_other_kinds(path: Path, keys: Mapping[str, Key]) -> None:
-    """Name what a file is if it is an adapter, but not a plain LoRA.
-
-    Raises:
-        FileFormatError: it is of another kind.
-    """
-    for key, found in keys.items():
-        if found.kind:
-            raise FileFormatError(
-                f"only plain LoRA (B·A) can be read, but {path} is {found.kind} (key {key[:200]}): "
-                "`lorasynth convert` makes a LoRA of what is an addition to the weights"
-            )
 
 
 def format_of(keys: Mapping[str, Key]) -> str:
@@ -119,8 +115,7 @@ def assemble(
     Raises:
         FileFormatError: a name is unknown or occurs in two spellings, or numbers are not finite.
     """
-    shapes = {p.key: (p.factor.in_features, p.factor.out_features) for p in pairs}
-    resolved = resolve(content.path, shapes, content.header, family)
+    resolved = resolve(content.path, shapes_of(pairs), content.header, family)
     factors: dict[str, Factor] = {}
     kernels: dict[str, Kernel] = {}
     for pair in pairs:
@@ -157,15 +152,17 @@ def assemble(
     )
 
 
+def shapes_of(pairs: Iterable[Pair]) -> dict[Key, tuple[int, int]]:
+    """The widths (in, out) of each layer of a file."""
+    return {pair.key: (pair.factor.in_features, pair.factor.out_features) for pair in pairs}
+
+
 def _spelled(content: Content, resolved: Resolved, family: Family) -> dict[str, Spelling]:
     """How the file spells each module of a family."""
     spelled = {}
     for key, layer in resolved.layers.items():
         for module in layer.modules:
-            published = family.table.layer_of(module)
-            names = "published" if published and layer.name == published.name else "diffusers"
-            if published and published.modules == (published.name,):
-                names = "same"
+            names = names_of(family, module, layer)
             prefix = key.spelled.removesuffix(key.name) if key.wrapped else key.prefix
             beside = key.ending != "du" and f"{key.spelled}.alpha" in content.tensors
             ending = f"{key.ending}+alpha" if beside else key.ending
@@ -188,10 +185,32 @@ def _modules(pair: Pair, resolved: Resolved) -> Iterator[tuple[str, Factor]]:
 # Configurations
 
 
-def _configuration(content: Content, form: str) -> tuple[dict[str, AlphaOf], str]:
-    """Rules for alpha by part of the pipeline (`*`: all), and the text encoder of a PEFT folder."""
-    if form == "peft" and content.path.name == _PEFT_WEIGHTS:
-        path = content.path.parent / _PEFT_CONFIG
+@dataclass(frozen=True)
+class Configuration:
+    """What a file's configuration says, if it has one.
+
+    Attributes:
+        rules: for alpha, by part of the pipeline; `*` for all.
+        tag: the text encoder that a PEFT folder is for.
+    """
+
+    rules: Mapping[str, AlphaOf] = field(default_factory=dict)
+    tag: str = ""
+
+    def alpha(self, key: Key, rank: int) -> float:
+        """Alpha of a layer; the rank where nothing is said."""
+        rule = self.rules.get("*") or self.rules.get(key.prefix.rstrip("."))
+        return rule(key.name, rank) if rule else float(rank)
+
+
+def configuration(content: Content, form: str, *, dora: bool = False) -> Configuration:
+    """The configuration beside a file or in its header; `dora`: of DoRA too.
+
+    Raises:
+        FileFormatError: it is damaged, is missing, or is that of another kind of adapter.
+    """
+    if form == "peft" and content.path.name == PEFT_WEIGHTS:
+        path = content.path.parent / PEFT_CONFIG
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -202,7 +221,9 @@ def _configuration(content: Content, form: str) -> tuple[dict[str, AlphaOf], str
         config = parse_config(text, str(path))
         mapping = config.get("auto_mapping")
         kind = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
-        return {"*": alpha_from(config, path)}, _TEXT_CLASSES.get(str(kind), "")
+        return Configuration(
+            {"*": alpha_from(config, path, dora=dora)}, _TEXT_CLASSES.get(str(kind), "")
+        )
     if form == "diffusers" and CONFIG_KEY in content.header:
         what = f"the header entry {CONFIG_KEY} of {content.path}"
         config = parse_config(content.header[CONFIG_KEY], what)
@@ -210,36 +231,46 @@ def _configuration(content: Content, form: str) -> tuple[dict[str, AlphaOf], str
         for key, value in config.items():
             part, _, option = str(key).partition(".")
             parts.setdefault(part, {})[option] = value
-        return {part: alpha_from(rules, content.path) for part, rules in parts.items()}, ""
-    return {}, ""
+        return Configuration(
+            {part: alpha_from(rules, content.path, dora=dora) for part, rules in parts.items()}
+        )
+    return Configuration()
 
 
 # Tensors
 
 
-def _pairs(
-    content: Content, keys: Mapping[str, Key], config: Mapping[str, AlphaOf]
-) -> Iterator[Pair]:
+def grouped(
+    content: Content, keys: Mapping[str, Key]
+) -> Iterator[tuple[str, Key, dict[str, Tensor]]]:
+    """Each layer as it is spelled, in their order: one of its keys, and its tensors by their parts.
+
+    Raises:
+        FileFormatError: a part is spelled in two ways.
+    """
     groups: dict[str, dict[str, Tensor]] = {}
     samples: dict[str, Key] = {}
     for key, found in keys.items():
         parts = groups.setdefault(found.spelled, {})
-        if found.part in parts:
+        part = found.part.removesuffix(".weight")
+        if part in parts:
             raise FileFormatError(
                 f"a LoRA file must have each key once, but {content.path} spells that of "
                 f"{found.name[:200]} in two ways"
             )
-        parts[found.part] = content.tensors[key]
-        if found.part != "alpha":
+        parts[part] = content.tensors[key]
+        if part != "alpha" or found.spelled not in samples:
             samples[found.spelled] = found
     for spelled in sorted(groups):
-        parts = groups[spelled]
+        yield spelled, samples[spelled], groups[spelled]
+
+
+def _pairs(content: Content, keys: Mapping[str, Key], config: Configuration) -> Iterator[Pair]:
+    for spelled, sample, parts in grouped(content, keys):
         factor, kernel = pair_of(content.path, spelled, parts)
-        sample = samples[spelled]
-        rule = config.get("*") or config.get(sample.prefix.rstrip("."))
         stated: Tensor | float | None = parts.get("alpha")
         if stated is None:
-            stated = rule(sample.name, factor.rank) if rule else float(factor.rank)
+            stated = config.alpha(sample, factor.rank)
         alpha = number(content.path, spelled, stated)
         yield Pair(sample, fold(factor, alpha / factor.rank), kernel, alpha)
 
@@ -250,30 +281,23 @@ def pair_of(path: Path, name: str, parts: Mapping[str, Tensor]) -> tuple[Factor,
     Raises:
         FileFormatError: one is missing, or shapes contradict.
     """
-    endings = {"down": ".lora_down.weight or .lora_A.weight", "up": ".lora_up.weight"}
-    endings["up"] += " or .lora_B.weight"
-    for part in ("down", "up"):
+    for part, letter in (("down", "A"), ("up", "B")):
         if part not in parts:
             raise FileFormatError(
                 f"every module of a LoRA file must have both its factors, but {path} has "
-                f"{name[:200]} without its partner {endings[part]}"
+                f"{name[:200]} without its partner .lora_{part}.weight or .lora_{letter}.weight"
             )
     a, b = parts["down"], parts["up"]
-    kernel = (a.shape[2], a.shape[3]) if a.dim() == 4 else None
-    flat = kernel is None or tuple(b.shape[2:]) == (1, 1)
-    if {a.dim(), b.dim()} not in ({2}, {4}) or not flat or 0 in (*a.shape, *b.shape):
-        raise _contradiction(path, name, a, b)
-    factor = Factor(a.flatten(1), b.flatten(1))
-    if factor.A.shape[0] != factor.B.shape[1]:
-        raise _contradiction(path, name, a, b)
+    kernel = tuple(a.shape[2:]) if a.dim() > 2 else None
+    fits = a.dim() == b.dim() in (2, 4, 5) and set(b.shape[2:]) <= {1}
+    factor = Factor(a.flatten(1), b.flatten(1)) if fits else Factor(a, b)
+    if not fits or 0 in (*a.shape, *b.shape) or factor.A.shape[0] != factor.B.shape[1]:
+        raise FileFormatError(
+            "A must be (r, in) and B (out, r), or of a convolution (r, in, h, w) and (out, r, 1, "
+            f"1), with r at least 1, but {name[:200]} in {path} has {tuple(a.shape)} and "
+            f"{tuple(b.shape)}"
+        )
     return factor, kernel
-
-
-def _contradiction(path: Path, name: str, a: Tensor, b: Tensor) -> FileFormatError:
-    return FileFormatError(
-        "A must be (r, in) and B (out, r), or of a convolution (r, in, h, w) and (out, r, 1, 1), "
-        f"with r at least 1, but {name[:200]} in {path} has {tuple(a.shape)} and {tuple(b.shape)}"
-    )
 
 
 def number(path: Path, name: str, alpha: Tensor | float) -> float:
@@ -282,19 +306,16 @@ def number(path: Path, name: str, alpha: Tensor | float) -> float:
     Raises:
         FileFormatError: it is none.
     """
+    where = f"{name[:200]} in {path}"
     if isinstance(alpha, Tensor):
         if alpha.numel() != 1:
             raise FileFormatError(
-                f"alpha must be one number, but {name[:200]} in {path} has {tuple(alpha.shape)} of "
-                "them"
+                f"alpha must be one number, but {where} has {tuple(alpha.shape)} of them"
             )
         if alpha.is_complex() or alpha.dtype == torch.bool:
-            raise FileFormatError(
-                f"alpha must be a real number, but {name[:200]} in {path} is {alpha.dtype}"
-            )
-    value = float(alpha)
-    if not math.isfinite(value):
-        raise FileFormatError(f"alpha must be finite, but {name[:200]} in {path} has {value}")
+            raise FileFormatError(f"alpha must be a real number, but {where} is {alpha.dtype}")
+    if not math.isfinite(value := float(alpha)):
+        raise FileFormatError(f"alpha must be finite, but {where} has {value}")
     return value
 
 

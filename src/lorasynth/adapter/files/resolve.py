@@ -5,8 +5,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasynth.adapter.families import FAMILIES, OTHER_UNET, Family, Verdict, decide
-from lorasynth.adapter.families.contract import CLIP, TEXT_TABLES, component_name, kind_of
+from lorasynth.adapter.components import component_name
+from lorasynth.adapter.families import (
+    FAMILIES,
+    OTHER_UNET,
+    TEXT_TABLES,
+    Family,
+    Verdict,
+    decide,
+    stated_family,
+)
+from lorasynth.adapter.families.contract import CLIP, kind_of
 from lorasynth.adapter.files.header import MODULES_KEY
 from lorasynth.adapter.files.keys import Key
 from lorasynth.adapter.layout import Kernel
@@ -17,6 +26,7 @@ from lorasynth.core.errors import FileFormatError
 _AS_THEY_ARE = ("unet.", "transformer.", "base_model.model.")
 _POINT: Kernel = (1, 1)
 
+#: Key of each layer -> its widths (in, out).
 Shapes = Mapping[Key, tuple[int, int]]
 
 
@@ -34,18 +44,20 @@ class Resolved:
 
     def kernel(self, module: str, kernel: Kernel | None, width: int) -> Kernel | None:
         """The kernel of a module: files hold matrices as convolutions of 1 x 1, or these flat."""
-        families = self.verdict.candidates
-        if kernel == _POINT and families and all(_ends(f.linear, module) for f in families):
+
+        def known(endings: str) -> bool:
+            families = self.verdict.candidates
+            return bool(families) and all(
+                f".{module}".endswith(getattr(family, endings)) for family in families
+            )
+
+        if kernel == _POINT and known("linear"):
             return None
-        if kernel is None and families and all(_ends(f.pointwise, module) for f in families):
+        if kernel is None and known("pointwise"):
             return _POINT
-        if kernel is None and families and all(_ends(f.spatial, module) for f in families):
+        if kernel is None and known("spatial"):
             return None if width % 9 else (3, 3)
         return kernel
-
-
-def _ends(endings: tuple[str, ...], module: str) -> bool:
-    return any(f".{module}".endswith(end) for end in endings)
 
 
 def resolve(
@@ -55,18 +67,16 @@ def resolve(
 
     Args:
         path: of the file, for messages.
-        shapes: key of each layer -> its widths (in, out).
+        shapes: of its layers.
         header: of the file.
         family: that it must be of, if that is said.
 
     Raises:
         FileFormatError: a name is in no table, or names mean several things.
     """
-    options: dict[Family, dict[Key, Layer]] = {}
-    for candidate in (family,) if family else FAMILIES.values():
-        found = _all_in(candidate, shapes)
-        if found is not None:
-            options[candidate] = found
+    candidates = (family,) if family else FAMILIES.values()
+    found = {candidate: _all_in(candidate, shapes) for candidate in candidates}
+    options = {candidate: layers for candidate, layers in found.items() if layers is not None}
     if family and not options:
         raise FileFormatError(
             f"all layers must be {family.name}'s, but {path} has {_stranger(shapes, [family])}"
@@ -74,16 +84,15 @@ def resolve(
     listed = _listed(header, path)
     if not options or listed:
         return _without_family(path, shapes, listed)
-    verdict = decide(
-        [(found, _module_shapes(layers, shapes)) for found, layers in options.items()], header
-    )
-    meanings = [options[candidate] for candidate in verdict.candidates]
-    if any(meaning != meanings[0] for meaning in meanings):
+    widths = {candidate: _widths(layers, shapes) for candidate, layers in options.items()}
+    verdict = decide(widths, stated_family(header))
+    first, *others = (options[candidate] for candidate in verdict.candidates)
+    if any(other != first for other in others):
         raise FileFormatError(
             f"the layers of a LoRA file must be those of one family, but those in {path} can be "
             f"{verdict.name}'s: say which with --family"
         )
-    return Resolved(meanings[0], verdict)
+    return Resolved(first, verdict)
 
 
 def _all_in(family: Family, shapes: Shapes) -> dict[Key, Layer] | None:
@@ -101,13 +110,9 @@ def _in_family(family: Family, key: Key) -> Layer | None:
     if key.tag:
         component = key.tag if key.tag.startswith("text_") else family.component(key.tag)
         return _of_text_encoder(key, component) if component else None
-    if key.format == "peft" and _is_clip(key):
+    if key.format == "peft" and TEXT_TABLES[CLIP].find(key.name, dotted=True):
         return _of_text_encoder(key, component_name(1))
     return family.table.find(key.name, key.dotted)
-
-
-def _is_clip(key: Key) -> bool:
-    return key.dotted and TEXT_TABLES[CLIP].find(key.name, dotted=True) is not None
 
 
 def _of_text_encoder(key: Key, component: str) -> Layer | None:
@@ -124,14 +129,13 @@ def _of_text_encoder(key: Key, component: str) -> Layer | None:
     return Layer(name, (f"{component}.{name}",))
 
 
-def _module_shapes(layers: Mapping[Key, Layer], shapes: Shapes) -> dict[str, tuple[int, int]]:
+def _widths(layers: Mapping[Key, Layer], shapes: Shapes) -> dict[str, tuple[int, int]]:
     """Widths of all modules; of a fused layer those that its rows give."""
-    widths: dict[str, tuple[int, int]] = {}
-    for key, layer in layers.items():
-        width, out = shapes[key]
-        rows = layer.rows(out) or []
-        widths |= {m: (width, n) for m, n in zip(layer.modules, rows, strict=True)}
-    return widths
+    return {
+        module: (shapes[key][0], out)
+        for key, layer in layers.items()
+        for module, out in zip(layer.modules, layer.rows(shapes[key][1]) or [], strict=True)
+    }
 
 
 # Names that no family has
@@ -142,29 +146,29 @@ def _without_family(path: Path, shapes: Shapes, listed: Mapping[str, str]) -> Re
     found = _all_in(OTHER_UNET, shapes)
     if found is not None and not listed:
         return Resolved(found, Verdict((OTHER_UNET,), "names"))
-    layers: dict[Key, Layer] = {}
-    for key in shapes:
-        layer = _in_family(OTHER_UNET, key) if key.tag else None
-        if not key.tag and key.name in listed:
-            layer = Layer(key.name, (listed[key.name],))
-        elif not key.tag and key.prefix in _AS_THEY_ARE and not _is_language_model(key):
-            layer = Layer(key.name, (key.name,))
-        elif key.tag.startswith("text_"):
-            layer = _of_text_encoder(key, key.tag)
-        elif key.tag and kind_of(key.tag) != CLIP:
-            layer = _of_text_encoder(key, component_name(1))
-        if layer is None:
-            raise FileFormatError(
-                f"the layers of a LoRA file must be those of a known family, but {path} has "
-                f"{_stranger(shapes, FAMILIES.values())}: convert it to diffusers' names with the "
-                "program that made it"
-            )
-        layers[key] = layer
-    return Resolved(layers, Verdict((), "no known family has all of its names"))
+    layers = {key: _as_it_is(key, listed) for key in shapes}
+    known = {key: layer for key, layer in layers.items() if layer is not None}
+    if len(known) < len(layers):
+        raise FileFormatError(
+            f"the layers of a LoRA file must be those of a known family, but {path} has "
+            f"{_stranger(shapes, FAMILIES.values())}: convert it to diffusers' names with the "
+            "program that made it"
+        )
+    return Resolved(known, Verdict((), "no known family has all of its names"))
 
 
-def _is_language_model(key: Key) -> bool:
-    return any(table.find(key.name, key.dotted) for table in TEXT_TABLES.values())
+def _as_it_is(key: Key, listed: Mapping[str, str]) -> Layer | None:
+    if not key.tag:
+        if key.name in listed:
+            return Layer(key.name, (listed[key.name],))
+        language = any(table.find(key.name, key.dotted) for table in TEXT_TABLES.values())
+        bare = key.prefix in _AS_THEY_ARE and not language
+        return Layer(key.name, (key.name,)) if bare else None
+    if key.tag.startswith("text_"):
+        return _of_text_encoder(key, key.tag)
+    if not key.tag.startswith("te") and kind_of(key.tag) != CLIP:  # a pipeline's only one
+        return _of_text_encoder(key, component_name(1))
+    return _in_family(OTHER_UNET, key)
 
 
 def _stranger(shapes: Shapes, families: Iterable[Family]) -> str:

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
+from lorasynth.core.errors import BundleError
 from lorasynth.core.registry import Registry
 
 
@@ -34,16 +36,11 @@ class Face:
         return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
 
 
-@runtime_checkable
-class FaceDetector(Protocol):
-    """Finds upright faces.  What is turned, small or cut off is shown to it in other views."""
-
-    def detect(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Face]:
-        """The faces of an RGB image, in any order; none if it is smaller than a face can be."""
-        ...
+#: Finds the upright faces of an RGB image, in any order; none if it is smaller than a face can be.
+#: What is turned, small or cut off is shown to it in other views.
+FaceDetector: TypeAlias = Callable[[UInt8[np.ndarray, "h w 3"]], list[Face]]
 
 
-@runtime_checkable
 class FaceNetwork(Protocol):
     """Embeds faces that were laid on its template.
 
@@ -70,6 +67,25 @@ class FaceNetwork(Protocol):
     def save(self, folder: Path) -> None:
         """Write to a folder what loading from it needs; nothing where a package has the weights."""
         ...
+
+
+def need(package: str, extra: str = "face") -> Any:
+    """Import a package that only some encoders need.
+
+    Args:
+        package: what to import.
+        extra: the extra of lorasynth that installs it.
+
+    Raises:
+        BundleError: it is not installed, or broken.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise BundleError(
+            f"this encoder needs the package {package}, but it cannot be imported ({error}): "
+            f"pip install 'lorasynth[{extra}]'"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,9 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from lorasynth.condition.faces.alignment import DLIB
-from lorasynth.condition.faces.contract import DETECTORS, NETWORKS, Face, FaceConfig
-from lorasynth.condition.packages import need
+from lorasynth.condition.faces.contract import DETECTORS, NETWORKS, Face, FaceConfig, need
 from lorasynth.core.config import read_json
 
-_EXTRA = "face"
 #: Of the 68 landmarks (those of iBUG 300-W): six for each eye, the nose's tip, the mouth's corners.
 _LEFT_EYE, _RIGHT_EYE, _NOSE, _MOUTH = slice(36, 42), slice(42, 48), 30, (48, 54)
 
@@ -25,7 +23,7 @@ _LEAST = 0.3
 
 def _weights(what: str) -> Path:
     """The file of a model, which a package carries."""
-    models = need("face_recognition_models", _EXTRA)
+    models = need("face_recognition_models")
     return Path(getattr(models, f"{what}_model_location")())
 
 
@@ -47,17 +45,17 @@ def _sha256(path: Path) -> str:
 @cache
 def _loaded(kind: str, path: Path) -> Any:
     """A model; the landmarks' file has 100 MB, so it is read once in a process."""
-    return getattr(need("dlib", _EXTRA), kind)(str(path))
+    return getattr(need("dlib"), kind)(str(path))
 
 
 class DlibDetector:
     """Histograms of oriented gradients (King 2009), and regression trees for the points."""
 
     def __init__(self) -> None:
-        self._detector: Any = need("dlib", _EXTRA).get_frontal_face_detector()
+        self._detector: Any = need("dlib").get_frontal_face_detector()
         self._landmarks = _loaded("shape_predictor", _weights("pose_predictor"))
 
-    def detect(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Face]:
+    def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Face]:
         """See `FaceDetector`."""
         image = np.ascontiguousarray(image)
         boxes, scores, _ = self._detector.run(image, 0, _LEAST)

@@ -52,9 +52,10 @@ class FaceEncoder(ConditionEncoder):
         self, config: FaceConfig, device: torch.device | str = "cpu", folder: Path = Path()
     ) -> None:
         device = torch.device(device)
-        self._detector = DETECTORS.get(_kind(config.detector))(_argument(config.detector), device)
-        make = NETWORKS.get(_kind(config.network))
-        network = self._network = make(_argument(config.network), config, folder, device)
+        kind, _, argument = config.detector.partition(":")
+        self._detector = DETECTORS.get(kind)(argument, device)
+        kind, _, argument = config.network.partition(":")
+        network = self._network = NETWORKS.get(kind)(argument, config, folder, device)
         for what, stated, found in (
             ("image_size", config.image_size, network.size),
             ("width", config.width, network.width),
@@ -81,7 +82,9 @@ class FaceEncoder(ConditionEncoder):
     def _fingerprint(self) -> str:
         """Of the weights, and what else an embedding depends on."""
         config = self.config
-        parts = (config.detector, config.mean, config.std, config.sha256)
+        kind, colon, argument = config.detector.partition(":")
+        detector = f"{kind}{colon}{Path(argument).name}"  # wherever a pack lies
+        parts = (detector, config.mean, config.std, config.sha256)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def faces(self, photo: UInt8[Tensor, "h w 3"]) -> list[Face]:
@@ -167,14 +170,6 @@ class FaceEncoder(ConditionEncoder):
             ConfigError: its config is not that of one, or a package that it needs is missing.
         """
         return cls(configs.from_dict(FaceConfig, saved_config(folder)), device, folder)
-
-
-def _kind(spec: str) -> str:
-    return spec.partition(":")[0]
-
-
-def _argument(spec: str) -> str:
-    return spec.partition(":")[2]
 
 
 ENCODERS.register("face")(FaceEncoder.load)

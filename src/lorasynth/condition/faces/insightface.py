@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from lorasynth.condition.faces.contract import DETECTORS, NETWORKS, Face, FaceConfig
+from lorasynth.condition.faces.contract import DETECTORS, NETWORKS, Face, FaceConfig, need
 from lorasynth.condition.faces.onnx import OnnxNetwork, providers
-from lorasynth.condition.packages import need
 from lorasynth.core.errors import BundleError, ConfigError
 
-LICENCE = "non-commercial research only (InsightFace)"
+_LICENCE = "non-commercial research only (InsightFace)"
 #: The side of the square that an image is fitted into for detection: the packs' own for usual
 #: views, and at most this for larger ones.
 _USUAL, _LARGEST = 640, 1920
@@ -24,12 +23,7 @@ _USUAL, _LARGEST = 640, 1920
 
 @cache
 def _pack(name: str, device: torch.device) -> Any:
-    """A pack's detector and recogniser on a device; fetched to ~/.insightface on first use.
-
-    Raises:
-        ConfigError: insightface is not installed, or no pack is named.
-        BundleError: the pack is not here and cannot be fetched, or it is not whole.
-    """
+    """A pack's detector and recogniser on a device; fetched to ~/.insightface on first use."""
     if not name:
         raise ConfigError(
             "insightface has several packs: say which, as in insightface:buffalo_l, or give a "
@@ -39,7 +33,9 @@ def _pack(name: str, device: torch.device) -> Any:
     try:
         with redirect_stdout(sys.stderr):  # what it says while it fetches a pack
             pack = app.FaceAnalysis(
-                name, allowed_modules=["detection", "recognition"], providers=providers(device)
+                str(Path(name).expanduser()),
+                allowed_modules=["detection", "recognition"],
+                providers=providers(device),
             )
         pack.prepare(ctx_id=(device.index or 0) if device.type == "cuda" else -1)
         assert "recognition" in pack.models, "it has no recognition file"
@@ -59,7 +55,7 @@ class InsightFaceDetector:
     def __init__(self, pack: str, device: torch.device) -> None:
         self._model: Any = _pack(pack, device).det_model
 
-    def detect(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Face]:
+    def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Face]:
         """See `FaceDetector`."""
         longer = max(image.shape)
         side = min(32 * math.ceil(longer / 32), _LARGEST)
@@ -84,7 +80,7 @@ class InsightFaceNetwork(OnnxNetwork):
             Path(model.model_file),
             mean=float(model.input_mean),
             std=float(model.input_std),
-            licence=LICENCE,
+            licence=_LICENCE,
             session=model.session,
         )
         self.stored_as = f"insightface:{pack}"

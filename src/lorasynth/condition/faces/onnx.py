@@ -1,7 +1,6 @@
 """Networks like ArcFace's in ONNX files."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,10 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from lorasynth.condition.faces.alignment import ARCFACE
-from lorasynth.condition.faces.contract import NETWORKS, FaceConfig
-from lorasynth.condition.packages import need
+from lorasynth.condition.faces.contract import NETWORKS, FaceConfig, need
 from lorasynth.core.checksums import file_hash
 from lorasynth.core.errors import BundleError, ConfigError
 
-_EXTRA = "face"
 #: The file's name in an encoder's folder.
 _FILE = "model.onnx"
 #: Side of the squares where the file takes any.
@@ -63,8 +60,7 @@ class OnnxNetwork:
 
     def _input(self) -> tuple[bool, int]:
         """Whether it takes several squares at once, and their side."""
-        inputs = self._session.get_inputs()
-        shapes = [one.shape for one in inputs]
+        shapes = [one.shape for one in self._session.get_inputs()]
         match shapes:
             case [[count, 3, int(height), int(width)]] if height == width:
                 return count != 1, height
@@ -102,13 +98,9 @@ class OnnxNetwork:
 
     def __call__(self, squares: UInt8[Tensor, "b side side 3"]) -> Float[Tensor, "b m"]:
         """See `FaceNetwork`."""
-        parts = [self._session.run(None, self._fed(part))[0] for part in self._parts(squares)]
-        return torch.from_numpy(np.concatenate(parts)).float()
-
-    def _parts(
-        self, squares: UInt8[Tensor, "b side side 3"]
-    ) -> Iterator[UInt8[Tensor, "part side side 3"]]:
-        yield from squares.split(len(squares) if self._batched else 1)
+        parts = squares.split(len(squares) if self._batched else 1)
+        found = [self._session.run(None, self._fed(part))[0] for part in parts]
+        return torch.from_numpy(np.concatenate(found)).float()
 
     def save(self, folder: Path) -> None:
         """See `FaceNetwork`: a copy of the file."""
@@ -117,7 +109,7 @@ class OnnxNetwork:
 
 def providers(device: torch.device) -> list[Any]:
     """What onnxruntime is to compute with: that CUDA device where it can, else the CPU."""
-    there = need("onnxruntime", _EXTRA).get_available_providers()
+    there = need("onnxruntime").get_available_providers()
     cuda = ("CUDAExecutionProvider", {"device_id": device.index or 0})
     wanted = [cuda] if device.type == "cuda" and cuda[0] in there else []
     return [*wanted, "CPUExecutionProvider"]
@@ -131,33 +123,27 @@ def session_of(path: Path, device: torch.device) -> Any:
     """
     if not path.is_file():
         raise BundleError(f"a network must be an ONNX file, but {path} is not there: check it")
-    runtime = need("onnxruntime", _EXTRA)
+    runtime = need("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     try:
         return runtime.InferenceSession(str(path), options, providers=providers(device))
     except Exception as error:
-        raise BundleError(
-            f"{path} must be an intact ONNX file, but is not ({str(error).splitlines()[0]}): fetch "
-            "it again"
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> BundleError:
+    reason = str(error).splitlines()[0]
+    return BundleError(f"{path} must be an intact ONNX file, but is not ({reason}): fetch it again")
 
 
 def _normalises_itself(path: Path) -> bool:
-    """Whether the graph begins with a subtraction and a multiplication, as mxnet's ArcFace does.
-
-    Raises:
-        BundleError: the file is damaged.
-        ConfigError: its weights are in other files.
-    """
-    onnx = need("onnx", _EXTRA)
+    """Whether the graph begins with a subtraction and a multiplication, as mxnet's ArcFace does."""
+    onnx = need("onnx")
     try:
         graph = onnx.load(path, load_external_data=False).graph
     except Exception as error:  # protobuf's own class
-        raise BundleError(
-            f"{path} must be an intact ONNX file, but is not ({str(error).splitlines()[0]}): fetch "
-            "it again"
-        ) from error
+        raise _damaged(path, error) from error
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer):
         raise ConfigError(
             f"a network must be one file, but {path} keeps weights in others: save it with "
@@ -170,10 +156,7 @@ def _normalises_itself(path: Path) -> bool:
 @NETWORKS.register("onnx")
 def _network(argument: str, config: FaceConfig, folder: Path, device: torch.device) -> OnnxNetwork:
     path = folder / Path(argument).expanduser()
+    session = session_of(path, device)
     return OnnxNetwork(
-        path,
-        mean=config.mean,
-        std=config.std,
-        licence=config.licence,
-        session=session_of(path, device),
+        path, mean=config.mean, std=config.std, licence=config.licence, session=session
     )

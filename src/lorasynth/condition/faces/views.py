@@ -100,7 +100,7 @@ def _straight(detector: FaceDetector, image: Image.Image, view: View) -> list[Fa
 
 def _look(detector: FaceDetector, image: Image.Image, view: View) -> list[Face]:
     seen, back = view.of(image)
-    return [_moved(face, back) for face in detector.detect(np.asarray(seen))]
+    return [_moved(face, back) for face in detector(np.asarray(seen))]
 
 
 def _moved(face: Face, matrix: Float64[np.ndarray, "2 3"]) -> Face:

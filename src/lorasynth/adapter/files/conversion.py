@@ -1,0 +1,425 @@
+"""LoRAs made of other kinds of adapters, and of the difference of two checkpoints.
+
+LoHa, LoKr, LoCon with a Tucker core and whole differences add a matrix to the weights.  DoRA (Liu
+et al. 2024) changes them in proportion to themselves, so it needs the base model; OFT, BOFT, IA3
+and GLoRA are refused by their names.  (The formulas are those of LyCORIS, Yeh et al. 2023,
+https://github.com/KohakuBlueleaf/LyCORIS.)
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lorasynth.adapter.factors import Factor
+from lorasynth.adapter.families import Family
+from lorasynth.adapter.files.container import (
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    Content,
+    read_tensors,
+    refuse_pickle,
+    weights_file,
+)
+from lorasynth.adapter.files.fused import swap_halves
+from lorasynth.adapter.files.keys import Key, parse, parse_all
+from lorasynth.adapter.files.peft_config import parse_config
+from lorasynth.adapter.files.reader import (
+    Configuration,
+    LoraFile,
+    Pair,
+    assemble,
+    configuration,
+    fold,
+    format_of,
+    grouped,
+    number,
+    pair_of,
+    read,
+    shapes_of,
+)
+from lorasynth.adapter.files.resolve import resolve
+from lorasynth.adapter.layout import Kernel
+from lorasynth.adapter.lowrank import Nearest, of_kronecker, of_matrix, relative_error, truncated
+from lorasynth.adapter.names import Layer
+from lorasynth.core.errors import FileFormatError
+
+_DORA = "DoRA"
+#: What is added to the weights; the others are refused by their names.
+_ADDITIVE = ("LoHa", "LoKr", "a LoRA with a Tucker core", "a difference of whole weights")
+#: A rank that no update has.
+_ANY = 1 << 20
+
+#: The tensors of a checkpoint's denoiser, each read when it is asked for.
+Weights = Mapping[str, Callable[[], Tensor]]
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A LoRA that was made of something else.
+
+    Attributes:
+        file: as if it had been read.
+        kinds: what it was; nothing for a plain LoRA.
+        rank: the highest of its modules.
+        error: |ΔW - ΔW'| / |ΔW|; 0 for a plain LoRA.
+        worst: the same of the worst module.
+        left_out: changed tensors of a checkpoint that are no matrices of layers: biases, norms.
+    """
+
+    file: LoraFile
+    kinds: tuple[str, ...] = ()
+    rank: int = 0
+    error: float = 0.0
+    worst: float = 0.0
+    left_out: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, file: LoraFile, parts: Sequence[Nearest], **facts: tuple[str, ...]) -> "Reduced":
+        """What was made of the updates of its layers."""
+        return cls(
+            file,
+            rank=max(part.factor.rank for part in parts),
+            error=relative_error(parts),
+            worst=max(relative_error([part]) for part in parts),
+            **facts,
+        )
+
+
+#: Key, kernel and update of each layer.
+_Layers = list[tuple[Key, Kernel | None, Nearest]]
+
+
+def _pairs(layers: _Layers) -> list[Pair]:
+    return [Pair(k, part.factor, kernel, float(part.factor.rank)) for k, kernel, part in layers]
+
+
+def _reduced(
+    content: Content, layers: _Layers, form: str, family: Family | None, **facts: tuple[str, ...]
+) -> Reduced:
+    made = assemble(content, _pairs(layers), form, family, states_alpha=True)
+    return Reduced.of(made, [part for *_, part in layers], **facts)
+
+
+@torch.no_grad()
+def read_any(
+    path: Path | str, rank: int, family: Family | None = None, base: Path | None = None
+) -> Reduced:
+    """Read a LoRA, or make one of at most a rank of another kind of adapter.
+
+    Args:
+        path: a file, or a folder that holds one of a known name.
+        rank: the highest, of what is no plain LoRA.
+        family: see `reader.read`.
+        base: checkpoint of the base model, which DoRA needs.
+
+    Raises:
+        FileFormatError: see `reader.read`; or it is of a kind that adds no matrix to the weights,
+            or the base model has other layers.
+    """
+    content = read_tensors(weights_file(Path(path)))
+    keys = parse_all(content.path, content.tensors)
+    kinds = tuple(sorted({key.kind for key in keys.values() if key.kind}))
+    if not kinds:
+        found = read(path, family)
+        return Reduced(found, rank=max(f.rank for f in found.adapter.factors.values()))
+    _require_additive(content.path, keys, base)
+    form, scale, config = format_of(keys), None, Configuration()
+    if _DORA in kinds:
+        config = configuration(content, form, dora=True)
+    else:
+        scale = _peft_scale(content)
+    groups = list(grouped(content, keys))
+    within = _ANY if _DORA in kinds else rank
+    layers: _Layers = []
+    for spelled, sample, tensors in groups:
+        if "alpha" not in tensors and "down" in tensors:
+            alpha = config.alpha(sample, len(tensors["down"]))
+            tensors["alpha"] = torch.tensor(alpha, dtype=torch.float64)
+        nearest, kernel = _nearest(content.path, spelled, tensors, within, scale)
+        layers.append((sample, kernel, nearest))
+    if base is not None and _DORA in kinds:
+        magnitudes = [_magnitude(tensors) for *_, tensors in groups]
+        named = resolve(content.path, shapes_of(_pairs(layers)), content.header, family).layers
+        with opened(base) as weights:
+            layers = [
+                (key, kernel, _dora(key.name, part, _weight(named[key], weights, base), m, rank))
+                for (key, kernel, part), m in zip(layers, magnitudes, strict=True)
+            ]
+    return _reduced(content, layers, form, family, kinds=kinds)
+
+
+@torch.no_grad()
+def extracted(tuned: Path, base: Path, rank: int, family: Family | None = None) -> Reduced:
+    """The LoRA of at most a rank that is nearest to what a fine-tune changed in the denoiser.
+
+    Args:
+        tuned: a pipeline's folder, a denoiser's, or a file with one; one layer is read at a time.
+        base: the same of what it was tuned from.
+        rank: the highest.
+        family: where names and shapes leave several.
+
+    Raises:
+        FileFormatError: a checkpoint is damaged, or they are not of one architecture, or equal.
+    """
+    layers: _Layers = []
+    left_out = []
+    with opened(tuned) as first, opened(base) as second:
+        for odd in sorted(first.keys() ^ second.keys()):
+            raise FileFormatError(
+                f"both checkpoints must have the same tensors, but only one of {tuned} and {base} "
+                f"has {odd[:200]}"
+            )
+        for name in sorted(first):
+            one, other = first[name](), second[name]()
+            if one.shape != other.shape:
+                raise FileFormatError(
+                    f"both checkpoints must have the same shapes, but {name[:200]} is "
+                    f"{tuple(one.shape)} in {tuned} and {tuple(other.shape)} in {base}"
+                )
+            change = one.float() - other.float()
+            if not change.any():
+                continue
+            if not name.endswith(".weight") or change.dim() not in (2, 4, 5):
+                left_out.append(name)
+                continue
+            key = parse(f"transformer.{name.removesuffix('.weight')}.lora_A.weight")
+            assert key is not None
+            layers.append((key, _kernel(change), of_matrix(change.flatten(1), rank)))
+    if not layers:
+        raise FileFormatError(f"{tuned} must differ from {base} in a layer's matrix, but does not")
+    content = Content(tuned, {key.spelled: part.factor.A for key, _, part in layers}, {})
+    return _reduced(content, layers, "diffusers", family, left_out=tuple(left_out))
+
+
+# Kinds
+
+
+def _require_additive(path: Path, keys: Mapping[str, Key], base: Path | None) -> None:
+    allowed = _ADDITIVE if base is None else (*_ADDITIVE, _DORA)
+    for key, one in keys.items():
+        if one.kind and one.kind not in allowed:
+            remedy = "give the base model (--base), or " if one.kind == _DORA else ""
+            raise FileFormatError(
+                f"a LoRA can be made of what is added to the weights, but {path} is {one.kind} "
+                f"(key {key[:200]}), of which the weights decide what it adds: {remedy}merge it "
+                "into the base model and use `lorasynth extract`"
+            )
+
+
+def _peft_scale(content: Content) -> float | None:
+    """Alpha / r of a folder of PEFT's LoHa or LoKr; None where the file has alphas itself."""
+    path = content.path.parent / PEFT_CONFIG
+    if content.path.name != PEFT_WEIGHTS or not path.is_file():
+        return None
+    config = parse_config(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    if config.get("peft_type") not in ("LOHA", "LOKR") or config.get("alpha_pattern"):
+        raise FileFormatError(
+            f"a PEFT folder of LoHa or LoKr must have one alpha, but {path} has peft_type "
+            f"{str(config.get('peft_type'))[:40]!r} and patterns"
+        )
+    try:
+        return float(config["alpha"]) / float(config["r"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+        raise FileFormatError(
+            f"r and alpha must be numbers, but those of {path} are not"
+        ) from error
+
+
+def _nearest(
+    path: Path, name: str, parts: Mapping[str, Tensor], rank: int, scale: float | None
+) -> tuple[Nearest, Kernel | None]:
+    """What is added to one layer, of at most a rank, and its kernel."""
+    try:
+        if "diff" in parts:
+            return _of_weight(parts["diff"], rank)
+        if any(part.startswith("hada_") for part in parts):
+            return _loha(parts, _scale(path, name, parts, ("hada_w1_b",), scale), rank)
+        if any(part.startswith("lokr_") for part in parts):
+            decomposed = ("lokr_w2_b", "lokr_w1_b")
+            return _lokr(parts, _scale(path, name, parts, decomposed, scale), rank)
+    except (KeyError, RuntimeError, ValueError, IndexError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise FileFormatError(
+            f"the parts of a layer must fit each other, but those of {name[:200]} in {path} do not "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+    factor, kernel = _lora(path, name, parts)
+    alpha = number(path, name, parts.get("alpha", float(factor.rank)))
+    folded = fold(factor, alpha / factor.rank)
+    return truncated(folded, max(rank, folded.rank)), kernel
+
+
+def _scale(
+    path: Path,
+    name: str,
+    parts: Mapping[str, Tensor],
+    decomposed: tuple[str, ...],
+    stated: float | None,
+) -> float:
+    """Alpha / rank; 1 where nothing is decomposed, as LyCORIS and ComfyUI have it."""
+    if stated is not None:
+        return stated
+    ranks = [parts[part].shape[0] for part in decomposed if part in parts]
+    if not ranks or "alpha" not in parts:
+        return 1.0
+    return number(path, name, parts["alpha"]) / ranks[0]
+
+
+def _kernel(weight: Tensor) -> Kernel | None:
+    return tuple(weight.shape[2:]) if weight.dim() > 2 else None
+
+
+def _of_weight(weight: Tensor, rank: int) -> tuple[Nearest, Kernel | None]:
+    if weight.dim() not in (2, 4, 5):
+        raise ValueError(f"a matrix or kernel was expected, not {tuple(weight.shape)}")
+    return of_matrix(weight.float().flatten(1), rank), _kernel(weight)
+
+
+def _lora(path: Path, name: str, parts: Mapping[str, Tensor]) -> tuple[Factor, Kernel | None]:
+    """A and B; a Tucker core goes into A, which has the kernel then."""
+    core = parts.get("lora_mid")
+    if core is None or not {"down", "up"} <= parts.keys() or core.dim() != 4:
+        return pair_of(path, name, parts)
+    down, up = (parts[part].float().flatten(1) for part in ("down", "up"))
+    if core.shape[:2] != (up.shape[1], down.shape[0]):
+        raise FileFormatError(
+            f"a Tucker core must be between both factors, but that of {name[:200]} in {path} is "
+            f"{tuple(core.shape)}"
+        )
+    a = torch.einsum("pqhw,qi->pihw", core.float(), down)
+    return Factor(a.flatten(1), up), _kernel(core)
+
+
+def _loha(parts: Mapping[str, Tensor], scale: float, rank: int) -> tuple[Nearest, Kernel | None]:
+    """(B1·A1) * (B2·A2), elementwise, which is of rank r² at most."""
+    (b1, a1), (b2, a2) = (
+        (parts[f"hada_w{n}_a"].float(), parts[f"hada_w{n}_b"].float()) for n in (1, 2)
+    )
+    if "hada_t1" in parts:
+        one, other = (
+            _tucker(parts[f"hada_t{n}"].float(), b, a) for n, b, a in ((1, b1, a1), (2, b2, a2))
+        )
+        return _of_weight(scale * one * other, rank)
+    if b1.shape[1] * b2.shape[1] >= min(b1.shape[0], a1.shape[1]):
+        return _of_weight(scale * (b1 @ a1) * (b2 @ a2), rank)
+    up = (b1[:, :, None] * b2[:, None, :]).flatten(1)
+    down = (a1[:, None, :] * a2[None, :, :]).flatten(0, 1)
+    return truncated(Factor(down, scale * up), rank), None
+
+
+def _lokr(parts: Mapping[str, Tensor], scale: float, rank: int) -> tuple[Nearest, Kernel | None]:
+    """W1 ⊗ W2, each a matrix or a product of two."""
+    left, right = (_kronecker_part(parts, n) for n in (1, 2))
+    if left.dim() != 2 or right.dim() not in (2, 4):
+        raise ValueError(f"Kronecker parts of {left.dim()} and {right.dim()} axes")
+    return of_kronecker(left, right.flatten(1), scale, rank), _kernel(right)
+
+
+def _kronecker_part(parts: Mapping[str, Tensor], n: int) -> Tensor:
+    if f"lokr_w{n}" in parts:
+        return parts[f"lokr_w{n}"].float()
+    a, b = parts[f"lokr_w{n}_a"].float(), parts[f"lokr_w{n}_b"].float()
+    return _tucker(parts["lokr_t2"].float(), a, b) if n == 2 and "lokr_t2" in parts else a @ b
+
+
+def _tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """LyCORIS' order: the core's first axis goes with a, which has the outputs as columns."""
+    return torch.einsum("ijhw,ip,jr->prhw", core, a, b)
+
+
+# DoRA
+
+
+def _magnitude(parts: Mapping[str, Tensor]) -> Tensor | None:
+    """The lengths m of a layer's rows, or columns; None where it has none."""
+    names = ("dora_scale", "lora_magnitude_vector")
+    return next((t for part, t in parts.items() if part.startswith(names)), None)
+
+
+def _dora(
+    name: str, added: Nearest, weight: Tensor, magnitude: Tensor | None, rank: int
+) -> Nearest:
+    """m·(W + ΔW) / |W + ΔW| - W, with a length for each output (PEFT, LyCORIS), or each input.
+
+    Raises:
+        FileFormatError: the base model's weights, or m, have another shape.
+    """
+    update = added.factor.B @ added.factor.A
+    if weight.numel() != update.numel() or len(weight) != len(update):
+        raise FileFormatError(
+            f"the base model must have the adapter's shapes, but {name[:200]} is "
+            f"{tuple(weight.shape)} there and {tuple(update.shape)} here"
+        )
+    if magnitude is None:
+        return truncated(added.factor, max(rank, added.factor.rank))
+    base = weight.float()
+    merged = base + update.view_as(base)
+    axis = 0 if magnitude.numel() == len(base) else 1
+    others = [other for other in range(base.dim()) if other != axis]
+    norms = torch.linalg.vector_norm(merged, dim=others, keepdim=True)
+    if magnitude.numel() != norms.numel():
+        raise FileFormatError(
+            f"the magnitudes of DoRA must be one for each row or column, but those of "
+            f"{name[:200]} are {tuple(magnitude.shape)} of a layer {tuple(base.shape)}"
+        )
+    changed = merged * (magnitude.float().view_as(norms) / norms) - base
+    return of_matrix(changed.flatten(1), rank)
+
+
+def _weight(layer: Layer, weights: Weights, base: Path) -> Tensor:
+    """The base model's matrix or kernel of a layer of a file."""
+    names = [f"{module}.weight" for module in layer.modules]
+    if all(name in weights for name in names):
+        whole = torch.cat([weights[name]() for name in names])
+        return swap_halves(Factor(whole[:1], whole)).B if layer.swapped else whole
+    if f"{layer.name}.weight" in weights:
+        return weights[f"{layer.name}.weight"]()
+    raise FileFormatError(
+        f"the base model must have every layer of the adapter, but {base} has no "
+        f"{layer.name[:200]}: give the one that it was trained for"
+    )
+
+
+# Checkpoints
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Weights]:
+    """The tensors by name of a denoiser: in a file, a folder of its shards, or a pipeline's.
+
+    Raises:
+        FileFormatError: there is none, or it is damaged.
+    """
+    folders = [path / "unet", path / "transformer", path]  # pipelines may hold whole files too
+    files = [path] if path.is_file() else []
+    for folder in folders:
+        files = files or sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileFormatError(
+            f"a checkpoint must be a .safetensors file, or a folder with the denoiser's, but "
+            f"{path} is none"
+        )
+    with ExitStack() as stack:
+        tensors: dict[str, Callable[[], Tensor]] = {}
+        for file in files:
+            refuse_pickle(file)
+            try:
+                shard = stack.enter_context(safe_open(file, framework="pt"))
+                names = list(shard.keys())
+            except (SafetensorError, OSError) as error:
+                raise FileFormatError(
+                    f"a checkpoint must be complete safetensors, but {file} is not"
+                ) from error
+            # published checkpoints in one file put these before the denoiser's names
+            prefixes = ("model.diffusion_model.", "diffusion_model.", "")
+            prefix = next(p for p in prefixes if any(name.startswith(p) for name in names))
+            for name in names:
+                if name.startswith(prefix):
+                    tensors[name.removeprefix(prefix)] = partial(shard.get_tensor, name)
+        yield tensors

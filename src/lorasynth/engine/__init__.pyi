@@ -1,0 +1,15 @@
+from .encoded import EncodedSubjects as EncodedSubjects
+from .encoded import encode_subjects as encode_subjects
+from .fleet import LowRank as LowRank
+from .fleet import train_fleet as train_fleet
+from .loop import Fleet as Fleet
+from .loop import OnStep as OnStep
+from .loop import Trainable as Trainable
+from .loop import denoising_losses as denoising_losses
+from .loop import descend as descend
+from .optimisation import Optimisation as Optimisation
+from .recipe import PRESETS as PRESETS
+from .recipe import OptimizerConfig as OptimizerConfig
+from .recipe import PriorPreservation as PriorPreservation
+from .recipe import Recipe as Recipe
+from .trainer import Trainer as Trainer

@@ -1,0 +1,223 @@
+"""What training and sampling with a base model will need, told by its configurations alone.
+
+The very code that will run is run on fake tensors, which have shapes and no numbers; each tensor
+that an operator makes is counted while it lives, and each product by its operations.  On a CPU the
+peak is that of the allocator, byte for byte (`tests/engine/test_plan.py`); a GPU adds what its
+libraries work in and what fragmentation costs, for which `HEADROOM` stands.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from lorasynth.adapter import Factor, Factors, map_factors
+from lorasynth.base import BaseModel
+from lorasynth.base.outline import with_tokenizers
+
+#: Bytes of a GPU that are not for tensors: its context, workspaces and fragmentation.
+HEADROOM = 1 << 30
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one step takes.
+
+    Attributes:
+        weights: bytes of the networks that must be there.
+        peak: bytes at the step's height beyond those.
+        operations: of products, forward and backward.
+    """
+
+    weights: int
+    peak: int
+    operations: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes in all, without a GPU's headroom."""
+        return self.weights + self.peak
+
+
+class Tally(TorchDispatchMode):
+    """Counts bytes that live and operations while it is entered.
+
+    Attributes:
+        peak: most bytes that lived at once, of tensors that were made inside.
+        operations: of products; an addition counts as one, too.
+    """
+
+    def __init__(self, *networks: nn.Module) -> None:
+        """Begin.
+
+        Args:
+            networks: whose weights are there before.
+        """
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = self.operations = self._now = 0
+        self._bytes: dict[int, int] = {}
+        for network in networks:
+            for tensor in (*network.parameters(), *network.buffers()):
+                self._bytes[tensor.untyped_storage()._cdata] = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Count what an operator makes."""
+        made = function(*args, **(kwargs or {}))
+        if count := flop_registry.get(function._overloadpacket):
+            self.operations += count(*args, **(kwargs or {}), out_val=made)
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._add(tensor)
+        return made
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._bytes:
+            return
+        self._bytes[storage._cdata] = storage.nbytes()
+        self._now += storage.nbytes()
+        self.peak = max(self.peak, self._now)
+        weakref.finalize(storage, self._drop, storage._cdata)
+
+    def _drop(self, place: int) -> None:
+        self._now -= self._bytes.pop(place)
+
+
+@contextmanager
+def fake(base: BaseModel, name: str, dtype: torch.dtype) -> Iterator[BaseModel]:
+    """A base model that was loaded on the meta device, of fake tensors inside; it is used up.
+
+    Args:
+        base: the model.
+        name: that it was loaded by, for its tokenizers.
+        dtype: of its weights.
+
+    Raises:
+        BaseModelError: it has no tokenizers.
+    """
+    with_tokenizers(base.pipeline, name)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for network in base._networks():
+            _materialise(network, dtype)
+        yield base
+
+
+def _materialise(network: nn.Module, dtype: torch.dtype) -> None:
+    """Put fake tensors, on the CPU, in place of a network's tensors on the meta device."""
+    made: dict[int, Any] = {}
+    for module in network.modules():
+        for name, value in module._parameters.items():
+            if value is not None:
+                new = torch.empty(value.shape, dtype=dtype)
+                new = made.setdefault(id(value), nn.Parameter(new, requires_grad=False))
+                module._parameters[name] = new
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                kind = dtype if buffer.is_floating_point() else buffer.dtype
+                module._buffers[name] = torch.zeros(buffer.shape, dtype=kind)
+
+
+def encoding(base: BaseModel, batch: int) -> Callable[[], None]:
+    """Images and prompts to latents and embeddings, after which their encoders may leave."""
+
+    def step() -> None:
+        base.encode_prompts(["a portrait"] * batch)
+        base.encode_images(torch.zeros(batch, *2 * [base.image_size], 3, dtype=torch.uint8))
+
+    return step
+
+
+def training(base: BaseModel, factors: Factors, batch: int) -> Callable[[], None]:
+    """A step of training B of n stacked adapters: forward and backward of `batch` samples."""
+    texts = base.encode_prompts(["a portrait"] * batch)
+
+    def step() -> None:
+        clean = torch.zeros(batch, *base.latent_shape, dtype=base.dtype)
+        times = base.draw_times((batch,), torch.Generator())
+        noisy, target = base.add_noise(clean, torch.randn_like(clean), times)
+        moving = {k: Factor(f.A, f.B.clone().requires_grad_()) for k, f in factors.items()}
+        with base.attached(moving):
+            error = base.denoise(noisy, times, texts).float() - target.float()
+            error.square().mean().backward()
+
+    return step
+
+
+def sampling(base: BaseModel, batch: int) -> Callable[[], None]:
+    """A solver step of `batch` images, with as many samples without prompts for guidance."""
+    texts = base.encode_prompts(["a portrait"] * 2 * batch)
+
+    @torch.no_grad()
+    def step() -> None:
+        latents = torch.zeros(2 * batch, *base.latent_shape, dtype=base.dtype)
+        base.denoise(latents, base.draw_times((2 * batch,), torch.Generator()), texts)
+
+    return step
+
+
+def decoding(base: BaseModel, batch: int) -> Callable[[], None]:
+    """Latents to images."""
+    latents = torch.zeros(batch, *base.latent_shape, dtype=base.dtype)
+
+    def step() -> None:
+        base.decode_latents(latents)
+
+    return step
+
+
+def need_of(step: Callable[[], None], networks: Sequence[nn.Module], trained: int = 0) -> Need:
+    """What a step takes.
+
+    Args:
+        step: on fake tensors.
+        networks: that must be there.
+        trained: parameters that AdamW trains in fp32; they, their gradients and two moments.
+    """
+    tally = Tally(*networks)
+    with tally:
+        step()
+    weights = sum(p.numel() * p.element_size() for n in networks for p in n.parameters())
+    return Need(weights, tally.peak + 16 * trained, tally.operations)
+
+
+def zero_factors(base: BaseModel, targets: tuple[str, ...], rank: int, count: int) -> Factors:
+    """Stacked adapters of zeros."""
+    found = base.target_linears(targets)
+    shaped = {
+        name: Factor(
+            torch.zeros(count, rank, layer.in_features),
+            torch.zeros(count, layer.out_features, rank),
+        )
+        for name, layer in found.items()
+    }
+    return map_factors(lambda part: part.to(base.dtype), shaped)
+
+
+def largest_batch(one: Need, two: Need, memory: int, most: int) -> tuple[int, int]:
+    """The largest batch that fits, and the bytes that it takes with a GPU's headroom.
+
+    Args:
+        one: what a batch of one takes.
+        two: what a batch of two takes; memory grows by equal steps.
+        memory: bytes that there are.
+        most: the largest batch that is wanted.
+    """
+    each = max(two.peak - one.peak, 1)
+    first = one.memory + HEADROOM
+    fits = max(min(1 + (memory - first) // each, most), 0) if first <= memory else 0
+    return fits, first + max(fits - 1, 0) * each
+
+
+def hours(operations: int, steps: int, tflops: float) -> float:
+    """Hours of so many steps at a rate in TFLOP/s."""
+    return operations * steps / (tflops * 1e12) / 3600

@@ -1,0 +1,15 @@
+from .benchmark import Benchmark as Benchmark
+from .benchmark import Contender as Contender
+from .benchmark import Measured as Measured
+from .cases import Case as Case
+from .cases import SplitSubjects as SplitSubjects
+from .cases import TestSubjects as TestSubjects
+from .config import BenchmarkConfig as BenchmarkConfig
+from .contenders import Parts as Parts
+from .contenders import contenders_of as contenders_of
+from .metrics import METRICS as METRICS
+from .metrics import Judges as Judges
+from .metrics import Made as Made
+from .metrics import Metric as Metric
+from .metrics import metrics_for as metrics_for
+from .report import evaluate as evaluate

@@ -1,5 +1,0 @@
-"""How a condition enters a denoiser's layers: `AdaNorm`, and the paper's AdaLoRA layer."""
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

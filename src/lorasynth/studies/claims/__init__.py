@@ -1,0 +1,1 @@
+"""The claims: each module looks into one or several (`lorasynth.studies.finding`)."""

@@ -1,0 +1,488 @@
+"""Commands of the studies; they join by entry point, as those of another package would."""
+
+from dataclasses import field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from tyro.conf import Positional, arg
+
+from lorasynth.commands.evaluate import WithBenchmark, print_table
+from lorasynth.commands.shared import PORTRAIT, Repeated, WithBase, WithImages, memory_of
+from lorasynth.commands.synth import subjects_of
+from lorasynth.core.command import Command, Flat, OnDevice, Out, Seeded
+from lorasynth.core.errors import ConfigError
+from lorasynth.core.progress import console
+from lorasynth.studies.config import Count, ReproduceConfig, W2WConfig, smoke
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lorasynth.condition import ConditionEncoder
+    from lorasynth.studies.repeatability import Candidate
+
+Folder = Annotated[Path, arg(aliases=("-o",))]
+
+
+def _save(report: Any, figure: "Figure", path: Path) -> None:
+    """Write a report, and its figure beside it."""
+    from lorasynth.core.atomic import write_json
+    from lorasynth.core.figures import save_figure
+
+    write_json(path, report)
+    save_figure(figure, path.with_suffix(".png"))
+    print(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation(Command, WithBenchmark):
+    """Measure identity similarity after each stage, from a trained to a synthesised adapter.
+
+    Example: lorasynth study ablation -o runs/ablation --split validation --subjects 24
+
+    Attributes:
+        out: Folder for the report and the figure.
+    """
+
+    out: Folder
+
+    def run(self) -> dict[str, Any]:
+        """The report, which is written and printed."""
+        from lorasynth.core.cache import Cache
+        from lorasynth.studies.ablation import ablation, draw_ablation
+
+        cache, parts = Cache(self.cache), self.load_parts()
+        report = ablation(self.load_benchmark(parts, cache), parts, cache)
+        print_table(report["rows"])
+        _save(report, draw_ablation(report), self.out / "ablation.json")
+        return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth(Command, WithBenchmark):
+    """Train on ever larger parts of a library and measure each; run again to resume.
+
+    Example: lorasynth study growth --adapters library -o runs/growth --sizes 125 250 500
+
+    Attributes:
+        adapters: Library of adapters, embedded by the synthesizer's encoder.
+        out: Folder for reports and figure.
+        sizes: To measure; default: 125 and its doubles, and all.
+        latents: Principal components.
+        steps: Of each hypernetwork.
+        batch: Of each hypernetwork.
+    """
+
+    adapters: Path
+    out: Folder
+    sizes: tuple[Annotated[int, Field(ge=3)], ...] = ()
+    latents: Count = 128
+    steps: Count = 5000
+    batch: Count = 64
+
+    def run(self) -> list[dict[str, Any]]:
+        """The reports, one for each size."""
+        from lorasynth.core.cache import Cache
+        from lorasynth.engine.trainer import Optimisation
+        from lorasynth.hypernet.train import HypernetConfig
+        from lorasynth.library import Library
+        from lorasynth.studies.growth import GrowthConfig, doubled, draw_growth, growth
+
+        library, parts = Library.open(self.adapters), self.load_parts()
+        options = Optimisation(
+            steps=self.steps, batch=self.batch, lr=5e-4, seed=self.benchmark.seed
+        )
+        config = GrowthConfig(
+            sizes=self.sizes or doubled(len(library)),
+            hypernet=HypernetConfig(optimisation=options),
+            latents=self.latents,
+        )
+        run = self.load_benchmark(parts, Cache(self.cache))
+        reports = growth(run, parts, library, config, self.out)
+        for report in reports:
+            rows = [{"method": n, "n": report["size"], **v} for n, v in report["methods"].items()]
+            console.print(f"{report['size']} adapters")
+            print_table(rows)
+        _save(reports, draw_growth(reports), self.out / "growth.json")
+        return reports
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeatability(Command, WithBenchmark):
+    """Train subjects twice with each recipe: cosine of the updates, and identity similarity.
+
+    Each training sees one half of a subject's training images. Run again to resume.
+
+    Example: lorasynth study repeatability bench/recipes.json -o runs/recipes --split validation
+
+    Attributes:
+        table: JSON of recipes: name -> options, beside them `preset`, and `anchored` (true to
+            start from --regression); default: the presets --preset.
+        out: Folder for the report and the figure.
+        preset: Preset to measure where no table is given; repeatable.
+    """
+
+    test_images: Annotated[str | None, arg(name="tests")] = None
+    table: Positional[Path | None] = None
+    out: Folder
+    preset: Repeated = ("ours",)
+
+    def run(self) -> dict[str, dict[str, Any]]:
+        """The reports by the recipes' names."""
+        from lorasynth.core.cache import Cache
+        from lorasynth.core.config import read_json
+        from lorasynth.studies.repeatability import compare_recipes, draw_recipes
+
+        asked = {name: {"preset": name} for name in self.preset}
+        if self.table is not None:
+            asked = read_json(self.table)
+        cache, parts = Cache(self.cache), self.load_parts()
+        candidates = {
+            name: _candidate(name, dict(options), parts.regression)
+            for name, options in asked.items()
+        }
+        reports = compare_recipes(self.load_benchmark(parts, cache), candidates, cache)
+        for name, report in reports.items():
+            same, other = report["same"], report["different"]
+            console.print(f"{name}: same {same:.3f}, different {other:.3f}", highlight=False)
+        print_table([{"method": name, **report} for name, report in reports.items()])
+        _save(reports, draw_recipes(reports), self.out / "recipes.json")
+        return reports
+
+
+def _candidate(name: str, options: dict[str, Any], anchor: Any) -> "Candidate":
+    from lorasynth.core.config import from_dict, to_dict
+    from lorasynth.engine.recipe import PRESETS, Recipe
+    from lorasynth.studies.repeatability import Candidate
+
+    anchored, preset = options.pop("anchored", False), options.pop("preset", "ours")
+    if preset not in PRESETS:
+        raise ConfigError(f"--preset must be one of {', '.join(PRESETS)}, but is {preset!r}")
+    if anchored and anchor is None:
+        raise ConfigError(f"--regression must name a synthesizer, since {name!r} is anchored")
+    recipe = from_dict(Recipe, to_dict(PRESETS[preset]) | options)
+    return Candidate(recipe=recipe, anchor=anchor if anchored else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTune(Command, WithBase, Seeded):
+    """Train all weights of the base model's denoiser on a few photos of each subject.
+
+    The folder is one that the denoiser's class in diffusers loads: UNet2DConditionModel for Stable
+    Diffusion. It is as large as the denoiser itself.
+
+    Consent: of people only with their consent.
+
+    Example: lorasynth study fine-tune photo.png -o my-unet --steps 300
+
+    Attributes:
+        photos: As of synth.
+        out: Folder to write; of several subjects, one in it each.
+        caption: Of photos that have no caption of their own.
+        steps: Of Adam.
+        learning_rate: Of Adam.
+    """
+
+    photos: Positional[tuple[Path, ...]]
+    out: Out
+    caption: str = PORTRAIT
+    steps: Count = 300
+    learning_rate: float = 1e-4
+
+    def run(self) -> list[Path]:
+        """The folders."""
+        from lorasynth.condition import framed_subject
+        from lorasynth.core.atomic import atomic_directory, make_parent, require_replaceable
+        from lorasynth.core.progress import progress
+        from lorasynth.engine import OptimizerConfig
+        from lorasynth.images.folders import read_subject
+        from lorasynth.optimise import fine_tune, weights_of
+
+        config = OptimizerConfig(learning_rate=self.learning_rate, steps=self.steps, seed=self.seed)
+        found = subjects_of(self.photos, self.out, "")
+        for path in found:
+            make_parent(path)
+            require_replaceable(path, ["config.json", "diffusion_pytorch_model*.safetensors*"])
+        base = self.load_base()
+        with progress("fine-tune", len(found)) as advance:
+            for path, images in found.items():
+                subject = read_subject(None, images, self.caption)
+                weights = fine_tune(base, framed_subject(subject, base.image_size), config)
+                with weights_of(base, weights), atomic_directory(path) as temporary:
+                    base.denoiser.register_to_config(_name_or_path=base.name)  # not its local path
+                    base.denoiser.save_pretrained(temporary)
+                advance()
+                print(path)
+        return list(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainIPAdapter(Command, WithBase, WithImages, Seeded):
+    """Train an IP-Adapter on subjects' images; run again to resume.
+
+    The file is one that load_ip_adapter of diffusers reads; its ip_adapter_image_embeds are the
+    encoder's embeddings.
+
+    Example: lorasynth study ip-adapter avatars:2000,images=8,series=ip-adapter
+    --encoder bundle/encoders/avatar -o ip.safetensors
+
+    Attributes:
+        out: Safetensors file to write.
+        encoder: Condition encoder: a folder or a name.
+        steps: Of training.
+        batch: Subjects in a step.
+        run_folder: Folder for checkpoints; the same folder resumes.
+    """
+
+    out: Out
+    encoder: str
+    steps: Count = 10_000
+    batch: Count = 64
+    run_folder: Annotated[Path, arg(name="run")] = Path("runs/ip-adapter")
+
+    def run(self) -> Path:
+        """The file."""
+        from lorasynth.condition import load_encoder
+        from lorasynth.core.atomic import make_parent
+        from lorasynth.engine.trainer import Optimisation
+        from lorasynth.studies.ip_adapter import IPAdapterConfig, train_ip_adapter
+
+        options = Optimisation(steps=self.steps, batch=self.batch, lr=1e-3, seed=self.seed)
+        base = self.load_base()
+        encoder, source = (
+            load_encoder(self.encoder, base.device),
+            self.load_images(base.image_size),
+        )
+        make_parent(self.out, self.run_folder)
+        checkpoint = self.run_folder / "ip-adapter.safetensors"
+        config = IPAdapterConfig(optimisation=options)
+        made = train_ip_adapter(base, encoder, source, config, checkpoint)
+        made.save(self.out, encoder.fingerprint)
+        print(f"{self.out}: trained on {len(source.ids)} subjects")
+        return self.out
+
+
+@dataclass(frozen=True, kw_only=True)
+class IPAdapterImages(Command, WithBase, Seeded):
+    """Make images of subjects with an IP-Adapter.
+
+    Example: lorasynth study ip-adapter-images me.png --adapter ip.safetensors --encoder
+    bundle/encoders/avatar -o me-ip.png
+
+    Attributes:
+        photos: As of synth.
+        out: PNG to write: a row for a subject.
+        adapter: File that study ip-adapter wrote.
+        encoder: The condition encoder that it was trained with.
+        prompt: Of the images.
+        number: Images of each subject.
+        scale: Multiplies what the adapter adds.
+    """
+
+    photos: Positional[tuple[Path, ...]]
+    out: Out
+    adapter: Path
+    encoder: str
+    prompt: str = PORTRAIT
+    number: Annotated[Count, arg(aliases=("-n",))] = 4
+    scale: float = 1.0
+
+    def run(self) -> Path:
+        """The file."""
+        import torch
+
+        from lorasynth.base import SamplingConfig
+        from lorasynth.condition import load_encoder
+        from lorasynth.images.png import contact_sheet, write_synthetic
+        from lorasynth.studies.ip_adapter import IPAdapter
+
+        base = self.load_base()
+        encoder = load_encoder(self.encoder, base.device)
+        loaded, made_with = IPAdapter.load(self.adapter, base.denoiser)
+        if made_with != encoder.fingerprint:
+            raise ConfigError(
+                f"an IP-Adapter must see the embeddings that it was trained with, of encoder "
+                f"{made_with}, but --encoder is {encoder.fingerprint}: give that one"
+            )
+        conditions = self._conditions(encoder)
+        prompts, seeds = [self.prompt] * self.number, [*range(self.seed, self.seed + self.number)]
+        sampling, seen = SamplingConfig(), torch.stack(conditions).to(base.device)
+        guided = sampling.guidance != 1
+        adapter = loaded.to(base.device)
+        with adapter.attached(base.denoiser, seen, guided=guided, scale=self.scale):
+            count = len(conditions)
+            images = base.sample(prompts * count, seeds * count, config=sampling)
+        sheet = contact_sheet(images, self.number)
+        write_synthetic(self.out, sheet, {"Description": self.prompt})
+        print(self.out)
+        return self.out
+
+    def _conditions(self, encoder: "ConditionEncoder") -> list[Any]:
+        from lorasynth.condition import subject_condition
+        from lorasynth.images import read_photo
+
+        return [
+            subject_condition(encoder, [read_photo(p) for p in paths], list(map(str, paths)))
+            for paths in subjects_of(self.photos, self.out, ".png").values()
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduce(Command, OnDevice):
+    """Look into each claim of the paper and write a report; run again to resume.
+
+    Without --smoke it takes hours. With it every measurement is made once, as small as can be, in
+    minutes, and there are no verdicts.
+
+    Example: lorasynth study reproduce --smoke -o runs/smoke-report
+
+    Attributes:
+        out: Folder of the report; default: docs/report, but report in --run for --smoke and
+            --claim.
+        claim: Claim to look into; repeatable; default: all.
+        bundle: Bundle to study.
+        adapters: Library of the bundle's kind to study, such as the one it is made from
+            (runs/out/library); default: one is collected.
+        run_folder: Folder for libraries and measurements; the same folder resumes.
+        note: What the report says of its circumstances, such as the machine.
+        config: How much is measured.
+    """
+
+    group: ClassVar[str] = "Measure"
+
+    out: Annotated[Path | None, arg(aliases=("-o",))] = None
+    claim: Repeated = ()
+    bundle: Path = Path("bundle")
+    adapters: Path | None = None
+    run_folder: Annotated[Path, arg(name="run")] = Path("runs/reproduce")
+    note: str | None = None
+    config: Annotated[ReproduceConfig, Flat] = field(default_factory=ReproduceConfig)
+
+    def run(self) -> Path:
+        """The report's folder."""
+        from lorasynth.avatars.bundle import Bundle
+        from lorasynth.core.device import pick_device
+        from lorasynth.library import Library
+        from lorasynth.studies.finding import CLAIMS, in_order
+        from lorasynth.studies.report import write_report
+        from lorasynth.studies.study import Study
+
+        config, is_smoke = _sizes(self.config), self.config.smoke
+        chosen = [CLAIMS.get(name) for name in self.claim or in_order()]
+        folder = self.run_folder / "smoke" if is_smoke else self.run_folder
+        ours = None if self.adapters is None else Library.open(self.adapters)
+        bundle = Bundle.open(self.bundle, pick_device(self.device))
+        study, found = Study(bundle, config, folder, ours), []
+        out = self.out or (folder / "report" if is_smoke or self.claim else Path("docs/report"))
+        for claim in chosen:
+            console.print(f"claim: {claim.name}", highlight=False)
+            found.append((claim, claim.find(study)))
+        words = ["lorasynth study reproduce", *(["--smoke"] if is_smoke else [])]
+        words += [f"--claim '{name}'" for name in self.claim]
+        write_report(found, out, config, command=" ".join(words), note=self.note)
+        print(out / "report.md")
+        return out
+
+
+def _sizes(config: ReproduceConfig) -> ReproduceConfig:
+    """What is asked for; of a smoke run whatever is not as usual, and the rest small."""
+    if not config.smoke:
+        return config
+    usual = ReproduceConfig()
+    changed = {one.name: getattr(config, one.name) for one in fields(ReproduceConfig)}
+    changed = {name: value for name, value in changed.items() if value != getattr(usual, name)}
+    return replace(smoke(), **changed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeW2W(Command, WithBase):
+    """weights2weights end to end: import, conditions, codec, hypernetwork, files, evaluation.
+
+    Stages whose output is in OUT/out are skipped, so the same command goes on where it was killed,
+    and deleting an output makes that stage again.
+
+    Example: lorasynth study w2w Snapchat/weights2weights -o runs/w2w --encoder dlib
+    --base hub:stable-diffusion-v1-5/stable-diffusion-v1-5 --latents 1000
+
+    Attributes:
+        source: Folder with all_weights.pt, weight_dimensions.pt and identity_df.csv, or
+            Snapchat/weights2weights.
+        out: Folder of the run.
+        encoder: Makes the conditions, and measures: a folder or a name.
+        second: Held-out encoder for evaluation only.
+        clip: CLIP model that scores prompts: a folder, or hub:owner/name.
+        images: The subjects' images, a folder each by their ids; without it they are made with
+            the adapters.
+        only: Run this stage alone.
+        plan: Say what would be done, and do nothing.
+        memory: What fitting the codec may take, such as 8GB; default: half of the machine's.
+        config: Choices.
+    """
+
+    group: ClassVar[str] = "Measure"
+
+    source: Positional[str]
+    out: Folder
+    encoder: str
+    second: str | None = None
+    clip: str | None = None
+    images: Path | None = None
+    only: str | None = None
+    plan: bool = False
+    memory: str | None = None
+    config: Annotated[W2WConfig, Flat] = field(default_factory=W2WConfig)
+
+    def run(self) -> None:
+        """Run what is missing, and print the table."""
+        from lorasynth.condition import load_encoder
+        from lorasynth.core.config import read_json
+        from lorasynth.studies.w2w import Models, W2WRun
+
+        base = self.load_base()
+        models = Models(
+            base=base,
+            encoder=load_encoder(self.encoder, base.device),
+            second=None if self.second is None else load_encoder(self.second, base.device),
+            clip=self.clip,
+        )
+        run = W2WRun(
+            self.source,
+            self.out,
+            self.config,
+            models,
+            memory=memory_of(self.memory),
+            images=self.images,
+        )
+        missing = run.stages.missing()
+        for name in run.stages.makers:
+            print(f"{name:<16}{'to do' if name in missing else 'done'}")
+        if self.plan:
+            return
+        if self.only is not None:
+            run.stages.make(self.only)
+            return
+        run.stages.make_all()
+        evaluation = run.stages.path("evaluation")
+        print_table(read_json(evaluation / "report.json")["rows"])
+        print(f"{evaluation}, {run.stages.path('synthesizer')}")
+
+
+class Studies(Command):
+    """Where quality comes from, and the families that this system stands beside."""
+
+    group: ClassVar[str] = "Measure"
+
+    @classmethod
+    def kinds(cls) -> dict[str, type[Command]]:
+        """All studies by their names."""
+        return {
+            "reproduce": Reproduce,
+            "ablation": Ablation,
+            "growth": Growth,
+            "repeatability": Repeatability,
+            "fine-tune": FineTune,
+            "ip-adapter": TrainIPAdapter,
+            "ip-adapter-images": IPAdapterImages,
+            "w2w": RecipeW2W,
+        }

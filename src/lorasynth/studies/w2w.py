@@ -1,0 +1,287 @@
+"""weights2weights from its published files to a measured synthesizer, as one resumable run.
+
+    library      import, canonical form
+    conditions   an embedding of each subject, and who is held out
+    codec        of the training subjects' adapters
+    synthesizer  the hypernetwork around it
+    loras        a LoRA file for each tried test subject, from one image
+    evaluation   those files beside the subjects' own adapters and the baselines
+
+The published files hold no images.  Where none are given, each subject is embedded from images
+that its adapter makes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lorasynth.adapter.files import get_format, write_many
+from lorasynth.base import BaseModel
+from lorasynth.base.compatibility import require_fits
+from lorasynth.codec import CODECS, Budget, fit_into, load_codec
+from lorasynth.collect import GeneratedConfig
+from lorasynth.collect.described import GeneratedSubjects, embed_imported
+from lorasynth.collect.embedding import column_of
+from lorasynth.condition import SHOWN, ConditionEncoder
+from lorasynth.core.atomic import as_file_name, atomic_directory, write_json
+from lorasynth.core.cache import Cache, plain
+from lorasynth.core.config import from_dict, read_json
+from lorasynth.core.errors import ImageError, LibraryError
+from lorasynth.core.learned import learned_from
+from lorasynth.core.randomness import torch_stream
+from lorasynth.core.splits import split_of
+from lorasynth.core.stages import StagedRun
+from lorasynth.edit.latent_library import LatentLibrary
+from lorasynth.engine.trainer import Optimisation
+from lorasynth.evaluation.baselines import BASELINES
+from lorasynth.evaluation.benchmark import Benchmark, Contender
+from lorasynth.evaluation.cases import SplitSubjects
+from lorasynth.evaluation.contenders import Parts, contenders_of, from_files, stacked
+from lorasynth.evaluation.metrics import Judges, metrics_for
+from lorasynth.evaluation.report import evaluate, save_report
+from lorasynth.hypernet.library_data import training_set
+from lorasynth.hypernet.train import HypernetConfig
+from lorasynth.hypernet.train import train as train_hypernet
+from lorasynth.images import Subject, SubjectSource, subjects_in
+from lorasynth.library import Library
+from lorasynth.library.groups import groups_by_likeness
+from lorasynth.library.w2w import W2WFiles, import_w2w
+from lorasynth.studies.config import W2WConfig
+from lorasynth.synthesizer import Synthesizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """What is not in the published files.
+
+    Attributes:
+        base: the base model that the adapters were trained on.
+        encoder: makes the conditions, and measures identity.
+        second: another encoder, which measures and nothing else; None without one.
+        clip: CLIP model that scores prompts, a folder or hub:owner/name; None without.
+    """
+
+    base: BaseModel
+    encoder: ConditionEncoder
+    second: ConditionEncoder | None = None
+    clip: str | None = None
+
+    @property
+    def judges(self) -> list[ConditionEncoder]:
+        """The encoders that there are, the first one first."""
+        return [one for one in (self.encoder, self.second) if one is not None]
+
+
+class W2WRun:
+    """One run of the recipe.
+
+    Args:
+        source: weights2weights' files: a folder, or hub:owner/name.
+        run: folder of the run.
+        config: every choice.
+        models: base model and encoders.
+        images: the subjects' images by their ids, as `subjects_in` reads them; None: made.
+        memory: bytes that fitting the codec may take.
+
+    Raises:
+        ConfigError: there is no such codec, or the folder holds a run of other choices, or an
+            encoder looks at no images.
+        ImageError: there is nothing at `images`.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        run: Path,
+        config: W2WConfig,
+        models: Models,
+        *,
+        memory: int,
+        images: Path | None = None,
+    ) -> None:
+        if images is not None and not images.exists():
+            raise ImageError(f"--images must be where the images are, but {images} is not")
+        self.source, self.run, self.config, self.models = source, run, config, models
+        self.images, self.memory = images, memory
+        kind = CODECS.get(config.codec).config_class
+        self.codec_config: object = from_dict(kind, {"latents": config.latents})
+        for judge in models.judges:  # refuses what looks at no images
+            judge.embed(torch.zeros(1, judge.image_size, judge.image_size, 3).byte())
+        stated = plain(config)
+        free = {name: stated.pop(name) for name in ("tests", "prompt")}
+        free |= {"second": models.second and column_of(models.second), "clip": models.clip}
+        stated |= {"source": source, "base": models.base.fingerprint}
+        stated |= {"encoder": column_of(models.encoder), "images": str(images or "made")}
+        self.stages = StagedRun(
+            run,
+            {
+                "library": self._library,
+                "conditions.json": self._conditions,
+                "codec": self._codec,
+                "synthesizer": self._synthesizer,
+                "loras": self._loras,
+                "evaluation": self._evaluation,
+            },
+            stated,
+            dict.fromkeys(("loras", "evaluation"), free),
+        )
+        self.stages.require_same_choices()
+
+    def _library(self, path: Path) -> None:
+        growing, config = self.run / "library", self.config
+        require_fits(self.models.base, W2WFiles.find(self.source).layout)
+        import_w2w(
+            self.source, growing, gauge=config.gauge, dtype=config.stored, person=config.person
+        )
+        growing.rename(path)
+
+    @cached_property
+    def _generated(self) -> GeneratedConfig:
+        config = self.config
+        return GeneratedConfig(
+            prompt=config.generated_prompt,
+            images=config.generated_images,
+            steps=config.generated_steps,
+        )
+
+    def _conditions(self, path: Path) -> None:
+        """Embed the subjects, and note each one's split beside the column's name."""
+        library, encoder = Library.open(self.stages.path("library")), self.models.encoder
+        embeddings = embed_imported(
+            library, encoder, self.images, lambda: self.models.base, self._generated
+        )
+        split = _splits(library, embeddings)
+        write_json(path, {"column": column_of(encoder), "split": split})
+
+    def _codec(self, path: Path) -> None:
+        fit_into(
+            path,
+            self.config.codec,
+            self._rows("train"),
+            self.codec_config,
+            Budget(
+                memory=self.memory, run=self.run / "codec-fit", device=str(self.models.base.device)
+            ),
+        )
+
+    def _synthesizer(self, path: Path) -> None:
+        codec, train = load_codec(self.stages.path("codec")), self._rows("train")
+        models = self.models
+        data, config = training_set(train, codec, column_of(models.encoder)), self.config
+        options = Optimisation(steps=config.steps, batch=config.batch, lr=config.learning_rate)
+        hypernet = train_hypernet(
+            data,
+            HypernetConfig(optimisation=options),
+            checkpoint=self.run / "hypernet.safetensors",
+            device=models.base.device,
+        )
+        made = Synthesizer.of(
+            models.base,
+            train.layout,
+            models.encoder,
+            hypernet,
+            codec,
+            trigger_phrase=config.trigger,
+        )
+        replace(made, learned=learned_from(train.ids)).save(path)
+
+    def _loras(self, path: Path) -> None:
+        synthesizer, seed = self._made, self.config.tests.seed
+        conditions = synthesizer.conditions([self._tests.load(name) for name in self._tests.ids])
+        made = synthesizer.synthesise(conditions, self._tests.ids, seed=seed)
+        layout, metadata = synthesizer.layout, synthesizer.metadata(seed)
+        with atomic_directory(path) as folder:
+            paths = [folder / f"{as_file_name(name)}.safetensors" for name in self._tests.ids]
+            write_many(get_format("kohya"), layout.flatten(made), layout, metadata, paths)
+
+    @property
+    def _made(self) -> Synthesizer:
+        return Synthesizer.from_pretrained(self.stages.path("synthesizer"))
+
+    def _evaluation(self, path: Path) -> None:
+        models, tests = self.models, self._tests
+        metrics = metrics_for(Judges(encoders=models.judges, clip=models.clip), tests)
+        run = Benchmark(
+            models.base, tests, metrics, self.config.tests, conditioners=[models.encoder]
+        )
+        contenders = self._contenders()
+        report = evaluate(run, contenders)
+        with atomic_directory(path) as folder:
+            save_report(report, folder / "report.json")
+            run.save_sheets(contenders, folder, 16)
+
+    def _contenders(self) -> list[Contender]:
+        """The base model, the files, the subjects' own adapters, and the baselines."""
+        ids, library = self._tests.ids, Library.open(self.stages.path("library"))
+        synthesizer, base = self._made, self.models.base
+        known = LatentLibrary.encode(
+            self._rows("train"), synthesizer.codec, column_of(self.models.encoder)
+        )
+        parts = Parts(
+            base=base, synthesizer=synthesizer, library=known, seed=self.config.tests.seed
+        )
+        return [
+            Contender(name="base"),
+            from_files("synthesised", self.stages.path("loras"), ids, base),
+            stacked("own", library.factors(library.rows_of(ids)), ids),
+            *contenders_of(parts, self._tests, Cache(self.run), list(BASELINES)),
+        ]
+
+    def _rows(self, split: str) -> Library:
+        """The library's rows of a split."""
+        library = Library.open(self.stages.path("library"))
+        stated = read_json(self.stages.path("conditions.json"))["split"]
+        return library.select([i for i, found in enumerate(stated) if found == split])
+
+    @cached_property
+    def _tests(self) -> SplitSubjects:
+        """Test subjects whose images all show what the encoders know, in an order by the seed.
+
+        Raises:
+            LibraryError: fewer than two are held out and shown.
+        """
+        test, config = self._rows("test"), self.config.tests
+        source: SubjectSource = (
+            GeneratedSubjects(self.models.base, test.whole, self._generated)
+            if self.images is None
+            else subjects_in(self.images)
+        )
+        order = torch.randperm(len(test), generator=torch_stream(config.seed, "tried"))
+        loaded = (source.load(test.ids[row]) for row in order.tolist())
+        shown = {one.id: one for one in islice(filter(self._is_shown, loaded), config.drawn)}
+        if len(shown) < 2:
+            raise LibraryError(
+                "at least two held-out subjects must be shown by their images, but "
+                f"{len(shown)} of {len(test)} are: give more adapters, or --images"
+            )
+        return SplitSubjects(source=_Loaded(shown), prompts=[self.config.prompt])
+
+    def _is_shown(self, subject: Subject) -> bool:
+        seen = (one.see(subject.photos) for one in self.models.judges)
+        return all(bool((one.presence >= SHOWN).all()) for one in seen)
+
+
+class _Loaded:
+    """Subjects that are loaded already."""
+
+    def __init__(self, subjects: Mapping[str, Subject]) -> None:
+        self.subjects = subjects
+        self.ids = list(subjects)
+
+    def load(self, subject_id: str) -> Subject:
+        return self.subjects[subject_id]
+
+
+def _splits(library: Library, embeddings: Float[Tensor, "N P m"]) -> list[str]:
+    """The split of each row: the table's, or that of whoever its images show."""
+    table = library.table
+    if "split" in table.column_names and None not in table["split"].to_pylist():
+        return [str(split) for split in table["split"].to_pylist()]
+    alike = groups_by_likeness(embeddings.mean(dim=1))
+    return [split_of(f"like {library.ids[leader]}", 0) for leader in alike]

@@ -1,0 +1,84 @@
+"""What is planned with fake tensors is what the allocator sees with real ones."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from lorasynth.base import BaseModel, Memory
+from lorasynth.engine import plan
+from tiny_pipelines import KINDS, build
+
+TARGETS = ("to_q", "to_v")
+#: Bytes of the random generator's states that checkpointing keeps: nothing beside a real model.
+STATES = 100_000
+
+
+def allocated(action: Callable[[], object]) -> int:
+    """Most bytes that the CPU's allocator had given out at once in an action."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
+        action()
+    events = [e for e in run.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda one: one.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+@pytest.fixture(params=sorted(KINDS))
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    build(request.param).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_of_training_needs_what_is_planned(folder: Path, checkpointing: bool) -> None:
+    memory = Memory(gradient_checkpointing=checkpointing)
+    real = BaseModel.load(folder, memory=memory)
+    step = plan.training(real, plan.zero_factors(real, TARGETS, 2, 2), 4)
+    step()  # what is made once and kept
+    measured = allocated(step)
+    with plan.fake(BaseModel.load(folder, "meta"), str(folder), torch.float32) as base:
+        memory.apply(base.denoiser, "")
+        step = plan.training(base, plan.zero_factors(base, TARGETS, 2, 2), 4)
+        need = plan.need_of(step, [base.denoiser])
+    assert need.peak == pytest.approx(measured, rel=0.15, abs=STATES)
+    assert need.weights == sum(p.numel() * 4 for p in real.denoiser.parameters())
+    assert need.operations > 0
+
+
+def test_sampling_and_encoding_need_what_is_planned(folder: Path) -> None:
+    real = BaseModel.load(folder)
+    with plan.fake(BaseModel.load(folder, "meta"), str(folder), torch.float32) as base:
+        planned = [
+            plan.need_of(step, base._networks()).peak
+            for step in (plan.sampling(base, 3), plan.decoding(base, 3), plan.encoding(base, 3))
+        ]
+    for step, peak in zip(
+        (plan.sampling(real, 3), plan.decoding(real, 3), plan.encoding(real, 3)),
+        planned,
+        strict=True,
+    ):
+        step()
+        assert peak == pytest.approx(allocated(step), rel=0.15, abs=STATES)
+
+
+def test_the_largest_batch_is_the_one_that_fits() -> None:
+    one, two = (plan.Need(weights=1 << 30, peak=n << 28, operations=0) for n in (1, 2))
+    assert plan.largest_batch(one, two, 4 << 30, 64) == (8, 4 << 30)
+    assert plan.largest_batch(one, two, 4 << 30, 2) == (2, 5 << 29)
+    assert plan.largest_batch(one, two, 2 << 30, 64)[0] == 0
+
+
+def test_memory_grows_by_equal_steps(folder: Path) -> None:
+    with plan.fake(BaseModel.load(folder, "meta"), str(folder), torch.float32) as base:
+        peaks = [
+            plan.need_of(
+                plan.training(base, plan.zero_factors(base, TARGETS, 2, n), n), [base.denoiser]
+            ).peak
+            for n in (1, 2, 8)
+        ]
+    assert peaks[2] == pytest.approx(peaks[0] + 7 * (peaks[1] - peaks[0]), rel=0.05)

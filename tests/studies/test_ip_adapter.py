@@ -1,0 +1,111 @@
+"""The IP-Adapter learns who has which colour, and leaves the base model as it was."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import save_file
+
+from lorasynth.base import BaseModel
+from lorasynth.core.errors import BundleError, ConfigError
+from lorasynth.engine.trainer import Optimisation
+from lorasynth.studies.ip_adapter import IPAdapter, IPAdapterConfig, train_ip_adapter
+
+from .test_predict import Colours, MeanColour, losses_of_all
+
+SMALL = IPAdapterConfig(
+    tokens=2, optimisation=Optimisation(steps=60, batch=6, lr=3e-2, warmup=1, ema=0.9)
+)
+
+
+@pytest.fixture(scope="module")
+def base(pipeline_folder: Path) -> BaseModel:
+    model = BaseModel.load(pipeline_folder)
+    model.scaling = 8.0  # latents of unit size, so that noise does not hide the subjects
+    return model
+
+
+@pytest.fixture(scope="module")
+def trained(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> IPAdapter:
+    checkpoint = tmp_path_factory.mktemp("run") / "ip.safetensors"
+    return train_ip_adapter(base, MeanColour(), Colours(), SMALL, checkpoint)
+
+
+def test_a_subjects_own_condition_denoises_it_best(base: BaseModel, trained: IPAdapter) -> None:
+    own = torch.cat([MeanColour().embed(Colours().load(name).images)[:1] for name in Colours().ids])
+    found = {}
+    for name, conditions in (("own", own), ("other", own.roll(1, dims=0)), ("none", 0 * own)):
+        with trained.attached(base.denoiser, conditions):
+            found[name] = losses_of_all(base).mean()
+    assert found["own"] < 0.998 * min(found["other"], found["none"])
+
+
+def test_the_base_model_is_as_it_was(base: BaseModel, trained: IPAdapter) -> None:
+    plain = base.sample(["a portrait"], [0])
+    with trained.attached(base.denoiser, torch.zeros(1, 4)):
+        assert not torch.equal(base.sample(["a portrait"], [0]), plain)
+    assert torch.equal(base.sample(["a portrait"], [0]), plain)
+    assert base.denoiser.encoder_hid_proj is None
+
+
+def test_a_batch_that_cuts_a_block_is_refused(base: BaseModel, trained: IPAdapter) -> None:
+    with (
+        trained.attached(base.denoiser, torch.zeros(3, 4)),
+        pytest.raises(ConfigError, match="multiple of an IP-Adapter's 3 conditions, but has 8"),
+    ):
+        base.sample(["a portrait"] * 4, [0] * 4)
+
+
+def test_blocks_of_the_batch_have_their_own_conditions(base: BaseModel, trained: IPAdapter) -> None:
+    conditions = torch.nn.functional.normalize(torch.randn(2, 4), dim=1)
+    noisy = torch.randn(1, *base.latent_shape).expand(4, -1, -1, -1)
+    times, text = torch.full((4,), 500), base.encode_prompts(["a portrait"] * 4)
+    with trained.attached(base.denoiser, conditions):
+        both = base.denoise(noisy, times, text)
+    with trained.attached(base.denoiser, conditions[1:]):
+        one = base.denoise(noisy, times, text)
+    torch.testing.assert_close(both[2:], one[2:])
+    assert not torch.allclose(both[0], one[0])
+
+
+def test_a_killed_run_goes_on(base: BaseModel, tmp_path: Path) -> None:
+    few = replace(SMALL, optimisation=replace(SMALL.optimisation, steps=3))
+    first = train_ip_adapter(base, MeanColour(), Colours(), few, tmp_path / "a")
+    again = train_ip_adapter(base, MeanColour(), Colours(), few, tmp_path / "a")
+    for one, other in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_diffusers_reads_the_file(base: BaseModel, pipeline_folder: Path, tmp_path: Path) -> None:
+    """Its images are ours, with guidance and a scale."""
+    adapter = IPAdapter(IPAdapterConfig(tokens=4), base.denoiser, 4).requires_grad_(False)
+    adapter.save(tmp_path / "ip.safetensors", "encoder")
+    loaded, encoder = IPAdapter.load(tmp_path / "ip.safetensors", base.denoiser)
+    assert encoder == "encoder"
+    seen = torch.nn.functional.normalize(torch.randn(1, 4), dim=1)
+    noise = torch.randn(1, *base.latent_shape)
+    with loaded.attached(base.denoiser, seen, guided=True, scale=0.7):
+        ours = base.denoise(
+            noise.expand(2, -1, -1, -1), torch.full((2,), 500), base.encode_prompts(["a", ""])
+        )
+    pipeline = StableDiffusionPipeline.from_pretrained(pipeline_folder)
+    pipeline.load_ip_adapter(
+        tmp_path, subfolder="", weight_name="ip.safetensors", image_encoder_folder=None
+    )
+    pipeline.set_ip_adapter_scale(0.7)
+    text = base.encode_prompts(["a", ""]).parts["encoder_hidden_states"]
+    theirs = pipeline.unet(
+        noise.expand(2, -1, -1, -1),
+        500,
+        text,
+        added_cond_kwargs={"image_embeds": [torch.stack([seen, 0 * seen])]},
+    ).sample
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_of_another_kind_is_refused(base: BaseModel, tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(BundleError, match="must be a file that"):
+        IPAdapter.load(tmp_path / "other.safetensors", base.denoiser)

@@ -1,0 +1,87 @@
+"""The studies as commands, on the tiny bundle's parts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from command_line import Run
+from lorasynth.core.atomic import write_json
+from lorasynth.core.config import read_json
+
+PLACES = {
+    "synthesizer": "synthesizer",
+    "library": "library",
+    "recipe": "recipe.json",
+    "base": "base",
+    "encoder": "encoders/avatar",
+    "second": "encoders/avatar-second",
+    "attributes": "judge",
+}
+FEW = ("--subjects", 2, "--images", 2, "--training-images", 2, "--sampling-steps", 1)
+
+
+def parts_of(bundle: Path) -> list[object]:
+    """The options that name a bundle's parts."""
+    return [word for name, place in PLACES.items() for word in (f"--{name}", bundle / place)]
+
+
+@pytest.fixture
+def parts(bundle_run: Path, tmp_path: Path) -> list[object]:
+    """These options, and a folder for what is made."""
+    named = parts_of(bundle_run / "bundle")
+    return [*named, *FEW, "--cache", tmp_path / "cache", "--device", "cpu", "-o", tmp_path / "out"]
+
+
+def test_every_stage_is_measured_and_drawn(run: Run, tmp_path: Path, parts: list[object]) -> None:
+    result = run("study", "ablation", *parts)
+    assert result.status == 0, result.err
+    rows = {row["method"]: row for row in read_json(tmp_path / "out/ablation.json")["rows"]}
+    first, *_, last = rows
+    assert (first, last) == ("two real images", "base model")
+    trained, canonical = (
+        rows[name]["identity_similarity"]["mean"]
+        for name in ("trained adapter", "in canonical form")
+    )
+    assert canonical == pytest.approx(trained, abs=0.02)
+    assert (tmp_path / "out/ablation.png").is_file()
+
+
+def test_every_size_of_a_library_is_measured_once(
+    bundle_run: Path, run: Run, tmp_path: Path, parts: list[object]
+) -> None:
+    brief = ("--steps", 2, "--batch", 2, "--latents", 3)
+    words = ["study", "growth", "--adapters", bundle_run / "out/library", *parts, *brief]
+    result = run(*words, "--sizes", 3, 6)
+    assert result.status == 0, result.err
+    small, whole = json.loads((tmp_path / "out/growth.json").read_text())
+    assert (small["size"], whole["size"]) == (3, 6)
+    assert list(whole["methods"]) == ["mean", "nearest", "ridge", "mlp", "synthesised"]
+    assert "library of" in result.err
+    assert "library of" not in run(*words, "--sizes", 3, 6).err
+    run(*words, "--sizes", 7).is_one_error("must hold 7 adapters, but holds 6")
+
+
+def test_recipes_are_compared_and_what_is_measured_is_kept(
+    bundle_run: Path, run: Run, tmp_path: Path, parts: list[object]
+) -> None:
+    table = tmp_path / "table.json"
+    brief = {"steps": 2, "images_per_step": 1, "targets": ["attn2.to_k", "attn2.to_v"]}
+    still = {"learning_rate": 1e-12, "anchored": True}
+    write_json(table, {"free": brief, "still": brief | still})
+    words = ["study", "repeatability", table, *parts]
+    run(*words).is_one_error("--regression", "'still'")
+    words += ["--regression", bundle_run / "bundle/pretrained"]
+    result = run(*words)
+    assert result.status == 0, result.err
+    reports = read_json(tmp_path / "out/recipes.json")
+    assert reports["free"]["anchor"] is None
+    assert reports["still"]["anchor"]
+    for report in reports.values():
+        assert -1 <= report["different"] <= report["same"] <= 1
+        assert report["real"]["identity_similarity"]["mean"] <= 1
+    write_json(table, {"free": brief | {"steps": 1}, "still": brief | still})
+    again = run(*words)
+    assert "recipe free" in again.err
+    assert "recipe still" not in again.err
+    assert read_json(tmp_path / "out/recipes.json")["free"]["recipe"]["steps"] == 1
