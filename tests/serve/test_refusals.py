@@ -49,7 +49,7 @@ PHOTO = b"the photo"
 FORMS: list[tuple[str, dict[str, Any], dict[str, Any], int, str]] = [
     ("no file", {}, {"seed": "1"}, 422, "photos: send one or several"),
     ("empty file", {"photos": b""}, {}, 422, "empty"),
-    ("wrong type", {"photos": b"%PDF-1.7 and so on"}, {}, 422, "PDF"),
+    ("wrong type", {"photos": b"%PDF-1.7 and so on"}, {}, 422, "must be a whole image file"),
     ("text", {"photos": b"hello"}, {}, 422, "an image must be a whole image file"),
     ("truncated", {"photos": PHOTO[:4]}, {}, 422, "an image must be"),
     ("megapixels", {"photos": huge()}, {}, 422, "megapixels"),

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorasynth.adapter import Adapter, map_factors, pad_rank, require_finite, stack, unstack
+from lorasynth.adapter import Adapter, map_factors, pad_rank, stack, unstack
 from lorasynth.adapter.files import get_format, universal
 from lorasynth.adapter.files.container import to_bytes
 from lorasynth.base import BaseModel, SamplingConfig
@@ -328,6 +328,4 @@ def _files(adapters: Sequence[Adapter], asked: AskedLora) -> list[LoraFile]:
         "base-fingerprint": first.metadata.base_fingerprint,
         **{name: first.metadata.extra.get(name, "") for name in ("seed", "strength")},
     }
-    for adapter in adapters:
-        require_finite(adapter.factors)
     return [LoraFile(data=to_bytes(*form.spell(one)), facts=facts) for one in adapters]
