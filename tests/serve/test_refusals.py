@@ -17,6 +17,7 @@ from PIL import Image
 
 from lorasynth.core.errors import ImageError
 from lorasynth.serve.jobs import JobFile, KeptJob
+from lorasynth.serve.requests import RefusedError
 from lorasynth.serve.workers import Host
 
 from .conftest import Inline, Start, png, written
@@ -324,13 +325,22 @@ def test_jobs_of_a_service_that_ended(start: Start, photos: list[bytes], tmp_pat
     file.close()
     http = start()
     for lost in ("waiting", "running"):
-        while (job := http.get(f"/v1/jobs/{lost}").json())["state"] != "failed":
-            time.sleep(0.01)
+        job = http.get(f"/v1/jobs/{lost}").json()
+        assert job["state"] == "failed"
         assert "restarted" in job["error"]
         refused(http.get(f"/v1/jobs/{lost}/result"), 409, "send them again")
     assert http.get("/v1/jobs/done/result").content == b"the file"
     http.post("/v1/refine", files={"photos": photos[0]}, data={"refine_steps": "1"})
     refused(http.get("/v1/jobs/old"), 404)
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    file = JobFile(tmp_path / "jobs.sqlite")
+    file._kept.execute("pragma max_page_count = 1")
+    with pytest.raises(RefusedError, match="its disk is full") as refused:
+        file.put("job", "result", bytes(1 << 20))
+    file.close()
+    assert refused.value.status == 507
 
 
 def test_jobs_are_of_who_asked_for_them_and_not_too_many(

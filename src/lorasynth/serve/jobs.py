@@ -9,6 +9,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,9 @@ from pydantic import BaseModel, Field
 from lorasynth.serve.config import Limits
 from lorasynth.serve.requests import AskedRefine, RefusedError
 
-_LOST = "the service was restarted, and photos are kept in memory only: send them again"
+_LOST = (
+    "the service was restarted, or its disk full, and photos are in memory only: send them again"
+)
 
 
 class Job(BaseModel):
@@ -50,8 +53,16 @@ class JobFile:
         )
 
     def put(self, job_id: str, kind: str, value: str | bytes | int) -> None:
-        """Keep a value."""
-        self._kept.execute("insert or replace into kept values (?, ?, ?)", (job_id, kind, value))
+        """Keep a value.
+
+        Raises:
+            RefusedError: the disk is full or cannot be written.
+        """
+        try:
+            statement = "insert or replace into kept values (?, ?, ?)"
+            self._kept.execute(statement, (job_id, kind, value))
+        except sqlite3.OperationalError as error:
+            raise RefusedError(507, "the service cannot keep jobs: its disk is full", 60) from error
 
     def get(self, job_id: str, kind: str) -> Any:
         """A value that is kept, or None."""
@@ -87,14 +98,12 @@ class Jobs:
         self._new = asyncio.Event()
 
     async def run(self) -> None:
-        """Refuse what the service before has left undone; then do what comes, until cancelled."""
-        for job in self._file.jobs():
-            if job.state in ("waiting", "running") and job.id not in self.undone:
-                self._put(job, state="failed", error=_LOST)
+        """Do what is asked for, until cancelled."""
         while True:
             for job_id in list(self.undone):
                 if job_id in self.undone:  # it may be cancelled meanwhile
-                    await self._do(job_id)
+                    with suppress(RefusedError):  # what cannot be kept is lost
+                        await self._do(job_id)
                     self.undone.pop(job_id, None)
             self._new.clear()
             if not self.undone:
@@ -176,8 +185,10 @@ class Jobs:
     def _get(self, job_id: str) -> KeptJob | None:
         if (found := self._file.get(job_id, "job")) is None:
             return None
-        step = self._file.get(job_id, "step") or 0
-        return KeptJob.model_validate_json(found).model_copy(update={"step": step})
+        job, step = KeptJob.model_validate_json(found), self._file.get(job_id, "step") or 0
+        lost = job.state in ("waiting", "running") and job_id not in self.undone
+        now = {"step": step} | ({"state": "failed", "error": _LOST} if lost else {})
+        return job.model_copy(update=now)
 
     def _put(self, job: KeptJob, **changed: Any) -> None:
         self._file.put(job.id, "job", job.model_copy(update=changed).model_dump_json())
