@@ -22,7 +22,7 @@ from lorasynth.avatars.following import Following, follow_captions
 from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.avatars.model import AvatarModelConfig, build_pipeline
 from lorasynth.avatars.pool import draw_chunks, load_images
-from lorasynth.base import MEASURED, StableDiffusion
+from lorasynth.base import MEASURED, Captured
 from lorasynth.core import config as configs
 from lorasynth.core.atomic import atomic_directory, write_bytes, write_json
 from lorasynth.core.progress import progress
@@ -168,7 +168,7 @@ class _Loss:
         training: DenoiserTraining,
         device: torch.device,
     ) -> None:
-        self.base = StableDiffusion(pipeline.to(device), "avatars")
+        self.base = Captured(pipeline.to(device), "avatars")
         for part in (pipeline.unet, pipeline.text_encoder):
             part.requires_grad_(True)
         self.latents, self.features, self.phrases = latents.to(device), features, phrases
@@ -303,7 +303,7 @@ class Progress:
         parts = {name: average[name] for name in ("unet", "text_encoder")}
         averaged = type(pipeline)(**(pipeline.components | parts), requires_safety_checker=False)
         averaged.set_progress_bar_config(disable=True)
-        base = StableDiffusion(averaged, "averaged")
+        base = Captured(averaged, "averaged")
         shares, images = follow_captions(base, self.judge, self.following)
         table = self.run / "metrics.jsonl"
         lines = table.read_text(encoding="utf-8").splitlines() if table.is_file() else []

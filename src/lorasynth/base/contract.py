@@ -12,20 +12,19 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 import torch
-from jaxtyping import Float, Int64, Real, UInt8
+from jaxtyping import Float, Real, UInt8
 from torch import Tensor, nn
 
 from lorasynth.adapter import Factor, Factors, count, map_factors
 from lorasynth.adapter.components import DENOISER, split
+from lorasynth.base.latents import scale_of
 from lorasynth.base.memory import Memory
-from lorasynth.base.outline import outlined_pipeline, stored_fingerprint
-from lorasynth.base.pipeline_files import load_pipeline, read_description
+from lorasynth.base.outline import stored_fingerprint
 from lorasynth.base.stacked import StackedAdapters
 from lorasynth.base.texts import Texts
 from lorasynth.core.errors import BaseModelError, LayoutError
 from lorasynth.core.places import public_name
 from lorasynth.core.randomness import torch_stream
-from lorasynth.core.registry import Registry
 from lorasynth.core.weights import fingerprint
 from lorasynth.images.files import to_unit_range
 
@@ -50,11 +49,17 @@ class SamplingConfig:
             distilled with guidance is told.
         batch: most latents denoised at once (twice as many samples with guidance); large images
             are made in smaller batches.
+        height: of the images in pixels; None: the base model's `image_size`.
+        width: the same.
+        negative_prompt: what the images shall not show, for classifier-free guidance.
     """
 
     steps: int = 20
     guidance: float = 3.0
     batch: int = 64
+    height: int | None = None
+    width: int | None = None
+    negative_prompt: str = ""
 
 
 #: For images that are only measured: their figures are those of images after twenty steps.
@@ -108,9 +113,7 @@ class BaseModel(ABC):
         for part in self._networks():
             part.requires_grad_(False).eval()
         self.image_size = image_size or self.own_image_size()
-        self.latent_shape = (self._latent_channels(), *[self._latent_side()] * 2)
-        self.scaling = float(self.vae.config.scaling_factor)
-        self.shift = float(getattr(self.vae.config, "shift_factor", None) or 0.0)
+        self.latent_shape = self.shape_of(self.image_size, self.image_size)
         self.fingerprint = (
             stored_fingerprint(name, self.denoiser_part, self.denoiser)
             if self.device.type == "meta"
@@ -140,13 +143,14 @@ class BaseModel(ABC):
         Raises:
             BaseModelError: the folder or repository is missing a part or is of no known kind.
         """
-        kind = _kind_of(str(name))
-        if torch.device(device).type == "meta":
-            return kind(outlined_pipeline(str(name), kind.pipeline_class), str(name), image_size)
-        pipeline = load_pipeline(str(name), kind.pipeline_class, kind.left_out)
-        pipeline.set_progress_bar_config(disable=True)
+        from lorasynth.base.captured import Captured  # a subclass
+        from lorasynth.base.opening import open_pipeline
+
+        pipeline = open_pipeline(str(name), outlined=torch.device(device).type == "meta")
         # The fingerprint is of the weights as stored, so the cast comes after it.
-        base = kind(pipeline, str(name), image_size)
+        base = Captured(pipeline, str(name), image_size)
+        if base.device.type == "meta":
+            return base
         _check_tokenizers(base)
         (memory or Memory()).apply(base.denoiser, str(name))
         for part in base._networks():
@@ -160,7 +164,12 @@ class BaseModel(ABC):
         """Side in pixels of the images that the model was trained for."""
 
     @abstractmethod
-    def _latent_channels(self) -> int: ...
+    def shape_of(self, height: int, width: int) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of images.
+
+        Raises:
+            BaseModelError: a side is no multiple of what the model needs.
+        """
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Texts:
@@ -186,16 +195,21 @@ class BaseModel(ABC):
         """The denoiser's prediction."""
 
     @abstractmethod
-    def schedule(self, steps: int) -> Iterator[Real[Tensor, ""]]:
-        """The times of a solver that starts at noise; `step` is called after each."""
+    def schedule(
+        self, steps: int, shape: Sequence[int] | None = None
+    ) -> Iterator[Real[Tensor, ""]]:
+        """The times of a solver that starts at noise, for latents of a shape; None: the model's.
+
+        `step` is called after each.
+        """
 
     @abstractmethod
-    def guided(self, texts: Texts, count: int, guidance: float) -> Guided:
+    def guided(self, texts: Texts, count: int, guidance: float, negative: str = "") -> Guided:
         """The denoiser with guidance, for the prompts of `count` attached adapters."""
 
-    def empty_prompts(self, count: int) -> Texts:
-        """What the model takes where nothing is said."""
-        return self.encode_prompts([""] * count)
+    @abstractmethod
+    def empty_prompts(self, count: int, negative: str = "") -> Texts:
+        """What the model takes where nothing is said, or what images shall not show."""
 
     def step(
         self,
@@ -206,19 +220,6 @@ class BaseModel(ABC):
         """Latents at the time after `time`."""
         less_noisy: Tensor = self.scheduler.step(prediction, time, latents).prev_sample
         return less_noisy
-
-    def _tokens(self, tokenizer: str, prompts: Sequence[str]) -> Int64[Tensor, "b tokens"]:
-        """Prompts as the tokenizer of that name writes them, padded to its full length."""
-        found = getattr(self.pipeline, tokenizer)
-        tokens = found(
-            list(prompts),
-            padding="max_length",
-            max_length=found.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        ids: Tensor = tokens.input_ids.to(self.device)
-        return ids
 
     # What follows
 
@@ -260,10 +261,10 @@ class BaseModel(ABC):
     ) -> Float[Tensor, "b c i j"]:
         """The means of the images' latents, scaled as the denoiser takes them."""
         parts = []
-        for part in images.split(batch or self._at_once(_ENCODED_AT_ONCE)):
+        scale = scale_of(self.vae)
+        for part in images.split(batch or _at_once(_ENCODED_AT_ONCE, images.shape[1:3])):
             unit = to_unit_range(part.to(self.device)).to(self.vae.dtype)
-            mean = self.vae.encode(unit).latent_dist.mean
-            parts.append(((mean - self.shift) * self.scaling).to(self.dtype))
+            parts.append(scale.encode(self.vae, unit).to(self.dtype))
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -271,10 +272,10 @@ class BaseModel(ABC):
         self, latents: Float[Tensor, "b c i j"], batch: int | None = None
     ) -> UInt8[Tensor, "b h w 3"]:
         """Images of latents, on the CPU."""
-        parts = []
-        for part in latents.split(batch or self._at_once(_ENCODED_AT_ONCE)):
-            unscaled = (part / self.scaling + self.shift).to(self.vae.dtype)
-            decoded = self.vae.decode(unscaled).sample.float()
+        parts, scale = [], scale_of(self.vae)
+        sides = [side * scale.factor(self.vae) for side in latents.shape[2:]]
+        for part in latents.split(batch or _at_once(_ENCODED_AT_ONCE, sides)):
+            decoded = scale.decode(self.vae, part).float()
             pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
             parts.append(pixels.permute(0, 2, 3, 1).cpu())
         return torch.cat(parts)
@@ -299,9 +300,12 @@ class BaseModel(ABC):
                 stack.enter_context(StackedAdapters(network, _present(network, factors)))
             yield
 
-    def noise(self, seeds: Sequence[int]) -> Float[Tensor, "b c i j"]:
+    def noise(
+        self, seeds: Sequence[int], shape: Sequence[int] | None = None
+    ) -> Float[Tensor, "b c i j"]:
         """Starting noise, one stream per seed, so that an image does not depend on its batch."""
-        drawn = [torch.randn(self.latent_shape, generator=torch_stream(s, "image")) for s in seeds]
+        size = tuple(shape or self.latent_shape)
+        drawn = [torch.randn(size, generator=torch_stream(s, "image")) for s in seeds]
         return torch.stack(drawn).to(self.device, self.dtype)
 
     @torch.no_grad()
@@ -322,6 +326,8 @@ class BaseModel(ABC):
 
         Raises:
             LayoutError: the numbers of prompts, seeds and adapters do not fit.
+            BaseModelError: the model cannot make images of that size.
+            ConfigError: the model takes no negative prompt, or not so many steps.
         """
         config = config or SamplingConfig()
         n = 1 if adapters is None else count(adapters)
@@ -331,7 +337,8 @@ class BaseModel(ABC):
                 f"images, but got {len(prompts)} prompts, {len(seeds)} seeds and {n} "
                 f"adapters: give a multiple of {n} of both"
             )
-        batch = min(config.batch, self._at_once(_MADE_AT_ONCE))
+        sides = config.height or self.image_size, config.width or self.image_size
+        batch = min(config.batch, _at_once(_MADE_AT_ONCE, sides))
         if adapters is None:
             return self._sample_in_batches(prompts, seeds, None, 1, config, batch)
         per_adapter = len(prompts) // n
@@ -360,57 +367,40 @@ class BaseModel(ABC):
         per_adapter = len(prompts) // n
         order = torch.arange(len(prompts)).reshape(n, per_adapter)
         columns = [c.flatten().tolist() for c in order.split(max(batch // n, 1), dim=1)]
-        latents = torch.empty(len(prompts), *self.latent_shape, device=self.device)
+        sides = config.height or self.image_size, config.width or self.image_size
+        latents = torch.empty(len(prompts), *self.shape_of(*sides), device=self.device)
         with self.attached(adapters):
             for rows in columns:
                 latents[rows] = self._sample_batch(
-                    [prompts[i] for i in rows], [seeds[i] for i in rows], n, config
+                    [prompts[i] for i in rows],
+                    [seeds[i] for i in rows],
+                    n,
+                    config,
+                    latents.shape[1:],
                 ).float()
         return self.decode_latents(latents)
 
     def _sample_batch(
-        self, prompts: Sequence[str], seeds: Sequence[int], n: int, config: SamplingConfig
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        n: int,
+        config: SamplingConfig,
+        shape: Sequence[int],
     ) -> Float[Tensor, "b c i j"]:
-        texts, latents = self.encode_prompts(prompts), self.noise(seeds)
-        predict = self.guided(texts, n, config.guidance)
-        for time in self.schedule(config.steps):
+        texts, latents = self.encode_prompts(prompts), self.noise(seeds, shape)
+        predict = self.guided(texts, n, config.guidance, config.negative_prompt)
+        for time in self.schedule(config.steps, shape):
             latents = self.step(predict(latents, time), time, latents)
         return latents
 
     def _networks(self) -> tuple[Any, ...]:
         return (self.denoiser, self.vae, *self.text_encoders.values())
 
-    def _latent_side(self) -> int:
-        unit = int(self.pipeline.vae_scale_factor) * self.patch
-        if self.image_size < unit or self.image_size % unit:
-            raise BaseModelError(
-                f"images of {self.name} must have a multiple of {unit} pixels on each side, but "
-                f"--size is {self.image_size}"
-            )
-        return self.image_size // unit * self.patch
 
-    def _at_once(self, pixels: int) -> int:
-        """Images in a batch of so many pixels; from 1 to 64."""
-        return max(1, min(64, pixels // self.image_size**2))
-
-
-BASE_MODELS: Registry[type[BaseModel]] = Registry(
-    "base model",
-    "lorasynth.base_models",
-    "lorasynth.base.flux",
-    "lorasynth.base.sdxl",
-    "lorasynth.base.stable_diffusion",
-)
-
-
-def _kind_of(name: str) -> type[BaseModel]:
-    """The class for a pipeline, by what its `model_index.json` says."""
-    stated = str(read_description(name, "model_index.json").get("_class_name"))
-    if stated not in BASE_MODELS.names():
-        raise BaseModelError(
-            f"a base model must be a {', '.join(BASE_MODELS.names())}, but {name} is a {stated}"
-        )
-    return BASE_MODELS.get(stated)
+def _at_once(pixels: int, sides: Sequence[int]) -> int:
+    """Images of two sides in a batch of so many pixels; from 1 to 64."""
+    return max(1, min(64, pixels // (sides[0] * sides[1])))
 
 
 def _require_parts(pipeline: Any, name: str, parts: Sequence[str]) -> None:
@@ -425,11 +415,15 @@ def _check_tokenizers(base: BaseModel) -> None:
     # Without its files transformers makes a tokenizer that knows no words, in silence.
     for name, part in base.text_parts.items():
         tokenizer, config = getattr(base.pipeline, name), base.text_encoders[part].config
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor for images, too
+        config = config.get_text_config()
         known = 0 if tokenizer is None else len(tokenizer)
         length = 0 if tokenizer is None else tokenizer.model_max_length
         longest = getattr(config, "max_position_embeddings", _LONGEST_TEXT)
         # T5's table of embeddings has a few rows more than there are words.
-        if known < 0.99 * config.vocab_size or length > longest:
+        # Tokenizers of language models have limits beyond those of any model, or none.
+        limited = config.model_type.startswith(("clip", "t5")) and length > longest
+        if known < 0.99 * config.vocab_size or limited:
             raise BaseModelError(
                 f"a base model's {name} must be that of its {part} ({config.vocab_size} tokens, "
                 f"texts of {longest}), but that of {base.name} has {known} and texts of {length}: "
