@@ -34,7 +34,7 @@ _TRAINING_GUIDANCE = 1.0
 _SHIFT_STEPS = 50
 
 
-class _Said(Exception):  # noqa: N818: it carries a result
+class _Said(Exception):  # noqa: N818  (it carries a result)
     """Leaves a pipeline's call with what was predicted."""
 
     def __init__(self, prediction: Any) -> None:

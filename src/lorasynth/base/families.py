@@ -220,7 +220,15 @@ _ROWS = (
         unread=("prompt_attention_mask",),
         patch=2,
         each_time=False,
-        targets=("to_q", "to_k", "to_v", "to_out.0", *(f"ff.linear_{n}" for n in (1, 2))),
+        targets=(
+            "to_q",
+            "to_k",
+            "to_v",
+            "to_out.0",
+            "ff.linear_1",
+            "ff.linear_2",
+            "ff.out_projection",
+        ),
     ),
 )
 for _row in _ROWS:
