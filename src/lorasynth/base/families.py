@@ -11,7 +11,8 @@ from typing import Any, Literal
 from lorasynth.core.registry import Registry
 
 #: Attention and feed-forward layers under the names that most transformers of diffusers have.
-_USUAL = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_USUAL = (*_ATTENTION, "ff.net.0.proj", "ff.net.2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +77,6 @@ FAMILIES: Registry[Family] = Registry(
 _POOLED = {"prompt_embeds": 0, "pooled_prompt_embeds": 2}
 _MASKED = {"prompt_embeds": 0, "prompt_attention_mask": 1}
 _NEGATIVE_MASKED = {"prompt_embeds": 2, "prompt_attention_mask": 3}
-#: Layers of FLUX's blocks that read images and text beside each other.
-_JOINT = (*_USUAL, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-_SINGLE_FLUX = ("proj_mlp", "proj_out")
 _BINNED = {"guidance_scale": 1.0, "use_resolution_binning": False, "clean_caption": False}
 
 _ROWS = (
@@ -131,14 +129,14 @@ _ROWS = (
         call={},
         packing="tokens",
         guidance="told",
-        targets=("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "ff.linear_in"),
+        targets=(*_ATTENTION, "to_qkv_mlp_proj", "ff.linear_in"),
     ),
     Family(
         pipeline="Flux2KleinPipeline",
         title="FLUX.2 klein",
         also=("Flux2KleinInpaintPipeline", "Flux2KleinKVPipeline"),
         packing="tokens",
-        targets=("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "ff.linear_in"),
+        targets=(*_ATTENTION, "to_qkv_mlp_proj", "ff.linear_in"),
     ),
     Family(
         pipeline="ChromaPipeline",
@@ -157,7 +155,7 @@ _ROWS = (
         off=0.0,
         patch=2,
         exact=True,
-        targets=("to_q", "to_k", "to_v", "to_out.0", *(f"feed_forward.w{n}" for n in (1, 2, 3))),
+        targets=(*_ATTENTION, *(f"feed_forward.w{n}" for n in (1, 2, 3))),
     ),
     Family(
         pipeline="QwenImagePipeline",
@@ -169,7 +167,7 @@ _ROWS = (
         packing="patches",
         patch=2,
         rescaled=True,
-        targets=("to_q", "to_k", "to_v", "to_out.0", "img_mlp.net.0.proj", "img_mlp.net.2"),
+        targets=(*_ATTENTION, "img_mlp.net.0.proj", "img_mlp.net.2"),
     ),
     Family(
         pipeline="Lumina2Pipeline",
@@ -179,13 +177,7 @@ _ROWS = (
         negative=_NEGATIVE_MASKED,
         patch=2,
         rescaled=True,
-        targets=(
-            "to_q",
-            "to_k",
-            "to_v",
-            "to_out.0",
-            *(f"feed_forward.linear_{n}" for n in (1, 2, 3)),
-        ),
+        targets=(*_ATTENTION, *(f"feed_forward.linear_{n}" for n in (1, 2, 3))),
     ),
     Family(
         pipeline="PixArtSigmaPipeline",
@@ -202,7 +194,7 @@ _ROWS = (
         negative=_NEGATIVE_MASKED,
         call=_BINNED,
         exact=True,
-        targets=("to_q", "to_k", "to_v", "to_out.0"),
+        targets=_ATTENTION,
     ),
     Family(
         pipeline="WanPipeline",
@@ -212,7 +204,7 @@ _ROWS = (
         patch=2,
         exact=True,
         image_size=480,
-        targets=("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"),
+        targets=(*_ATTENTION, "ffn.net.0.proj", "ffn.net.2"),
     ),
     Family(
         pipeline="AuraFlowPipeline",
@@ -220,15 +212,7 @@ _ROWS = (
         unread=("prompt_attention_mask",),
         patch=2,
         each_time=False,
-        targets=(
-            "to_q",
-            "to_k",
-            "to_v",
-            "to_out.0",
-            "ff.linear_1",
-            "ff.linear_2",
-            "ff.out_projection",
-        ),
+        targets=(*_ATTENTION, "ff.linear_1", "ff.linear_2", "ff.out_projection"),
     ),
 )
 for _row in _ROWS:

@@ -102,7 +102,8 @@ def _header(path: Path) -> tuple[dict[str, torch.Tensor], set[str]]:
             return shapes, {part.get_dtype() for part in slices.values()}
     except (OSError, safetensors.SafetensorError) as error:
         raise BaseModelError(
-            f"a base model in one file must be a whole safetensors file, but {path} is not ({error})"
+            f"a base model in one file must be a whole safetensors file, but {path} is not "
+            f"({error})"
         ) from error
 
 
