@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from lorasynth.adapter import Factor, Factors
-from lorasynth.base import FAMILIES, BaseModel, Captured, SamplingConfig, StackedAdapters, Texts
+from lorasynth.base import (
+    FAMILIES,
+    BaseModel,
+    Captured,
+    Memory,
+    SamplingConfig,
+    StackedAdapters,
+    Texts,
+)
 from lorasynth.base.captured import parts_of
 from lorasynth.base.families import family_of
 from lorasynth.core.errors import BaseModelError, ConfigError
@@ -243,6 +251,14 @@ def test_gradients_reach_stacked_adapters_each_its_own(base: BaseModel) -> None:
         assert leaf.grad is not None
         assert leaf.grad[0].any()
         assert not leaf.grad[1].any()
+    kept = [leaf.grad for leaf in leaves]
+    Memory(gradient_checkpointing=True).apply(base.denoiser, base.name)
+    with StackedAdapters(base.denoiser, adapters):
+        errors = (base.denoise(noisy, times, texts) - target).square().flatten(1).sum(1)
+        found = torch.autograd.grad(errors[:2].sum(), leaves)
+    base.denoiser.disable_gradient_checkpointing()
+    for gradient, expected in zip(found, kept, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
 
 
 # Images
@@ -350,6 +366,9 @@ def test_images_come_back_from_their_latents(base: BaseModel) -> None:
 def test_bfloat16(base: BaseModel) -> None:
     low = BaseModel.load(FOLDERS[kind(base)], dtype=torch.bfloat16, image_size=base.image_size)
     assert low.fingerprint == base.fingerprint
+    sketch = BaseModel.load(FOLDERS[kind(base)], "meta", image_size=base.image_size)
+    assert sketch.fingerprint == base.fingerprint
+    assert sketch.latent_shape == base.latent_shape
     noisy, _, times, texts = noised(base, 2)
     with torch.no_grad():
         exact = base.denoise(noisy, times, texts)
@@ -363,6 +382,9 @@ def test_bfloat16(base: BaseModel) -> None:
 def test_a_side_must_be_a_multiple_of_the_unit(base: BaseModel) -> None:
     with pytest.raises(BaseModelError, match=r"must have a multiple of \d+ pixels"):
         base.sample(["a"], [0], config=SamplingConfig(height=base.image_size, width=33))
+    if kind(base) == "StableDiffusion3Pipeline":
+        with pytest.raises(BaseModelError, match=r"128 x 16 pixels, but tiny cannot \("):
+            base.sample(["a"], [0], config=SamplingConfig(height=128, width=16))
 
 
 def test_wan_22_5b_takes_a_time_for_each_token() -> None:

@@ -153,8 +153,8 @@ class Captured(BaseModel):
         """Tokens of the longest prompt, of the text encoder that takes the longest ones."""
         tokenizer = getattr(self.pipeline, list(self.text_parts)[-1])
         call = inspect.signature(self._call).parameters["max_sequence_length"].default
-        limit: int = getattr(tokenizer, "model_max_length", None) or call
-        return min(call, limit)
+        limit = getattr(tokenizer, "model_max_length", None) or call
+        return int(min(call, limit))
 
     @override
     def encode_prompts(self, prompts: Sequence[str]) -> Texts:
@@ -263,6 +263,11 @@ class Captured(BaseModel):
             )
         except _Said as said:
             return said.prediction
+        except ValueError as error:  # what diffusers' checks of sizes say
+            raise BaseModelError(
+                f"{self.row.title} must be able to make images of {height} x {width} pixels, but "
+                f"{self.name} cannot ({str(error).splitlines()[0]}): choose another size"
+            ) from error
         raise AssertionError("the pipeline never asked its denoiser or scheduler")
 
     @property

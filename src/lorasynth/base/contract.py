@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Real, UInt8
@@ -70,11 +70,9 @@ class BaseModel(ABC):
     """A text-to-image model that adapters are made for; all of its weights are frozen.
 
     Attributes:
-        pipeline_class: the pipeline of diffusers that this is for.
+        pipeline_class: the pipeline of diffusers.
         denoiser_part: the pipeline's name for the denoiser.
         text_parts: the pipeline's names for each tokenizer and its text encoder.
-        left_out: arguments that keep a pipeline from loading parts that are not used.
-        patch: latents along one side that the denoiser takes as one token.
         name: its id on the hub, or the last name of its folder's path.
         fingerprint: identifies the denoiser's weights; written into every adapter.
         denoiser: the U-Net or transformer.
@@ -85,11 +83,9 @@ class BaseModel(ABC):
     """
 
     scheduler: Any
-    pipeline_class: ClassVar[type[Any]]
-    denoiser_part: ClassVar[str] = "unet"
-    text_parts: ClassVar[Mapping[str, str]] = {"tokenizer": "text_encoder"}
-    left_out: ClassVar[Mapping[str, Any]] = {}
-    patch: ClassVar[int] = 1
+    pipeline_class: type[Any]
+    denoiser_part: str
+    text_parts: Mapping[str, str]
 
     def __init__(self, pipeline: Any, name: str, image_size: int | None = None) -> None:
         """Freeze a pipeline.
@@ -432,12 +428,13 @@ def _check_tokenizers(base: BaseModel) -> None:
 
 
 def _format_of(part: Any, dtype: torch.dtype) -> torch.dtype:
-    """The number format for a part: in float16 T5 overflows, and so may an autoencoder."""
+    """The number format for a part: in float16 T5 and Gemma overflow; an autoencoder may."""
     if dtype != torch.float16:
         return dtype
     if getattr(part.config, "force_upcast", False):
         return torch.float32
-    return torch.bfloat16 if getattr(part.config, "model_type", "") == "t5" else dtype
+    overflow = getattr(part.config, "model_type", "") in ("t5", "umt5", "gemma2")
+    return torch.bfloat16 if overflow else dtype
 
 
 def _present(network: Any, factors: Factors) -> Factors:

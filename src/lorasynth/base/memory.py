@@ -28,6 +28,8 @@ class Memory:
         """
         if self.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
+            if type(denoiser).__name__ == "ChromaTransformer2DModel":
+                denoiser.register_forward_pre_hook(_pass_mask_on, with_kwargs=True)
         if not self.attention_slicing:
             return
         if not hasattr(denoiser, "set_attention_slice"):
@@ -36,3 +38,17 @@ class Memory:
                 "whose attention never holds all scores: leave it out"
             )
         denoiser.set_attention_slice("auto")
+
+
+def _pass_mask_on(denoiser: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG001
+    """Give Chroma's single blocks the mask that diffusers (0.42) drops when it checkpoints them."""
+    checkpoint = denoiser._gradient_checkpointing_func
+    checkpoint = getattr(checkpoint, "plain", checkpoint)
+    mask = kwargs.get("attention_mask")
+
+    def masked(block: Any, *inputs: Any) -> Any:
+        single = "Single" in type(block).__name__ and len(inputs) == 3
+        return checkpoint(block, *inputs, *([mask] if single else []))
+
+    vars(masked)["plain"] = checkpoint
+    denoiser._gradient_checkpointing_func = masked

@@ -43,12 +43,11 @@ class Discrete:
     def add(self, latents: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         """As the scheduler does."""
         noisy = self._scheduler.add_noise(latents, noise, times)
-        target = {
-            "epsilon": lambda: noise,
-            "v_prediction": lambda: self._scheduler.get_velocity(latents, noise, times),
-            "sample": lambda: latents,
-        }
-        return noisy, target[self._scheduler.config.prediction_type]()
+        if self._scheduler.config.prediction_type == "epsilon":
+            return noisy, noise
+        if self._scheduler.config.prediction_type == "v_prediction":
+            return noisy, self._scheduler.get_velocity(latents, noise, times)
+        return noisy, latents
 
 
 class Flow:

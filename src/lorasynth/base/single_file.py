@@ -62,7 +62,7 @@ def load_checkpoint(path: Path, *, outlined: bool = False) -> Any:
     configs = _configs(path, kind)
     stated = str(read_json(configs / _INDEX).get("_class_name"))
     row = family_of(stated)
-    pipeline_class = None if row is None else getattr(diffusers, row.pipeline)
+    pipeline_class: Any = None if row is None else getattr(diffusers, row.pipeline)
     if row is None or not hasattr(pipeline_class, "from_single_file"):
         raise BaseModelError(
             f"diffusers must be able to read the pipeline from one file, but {path} is of {kind} "
