@@ -99,11 +99,6 @@ class Captured(BaseModel):
                 f"takes {taken} channels, not {expected}, as models for inpainting and editing "
                 "do: use the model that it was made from"
             )
-        if getattr(self.pipeline, "transformer_2", None) is not None:
-            raise BaseModelError(
-                f"a base model must have one denoiser, but {self.name} has two, for high and low "
-                "noise (Wan 2.2 A14B): use Wan 2.1 or Wan 2.2 5B"
-            )
 
     # Sizes
 

@@ -28,7 +28,7 @@ def open_pipeline(name: str, *, outlined: bool = False) -> Any:
     else:
         row = _row_of(name)
         kind = getattr(diffusers, row.pipeline)
-        _refuse_quantised(name)
+        _refuse_parts(name)
         pipeline = (
             outlined_pipeline(name, kind) if outlined else load_pipeline(name, kind, row.left_out)
         )
@@ -49,16 +49,21 @@ def _row_of(name: str) -> Family:
     return row
 
 
-def _refuse_quantised(name: str) -> None:
-    for part, (library, _) in classes_of(name).items():
-        if part.startswith(("scheduler", "tokenizer", "feature", "image_pro")):
-            continue
-        if library == "transformers" and part == "safety_checker":
+def _refuse_parts(name: str) -> None:
+    """Refuse, by their configurations, what would be found out after hours of fetching."""
+    parts = classes_of(name)
+    if "transformer_2" in parts:
+        raise BaseModelError(
+            f"a base model must have one denoiser, but {name} has two, for high and low noise "
+            "(Wan 2.2 A14B): use Wan 2.1 or Wan 2.2 5B"
+        )
+    for part in parts:
+        if not part.startswith(("unet", "transformer", "vae", "text_encoder")):
             continue
         config = read_description(name, f"{part}/config.json")
         if quantised := config.get("quantization_config"):
             how = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else ""
             raise BaseModelError(
-                f"a base model's weights must be whole numbers of their format, but {part} of "
-                f"{name} is quantised ({how}): use the model in bfloat16 or float16"
+                f"a base model's weights must not be quantised, but {part} of {name} is ({how}): "
+                "use the model in bfloat16 or float16"
             )

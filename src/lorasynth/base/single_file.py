@@ -1,8 +1,9 @@
 """A base model in one `.safetensors` file, as checkpoints are shared, without the network.
 
 diffusers tells the kind of model by the names of the tensors and converts them; sizes and the
-tokenizers, which are not in the file, come from a pipeline folder without weights: one beside the
-file that has its name, or the kind's published one in the hub's cache.
+tokenizers, which are not in the file, come from a pipeline folder: one beside the file that has its
+name, or the kind's published one in the hub's cache.  Of a file that holds the denoiser alone, as
+those of most transformers do, the other parts come from that folder, too.
 """
 
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 from diffusers.loaders import single_file_utils
 from huggingface_hub import try_to_load_from_cache
 
-from lorasynth.base.families import family_of
+from lorasynth.base.families import Family, family_of
+from lorasynth.base.pipeline_files import classes_of, load_pipeline
 from lorasynth.base.quiet import without_bars
 from lorasynth.core.config import read_json
 from lorasynth.core.errors import BaseModelError
@@ -32,6 +34,7 @@ _FORMATS = {
     "I32": torch.int32,
 }
 _V1 = "model.diffusion_model.input_blocks.0.0.weight"
+_AUTOENCODER = ("first_stage_model.", "vae.")
 _VIDEO = ("wan", "ltx", "hunyuan-video", "mochi", "cosmos", "animatediff", "skyreels")
 
 
@@ -62,32 +65,48 @@ def load_checkpoint(path: Path, *, outlined: bool = False) -> Any:
     configs = _configs(path, kind)
     stated = str(read_json(configs / _INDEX).get("_class_name"))
     row = family_of(stated)
-    pipeline_class: Any = None if row is None else getattr(diffusers, row.pipeline)
-    if row is None or not hasattr(pipeline_class, "from_single_file"):
+    if row is None:
         raise BaseModelError(
-            f"diffusers must be able to read the pipeline from one file, but {path} is of {kind} "
-            f"({stated}), which it cannot: use the model's pipeline folder"
+            f"a checkpoint must be of a known family, but the folder with the configurations of "
+            f"{path} is of a {stated}: see the table in docs/basemodels.md"
         )
     if outlined:
         raise BaseModelError(
             f"a checkpoint must be converted to be compared, but {path} is not: load it, or use "
             "the model's pipeline folder"
         )
+    whole = any(name.startswith(_AUTOENCODER) for name in shapes)
     try:
         with without_bars():
-            return pipeline_class.from_single_file(
-                str(path),
-                config=str(configs),
-                local_files_only=True,
-                dtype=_whole_format(formats),
-                **row.left_out,
-            )
+            return (_whole if whole else _denoiser)(path, configs, row, _whole_format(formats))
+    except BaseModelError:
+        raise
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BaseModelError(
-            f"a base model in one file must hold every part of a {row.pipeline}, but {path} cannot "
+            f"a base model in one file must be a {row.pipeline} or its denoiser, but {path} cannot "
             f"be loaded ({reason}): use the model's pipeline folder"
         ) from error
+
+
+def _whole(path: Path, configs: Path, row: Family, dtype: torch.dtype) -> Any:
+    """A pipeline of which all networks are in the file."""
+    pipeline_class: Any = getattr(diffusers, row.pipeline)
+    return pipeline_class.from_single_file(
+        str(path), config=str(configs), local_files_only=True, dtype=dtype, **row.left_out
+    )
+
+
+def _denoiser(path: Path, configs: Path, row: Family, dtype: torch.dtype) -> Any:
+    """A pipeline of a folder, whose denoiser is in the file."""
+    parts = classes_of(str(configs))
+    [part] = parts.keys() & {"unet", "transformer"}
+    network: Any = getattr(diffusers, parts[part][1])
+    made = network.from_single_file(
+        str(path), config=str(configs), subfolder=part, local_files_only=True, torch_dtype=dtype
+    )
+    kept = {**row.left_out, part: made}
+    return load_pipeline(str(configs), getattr(diffusers, row.pipeline), kept)
 
 
 def _header(path: Path) -> tuple[dict[str, torch.Tensor], set[str]]:
@@ -139,8 +158,8 @@ def _configs(path: Path, kind: str) -> Path:
         return Path(cached).parent
     raise BaseModelError(
         f"a checkpoint's configurations and tokenizers must be here, but those of {path} ({kind}) "
-        f"are not: run `hf download {repository} --include '*.json' '*.txt' '*.model'` once, or "
-        f"put such a folder at {beside}"
+        f"are not: put the model's pipeline folder at {beside} (without weights, if the file has "
+        f"all of them), or run `hf download {repository or 'owner/name'}` once"
     )
 
 
