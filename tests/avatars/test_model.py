@@ -90,7 +90,7 @@ def test_sizes_follow_the_config() -> None:
     base = Captured(build_pipeline(config), "sizes")
     assert base.latent_shape == (3, 2, 2)
     assert base.image_size == 32
-    assert base.encode_prompts(["sks"]).parts["encoder_hidden_states"].shape == (1, 16, 24)
+    assert base.encode_prompts(["sks"]).parts["prompt_embeds"].shape == (1, 16, 24)
 
 
 # The tokenizer

@@ -76,7 +76,7 @@ class MeanColour(ConditionEncoder):
 def base(pipeline_folder: Path) -> BaseModel:
     """The tiny base model with latents of unit size, so that noise does not hide the subjects."""
     model = BaseModel.load(pipeline_folder)
-    model.scaling = 8.0
+    model.vae.register_to_config(scaling_factor=8.0)
     return model
 
 

@@ -187,7 +187,10 @@ class _Loss:
         noisy, target = self.base.add_noise(clean, noise, times)
         rng = numpy_stream(options.seed, "captions", step)
         said = [self._caption(row, rng) for row in rows.tolist()]
-        text = model["text_encoder"](self.base._tokens("tokenizer", said))[0]
+        tokens = self.base.pipeline.tokenizer(
+            said, padding="max_length", truncation=True, return_tensors="pt"
+        )
+        text = model["text_encoder"](tokens.input_ids.to(self.device))[0]
         middle: list[Tensor] = []
         hook = model["unet"].mid_block.register_forward_hook(lambda *io: middle.append(io[-1]))
         prediction = model["unet"](noisy, times, text).sample.float()

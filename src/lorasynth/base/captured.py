@@ -323,7 +323,7 @@ class Captured(BaseModel):
         names = {*self.row.texts, *(["prompt_embeds_mask"] if self.row.lengths != "fixed" else [])}
         blank = {name: latents.new_ones(1, 1, 1) for name in names}
         blank |= {name: part[..., 0] for name, part in blank.items() if name != "prompt_embeds"}
-        handle = self.denoiser.register_forward_pre_hook(stop)
+        handle = self.denoiser.register_forward_pre_hook(stop, prepend=True)
         try:
             with torch.no_grad():
                 self._run(self.scheduler, latents, Texts(blank), num_inference_steps=steps)
