@@ -347,7 +347,7 @@ def auraflow() -> Any:
     )
 
 
-#: One builder for each row of `FAMILIES`, by the name of its pipeline.
+#: One builder for each row of `BASE_MODELS`, by the name of its pipeline.
 BUILDERS: dict[str, Callable[[], Any]] = {
     **KINDS,
     "StableDiffusion3Pipeline": stable_diffusion_3,

@@ -4,6 +4,7 @@ The truth is a direct call of the denoiser, written here as diffusers' training 
 and the images that the pipeline itself makes.
 """
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorasynth.adapter import Factor, Factors
 from lorasynth.base import (
-    FAMILIES,
+    BASE_MODELS,
     BaseModel,
     Captured,
     Memory,
@@ -79,9 +80,9 @@ def row(adapters: Factors, i: int) -> Factors:
 
 
 def test_every_row_is_run_here_and_names_pipelines_of_diffusers() -> None:
-    assert set(FAMILIES.names()) == set(BUILDERS)
+    assert set(BASE_MODELS.names()) == set(BUILDERS)
     seen: set[str] = set()
-    for family in map(FAMILIES.get, FAMILIES.names()):
+    for family in map(BASE_MODELS.get, BASE_MODELS.names()):
         assert family.prompt.format(family.trigger).count(family.trigger) == 1
         for name in (family.pipeline, *family.also):
             assert name not in seen
@@ -400,44 +401,84 @@ def test_wan_22_5b_takes_a_time_for_each_token() -> None:
     assert base.sample(["a"], [0], config=SamplingConfig(steps=1)).shape == (1, 16, 16, 3)
 
 
-#: Layers that the default targets of each family name at its true configuration, a block.
-TRUE: dict[str, tuple[str, dict[str, Any], int]] = {
-    "StableDiffusionPipeline": ("UNet2DConditionModel", {"cross_attention_dim": 768}, 160),
-    "StableDiffusion3Pipeline": ("SD3Transformer2DModel", {"num_layers": 2}, 12),
-    "FluxPipeline": ("FluxTransformer2DModel", {"num_layers": 2, "num_single_layers": 2}, 18),
-    "Flux2Pipeline": ("Flux2Transformer2DModel", {"num_layers": 2, "num_single_layers": 2}, 12),
+_SDXL = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+_KL = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "sample_size": 1024,
+}
+_KL_4 = ("AutoencoderKL", {**_KL, "latent_channels": 4})
+_KL_16 = ("AutoencoderKL", {**_KL, "latent_channels": 16})
+_TWO = {"num_layers": 2}
+_BOTH = {"num_layers": 2, "num_single_layers": 2}
+_DITS = {"num_mmdit_layers": 2, "num_single_dit_layers": 2}
+
+#: Denoiser and autoencoder at their true widths, the side of its images, the shape of a latent, and
+#: how many layers are adapted of two blocks of each kind.
+TRUE: dict[str, tuple[dict[str, Any], tuple[str, dict[str, Any]], int, tuple[int, ...], int]] = {
+    "StableDiffusionPipeline": (
+        {"cross_attention_dim": 768, "sample_size": 64},
+        _KL_4,
+        512,
+        (4, 64, 64),
+        160,
+    ),
+    "StableDiffusionXLPipeline": (_SDXL, _KL_4, 1024, (4, 128, 128), 110),
+    "StableDiffusion3Pipeline": (_TWO, _KL_16, 1024, (16, 128, 128), 12),
+    "FluxPipeline": (_BOTH, _KL_16, 1024, (16, 128, 128), 18),
+    "Flux2Pipeline": (_BOTH, ("AutoencoderKLFlux2", {}), 1024, (128, 64, 64), 12),
     "Flux2KleinPipeline": (
-        "Flux2Transformer2DModel",
-        {"num_layers": 2, "num_single_layers": 2, "guidance_embeds": False},
+        {**_BOTH, "guidance_embeds": False},
+        ("AutoencoderKLFlux2", {}),
+        1024,
+        (128, 64, 64),
         12,
     ),
-    "ChromaPipeline": ("ChromaTransformer2DModel", {"num_layers": 2, "num_single_layers": 2}, 18),
-    "ZImagePipeline": ("ZImageTransformer2DModel", {"n_layers": 2}, 42),
-    "QwenImagePipeline": ("QwenImageTransformer2DModel", {"num_layers": 2}, 12),
-    "Lumina2Pipeline": ("Lumina2Transformer2DModel", {"num_layers": 2}, 42),
+    "ChromaPipeline": (_BOTH, _KL_16, 1024, (16, 128, 128), 18),
+    "ZImagePipeline": ({"n_layers": 2}, _KL_16, 1024, (16, 128, 128), 42),
+    "QwenImagePipeline": (_TWO, ("AutoencoderKLQwenImage", {}), 1024, (16, 128, 128), 12),
+    "Lumina2Pipeline": (_TWO, _KL_16, 1024, (16, 128, 128), 42),
     "PixArtSigmaPipeline": (
-        "PixArtTransformer2DModel",
-        {"num_layers": 2, "caption_channels": 4096},
+        {**_TWO, "caption_channels": 4096},
+        _KL_4,
+        1024,
+        (4, 128, 128),
         20,
     ),
-    "SanaPipeline": ("SanaTransformer2DModel", {"num_layers": 2}, 16),
-    "WanPipeline": ("WanTransformer3DModel", {"num_layers": 2}, 20),
-    "AuraFlowPipeline": (
-        "AuraFlowTransformer2DModel",
-        {"num_mmdit_layers": 2, "num_single_dit_layers": 2},
-        28,
-    ),
+    "SanaPipeline": (_TWO, ("AutoencoderDC", {}), 1024, (32, 32, 32), 16),
+    "WanPipeline": (_TWO, ("AutoencoderKLWan", {}), 480, (16, 60, 60), 20),
+    "AuraFlowPipeline": (_DITS, _KL_4, 1024, (4, 128, 128), 28),
 }
 
 
-@pytest.mark.parametrize("family", TRUE)
-def test_default_targets_name_layers_of_the_true_configuration(family: str) -> None:
-    kind, options, expected = TRUE[family]
+@pytest.mark.parametrize("family", BUILDERS)
+def test_the_true_configuration_has_these_latents_and_default_targets(
+    family: str, tmp_path: Path
+) -> None:
+    options, (vae, sizes), side, shape, layers = TRUE[family]
+    pipeline = build(family)
+    part = parts_of(type(pipeline))[0]
     with torch.device("meta"):
-        network = getattr(diffusers, kind)(**options)
-    linears = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    row = FAMILIES.get(family)
-    found = [n for n in linears if any(f".{n}".endswith(f".{t}") for t in row.targets)]
-    for target in row.targets:
-        assert any(name.endswith(target) for name in found), target
-    assert len(found) == expected
+        made = {part: type(getattr(pipeline, part))(**options)}
+        made["vae"] = getattr(diffusers, vae)(**sizes)
+    switches = {
+        name: value
+        for name, value in pipeline.config.items()
+        if isinstance(value, bool) and name in inspect.signature(type(pipeline)).parameters
+    }
+    base = Captured(type(pipeline)(**{**pipeline.components, **switches, **made}), str(tmp_path))
+    assert base.image_size == side
+    assert base.latent_shape == shape
+    assert len(base.target_linears(base.row.targets)) == layers

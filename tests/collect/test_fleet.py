@@ -81,8 +81,7 @@ def train_with_peft(base, recipe, subject, start):
     )
     latents = base.encode_images(subject.images)
     texts, empty = (
-        base.encode_prompts(said).parts["prompt_embeds"]
-        for said in (subject.captions, [""])
+        base.encode_prompts(said).parts["prompt_embeds"] for said in (subject.captions, [""])
     )
     draws = draw_steps(
         recipe,

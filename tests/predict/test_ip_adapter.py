@@ -23,7 +23,8 @@ SMALL = IPAdapterConfig(
 @pytest.fixture(scope="module")
 def base(pipeline_folder: Path) -> BaseModel:
     model = BaseModel.load(pipeline_folder)
-    model.vae.register_to_config(scaling_factor=8.0)  # latents of unit size, so that noise does not hide the subjects
+    # Latents of unit size, so that noise does not hide the subjects.
+    model.vae.register_to_config(scaling_factor=8.0)
     return model
 
 

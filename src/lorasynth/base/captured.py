@@ -20,7 +20,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lorasynth.base.contract import BaseModel, Guided
-from lorasynth.base.families import Family, family_of
+from lorasynth.base.families import BaseFamily, family_of
 from lorasynth.base.latents import scale_of
 from lorasynth.base.noising import Discrete, Flow, Noising, ddim, is_flow
 from lorasynth.base.texts import Texts, interleave, separate
@@ -78,7 +78,7 @@ class Captured(BaseModel):
     def __init__(self, pipeline: Any, name: str, image_size: int | None = None) -> None:
         row = family_of(type(pipeline).__name__)
         assert row is not None, type(pipeline)
-        self.row: Family = row
+        self.row: BaseFamily = row
         self.pipeline_class = type(pipeline)
         self.denoiser_part, self.text_parts = parts_of(type(pipeline))
         super().__init__(pipeline, name, image_size)
@@ -109,12 +109,17 @@ class Captured(BaseModel):
 
     @override
     def own_image_size(self) -> int:
+        if self.row.image_size is not None:
+            return self.row.image_size
         for part in (self.denoiser, self.vae):
             size = getattr(part.config, "sample_size", None)
             if size is not None:
                 side = size if isinstance(size, int) else size[0]
                 return int(side) * (self._factor if part is self.denoiser else 1)
-        return self.row.image_size
+        raise BaseModelError(
+            f"the size of the images must be stated for {self.name}, whose configurations have "
+            "none: give --size"
+        )
 
     @override
     def shape_of(self, height: int, width: int) -> tuple[int, int, int]:

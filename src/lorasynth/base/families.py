@@ -16,7 +16,7 @@ _USUAL = (*_ATTENTION, "ff.net.0.proj", "ff.net.2")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class BaseFamily:
     """What must be known of a pipeline besides its own call and configurations.
 
     Attributes:
@@ -39,7 +39,7 @@ class Family:
         each_time: whether the call takes a time for each sample; else the denoiser is given them.
         exact: whether latents stay in float32 whatever the format of the weights.
         ddim: whether images are made by DDIM, not by the scheduler that came with the model.
-        image_size: side of images in pixels, where the configurations have none.
+        image_size: side of images in pixels, where the configurations have none that is meant.
         targets: endings of the names of the layers that adapters change by default.
         left_out: arguments that keep a pipeline from loading parts that are not used.
         trigger: word for the subject.
@@ -62,7 +62,7 @@ class Family:
     each_time: bool = True
     exact: bool = False
     ddim: bool = False
-    image_size: int = 1024
+    image_size: int | None = None
     targets: tuple[str, ...] = _USUAL
     left_out: Mapping[str, Any] = field(default_factory=dict)
     trigger: str = "sks"
@@ -70,7 +70,7 @@ class Family:
 
 
 #: By the name of the pipeline's class; other packages add rows by entry points.
-FAMILIES: Registry[Family] = Registry(
+BASE_MODELS: Registry[BaseFamily] = Registry(
     "base model", "lorasynth.base_models", "lorasynth.base.families"
 )
 
@@ -80,7 +80,7 @@ _NEGATIVE_MASKED = {"prompt_embeds": 2, "prompt_attention_mask": 3}
 _BINNED = {"guidance_scale": 1.0, "use_resolution_binning": False, "clean_caption": False}
 
 _ROWS = (
-    Family(
+    BaseFamily(
         pipeline="StableDiffusionPipeline",
         title="Stable Diffusion 1 and 2",
         also=(
@@ -92,7 +92,7 @@ _ROWS = (
         ddim=True,
         left_out={"safety_checker": None, "requires_safety_checker": False},
     ),
-    Family(
+    BaseFamily(
         pipeline="StableDiffusionXLPipeline",
         title="Stable Diffusion XL",
         also=("StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
@@ -101,14 +101,14 @@ _ROWS = (
         ddim=True,
         left_out={"add_watermarker": False},
     ),
-    Family(
+    BaseFamily(
         pipeline="StableDiffusion3Pipeline",
         title="Stable Diffusion 3 and 3.5",
         also=("StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"),
         texts=_POOLED,
         patch=2,
     ),
-    Family(
+    BaseFamily(
         pipeline="FluxPipeline",
         title="FLUX.1 (dev, schnell, Krea, Kontext)",
         also=(
@@ -123,7 +123,7 @@ _ROWS = (
         patch=2,
         guidance="told",
     ),
-    Family(
+    BaseFamily(
         pipeline="Flux2Pipeline",
         title="FLUX.2 dev",
         call={},
@@ -131,14 +131,14 @@ _ROWS = (
         guidance="told",
         targets=(*_ATTENTION, "to_qkv_mlp_proj", "ff.linear_in"),
     ),
-    Family(
+    BaseFamily(
         pipeline="Flux2KleinPipeline",
         title="FLUX.2 klein",
         also=("Flux2KleinInpaintPipeline", "Flux2KleinKVPipeline"),
         packing="tokens",
         targets=(*_ATTENTION, "to_qkv_mlp_proj", "ff.linear_in"),
     ),
-    Family(
+    BaseFamily(
         pipeline="ChromaPipeline",
         title="Chroma",
         also=("ChromaImg2ImgPipeline", "ChromaInpaintPipeline"),
@@ -146,7 +146,7 @@ _ROWS = (
         packing="patches",
         patch=2,
     ),
-    Family(
+    BaseFamily(
         pipeline="ZImagePipeline",
         title="Z-Image (base, Turbo)",
         also=("ZImageImg2ImgPipeline", "ZImageInpaintPipeline"),
@@ -157,7 +157,7 @@ _ROWS = (
         exact=True,
         targets=(*_ATTENTION, *(f"feed_forward.w{n}" for n in (1, 2, 3))),
     ),
-    Family(
+    BaseFamily(
         pipeline="QwenImagePipeline",
         title="Qwen-Image",
         also=("QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline"),
@@ -167,9 +167,10 @@ _ROWS = (
         packing="patches",
         patch=2,
         rescaled=True,
+        image_size=1024,
         targets=(*_ATTENTION, "img_mlp.net.0.proj", "img_mlp.net.2"),
     ),
-    Family(
+    BaseFamily(
         pipeline="Lumina2Pipeline",
         title="Lumina-Image 2",
         also=("Lumina2Text2ImgPipeline",),
@@ -179,14 +180,14 @@ _ROWS = (
         rescaled=True,
         targets=(*_ATTENTION, *(f"feed_forward.linear_{n}" for n in (1, 2, 3))),
     ),
-    Family(
+    BaseFamily(
         pipeline="PixArtSigmaPipeline",
         title="PixArt Sigma",
         texts=_MASKED,
         call=_BINNED,
         patch=2,
     ),
-    Family(
+    BaseFamily(
         pipeline="SanaPipeline",
         title="Sana",
         also=("SanaPAGPipeline",),
@@ -196,7 +197,7 @@ _ROWS = (
         exact=True,
         targets=_ATTENTION,
     ),
-    Family(
+    BaseFamily(
         pipeline="WanPipeline",
         title="Wan 2.1 and 2.2 (single images)",
         call={"guidance_scale": 1.0, "num_frames": 1},
@@ -206,23 +207,24 @@ _ROWS = (
         image_size=480,
         targets=(*_ATTENTION, "ffn.net.0.proj", "ffn.net.2"),
     ),
-    Family(
+    BaseFamily(
         pipeline="AuraFlowPipeline",
         title="AuraFlow",
         unread=("prompt_attention_mask",),
         patch=2,
         each_time=False,
+        image_size=1024,
         targets=(*_ATTENTION, "ff.linear_1", "ff.linear_2", "ff.out_projection"),
     ),
 )
 for _row in _ROWS:
-    FAMILIES.register(_row.pipeline)(_row)
+    BASE_MODELS.register(_row.pipeline)(_row)
 
 
-def family_of(pipeline: str) -> Family | None:
+def family_of(pipeline: str) -> BaseFamily | None:
     """The family whose parts a pipeline of diffusers has, by the name of its class."""
-    for name in FAMILIES.names():
-        row = FAMILIES.get(name)
+    for name in BASE_MODELS.names():
+        row = BASE_MODELS.get(name)
         if pipeline in (row.pipeline, *row.also):
             return row
     return None

@@ -5,7 +5,7 @@ from typing import Any
 
 import diffusers
 
-from lorasynth.base.families import FAMILIES, Family, family_of
+from lorasynth.base.families import BASE_MODELS, BaseFamily, family_of
 from lorasynth.base.outline import outlined_pipeline
 from lorasynth.base.pipeline_files import classes_of, load_pipeline, read_description
 from lorasynth.base.single_file import load_checkpoint
@@ -36,15 +36,15 @@ def open_pipeline(name: str, *, outlined: bool = False) -> Any:
     return pipeline
 
 
-def _row_of(name: str) -> Family:
+def _row_of(name: str) -> BaseFamily:
     """The family of a pipeline, by what its `model_index.json` says."""
     stated = str(read_description(name, "model_index.json").get("_class_name"))
     row = family_of(stated)
     if row is None:
         raise BaseModelError(
-            f"a base model must be a {', '.join(FAMILIES.names())}, but {name} is a {stated}: "
+            f"a base model must be a {', '.join(BASE_MODELS.names())}, but {name} is a {stated}: "
             "choose another one, or add a row to lorasynth.base.families (entry point "
-            f"{FAMILIES.group!r})"
+            f"{BASE_MODELS.group!r})"
         )
     return row
 

@@ -15,7 +15,7 @@ import torch
 from diffusers.loaders import single_file_utils
 from huggingface_hub import try_to_load_from_cache
 
-from lorasynth.base.families import Family, family_of
+from lorasynth.base.families import BaseFamily, family_of
 from lorasynth.base.pipeline_files import classes_of, load_pipeline
 from lorasynth.base.quiet import without_bars
 from lorasynth.core.config import read_json
@@ -89,7 +89,7 @@ def load_checkpoint(path: Path, *, outlined: bool = False) -> Any:
         ) from error
 
 
-def _whole(path: Path, configs: Path, row: Family, dtype: torch.dtype) -> Any:
+def _whole(path: Path, configs: Path, row: BaseFamily, dtype: torch.dtype) -> Any:
     """A pipeline of which all networks are in the file."""
     pipeline_class: Any = getattr(diffusers, row.pipeline)
     return pipeline_class.from_single_file(
@@ -97,7 +97,7 @@ def _whole(path: Path, configs: Path, row: Family, dtype: torch.dtype) -> Any:
     )
 
 
-def _denoiser(path: Path, configs: Path, row: Family, dtype: torch.dtype) -> Any:
+def _denoiser(path: Path, configs: Path, row: BaseFamily, dtype: torch.dtype) -> Any:
     """A pipeline of a folder, whose denoiser is in the file."""
     parts = classes_of(str(configs))
     [part] = parts.keys() & {"unet", "transformer"}
