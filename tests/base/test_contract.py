@@ -371,7 +371,7 @@ def test_images_may_have_another_size(kind: Kind) -> None:
     base = BaseModel.load(kind.folder, image_size=8)
     assert base.latent_shape == (4, 4, 4)
     assert base.sample(["sad"], [0], config=QUICK).shape == (1, 8, 8, 3)
-    with pytest.raises(BaseModelError, match=r"--size is 15"):
+    with pytest.raises(BaseModelError, match="15 x 15 are asked for"):
         BaseModel.load(kind.folder, image_size=15)
 
 

@@ -128,7 +128,7 @@ class Captured(BaseModel):
             if side < unit or side % unit:
                 raise BaseModelError(
                     f"images of {self.name} must have a multiple of {unit} pixels on each side, "
-                    f"but --size is {side}"
+                    f"but {height} x {width} are asked for"
                 )
         channels = scale_of(self.vae).channels(self.vae)
         return channels, height // self._factor, width // self._factor

@@ -45,8 +45,8 @@ class SamplingConfig:
 
     Attributes:
         steps: solver steps.
-        guidance: weight of classifier-free guidance, 1 turns it off; or what a model that was
-            distilled with guidance is told.
+        guidance: weight of classifier-free guidance, 1 turns it off (0 in Z-Image, as diffusers
+            counts there); or what a model that was distilled with guidance is told.
         batch: most latents denoised at once (twice as many samples with guidance); large images
             are made in smaller batches.
         height: of the images in pixels; None: the base model's `image_size`.

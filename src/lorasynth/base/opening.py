@@ -24,7 +24,7 @@ def open_pipeline(name: str, *, outlined: bool = False) -> Any:
         BaseModelError: it is not whole, is damaged, or is of a kind that is not known.
     """
     if repository(name) is None and Path(name).is_file():
-        pipeline = load_checkpoint(Path(name), outlined=outlined)
+        pipeline = load_checkpoint(Path(name))  # only then its modules are known
     else:
         row = _row_of(name)
         kind = getattr(diffusers, row.pipeline)

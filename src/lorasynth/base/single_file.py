@@ -38,12 +38,11 @@ _AUTOENCODER = ("first_stage_model.", "vae.")
 _VIDEO = ("wan", "ltx", "hunyuan-video", "mochi", "cosmos", "animatediff", "skyreels")
 
 
-def load_checkpoint(path: Path, *, outlined: bool = False) -> Any:
+def load_checkpoint(path: Path) -> Any:
     """Load a pipeline from one file.
 
     Args:
         path: of the file.
-        outlined: refuse, since the modules of a file are known only after it was converted.
 
     Raises:
         BaseModelError: it is no whole checkpoint of a known family, is quantised, or its
@@ -69,11 +68,6 @@ def load_checkpoint(path: Path, *, outlined: bool = False) -> Any:
         raise BaseModelError(
             f"a checkpoint must be of a known family, but the folder with the configurations of "
             f"{path} is of a {stated}: see the table in docs/basemodels.md"
-        )
-    if outlined:
-        raise BaseModelError(
-            f"a checkpoint must be converted to be compared, but {path} is not: load it, or use "
-            "the model's pipeline folder"
         )
     whole = any(name.startswith(_AUTOENCODER) for name in shapes)
     try:
