@@ -71,7 +71,7 @@ def adapters_of(base: BaseModel, n: int) -> Factors:
     assert isinstance(base, Captured)
     return {
         name: Factor(draw(n, 2, layer.in_features), draw(n, layer.out_features, 2))
-        for name, layer in base.target_linears(base.row.targets).items()
+        for name, layer in base.target_linears(base.default_targets).items()
     }
 
 
@@ -481,4 +481,4 @@ def test_the_true_configuration_has_these_latents_and_default_targets(
     base = Captured(type(pipeline)(**{**pipeline.components, **switches, **made}), str(tmp_path))
     assert base.image_size == side
     assert base.latent_shape == shape
-    assert len(base.target_linears(base.row.targets)) == layers
+    assert len(base.target_linears(base.default_targets)) == layers

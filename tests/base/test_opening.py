@@ -65,6 +65,17 @@ def test_folders_of_sister_pipelines_are_their_plain_pipeline(
     assert made[0].equal(made[1])
 
 
+def test_stable_diffusion_3_may_lack_t5(tmp_path: Path) -> None:
+    tiny_families.build("StableDiffusion3Pipeline").save_pretrained(tmp_path / "x")
+    nothing = dict.fromkeys(("text_encoder_3", "tokenizer_3"), [None, None])
+    restated(tmp_path / "x", "model_index.json", **nothing)
+    base = BaseModel.load(tmp_path / "x")
+    assert set(base.text_encoders) == {"text_encoder", "text_encoder_2"}
+    assert base.sample(["sad"], [0], config=QUICK).shape == (1, 16, 16, 3)
+    restated(tmp_path / "x", "model_index.json", text_encoder_2=[None, None])
+    refused(tmp_path / "x", "text_encoder_2")
+
+
 def test_a_checkpoint_of_stable_diffusion_is_its_pipeline(
     sd: tuple[Any, Path], tmp_path: Path
 ) -> None:

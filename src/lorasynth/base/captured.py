@@ -80,7 +80,9 @@ class Captured(BaseModel):
         assert row is not None, type(pipeline)
         self.row: BaseFamily = row
         self.pipeline_class = type(pipeline)
-        self.denoiser_part, self.text_parts = parts_of(type(pipeline))
+        self.denoiser_part, texts = parts_of(type(pipeline))
+        lacking = [part for part in row.optional if getattr(pipeline, part, None) is None]
+        self.text_parts = {name: part for name, part in texts.items() if part not in lacking}
         super().__init__(pipeline, name, image_size)
         own, flow = pipeline.scheduler, is_flow(pipeline.scheduler)
         self.scheduler = ddim(own) if row.ddim and not flow else type(own).from_config(own.config)
@@ -99,6 +101,11 @@ class Captured(BaseModel):
                 f"takes {taken} channels, not {expected}, as models for inpainting and editing "
                 "do: use the model that it was made from"
             )
+
+    @property
+    @override
+    def default_targets(self) -> tuple[str, ...]:
+        return self.row.targets
 
     # Sizes
 
@@ -151,7 +158,7 @@ class Captured(BaseModel):
     @functools.cached_property
     def _longest(self) -> int:
         """Tokens of the longest prompt, of the text encoder that takes the longest ones."""
-        tokenizer = getattr(self.pipeline, list(self.text_parts)[-1])
+        tokenizer = getattr(self.pipeline, list(parts_of(self.pipeline_class)[1])[-1])
         call = inspect.signature(self._call).parameters["max_sequence_length"].default
         limit = getattr(tokenizer, "model_max_length", None) or call
         return int(min(call, limit))

@@ -155,6 +155,11 @@ class BaseModel(ABC):
 
     # What a kind of pipeline must say
 
+    @property
+    @abstractmethod
+    def default_targets(self) -> tuple[str, ...]:
+        """Endings of the names of the layers that adapters of this family change by default."""
+
     @abstractmethod
     def own_image_size(self) -> int:
         """Side in pixels of the images that the model was trained for."""

@@ -42,6 +42,7 @@ class BaseFamily:
         image_size: side of images in pixels, where the configurations have none that is meant.
         targets: endings of the names of the layers that adapters change by default.
         left_out: arguments that keep a pipeline from loading parts that are not used.
+        optional: a text encoder that a folder may lack, and its tokenizer.
         trigger: word for the subject.
         prompt: what an image of it shows.
     """
@@ -65,6 +66,7 @@ class BaseFamily:
     image_size: int | None = None
     targets: tuple[str, ...] = _USUAL
     left_out: Mapping[str, Any] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
     trigger: str = "sks"
     prompt: str = "a portrait of {}"
 
@@ -106,6 +108,7 @@ _ROWS = (
         title="Stable Diffusion 3 and 3.5",
         also=("StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"),
         texts=_POOLED,
+        optional=("text_encoder_3", "tokenizer_3"),
         patch=2,
     ),
     BaseFamily(

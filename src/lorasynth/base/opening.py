@@ -29,11 +29,17 @@ def open_pipeline(name: str, *, outlined: bool = False) -> Any:
         row = _row_of(name)
         kind = getattr(diffusers, row.pipeline)
         _refuse_parts(name)
+        left_out = {**row.left_out, **_lacking(name, row)}
         pipeline = (
-            outlined_pipeline(name, kind) if outlined else load_pipeline(name, kind, row.left_out)
+            outlined_pipeline(name, kind) if outlined else load_pipeline(name, kind, left_out)
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _lacking(name: str, row: BaseFamily) -> dict[str, None]:
+    """The optional parts that a folder states not to have."""
+    return dict.fromkeys(set(row.optional) - classes_of(name).keys())
 
 
 def _row_of(name: str) -> BaseFamily:
