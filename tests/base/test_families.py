@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorasynth.adapter import Factor, Factors
+from lorasynth.adapter import Adapter, Factor, Factors, unstack
 from lorasynth.base import (
     BASE_MODELS,
     BaseModel,
@@ -341,6 +341,25 @@ def test_stacked_adapters_sample_as_each_does_alone(base: BaseModel) -> None:
         mine = slice(2 * i, 2 * i + 2)
         alone = base.sample(PROMPTS[mine], SEEDS[mine], row(adapters, i), config)
         assert distance(together[mine], alone) <= 1
+
+
+def test_a_lora_file_makes_the_same_images_in_diffusers(base: BaseModel, tmp_path: Path) -> None:
+    pipe = base.pipeline
+    if not hasattr(pipe, "load_lora_weights"):
+        pytest.skip("diffusers reads no LoRA files of this family")
+    adapters = adapters_of(base, 1)
+    config = SamplingConfig(steps=2, guidance=GUIDANCE, width=2 * base.image_size)
+    ours = base.sample(PROMPTS[:2], SEEDS[:2], adapters, config)
+    assert distance(ours, base.sample(PROMPTS[:2], SEEDS[:2], None, config)) > 1
+    file = Adapter(unstack(adapters)[0]).save(tmp_path / "me.safetensors", "diffusers")
+    pipe.load_lora_weights(file)
+    try:
+        images = own_images(base, 2, "", output_type="np")
+    finally:
+        pipe.unload_lora_weights()
+    theirs = np.asarray(images)[:, 0] if kind(base) == "WanPipeline" else np.asarray(images)
+    pixels = torch.from_numpy((theirs * 255).round().astype(np.uint8))
+    assert distance(ours, pixels) <= 2
 
 
 def test_images_come_back_from_their_latents(base: BaseModel) -> None:

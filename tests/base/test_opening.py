@@ -67,7 +67,7 @@ def test_folders_of_sister_pipelines_are_their_plain_pipeline(
 
 def test_stable_diffusion_3_may_lack_t5(tmp_path: Path) -> None:
     tiny_families.build("StableDiffusion3Pipeline").save_pretrained(tmp_path / "x")
-    nothing = dict.fromkeys(("text_encoder_3", "tokenizer_3"), [None, None])
+    nothing = {part: [None, None] for part in ("text_encoder_3", "tokenizer_3")}
     restated(tmp_path / "x", "model_index.json", **nothing)
     base = BaseModel.load(tmp_path / "x")
     assert set(base.text_encoders) == {"text_encoder", "text_encoder_2"}
