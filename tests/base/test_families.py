@@ -343,6 +343,24 @@ def test_stacked_adapters_sample_as_each_does_alone(base: BaseModel) -> None:
         assert distance(together[mine], alone) <= 1
 
 
+def test_adapters_may_act_on_the_prompts_side_of_guidance_alone(base: BaseModel) -> None:
+    assert isinstance(base, Captured)
+    if base.row.guidance == "told":
+        return
+    adapters, noisy, _, times, texts = adapters_of(base, 2), *noised(base, 4)
+    config = SamplingConfig(guidance=GUIDANCE, guidance_side="prompt")
+    time = times[0]
+    with torch.no_grad():
+        unsaid = base._said(noisy, time, base.empty_prompts(4))
+        with base.attached(adapters):
+            found = base.guided(texts, 2, config)(noisy, time)
+            usual = base.guided(texts, 2, SamplingConfig(guidance=GUIDANCE))(noisy, time)
+            said = base._said(noisy, time, texts)
+    expected = base._unpacked(base._guided(said, unsaid, GUIDANCE), noisy)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found, usual, rtol=1e-3, atol=1e-3)
+
+
 def test_a_lora_file_makes_the_same_images_in_diffusers(base: BaseModel, tmp_path: Path) -> None:
     pipe = base.pipeline
     if not hasattr(pipe, "load_lora_weights"):

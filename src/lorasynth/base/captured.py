@@ -19,7 +19,7 @@ from jaxtyping import Float, Real
 from torch import Tensor
 from typing_extensions import override
 
-from lorasynth.base.contract import BaseModel, Guided
+from lorasynth.base.contract import BaseModel, Guided, SamplingConfig
 from lorasynth.base.families import BaseFamily, family_of
 from lorasynth.base.latents import scale_of
 from lorasynth.base.noising import Discrete, Flow, Noising, ddim, is_flow
@@ -364,10 +364,11 @@ class Captured(BaseModel):
         return self._shift
 
     @override
-    def guided(self, texts: Texts, count: int, guidance: float, negative: str = "") -> Guided:
+    def guided(self, texts: Texts, count: int, config: SamplingConfig) -> Guided:
         """Classifier-free guidance (Ho & Salimans 2022), or what a model was distilled to do."""
+        guidance = config.guidance
         if self.row.guidance == "told":
-            if negative:
+            if config.negative_prompt:
                 raise ConfigError(
                     f"{self.row.title} has its guidance within and takes no negative prompt: "
                     "leave it out"
@@ -378,22 +379,32 @@ class Captured(BaseModel):
         if guidance == self.row.off or self.pipeline.config.get("is_distilled"):
             return lambda latents, time: self._unpacked(self._said(latents, time, texts), latents)
         # An adapter may change the text encoder, so each has an empty prompt of its own.
-        empty = self.empty_prompts(count, negative)
+        alone = config.guidance_side == "prompt"
+        with self._bare() if alone else nullcontext():
+            empty = self.empty_prompts(count, config.negative_prompt)
         samples = len(texts) // count
         empty = empty.map(lambda part: part.repeat_interleave(samples, dim=0))
         both = texts.interleaved(empty, count)
 
         def predict(latents: Tensor, time: Tensor) -> Tensor:
-            inputs = interleave(latents, latents, count)
-            said, unsaid = separate(self._said(inputs, time, both), count)
-            start = unsaid if self.row.off else said
-            guided = start + guidance * (said - unsaid)
-            if self.row.rescaled:
-                norms = (part.norm(dim=-1, keepdim=True) for part in (said, guided))
-                guided = guided * (next(norms) / next(norms))
-            return self._unpacked(guided, latents)
+            if alone:
+                said = self._said(latents, time, texts)
+                with self._bare():
+                    unsaid = self._said(latents, time, empty)
+            else:
+                inputs = interleave(latents, latents, count)
+                said, unsaid = separate(self._said(inputs, time, both), count)
+            return self._unpacked(self._guided(said, unsaid, guidance), latents)
 
         return predict
+
+    def _guided(self, said: Tensor, unsaid: Tensor, guidance: float) -> Tensor:
+        """The prediction for the prompt, away from that for nothing said."""
+        guided = (unsaid if self.row.off else said) + guidance * (said - unsaid)
+        if self.row.rescaled:
+            norms = (part.norm(dim=-1, keepdim=True) for part in (said, guided))
+            guided = guided * (next(norms) / next(norms))
+        return guided
 
     @override
     def noise(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Real, UInt8
@@ -52,6 +52,8 @@ class SamplingConfig:
         height: of the images in pixels; None: the base model's `image_size`.
         width: the same.
         negative_prompt: what the images shall not show, for classifier-free guidance.
+        guidance_side: where adapters act in classifier-free guidance: "both", or at the "prompt"
+            alone, and the model says by itself what it makes of nothing.
     """
 
     steps: int = 20
@@ -60,6 +62,7 @@ class SamplingConfig:
     height: int | None = None
     width: int | None = None
     negative_prompt: str = ""
+    guidance_side: Literal["both", "prompt"] = "both"
 
 
 #: For images that are only measured: their figures are those of images after twenty steps.
@@ -99,6 +102,7 @@ class BaseModel(ABC):
             BaseModelError: a part is missing, or the model cannot make images of that size.
         """
         _require_parts(pipeline, name, (self.denoiser_part, "vae", *self.text_parts.values()))
+        self._attached: list[StackedAdapters] = []
         self.pipeline = pipeline
         self.name = public_name(name)
         self.denoiser: Any = getattr(pipeline, self.denoiser_part)
@@ -205,7 +209,7 @@ class BaseModel(ABC):
         """
 
     @abstractmethod
-    def guided(self, texts: Texts, count: int, guidance: float, negative: str = "") -> Guided:
+    def guided(self, texts: Texts, count: int, config: SamplingConfig) -> Guided:
         """The denoiser with guidance, for the prompts of `count` attached adapters."""
 
     @abstractmethod
@@ -298,8 +302,21 @@ class BaseModel(ABC):
                         "kind of model"
                     )
                 network = parts[component]
-                stack.enter_context(StackedAdapters(network, _present(network, factors)))
+                stacked = StackedAdapters(network, _present(network, factors))
+                self._attached.append(stack.enter_context(stacked))
+                stack.callback(self._attached.remove, stacked)
             yield
+
+    @contextmanager
+    def _bare(self) -> Iterator[None]:
+        """The model without the adapters that are attached, inside."""
+        for stacked in self._attached:
+            stacked.detach()
+        try:
+            yield
+        finally:
+            for stacked in self._attached:
+                stacked.attach()
 
     def noise(
         self, seeds: Sequence[int], shape: Sequence[int] | None = None
@@ -390,7 +407,7 @@ class BaseModel(ABC):
         shape: Sequence[int],
     ) -> Float[Tensor, "b c i j"]:
         texts, latents = self.encode_prompts(prompts), self.noise(seeds, shape)
-        predict = self.guided(texts, n, config.guidance, config.negative_prompt)
+        predict = self.guided(texts, n, config)
         for time in self.schedule(config.steps, shape):
             latents = self.step(predict(latents, time), time, latents)
         return latents
