@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lorasynth.adapter import Adapter, Factor, Factors, map_factors, unstack
 from lorasynth.adapter.addition import add
-from lorasynth.base import BASE_MODELS, BaseModel, Memory, SamplingConfig, StackedAdapters, Texts
+from lorasynth.base import BaseModel, Memory, SamplingConfig, StackedAdapters, Texts
 from lorasynth.core.errors import BaseModelError, LayoutError
 from lorasynth.core.randomness import torch_stream
 from tiny_pipelines import KINDS, build
@@ -80,15 +80,11 @@ def noised(base: BaseModel, count: int) -> tuple[Tensor, Tensor, Tensor, Texts]:
     return noisy, target, times, base.encode_prompts(PROMPTS[:count])
 
 
-def test_every_registered_kind_is_run_here() -> None:
-    assert set(BASE_MODELS.names()) == set(KINDS)
-
-
 # Encoding
 
 
 def test_the_kind_is_told_by_the_folder(kind: Kind) -> None:
-    assert type(kind.base) is BASE_MODELS.get(kind.name)
+    assert kind.base.pipeline_class.__name__ == kind.name
     assert kind.base.image_size == 16
     assert kind.base.latent_shape == (4, 8, 8)
     networks = (kind.base.denoiser, kind.base.vae, *kind.base.text_encoders.values())
@@ -168,10 +164,8 @@ def test_times_are_drawn_from_the_stream_alone(base: BaseModel) -> None:
     assert base.draw_times((500,), torch_stream(2)).equal(times)
     assert times.min() >= 0
     assert times.unique().numel() > 100
-    whole = not times.is_floating_point()
-    assert times.max() < (1000 if whole else 1)
-    middle = 500 if whole else 0.5
-    assert 0.8 * middle < times.double().mean() < 1.4 * middle
+    assert times.max() < 1000
+    assert 400 < times.double().mean() < 700
 
 
 def test_stacked_adapters_denoise_as_each_does_alone(base: BaseModel) -> None:
@@ -314,7 +308,7 @@ def made_by(pipe: Any, base: BaseModel) -> Tensor:
     options: dict[str, Any] = {"guidance_scale": QUICK.guidance, "num_inference_steps": QUICK.steps}
     latents = base.noise(SEEDS[:2])
     if isinstance(pipe, FluxPipeline):
-        latents = base.pack(latents)
+        latents = base._packed(latents)
         options["max_sequence_length"] = pipe.tokenizer_2.model_max_length
     images = pipe(PROMPTS[:2], height=16, width=16, latents=latents, **options).images
     return torch.from_numpy(np.stack(images))
@@ -377,7 +371,7 @@ def test_images_may_have_another_size(kind: Kind) -> None:
     base = BaseModel.load(kind.folder, image_size=8)
     assert base.latent_shape == (4, 4, 4)
     assert base.sample(["sad"], [0], config=QUICK).shape == (1, 8, 8, 3)
-    with pytest.raises(BaseModelError, match=r"--size is 15"):
+    with pytest.raises(BaseModelError, match="15 x 15 are asked for"):
         BaseModel.load(kind.folder, image_size=15)
 
 
@@ -425,5 +419,7 @@ def test_a_part_that_the_index_leaves_out_is_told_in_one_line(kind: Kind, tmp_pa
         BaseModel.load(folder)
     assert "\n" not in str(caught.value)
     index.write_text(json.dumps(stated | {"_class_name": "NoPipeline"}))
-    with pytest.raises(BaseModelError, match=r"FluxPipeline, .*but .* is a NoPipeline"):
+    with pytest.raises(
+        BaseModelError, match=r"FluxPipeline, .*but .* is a NoPipeline: .*add a row"
+    ):
         BaseModel.load(folder)

@@ -118,6 +118,6 @@ def test_a_folder_as_it_is_on_the_hub_loads(kind: str, tmp_path: Path) -> None:
     for name, part in texts[0].items():
         assert torch.equal(part, texts[1][name]), name
     if PUBLISHED[kind][0] is not None:
-        assert hub.prediction_type == "epsilon", "where nothing is stated"
+        assert hub.scheduler.config.prediction_type == "epsilon", "where nothing is stated"
         assert hub.scheduler.config.beta_end == 0.012
     assert hub.sample(prompts, [0, 1], config=QUICK).shape[0] == 2

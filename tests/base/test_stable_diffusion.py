@@ -60,7 +60,7 @@ def test_prompts_that_do_not_divide_among_adapters(
 def test_sizes_are_those_of_the_pipeline(base: BaseModel) -> None:
     assert base.latent_shape == (4, 8, 8)
     assert base.image_size == 16
-    assert base.prediction_type == "v_prediction"
+    assert base.scheduler.config.prediction_type == "v_prediction"
     assert base.dtype == torch.float64
     [text] = base.encode_prompts(["sad", "a b c"]).parts.values()
     assert text.shape == (2, 24, 16)
@@ -188,7 +188,7 @@ def test_a_folder_that_lacks_a_part_is_told_in_one_line(
 
 def test_a_name_that_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").touch()
-    with pytest.raises(BaseModelError, match=r"model\.ckpt is a file"):
+    with pytest.raises(BaseModelError, match=r"model\.ckpt is not: pickles"):
         BaseModel.load(tmp_path / "model.ckpt")
     with pytest.raises(BaseModelError, match="is not there") as caught:
         BaseModel.load(tmp_path / "none")

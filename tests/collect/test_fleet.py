@@ -79,8 +79,7 @@ def train_with_peft(base, recipe, subject, start):
     )
     latents = base.encode_images(subject.images)
     texts, empty = (
-        base.encode_prompts(said).parts["encoder_hidden_states"]
-        for said in (subject.captions, [""])
+        base.encode_prompts(said).parts["prompt_embeds"] for said in (subject.captions, [""])
     )
     for draw in draw_steps(base, recipe, [subject.id], [len(latents)]):
         text = texts[draw.images[0]].clone()

@@ -76,7 +76,7 @@ class MeanColour(ConditionEncoder):
 def base(pipeline_folder: Path) -> BaseModel:
     """The tiny base model with latents of unit size, so that noise does not hide the subjects."""
     model = BaseModel.load(pipeline_folder)
-    model.scaling = 8.0
+    model.vae.register_to_config(scaling_factor=8.0)
     return model
 
 
@@ -193,7 +193,7 @@ def test_gradient_checkpointing_trains_the_same_weights(
 ) -> None:
     config = replace(SMALL, optimisation=replace(SMALL.optimisation, steps=4))
     frugal = BaseModel.load(pipeline_folder, memory=Memory(gradient_checkpointing=True))
-    frugal.scaling = base.scaling
+    frugal.vae.register_to_config(scaling_factor=8.0)
     made = [
         train_predictor(model, MeanColour(), Colours(), RECIPE, config, tmp_path / name)
         for name, model in (("plain", base), ("frugal", frugal))

@@ -23,7 +23,8 @@ SMALL = IPAdapterConfig(
 @pytest.fixture(scope="module")
 def base(pipeline_folder: Path) -> BaseModel:
     model = BaseModel.load(pipeline_folder)
-    model.scaling = 8.0  # latents of unit size, so that noise does not hide the subjects
+    # Latents of unit size, so that noise does not hide the subjects.
+    model.vae.register_to_config(scaling_factor=8.0)
     return model
 
 
@@ -95,7 +96,7 @@ def test_diffusers_reads_the_file(base: BaseModel, pipeline_folder: Path, tmp_pa
         tmp_path, subfolder="", weight_name="ip.safetensors", image_encoder_folder=None
     )
     pipeline.set_ip_adapter_scale(0.7)
-    text = base.encode_prompts(["a", ""]).parts["encoder_hidden_states"]
+    text = base.encode_prompts(["a", ""]).parts["prompt_embeds"]
     theirs = pipeline.unet(
         noise.expand(2, -1, -1, -1),
         500,

@@ -23,7 +23,7 @@ from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.avatars.model import build_pipeline
 from lorasynth.avatars.parts import Following, follow_captions
 from lorasynth.avatars.pool import Drawn, load_images
-from lorasynth.base import MEASURED, StableDiffusion
+from lorasynth.base import MEASURED, Captured
 from lorasynth.core import config as configs
 from lorasynth.core.atomic import atomic_directory, write_json
 from lorasynth.core.progress import progress
@@ -111,7 +111,7 @@ class _Loss:
         training: DenoiserTraining,
         device: torch.device,
     ) -> None:
-        self.base = StableDiffusion(pipeline.to(device), "avatars")
+        self.base = Captured(pipeline.to(device), "avatars")
         for part in (pipeline.unet, pipeline.text_encoder):
             part.requires_grad_(True)
         self.latents, self.features, self.phrases = latents.to(device), features, phrases
@@ -130,7 +130,10 @@ class _Loss:
         noisy, target = self.base.add_noise(clean, noise, times)
         rng = numpy_stream(options.seed, "captions", step)
         said = [self._caption(row, rng) for row in rows.tolist()]
-        text = model["text_encoder"](self.base._tokens("tokenizer", said))[0]
+        tokens = self.base.pipeline.tokenizer(
+            said, padding="max_length", truncation=True, return_tensors="pt"
+        )
+        text = model["text_encoder"](tokens.input_ids.to(self.device))[0]
         middle: list[Tensor] = []
         hook = model["unet"].mid_block.register_forward_hook(lambda *io: middle.append(io[-1]))
         prediction = model["unet"](noisy, times, text).sample.float()
@@ -248,7 +251,7 @@ class Progress:
         parts = {name: average[name] for name in ("unet", "text_encoder")}
         averaged = type(pipeline)(**(pipeline.components | parts), requires_safety_checker=False)
         averaged.set_progress_bar_config(disable=True)
-        base = StableDiffusion(averaged, "averaged")
+        base = Captured(averaged, "averaged")
         shares, images = follow_captions(base, self.judge, self.following)
         write_synthetic(self.run / "samples.png", contact_sheet(images[:_SHOWN], 8))
         save_pipeline(averaged, self.run / "so-far", {"steps": step})

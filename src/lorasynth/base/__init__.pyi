@@ -1,10 +1,9 @@
-from .contract import BASE_MODELS as BASE_MODELS
+from .captured import Captured as Captured
 from .contract import MEASURED as MEASURED
 from .contract import BaseModel as BaseModel
-from .contract import Memory as Memory
 from .contract import SamplingConfig as SamplingConfig
-from .flux import Flux as Flux
-from .sdxl import StableDiffusionXL as StableDiffusionXL
-from .stable_diffusion import StableDiffusion as StableDiffusion
+from .families import BASE_MODELS as BASE_MODELS
+from .families import BaseFamily as BaseFamily
+from .memory import Memory as Memory
 from .stacked import StackedAdapters as StackedAdapters
 from .texts import Texts as Texts

@@ -9,22 +9,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
-from jaxtyping import Float, Int64, Real, UInt8
+from jaxtyping import Float, Real, UInt8
 from torch import Tensor, nn
 
 from lorasynth.adapter import Factor, Factors, count, map_factors
 from lorasynth.adapter.components import DENOISER, split
-from lorasynth.base.outline import outlined_pipeline, stored_fingerprint
-from lorasynth.base.pipeline_files import load_pipeline, read_description
+from lorasynth.base.latents import scale_of
+from lorasynth.base.memory import Memory
+from lorasynth.base.outline import stored_fingerprint
 from lorasynth.base.stacked import StackedAdapters
 from lorasynth.base.texts import Texts
 from lorasynth.core.errors import BaseModelError, LayoutError
 from lorasynth.core.places import public_name
 from lorasynth.core.randomness import torch_stream
-from lorasynth.core.registry import Registry
 from lorasynth.core.weights import fingerprint
 from lorasynth.images.files import to_unit_range
 
@@ -45,62 +45,37 @@ class SamplingConfig:
 
     Attributes:
         steps: solver steps.
-        guidance: weight of classifier-free guidance, 1 turns it off; or what a model that was
-            distilled with guidance is told.
+        guidance: weight of classifier-free guidance, 1 turns it off (0 in Z-Image, as diffusers
+            counts there); or what a model that was distilled with guidance is told.
         batch: most latents denoised at once (twice as many samples with guidance); large images
             are made in smaller batches.
+        height: of the images in pixels; None: the base model's `image_size`.
+        width: the same.
+        negative_prompt: what the images shall not show, for classifier-free guidance.
+        guidance_side: where adapters act in classifier-free guidance: "both", or at the "prompt"
+            alone, and the model says by itself what it makes of nothing.
     """
 
     steps: int = 20
     guidance: float = 3.0
     batch: int = 64
+    height: int | None = None
+    width: int | None = None
+    negative_prompt: str = ""
+    guidance_side: Literal["both", "prompt"] = "both"
 
 
 #: For images that are only measured: their figures are those of images after twenty steps.
 MEASURED = SamplingConfig(steps=10)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """How the denoiser saves memory; no option changes what it computes, but for rounding.
-
-    Attributes:
-        gradient_checkpointing: keep only what enters each block, and compute the rest again in the
-            backward pass: about a third more time for a fraction of the memory of training.
-        attention_slicing: compute a U-Net's attention in slices, for devices without a fused
-            kernel, which never holds all scores.
-    """
-
-    gradient_checkpointing: bool = False
-    attention_slicing: bool = False
-
-    def apply(self, denoiser: Any, name: str) -> None:
-        """Turn the options on in a denoiser of diffusers.
-
-        Raises:
-            BaseModelError: this kind of denoiser has no attention slicing.
-        """
-        if self.gradient_checkpointing:
-            denoiser.enable_gradient_checkpointing()
-        if not self.attention_slicing:
-            return
-        if not hasattr(denoiser, "set_attention_slice"):
-            raise BaseModelError(
-                f"attention slicing is for U-Nets, but {name} has a {type(denoiser).__name__}, "
-                "whose attention never holds all scores: leave it out"
-            )
-        denoiser.set_attention_slice("auto")
-
-
 class BaseModel(ABC):
     """A text-to-image model that adapters are made for; all of its weights are frozen.
 
     Attributes:
-        pipeline_class: the pipeline of diffusers that this is for.
+        pipeline_class: the pipeline of diffusers.
         denoiser_part: the pipeline's name for the denoiser.
         text_parts: the pipeline's names for each tokenizer and its text encoder.
-        left_out: arguments that keep a pipeline from loading parts that are not used.
-        patch: latents along one side that the denoiser takes as one token.
         name: its id on the hub, or the last name of its folder's path.
         fingerprint: identifies the denoiser's weights; written into every adapter.
         denoiser: the U-Net or transformer.
@@ -111,11 +86,9 @@ class BaseModel(ABC):
     """
 
     scheduler: Any
-    pipeline_class: ClassVar[type[Any]]
-    denoiser_part: ClassVar[str] = "unet"
-    text_parts: ClassVar[Mapping[str, str]] = {"tokenizer": "text_encoder"}
-    left_out: ClassVar[Mapping[str, Any]] = {}
-    patch: ClassVar[int] = 1
+    pipeline_class: type[Any]
+    denoiser_part: str
+    text_parts: Mapping[str, str]
 
     def __init__(self, pipeline: Any, name: str, image_size: int | None = None) -> None:
         """Freeze a pipeline.
@@ -129,6 +102,7 @@ class BaseModel(ABC):
             BaseModelError: a part is missing, or the model cannot make images of that size.
         """
         _require_parts(pipeline, name, (self.denoiser_part, "vae", *self.text_parts.values()))
+        self._attached: list[StackedAdapters] = []
         self.pipeline = pipeline
         self.name = public_name(name)
         self.denoiser: Any = getattr(pipeline, self.denoiser_part)
@@ -139,9 +113,7 @@ class BaseModel(ABC):
         for part in self._networks():
             part.requires_grad_(False).eval()
         self.image_size = image_size or self.own_image_size()
-        self.latent_shape = (self._latent_channels(), *[self._latent_side()] * 2)
-        self.scaling = float(self.vae.config.scaling_factor)
-        self.shift = float(getattr(self.vae.config, "shift_factor", None) or 0.0)
+        self.latent_shape = self.shape_of(self.image_size, self.image_size)
         self.fingerprint = (
             stored_fingerprint(name, self.denoiser_part, self.denoiser)
             if self.device.type == "meta"
@@ -161,9 +133,9 @@ class BaseModel(ABC):
 
         Args:
             name: the folder, or hub:owner/name.
-            device: where to; `meta` reads the configurations and a few weights, which is enough to
+            device: where to; `meta` reads the configurations and a few numbers, which is enough to
                 compare the model with what was made for it, and for nothing else.
-            dtype: of all weights; an autoencoder that is known to overflow in
+            dtype: number format of all weights; an autoencoder that is known to overflow in
                 float16 stays in float32.
             memory: what is given up for memory; None: nothing.
             image_size: side of the images in pixels; None: the model's own.
@@ -171,13 +143,14 @@ class BaseModel(ABC):
         Raises:
             BaseModelError: the folder or repository is missing a part or is of no known kind.
         """
-        kind = _kind_of(str(name))
-        if torch.device(device).type == "meta":
-            return kind(outlined_pipeline(str(name), kind.pipeline_class), str(name), image_size)
-        pipeline = load_pipeline(str(name), kind.pipeline_class, kind.left_out)
-        pipeline.set_progress_bar_config(disable=True)
+        from lorasynth.base.captured import Captured  # a subclass
+        from lorasynth.base.opening import open_pipeline
+
+        pipeline = open_pipeline(str(name), outlined=torch.device(device).type == "meta")
         # The fingerprint is of the weights as stored, so the cast comes after it.
-        base = kind(pipeline, str(name), image_size)
+        base = Captured(pipeline, str(name), image_size)
+        if base.device.type == "meta":
+            return base
         _check_tokenizers(base)
         (memory or Memory()).apply(base.denoiser, str(name))
         for part in base._networks():
@@ -186,12 +159,22 @@ class BaseModel(ABC):
 
     # What a kind of pipeline must say
 
+    @property
+    @abstractmethod
+    def default_targets(self) -> tuple[str, ...]:
+        """Endings of the names of the layers that adapters of this family change by default."""
+
     @abstractmethod
     def own_image_size(self) -> int:
         """Side in pixels of the images that the model was trained for."""
 
     @abstractmethod
-    def _latent_channels(self) -> int: ...
+    def shape_of(self, height: int, width: int) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of images.
+
+        Raises:
+            BaseModelError: a side is no multiple of what the model needs.
+        """
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Texts:
@@ -217,16 +200,21 @@ class BaseModel(ABC):
         """The denoiser's prediction."""
 
     @abstractmethod
-    def schedule(self, steps: int) -> Iterator[Real[Tensor, ""]]:
-        """The times of a solver that starts at noise; `step` is called after each."""
+    def schedule(
+        self, steps: int, shape: Sequence[int] | None = None
+    ) -> Iterator[Real[Tensor, ""]]:
+        """The times of a solver that starts at noise, for latents of a shape; None: the model's.
+
+        `step` is called after each.
+        """
 
     @abstractmethod
-    def guided(self, texts: Texts, count: int, guidance: float) -> Guided:
+    def guided(self, texts: Texts, count: int, config: SamplingConfig) -> Guided:
         """The denoiser with guidance, for the prompts of `count` attached adapters."""
 
-    def empty_prompts(self, count: int) -> Texts:
-        """What the model takes where nothing is said."""
-        return self.encode_prompts([""] * count)
+    @abstractmethod
+    def empty_prompts(self, count: int, negative: str = "") -> Texts:
+        """What the model takes where nothing is said, or what images shall not show."""
 
     def step(
         self,
@@ -238,19 +226,6 @@ class BaseModel(ABC):
         less_noisy: Tensor = self.scheduler.step(prediction, time, latents).prev_sample
         return less_noisy
 
-    def _tokens(self, tokenizer: str, prompts: Sequence[str]) -> Int64[Tensor, "b tokens"]:
-        """Prompts as the tokenizer of that name writes them, padded to its full length."""
-        found = getattr(self.pipeline, tokenizer)
-        tokens = found(
-            list(prompts),
-            padding="max_length",
-            max_length=found.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        ids: Tensor = tokens.input_ids.to(self.device)
-        return ids
-
     # What follows
 
     @property
@@ -261,7 +236,7 @@ class BaseModel(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The denoiser's dtype."""
+        """The denoiser's number format."""
         dtype: torch.dtype = self.denoiser.dtype
         return dtype
 
@@ -291,10 +266,10 @@ class BaseModel(ABC):
     ) -> Float[Tensor, "b c i j"]:
         """The means of the images' latents, scaled as the denoiser takes them."""
         parts = []
-        for part in images.split(batch or self._at_once(_ENCODED_AT_ONCE)):
+        scale = scale_of(self.vae)
+        for part in images.split(batch or _at_once(_ENCODED_AT_ONCE, images.shape[1:3])):
             unit = to_unit_range(part.to(self.device)).to(self.vae.dtype)
-            mean = self.vae.encode(unit).latent_dist.mean
-            parts.append(((mean - self.shift) * self.scaling).to(self.dtype))
+            parts.append(scale.encode(self.vae, unit).to(self.dtype))
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -302,10 +277,10 @@ class BaseModel(ABC):
         self, latents: Float[Tensor, "b c i j"], batch: int | None = None
     ) -> UInt8[Tensor, "b h w 3"]:
         """Images of latents, on the CPU."""
-        parts = []
-        for part in latents.split(batch or self._at_once(_ENCODED_AT_ONCE)):
-            unscaled = (part / self.scaling + self.shift).to(self.vae.dtype)
-            decoded = self.vae.decode(unscaled).sample.float()
+        parts, scale = [], scale_of(self.vae)
+        sides = [side * scale.factor(self.vae) for side in latents.shape[2:]]
+        for part in latents.split(batch or _at_once(_ENCODED_AT_ONCE, sides)):
+            decoded = scale.decode(self.vae, part).float()
             pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
             parts.append(pixels.permute(0, 2, 3, 1).cpu())
         return torch.cat(parts)
@@ -327,12 +302,28 @@ class BaseModel(ABC):
                         "kind of model"
                     )
                 network = parts[component]
-                stack.enter_context(StackedAdapters(network, _present(network, factors)))
+                stacked = StackedAdapters(network, _present(network, factors))
+                self._attached.append(stack.enter_context(stacked))
+                stack.callback(self._attached.remove, stacked)
             yield
 
-    def noise(self, seeds: Sequence[int]) -> Float[Tensor, "b c i j"]:
+    @contextmanager
+    def _bare(self) -> Iterator[None]:
+        """The model without the adapters that are attached, inside."""
+        for stacked in self._attached:
+            stacked.detach()
+        try:
+            yield
+        finally:
+            for stacked in self._attached:
+                stacked.attach()
+
+    def noise(
+        self, seeds: Sequence[int], shape: Sequence[int] | None = None
+    ) -> Float[Tensor, "b c i j"]:
         """Starting noise, one stream per seed, so that an image does not depend on its batch."""
-        drawn = [torch.randn(self.latent_shape, generator=torch_stream(s, "image")) for s in seeds]
+        size = tuple(shape or self.latent_shape)
+        drawn = [torch.randn(size, generator=torch_stream(s, "image")) for s in seeds]
         return torch.stack(drawn).to(self.device, self.dtype)
 
     @torch.no_grad()
@@ -353,6 +344,8 @@ class BaseModel(ABC):
 
         Raises:
             LayoutError: the numbers of prompts, seeds and adapters do not fit.
+            BaseModelError: the model cannot make images of that size.
+            ConfigError: the model takes no negative prompt, or not so many steps.
         """
         config = config or SamplingConfig()
         n = 1 if adapters is None else count(adapters)
@@ -362,68 +355,70 @@ class BaseModel(ABC):
                 f"images, but got {len(prompts)} prompts, {len(seeds)} seeds and {n} "
                 f"adapters: give a multiple of {n} of both"
             )
-        batch = min(config.batch, self._at_once(_MADE_AT_ONCE))
-        places, images = torch.arange(len(prompts)).reshape(n, -1), []
-        # As many adapters at once as fit, and a batch is cut within each adapter's block alike.
-        fleet = max(batch // places.shape[1], 1)
-        for first in range(0, n, fleet):
-            rows = slice(first, first + fleet)
-            block = places[rows]
-            part = adapters and {k: Factor(f.A[rows], f.B[rows]) for k, f in adapters.items()}
-            latents = torch.empty(block.numel(), *self.latent_shape, device=self.device)
-            with self.attached(part):
-                for columns in block.split(max(batch // len(block), 1), dim=1):
-                    own = columns.flatten().tolist()
-                    made = self._sample_batch(
-                        [prompts[i] for i in own], [seeds[i] for i in own], len(block), config
-                    )
-                    latents[columns.flatten() - block[0, 0]] = made.float()
-            images.append(self.decode_latents(latents))
+        sides = config.height or self.image_size, config.width or self.image_size
+        batch = min(config.batch, _at_once(_MADE_AT_ONCE, sides))
+        if adapters is None:
+            return self._sample_in_batches(prompts, seeds, None, 1, config, batch)
+        per_adapter = len(prompts) // n
+        fleet = max(batch // per_adapter, 1)
+        images = []
+        for start in range(0, n, fleet):
+            rows = slice(start, min(start + fleet, n))
+            part = {name: Factor(f.A[rows], f.B[rows]) for name, f in adapters.items()}
+            own = slice(rows.start * per_adapter, rows.stop * per_adapter)
+            size = rows.stop - rows.start
+            images.append(
+                self._sample_in_batches(prompts[own], seeds[own], part, size, config, batch)
+            )
         return torch.cat(images)
 
+    def _sample_in_batches(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        adapters: Factors | None,
+        n: int,
+        config: SamplingConfig,
+        batch: int,
+    ) -> UInt8[Tensor, "b h w 3"]:
+        # With adapters the batch is one block per adapter, so it is cut within each block alike.
+        per_adapter = len(prompts) // n
+        order = torch.arange(len(prompts)).reshape(n, per_adapter)
+        columns = [c.flatten().tolist() for c in order.split(max(batch // n, 1), dim=1)]
+        sides = config.height or self.image_size, config.width or self.image_size
+        latents = torch.empty(len(prompts), *self.shape_of(*sides), device=self.device)
+        with self.attached(adapters):
+            for rows in columns:
+                latents[rows] = self._sample_batch(
+                    [prompts[i] for i in rows],
+                    [seeds[i] for i in rows],
+                    n,
+                    config,
+                    latents.shape[1:],
+                ).float()
+        return self.decode_latents(latents)
+
     def _sample_batch(
-        self, prompts: Sequence[str], seeds: Sequence[int], n: int, config: SamplingConfig
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        n: int,
+        config: SamplingConfig,
+        shape: Sequence[int],
     ) -> Float[Tensor, "b c i j"]:
-        texts, latents = self.encode_prompts(prompts), self.noise(seeds)
-        predict = self.guided(texts, n, config.guidance)
-        for time in self.schedule(config.steps):
+        texts, latents = self.encode_prompts(prompts), self.noise(seeds, shape)
+        predict = self.guided(texts, n, config)
+        for time in self.schedule(config.steps, shape):
             latents = self.step(predict(latents, time), time, latents)
         return latents
 
     def _networks(self) -> tuple[Any, ...]:
         return (self.denoiser, self.vae, *self.text_encoders.values())
 
-    def _latent_side(self) -> int:
-        unit = int(self.pipeline.vae_scale_factor) * self.patch
-        if self.image_size < unit or self.image_size % unit:
-            raise BaseModelError(
-                f"images of {self.name} must have a multiple of {unit} pixels on each side, but "
-                f"--size is {self.image_size}"
-            )
-        return self.image_size // unit * self.patch
 
-    def _at_once(self, pixels: int) -> int:
-        """Images in a batch of so many pixels; from 1 to 64."""
-        return max(1, min(64, pixels // self.image_size**2))
-
-
-BASE_MODELS: Registry[type[BaseModel]] = Registry(
-    "base model",
-    "lorasynth.base_models",
-    "lorasynth.base.flux",
-    "lorasynth.base.sdxl",
-    "lorasynth.base.stable_diffusion",
-)
-
-
-def _kind_of(name: str) -> type[BaseModel]:
-    """The class for a pipeline, by what its `model_index.json` says."""
-    stated = str(read_description(name, "model_index.json").get("_class_name"))
-    if stated not in BASE_MODELS.names():
-        raise BaseModelError(
-            f"a base model must be a {', '.join(BASE_MODELS.names())}, but {name} is a {stated}"
-        )
-    return BASE_MODELS.get(stated)
+def _at_once(pixels: int, sides: Sequence[int]) -> int:
+    """Images of two sides in a batch of so many pixels; from 1 to 64."""
+    return max(1, min(64, pixels // (sides[0] * sides[1])))
 
 
 def _require_parts(pipeline: Any, name: str, parts: Sequence[str]) -> None:
@@ -438,11 +433,15 @@ def _check_tokenizers(base: BaseModel) -> None:
     # Without its files transformers makes a tokenizer that knows no words, in silence.
     for name, part in base.text_parts.items():
         tokenizer, config = getattr(base.pipeline, name), base.text_encoders[part].config
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor for images, too
+        config = config.get_text_config()
         known = 0 if tokenizer is None else len(tokenizer)
         length = 0 if tokenizer is None else tokenizer.model_max_length
         longest = getattr(config, "max_position_embeddings", _LONGEST_TEXT)
         # T5's table of embeddings has a few rows more than there are words.
-        if known < 0.99 * config.vocab_size or length > longest:
+        # Tokenizers of language models have limits beyond those of any model, or none.
+        limited = config.model_type.startswith(("clip", "t5")) and length > longest
+        if known < 0.99 * config.vocab_size or limited:
             raise BaseModelError(
                 f"a base model's {name} must be that of its {part} ({config.vocab_size} tokens, "
                 f"texts of {longest}), but that of {base.name} has {known} and texts of {length}: "
@@ -451,12 +450,13 @@ def _check_tokenizers(base: BaseModel) -> None:
 
 
 def _format_of(part: Any, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of a part: in float16 T5 overflows, and so may an autoencoder."""
+    """The number format for a part: in float16 T5 and Gemma overflow; an autoencoder may."""
     if dtype != torch.float16:
         return dtype
     if getattr(part.config, "force_upcast", False):
         return torch.float32
-    return torch.bfloat16 if getattr(part.config, "model_type", "") == "t5" else dtype
+    overflow = getattr(part.config, "model_type", "") in ("t5", "umt5", "gemma2")
+    return torch.bfloat16 if overflow else dtype
 
 
 def _present(network: Any, factors: Factors) -> Factors:

@@ -126,7 +126,7 @@ class Collect(WithRecipe, CollectConfig, WithWorker, WithImages, WithSheet):
             self.draw_sheet(
                 cut_subjects(source, worker.base.image_size, [encoder] if encoder else [])
             )
-            report = collect(worker, source, out, self.seeded_recipe, self, executor)
+            report = collect(worker, source, out, self.recipe_for(worker.base), self, executor)
             library, failed = Library.open(out), report.failed
             if failed and not len(library):
                 raise CollectionError(

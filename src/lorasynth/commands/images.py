@@ -1,7 +1,7 @@
 """`lorasynth images`: images made with LoRA files."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -29,7 +29,12 @@ class Images(Command, Seeded, WithBase):
         number: Images of each prompt.
         allow_other_base: Use a LoRA file that was made for another base model, if it fits.
         steps: Sampler steps.
-        guidance: Weight of the prompt; 1 for none.
+        guidance: Weight of the prompt; 1 for none (Z-Image: 0).
+        negative_prompt: What the images shall not show.
+        width: In pixels; default: as --size.
+        height: In pixels; default: as --size.
+        guidance_side: Where the LoRA acts in guidance: at both sides, or at the prompt alone, as
+            suits one that was trained on the base of a distilled model.
     """
 
     group: ClassVar[str] = "Use"
@@ -42,6 +47,10 @@ class Images(Command, Seeded, WithBase):
     allow_other_base: bool = False
     steps: Annotated[int, Field(ge=1)] = 20
     guidance: float = 3.0
+    negative_prompt: str = ""
+    width: Annotated[int, Field(ge=8)] | None = None
+    height: Annotated[int, Field(ge=8)] | None = None
+    guidance_side: Literal["both", "prompt"] = "both"
 
     def run(self) -> list[Path]:
         """Write the images; their paths."""
@@ -55,7 +64,14 @@ class Images(Command, Seeded, WithBase):
         factors = self._factors(model)
         prompts = [text for text in self.prompt for _ in range(self.number)]
         seeds = [self.seed + i for _ in self.prompt for i in range(self.number)]
-        config = SamplingConfig(steps=self.steps, guidance=self.guidance)
+        config = SamplingConfig(
+            steps=self.steps,
+            guidance=self.guidance,
+            height=self.height,
+            width=self.width,
+            negative_prompt=self.negative_prompt,
+            guidance_side=self.guidance_side,
+        )
         images = model.sample(prompts, seeds, factors, config)
         facts = {"Base": model.fingerprint, "Lora": ", ".join(path.name for path in self.lora)}
         if sheet:

@@ -37,7 +37,7 @@ class Plan(Command, WithBase):
         adapter_steps: Steps of each.
         images_per_step: Images in each of those.
         rank: Rank of the adapters.
-        targets: Endings of the names of the linear layers to adapt; default: the recipe's.
+        targets: Endings of the names of the linear layers to adapt; default: the family's.
     """
 
     group: ClassVar[str] = "Make a synthesizer"
@@ -76,9 +76,8 @@ class Plan(Command, WithBase):
     def _steps(self, base: "BaseModel") -> "Iterator[tuple[str, Callable[[int], Need], int]]":
         """Each step's name, what it needs for so many samples at once, and how many in all."""
         from lorasynth.engine import plan
-        from lorasynth.engine.recipe import Recipe
 
-        targets, denoiser = self.targets or Recipe().targets, [base.denoiser]
+        targets, denoiser = self.targets or base.default_targets, [base.denoiser]
         encoders = [base.vae, *base.text_encoders.values()]
         size = sum(f.B.numel() for f in plan.zero_factors(base, targets, self.rank, 1).values())
         # A predictor's last layer has 128 inputs and a bias for each number of B.

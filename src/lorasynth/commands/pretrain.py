@@ -62,7 +62,7 @@ class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Overwriting, Resumed
             base,
             encoder,
             source,
-            self.seeded_recipe,
+            self.recipe_for(base),
             replace(self.training, optimisation=seeded),
             self.run_folder / "pretrain.safetensors",
             strict=self.strict,

@@ -14,6 +14,7 @@ from lorasynth.core.command import Command, Seeded, with_default
 from lorasynth.engine.recipe import PRESETS, Recipe
 
 if TYPE_CHECKING:
+    from lorasynth.base import BaseModel
     from lorasynth.images import Subject
 
 
@@ -48,10 +49,12 @@ class WithRecipe(Command, Seeded):
                 return ArgsKwargs((), stated | {"recipe": PRESETS[stated["preset"]]})
         return given
 
-    @property
-    def seeded_recipe(self) -> Recipe:
-        """The recipe with the command's seed."""
-        return replace(self.recipe, seed=self.seed or self.recipe.seed)
+    def recipe_for(self, base: "BaseModel") -> Recipe:
+        """The recipe with the command's seed; its targets, unless stated, are the family's."""
+        recipe = replace(self.recipe, seed=self.seed or self.recipe.seed)
+        if recipe.targets == Recipe().targets:
+            recipe = replace(recipe, targets=base.default_targets)
+        return recipe
 
 
 @dataclass(frozen=True, kw_only=True)

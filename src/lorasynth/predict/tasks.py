@@ -197,5 +197,5 @@ def _name_of(
     base: BaseModel, encoder: ConditionEncoder, source: SubjectSource, names: Sequence[str]
 ) -> str:
     """Identifies what is encoded of whom, as far as a source says what it is."""
-    stated = [base.fingerprint, base.image_size, str(base.dtype), encoder.fingerprint]
+    stated = [2, base.fingerprint, base.image_size, str(base.dtype), encoder.fingerprint]
     return hashlib.sha256(repr([stated, source, names]).encode()).hexdigest()[:24]
