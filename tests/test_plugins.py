@@ -20,7 +20,8 @@ MODULE = '''
 """Pets."""
 import torch
 from pydantic.dataclasses import dataclass
-from lorasynth.base import StableDiffusion
+from dataclasses import replace
+from lorasynth.base import BASE_MODELS
 from lorasynth.codec.pca import PCA
 from lorasynth.condition import ConditionEncoder, NamedEncoder
 from lorasynth.core.command import Command
@@ -57,8 +58,8 @@ NAMED = NamedEncoder(
     spelling="colours", licence="MIT", packages=(), needs="pets",
 )
 
-class PetBase(StableDiffusion):
-    """Another kind of pipeline."""
+#: Another kind of pipeline.
+PetBase = replace(BASE_MODELS.get("StableDiffusionPipeline"), title="Pets")
 
 class PetCodec(PCA):
     """Another codec."""

@@ -30,7 +30,7 @@ def train(
     assert "top: " in made.out
     images = ("--base", world.base, "--generated.images", 1, "--generated.steps", 1)
     assert run("library", "embed", library, "--encoder", encoder, *images).status == 0
-    fit = ("fit", "pca", library, "-o", codec, "--set", "latents=2", "--run", root / "fit")
+    fit = ("fit", "pca", library, "-o", codec, "--latents", 2, "--run", root / "fit")
     assert run(*fit).status == 0
     sets = [*TRAINING, *DENOISER]
     parts = ("--codec", codec, "--encoder", encoder, "--base", world.base, "--run", root / "run")

@@ -85,7 +85,7 @@ def test_pretraining_leaves_out_who_shows_nothing(
 def test_a_synthesizer_says_whom_it_knows(world: World, run: Run, tmp_path: Path) -> None:
     arguments = ("synth", world.photo, "-o", tmp_path / "me.safetensors")
     result = run(*arguments, "--synthesizer", world.synthesizer)
-    assert "knows drawn avatars" in result.err
+    assert "knows images like those that it was trained on" in result.err
 
 
 def test_a_photo_of_something_else_is_refused_with_what_to_do(
@@ -96,5 +96,5 @@ def test_a_photo_of_something_else_is_refused_with_what_to_do(
     result = run(*arguments, "--synthesizer", world.synthesizer)
     assert result.status == 2
     line = result.err.strip().splitlines()[-1]
-    for words in ("drawn avatars", str(photo), "lorasynth pretrain", "docs/quickstart.md"):
+    for words in ("images like those that it was trained on", str(photo), "lorasynth pretrain", "docs/quickstart.md"):
         assert words in line

@@ -187,7 +187,7 @@ def test_the_hypernetwork_is_trained_where_the_base_model_is(
         seen.append(device)
         return train(*given, device=device, **more)
 
-    monkeypatch.setattr("lorasynth.studies.w2w_recipe.train_hypernet", noted)
+    monkeypatch.setattr("lorasynth.studies.w2w.train_hypernet", noted)
     result = run(*published.arguments(folder), "--only", "synthesizer")
     assert result.status == 0, result.err
     assert seen == [torch.device("cpu")]
@@ -270,13 +270,13 @@ def test_an_imported_library_is_embedded_and_trained_on(
 ) -> None:
     library, codec = tmp_path / "library", tmp_path / "codec"
     assert run("import", "w2w", published.files, "-o", library).status == 0
-    fit = ("fit", "pca", library, "-o", codec, "--set", "latents=3", "--run", tmp_path / "fit")
+    fit = ("fit", "pca", library, "-o", codec, "--latents", 3, "--run", tmp_path / "fit")
     assert run(*fit, "--device", "cpu").status == 0
     parts = ("--encoder", published.encoder, "--base", published.base, "--device", "cpu")
     sets = [*TRAINING, *DENOISER]
     train = ("train", library, "--codec", codec, "-o", tmp_path / "synthesizer", *parts, *sets)
     run(*train, "--run", tmp_path / "run").is_one_error("column")
-    few = [word for setting in SAMPLING for word in ("--set", setting)]
+    few = ("--generated.images", 1, "--generated.steps", 1)
     result = run("library", "embed", library, *parts, *few)
     assert result.status == 0, result.err
     assert f"{ROWS} subjects embedded" in result.out

@@ -116,7 +116,7 @@ def test_train_reads_no_weights_of_the_base_model(
     def read(*_: object) -> None:
         raise AssertionError("the pipeline was loaded")
 
-    monkeypatch.setattr("lorasynth.base.contract.load_pipeline", read)
+    monkeypatch.setattr("lorasynth.base.opening.load_pipeline", read)
     arguments = train_arguments(world, tmp_path / "synthesizer", tmp_path / "run")
     assert run(*arguments, "--device", "cpu").status == 0
 

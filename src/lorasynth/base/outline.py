@@ -202,3 +202,5 @@ def with_tokenizers(pipeline: Any, name: str) -> None:
                 f"be loaded ({(str(error).splitlines() or [''])[0]})"
             ) from error
         pipeline.register_modules(**{part: loaded})
+        if part == "tokenizer" and hasattr(pipeline, "tokenizer_max_length"):
+            pipeline.tokenizer_max_length = loaded.model_max_length

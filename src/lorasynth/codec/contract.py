@@ -201,7 +201,8 @@ def fit_into(
         LorasynthError: see `Codec.fit` and `Codec.save`.
     """
     codec = CODECS.get(name).fit(source, config, budget)
-    with atomic_directory(out, also=codec.figures) as folder:
+    figures = {figure for kind in CODECS.own.values() for figure in kind.figures}
+    with atomic_directory(out, also=figures.union(codec.figures)) as folder:
         codec.save(folder, half=half)
         codec.draw(folder)
     if budget.run is not None:
