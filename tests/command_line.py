@@ -18,7 +18,7 @@ class Result:
     def is_one_error(self, *words: str, status: int = 2) -> None:
         """Assert that the command failed as it should: one line, which says what is wrong.
 
-        What was found in a folder, a note on what is learned from, and progress may stand before it.
+        What was found in a folder, what is learned from, and progress may stand before it.
         """
         assert self.status == status, (self.out, self.err)
         notes = r": \d+ images? of \d+ subject|no column 'split'|knows [a-z ]+\.$|: \d+/\d+, "

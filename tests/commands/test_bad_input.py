@@ -70,7 +70,9 @@ def test_an_encoder_that_finds_nobody_is_refused_before_training(
     blind = save_encoder(tmp_path / "blind", face=False)
     library = tmp_path / "library"
     result = run(*collect_arguments(world, library), "--encoder", blind)
-    result.is_one_error("all 3 failed", "finds none in the 2 of 'ann'", "images like those that it was trained on")
+    result.is_one_error(
+        "all 3 failed", "finds none in the 2 of 'ann'", "images like those that it was trained on"
+    )
     where = [world.subjects, "--base", world.base, "--device", "cpu"]
     options = ["--encoder", blind, "-o", tmp_path / "out", "--run", tmp_path / "run"]
     result = run("pretrain", *where, *options, "--recipe.rank", 2)

@@ -97,6 +97,8 @@ def test_only_training_is_for_several_processes(run: Run, monkeypatch: pytest.Mo
 def test_what_may_be_a_name_is_never_read_as_a_path() -> None:
     """Windows would turn the slash of a hub id into a backslash."""
     for name, command in ALL.items():
+        if name in ("convert", "extract"):  # whose base is a checkpoint on this disk
+            continue
         for field in dataclasses.fields(command):  # type: ignore[arg-type]
             if field.name in NAMES:
                 assert "Path" not in str(field.type), f"{name} --{field.name}"

@@ -22,7 +22,7 @@ from lorasynth.library.w2w import import_w2w
 from tiny_pipelines import shrunk_stable_diffusion
 from w2w_files import imitate_w2w
 
-from .conftest import SIDE, save_encoder, write_image
+from .conftest import DENOISER, SIDE, TRAINING, save_encoder, write_image
 
 SHRINK, ROWS = 64, 24
 STAGES = ("library", "conditions.json", "codec", "synthesizer", "loras", "evaluation")

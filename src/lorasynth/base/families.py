@@ -226,8 +226,7 @@ for _row in _ROWS:
 
 def family_of(pipeline: str) -> BaseFamily | None:
     """The family whose parts a pipeline of diffusers has, by the name of its class."""
-    for name in BASE_MODELS.names():
-        row = BASE_MODELS.get(name)
-        if pipeline in (row.pipeline, *row.also):
-            return row
-    return None
+    if pipeline in BASE_MODELS.names():  # of another package, which is imported only now
+        return BASE_MODELS.get(pipeline)
+    rows = (row for row in BASE_MODELS.own.values() if pipeline in row.also)
+    return next(rows, None)

@@ -427,7 +427,7 @@ class RecipeW2W(Command, WithBase):
     encoder: str
     second: str | None = None
     clip: str | None = None
-    images: Path | None = None
+    images: str | None = None
     only: str | None = None
     plan: bool = False
     memory: str | None = None

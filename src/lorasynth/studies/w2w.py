@@ -103,9 +103,9 @@ class W2WRun:
         models: Models,
         *,
         memory: int,
-        images: Path | None = None,
+        images: str | None = None,
     ) -> None:
-        if images is not None and not images.exists():
+        if images is not None and not Path(images).exists():
             raise ImageError(f"--images must be where the images are, but {images} is not")
         self.source, self.run, self.config, self.models = source, run, config, models
         self.images, self.memory = images, memory
