@@ -18,10 +18,11 @@ class Result:
     def is_one_error(self, *words: str, status: int = 2) -> None:
         """Assert that the command failed as it should: one line, which says what is wrong.
 
-        What was found in a folder, and a note on what is learned from, may stand before it.
+        What was found in a folder, a note on what is learned from, and that something is loaded,
+        may stand before it.
         """
         assert self.status == status, (self.out, self.err)
-        notes = r": \d+ images? of \d+ subject|no column 'split'|knows [a-z ]+\.$"
+        notes = r": \d+ images? of \d+ subject|no column 'split'|knows [a-z ]+\.$|: loading$"
         [line] = [one for one in self.err.strip().splitlines() if not re.search(notes, one)]
         for word in words:
             assert word in line, (word, line)

@@ -19,12 +19,15 @@ from lorasynth.condition import ConditionEncoder, framed_subject, subject_condit
 from lorasynth.core.errors import CollectionError, ImageError
 from lorasynth.core.progress import console, progress
 from lorasynth.core.randomness import stream_seed
+from lorasynth.core.splits import held_out
 from lorasynth.core.weights import kept_tensors
 from lorasynth.engine import Optimisation
 from lorasynth.engine.draws import Draw
 from lorasynth.engine.encoded import EncodedSubjects, encode_subjects
 from lorasynth.images import Subject, SubjectSource
 
+#: Subjects of which some are held out where no split is stated, and most of these.
+_LEAST, _MOST = 8, 64
 #: Folder beside a checkpoint for what is encoded, which all that is trained there share.
 ENCODED = "encoded"
 #: Subjects in one file.
@@ -35,8 +38,7 @@ _TEXT = "text."
 
 def draw_task(
     base: BaseModel,
-    encoded: EncodedSubjects,
-    embeddings: Float[Tensor, "n k m"],
+    subjects: "Taught",
     options: Optimisation,
     images: int,
     step: int,
@@ -45,8 +47,7 @@ def draw_task(
 
     Args:
         base: the base model.
-        encoded: all subjects.
-        embeddings: of the same images.
+        subjects: those that are drawn from.
         options: the seed, and as the batch the number b of subjects.
         images: denoised of each.
         step: names the stream of random numbers.
@@ -54,7 +55,8 @@ def draw_task(
     Returns:
         The conditions, the subjects drawn, and their draws.
     """
-    device, batch = base.device, options.batch
+    device, batch, encoded = base.device, options.batch, subjects.encoded
+    embeddings = subjects.embeddings
     generator = torch.Generator(device).manual_seed(stream_seed(options.seed, "predict", step))
     shape = (batch, images)
 
@@ -73,8 +75,23 @@ def draw_task(
     return seen, replace(encoded, first=encoded.first[rows]), draw
 
 
+def divided(source: SubjectSource, share: float) -> tuple[list[str], list[str]]:
+    """The ids of subjects to learn from, and of those held out, as `PredictorTraining` says.
+
+    Raises:
+        CollectionError: a subject is twice in the source.
+    """
+    ids, splits = checked_ids(source), getattr(source, "splits", {})
+    if splits:
+        known = [name for name in ids if splits.get(name, "train") == "train"]
+        aside = [name for name in ids if splits.get(name) == "validation"]
+        return known, aside[:_MOST] if share else []
+    aside = held_out(ids, share, _MOST) if share and len(ids) >= _LEAST else []
+    return [name for name in ids if name not in set(aside)], aside
+
+
 class Taught(NamedTuple):
-    """Subjects that a network learns from.
+    """Subjects that a network learns from, or is measured on.
 
     Attributes:
         ids: of those whose photos can be used.
@@ -92,39 +109,46 @@ def encode_with_embeddings(
     base: BaseModel,
     encoder: ConditionEncoder,
     source: SubjectSource,
+    ids: Sequence[str],
     kept: Path,
     *,
     strict: bool = False,
 ) -> Taught:
-    """All subjects as the base model sees them, and the embeddings of the same photos.
+    """Subjects as the base model sees them, and the embeddings of the same photos.
 
     A subject that cannot be used is left out; why is listed beside `kept` (`Failures`).
 
     Args:
         base: the base model.
         encoder: makes the embeddings.
-        source: the subjects.
+        source: of the subjects.
+        ids: of the subjects.
         kept: folder for what is encoded, some subjects in a file, so that a run that was killed
             does not do it again.
         strict: stop at the first subject that cannot be used.
 
     Raises:
-        CollectionError: there is no subject that can be used, or two have one name.
+        CollectionError: there is no subject that can be used.
         ImageError: `strict`, and a subject cannot be used.
     """
-    ids, parts, usable = checked_ids(source), [], list[str]()
+    parts, usable = [], list[str]()
     failures = Failures(kept)
     with progress("encode subjects", len(ids)) as advance:
         for start in range(0, len(ids), _PART):
             names = ids[start : start + _PART]
             path = kept / f"{_name_of(base, encoder, source, names)}.safetensors"
-            look = partial(_looked_at, base, encoder, source, strict=strict)
+            if path.is_file():
+                advance(len(names))
+
+            def look(name: str) -> Subject | ImageError:
+                advance()
+                return _looked_at(base, encoder, source, name, strict=strict)
+
             part = kept_tensors(path, partial(_encoded, base, encoder, names, look, failures))
             chosen = part["usable"].tolist()
             usable += [name for name, good in zip(names, chosen, strict=True) if good]
             if any(chosen):
                 parts.append(part)
-            advance(len(names))
     if not parts:
         raise CollectionError(
             f"one subject or more must have photos that can be used, but none of {len(ids)} has: "

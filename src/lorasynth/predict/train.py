@@ -5,6 +5,7 @@ them to denoise other images of the same subjects.  No adapter is trained by its
 learned is a function of the condition, without the noise of training runs.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +15,11 @@ from torch import Tensor
 from lorasynth.adapter import Layout
 from lorasynth.base import BaseModel, StackedAdapters
 from lorasynth.codec import PCA
+from lorasynth.collect.watched import MOST, PASSES, Watched
 from lorasynth.condition import ConditionEncoder
-from lorasynth.core.config import to_dict
-from lorasynth.core.errors import ConfigError
+from lorasynth.core.device import has_fast_bfloat16
+from lorasynth.core.errors import CollectionError, ConfigError
+from lorasynth.core.progress import note
 from lorasynth.core.randomness import stream_seed
 from lorasynth.engine import Recipe, Trainer
 from lorasynth.engine.fleet import start_factors
@@ -25,7 +28,13 @@ from lorasynth.hypernet import LatentRegression
 from lorasynth.images import SubjectSource
 from lorasynth.predict.config import PredictorTraining
 from lorasynth.predict.predictor import Predictor
-from lorasynth.predict.tasks import ENCODED, draw_task, encode_with_embeddings
+from lorasynth.predict.tasks import ENCODED, Taught, divided, draw_task, encode_with_embeddings
+
+#: Share of the training's time that the loss of held-out subjects takes, and that samples take, in
+#: passes without gradients: a sample of a training step costs about two.
+_SHARE = 0.02 * 2
+#: The figure by which training ends and its weights are chosen.
+_LOSS = "held_out_loss"
 
 
 class Predicting(NamedTuple):
@@ -35,6 +44,53 @@ class Predicting(NamedTuple):
     codec: PCA
     layout: Layout
     ids: list[str]
+    #: Ids of those that it was measured on.
+    held_out: list[str]
+
+
+class _Losses:
+    """The loss of each step, and what is measured between steps.
+
+    Attributes:
+        stacked: the adapters that are attached to the base model.
+        samples: of held-out subjects; None for none.
+    """
+
+    stacked: StackedAdapters
+    samples: Watched | None = None
+
+    def __init__(
+        self, base: BaseModel, config: PredictorTraining, known: Taught, aside: Taught | None
+    ) -> None:
+        self.base, self.config, self.known, self.aside = base, config, known, aside
+
+    def __call__(self, model: Any, step: int) -> tuple[Tensor, str]:
+        value = self._of(self.known, model, step)
+        return value, f"loss {value.item():.4f}" if step % 50 == 0 else ""
+
+    def _of(self, subjects: Taught, model: Any, step: int) -> Tensor:
+        options, images = self.config.optimisation, self.config.images
+        seen, some, draw = draw_task(self.base, subjects, options, images, step)
+        self.stacked.factors = model(seen)
+        return denoising_losses(self.base, some, draw).mean()
+
+    def figures(self, averaged: Any, step: int) -> Mapping[str, float]:
+        """The loss of held-out subjects on the same draws at every call, and samples when due."""
+        if self.aside is None:
+            return {}
+        config, device = self.config, self.base.device.type
+        count = max(round(_SHARE * config.record_every), 1)
+        with torch.autocast(device, torch.bfloat16, enabled=has_fast_bfloat16(self.base.device)):
+            losses = [self._of(self.aside, averaged, -1 - i).item() for i in range(count)]
+        found = {_LOSS: sum(losses) / count}
+        if self.samples is not None and (
+            step == config.optimisation.steps or step % config.samples_every < config.record_every
+        ):
+            factors = averaged(self.samples.conditions.to(self.base.device))
+            self.stacked.detach()
+            found |= self.samples(factors, step)
+            self.stacked.attach()
+        return found
 
 
 def train_predictor(
@@ -44,8 +100,6 @@ def train_predictor(
     recipe: Recipe,
     config: PredictorTraining,
     checkpoint: Path,
-    *,
-    strict: bool = False,
 ) -> Predicting:
     """Train, from the checkpoint if there is one.
 
@@ -55,39 +109,62 @@ def train_predictor(
         source: whose images teach.
         recipe: says what is adapted, with which rank and from which A.
         config: how.
-        checkpoint: file to save to and to resume from; encoded images are kept beside it too.
-        strict: stop at the first subject whose photos cannot be used, rather than leave it out.
+        checkpoint: file to save to and to resume from; beside it are encoded images, metrics and
+            samples.
 
     Raises:
         ConfigError: the recipe trains A too, or the checkpoint is of another run.
         BundleError: the checkpoint is damaged.
+        CollectionError: no subject can be used.
     """
     if recipe.trained != "B":
         raise ConfigError(
             f'a predictor needs one A for all adapters, but the recipe trains "{recipe.trained}": '
             'use trained="B"'
         )
-    kept = checkpoint.with_name(ENCODED)
-    ids, encoded, embeddings = encode_with_embeddings(base, encoder, source, kept, strict=strict)
+    known, aside = _encoded(base, encoder, source, config, checkpoint.with_name(ENCODED))
+    embeddings, options = known.embeddings, config.optimisation
     start = start_factors(base.target_linears(recipe.targets), recipe)
-    options = config.optimisation
     torch.manual_seed(stream_seed(options.seed, "predictor"))
     model = Predictor(config.model, config.latents, embeddings.shape[2], start)
     model.regression.condition_normaliser.fit(embeddings.flatten(0, 1).cpu(), each=False)
-
-    def loss(model: Any, step: int) -> tuple[Tensor, str]:
-        seen, some, draw = draw_task(base, encoded, embeddings, options, config.images, step)
-        stacked.factors = model(seen)
-        value = denoising_losses(base, some, draw).mean()
-        return value, f"loss {value.item():.4f}" if step % 50 == 0 else ""
-
-    settings = to_dict(config) | {"recipe": recipe.stated, "subjects": len(embeddings)}
+    settings = config.stated | {"recipe": recipe.stated, "subjects": len(embeddings)}
     settings |= {"base": base.fingerprint, "encoder": encoder.fingerprint}
     trainer = Trainer(model, options, checkpoint, base.device, settings)
+    losses = _Losses(base, config, known, aside)
+    if aside is not None:
+        trainer.record(config.record_every, losses.figures, lowest=_LOSS, patience=config.patience)
+        passes = _SHARE * config.samples_every * options.batch * config.images
+        if passes and encoder.looks:
+            most, folder = min(max(int(passes / PASSES), 1), MOST), checkpoint.with_name("samples")
+            losses.samples = Watched(base, encoder, source, aside.ids, folder, most)
     # Attached in the backward pass too, where gradient checkpointing computes blocks again.
-    with StackedAdapters(base.denoiser, start) as stacked:
-        trainer.run("predictor", loss)
+    with StackedAdapters(base.denoiser, start) as losses.stacked:
+        trainer.run("predictor", losses)
     # in float64, which not every device has
     hypernet, codec = model.cpu().split(embeddings.flatten(0, 1).cpu())
     hypernet.eval().requires_grad_(requires_grad=False)
-    return Predicting(hypernet, codec, model.layout, ids)
+    held_out = [] if aside is None else aside.ids
+    return Predicting(hypernet, codec, model.layout, known.ids, held_out)
+
+
+def _encoded(
+    base: BaseModel,
+    encoder: ConditionEncoder,
+    source: SubjectSource,
+    config: PredictorTraining,
+    kept: Path,
+) -> tuple[Taught, Taught | None]:
+    """The subjects that are learned from, and those held out; None where there are none."""
+    ids, aside = divided(source, config.held_out)
+    known = encode_with_embeddings(base, encoder, source, ids, kept, strict=config.strict)
+    how = "stated split" if getattr(source, "splits", {}) else "hash of their ids"
+    note(f"held out by {how}: {len(aside)} of {len(ids) + len(aside)} subjects (--held-out)")
+    if not aside:
+        return known, None
+    try:
+        return known, encode_with_embeddings(
+            base, encoder, source, aside, kept, strict=config.strict
+        )
+    except CollectionError:  # none of them can be used
+        return known, None
