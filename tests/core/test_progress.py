@@ -24,7 +24,8 @@ def test_a_log_has_a_line_at_the_end_and_every_so_often(
         advance()
     lines = log.getvalue().splitlines()
     assert lines == [
-        "[work]: 4/6, 0:00:21 passed, 0:00:14 left loss 0.5",
+        "[work]: 2/6, 0:00:07 passed, 0:00:28 left loss 0.5",
+        "[work]: 5/6, 0:00:28 passed, 0:00:07 left loss 0.5",
         "[work]: 6/6, 0:00:35 passed, 0:00:00 left loss 0.5",
     ]
 

@@ -12,8 +12,7 @@ from lorasynth.base import BaseModel
 from lorasynth.core.errors import BundleError, ConfigError
 from lorasynth.engine.trainer import Optimisation
 from lorasynth.studies.ip_adapter import IPAdapter, IPAdapterConfig, train_ip_adapter
-
-from .test_predict import Colours, MeanColour, losses_of_all
+from predict.test_predict import Colours, MeanColour, losses_of_all
 
 SMALL = IPAdapterConfig(
     tokens=2, optimisation=Optimisation(steps=60, batch=6, lr=3e-2, warmup=1, ema=0.9)

@@ -44,6 +44,7 @@ class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Overwriting, Resumed
 
     def run(self) -> Path:
         """Train, and write the synthesizer; its path."""
+        from lorasynth.collect.failures import Failures
         from lorasynth.collect.sheet import cut_subjects
         from lorasynth.condition import load_encoder
         from lorasynth.core.atomic import make_parent
@@ -58,7 +59,7 @@ class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Overwriting, Resumed
         seeded = replace(self.training.optimisation, seed=self.seed)
         encoder, base = load_encoder(self.encoder, pick_device(self.device)), self.load_base()
         source = self.load_images(base.image_size)
-        learned, aside = divided(source, self.training.held_out)
+        learned, _ = divided(source, self.training.held_out)
         self.draw_sheet(cut_subjects(source, learned, base.image_size, [encoder]))
         made = train_predictor(
             base,
@@ -71,9 +72,9 @@ class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Overwriting, Resumed
         parts = (base, made.layout, encoder, made.hypernet, made.codec)
         synthesizer = Synthesizer.of(*parts, trigger_phrase=self.trigger)
         replace(synthesizer, learned=learned_from(made.ids)).save(self.out)
-        left_out = len(learned + aside) - len(made.ids + made.held_out)
-        failures = self.run_folder / f"{ENCODED}.failures.json"
-        held = f", {len(made.held_out)} held out" if aside else ""
-        why = f", {left_out} left out ({failures})" if left_out else ""
+        failures = Failures(self.run_folder / ENCODED)
+        left_out = len(set(failures.ids) & set(source.ids))
+        held = f", {len(made.held_out)} held out" if made.held_out else ""
+        why = f", {left_out} left out ({failures.path})" if left_out else ""
         print(f"{self.out}: trained on {len(made.ids)} subjects{held}{why}")
         return self.out

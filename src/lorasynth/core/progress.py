@@ -26,7 +26,7 @@ from lorasynth.core.errors import escaped
 #: Progress and messages go to standard error, so that standard output stays parseable.
 console = Console(stderr=True)
 
-_FIRST_SECONDS, _LOG_SECONDS = 2, 20
+_FIRST_SECONDS, _LOG_SECONDS = 2.0, 20.0
 
 
 def note(line: str) -> None:
@@ -35,7 +35,7 @@ def note(line: str) -> None:
 
 
 @contextmanager
-def told_soon(tell: Callable[[], None], seconds: float = 1.5) -> Iterator[None]:
+def told_soon(tell: Callable[[], None], seconds: float = 1.2) -> Iterator[None]:
     """Call `tell` after so many seconds, from a thread, unless all that is inside has ended."""
     timer = threading.Timer(seconds, tell)
     timer.daemon = True

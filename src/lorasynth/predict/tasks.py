@@ -38,7 +38,8 @@ _TEXT = "text."
 
 def draw_task(
     base: BaseModel,
-    subjects: "Taught",
+    encoded: EncodedSubjects,
+    embeddings: Float[Tensor, "n k m"],
     options: Optimisation,
     images: int,
     step: int,
@@ -47,7 +48,8 @@ def draw_task(
 
     Args:
         base: the base model.
-        subjects: those that are drawn from.
+        encoded: all subjects.
+        embeddings: of the same images.
         options: the seed, and as the batch the number b of subjects.
         images: denoised of each.
         step: names the stream of random numbers.
@@ -55,8 +57,7 @@ def draw_task(
     Returns:
         The conditions, the subjects drawn, and their draws.
     """
-    device, batch, encoded = base.device, options.batch, subjects.encoded
-    embeddings = subjects.embeddings
+    device, batch = base.device, options.batch
     generator = torch.Generator(device).manual_seed(stream_seed(options.seed, "predict", step))
     shape = (batch, images)
 
@@ -75,23 +76,8 @@ def draw_task(
     return seen, replace(encoded, first=encoded.first[rows]), draw
 
 
-def divided(source: SubjectSource, share: float) -> tuple[list[str], list[str]]:
-    """The ids of subjects to learn from, and of those held out, as `PredictorTraining` says.
-
-    Raises:
-        CollectionError: a subject is twice in the source.
-    """
-    ids, splits = checked_ids(source), getattr(source, "splits", {})
-    if splits:
-        known = [name for name in ids if splits.get(name, "train") == "train"]
-        aside = [name for name in ids if splits.get(name) == "validation"]
-        return known, aside[:_MOST] if share else []
-    aside = held_out(ids, share, _MOST) if share and len(ids) >= _LEAST else []
-    return [name for name in ids if name not in set(aside)], aside
-
-
 class Taught(NamedTuple):
-    """Subjects that a network learns from, or is measured on.
+    """Subjects that a network learns from.
 
     Attributes:
         ids: of those whose photos can be used.
@@ -103,35 +89,50 @@ class Taught(NamedTuple):
     encoded: EncodedSubjects
     embeddings: Float[Tensor, "n k m"]
 
+    def of(self, names: Sequence[str]) -> "Taught":
+        """Those of them that are named."""
+        rows = [i for i, name in enumerate(self.ids) if name in set(names)]
+        encoded = replace(self.encoded, first=self.encoded.first[rows])
+        return Taught([self.ids[i] for i in rows], encoded, self.embeddings[rows])
+
+
+def divided(source: SubjectSource, share: float) -> tuple[list[str], list[str]]:
+    """The ids of subjects to learn from, and of those held out, as `PredictorTraining` says."""
+    ids, splits = list(source.ids), getattr(source, "splits", {})
+    if splits:
+        aside = [name for name in ids if splits.get(name) == "validation"]
+        known = [name for name in ids if splits.get(name, "train") == "train"]
+        return known, aside[:_MOST] if share else []
+    aside = held_out(ids, share, _MOST) if share and len(ids) >= _LEAST else []
+    return [name for name in ids if name not in set(aside)], aside
+
 
 @torch.no_grad()
 def encode_with_embeddings(
     base: BaseModel,
     encoder: ConditionEncoder,
     source: SubjectSource,
-    ids: Sequence[str],
     kept: Path,
     *,
     strict: bool = False,
 ) -> Taught:
-    """Subjects as the base model sees them, and the embeddings of the same photos.
+    """All subjects as the base model sees them, and the embeddings of the same photos.
 
     A subject that cannot be used is left out; why is listed beside `kept` (`Failures`).
 
     Args:
         base: the base model.
         encoder: makes the embeddings.
-        source: of the subjects.
-        ids: of the subjects.
+        source: the subjects.
         kept: folder for what is encoded, some subjects in a file, so that a run that was killed
             does not do it again.
         strict: stop at the first subject that cannot be used.
 
     Raises:
-        CollectionError: there is no subject that can be used.
+        CollectionError: there is no subject that can be used, or two have one name.
         ImageError: `strict`, and a subject cannot be used.
     """
-    parts, usable = [], list[str]()
+    ids, parts, usable = checked_ids(source), [], list[str]()
     failures = Failures(kept)
     with progress("encode subjects", len(ids)) as advance:
         for start in range(0, len(ids), _PART):

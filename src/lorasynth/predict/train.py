@@ -30,8 +30,8 @@ from lorasynth.predict.config import PredictorTraining
 from lorasynth.predict.predictor import Predictor
 from lorasynth.predict.tasks import ENCODED, Taught, divided, draw_task, encode_with_embeddings
 
-#: Share of the training's time that the loss of held-out subjects takes, and that samples take, in
-#: passes without gradients: a sample of a training step costs about two.
+#: Share of the time that the loss of held-out subjects takes, and that samples take, in passes
+#: without gradients, of which a training sample costs about two.
 _SHARE = 0.02 * 2
 #: The figure by which training ends and its weights are chosen.
 _LOSS = "held_out_loss"
@@ -44,7 +44,7 @@ class Predicting(NamedTuple):
     codec: PCA
     layout: Layout
     ids: list[str]
-    #: Ids of those that it was measured on.
+    #: Ids of those it was measured on.
     held_out: list[str]
 
 
@@ -53,14 +53,14 @@ class _Losses:
 
     Attributes:
         stacked: the adapters that are attached to the base model.
-        samples: of held-out subjects; None for none.
+        samples: of held-out subjects, if any are made.
     """
 
     stacked: StackedAdapters
     samples: Watched | None = None
 
     def __init__(
-        self, base: BaseModel, config: PredictorTraining, known: Taught, aside: Taught | None
+        self, base: BaseModel, config: PredictorTraining, known: Taught, aside: Taught
     ) -> None:
         self.base, self.config, self.known, self.aside = base, config, known, aside
 
@@ -68,25 +68,24 @@ class _Losses:
         value = self._of(self.known, model, step)
         return value, f"loss {value.item():.4f}" if step % 50 == 0 else ""
 
-    def _of(self, subjects: Taught, model: Any, step: int) -> Tensor:
+    def _of(self, some: Taught, model: Any, step: int) -> Tensor:
         options, images = self.config.optimisation, self.config.images
-        seen, some, draw = draw_task(self.base, subjects, options, images, step)
+        seen, drawn, draw = draw_task(
+            self.base, some.encoded, some.embeddings, options, images, step
+        )
         self.stacked.factors = model(seen)
-        return denoising_losses(self.base, some, draw).mean()
+        return denoising_losses(self.base, drawn, draw).mean()
 
     def figures(self, averaged: Any, step: int) -> Mapping[str, float]:
         """The loss of held-out subjects on the same draws at every call, and samples when due."""
-        if self.aside is None:
-            return {}
-        config, device = self.config, self.base.device.type
+        config, device = self.config, self.base.device
         count = max(round(_SHARE * config.record_every), 1)
-        with torch.autocast(device, torch.bfloat16, enabled=has_fast_bfloat16(self.base.device)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device)):
             losses = [self._of(self.aside, averaged, -1 - i).item() for i in range(count)]
         found = {_LOSS: sum(losses) / count}
-        if self.samples is not None and (
-            step == config.optimisation.steps or step % config.samples_every < config.record_every
-        ):
-            factors = averaged(self.samples.conditions.to(self.base.device))
+        last = step == config.optimisation.steps
+        if self.samples and (last or step % config.samples_every < config.record_every):
+            factors = averaged(self.samples.conditions.to(device))
             self.stacked.detach()
             found |= self.samples(factors, step)
             self.stacked.attach()
@@ -115,14 +114,19 @@ def train_predictor(
     Raises:
         ConfigError: the recipe trains A too, or the checkpoint is of another run.
         BundleError: the checkpoint is damaged.
-        CollectionError: no subject can be used.
     """
     if recipe.trained != "B":
         raise ConfigError(
             f'a predictor needs one A for all adapters, but the recipe trains "{recipe.trained}": '
             'use trained="B"'
         )
-    known, aside = _encoded(base, encoder, source, config, checkpoint.with_name(ENCODED))
+    kept = checkpoint.with_name(ENCODED)
+    whole = encode_with_embeddings(base, encoder, source, kept, strict=config.strict)
+    known, aside = map(whole.of, divided(source, config.held_out))
+    how = "by the stated split" if getattr(source, "splits", {}) else "by hashes of their ids"
+    note(f"held out {how}: {len(aside.ids)} of {len(whole.ids)} subjects (--held-out)")
+    if not known.ids:
+        raise CollectionError("there must be subjects to learn from, but all are held out")
     embeddings, options = known.embeddings, config.optimisation
     start = start_factors(base.target_linears(recipe.targets), recipe)
     torch.manual_seed(stream_seed(options.seed, "predictor"))
@@ -132,7 +136,7 @@ def train_predictor(
     settings |= {"base": base.fingerprint, "encoder": encoder.fingerprint}
     trainer = Trainer(model, options, checkpoint, base.device, settings)
     losses = _Losses(base, config, known, aside)
-    if aside is not None:
+    if aside.ids:
         trainer.record(config.record_every, losses.figures, lowest=_LOSS, patience=config.patience)
         passes = _SHARE * config.samples_every * options.batch * config.images
         if passes and encoder.looks:
@@ -144,27 +148,4 @@ def train_predictor(
     # in float64, which not every device has
     hypernet, codec = model.cpu().split(embeddings.flatten(0, 1).cpu())
     hypernet.eval().requires_grad_(requires_grad=False)
-    held_out = [] if aside is None else aside.ids
-    return Predicting(hypernet, codec, model.layout, known.ids, held_out)
-
-
-def _encoded(
-    base: BaseModel,
-    encoder: ConditionEncoder,
-    source: SubjectSource,
-    config: PredictorTraining,
-    kept: Path,
-) -> tuple[Taught, Taught | None]:
-    """The subjects that are learned from, and those held out; None where there are none."""
-    ids, aside = divided(source, config.held_out)
-    known = encode_with_embeddings(base, encoder, source, ids, kept, strict=config.strict)
-    how = "stated split" if getattr(source, "splits", {}) else "hash of their ids"
-    note(f"held out by {how}: {len(aside)} of {len(ids) + len(aside)} subjects (--held-out)")
-    if not aside:
-        return known, None
-    try:
-        return known, encode_with_embeddings(
-            base, encoder, source, aside, kept, strict=config.strict
-        )
-    except CollectionError:  # none of them can be used
-        return known, None
+    return Predicting(hypernet, codec, model.layout, known.ids, aside.ids)

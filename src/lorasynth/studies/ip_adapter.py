@@ -19,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lorasynth.base import BaseModel
-from lorasynth.collect.collector import checked_ids
 from lorasynth.condition import ConditionEncoder
 from lorasynth.core.atomic import atomic_file
 from lorasynth.core.config import to_dict
@@ -209,20 +208,20 @@ def train_ip_adapter(
         BundleError: the checkpoint is damaged.
     """
     kept = checkpoint.with_name(ENCODED)
-    known = encode_with_embeddings(base, encoder, source, checked_ids(source), kept)
+    _, encoded, embeddings = encode_with_embeddings(base, encoder, source, kept)
     options = config.optimisation
     torch.manual_seed(stream_seed(options.seed, "ip-adapter"))
-    adapter = IPAdapter(config, base.denoiser, known.embeddings.shape[2])
+    adapter = IPAdapter(config, base.denoiser, embeddings.shape[2])
 
     def loss(model: Any, step: int) -> tuple[Tensor, str]:
-        seen, some, draw = draw_task(base, known, options, 1, step)
+        seen, some, draw = draw_task(base, encoded, embeddings, options, 1, step)
         stream = torch_stream(options.seed, "ip-adapter", step)
         kept = torch.rand(len(seen), 1, generator=stream) >= config.dropped
         with model.attached(base.denoiser, seen * kept.to(seen)):
             value = denoising_losses(base, some, draw).mean()
         return value, f"loss {value.item():.4f}" if step % 50 == 0 else ""
 
-    settings = to_dict(config) | {"subjects": len(known.ids)}
+    settings = to_dict(config) | {"subjects": len(embeddings)}
     settings |= {"base": base.fingerprint, "encoder": encoder.fingerprint}
     trainer = Trainer(adapter, options, checkpoint, base.device, settings)
     trainer.run("IP-Adapter", loss)
