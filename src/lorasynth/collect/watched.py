@@ -57,7 +57,9 @@ class Watched:
         apart = self.ids[:: max(len(self.ids) // self.most, 1)][: self.most]
         found = list(cut_subjects(self.source, apart, self.base.image_size, [self.encoder]))
         if not found:
-            raise ImageError(f"samples need subjects that can be used, but {apart} cannot")
+            raise ImageError(
+                "samples need a subject that is not learned from and can be used, but there is none"
+            )
         return found
 
     @cached_property
