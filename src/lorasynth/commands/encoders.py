@@ -260,8 +260,8 @@ class TrainEncoder(Command, OfSubjects, Resumed, OnDevice):
                 f"{_LEAST_SUBJECTS} subjects, but {self.images} has {len(ids)}: bring more, or use "
                 "an encoder that comes trained (lorasynth encoders list)"
             )
-        chosen = held_out(ids, self.held_out, _MOST_HELD_OUT)
-        return [name for name in ids if name not in set(chosen)], sorted(chosen)
+        chosen = set(held_out(ids, self.held_out, _MOST_HELD_OUT))
+        return [name for name in ids if name not in chosen], sorted(chosen)
 
     def _say(self, report: dict[str, Any]) -> None:
         found, left_out = report["held_out"], report["left_out"]

@@ -231,7 +231,7 @@ class Train(Command, FromLibrary):
     ) -> "Probe":
         """What makes samples with the synthesizer as it is."""
         from lorasynth.base import BaseModel
-        from lorasynth.collect.watched import Watched
+        from lorasynth.collect.sheet import Watched
         from lorasynth.core.learned import learned_from
         from lorasynth.images import subjects_in
 
@@ -239,9 +239,9 @@ class Train(Command, FromLibrary):
         source = subjects_in(str(self.watch_images), size=base.image_size)
         ids = [name for name in source.ids if not learned_from([name]) <= learned]
         watched = Watched(base, encoder, source, ids, self.run_folder / "samples")
+        names = [subject.id for subject in watched.subjects]
 
         def probe(step: int, model: "LatentDiffusion") -> "Mapping[str, float]":
-            names = [subject.id for subject in watched.subjects]
             factors = whole(copy.deepcopy(model)).synthesise(watched.conditions, names)
             return watched(factors, step)
 

@@ -34,11 +34,7 @@ def split_of(key: str, seed: int, fractions: Mapping[str, float] = DEFAULT_FRACT
 
 
 def held_out(ids: Sequence[str], share: float, most: int) -> list[str]:
-    """Subjects that nothing is learned from, chosen by the hashes of their ids alone.
-
-    A share of all, of which there are four or more: at least 2, so that two others remain, and no
-    more than `most`.  They come in the order of `ids`.
-    """
+    """A share of four or more subjects by the hashes of their ids: 2 to `most`, not the last 2."""
     drawn = sorted(ids, key=lambda name: stream_seed(0, "held out", name))
     chosen = set(drawn[: min(max(2, round(share * len(ids))), len(ids) - 2, most)])
     return [name for name in ids if name in chosen]

@@ -50,5 +50,5 @@ class PredictorTraining:
     @property
     def stated(self) -> dict[str, Any]:
         """What the weights of given subjects depend on, as JSON values."""
-        watching = ("held_out", "record_every", "patience", "samples_every", "strict")
-        return {name: value for name, value in to_dict(self).items() if name not in watching}
+        depends = ("model", "latents", "optimisation", "images")
+        return {name: to_dict(self)[name] for name in depends}

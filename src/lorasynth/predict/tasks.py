@@ -91,7 +91,8 @@ class Taught(NamedTuple):
 
     def of(self, names: Sequence[str]) -> "Taught":
         """Those of them that are named."""
-        rows = [i for i, name in enumerate(self.ids) if name in set(names)]
+        wanted = set(names)
+        rows = [i for i, name in enumerate(self.ids) if name in wanted]
         encoded = replace(self.encoded, first=self.encoded.first[rows])
         return Taught([self.ids[i] for i in rows], encoded, self.embeddings[rows])
 
@@ -143,7 +144,12 @@ def encode_with_embeddings(
 
             def look(name: str) -> Subject | ImageError:
                 advance()
-                return _looked_at(base, encoder, source, name, strict=strict)
+                try:
+                    return framed_subject(source.load(name), base.image_size, [encoder])
+                except ImageError as error:
+                    if strict:
+                        raise
+                    return error
 
             part = kept_tensors(path, partial(_encoded, base, encoder, names, look, failures))
             chosen = part["usable"].tolist()
@@ -165,18 +171,6 @@ def encode_with_embeddings(
     encoded = EncodedSubjects.of(whole("latents", base.dtype), Texts(texts), empty, counts)
     embeddings = as_many_of_each([row for tensors in parts for row in tensors["embeddings"]])
     return Taught(usable, encoded, embeddings.to(base.device))
-
-
-def _looked_at(
-    base: BaseModel, encoder: ConditionEncoder, source: SubjectSource, name: str, *, strict: bool
-) -> Subject | ImageError:
-    """A subject as it is learned from, or why it cannot be."""
-    try:
-        return framed_subject(source.load(name), base.image_size, [encoder])
-    except ImageError as error:
-        if strict:
-            raise
-        return error
 
 
 def _encoded(

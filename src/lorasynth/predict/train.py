@@ -6,6 +6,7 @@ learned is a function of the condition, without the noise of training runs.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from lorasynth.adapter import Layout
 from lorasynth.base import BaseModel, StackedAdapters
 from lorasynth.codec import PCA
-from lorasynth.collect.watched import MOST, PASSES, Watched
+from lorasynth.collect.sheet import MOST, PASSES, Watched
 from lorasynth.condition import ConditionEncoder
 from lorasynth.core.device import has_fast_bfloat16
 from lorasynth.core.errors import CollectionError, ConfigError
@@ -48,21 +49,16 @@ class Predicting(NamedTuple):
     held_out: list[str]
 
 
+@dataclass
 class _Losses:
-    """The loss of each step, and what is measured between steps.
+    """The loss of each step, and what is measured of held-out subjects between steps."""
 
-    Attributes:
-        stacked: the adapters that are attached to the base model.
-        samples: of held-out subjects, if any are made.
-    """
-
+    base: BaseModel
+    config: PredictorTraining
+    known: Taught
+    aside: Taught
     stacked: StackedAdapters
     samples: Watched | None = None
-
-    def __init__(
-        self, base: BaseModel, config: PredictorTraining, known: Taught, aside: Taught
-    ) -> None:
-        self.base, self.config, self.known, self.aside = base, config, known, aside
 
     def __call__(self, model: Any, step: int) -> tuple[Tensor, str]:
         value = self._of(self.known, model, step)
@@ -70,11 +66,9 @@ class _Losses:
 
     def _of(self, some: Taught, model: Any, step: int) -> Tensor:
         options, images = self.config.optimisation, self.config.images
-        seen, drawn, draw = draw_task(
-            self.base, some.encoded, some.embeddings, options, images, step
-        )
-        self.stacked.factors = model(seen)
-        return denoising_losses(self.base, drawn, draw).mean()
+        drawn = draw_task(self.base, some.encoded, some.embeddings, options, images, step)
+        self.stacked.factors = model(drawn[0])
+        return denoising_losses(self.base, *drawn[1:]).mean()
 
     def figures(self, averaged: Any, step: int) -> Mapping[str, float]:
         """The loss of held-out subjects on the same draws at every call, and samples when due."""
@@ -135,7 +129,7 @@ def train_predictor(
     settings = config.stated | {"recipe": recipe.stated, "subjects": len(embeddings)}
     settings |= {"base": base.fingerprint, "encoder": encoder.fingerprint}
     trainer = Trainer(model, options, checkpoint, base.device, settings)
-    losses = _Losses(base, config, known, aside)
+    losses = _Losses(base, config, known, aside, StackedAdapters(base.denoiser, start))
     if aside.ids:
         trainer.record(config.record_every, losses.figures, lowest=_LOSS, patience=config.patience)
         passes = _SHARE * config.samples_every * options.batch * config.images
@@ -143,7 +137,7 @@ def train_predictor(
             most, folder = min(max(int(passes / PASSES), 1), MOST), checkpoint.with_name("samples")
             losses.samples = Watched(base, encoder, source, aside.ids, folder, most)
     # Attached in the backward pass too, where gradient checkpointing computes blocks again.
-    with StackedAdapters(base.denoiser, start) as losses.stacked:
+    with losses.stacked:
         trainer.run("predictor", losses)
     # in float64, which not every device has
     hypernet, codec = model.cpu().split(embeddings.flatten(0, 1).cpu())
