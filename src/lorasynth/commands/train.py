@@ -201,6 +201,7 @@ class Train(Command, FromLibrary):
         if self.split != "all" and (held_out := opened.held_out()) is not None:
             data = replace(data, held_out=training_set(held_out, codec, column))
         learned = learned_from(adapters.ids) | codec.learned
+        learned |= frozenset() if around is None else around.learned
 
         def whole(hypernet: "LatentDiffusion") -> Synthesizer:
             parts = (model, opened.layout, embedder, hypernet, codec)
@@ -209,7 +210,7 @@ class Train(Command, FromLibrary):
                 base_fingerprint=opened.info.base_fingerprint,
                 strength=self.strength,
                 temperature=self.temperature,
-                learned=learned if around is None else learned | around.learned,
+                learned=learned,
             )
 
         hypernet = train(

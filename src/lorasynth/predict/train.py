@@ -130,6 +130,7 @@ def train_predictor(
     settings |= {"base": base.fingerprint, "encoder": encoder.fingerprint}
     trainer = Trainer(model, options, checkpoint, base.device, settings)
     losses = _Losses(base, config, known, aside, StackedAdapters(base.denoiser, start))
+    trainer.record(config.record_every)
     if aside.ids:
         trainer.record(config.record_every, losses.figures, lowest=_LOSS, patience=config.patience)
         passes = _SHARE * config.samples_every * options.batch * config.images
