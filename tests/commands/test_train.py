@@ -1,11 +1,13 @@
 """From a library to a synthesizer: `fit` and `train`, without a collection before."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from command_line import Run
 from lorasynth import Synthesizer
@@ -18,7 +20,7 @@ from lorasynth.core.learned import learned_from
 from lorasynth.library import Library
 from two_processes import launch
 
-from .conftest import save_encoder
+from .conftest import SIDE, save_encoder, write_image
 
 IDS = [f"subject-{number:02d}" for number in range(12)]
 SPLITS = ["train"] * 8 + ["validation"] * 2 + ["test"] * 2
@@ -152,3 +154,24 @@ def test_a_synthesizer_is_trained_goes_on_and_is_not_overwritten(
     run(*train(made, base, tmp_path / "other", "--optimisation.lr", 0)).is_one_error(
         "greater than 0"
     )
+
+
+def test_samples_are_watched_where_images_are_given(
+    made: Path, pipeline_folder: Path, run: Run, tmp_path: Path
+) -> None:
+    fit_codec(made, run, tmp_path / "fit")
+    for name in (IDS[0], IDS[8], "stranger"):
+        for number in range(2):
+            write_image(tmp_path / "people" / name / f"{number}.png", number)
+    words = train(made, pipeline_folder, tmp_path / "synthesizer")
+    result = run(*words, "--watch-images", tmp_path / "people")
+    assert result.status == 0, result.err
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert all(-1 <= row["similarity"] <= 1 for row in rows)
+    for step in (2, 4):  # neither of them is learned from
+        with Image.open(tmp_path / "run/samples" / f"{step:06d}.png") as strip:
+            assert strip.height == 2 * SIDE + 2
+    shutil.rmtree(tmp_path / "people" / "stranger")
+    shutil.rmtree(tmp_path / "people" / IDS[8])
+    words = train(made, pipeline_folder, tmp_path / "other")
+    run(*words, "--watch-images", tmp_path / "people").is_one_error("not learned from")

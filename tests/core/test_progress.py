@@ -1,4 +1,5 @@
 import io
+import time
 
 import pytest
 from rich.console import Console
@@ -28,6 +29,15 @@ def test_a_log_has_a_line_at_the_end_and_every_so_often(
         "[work]: 5/6, 0:00:28 passed, 0:00:07 left loss 0.5",
         "[work]: 6/6, 0:00:35 passed, 0:00:00 left loss 0.5",
     ]
+
+
+def test_a_log_begins_before_the_first_step_has_ended(
+    log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_FIRST_SECONDS", 0.05)
+    with progress.progress("work", 3):
+        time.sleep(0.4)
+    assert log.getvalue() == "work: 0/3, 0:00:00 passed\n"
 
 
 def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -333,16 +333,5 @@ def test_rates_can_differ_by_parameter(tmp_path: Path) -> None:
     assert not model.state_dict()["3.weight"].equal(before["3.weight"])
 
 
-def test_watchers_see_the_average_and_change_nothing(tmp_path: Path) -> None:
-    seen: list[tuple[int, Tensor]] = []
-    model = make_model()
-    checkpoint = tmp_path / "watched.safetensors"
-    trainer = Trainer(model, CONFIG, checkpoint, torch.device("cpu"))
-    trainer.watch(3, lambda average, step: seen.append((step, first_parameter(average).clone())))
-    assert_equal(trainer.run("test", loss), train(tmp_path))
-    assert [step for step, _ in seen] == [3, 6]
-    assert not seen[1][1].equal(seen[0][1])
-
-
 def first_parameter(model: nn.Module) -> nn.Parameter:
     return next(model.parameters())

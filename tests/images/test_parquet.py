@@ -25,11 +25,13 @@ def test_a_subjects_rows_may_be_in_several_groups_and_files(tmp_path: Path) -> N
         "id": [7, 7, 9],
         "image": [image(70), image(71), image(90)],
         "caption": ["sks, sad", None, ""],
+        "split": ["validation", None, None],
     }
     pq.write_table(pa.table(first), tmp_path / "a.parquet", row_group_size=1)
     pq.write_table(pa.table({"image": [image(72)], "id": ["7"]}), tmp_path / "b.parquet")
     source = ParquetSubjects(tmp_path, default_caption="sks")
     assert source.ids == ["7", "9"]
+    assert source.splits == {"7": "validation"}
     seven = source.load("7")
     assert seven.images[:, 0, 0, 0].tolist() == [70, 71, 72]
     assert seven.captions == ["sks, sad", "sks", "sks"]

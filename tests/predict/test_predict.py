@@ -1,18 +1,20 @@
 """A predictor learns, through a tiny base model's loss, who has which colour."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from lorasynth.adapter import Factors, count
 from lorasynth.base import BaseModel, Memory, StackedAdapters
 from lorasynth.condition import ConditionEncoder
-from lorasynth.core.errors import ConfigError
+from lorasynth.core.errors import CollectionError, ConfigError
 from lorasynth.core.randomness import torch_stream
 from lorasynth.engine.draws import Draw
 from lorasynth.engine.encoded import encode_subjects
@@ -23,7 +25,7 @@ from lorasynth.engine.trainer import Optimisation
 from lorasynth.hypernet import LatentRegressionConfig
 from lorasynth.images import Subject
 from lorasynth.predict import Predicting, Predictor, PredictorTraining, tasks, train_predictor
-from lorasynth.predict.tasks import encode_with_embeddings
+from lorasynth.predict.tasks import divided, encode_with_embeddings
 
 RECIPE = Recipe(rank=2, targets=("to_q", "to_v", "ff.net.2"))
 SMALL = PredictorTraining(
@@ -229,3 +231,82 @@ def test_what_is_encoded_is_kept_and_belongs_to_model_encoder_and_source(
     assert same.equal(embeddings)
     encode_with_embeddings(base, MeanColour(), Colours(5), tmp_path)
     assert len(list(tmp_path.iterdir())) == 4
+
+
+# Held-out subjects
+
+WATCHED = replace(
+    SMALL, optimisation=replace(SMALL.optimisation, steps=20), record_every=5, samples_every=10
+)
+
+
+@dataclass(frozen=True)
+class Split(Colours):
+    """Colours that state whose split is which."""
+
+    @property
+    def splits(self) -> dict[str, str]:
+        return dict.fromkeys(self.ids[:2], "validation") | {self.ids[2]: "test"}
+
+
+def test_some_are_held_out_by_their_ids_or_by_the_stated_split() -> None:
+    known, aside = divided(Colours(100), 0.05)
+    assert (len(known), len(aside)) == (95, 5)
+    assert set(known) | set(aside) == set(Colours(100).ids)
+    assert divided(Colours(100), 0.05)[1] == aside
+    assert len(divided(Colours(3000), 0.05)[1]) == 64
+    assert len(divided(Colours(8), 0.05)[1]) == 2
+    assert divided(Colours(7), 0.5) == (Colours(7).ids, [])
+    assert divided(Colours(100), 0.0) == (Colours(100).ids, [])
+    ids = Split(5).ids
+    assert divided(Split(5), 0.05) == (ids[3:], ids[:2])
+    assert divided(Split(5), 0.0) == (ids[3:], [])
+
+
+def train_watched(base: BaseModel, config: PredictorTraining, folder: Path) -> Predicting:
+    return train_predictor(base, MeanColour(), Colours(12), RECIPE, config, folder / "checkpoint")
+
+
+def rows_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_held_out_subjects_are_measured_and_shown_and_change_nothing(
+    base: BaseModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = train_watched(base, WATCHED, tmp_path)
+    assert "held out by hashes of their ids: 2 of 12 subjects" in capfd.readouterr().err
+    assert len(made.held_out) == 2
+    assert set(made.ids) == set(Colours(12).ids) - set(made.held_out)
+    rows = rows_of(tmp_path)
+    assert [row["step"] for row in rows] == [5, 10, 15, 20]
+    assert ["similarity" in row for row in rows] == [False, True, False, True]
+    losses = [row["held_out_loss"] for row in rows]
+    assert losses[-1] < losses[0]
+    for step in (10, 20):
+        with Image.open(tmp_path / "samples" / f"{step:06d}.png") as strip:
+            assert strip.height == 16  # of one subject, since so small a training is short
+            assert "real" in strip.info["Description"]
+    unseen = replace(WATCHED, record_every=20, samples_every=0)
+    same = train_watched(base, unseen, tmp_path / "unseen")
+    expected, found = (predict(one, torch.eye(4)) for one in (made, same))
+    for module, factor in expected.items():
+        torch.testing.assert_close(found[module].B, factor.B)
+    assert not (tmp_path / "unseen/samples").exists()
+
+
+def test_training_ends_where_held_out_subjects_get_no_better(
+    base: BaseModel, tmp_path: Path
+) -> None:
+    wild = replace(SMALL.optimisation, steps=200, lr=3.0)
+    config = replace(WATCHED, optimisation=wild, patience=2, samples_every=0)
+    train_watched(base, config, tmp_path)
+    rows = rows_of(tmp_path)
+    best = min(rows, key=lambda row: row["held_out_loss"])
+    assert rows.index(best) == len(rows) - 3
+    assert len(rows) < 40
+
+
+def test_where_all_are_held_out_nothing_can_be_learned(base: BaseModel, tmp_path: Path) -> None:
+    with pytest.raises(CollectionError, match="all are held out"):
+        train_predictor(base, MeanColour(), Split(3), RECIPE, WATCHED, tmp_path / "c")

@@ -214,6 +214,8 @@ class BundleMaker:
         }
         choices = to_dict(config)
         del choices["measures"]
+        if config.pretraining is not None:
+            choices["pretraining"] = config.pretraining.stated
         self.stages = StagedRun(run, makers, choices)
 
     def make(self, out: Path) -> None:
@@ -246,6 +248,7 @@ class BundleMaker:
         recipe, checkpoint = self.config.recipe, self.run / "pretrained.safetensors"
         options = self.config.pretraining
         assert options is not None, "else there is no such stage"
+        options = replace(options, held_out=0)  # other subjects choose the strength
         made = train_predictor(base, encoder, source, recipe, options, checkpoint)
         whole = Synthesizer.of(base, made.layout, encoder, made.hypernet, made.codec)
         self._at_its_best(base, whole).save(path)

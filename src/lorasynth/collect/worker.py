@@ -139,6 +139,12 @@ class Worker:
     gate: Gate | None = None
     advance: Advance | None = None
 
+    @property
+    def looking(self) -> list[ConditionEncoder]:
+        """What looks at photos before they are cut."""
+        both = (self.encoder, None if self.init_from is None else self.init_from.encoder)
+        return [one for one in both if one is not None]
+
 
 class Job(NamedTuple):
     """What all tasks of a collection share.
@@ -276,7 +282,7 @@ def embed_over(
     """How an executor embeds subjects, for `embed_library`."""
 
     def embed(ids: Sequence[str]) -> Iterator[Tensor]:
-        step = executor.most or len(ids)
+        step = executor.most or 1
         chunks = (ids[start : start + step] for start in range(0, len(ids), step))
         for rows in executor.map(embed_some, chunks, source):
             yield from rows
@@ -288,13 +294,11 @@ def _load(
     worker: Worker, ids: Sequence[str], source: SubjectSource
 ) -> tuple[list[Subject], Broken]:
     """The subjects whose images can be used, and why the others cannot."""
-    looking = (worker.encoder, None if worker.init_from is None else worker.init_from.encoder)
-    encoders = [one for one in looking if one is not None]
-    subjects: list[Subject] = []
+    size, subjects = worker.base.image_size, list[Subject]()
     broken: Broken = {}
     for name in ids:
         try:
-            subjects.append(framed_subject(source.load(name), worker.base.image_size, encoders))
+            subjects.append(framed_subject(source.load(name), size, worker.looking))
         except ImageError as error:
             broken[name] = {"reason": str(error)}
     return subjects, broken

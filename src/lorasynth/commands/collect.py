@@ -123,9 +123,8 @@ class Collect(WithRecipe, CollectConfig, WithWorker, WithImages, WithSheet):
             if part is not None:
                 source, out = begin_part(source, out, part)
             encoder = worker.encoder
-            self.draw_sheet(
-                cut_subjects(source, worker.base.image_size, [encoder] if encoder else [])
-            )
+            size, looking = worker.base.image_size, worker.looking
+            self.draw_sheet(cut_subjects(source, source.ids, size, looking))
             report = collect(worker, source, out, self.recipe_for(worker.base), self, executor)
             library, failed = Library.open(out), report.failed
             if failed and not len(library):

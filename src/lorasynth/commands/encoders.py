@@ -252,7 +252,7 @@ class TrainEncoder(Command, OfSubjects, Resumed, OnDevice):
 
     def _divided(self, ids: Sequence[str]) -> tuple[list[str], list[str]]:
         """Those to train on, and those held out: drawn by their names, so the same each time."""
-        from lorasynth.core.randomness import stream_seed
+        from lorasynth.core.splits import held_out
 
         if len(ids) < _LEAST_SUBJECTS:
             raise ImageError(
@@ -260,10 +260,8 @@ class TrainEncoder(Command, OfSubjects, Resumed, OnDevice):
                 f"{_LEAST_SUBJECTS} subjects, but {self.images} has {len(ids)}: bring more, or use "
                 "an encoder that comes trained (lorasynth encoders list)"
             )
-        drawn = sorted(ids, key=lambda name: stream_seed(0, "held out", name))
-        count = min(max(2, round(self.held_out * len(ids))), len(ids) - 2, _MOST_HELD_OUT)
-        held_out = set(drawn[:count])
-        return [name for name in ids if name not in held_out], sorted(held_out)
+        chosen = set(held_out(ids, self.held_out, _MOST_HELD_OUT))
+        return [name for name in ids if name not in chosen], sorted(chosen)
 
     def _say(self, report: dict[str, Any]) -> None:
         found, left_out = report["held_out"], report["left_out"]

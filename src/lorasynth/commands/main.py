@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
+from functools import partial
 from typing import IO, Any, cast
 
 from lorasynth import __version__
@@ -15,7 +16,7 @@ from lorasynth.commands import catalogue
 from lorasynth.commands.quiet import quiet
 from lorasynth.core.command import Command, read_command
 from lorasynth.core.errors import ConfigError, LorasynthError, escaped
-from lorasynth.core.progress import console
+from lorasynth.core.progress import console, note, told_soon
 
 
 def main() -> None:
@@ -55,7 +56,9 @@ def _run(words: Sequence[str]) -> int:
         print(catalogue.overview(name))
         return 0
     quiet()
-    read_command(command, f"lorasynth {name}", rest).run()
+    made = read_command(command, f"lorasynth {name}", rest)
+    with told_soon(partial(note, f"lorasynth {name}: loading")):
+        made.run()
     return 0
 
 

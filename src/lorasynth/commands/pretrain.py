@@ -20,6 +20,9 @@ class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Overwriting, Resumed
     Its adapters are functions of the condition by construction. `collect --init-from` starts a
     library from them; the recipe says what is adapted, and must be the library's.
 
+    Watch it in the run's folder: metrics.jsonl has the losses of training and of held-out subjects
+    and the identity similarity of samples, samples/ these samples beside a real image.
+
     Consent: of people only with their consent.
 
     Example: lorasynth pretrain people --encoder dlib -o pretrained --optimisation.steps 4000
@@ -29,7 +32,6 @@ class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Overwriting, Resumed
         encoder: Condition encoder: a folder or a name.
         trigger: Trigger phrase, such as 'sks person', stored in the metadata.
         training: How the synthesizer is trained.
-        strict: Stop at the first subject that cannot be used.
     """
 
     group: ClassVar[str] = "Make a synthesizer"
@@ -38,18 +40,18 @@ class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Overwriting, Resumed
     encoder: str
     trigger: str = TRIGGER
     training: Annotated[PredictorTraining, Flat] = field(default_factory=PredictorTraining)
-    strict: bool = False
     run_folder: Annotated[Path, arg(name="run")] = Path("runs/pretrain")
 
     def run(self) -> Path:
         """Train, and write the synthesizer; its path."""
+        from lorasynth.collect.failures import Failures
         from lorasynth.collect.sheet import cut_subjects
         from lorasynth.condition import load_encoder
         from lorasynth.core.atomic import make_parent
         from lorasynth.core.device import pick_device
         from lorasynth.core.learned import learned_from
         from lorasynth.predict import train_predictor
-        from lorasynth.predict.tasks import ENCODED
+        from lorasynth.predict.tasks import ENCODED, divided
         from lorasynth.synthesizer import Synthesizer
 
         make_parent(self.out, self.run_folder)
@@ -57,7 +59,8 @@ class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Overwriting, Resumed
         seeded = replace(self.training.optimisation, seed=self.seed)
         encoder, base = load_encoder(self.encoder, pick_device(self.device)), self.load_base()
         source = self.load_images(base.image_size)
-        self.draw_sheet(cut_subjects(source, base.image_size, [encoder]))
+        learned, _ = divided(source, self.training.held_out)
+        self.draw_sheet(cut_subjects(source, learned, base.image_size, [encoder]))
         made = train_predictor(
             base,
             encoder,
@@ -65,13 +68,13 @@ class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Overwriting, Resumed
             self.recipe_for(base),
             replace(self.training, optimisation=seeded),
             self.run_folder / "pretrain.safetensors",
-            strict=self.strict,
         )
         parts = (base, made.layout, encoder, made.hypernet, made.codec)
         synthesizer = Synthesizer.of(*parts, trigger_phrase=self.trigger)
         replace(synthesizer, learned=learned_from(made.ids)).save(self.out)
-        left_out = len(source.ids) - len(made.ids)
-        failures = self.run_folder / f"{ENCODED}.failures.json"
-        why = f", {left_out} left out ({failures})" if left_out else ""
-        print(f"{self.out}: trained on {len(made.ids)} subjects{why}")
+        failures = Failures(self.run_folder / ENCODED)
+        left_out = len(set(failures.ids) & set(source.ids))
+        held = f", {len(made.held_out)} held out" if made.held_out else ""
+        why = f", {left_out} left out ({failures.path})" if left_out else ""
+        print(f"{self.out}: trained on {len(made.ids)} subjects{held}{why}")
         return self.out

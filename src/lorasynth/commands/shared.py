@@ -74,8 +74,8 @@ class OfSubjects:
 
     Attributes:
         images: Subjects: a folder with a folder of images for each, tar files (webdataset's names:
-            ann.0.jpg, ann.0.txt), Parquet files (columns id, image, caption), or drawn avatars, as
-            avatars:200 or avatars:200,images=4,seed=1.
+            ann.0.jpg, ann.0.txt), Parquet files (columns id, image, caption, split), or drawn
+            avatars, as avatars:200 or avatars:200,images=4,seed=1.
     """
 
     images: Positional[str]

@@ -1,6 +1,7 @@
 """`lorasynth fit` and `lorasynth train`: from a library to a synthesizer."""
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field, replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     import torch
 
     from lorasynth.base import BaseModel
-    from lorasynth.hypernet import TrainingSet
+    from lorasynth.condition import ConditionEncoder
+    from lorasynth.core.learned import Learned
+    from lorasynth.hypernet import LatentDiffusion, TrainingSet
+    from lorasynth.hypernet.contract import Probe
     from lorasynth.synthesizer import Synthesizer
 
 
@@ -128,7 +132,8 @@ class Train(Command, FromLibrary):
 
     A training that was stopped goes on when it is run again, also with more or fewer steps. Loss
     and rate are added to metrics.jsonl in the run's folder; if the library has a split
-    "validation", so are errors on its subjects, which end the training early.
+    "validation", so are errors on its subjects, which end the training early; with --watch-images
+    the identity similarity of samples, which stand beside a real image in samples/.
 
     Under `accelerate launch -m lorasynth train ...` all processes share one batch.
 
@@ -145,6 +150,8 @@ class Train(Command, FromLibrary):
         strength: Multiplies what the synthesizer's adapters do.
         temperature: Weight of the synthesizer's noise, such as 0.5 for more similarity.
         trigger: What calls the subject in a prompt, such as 'sks person'; told in files.
+        watch_images: Subjects' images, as collect takes them: with each row of metrics samples are
+            made of some that are not learned from. Needs the base model's weights.
         run_folder: Folder for checkpoints and metrics; the same folder resumes.
         training: Of the hypernetwork.
     """
@@ -160,6 +167,7 @@ class Train(Command, FromLibrary):
     strength: float = 1.0
     temperature: Annotated[float, Field(ge=0)] = 1.0
     trigger: str = TRIGGER
+    watch_images: str | None = None
     run_folder: Annotated[Path, arg(name="run")] = Path("runs/train")
     training: Annotated[HypernetConfig, Flat, AvoidSubcommands] = field(
         default_factory=HypernetConfig
@@ -192,28 +200,53 @@ class Train(Command, FromLibrary):
         data: TrainingSet = training_set(adapters, codec, column)
         if self.split != "all" and (held_out := opened.held_out()) is not None:
             data = replace(data, held_out=training_set(held_out, codec, column))
+        learned = learned_from(adapters.ids) | codec.learned
+        learned |= frozenset() if around is None else around.learned
+
+        def whole(hypernet: "LatentDiffusion") -> Synthesizer:
+            parts = (model, opened.layout, embedder, hypernet, codec)
+            return replace(
+                Synthesizer.of(*parts, trigger_phrase=self.trigger),
+                base_fingerprint=opened.info.base_fingerprint,
+                strength=self.strength,
+                temperature=self.temperature,
+                learned=learned,
+            )
+
         hypernet = train(
             data,
             self.training,
+            probes=[] if self.watch_images is None else [self._samples(whole, embedder, learned)],
             anchor=None if around is None else around.regression_in(codec),
             checkpoint=self.run_folder / "hypernet.safetensors",
             device=device,
         )
         if Processes.here(device).is_first:
-            learned = learned_from(adapters.ids) | codec.learned
-            made = replace(
-                Synthesizer.of(
-                    model, opened.layout, embedder, hypernet, codec, trigger_phrase=self.trigger
-                ),
-                base_fingerprint=opened.info.base_fingerprint,
-                strength=self.strength,
-                temperature=self.temperature,
-                learned=learned if around is None else learned | around.learned,
-            )
-            made.save(self.out)
+            whole(hypernet).save(self.out)
             print(f"{self.out}: trained on {len(adapters)} adapters")
         end_of_launched()
         return self.out
+
+    def _samples(
+        self, whole: "Callable[[Any], Synthesizer]", encoder: "ConditionEncoder", learned: "Learned"
+    ) -> "Probe":
+        """What makes samples with the synthesizer as it is."""
+        from lorasynth.base import BaseModel
+        from lorasynth.collect.sheet import Watched
+        from lorasynth.core.learned import learned_from
+        from lorasynth.images import subjects_in
+
+        base = BaseModel.load(self.base, self._picked())
+        source = subjects_in(str(self.watch_images), size=base.image_size)
+        ids = [name for name in source.ids if not learned_from([name]) <= learned]
+        watched = Watched(base, encoder, source, ids, self.run_folder / "samples")
+        names = [subject.id for subject in watched.subjects]
+
+        def probe(step: int, model: "LatentDiffusion") -> "Mapping[str, float]":
+            factors = whole(copy.deepcopy(model)).synthesise(watched.conditions, names)
+            return watched(factors, step)
+
+        return probe
 
     def _picked(self) -> "torch.device":
         from lorasynth.core.device import pick_device

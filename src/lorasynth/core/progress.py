@@ -3,10 +3,12 @@
 On a terminal it is a bar; in a log it is a line after the first 2 seconds, then every 20.
 """
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 from rich.console import Console
@@ -24,12 +26,24 @@ from lorasynth.core.errors import escaped
 #: Progress and messages go to standard error, so that standard output stays parseable.
 console = Console(stderr=True)
 
-_FIRST_SECONDS, _LOG_SECONDS = 2, 20
+_FIRST_SECONDS, _LOG_SECONDS = 2.0, 20.0
 
 
 def note(line: str) -> None:
     """Say something on the way, as one line."""
     console.print(escaped(line), markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def told_soon(tell: Callable[[], None], seconds: float = 1.2) -> Iterator[None]:
+    """Call `tell` after so many seconds, from a thread, unless all that is inside has ended."""
+    timer = threading.Timer(seconds, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @runtime_checkable
@@ -51,7 +65,9 @@ def progress(title: str, total: int, done: int = 0, *, shown: bool = True) -> It
         with _bar(title, total, done) as advance:
             yield advance
     else:
-        yield _log(title, total, done)
+        advance = _log(title, total, done)
+        with told_soon(partial(advance, 0), _FIRST_SECONDS):  # even if no step ends by then
+            yield advance
 
 
 def _silent(steps: int = 1, note: str = "") -> None:
@@ -88,13 +104,14 @@ def _log(title: str, total: int, done: int) -> Advance:
         nonlocal done, spoken, last_note
         done, last_note = done + steps, note or last_note
         now = time.monotonic()
-        if now - spoken < _LOG_SECONDS and done < total:
+        if now - spoken < _LOG_SECONDS and (done < total or not steps):
             return
         spoken = now
         elapsed = now - begun
-        left = timedelta(seconds=round(elapsed / max(done - first, 1) * (total - done)))
-        took = timedelta(seconds=round(elapsed))
-        line = f"{title}: {done}/{total}, {took} passed, {left} left {last_note}"
+        line = f"{title}: {done}/{total}, {timedelta(seconds=round(elapsed))} passed"
+        if done > first:
+            left = timedelta(seconds=round(elapsed / (done - first) * (total - done)))
+            line += f", {left} left {last_note}"
         console.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
 
     return advance

@@ -1,6 +1,6 @@
 """Splits by the hash of a group key: subjects that share a key never straddle two splits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lorasynth.core.errors import ConfigError
 from lorasynth.core.randomness import stream_seed
@@ -31,3 +31,10 @@ def split_of(key: str, seed: int, fractions: Mapping[str, float] = DEFAULT_FRACT
             return split
         position -= fractions[split]
     return last
+
+
+def held_out(ids: Sequence[str], share: float, most: int) -> list[str]:
+    """A share of four or more subjects by the hashes of their ids: 2 to `most`, not the last 2."""
+    drawn = sorted(ids, key=lambda name: stream_seed(0, "held out", name))
+    chosen = set(drawn[: min(max(2, round(share * len(ids))), len(ids) - 2, most)])
+    return [name for name in ids if name in chosen]

@@ -249,24 +249,6 @@ def load_module(
     return module.eval().requires_grad_(requires_grad=False)
 
 
-def optimiser_tensors(optimiser: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
-    """What an optimiser keeps of each parameter (AdamW's moments), under names with a prefix."""
-    return {
-        f"{prefix}{index}.{name}": value
-        for index, moments in optimiser.state_dict()["state"].items()
-        for name, value in moments.items()
-    }
-
-
-def optimiser_state(tensors: Mapping[str, Tensor], prefix: str) -> dict[int, dict[str, Tensor]]:
-    """Parameter's number -> name -> tensor: the inverse of `optimiser_tensors`."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in with_prefix(tensors, prefix).items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
-    return state
-
-
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, named by the rest."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

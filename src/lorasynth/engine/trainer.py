@@ -29,13 +29,11 @@ from lorasynth.core.weights import with_prefix
 from lorasynth.engine.optimisation import Optimisation as Optimisation
 from lorasynth.engine.processes import Processes
 
-#: What looks on between steps: called with the averaged model and the count of steps done.
-Watch = Callable[[nn.Module, int], None]
-
 #: Returns the loss and a short text for the progress bar; called with the model and the step.
 Loss = Callable[[nn.Module, int], tuple[Tensor, str]]
 
-#: Named figures of the averaged model, which has the last step's gradients; called as `Watch` is.
+#: Named figures of the averaged model, which has the last step's gradients; called with it and the
+#: count of steps done, it must change no weights.
 Figures = Callable[[Any, int], Mapping[str, float]]
 
 #: The file beside the checkpoint to which each recorded row is added, as JSON.
@@ -98,7 +96,6 @@ class Trainer:
             weight_decay=config.weight_decay,
             fused=device.type == "cuda",
         )
-        self.watchers: list[tuple[int, Watch]] = []
         self.history: list[dict[str, float]] = []
         self._every = 100
         self._figures: Figures | None = None
@@ -108,10 +105,6 @@ class Trainer:
         #: Sum of the losses since the last row, and their number.
         self._sum, self._count = torch.zeros((), device=device), 0
         self._seconds = 0.0
-
-    def watch(self, every: int, watcher: Watch) -> None:
-        """Call a watcher after every so many steps; it must change no weights."""
-        self.watchers.append((every, watcher))
 
     def record(
         self,
@@ -155,9 +148,6 @@ class Trainer:
                     self._seconds = before + time.monotonic() - begun
                     rate = self.config.lr * self.config.rate(step - 1)
                     log({**row, "rate": rate, "seconds": round(self._seconds, 1)})
-                for every, watcher in self.watchers:
-                    if step % every == 0:
-                        watcher(self.average.module.eval(), step)
                 last = step == steps or self._ended()
                 if last or time.monotonic() - saved > self.config.checkpoint_seconds:
                     self._save(step)

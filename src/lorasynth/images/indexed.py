@@ -110,6 +110,8 @@ class Indexed(ABC):
     def __init__(self, root: Path, default_caption: str = PORTRAIT) -> None:
         self.root = root
         self.default_caption = default_caption
+        #: Subject -> its split, of those of whom it is stated; known once `ids` are.
+        self.splits: dict[str, str] = {}
 
     @abstractmethod
     def _index(self, tally: Tally) -> dict[str, list[Shown]]:

@@ -42,26 +42,30 @@ class ParquetSubjects(Indexed):
 
     Columns: `id`, the subject of the image; `image`, the bytes of an image file, or a struct
     with them in `bytes`, as data sets on the hub have; and perhaps `caption`, which is
-    `default_caption` where absent or null.  Subjects and images come in the order of the rows.
+    `default_caption` where absent or null, and the subject's `split`.  Subjects and images come in
+    the order of the rows.
     """
 
     told = "be in the column id of", "is not"
 
     @override
     def _index(self, tally: Tally) -> dict[str, list[Shown]]:
-        """Only the column of names is read."""
+        """Only the columns of names and splits are read."""
         files = sorted(self.root.glob("*.parquet")) if self.root.is_dir() else [self.root]
         found = dict[str, list[Shown]]()
         for path in files:
             with _readable(path) as file:
                 _require_columns(path, file.schema_arrow)
+                names = [name for name in ("id", "split") if name in file.schema_arrow.names]
                 for group in range(file.num_row_groups):
-                    for row, value in enumerate(_values(path, file, group, ["id"])):
+                    for row, value in enumerate(_values(path, file, group, names)):
                         place = _Row(path, group, row)
                         if value["id"] is None:
                             tally.pass_over("rows without an id", str(place))
                         else:
                             found.setdefault(str(value["id"]), []).append(Shown(place, place))
+                            if value.get("split") is not None:
+                                self.splits[str(value["id"])] = str(value["split"])
         return found
 
     @override

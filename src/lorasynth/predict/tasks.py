@@ -19,12 +19,15 @@ from lorasynth.condition import ConditionEncoder, framed_subject, subject_condit
 from lorasynth.core.errors import CollectionError, ImageError
 from lorasynth.core.progress import console, progress
 from lorasynth.core.randomness import stream_seed
+from lorasynth.core.splits import held_out
 from lorasynth.core.weights import kept_tensors
 from lorasynth.engine import Optimisation
 from lorasynth.engine.draws import Draw
 from lorasynth.engine.encoded import EncodedSubjects, encode_subjects
 from lorasynth.images import Subject, SubjectSource
 
+#: Subjects of which some are held out where no split is stated, and most of these.
+_LEAST, _MOST = 8, 64
 #: Folder beside a checkpoint for what is encoded, which all that is trained there share.
 ENCODED = "encoded"
 #: Subjects in one file.
@@ -86,6 +89,24 @@ class Taught(NamedTuple):
     encoded: EncodedSubjects
     embeddings: Float[Tensor, "n k m"]
 
+    def of(self, names: Sequence[str]) -> "Taught":
+        """Those of them that are named."""
+        wanted = set(names)
+        rows = [i for i, name in enumerate(self.ids) if name in wanted]
+        encoded = replace(self.encoded, first=self.encoded.first[rows])
+        return Taught([self.ids[i] for i in rows], encoded, self.embeddings[rows])
+
+
+def divided(source: SubjectSource, share: float) -> tuple[list[str], list[str]]:
+    """The ids of subjects to learn from, and of those held out, as `PredictorTraining` says."""
+    ids, splits = list(source.ids), getattr(source, "splits", {})
+    if splits:
+        aside = [name for name in ids if splits.get(name) == "validation"]
+        known = [name for name in ids if splits.get(name, "train") == "train"]
+        return known, aside[:_MOST] if share else []
+    aside = held_out(ids, share, _MOST) if share and len(ids) >= _LEAST else []
+    return [name for name in ids if name not in set(aside)], aside
+
 
 @torch.no_grad()
 def encode_with_embeddings(
@@ -118,13 +139,23 @@ def encode_with_embeddings(
         for start in range(0, len(ids), _PART):
             names = ids[start : start + _PART]
             path = kept / f"{_name_of(base, encoder, source, names)}.safetensors"
-            look = partial(_looked_at, base, encoder, source, strict=strict)
+            if path.is_file():
+                advance(len(names))
+
+            def look(name: str) -> Subject | ImageError:
+                advance()
+                try:
+                    return framed_subject(source.load(name), base.image_size, [encoder])
+                except ImageError as error:
+                    if strict:
+                        raise
+                    return error
+
             part = kept_tensors(path, partial(_encoded, base, encoder, names, look, failures))
             chosen = part["usable"].tolist()
             usable += [name for name, good in zip(names, chosen, strict=True) if good]
             if any(chosen):
                 parts.append(part)
-            advance(len(names))
     if not parts:
         raise CollectionError(
             f"one subject or more must have photos that can be used, but none of {len(ids)} has: "
@@ -140,18 +171,6 @@ def encode_with_embeddings(
     encoded = EncodedSubjects.of(whole("latents", base.dtype), Texts(texts), empty, counts)
     embeddings = as_many_of_each([row for tensors in parts for row in tensors["embeddings"]])
     return Taught(usable, encoded, embeddings.to(base.device))
-
-
-def _looked_at(
-    base: BaseModel, encoder: ConditionEncoder, source: SubjectSource, name: str, *, strict: bool
-) -> Subject | ImageError:
-    """A subject as it is learned from, or why it cannot be."""
-    try:
-        return framed_subject(source.load(name), base.image_size, [encoder])
-    except ImageError as error:
-        if strict:
-            raise
-        return error
 
 
 def _encoded(

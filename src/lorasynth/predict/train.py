@@ -5,6 +5,8 @@ them to denoise other images of the same subjects.  No adapter is trained by its
 learned is a function of the condition, without the noise of training runs.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +16,11 @@ from torch import Tensor
 from lorasynth.adapter import Layout
 from lorasynth.base import BaseModel, StackedAdapters
 from lorasynth.codec import PCA
+from lorasynth.collect.sheet import MOST, PASSES, Watched
 from lorasynth.condition import ConditionEncoder
-from lorasynth.core.config import to_dict
-from lorasynth.core.errors import ConfigError
+from lorasynth.core.device import has_fast_bfloat16
+from lorasynth.core.errors import CollectionError, ConfigError
+from lorasynth.core.progress import note
 from lorasynth.core.randomness import stream_seed
 from lorasynth.engine import Recipe, Trainer
 from lorasynth.engine.fleet import start_factors
@@ -25,7 +29,13 @@ from lorasynth.hypernet import LatentRegression
 from lorasynth.images import SubjectSource
 from lorasynth.predict.config import PredictorTraining
 from lorasynth.predict.predictor import Predictor
-from lorasynth.predict.tasks import ENCODED, draw_task, encode_with_embeddings
+from lorasynth.predict.tasks import ENCODED, Taught, divided, draw_task, encode_with_embeddings
+
+#: Share of the time that the loss of held-out subjects takes, and that samples take, in passes
+#: without gradients, of which a training sample costs about two.
+_SHARE = 0.02 * 2
+#: The figure by which training ends and its weights are chosen.
+_LOSS = "held_out_loss"
 
 
 class Predicting(NamedTuple):
@@ -35,6 +45,45 @@ class Predicting(NamedTuple):
     codec: PCA
     layout: Layout
     ids: list[str]
+    #: Ids of those it was measured on.
+    held_out: list[str]
+
+
+@dataclass
+class _Losses:
+    """The loss of each step, and what is measured of held-out subjects between steps."""
+
+    base: BaseModel
+    config: PredictorTraining
+    known: Taught
+    aside: Taught
+    stacked: StackedAdapters
+    samples: Watched | None = None
+
+    def __call__(self, model: Any, step: int) -> tuple[Tensor, str]:
+        value = self._of(self.known, model, step)
+        return value, f"loss {value.item():.4f}" if step % 50 == 0 else ""
+
+    def _of(self, some: Taught, model: Any, step: int) -> Tensor:
+        options, images = self.config.optimisation, self.config.images
+        drawn = draw_task(self.base, some.encoded, some.embeddings, options, images, step)
+        self.stacked.factors = model(drawn[0])
+        return denoising_losses(self.base, *drawn[1:]).mean()
+
+    def figures(self, averaged: Any, step: int) -> Mapping[str, float]:
+        """The loss of held-out subjects on the same draws at every call, and samples when due."""
+        config, device = self.config, self.base.device
+        count = max(round(_SHARE * config.record_every), 1)
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device)):
+            losses = [self._of(self.aside, averaged, -1 - i).item() for i in range(count)]
+        found = {_LOSS: sum(losses) / count}
+        last = step == config.optimisation.steps
+        if self.samples and (last or step % config.samples_every < config.record_every):
+            factors = averaged(self.samples.conditions.to(device))
+            self.stacked.detach()
+            found |= self.samples(factors, step)
+            self.stacked.attach()
+        return found
 
 
 def train_predictor(
@@ -44,8 +93,6 @@ def train_predictor(
     recipe: Recipe,
     config: PredictorTraining,
     checkpoint: Path,
-    *,
-    strict: bool = False,
 ) -> Predicting:
     """Train, from the checkpoint if there is one.
 
@@ -55,8 +102,8 @@ def train_predictor(
         source: whose images teach.
         recipe: says what is adapted, with which rank and from which A.
         config: how.
-        checkpoint: file to save to and to resume from; encoded images are kept beside it too.
-        strict: stop at the first subject whose photos cannot be used, rather than leave it out.
+        checkpoint: file to save to and to resume from; beside it are encoded images, metrics and
+            samples.
 
     Raises:
         ConfigError: the recipe trains A too, or the checkpoint is of another run.
@@ -68,26 +115,32 @@ def train_predictor(
             'use trained="B"'
         )
     kept = checkpoint.with_name(ENCODED)
-    ids, encoded, embeddings = encode_with_embeddings(base, encoder, source, kept, strict=strict)
+    whole = encode_with_embeddings(base, encoder, source, kept, strict=config.strict)
+    known, aside = map(whole.of, divided(source, config.held_out))
+    how = "by the stated split" if getattr(source, "splits", {}) else "by hashes of their ids"
+    note(f"held out {how}: {len(aside.ids)} of {len(whole.ids)} subjects (--held-out)")
+    if not known.ids:
+        raise CollectionError("there must be subjects to learn from, but all are held out")
+    embeddings, options = known.embeddings, config.optimisation
     start = start_factors(base.target_linears(recipe.targets), recipe)
-    options = config.optimisation
     torch.manual_seed(stream_seed(options.seed, "predictor"))
     model = Predictor(config.model, config.latents, embeddings.shape[2], start)
     model.regression.condition_normaliser.fit(embeddings.flatten(0, 1).cpu(), each=False)
-
-    def loss(model: Any, step: int) -> tuple[Tensor, str]:
-        seen, some, draw = draw_task(base, encoded, embeddings, options, config.images, step)
-        stacked.factors = model(seen)
-        value = denoising_losses(base, some, draw).mean()
-        return value, f"loss {value.item():.4f}" if step % 50 == 0 else ""
-
-    settings = to_dict(config) | {"recipe": recipe.stated, "subjects": len(embeddings)}
+    settings = config.stated | {"recipe": recipe.stated, "subjects": len(embeddings)}
     settings |= {"base": base.fingerprint, "encoder": encoder.fingerprint}
     trainer = Trainer(model, options, checkpoint, base.device, settings)
+    losses = _Losses(base, config, known, aside, StackedAdapters(base.denoiser, start))
+    trainer.record(config.record_every)
+    if aside.ids:
+        trainer.record(config.record_every, losses.figures, lowest=_LOSS, patience=config.patience)
+        passes = _SHARE * config.samples_every * options.batch * config.images
+        if passes and encoder.looks:
+            most, folder = min(max(int(passes / PASSES), 1), MOST), checkpoint.with_name("samples")
+            losses.samples = Watched(base, encoder, source, aside.ids, folder, most)
     # Attached in the backward pass too, where gradient checkpointing computes blocks again.
-    with StackedAdapters(base.denoiser, start) as stacked:
-        trainer.run("predictor", loss)
+    with losses.stacked:
+        trainer.run("predictor", losses)
     # in float64, which not every device has
     hypernet, codec = model.cpu().split(embeddings.flatten(0, 1).cpu())
     hypernet.eval().requires_grad_(requires_grad=False)
-    return Predicting(hypernet, codec, model.layout, ids)
+    return Predicting(hypernet, codec, model.layout, known.ids, aside.ids)

@@ -408,7 +408,8 @@ def _alike(study: Study, optimisation: Optimisation) -> Method:
     """The regression through the base model's loss, which ours starts from."""
     bundle, encoder = study.bundle, study.bundle.synthesizer.encoder
     checkpoint = study.cache.folder / f"alike-{optimisation.seed}.safetensors"
-    config, source = PredictorTraining(optimisation=optimisation), _training_subjects(study)
+    config = PredictorTraining(optimisation=optimisation, held_out=0)
+    source = _training_subjects(study)
     made = train_predictor(bundle.base, encoder, source, bundle.recipe, config, checkpoint)
     whole = Synthesizer.of(bundle.base, made.layout, encoder, made.hypernet, made.codec)
 
