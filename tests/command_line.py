@@ -21,7 +21,8 @@ class Result:
         What was found in a folder, what is learned from, and progress may stand before it.
         """
         assert self.status == status, (self.out, self.err)
-        notes = r": \d+ images? of \d+ subject|no column 'split'|knows [a-z ]+\.$|: \d+/\d+, |: loading$"
+        notes = r": \d+ images? of \d+ subject|no column 'split'|knows [a-z ]+\.$"
+        notes += r"|: \d+/\d+, |: loading$"
         [line] = [one for one in self.err.strip().splitlines() if not re.search(notes, one)]
         for word in words:
             assert word in line, (word, line)
