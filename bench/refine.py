@@ -10,7 +10,7 @@ and the shares of what prompts ask for one by one.  Reports are kept: the same c
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,20 +25,21 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
-from lorasynth.adapter import Factors, map_factors, scaled
+from lorasynth.adapter import Factors, map_factors, scaled, stack, unstack
 from lorasynth.avatars.attributes import found
 from lorasynth.avatars.bundle import Bundle
 from lorasynth.avatars.captions import nearest_word
 from lorasynth.avatars.pool import LABELS
-from lorasynth.avatars.vocabulary import COLOURS
+from lorasynth.avatars.vocabulary import CLOTHES, COLOURS, EYES, MOUTHS
 from lorasynth.core.cache import Cache
-from lorasynth.core.randomness import stream_seed
+from lorasynth.core.randomness import stream_seed, torch_stream
 from lorasynth.engine import PRESETS, train_fleet
 from lorasynth.evaluation import BenchmarkConfig
 from lorasynth.evaluation.bootstrap import bootstrap, in_words
 from lorasynth.evaluation.contenders import sampled, stacked
 from lorasynth.evaluation.metrics import Made, Metric
 from lorasynth.images import PORTRAIT, Subject
+from lorasynth.optimise import refine
 from lorasynth.studies.study import as_json
 
 PROMPTED = ("mouth", "eyes", "clothes", "clothes_colour", "background")
@@ -158,6 +159,47 @@ def head(photo: Tensor) -> Tensor:
     return weights
 
 
+#: What the base model's domain has words for.
+DOMAIN: Sequence[Sequence[str]] = (
+    tuple(f"{colour} background" for colour in COLOURS),
+    tuple(f"{colour} {kind}" for colour in COLOURS for kind in CLOTHES.values()),
+    tuple(MOUTHS.values()),
+    tuple(EYES.values()),
+)
+#: What nearly every portrait has, in words that nearly every base model knows.
+BASIC: Sequence[Sequence[str]] = (
+    tuple(f"{colour} background" for colour in COLOURS),
+    tuple(f"{colour} {kind}" for colour in COLOURS for kind in ("t-shirt", "blazer", "hoodie")),
+    ("smiling", "serious", "shouting"),
+)
+
+
+@torch.no_grad()
+def guessed(
+    base: Any, subject: Subject, adapter: Factors, choices: Sequence[Sequence[str]], draws: int = 8
+) -> Subject:
+    """Captions that say which phrase of each choice fits the photo, as the base model sees it."""
+    stream, captions = torch_stream(0, "captions"), []
+    noise = torch.randn(draws, *base.latent_shape, generator=stream)
+    times = base.draw_times((draws,), stream)
+    with base.attached(adapter):
+        for latent, caption in zip(base.encode_images(subject.images), subject.captions, strict=True):
+            noisy, target = base.add_noise(latent.expand_as(noise), noise, times)
+            for phrases in choices:
+                said = [caption, *(f"{caption}, {phrase}" for phrase in phrases)]
+                texts = base.encode_prompts(said)
+                rows = torch.arange(len(said)).repeat_interleave(draws)
+                losses = []
+                for some in rows.split(8 * draws):
+                    n = len(some) // draws
+                    made = base.denoise(noisy.repeat(n, 1, 1, 1), times.repeat(n), texts[some])
+                    error = (made - target.repeat(n, 1, 1, 1)).square()
+                    losses.append(error.reshape(n, -1).mean(1))
+                caption = said[int(torch.cat(losses).argmin())]
+            captions.append(caption)
+    return replace(subject, captions=captions)
+
+
 #: Name -> what is done to photos and captions, and the weights of pixels in the loss.
 ROWS: dict[str, tuple[Change | None, Callable[[Tensor], Tensor] | None]] = {
     "not refined": (None, None),
@@ -174,6 +216,22 @@ ROWS: dict[str, tuple[Change | None, Callable[[Tensor], Tensor] | None]] = {
     "background and clothes out of the loss": (plain, head),
     "named, and both out of the loss": (lambda one: named(plain(one)), head),
     "cropped": (lambda one: cropped(plain(one)), None),
+}
+
+CHOICES = {"guessed, domain": DOMAIN, "guessed, basic": BASIC}
+CHOICES |= {"guessed, basic, four draws": BASIC, "guessed, basic, best kept": BASIC}
+CHOICES |= {"ten photos, guessed, four draws": BASIC}
+ROWS |= {name: (plain, None) for name in CHOICES}
+ROWS |= {
+    "as it was, best kept": (plain, None),
+    "ten photos, as it was": (plain, None),
+    "ten photos, all said": (lambda one: one, None),
+    "all said, none dropped": (lambda one: one, None),
+    "as it was, none dropped": (plain, None),
+    "all said, flipped": (flipped, None),
+    "all said, cropped": (cropped, None),
+    "all said, coloured": (coloured, None),
+    "all said, background out of the loss": (lambda one: one, without_background),
 }
 
 
@@ -208,9 +266,32 @@ class Bench:
         change, weigh = ROWS[name]
         begun, factors = time.process_time(), self.start
         if change is not None:
+            recipe, words = PRESETS["refine"], CHOICES.get(name)
+            if name.endswith("none dropped"):
+                recipe = replace(recipe, caption_dropout=0.0)
             people = [change(case.reference) for case in cases]
-            train = partial(train_fleet, base, PRESETS["refine"], people, init=self.start)
-            if weigh is None:
+            if name.startswith("ten photos"):
+                people = [change(self.run.subjects.load(case.id)) for case in cases]
+            if words is not None:
+                draws = 4 if "four" in name else 8
+                firsts = [stack([one]) for one in unstack(self.start)]
+                people = [
+                    guessed(base, one, first, words, draws)
+                    for one, first in zip(people, firsts, strict=True)
+                ]
+                for one, case in zip(people, cases, strict=True):
+                    print(one.captions[0], "|", case.reference.captions[0])
+            train = partial(train_fleet, base, recipe, people, init=self.start)
+            if name.endswith("best kept"):
+                firsts = unstack(self.start)
+                encoder = self.bundle.synthesizer.encoder
+                made = [
+                    refine(base, recipe, one, stack([first]), encoder=encoder)
+                    for one, first in zip(people, firsts, strict=True)
+                ]
+                print([(one.steps, round(one.after - one.before, 3)) for one in made])
+                factors = stack([unstack(one.factors)[0] for one in made])
+            elif weigh is None:
                 factors = train().factors
             else:
                 pixels = torch.stack([weigh(photo) for one in people for photo in one.photos])

@@ -99,7 +99,7 @@ def test_what_is_kept_was_better_and_says_by_how_much(
     out, other = tmp_path / "better.safetensors", tmp_path / "four.safetensors"
     checks = ("--check.every", 2, "--check.patience", 2)
     said = refine(world, run, out, "--encoder", world.encoder, "--steps", 20, *checks)
-    assert "0.110 before, 0.420 after 4 steps" in said
+    assert "0.1100 before, 0.4200 after 4 steps" in said
     facts = Adapter.load(out).metadata.extra
     assert facts["optimised"] == "refine 4"
     assert (facts["similarity_before"], facts["similarity_after"]) == ("0.1100", "0.4200")

@@ -115,8 +115,10 @@ class _Job:
 class Refine(FromImages, WithSheet):
     """Train a LoRA file on with a few images of its subject; never make it worse.
 
-    With an encoder, images are made every few steps, and what is most like the photos is kept; if
-    nothing is more like them than the first file, its adapter is written unchanged.
+    Unless --caption is given, the base model says which background, clothes and expression photos
+    without captions show, so that these are not learned. With an encoder, images are made every few
+    steps, and the adapter most like the photos is kept; if none is more like them than the first
+    file's, that is written unchanged.
 
     Consent: of people only with their consent.
 
@@ -144,7 +146,7 @@ class Refine(FromImages, WithSheet):
         from lorasynth.adapter import Adapter, map_factors
         from lorasynth.core.progress import note
         from lorasynth.images.files import SUFFIXES
-        from lorasynth.optimise import refine
+        from lorasynth.optimise import captioned, refine
 
         if self.lora.suffix.lower() in SUFFIXES:
             raise ConfigError(
@@ -162,22 +164,25 @@ class Refine(FromImages, WithSheet):
         recipe = replace(self.recipe, seed=self.seed or self.recipe.seed)
         first = map_factors(lambda part: part[None], adapter.factors)
         [subject], checks = job.subjects, self.check
+        with job.stages.stage("captions"):
+            subject = captioned(job.base, subject, first)
         with job.progress("refine", recipe.steps) as on_step:
             made = refine(
                 job.base, recipe, subject, first, encoder=encoder, checks=checks, on_step=on_step
             )
-        extra, facts = dict(adapter.metadata.extra), dict[str, str]()
+        extra, facts = adapter.metadata.extra, dict[str, str]()
+        if made.step:
+            facts["optimised"] = f"refine {made.step}"
+            # Its ΔW is no longer a multiple of what was decoded, nor as it was measured before.
+            gone = ("strength", "similarity_before", "similarity_after", "similarity_encoder")
+            extra = {name: text for name, text in extra.items() if name not in gone}
         if encoder is not None:
-            for name, value in (("before", made.before), ("after", made.after)):
-                facts[f"similarity_{name}"] = f"{value:.4f}"
+            before, after = f"{made.before:.4f}", f"{made.after:.4f}"
+            facts |= {"similarity_before": before, "similarity_after": after}
             facts["similarity_encoder"] = encoder.name
-            became = f"{made.after:.3f} after {made.steps} steps"
-            same = "no better: the first file's adapter is written unchanged"
-            said = became if made.steps else same
-            note(f"similarity to the photos by {encoder.name}: {made.before:.3f} before, {said}")
-        if made.steps:
-            facts["optimised"] = f"refine {made.steps}"
-            extra.pop("strength", None)  # its ΔW is no longer a multiple of what was decoded
+            same = "no better after: the first file's adapter is written unchanged"
+            became = f"{after} after {made.step} steps" if made.step else same
+            note(f"similarity to the photos by {encoder.name}: {before} before, {became}")
         metadata = replace(adapter.metadata, extra=extra)
         return job.write(made.factors, adapter.layout, metadata, **facts)
 
@@ -195,10 +200,7 @@ class Refine(FromImages, WithSheet):
             return None
         encoder = load_encoder(source, pick_device(self.device))
         if not encoder.looks:
-            raise ConfigError(
-                f"--encoder must be one that looks at photos, but {encoder.name!r} looks at none: "
-                "give another, or none"
-            )
+            raise ConfigError(f"--encoder must look at photos, but {encoder.name!r} looks at none")
         return encoder
 
 
