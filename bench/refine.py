@@ -32,14 +32,15 @@ from lorasynth.avatars.captions import nearest_word
 from lorasynth.avatars.pool import LABELS
 from lorasynth.avatars.vocabulary import CLOTHES, COLOURS, EYES, MOUTHS
 from lorasynth.core.cache import Cache
-from lorasynth.core.randomness import stream_seed, torch_stream
+from lorasynth.core.randomness import stream_seed
 from lorasynth.engine import PRESETS, train_fleet
 from lorasynth.evaluation import BenchmarkConfig
 from lorasynth.evaluation.bootstrap import bootstrap, in_words
 from lorasynth.evaluation.contenders import sampled, stacked
 from lorasynth.evaluation.metrics import Made, Metric
 from lorasynth.images import PORTRAIT, Subject
-from lorasynth.optimise import refine
+from lorasynth.optimise import captioned, refine
+from lorasynth.optimise.refining import VARIES
 from lorasynth.studies.study import as_json
 
 PROMPTED = ("mouth", "eyes", "clothes", "clothes_colour", "background")
@@ -75,7 +76,7 @@ def border(photo: Tensor) -> tuple[tuple[int, int, int], Tensor] | None:
     other = tuple(255 - int(c) for c in colour)
     for x in (0, side - 1):
         ImageDraw.floodfill(image, (x, 0), other, thresh=60)
-    filled = (torch.tensor(list(image.getdata())).reshape(side, side, 3) == torch.tensor(other)).all(-1)
+    filled = (torch.from_numpy(np.array(image)) == torch.tensor(other)).all(-1)
     return tuple(map(int, colour)), filled  # type: ignore[return-value]
 
 
@@ -90,8 +91,9 @@ def named(one: Subject) -> Subject:
     """The background's colour in the caption."""
     said = []
     for photo, caption in zip(one.photos, one.captions, strict=True):
-        found = border(photo)
-        said.append(caption if found is None else f"{caption}, {nearest_word(found[0], COLOURS)} background")
+        plain = border(photo)
+        word = plain and nearest_word(plain[0], COLOURS)
+        said.append(f"{caption}, {word} background" if word else caption)
     return replace(one, captions=said)
 
 
@@ -133,8 +135,8 @@ def repainted(one: Subject) -> Subject:
     own, photos, said = nearest_word(where[0], COLOURS), [], []
     for word, code in COLOURS.items():
         if word != own:
-            painted = photo.clone()
-            painted[where[1]] = torch.tensor([int(code[i : i + 2], 16) for i in (1, 3, 5)], dtype=torch.uint8)
+            painted, colour = photo.clone(), bytes.fromhex(code[1:])
+            painted[where[1]] = torch.tensor(list(colour), dtype=torch.uint8)
             photos.append(painted)
             said.append(f"{PORTRAIT}, {word} background")
     return more(named(one), photos, said)
@@ -166,40 +168,6 @@ DOMAIN: Sequence[Sequence[str]] = (
     tuple(MOUTHS.values()),
     tuple(EYES.values()),
 )
-#: What nearly every portrait has, in words that nearly every base model knows.
-BASIC: Sequence[Sequence[str]] = (
-    tuple(f"{colour} background" for colour in COLOURS),
-    tuple(f"{colour} {kind}" for colour in COLOURS for kind in ("t-shirt", "blazer", "hoodie")),
-    ("smiling", "serious", "shouting"),
-)
-
-
-@torch.no_grad()
-def guessed(
-    base: Any, subject: Subject, adapter: Factors, choices: Sequence[Sequence[str]], draws: int = 8
-) -> Subject:
-    """Captions that say which phrase of each choice fits the photo, as the base model sees it."""
-    stream, captions = torch_stream(0, "captions"), []
-    noise = torch.randn(draws, *base.latent_shape, generator=stream)
-    times = base.draw_times((draws,), stream)
-    with base.attached(adapter):
-        for latent, caption in zip(base.encode_images(subject.images), subject.captions, strict=True):
-            noisy, target = base.add_noise(latent.expand_as(noise), noise, times)
-            for phrases in choices:
-                said = [caption, *(f"{caption}, {phrase}" for phrase in phrases)]
-                texts = base.encode_prompts(said)
-                rows = torch.arange(len(said)).repeat_interleave(draws)
-                losses = []
-                for some in rows.split(8 * draws):
-                    n = len(some) // draws
-                    made = base.denoise(noisy.repeat(n, 1, 1, 1), times.repeat(n), texts[some])
-                    error = (made - target.repeat(n, 1, 1, 1)).square()
-                    losses.append(error.reshape(n, -1).mean(1))
-                caption = said[int(torch.cat(losses).argmin())]
-            captions.append(caption)
-    return replace(subject, captions=captions)
-
-
 #: Name -> what is done to photos and captions, and the weights of pixels in the loss.
 ROWS: dict[str, tuple[Change | None, Callable[[Tensor], Tensor] | None]] = {
     "not refined": (None, None),
@@ -209,19 +177,18 @@ ROWS: dict[str, tuple[Change | None, Callable[[Tensor], Tensor] | None]] = {
     "background out of the loss": (plain, without_background),
     "named, and out of the loss": (lambda one: named(plain(one)), without_background),
     "repainted": (lambda one: repainted(plain(one)), None),
-    "named, flipped": (lambda one: flipped(named(plain(one))), None),
-    "named, cropped": (lambda one: cropped(named(plain(one))), None),
-    "named, coloured": (lambda one: coloured(named(plain(one))), None),
     "the middle alone in the loss": (plain, middle),
     "background and clothes out of the loss": (plain, head),
-    "named, and both out of the loss": (lambda one: named(plain(one)), head),
-    "cropped": (lambda one: cropped(plain(one)), None),
 }
 
-CHOICES = {"guessed, domain": DOMAIN, "guessed, basic": BASIC}
-CHOICES |= {"guessed, basic, four draws": BASIC, "guessed, basic, best kept": BASIC}
-CHOICES |= {"ten photos, guessed, four draws": BASIC}
-ROWS |= {name: (plain, None) for name in CHOICES}
+#: Rows whose captions the base model completes, with what.
+CHOICES = {
+    "guessed": VARIES,
+    "guessed, domain's words": DOMAIN,
+    "guessed, best kept": VARIES,
+    "ten photos, guessed": VARIES,
+}
+ROWS |= dict.fromkeys(CHOICES, (plain, None))
 ROWS |= {
     "as it was, best kept": (plain, None),
     "ten photos, as it was": (plain, None),
@@ -273,14 +240,9 @@ class Bench:
             if name.startswith("ten photos"):
                 people = [change(self.run.subjects.load(case.id)) for case in cases]
             if words is not None:
-                draws = 4 if "four" in name else 8
                 firsts = [stack([one]) for one in unstack(self.start)]
-                people = [
-                    guessed(base, one, first, words, draws)
-                    for one, first in zip(people, firsts, strict=True)
-                ]
-                for one, case in zip(people, cases, strict=True):
-                    print(one.captions[0], "|", case.reference.captions[0])
+                pairs = zip(people, firsts, strict=True)
+                people = [captioned(base, one, first, words) for one, first in pairs]
             train = partial(train_fleet, base, recipe, people, init=self.start)
             if name.endswith("best kept"):
                 firsts = unstack(self.start)
@@ -289,7 +251,7 @@ class Bench:
                     refine(base, recipe, one, stack([first]), encoder=encoder)
                     for one, first in zip(people, firsts, strict=True)
                 ]
-                print([(one.steps, round(one.after - one.before, 3)) for one in made])
+                print([(one.step, round(one.after - one.before, 3)) for one in made])
                 factors = stack([unstack(one.factors)[0] for one in made])
             elif weigh is None:
                 factors = train().factors
