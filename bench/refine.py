@@ -185,8 +185,9 @@ ROWS: dict[str, tuple[Change | None, Callable[[Tensor], Tensor] | None]] = {
 CHOICES = {
     "guessed": VARIES,
     "guessed, domain's words": DOMAIN,
-    "guessed, best kept": VARIES,
-    "ten photos, guessed": VARIES,
+    "guessed, none dropped": VARIES,
+    "guessed, none dropped, best kept": VARIES,
+    "ten photos, guessed, none dropped": VARIES,
 }
 ROWS |= dict.fromkeys(CHOICES, (plain, None))
 ROWS |= {
@@ -234,7 +235,7 @@ class Bench:
         begun, factors = time.process_time(), self.start
         if change is not None:
             recipe, words = PRESETS["refine"], CHOICES.get(name)
-            if name.endswith("none dropped"):
+            if "none dropped" in name:
                 recipe = replace(recipe, caption_dropout=0.0)
             people = [change(case.reference) for case in cases]
             if name.startswith("ten photos"):

@@ -166,6 +166,8 @@ class Refine(FromImages, WithSheet):
         [subject], checks = job.subjects, self.check
         with job.stages.stage("captions"):
             subject = captioned(job.base, subject, first)
+        for caption in dict.fromkeys(subject.captions):
+            note(f"caption: {caption}")
         with job.progress("refine", recipe.steps) as on_step:
             made = refine(
                 job.base, recipe, subject, first, encoder=encoder, checks=checks, on_step=on_step
@@ -192,10 +194,10 @@ class Refine(FromImages, WithSheet):
         from lorasynth.core.device import pick_device
         from lorasynth.core.places import BUNDLE, local
 
-        source, name = self.encoder, metadata.extra.get("encoder", "")
-        if source is None and name and name == as_word(name):
-            shipped = local(f"{BUNDLE}/encoders/{name}")
-            source = str(shipped) if shipped.is_dir() else None
+        source, name = self.encoder, metadata.extra.get("encoder") or "unknown"
+        shipped = local(f"{BUNDLE}/encoders/{as_word(name)}")
+        if source is None and shipped.name == name and shipped.is_dir():
+            source = str(shipped)
         if source in (None, "none"):
             return None
         encoder = load_encoder(source, pick_device(self.device))

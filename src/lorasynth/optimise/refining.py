@@ -90,7 +90,7 @@ def refine(
             return Refined({**first, **ended.factors}, recipe.steps)
         if ended.losses.shape[1] == recipe.steps:
             watch.look(recipe.steps, ended.factors)
-        before, after = (watch.similarity("decide", one) for one in (start, watch.best))
+        before, after = (watch.similarity(checks.images, one) for one in (start, watch.best))
     if watch.step == 0 or not after > before:
         return Refined(first, 0, before, before)
     return Refined({**first, **watch.best}, watch.step, before, after)
@@ -103,7 +103,7 @@ class _Watch:
         self, base: BaseModel, subject: Subject, encoder: ConditionEncoder, checks: CheckConfig
     ) -> None:
         self.base, self.encoder, self.checks = base, encoder, checks
-        self.captions = [subject.captions[i % len(subject.captions)] for i in range(checks.images)]
+        self.captions = subject.captions
         seen = seen_in(encoder, subject)
         self.photos = seen.embeddings[seen.presence >= SHOWN]
         self.best: Factors = {}
@@ -112,17 +112,26 @@ class _Watch:
     def look(self, step: int, factors: Factors, *, attached: bool = False) -> bool:
         """Keep the adapter, which may be attached, if it is the best; True if none was for long."""
         finite = all(bool(part.isfinite().all()) for factor in factors.values() for part in factor)
-        here = self.similarity("choose", None if attached else factors) if finite else -torch.inf
+        here = self.similarity(0, None if attached else factors) if finite else -torch.inf
         self._since += 1
         if here > self.highest or not self.best:
             self.step, self.highest, self._since = step, here, 0
             self.best = map_factors(torch.clone, factors)
         return self._since >= self.checks.patience
 
-    def similarity(self, what: str, factors: Factors | None) -> float:
-        """Mean cosine between the photos and images of their captions."""
-        seeds = [stream_seed(0, "refine", what, i) for i in range(self.checks.images)]
-        images = self.base.sample(self.captions, seeds, factors, MEASURED)
+    def similarity(self, first: int, factors: Factors | None) -> float:
+        """Mean cosine between the photos and images with numbers from `first` on.
+
+        They show other scenes than the photos, so that copies of these do not count; of captions
+        that a user gave they show what these say.
+        """
+        prompts, numbers = [], range(first, first + self.checks.images)
+        for i in numbers:
+            caption = self.captions[i % len(self.captions)]
+            scene = [PORTRAIT, *(phrases[5 * i % len(phrases)] for phrases in VARIES)]
+            prompts.append(", ".join(scene) if caption.startswith(PORTRAIT) else caption)
+        seeds = [stream_seed(0, "refine", i) for i in numbers]
+        images = self.base.sample(prompts, seeds, factors, MEASURED)
         return likeness(self.encoder.see(images).embeddings[None], self.photos[None]).item()
 
 
