@@ -194,6 +194,7 @@ ROWS |= {
     "as it was, best kept": (plain, None),
     "ten photos, as it was": (plain, None),
     "ten photos, all said": (lambda one: one, None),
+    "all said, a twentieth dropped": (lambda one: one, None),
     "all said, none dropped": (lambda one: one, None),
     "as it was, none dropped": (plain, None),
     "all said, flipped": (flipped, None),
@@ -237,6 +238,8 @@ class Bench:
             recipe, words = PRESETS["refine"], CHOICES.get(name)
             if "none dropped" in name:
                 recipe = replace(recipe, caption_dropout=0.0)
+            if "a twentieth dropped" in name:
+                recipe = replace(recipe, caption_dropout=0.05)
             people = [change(case.reference) for case in cases]
             if name.startswith("ten photos"):
                 people = [change(self.run.subjects.load(case.id)) for case in cases]

@@ -166,12 +166,12 @@ class Refine(FromImages, WithSheet):
         [subject], checks = job.subjects, self.check
         with job.stages.stage("captions"):
             subject = captioned(job.base, subject, first)
-        for caption in dict.fromkeys(subject.captions):
-            note(f"caption: {caption}")
         with job.progress("refine", recipe.steps) as on_step:
             made = refine(
                 job.base, recipe, subject, first, encoder=encoder, checks=checks, on_step=on_step
             )
+        for caption in dict.fromkeys(subject.captions):
+            note(f"trained with the caption: {caption}")
         extra, facts = adapter.metadata.extra, dict[str, str]()
         if made.step:
             facts["optimised"] = f"refine {made.step}"
