@@ -186,6 +186,7 @@ CHOICES = {
     "guessed": VARIES,
     "guessed, domain's words": DOMAIN,
     "guessed, none dropped": VARIES,
+    "guessed, a twentieth dropped": VARIES,
     "guessed, none dropped, best kept": VARIES,
     "ten photos, guessed, none dropped": VARIES,
 }
