@@ -7,8 +7,10 @@ import torch
 from PIL import Image
 
 from command_line import Run, interrupt
-from lorasynth.adapter import Adapter, Factor
+from lorasynth.adapter import Adapter, AdapterMetadata, Factor
 from lorasynth.base import BaseModel
+from lorasynth.commands.optimise import Refine
+from lorasynth.synthesizer import Synthesizer
 
 from .conftest import World, write_image
 
@@ -108,6 +110,19 @@ def test_what_is_kept_was_better_and_says_by_how_much(
     refine(world, run, other, "--steps", 4, "--average", 0)
     torch.testing.assert_close(Adapter.load(out).to_vector(), Adapter.load(other).to_vector())
     assert "similarity_before" not in Adapter.load(other).metadata.extra
+
+
+def test_the_shipped_encoder_is_that_of_its_own_files_alone(world: World, tmp_path: Path) -> None:
+    def encoder_of(name: str, **asked: str) -> str | None:
+        command = Refine(lora=world.lora, photos=(world.photo,), out=tmp_path / "x", **asked)
+        found = command._load_encoder(AdapterMetadata(extra={"encoder": name}))
+        return found and found.name
+
+    shipped = Synthesizer.from_pretrained("bundle/synthesizer").encoder.name
+    assert encoder_of(shipped) == shipped
+    assert encoder_of(shipped, encoder="none") is None
+    assert encoder_of("../" + shipped) is None
+    assert encoder_of("") is None
 
 
 def test_refining_twice_gives_the_same_bytes(world: World, run: Run, tmp_path: Path) -> None:

@@ -191,17 +191,19 @@ class Refine(FromImages, WithSheet):
 
     def _load_encoder(self, metadata: "AdapterMetadata") -> "ConditionEncoder | None":
         """The encoder that is asked for; else the shipped one, of files that were made with it."""
-        from lorasynth.condition import as_word, load_encoder
+        from lorasynth.condition import load_encoder
         from lorasynth.core.device import pick_device
         from lorasynth.core.places import BUNDLE, local
 
-        source, name = self.encoder, metadata.extra.get("encoder") or "unknown"
-        shipped = local(f"{BUNDLE}/encoders/{as_word(name)}")
-        if source is None and shipped.name == name and shipped.is_dir():
-            source = str(shipped)
+        made_with, source = metadata.extra.get("encoder"), self.encoder
+        if source is None and made_with:
+            source = str(local(f"{BUNDLE}/synthesizer/encoder"))
+            source = source if Path(source).is_dir() else None
         if source in (None, "none"):
             return None
         encoder = load_encoder(source, pick_device(self.device))
+        if self.encoder is None and encoder.name != made_with:
+            return None
         if not encoder.looks:
             raise ConfigError(f"--encoder must look at photos, but {encoder.name!r} looks at none")
         return encoder
