@@ -6,8 +6,9 @@ import pytest
 
 from lorasynth.adapter import stack
 from lorasynth.base import BaseModel
+from lorasynth.engine import PRESETS
 from lorasynth.images import PORTRAIT, Subject, subjects_in
-from lorasynth.optimise import captioned
+from lorasynth.optimise import captioned, refine
 from lorasynth.synthesizer import Synthesizer
 
 
@@ -27,3 +28,16 @@ def test_captions_name_what_the_photo_shows_and_leave_own_captions(drawn: Subjec
     assert said.startswith(PORTRAIT)
     assert clothes.split()[0] in said
     assert own == "a portrait of sks on a hill"
+
+
+def test_similarity_is_a_cosine_with_the_shipped_encoder_of_two_parts(drawn: Subject) -> None:
+    base, synthesizer = (
+        BaseModel.load("bundle/base"),
+        Synthesizer.from_pretrained("bundle/synthesizer"),
+    )
+    first = stack([synthesizer(drawn.images[0].numpy()).factors])
+    recipe = replace(PRESETS["refine"], steps=1)
+    made = refine(base, recipe, drawn, first, encoder=synthesizer.encoder)
+    assert made.before is not None
+    assert made.after is not None
+    assert 0.3 < made.before <= made.after <= 1

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from lorasynth.adapter import Factors, map_factors
 from lorasynth.adapter.components import DENOISER, component_of
@@ -105,7 +106,8 @@ class _Watch:
         self.base, self.encoder, self.checks = base, encoder, checks
         self.captions = subject.captions
         seen = seen_in(encoder, subject)
-        self.photos = seen.embeddings[seen.presence >= SHOWN]
+        # What encoders that are made of several see is no unit vector.
+        self.photos = normalize(seen.embeddings[seen.presence >= SHOWN], dim=-1)
         self.best: Factors = {}
         self.step, self.highest, self._since = 0, -torch.inf, 0
 
@@ -132,7 +134,8 @@ class _Watch:
             prompts.append(", ".join(scene) if caption.startswith(PORTRAIT) else caption)
         seeds = [stream_seed(0, "refine", i) for i in numbers]
         images = self.base.sample(prompts, seeds, factors, MEASURED)
-        return likeness(self.encoder.see(images).embeddings[None], self.photos[None]).item()
+        made = normalize(self.encoder.see(images).embeddings, dim=-1)
+        return likeness(made[None], self.photos[None]).item()
 
 
 @torch.no_grad()
