@@ -6,8 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from command_line import Run
-from lorasynth.adapter import Adapter
+from command_line import Run, interrupt
+from lorasynth.adapter import Adapter, AdapterMetadata, Factor
+from lorasynth.base import BaseModel
+from lorasynth.commands.optimise import Refine
+from lorasynth.synthesizer import Synthesizer
 
 from .conftest import World, write_image
 
@@ -63,6 +66,108 @@ def test_refining_moves_a_file_and_says_so(
         assert not torch.equal(factors.B, after.factors[module].B)
         stays = torch.allclose(factors.A, after.factors[module].A)
         assert stays == (trained == "B"), module
+
+
+def refine(world: World, run: Run, out: Path, *options: object, lora: Path | None = None) -> str:
+    """Refine, and give what is said on standard error."""
+    where = ("--base", world.base, "--device", "cpu")
+    result = run("refine", lora or world.lora, world.photo, "-o", out, *where, *options)
+    assert result.status == 0, result.err
+    assert result.out.strip() == str(out)
+    return result.err
+
+
+def test_refining_never_makes_a_file_worse(world: World, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "better.safetensors"
+    wild = ("--encoder", world.encoder, "--learning-rate", 1e6, "--clip", "None", "--steps", 6)
+    said = refine(world, run, out, *wild, "--check.every", 1, "--check.patience", 2)
+    assert "the first file's adapter is written unchanged" in said
+    before, after = Adapter.load(world.lora), Adapter.load(out)
+    torch.testing.assert_close(after.to_vector(), before.to_vector(), rtol=0, atol=0)
+    facts = after.metadata.extra
+    assert facts.pop("similarity_before") == facts.pop("similarity_after")
+    assert facts.pop("similarity_encoder") == "tiny-one"
+    assert facts == before.metadata.extra
+    assert "optimised" not in facts
+
+
+def test_what_is_kept_was_better_and_says_by_how_much(
+    world: World, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorasynth.optimise import refining
+
+    found = iter([0.1, 0.2, 0.5, 0.4, 0.3, 0.11, 0.42])  # at 0, 2, 4, 6, 8 steps, and by others
+    monkeypatch.setattr(refining._Watch, "similarity", lambda *_: next(found))
+    out, other = tmp_path / "better.safetensors", tmp_path / "four.safetensors"
+    checks = ("--check.every", 2, "--check.patience", 2)
+    said = refine(world, run, out, "--encoder", world.encoder, "--steps", 20, *checks)
+    assert "0.1100 before, 0.4200 after 4 steps" in said
+    facts = Adapter.load(out).metadata.extra
+    assert facts["optimised"] == "refine 4"
+    assert (facts["similarity_before"], facts["similarity_after"]) == ("0.1100", "0.4200")
+    assert "strength" not in facts
+    assert next(found, None) is None
+    refine(world, run, other, "--steps", 4, "--average", 0)
+    torch.testing.assert_close(Adapter.load(out).to_vector(), Adapter.load(other).to_vector())
+    assert "similarity_before" not in Adapter.load(other).metadata.extra
+
+
+def test_the_shipped_encoder_is_that_of_its_own_files_alone(world: World, tmp_path: Path) -> None:
+    def encoder_of(name: str, asked: str | None = None) -> str | None:
+        out = tmp_path / "x"
+        command = Refine(lora=world.lora, photos=(world.photo,), out=out, encoder=asked)
+        found = command._load_encoder(AdapterMetadata(extra={"encoder": name}))
+        return None if found is None else found.name
+
+    shipped = Synthesizer.from_pretrained("bundle/synthesizer").encoder.name
+    assert encoder_of(shipped) == shipped
+    assert encoder_of(shipped, "none") is None
+    assert encoder_of("../" + shipped) is None
+    assert encoder_of("") is None
+
+
+def test_refining_twice_gives_the_same_bytes(world: World, run: Run, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for index in range(3):
+        write_image(photos / f"{index}.png", index, side=20 + index)
+    several = ("--encoder", world.encoder, "--steps", 4, "--check.every", 2, "--check.images", 2)
+    made = []
+    for name in ("a", "b"):
+        out = tmp_path / f"{name}.safetensors"
+        arguments = ("-o", out, "--base", world.base, "--device", "cpu", *several)
+        assert run("refine", world.lora, photos, *arguments).status == 0
+        made.append(out.read_bytes())
+    assert made[0] == made[1]
+
+
+def test_a_kohya_file_with_text_encoder_layers_is_refined(
+    world: World, run: Run, tmp_path: Path
+) -> None:
+    module = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    base, known = BaseModel.load(world.base), Adapter.load(world.lora)
+    width = base.text_encoders["text_encoder"].config.hidden_size
+    factor = Factor(torch.randn(2, width), torch.randn(width, 2))
+    foreign = Adapter({module: factor, **known.factors}, kernels=known.kernels)
+    lora, out = tmp_path / "foreign.safetensors", tmp_path / "better.safetensors"
+    foreign.save(lora, format="kohya")
+    refine(world, run, out, "--steps", 2, "--encoder", world.encoder, lora=lora)
+    before, after = Adapter.load(lora), Adapter.load(out)
+    assert after.factors.keys() == before.factors.keys()
+    torch.testing.assert_close(after.factors[module].B, before.factors[module].B)
+
+
+def test_ctrl_c_while_refining_leaves_nothing(
+    world: World, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorasynth.optimise import refining
+
+    interrupt(monkeypatch, refining._Watch, "look", calls=2)
+    options = ("--base", world.base, "--encoder", world.encoder, "--device", "cpu")
+    out = tmp_path / "better.safetensors"
+    result = run("refine", world.lora, world.photo, "-o", out, *options)
+    assert result.status == 130
+    assert "interrupted" in result.err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_ends_of_an_interpolation_are_the_files(world: World, run: Run, tmp_path: Path) -> None:

@@ -58,9 +58,10 @@ class LowRank(Trainable):
     ) -> None:
         super().__init__(recipe)
         self.scale, self.anchored = recipe.scale, init is not None
-        targets, n = base.target_linears(recipe.targets), len(subject_ids)
-        start = start_factors(targets, recipe, subject_ids)
-        if init is not None:
+        n = len(subject_ids)
+        if init is None:
+            start = start_factors(base.target_linears(recipe.targets), recipe, subject_ids)
+        else:
             start = {name: Factor(f.A, f.B / recipe.scale) for name, f in init.items()}
         dtype = torch.promote_types(base.dtype, torch.float32)
 

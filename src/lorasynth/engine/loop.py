@@ -27,8 +27,9 @@ from lorasynth.images import Subject
 #: out again before they are used.
 _HALF_GAIN = 1024.0
 
-#: Called after each step with the number of steps done and each subject's loss, on the device.
-OnStep = Callable[[int, Tensor], None]
+#: Called after each step with the number of steps done and each subject's loss, on the device;
+#: where it returns True, that step was the last.
+OnStep = Callable[[int, Tensor], bool | None]
 
 
 class Trainable(nn.Module, ABC):
@@ -97,8 +98,9 @@ def descend(
     Args:
         base: the frozen base model, on its device and in its precision.
         subjects: n subjects.
-        trainable: of n adapters; its parameters end as the average over the last steps.
-        on_step: called after each step.
+        trainable: of n adapters; its parameters end as the average over the last steps, or, if
+            `on_step` ended it, as they were then.
+        on_step: called after each step; may end the descent.
 
     Raises:
         CollectionError: there is no subject, or one has no images or captions.
@@ -116,9 +118,10 @@ def descend(
             extra = trainable.penalties()
             stepper.step(loss if extra is None else loss + extra)
             losses.append(loss.detach())
-            if on_step is not None:
-                on_step(step + 1, losses[-1])
-    stepper.finish()
+            if on_step is not None and on_step(step + 1, losses[-1]):
+                break
+        else:
+            stepper.finish()
     return Fleet(trainable.adapters(), torch.stack(losses, dim=1))
 
 

@@ -1,4 +1,5 @@
 from . import weights2weights as weights2weights
+from .config import CheckConfig as CheckConfig
 from .config import InversionConfig as InversionConfig
 from .config import MixtureConfig as MixtureConfig
 from .coordinates import Coordinates as Coordinates
@@ -7,3 +8,6 @@ from .coordinates import Inversion as Inversion
 from .coordinates import Mixture as Mixture
 from .full import fine_tune as fine_tune
 from .full import weights_of as weights_of
+from .refining import Refined as Refined
+from .refining import captioned as captioned
+from .refining import refine as refine

@@ -6,11 +6,26 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from tyro.conf import arg
 
-from lorasynth.engine.recipe import OptimizerConfig
+from lorasynth.engine.recipe import Count, OptimizerConfig
 
 Weight = Annotated[float, Field(ge=0)]
 #: Its options stand beside those of the config that holds it.
 Optimizer = Annotated[OptimizerConfig, arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig:
+    """How an adapter in training is compared with its subject's photos.
+
+    Attributes:
+        every: Steps between two checks.
+        images: Images made for each.
+        patience: Checks without a better adapter after which training ends.
+    """
+
+    every: Count = 10
+    images: Count = 4
+    patience: Count = 3
 
 
 @dataclass(frozen=True, kw_only=True)

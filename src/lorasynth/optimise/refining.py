@@ -1,0 +1,167 @@
+"""An adapter trained on with a few photos of its subject, and never made worse by that."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from lorasynth.adapter import Factors, map_factors
+from lorasynth.adapter.components import DENOISER, component_of
+from lorasynth.base import MEASURED, BaseModel
+from lorasynth.condition import SHOWN, ConditionEncoder, seen_in
+from lorasynth.condition.similarity import likeness
+from lorasynth.core.errors import LayoutError
+from lorasynth.core.randomness import stream_seed, torch_stream
+from lorasynth.engine import OnStep, Recipe, descend
+from lorasynth.engine.fleet import LowRank
+from lorasynth.images import PORTRAIT, Subject
+from lorasynth.optimise.config import CheckConfig
+
+_COLOURS = "red orange yellow green teal blue purple pink white gray black"
+#: What varies between photos of a subject, in words that most base models know.
+VARIES = (
+    [f"{colour} background" for colour in _COLOURS.split()],
+    [f"{c} {what}" for c in _COLOURS.split() for what in ("t-shirt", "blazer", "hoodie")],
+    ["smiling", "serious", "shouting"],
+)
+#: Noise and times by which phrases are compared.
+_DRAWS = 4
+
+
+class Refined(NamedTuple):
+    """An adapter, the step after which it was so (0: the first one), and, with an encoder, identity
+    similarities of images made with the first one and with it, from the same noise.
+    """  # noqa: D205
+
+    factors: Factors
+    step: int
+    before: float | None = None
+    after: float | None = None
+
+
+def refine(
+    base: BaseModel,
+    recipe: Recipe,
+    subject: Subject,
+    first: Factors,
+    *,
+    encoder: ConditionEncoder | None = None,
+    checks: CheckConfig = CheckConfig(),  # noqa: B008  (frozen)
+    on_step: OnStep = lambda *_: None,
+) -> Refined:
+    """Train an adapter on; what it has for text encoders acts, but stays as it is.
+
+    With an encoder, images are made every few steps, and of all adapters on the way the one whose
+    images are most like the photos is kept.  Whether it is better than the first is decided, and
+    reported, by other images, which had no part in choosing it.
+
+    Args:
+        base: the frozen base model.
+        recipe: how it is trained.
+        subject: squares of the base model's size (`framed_subject`), with captions.
+        first: stacked over one adapter.
+        encoder: measures identity similarity; None: all steps are made.
+        checks: how often it does, and when training ends early.
+        on_step: called after each step.
+
+    Raises:
+        LayoutError: the adapter does not fit the base model, or changes text encoders alone.
+    """
+    texts = {name: factor for name, factor in first.items() if component_of(name) != DENOISER}
+    start = map_factors(Tensor.float, {n: f for n, f in first.items() if n not in texts})
+    if not start:
+        raise LayoutError("an adapter to refine must change the denoiser, but changes texts alone")
+    trainable = LowRank(base, recipe, [subject.id], start)
+    watch = None if encoder is None else _Watch(base, subject, encoder, checks)
+
+    def after_step(step: int, losses: Tensor) -> bool:
+        on_step(step, losses)
+        if watch is None or step % checks.every or step == recipe.steps:
+            return False
+        return watch.look(step, trainable.adapters(), attached=True)
+
+    with base.attached(texts):
+        if watch is not None:
+            watch.look(0, start)
+        ended = descend(base, [subject], trainable, on_step=after_step)
+        if watch is None:
+            return Refined({**first, **ended.factors}, recipe.steps)
+        if ended.losses.shape[1] == recipe.steps:
+            watch.look(recipe.steps, ended.factors)
+        before, after = (watch.similarity(checks.images, one) for one in (start, watch.best))
+    if watch.step == 0 or not after > before:
+        return Refined(first, 0, before, before)
+    return Refined({**first, **watch.best}, watch.step, before, after)
+
+
+class _Watch:
+    """The adapter whose images were most like the photos so far."""
+
+    def __init__(
+        self, base: BaseModel, subject: Subject, encoder: ConditionEncoder, checks: CheckConfig
+    ) -> None:
+        self.base, self.encoder, self.checks = base, encoder, checks
+        self.captions = subject.captions
+        seen = seen_in(encoder, subject)
+        # What encoders that are made of several see is no unit vector.
+        self.photos = normalize(seen.embeddings[seen.presence >= SHOWN], dim=-1)
+        self.best: Factors = {}
+        self.step, self.highest, self._since = 0, -torch.inf, 0
+
+    def look(self, step: int, factors: Factors, *, attached: bool = False) -> bool:
+        """Keep the adapter, which may be attached, if it is the best; True if none was for long."""
+        finite = all(bool(part.isfinite().all()) for factor in factors.values() for part in factor)
+        here = self.similarity(0, None if attached else factors) if finite else -torch.inf
+        self._since += 1
+        if here > self.highest or not self.best:
+            self.step, self.highest, self._since = step, here, 0
+            self.best = map_factors(torch.clone, factors)
+        return self._since >= self.checks.patience
+
+    def similarity(self, first: int, factors: Factors | None) -> float:
+        """Mean cosine between the photos and images with numbers from `first` on.
+
+        They show other scenes than the photos, so that copies of these do not count; of captions
+        that a user gave they show what these say.
+        """
+        prompts, numbers = [], range(first, first + self.checks.images)
+        for i in numbers:
+            caption = self.captions[i % len(self.captions)]
+            scene = [PORTRAIT, *(phrases[5 * i % len(phrases)] for phrases in VARIES)]
+            prompts.append(", ".join(scene) if caption.startswith(PORTRAIT) else caption)
+        seeds = [stream_seed(0, "refine", i) for i in numbers]
+        images = self.base.sample(prompts, seeds, factors, MEASURED)
+        made = normalize(self.encoder.see(images).embeddings, dim=-1)
+        return likeness(made[None], self.photos[None]).item()
+
+
+@torch.no_grad()
+def captioned(
+    base: BaseModel,
+    subject: Subject,
+    first: Factors,
+    choices: Sequence[Sequence[str]] = VARIES,
+) -> Subject:
+    """Say in captions that say nothing what photos happen to show, so that no adapter learns it.
+
+    Of each choice that phrase is added, if any, with which the base model and the adapter denoise
+    the photo best (Li et al. 2023, https://arxiv.org/abs/2303.16203).
+    """
+    stream, captions = torch_stream(0, "captions"), list(subject.captions)
+    noise = torch.randn(_DRAWS, *base.latent_shape, generator=stream).to(base.device, base.dtype)
+    times = base.draw_times((_DRAWS,), stream).to(base.device)
+    with base.attached(first):
+        for row, latent in enumerate(base.encode_images(subject.images)):
+            noisy, target = base.add_noise(latent.expand_as(noise), noise, times)
+
+            def error(said: str, noisy: Tensor = noisy, target: Tensor = target) -> float:
+                predicted = base.denoise(noisy, times, base.encode_prompts([said] * _DRAWS))
+                return (predicted.float() - target.float()).square().mean().item()
+
+            for phrases in choices if captions[row] == PORTRAIT else ():
+                known = captions[row]
+                captions[row] = min([known, *(f"{known}, {one}" for one in phrases)], key=error)
+    return replace(subject, captions=captions)
