@@ -239,6 +239,8 @@ def run_at(server: Hub, home: Path, script: str, *arguments: object) -> str:
     """What a script prints, in a process for which the stand-in is the hub."""
     environment = {
         **os.environ,
+        # As in this process: the last bits of an embedding, which name its noise, depend on it.
+        "OMP_NUM_THREADS": "1",
         "HF_ENDPOINT": server.address,
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_XET": "1",
