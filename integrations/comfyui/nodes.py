@@ -5,12 +5,12 @@ from typing import Any
 
 import folder_paths
 from comfy_api.latest import ComfyExtension, io, ui
-from lorasynth.adapter.merging import merged
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from lorasynth import Adapter
 from lorasynth.adapter import stack
+from lorasynth.adapter.addition import merged
 from lorasynth.base import BaseModel
 from lorasynth.edit import PATHS
 
