@@ -135,7 +135,7 @@ class BaseModel(ABC):
             name: the folder, or hub:owner/name.
             device: where to; `meta` reads the configurations and a few numbers, which is enough to
                 compare the model with what was made for it, and for nothing else.
-            dtype: number format of all weights; an autoencoder that is known to overflow in
+            dtype: of all weights; an autoencoder that is known to overflow in
                 float16 stays in float32.
             memory: what is given up for memory; None: nothing.
             image_size: side of the images in pixels; None: the model's own.
@@ -236,7 +236,7 @@ class BaseModel(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The denoiser's number format."""
+        """The denoiser's dtype."""
         dtype: torch.dtype = self.denoiser.dtype
         return dtype
 
@@ -450,7 +450,7 @@ def _check_tokenizers(base: BaseModel) -> None:
 
 
 def _format_of(part: Any, dtype: torch.dtype) -> torch.dtype:
-    """The number format for a part: in float16 T5 and Gemma overflow; an autoencoder may."""
+    """The dtype of a part: in float16 T5 and Gemma overflow; an autoencoder may."""
     if dtype != torch.float16:
         return dtype
     if getattr(part.config, "force_upcast", False):

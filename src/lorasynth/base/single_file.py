@@ -23,7 +23,7 @@ from lorasynth.core.weights import require_small_header
 
 _INDEX = "model_index.json"
 
-#: Number formats that are converted; others are quantised.
+#: Types of numbers that are converted; others are quantised.
 _FORMATS = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -103,7 +103,7 @@ def _denoiser(path: Path, configs: Path, row: BaseFamily, dtype: torch.dtype) ->
 
 
 def _header(path: Path) -> tuple[dict[str, torch.Tensor], set[str]]:
-    """Each tensor's shape, as one without memory, and the number formats of all."""
+    """Each tensor's shape, as one without memory, and the dtypes of all."""
     try:
         require_small_header(path)
         with safetensors.safe_open(path, framework="pt") as file:

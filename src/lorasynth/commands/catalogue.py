@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 from lorasynth.core.command import Command
-from lorasynth.core.errors import ConfigError
+from lorasynth.core.registry import load_point
 
 #: Each command's class, in the order of the overview.
 _OWN: dict[str, str] = {
@@ -67,14 +67,7 @@ def load(name: str) -> type[Command]:
         module, _, kind = _OWN[name].partition(":")
         command: type[Command] = getattr(import_module(f"lorasynth.commands.{module}"), kind)
         return command
-    point = _others()[name]
-    try:
-        loaded: type[Command] = point.load()
-    except Exception as error:  # whatever another package's code raises
-        raise ConfigError(
-            f"the command {name} is of another package ({point.value}), which cannot be imported "
-            f"({type(error).__name__}: {error}): mend or remove that package"
-        ) from error
+    loaded: type[Command] = load_point(_others()[name], f"command {name}")
     return loaded
 
 

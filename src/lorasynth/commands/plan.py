@@ -56,17 +56,13 @@ class Plan(Command, WithBase):
         """Print the table; its rows."""
         import torch
 
-        from lorasynth.base import BaseModel, Memory
+        from lorasynth.base import BaseModel
         from lorasynth.engine import plan
 
         sketch = BaseModel.load(self.base, "meta", image_size=self.size)
-        memory = Memory(
-            gradient_checkpointing=self.gradient_checkpointing,
-            attention_slicing=self.attention_slicing,
-        )
-        budget, number = memory_of(self.gpu), getattr(torch, self.dtype)
+        budget, number = memory_of(self.gpu, "--gpu"), getattr(torch, self.dtype)
         with plan.fake(sketch, self.base, number) as base:
-            memory.apply(base.denoiser, base.name)
+            self.memory_options.apply(base.denoiser, base.name)
             rows = [
                 self._row(name, need, budget, samples) for name, need, samples in self._steps(base)
             ]

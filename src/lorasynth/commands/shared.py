@@ -12,7 +12,7 @@ from lorasynth.core.command import OnDevice
 from lorasynth.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lorasynth.base import BaseModel
+    from lorasynth.base import BaseModel, Memory
     from lorasynth.images import SubjectSource
 
 #: What an image shows where nobody says it, with the word that calls the subject.
@@ -41,6 +41,16 @@ class WithBase(OnDevice):
     attention_slicing: bool = False
     gradient_checkpointing: bool = False
 
+    @property
+    def memory_options(self) -> "Memory":
+        """What the base model gives up for memory."""
+        from lorasynth.base import Memory
+
+        return Memory(
+            gradient_checkpointing=self.gradient_checkpointing,
+            attention_slicing=self.attention_slicing,
+        )
+
     def load_base(self) -> "BaseModel":
         """Load the base model; on the device `meta` without its weights, where these are here.
 
@@ -50,7 +60,7 @@ class WithBase(OnDevice):
         """
         import torch
 
-        from lorasynth.base import BaseModel, Memory
+        from lorasynth.base import BaseModel
         from lorasynth.core.device import pick_device
 
         device = self.device
@@ -59,13 +69,11 @@ class WithBase(OnDevice):
             if sketch.fingerprint:
                 return sketch
             device = "cpu"
-        memory = Memory(
-            gradient_checkpointing=self.gradient_checkpointing,
-            attention_slicing=self.attention_slicing,
-        )
         number: torch.dtype = getattr(torch, self.dtype)
         on = pick_device(device)
-        return BaseModel.load(self.base, on, number, memory=memory, image_size=self.size)
+        return BaseModel.load(
+            self.base, on, number, memory=self.memory_options, image_size=self.size
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +157,7 @@ class WithFormat:
     format: str = "auto"
 
 
-def memory_of(text: str | None) -> int:
+def memory_of(text: str | None, option: str = "--memory") -> int:
     """Bytes of an amount of memory such as 8GB, 500MB or 7.5GiB; half of the machine's for None.
 
     Raises:
@@ -161,6 +169,6 @@ def memory_of(text: str | None) -> int:
         return int(psutil.virtual_memory().total) // 2
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])(I?)B?", text.strip().upper())
     if match is None:
-        raise ConfigError(f"--memory must be a number with its unit, such as 8GB, but is {text!r}")
+        raise ConfigError(f"{option} must be a number with its unit, such as 8GB, but is {text!r}")
     number, unit, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** (1 + "KMGT".index(unit)))

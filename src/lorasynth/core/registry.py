@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from lorasynth.core.errors import ConfigError
 
@@ -91,13 +91,7 @@ class Registry(Generic[PluginT]):
         )
 
     def _load(self, point: EntryPoint) -> PluginT:
-        try:
-            plugin: PluginT = point.load()
-        except Exception as error:  # whatever another package's code raises
-            raise ConfigError(
-                f"the {self.kind} {point.name!r} is of another package ({point.value}), which "
-                f"cannot be imported ({type(error).__name__}: {error}): mend or remove that package"
-            ) from error
+        plugin: PluginT = load_point(point, f"{self.kind} {point.name!r}")
         return plugin
 
     @property
@@ -106,3 +100,22 @@ class Registry(Generic[PluginT]):
         for module in self._modules:
             import_module(module)
         return dict(self._own)
+
+
+def load_point(point: EntryPoint, what: str) -> Any:
+    """What an entry point of another package names; its code runs only now.
+
+    Args:
+        point: the entry point.
+        what: it is, for messages.
+
+    Raises:
+        ConfigError: that package cannot be imported.
+    """
+    try:
+        return point.load()
+    except Exception as error:  # whatever another package's code raises
+        raise ConfigError(
+            f"the {what} is of another package ({point.value}), which cannot be imported "
+            f"({type(error).__name__}: {error}): mend or remove that package"
+        ) from error

@@ -317,7 +317,7 @@ class SimilarityProbe:
 
 
 def synthesised(synthesizer: Synthesizer, people: Sequence[Subject]) -> Factors:
-    """What a synthesizer hands out for all images of each subject, at its strength."""
+    """What a synthesizer makes of all images of each subject, at its strength."""
     return scaled(synthesizer.predict(people), synthesizer.strength)
 
 
