@@ -49,6 +49,8 @@ from lorasynth.library.vectors import VectorFile
 
 #: What one file may cost.
 SECONDS, MEGABYTES = 5.0, 300
+#: Beyond which the system refuses memory, so that a fault does not end the run.
+GIGABYTES = 4
 #: Files between two looks at memory.
 EVERY = 50
 
@@ -406,6 +408,8 @@ def run(name: str, count: int, seed: int) -> dict[str, Any]:
                 reader.read(folder / place)
         peak()
         before = peak()
+        size = 1024 * int(Path("/proc/self/status").read_text().split("VmSize:")[1].split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (size + (GIGABYTES << 30),) * 2)
         for number in range(count):
             place, data, mutate = chance.choice(reader.whole)
             changed, path = mutate(data, chance), folder / place

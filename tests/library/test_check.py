@@ -62,7 +62,13 @@ def test_what_learns_is_told_of_a_flipped_bit(fill, tmp_path: Path) -> None:
     library.select([0, 1, 4]).require_intact()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"rows": 2}', '{"rows": 2, "files": {}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[]", '{"rows": 2}', '{"rows": 2, "files": {}}'),
+        *('{"rows": 2147483648, "files": {}}', '{"rows": -1, "files": {}}'),
+    ],
+)
 def test_damaged_checksums_are_named(fill, tmp_path: Path, content: str) -> None:
     fill(tmp_path / "lib", 2)
     (tmp_path / "lib/shards/000000/checksums.json").write_text(content)

@@ -5,7 +5,6 @@ processes resumes after a kill.
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from lorasynth.avatars.vocabulary import (
     TOPS,
 )
 from lorasynth.core.atomic import atomic_file
+from lorasynth.core.device import worker_processes
 from lorasynth.core.progress import progress
 
 #: Discrete attributes that a judge can be asked for, with their values in label order.
@@ -98,7 +98,7 @@ class Drawn:
                 _draw_chunk(self.subjects, ids, path)
                 yield
             return
-        with ProcessPoolExecutor(self.workers) as executor:
+        with worker_processes(self.workers) as executor:
             tasks = [executor.submit(_draw_chunk, self.subjects, *part) for part in missing]
             for task in tasks:
                 task.result()

@@ -1,5 +1,7 @@
 """Which device to compute on, in which precision, and whether its memory ran out."""
 
+from concurrent.futures import ProcessPoolExecutor
+
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -58,3 +60,11 @@ def pick_device(name: str = "auto") -> torch.device:
             f"usable ({reason})"
         ) from error
     return device
+
+
+def worker_processes(count: int) -> ProcessPoolExecutor:
+    """A pool of `count` processes, each with one thread of torch's.
+
+    More than one would wait for ever: a forked process lacks the threads that its parent began.
+    """
+    return ProcessPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))

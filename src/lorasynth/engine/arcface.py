@@ -1,7 +1,6 @@
 """Training of an encoder on images of subjects with the ArcFace loss (Deng et al. 2019)."""
 
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from lorasynth.condition.config import TrainedConfig
 from lorasynth.condition.trained import TrainedEncoder
 from lorasynth.condition.trunks import augment
 from lorasynth.core import config as configs
+from lorasynth.core.device import worker_processes
 from lorasynth.core.errors import ImageError
 from lorasynth.core.progress import progress
 from lorasynth.core.randomness import numpy_stream, stream_seed
@@ -67,7 +67,7 @@ class Squares(NamedTuple):
         """
         read = partial(_squares_of, source, size)
         parts, left_out = list[np.ndarray](), dict[str, str]()
-        pool = nullcontext() if workers == 1 else ProcessPoolExecutor(workers)
+        pool = nullcontext() if workers == 1 else worker_processes(workers)
         with pool as processes, progress("reading images", len(ids)) as advance:
             found = map(read, ids) if processes is None else processes.map(read, ids, chunksize=8)
             for name, squares in zip(ids, found, strict=True):

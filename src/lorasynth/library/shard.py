@@ -34,6 +34,8 @@ CHECKSUMS = "checksums.json"
 
 #: Rows whose numbers are tested at a time by `damages`.
 _CHECK_ROWS = 256
+#: A shard has thousands.
+_MOST_ROWS = 10_000_000
 
 
 def write_shard(
@@ -160,6 +162,8 @@ class Shard:
             raise self._damaged(CHECKSUMS, "it lacks rows or files")
         if not all(isinstance(one, dict) for one in stated["files"].values()):
             raise self._damaged(CHECKSUMS, "it garbles files")
+        if not 0 <= stated["rows"] <= _MOST_ROWS:  # what counts the rows would take all memory
+            raise self._damaged(CHECKSUMS, f"it states {stated['rows']} rows")
         return stated
 
     def _file_problem(self, name: str, stated: Mapping[str, Any]) -> str | None:
