@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
-from safetensors.torch import save_file
 
 from lorasynth.base import BaseModel
-from lorasynth.core.errors import BundleError, ConfigError
+from lorasynth.core.errors import ConfigError
 from lorasynth.engine.trainer import Optimisation
 from lorasynth.studies.ip_adapter import IPAdapter, IPAdapterConfig, train_ip_adapter
 from predict.test_predict import Colours, MeanColour, losses_of_all
@@ -76,36 +74,3 @@ def test_a_killed_run_goes_on(base: BaseModel, tmp_path: Path) -> None:
     again = train_ip_adapter(base, MeanColour(), Colours(), few, tmp_path / "a")
     for one, other in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(one, other)
-
-
-def test_diffusers_reads_the_file(base: BaseModel, pipeline_folder: Path, tmp_path: Path) -> None:
-    """Its images are ours, with guidance and a scale."""
-    adapter = IPAdapter(IPAdapterConfig(tokens=4), base.denoiser, 4).requires_grad_(False)
-    adapter.save(tmp_path / "ip.safetensors", "encoder")
-    loaded, encoder = IPAdapter.load(tmp_path / "ip.safetensors", base.denoiser)
-    assert encoder == "encoder"
-    seen = torch.nn.functional.normalize(torch.randn(1, 4), dim=1)
-    noise = torch.randn(1, *base.latent_shape)
-    with loaded.attached(base.denoiser, seen, guided=True, scale=0.7):
-        ours = base.denoise(
-            noise.expand(2, -1, -1, -1), torch.full((2,), 500), base.encode_prompts(["a", ""])
-        )
-    pipeline = StableDiffusionPipeline.from_pretrained(pipeline_folder)
-    pipeline.load_ip_adapter(
-        tmp_path, subfolder="", weight_name="ip.safetensors", image_encoder_folder=None
-    )
-    pipeline.set_ip_adapter_scale(0.7)
-    text = base.encode_prompts(["a", ""]).parts["prompt_embeds"]
-    theirs = pipeline.unet(
-        noise.expand(2, -1, -1, -1),
-        500,
-        text,
-        added_cond_kwargs={"image_embeds": [torch.stack([seen, 0 * seen])]},
-    ).sample
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-
-
-def test_a_file_of_another_kind_is_refused(base: BaseModel, tmp_path: Path) -> None:
-    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(BundleError, match="must be a file that"):
-        IPAdapter.load(tmp_path / "other.safetensors", base.denoiser)

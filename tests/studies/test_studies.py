@@ -1,6 +1,5 @@
 """The studies as commands, on the tiny bundle's parts."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -45,21 +44,6 @@ def test_every_stage_is_measured_and_drawn(run: Run, tmp_path: Path, parts: list
     )
     assert canonical == pytest.approx(trained, abs=0.02)
     assert (tmp_path / "out/ablation.png").is_file()
-
-
-def test_every_size_of_a_library_is_measured_once(
-    bundle_run: Path, run: Run, tmp_path: Path, parts: list[object]
-) -> None:
-    brief = ("--steps", 2, "--batch", 2, "--latents", 3)
-    words = ["study", "growth", "--adapters", bundle_run / "out/library", *parts, *brief]
-    result = run(*words, "--sizes", 3, 6)
-    assert result.status == 0, result.err
-    small, whole = json.loads((tmp_path / "out/growth.json").read_text())
-    assert (small["size"], whole["size"]) == (3, 6)
-    assert list(whole["methods"]) == ["mean", "nearest", "ridge", "mlp", "synthesised"]
-    assert "library of" in result.err
-    assert "library of" not in run(*words, "--sizes", 3, 6).err
-    run(*words, "--sizes", 7).is_one_error("must hold 7 adapters, but holds 6")
 
 
 def test_recipes_are_compared_and_what_is_measured_is_kept(

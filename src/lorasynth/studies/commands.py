@@ -4,12 +4,11 @@ from dataclasses import field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 from tyro.conf import Positional, arg
 
 from lorasynth.commands.evaluate import WithBenchmark, print_table
-from lorasynth.commands.shared import PORTRAIT, Repeated, WithBase, WithImages, memory_of
+from lorasynth.commands.shared import PORTRAIT, Repeated, WithBase, memory_of
 from lorasynth.commands.synth import subjects_of
 from lorasynth.core.command import Command, Flat, OnDevice, Out, Seeded
 from lorasynth.core.errors import ConfigError
@@ -19,7 +18,6 @@ from lorasynth.studies.config import Count, ReproduceConfig, W2WConfig, smoke
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lorasynth.condition import ConditionEncoder
     from lorasynth.studies.repeatability import Candidate
 
 Folder = Annotated[Path, arg(aliases=("-o",))]
@@ -57,55 +55,6 @@ class Ablation(Command, WithBenchmark):
         print_table(report["rows"])
         _save(report, draw_ablation(report), self.out / "ablation.json")
         return report
-
-
-@dataclass(frozen=True, kw_only=True)
-class Growth(Command, WithBenchmark):
-    """Train on ever larger parts of a library and measure each; run again to resume.
-
-    Example: lorasynth study growth --adapters library -o runs/growth --sizes 125 250 500
-
-    Attributes:
-        adapters: Library of adapters, embedded by the synthesizer's encoder.
-        out: Folder for reports and figure.
-        sizes: To measure; default: 125 and its doubles, and all.
-        latents: Principal components.
-        steps: Of each hypernetwork.
-        batch: Of each hypernetwork.
-    """
-
-    adapters: Path
-    out: Folder
-    sizes: tuple[Annotated[int, Field(ge=3)], ...] = ()
-    latents: Count = 128
-    steps: Count = 5000
-    batch: Count = 64
-
-    def run(self) -> list[dict[str, Any]]:
-        """The reports, one for each size."""
-        from lorasynth.core.cache import Cache
-        from lorasynth.engine.trainer import Optimisation
-        from lorasynth.hypernet.train import HypernetConfig
-        from lorasynth.library import Library
-        from lorasynth.studies.growth import GrowthConfig, doubled, draw_growth, growth
-
-        library, parts = Library.open(self.adapters), self.load_parts()
-        options = Optimisation(
-            steps=self.steps, batch=self.batch, lr=5e-4, seed=self.benchmark.seed
-        )
-        config = GrowthConfig(
-            sizes=self.sizes or doubled(len(library)),
-            hypernet=HypernetConfig(optimisation=options),
-            latents=self.latents,
-        )
-        run = self.load_benchmark(parts, Cache(self.cache))
-        reports = growth(run, parts, library, config, self.out)
-        for report in reports:
-            rows = [{"method": n, "n": report["size"], **v} for n, v in report["methods"].items()]
-            console.print(f"{report['size']} adapters")
-            print_table(rows)
-        _save(reports, draw_growth(reports), self.out / "growth.json")
-        return reports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,117 +164,6 @@ class FineTune(Command, WithBase, Seeded):
                 advance()
                 print(path)
         return list(found)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainIPAdapter(Command, WithBase, WithImages, Seeded):
-    """Train an IP-Adapter on subjects' images; run again to resume.
-
-    The file is one that load_ip_adapter of diffusers reads; its ip_adapter_image_embeds are the
-    encoder's embeddings.
-
-    Example: lorasynth study ip-adapter avatars:2000,images=8,series=ip-adapter
-    --encoder bundle/encoders/avatar -o ip.safetensors
-
-    Attributes:
-        out: Safetensors file to write.
-        encoder: Condition encoder: a folder or a name.
-        steps: Of training.
-        batch: Subjects in a step.
-        run_folder: Folder for checkpoints; the same folder resumes.
-    """
-
-    out: Out
-    encoder: str
-    steps: Count = 10_000
-    batch: Count = 64
-    run_folder: Annotated[Path, arg(name="run")] = Path("runs/ip-adapter")
-
-    def run(self) -> Path:
-        """The file."""
-        from lorasynth.condition import load_encoder
-        from lorasynth.core.atomic import make_parent
-        from lorasynth.engine.trainer import Optimisation
-        from lorasynth.studies.ip_adapter import IPAdapterConfig, train_ip_adapter
-
-        options = Optimisation(steps=self.steps, batch=self.batch, lr=1e-3, seed=self.seed)
-        base = self.load_base()
-        encoder, source = (
-            load_encoder(self.encoder, base.device),
-            self.load_images(base.image_size),
-        )
-        make_parent(self.out, self.run_folder)
-        checkpoint = self.run_folder / "ip-adapter.safetensors"
-        config = IPAdapterConfig(optimisation=options)
-        made = train_ip_adapter(base, encoder, source, config, checkpoint)
-        made.save(self.out, encoder.fingerprint)
-        print(f"{self.out}: trained on {len(source.ids)} subjects")
-        return self.out
-
-
-@dataclass(frozen=True, kw_only=True)
-class IPAdapterImages(Command, WithBase, Seeded):
-    """Make images of subjects with an IP-Adapter.
-
-    Example: lorasynth study ip-adapter-images me.png --adapter ip.safetensors --encoder
-    bundle/encoders/avatar -o me-ip.png
-
-    Attributes:
-        photos: As of synth.
-        out: PNG to write: a row for a subject.
-        adapter: File that study ip-adapter wrote.
-        encoder: The condition encoder that it was trained with.
-        prompt: Of the images.
-        number: Images of each subject.
-        scale: Multiplies what the adapter adds.
-    """
-
-    photos: Positional[tuple[Path, ...]]
-    out: Out
-    adapter: Path
-    encoder: str
-    prompt: str = PORTRAIT
-    number: Annotated[Count, arg(aliases=("-n",))] = 4
-    scale: float = 1.0
-
-    def run(self) -> Path:
-        """The file."""
-        import torch
-
-        from lorasynth.base import SamplingConfig
-        from lorasynth.condition import load_encoder
-        from lorasynth.images.png import contact_sheet, write_synthetic
-        from lorasynth.studies.ip_adapter import IPAdapter
-
-        base = self.load_base()
-        encoder = load_encoder(self.encoder, base.device)
-        loaded, made_with = IPAdapter.load(self.adapter, base.denoiser)
-        if made_with != encoder.fingerprint:
-            raise ConfigError(
-                f"an IP-Adapter must see the embeddings that it was trained with, of encoder "
-                f"{made_with}, but --encoder is {encoder.fingerprint}: give that one"
-            )
-        conditions = self._conditions(encoder)
-        prompts, seeds = [self.prompt] * self.number, [*range(self.seed, self.seed + self.number)]
-        sampling, seen = SamplingConfig(), torch.stack(conditions).to(base.device)
-        guided = sampling.guidance != 1
-        adapter = loaded.to(base.device)
-        with adapter.attached(base.denoiser, seen, guided=guided, scale=self.scale):
-            count = len(conditions)
-            images = base.sample(prompts * count, seeds * count, config=sampling)
-        sheet = contact_sheet(images, self.number)
-        write_synthetic(self.out, sheet, {"Description": self.prompt})
-        print(self.out)
-        return self.out
-
-    def _conditions(self, encoder: "ConditionEncoder") -> list[Any]:
-        from lorasynth.condition import subject_condition
-        from lorasynth.images import read_photo
-
-        return [
-            subject_condition(encoder, [read_photo(p) for p in paths], list(map(str, paths)))
-            for paths in subjects_of(self.photos, self.out, ".png").values()
-        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -469,7 +307,7 @@ class RecipeW2W(Command, WithBase):
 
 
 class Studies(Command):
-    """Where quality comes from, and the families that this system stands beside."""
+    """Where quality comes from: the paper's claims, stages, recipes, and weights2weights."""
 
     group: ClassVar[str] = "Measure"
 
@@ -479,10 +317,7 @@ class Studies(Command):
         return {
             "reproduce": Reproduce,
             "ablation": Ablation,
-            "growth": Growth,
             "repeatability": Repeatability,
             "fine-tune": FineTune,
-            "ip-adapter": TrainIPAdapter,
-            "ip-adapter-images": IPAdapterImages,
             "w2w": RecipeW2W,
         }

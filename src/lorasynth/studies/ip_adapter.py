@@ -15,30 +15,19 @@ import torch
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lorasynth.base import BaseModel
 from lorasynth.condition import ConditionEncoder
-from lorasynth.core.atomic import atomic_file
 from lorasynth.core.config import to_dict
-from lorasynth.core.errors import BundleError, ConfigError
+from lorasynth.core.errors import ConfigError
 from lorasynth.core.randomness import stream_seed, torch_stream
-from lorasynth.core.weights import save_with_header
 from lorasynth.engine.loop import denoising_losses
 from lorasynth.engine.trainer import Optimisation, Trainer
 from lorasynth.images import SubjectSource
 from lorasynth.predict.tasks import ENCODED, draw_task, encode_with_embeddings
 
 _CROSS = "attn2.processor"
-#: The projection's tensors in the layout of IP-Adapter files, and where they are here.
-_PROJECTION = {
-    f"image_proj.{theirs}.{name}": (ours, name)
-    for theirs, ours in (("proj", "image_embeds"), ("norm", "norm"))
-    for name in ("weight", "bias")
-}
-_LAYER = ("to_k_ip", "to_v_ip")
-_ENCODER = "lorasynth.encoder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,64 +123,6 @@ class IPAdapter(nn.Module):
             unet.register_to_config(encoder_hid_dim_type=None)
             unet.encoder_hid_proj = None
             unet.set_attn_processor(before)
-
-    def save(self, path: Path | str, encoder: str) -> None:
-        """Write the file that `load_ip_adapter` of diffusers reads, where there are four tokens.
-
-        Args:
-            path: of the safetensors file.
-            encoder: fingerprint of the condition encoder, kept in the header.
-
-        Raises:
-            LorasynthError: it cannot be written.
-        """
-        [projection] = self.project.image_projection_layers
-        tensors = {
-            theirs: getattr(projection, module).get_parameter(name)
-            for theirs, (module, name) in _PROJECTION.items()
-        }
-        for i, layer in enumerate(self.layers):
-            for part in _LAYER:
-                [linear] = getattr(layer, part)
-                tensors[f"ip_adapter.{2 * i + 1}.{part}.weight"] = linear.weight
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        with atomic_file(path) as temporary:
-            save_with_header(tensors, temporary, {"format": "pt", _ENCODER: encoder})
-
-    @classmethod
-    def load(cls, path: Path | str, unet: Any) -> tuple["IPAdapter", str]:
-        """Read what `save` wrote.
-
-        Args:
-            path: of the file.
-            unet: of the base model.
-
-        Returns:
-            The adapter, and the fingerprint of its condition encoder.
-
-        Raises:
-            BundleError: the file is damaged, or is not of such a base model.
-        """
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                encoder = file.metadata()[_ENCODER]
-            width = unet.config.cross_attention_dim
-            projected, condition_width = tensors["image_proj.proj.weight"].shape
-            adapter = cls(IPAdapterConfig(tokens=projected // width), unet, condition_width)
-            [projection] = adapter.project.image_projection_layers
-            for theirs, (module, name) in _PROJECTION.items():
-                getattr(projection, module).get_parameter(name).data.copy_(tensors[theirs])
-            for i, layer in enumerate(adapter.layers):
-                for part in _LAYER:
-                    [linear] = getattr(layer, part)
-                    linear.weight.data.copy_(tensors[f"ip_adapter.{2 * i + 1}.{part}.weight"])
-        except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
-            raise BundleError(
-                f"an IP-Adapter must be a file that `lorasynth ip-adapter train` wrote for this "
-                f"base model, but {path} is not ({str(error).splitlines()[0]})"
-            ) from error
-        return adapter.requires_grad_(requires_grad=False), encoder
 
 
 def train_ip_adapter(
