@@ -27,7 +27,8 @@ from .conftest import DENOISER, SIDE, TRAINING, save_encoder, write_image
 SHRINK, ROWS = 64, 24
 STAGES = ("library", "conditions.json", "codec", "synthesizer", "loras", "evaluation")
 CHOICES = (
-    *("--generated-images", 2, "--generated-steps", 1, "--latents", 3, "--steps", 2, "--batch", 2),
+    *("--generated.images", 2, "--generated.steps", 1, "--latents", 3),
+    *("--optimisation.steps", 2, "--optimisation.batch", 2),
     *("--tests.subjects", 2, "--tests.images", 2, "--tests.sampling-steps", 1),
 )
 

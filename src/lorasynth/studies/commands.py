@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 from tyro.conf import Positional, arg
 
 from lorasynth.commands.evaluate import WithBenchmark, print_table
-from lorasynth.commands.shared import PORTRAIT, Repeated, WithBase, memory_of
+from lorasynth.commands.shared import PORTRAIT, Repeated, WithBase
 from lorasynth.commands.synth import subjects_of
 from lorasynth.core.command import Command, Flat, OnDevice, Out, Seeded
 from lorasynth.core.errors import ConfigError
@@ -273,25 +273,10 @@ class RecipeW2W(Command, WithBase):
 
     def run(self) -> None:
         """Run what is missing, and print the table."""
-        from lorasynth.condition import load_encoder
         from lorasynth.core.config import read_json
-        from lorasynth.studies.w2w import Models, W2WRun
+        from lorasynth.studies.w2w import W2WRun
 
-        base = self.load_base()
-        models = Models(
-            base=base,
-            encoder=load_encoder(self.encoder, base.device),
-            second=None if self.second is None else load_encoder(self.second, base.device),
-            clip=self.clip,
-        )
-        run = W2WRun(
-            self.source,
-            self.out,
-            self.config,
-            models,
-            memory=memory_of(self.memory),
-            images=self.images,
-        )
+        run = W2WRun(self)
         missing = run.stages.missing()
         for name in run.stages.makers:
             print(f"{name:<16}{'to do' if name in missing else 'done'}")

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from lorasynth.collect.config import GeneratedConfig
+from lorasynth.engine.optimisation import Optimisation
 from lorasynth.evaluation.config import BenchmarkConfig
 
 Count = Annotated[int, Field(ge=1)]
@@ -146,14 +148,10 @@ class W2WConfig:
         gauge: Of the canonical vectors.
         stored: dtype in which the library stores them.
         person: Column of the table that says who is shown.
-        generated_prompt: Prompt that adapters are shown by, where no images are given.
-        generated_images: Images of each adapter then.
-        generated_steps: Solver steps of these images.
+        generated: How adapters show their subjects, where no images are given.
         codec: Name of the codec.
         latents: Of the codec.
-        steps: Of the hypernetwork.
-        batch: Of the hypernetwork.
-        learning_rate: Of the hypernetwork.
+        optimisation: Of the hypernetwork.
         trigger: Trigger phrase of the subject.
         prompt: That is measured.
         tests: Test subjects, and their images.
@@ -162,14 +160,10 @@ class W2WConfig:
     gauge: str = "procrustes"
     stored: Literal["float16", "float32"] = "float16"
     person: str = "identity"
-    generated_prompt: str = "a photo of sks person"
-    generated_images: Annotated[int, Field(ge=2)] = 4
-    generated_steps: Count = 20
+    generated: GeneratedConfig = GeneratedConfig()
     codec: str = "pca"
     latents: Count = 512
-    steps: Count = 5000
-    batch: Count = 64
-    learning_rate: float = 5e-4
+    optimisation: Optimisation = Optimisation(steps=5000, batch=64, lr=5e-4)
     trigger: str = "sks person"
     prompt: str = "a photo of sks person"
     tests: BenchmarkConfig = field(

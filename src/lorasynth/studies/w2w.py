@@ -12,7 +12,7 @@ that its adapter makes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -22,13 +22,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.adapter.files import get_format, write_many
-from lorasynth.base import BaseModel
 from lorasynth.base.compatibility import require_fits
 from lorasynth.codec import CODECS, Budget, fit_into, load_codec
-from lorasynth.collect import GeneratedConfig
 from lorasynth.collect.described import GeneratedSubjects, embed_imported
 from lorasynth.collect.embedding import column_of
-from lorasynth.condition import SHOWN, ConditionEncoder
+from lorasynth.commands.shared import memory_of
+from lorasynth.condition import SHOWN, load_encoder
 from lorasynth.core.atomic import as_file_name, atomic_directory, write_json
 from lorasynth.core.cache import Cache, plain
 from lorasynth.core.config import from_dict, read_json
@@ -38,7 +37,6 @@ from lorasynth.core.randomness import torch_stream
 from lorasynth.core.splits import split_of
 from lorasynth.core.stages import StagedRun
 from lorasynth.edit.latent_library import LatentLibrary
-from lorasynth.engine.trainer import Optimisation
 from lorasynth.evaluation.baselines import BASELINES
 from lorasynth.evaluation.benchmark import Benchmark, Contender
 from lorasynth.evaluation.cases import SplitSubjects
@@ -52,74 +50,42 @@ from lorasynth.images import Subject, SubjectSource, subjects_in
 from lorasynth.library import Library
 from lorasynth.library.groups import groups_by_likeness
 from lorasynth.library.w2w import W2WFiles, import_w2w
-from lorasynth.studies.config import W2WConfig
+from lorasynth.studies.commands import RecipeW2W
 from lorasynth.synthesizer import Synthesizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Models:
-    """What is not in the published files.
-
-    Attributes:
-        base: the base model that the adapters were trained on.
-        encoder: makes the conditions, and measures identity.
-        second: another encoder, which measures and nothing else; None without one.
-        clip: CLIP model that scores prompts, a folder or hub:owner/name; None without.
-    """
-
-    base: BaseModel
-    encoder: ConditionEncoder
-    second: ConditionEncoder | None = None
-    clip: str | None = None
-
-    @property
-    def judges(self) -> list[ConditionEncoder]:
-        """The encoders that there are, the first one first."""
-        return [one for one in (self.encoder, self.second) if one is not None]
 
 
 class W2WRun:
     """One run of the recipe.
 
     Args:
-        source: weights2weights' files: a folder, or hub:owner/name.
-        run: folder of the run.
-        config: every choice.
-        models: base model and encoders.
-        images: the subjects' images by their ids, as `subjects_in` reads them; None: made.
-        memory: bytes that fitting the codec may take.
+        asked: the command, whose options are every choice.
 
     Raises:
         ConfigError: there is no such codec, or the folder holds a run of other choices, or an
             encoder looks at no images.
-        ImageError: there is nothing at `images`.
+        ImageError: there is nothing at its `images`.
     """
 
-    def __init__(
-        self,
-        source: str,
-        run: Path,
-        config: W2WConfig,
-        models: Models,
-        *,
-        memory: int,
-        images: str | None = None,
-    ) -> None:
-        if images is not None and not Path(images).exists():
-            raise ImageError(f"--images must be where the images are, but {images} is not")
-        self.source, self.run, self.config, self.models = source, run, config, models
-        self.images, self.memory = images, memory
-        kind = CODECS.get(config.codec).config_class
-        self.codec_config: object = from_dict(kind, {"latents": config.latents})
-        for judge in models.judges:  # refuses what looks at no images
+    def __init__(self, asked: RecipeW2W) -> None:
+        if asked.images is not None and not Path(asked.images).exists():
+            raise ImageError(f"--images must be where the images are, but {asked.images} is not")
+        self.asked, self.run, self.config = asked, asked.out, asked.config
+        self.memory = memory_of(asked.memory)
+        kind = CODECS.get(self.config.codec).config_class
+        self.codec_config: object = from_dict(kind, {"latents": self.config.latents})
+        self.base = asked.load_base()
+        named = [name for name in (asked.encoder, asked.second) if name is not None]
+        self.judges = [load_encoder(name, self.base.device) for name in named]
+        self.encoder = self.judges[0]
+        for judge in self.judges:  # refuses what looks at no images
             judge.embed(torch.zeros(1, judge.image_size, judge.image_size, 3).byte())
-        stated = plain(config)
+        stated = plain(self.config)
         free = {name: stated.pop(name) for name in ("tests", "prompt")}
-        free |= {"second": models.second and column_of(models.second), "clip": models.clip}
-        stated |= {"source": source, "base": models.base.fingerprint}
-        stated |= {"encoder": column_of(models.encoder), "images": str(images or "made")}
+        free |= {"second": [column_of(one) for one in self.judges[1:]], "clip": asked.clip}
+        stated |= {"source": asked.source, "base": self.base.fingerprint}
+        stated |= {"encoder": column_of(self.encoder), "images": str(asked.images or "made")}
         self.stages = StagedRun(
-            run,
+            self.run,
             {
                 "library": self._library,
                 "conditions.json": self._conditions,
@@ -135,60 +101,35 @@ class W2WRun:
 
     def _library(self, path: Path) -> None:
         growing, config = self.run / "library", self.config
-        require_fits(self.models.base, W2WFiles.find(self.source).layout)
-        import_w2w(
-            self.source, growing, gauge=config.gauge, dtype=config.stored, person=config.person
-        )
+        source, stored = self.asked.source, config.stored
+        require_fits(self.base, W2WFiles.find(source).layout)
+        import_w2w(source, growing, gauge=config.gauge, dtype=stored, person=config.person)
         growing.rename(path)
-
-    @cached_property
-    def _generated(self) -> GeneratedConfig:
-        config = self.config
-        return GeneratedConfig(
-            prompt=config.generated_prompt,
-            images=config.generated_images,
-            steps=config.generated_steps,
-        )
 
     def _conditions(self, path: Path) -> None:
         """Embed the subjects, and note each one's split beside the column's name."""
-        library, encoder = Library.open(self.stages.path("library")), self.models.encoder
-        embeddings = embed_imported(
-            library, encoder, self.images, lambda: self.models.base, self._generated
-        )
+        library, encoder = Library.open(self.stages.path("library")), self.encoder
+        shown = self.asked.images, lambda: self.base, self.config.generated
+        embeddings = embed_imported(library, encoder, *shown)
         split = _splits(library, embeddings)
         write_json(path, {"column": column_of(encoder), "split": split})
 
     def _codec(self, path: Path) -> None:
-        fit_into(
-            path,
-            self.config.codec,
-            self._rows("train"),
-            self.codec_config,
-            Budget(
-                memory=self.memory, run=self.run / "codec-fit", device=str(self.models.base.device)
-            ),
-        )
+        run, device = self.run / "codec-fit", str(self.base.device)
+        budget = Budget(memory=self.memory, run=run, device=device)
+        fit_into(path, self.config.codec, self._rows("train"), self.codec_config, budget)
 
     def _synthesizer(self, path: Path) -> None:
         codec, train = load_codec(self.stages.path("codec")), self._rows("train")
-        models = self.models
-        data, config = training_set(train, codec, column_of(models.encoder)), self.config
-        options = Optimisation(steps=config.steps, batch=config.batch, lr=config.learning_rate)
+        data = training_set(train, codec, column_of(self.encoder))
         hypernet = train_hypernet(
             data,
-            HypernetConfig(optimisation=options),
+            HypernetConfig(optimisation=self.config.optimisation),
             checkpoint=self.run / "hypernet.safetensors",
-            device=models.base.device,
+            device=self.base.device,
         )
-        made = Synthesizer.of(
-            models.base,
-            train.layout,
-            models.encoder,
-            hypernet,
-            codec,
-            trigger_phrase=config.trigger,
-        )
+        parts = (self.base, train.layout, self.encoder, hypernet, codec)
+        made = Synthesizer.of(*parts, trigger_phrase=self.config.trigger)
         replace(made, learned=learned_from(train.ids)).save(path)
 
     def _loras(self, path: Path) -> None:
@@ -205,11 +146,9 @@ class W2WRun:
         return Synthesizer.from_pretrained(self.stages.path("synthesizer"))
 
     def _evaluation(self, path: Path) -> None:
-        models, tests = self.models, self._tests
-        metrics = metrics_for(Judges(encoders=models.judges, clip=models.clip), tests)
-        run = Benchmark(
-            models.base, tests, metrics, self.config.tests, conditioners=[models.encoder]
-        )
+        tests, asked = self._tests, self.config.tests
+        metrics = metrics_for(Judges(encoders=self.judges, clip=self.asked.clip), tests)
+        run = Benchmark(self.base, tests, metrics, asked, conditioners=[self.encoder])
         contenders = self._contenders()
         report = evaluate(run, contenders)
         with atomic_directory(path) as folder:
@@ -219,13 +158,10 @@ class W2WRun:
     def _contenders(self) -> list[Contender]:
         """The base model, the files, the subjects' own adapters, and the baselines."""
         ids, library = self._tests.ids, Library.open(self.stages.path("library"))
-        synthesizer, base = self._made, self.models.base
-        known = LatentLibrary.encode(
-            self._rows("train"), synthesizer.codec, column_of(self.models.encoder)
-        )
-        parts = Parts(
-            base=base, synthesizer=synthesizer, library=known, seed=self.config.tests.seed
-        )
+        synthesizer, base, seed = self._made, self.base, self.config.tests.seed
+        column = column_of(self.encoder)
+        known = LatentLibrary.encode(self._rows("train"), synthesizer.codec, column)
+        parts = Parts(base=base, synthesizer=synthesizer, library=known, seed=seed)
         return [
             Contender(name="base"),
             from_files("synthesised", self.stages.path("loras"), ids, base),
@@ -246,24 +182,24 @@ class W2WRun:
         Raises:
             LibraryError: fewer than two are held out and shown.
         """
-        test, config = self._rows("test"), self.config.tests
+        test, config = self._rows("test"), self.config
         source: SubjectSource = (
-            GeneratedSubjects(self.models.base, test.whole, self._generated)
-            if self.images is None
-            else subjects_in(self.images)
+            GeneratedSubjects(self.base, test.whole, config.generated)
+            if self.asked.images is None
+            else subjects_in(self.asked.images)
         )
-        order = torch.randperm(len(test), generator=torch_stream(config.seed, "tried"))
+        order = torch.randperm(len(test), generator=torch_stream(config.tests.seed, "tried"))
         loaded = (source.load(test.ids[row]) for row in order.tolist())
-        shown = {one.id: one for one in islice(filter(self._is_shown, loaded), config.drawn)}
+        shown = {one.id: one for one in islice(filter(self._is_shown, loaded), config.tests.drawn)}
         if len(shown) < 2:
             raise LibraryError(
                 "at least two held-out subjects must be shown by their images, but "
                 f"{len(shown)} of {len(test)} are: give more adapters, or --images"
             )
-        return SplitSubjects(source=_Loaded(shown), prompts=[self.config.prompt])
+        return SplitSubjects(source=_Loaded(shown), prompts=[config.prompt])
 
     def _is_shown(self, subject: Subject) -> bool:
-        seen = (one.see(subject.photos) for one in self.models.judges)
+        seen = (one.see(subject.photos) for one in self.judges)
         return all(bool((one.presence >= SHOWN).all()) for one in seen)
 
 
