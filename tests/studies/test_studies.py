@@ -32,18 +32,15 @@ def parts(bundle_run: Path, tmp_path: Path) -> list[object]:
     return [*named, *FEW, "--cache", tmp_path / "cache", "--device", "cpu", "-o", tmp_path / "out"]
 
 
-def test_every_stage_is_measured_and_drawn(run: Run, tmp_path: Path, parts: list[object]) -> None:
-    result = run("study", "ablation", *parts)
+def test_stages_are_contenders(run: Run, tmp_path: Path, parts: list[object]) -> None:
+    names = ["trained", "canonical", "compressed", "denoised"]
+    out = [tmp_path / "report.json" if word == tmp_path / "out" else word for word in parts]
+    result = run("evaluate", *out, "--contenders", ",".join(names))
     assert result.status == 0, result.err
-    rows = {row["method"]: row for row in read_json(tmp_path / "out/ablation.json")["rows"]}
-    first, *_, last = rows
-    assert (first, last) == ("two real images", "base model")
-    trained, canonical = (
-        rows[name]["identity_similarity"]["mean"]
-        for name in ("trained adapter", "in canonical form")
-    )
-    assert canonical == pytest.approx(trained, abs=0.02)
-    assert (tmp_path / "out/ablation.png").is_file()
+    rows = {row["method"]: row for row in read_json(tmp_path / "report.json")["rows"]}
+    assert list(rows) == [*names, "real"]
+    means = {name: row["identity_similarity"]["mean"] for name, row in rows.items()}
+    assert means["canonical"] == pytest.approx(means["trained"], abs=0.02)
 
 
 def test_recipes_are_compared_and_what_is_measured_is_kept(

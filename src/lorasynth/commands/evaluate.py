@@ -174,8 +174,9 @@ class Evaluate(Command, WithBenchmark):
     Attributes:
         out: JSON file to write, with curves beside it where there are several strengths.
         contenders: Names with commas, of base, described, mean, nearest, ridge, mlp, direct,
-            synthesised, trained, refined; default: base and synthesised, of avatars all but
-            refined.
+            synthesised, trained, and what is made only when it is asked for: refined, and trained
+            adapters in canonical form (canonical), through the codec (compressed), and denoised by
+            the hypernetwork (denoised); default: base and synthesised, of avatars all others.
         lora: NAME=PATH of a contender: a folder with a LoRA for each subject, named after it;
             repeatable.
         style: PATH=STRENGTH of a LoRA that is added to every contender; repeatable.

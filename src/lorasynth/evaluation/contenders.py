@@ -25,6 +25,7 @@ from lorasynth.engine.recipe import PRESETS, Recipe
 from lorasynth.evaluation.baselines import BASELINES, Predictor
 from lorasynth.evaluation.benchmark import Adapters, Contender
 from lorasynth.evaluation.cases import Case, TestSubjects
+from lorasynth.hypernet import LatentDiffusion
 from lorasynth.library import Library
 from lorasynth.synthesizer import Synthesizer
 
@@ -60,10 +61,6 @@ class Parts:
         """Canonical vectors of any stacked adapters, in the library's gauge."""
         assert self.library is not None, "its gauge is needed"
         return self.library.vectors(adapters, self.whole.layout)
-
-    def canonical(self, adapters: Factors) -> Factors:
-        """The canonical form of any stacked adapters."""
-        return self.whole.layout.unflatten(self.vectors(adapters))
 
     def encode(self, adapters: Factors) -> Float[Tensor, "n k"]:
         """Latents of any stacked adapters, as the library's are."""
@@ -140,6 +137,27 @@ def refined(parts: Parts, subjects: TestSubjects) -> Adapters:
     return adapters
 
 
+def _staged(parts: Parts, true: Adapters) -> dict[str, Adapters]:
+    """The stages by their names, in their order.
+
+    canonical: in canonical form; compressed: through the codec; denoised: the latent with as much
+    noise as signal, denoised once by the hypernetwork.
+    """
+    whole = parts.whole
+
+    def denoised(cases: Sequence[Case]) -> Factors:
+        latents, conditions = parts.encode(true(cases)), conditions_of(whole, cases)
+        assert isinstance(whole.hypernet, LatentDiffusion), "else there is no such stage"
+        noise = whole.hypernet.draw_noise(parts.seed, [case.id for case in cases])
+        return whole.decode(whole.hypernet.clean(latents, conditions, noise, 1.0))
+
+    stages: dict[str, Adapters] = {
+        "canonical": lambda cases: whole.layout.unflatten(parts.vectors(true(cases))),
+        "compressed": lambda cases: whole.decode(parts.encode(true(cases))),
+    }
+    return stages | ({"denoised": denoised} if isinstance(whole.hypernet, LatentDiffusion) else {})
+
+
 def _predicted(synthesizer: Synthesizer, predict: Predictor) -> Adapters:
     """What a baseline predicts from the references, decoded with a synthesizer's codec."""
 
@@ -179,8 +197,12 @@ def from_files(
     return Contender(name=name, adapters=adapters, alone=True, styles=styles)
 
 
+#: Trained adapters after ever more stages of the system, which say where similarity is lost.
+STAGES = ("canonical", "compressed", "denoised")
+#: Contenders that take part only where they are asked for.
+ASKED = (*STAGES, "refined")
 #: Names of contenders, in the order of the table.
-CONTENDERS = ("base", "described", *BASELINES, "direct", "synthesised", "trained", "refined")
+CONTENDERS = ("base", "described", *BASELINES, "direct", "synthesised", "trained", *ASKED)
 #: Those that this system makes from one image, which are compared with all others.
 OURS = ("direct", "synthesised")
 
@@ -192,7 +214,7 @@ def contenders_of(
     names: Sequence[str] | None = None,
     styles: Sequence[Adapter] = (),
 ) -> list[Contender]:
-    """Contenders by their names; by default all that the parts suffice for, but the refined.
+    """Contenders by their names; by default all that the parts suffice for, but those of `ASKED`.
 
     Styles are added to each.
 
@@ -205,17 +227,20 @@ def contenders_of(
     def add(name: str, adapters: Adapters, strength: float = 1.0) -> None:
         made[name] = Contender(name=name, adapters=adapters, strength=strength, styles=styles)
 
-    for name, fit in BASELINES.items() if parts.library is not None else ():
-        if parts.library is not None and (names is None or name in names):
-            add(name, _predicted(parts.whole, fit(parts.library, parts.seed)))
+    known = parts.library
+    for name, fit in BASELINES.items() if known is not None else ():
+        if known is not None and (names is None or name in names):
+            add(name, _predicted(parts.whole, fit(known, parts.seed)))
     for name, one in (("direct", parts.regression), ("synthesised", parts.synthesizer)):
         if one is not None:
             add(name, sampled(one, parts.seed), one.strength)
     if parts.recipe is not None:
-        add("trained", trained(parts.base, subjects, parts.recipe, parts.regression, cache))
+        true = trained(parts.base, subjects, parts.recipe, parts.regression, cache)
+        for name, adapters in {"trained": true, **(_staged(parts, true) if known else {})}.items():
+            add(name, adapters)
     if parts.regression or parts.synthesizer:
         add("refined", refined(parts, subjects))
-    chosen = [name for name in made if name != "refined"] if names is None else names
+    chosen = [name for name in made if name not in ASKED] if names is None else names
     for name in chosen:
         if name not in made:
             raise ConfigError(

@@ -18,6 +18,7 @@ from lorasynth.evaluation.benchmark import Benchmark, Contender, Measured
 from lorasynth.evaluation.bootstrap import bootstrap_ratio
 from lorasynth.evaluation.calibration import calibration
 from lorasynth.evaluation.contenders import (
+    ASKED,
     OURS,
     Parts,
     best_strength,
@@ -108,7 +109,7 @@ def _adapters(
     made: dict[str, Factors] = {one.name: one.adapters(cases) for one in contenders if one.adapters}
     samplers = [sampled(synthesizer, seed, 1.0) for seed in range(count)]
     drawn = torch.stack([parts.encode(sampler(cases)) for sampler in samplers])
-    latents = {name: parts.encode(factors) for name, factors in made.items() if name != "refined"}
+    latents = {name: parts.encode(factors) for name, factors in made.items() if name not in ASKED}
     truth = latents.pop("trained")
     forecasts = {name: values[None] for name, values in latents.items()}
     ridge = Ridge(library)

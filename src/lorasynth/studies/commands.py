@@ -16,45 +16,9 @@ from lorasynth.core.progress import console
 from lorasynth.studies.config import Count, ReproduceConfig, W2WConfig, smoke
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from lorasynth.studies.repeatability import Candidate
 
 Folder = Annotated[Path, arg(aliases=("-o",))]
-
-
-def _save(report: Any, figure: "Figure", path: Path) -> None:
-    """Write a report, and its figure beside it."""
-    from lorasynth.core.atomic import write_json
-    from lorasynth.core.figures import save_figure
-
-    write_json(path, report)
-    save_figure(figure, path.with_suffix(".png"))
-    print(path)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ablation(Command, WithBenchmark):
-    """Measure identity similarity after each stage, from a trained to a synthesised adapter.
-
-    Example: lorasynth study ablation -o runs/ablation --split validation --subjects 24
-
-    Attributes:
-        out: Folder for the report and the figure.
-    """
-
-    out: Folder
-
-    def run(self) -> dict[str, Any]:
-        """The report, which is written and printed."""
-        from lorasynth.core.cache import Cache
-        from lorasynth.studies.ablation import ablation, draw_ablation
-
-        cache, parts = Cache(self.cache), self.load_parts()
-        report = ablation(self.load_benchmark(parts, cache), parts, cache)
-        print_table(report["rows"])
-        _save(report, draw_ablation(report), self.out / "ablation.json")
-        return report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +43,10 @@ class Repeatability(Command, WithBenchmark):
 
     def run(self) -> dict[str, dict[str, Any]]:
         """The reports by the recipes' names."""
+        from lorasynth.core.atomic import write_json
         from lorasynth.core.cache import Cache
         from lorasynth.core.config import read_json
+        from lorasynth.core.figures import save_figure
         from lorasynth.studies.repeatability import compare_recipes, draw_recipes
 
         asked = {name: {"preset": name} for name in self.preset}
@@ -96,7 +62,9 @@ class Repeatability(Command, WithBenchmark):
             same, other = report["same"], report["different"]
             console.print(f"{name}: same {same:.3f}, different {other:.3f}", highlight=False)
         print_table([{"method": name, **report} for name, report in reports.items()])
-        _save(reports, draw_recipes(reports), self.out / "recipes.json")
+        write_json(self.out / "recipes.json", reports)
+        save_figure(draw_recipes(reports), self.out / "recipes.png")
+        print(self.out / "recipes.json")
         return reports
 
 
@@ -292,7 +260,7 @@ class RecipeW2W(Command, WithBase):
 
 
 class Studies(Command):
-    """Where quality comes from: the paper's claims, stages, recipes, and weights2weights."""
+    """Where quality comes from: the paper's claims, recipes, and weights2weights."""
 
     group: ClassVar[str] = "Measure"
 
@@ -301,7 +269,6 @@ class Studies(Command):
         """All studies by their names."""
         return {
             "reproduce": Reproduce,
-            "ablation": Ablation,
             "repeatability": Repeatability,
             "fine-tune": FineTune,
             "w2w": RecipeW2W,
