@@ -51,6 +51,24 @@ class Modulation(nn.Module, ABC):
         """What depends on the embedded condition alone."""
 
     @abstractmethod
+    def settle(self, time: Float[Tensor, "*s b tw"], state: State) -> State:
+        """What times and a prepared condition make of the layer; it depends on no hidden state.
+
+        Args:
+            time: embedded times; one of a batch stands for all, and further axes may come first.
+            state: the prepared condition.
+        """
+
+    @abstractmethod
+    def modulate(
+        self, layer: Layer, h: Float[Tensor, "b *tokens inner"], settled: State
+    ) -> Float[Tensor, "b *tokens outer"]:
+        """Apply `layer` to the normalised hidden states `h` as `settle` gave for one time of each.
+
+        Axes between the batch and the last (positions of a U-Net, tokens of a transformer) share
+        the condition.
+        """
+
     def forward(
         self,
         layer: Layer,
@@ -58,31 +76,8 @@ class Modulation(nn.Module, ABC):
         time: Float[Tensor, "b tw"],
         state: State,
     ) -> Float[Tensor, "b *tokens outer"]:
-        """Apply `layer` to the normalised hidden states `h` under time and condition.
-
-        Axes between the batch and the last (positions of a U-Net, tokens of a transformer) share
-        the condition.
-        """
-
-    def at_times(self, time: Float[Tensor, "s tw"], state: State, rows: int) -> State:
-        """What depends on times and condition alone, with a leading axis of times.
-
-        Worth writing where it spares `modulate` weights that are read again at every solver step.
-
-        Args:
-            time: embedded times.
-            state: the prepared condition.
-            rows: of the batch.
-        """
-        times = time[:, None].expand(-1, rows, -1)
-        return (times, *(part.expand(len(time), *part.shape) for part in state))
-
-    def modulate(
-        self, layer: Layer, h: Float[Tensor, "b inner"], settled: State
-    ) -> Float[Tensor, "b outer"]:
-        """`forward` with what `at_times` gave for one of the times."""
-        time, *state = settled
-        out: Tensor = self(layer, h, time, tuple(state))
+        """Apply `layer` to the normalised hidden states `h` under time and condition."""
+        out: Tensor = self.modulate(layer, h, self.settle(time, state))
         return out
 
 
@@ -124,12 +119,7 @@ class Denoiser(nn.Module, ABC):
         """
         for time in times:
             t = self.null_condition.new_full((rows,), time)
-            yield partial(self._denoise_at, t, state)
-
-    def _denoise_at(
-        self, t: Float[Tensor, " b"], state: State, x_t: Float[Tensor, "b k"]
-    ) -> Float[Tensor, "b k"]:
-        return self.denoise(x_t, t, state)
+            yield partial(self.denoise, t=t, state=state)
 
     def forward(
         self,

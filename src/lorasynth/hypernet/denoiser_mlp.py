@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,7 +10,7 @@ from typing_extensions import override
 
 from lorasynth.hypernet.config import MLPDenoiserConfig
 from lorasynth.hypernet.contract import DENOISERS, Denoiser, Layer, State, modulation_of
-from lorasynth.hypernet.modulation import ScaleAndShift
+from lorasynth.hypernet.modulation import ScaleAndShift, scaled_and_shifted
 from lorasynth.hypernet.time_embedding import TimeEmbedding
 
 #: Rows up to which all times are prepared at once: more are bound by operations, not by reading
@@ -53,12 +52,7 @@ class MLPDenoiser(Denoiser):
     def denoise(
         self, x_t: Float[Tensor, "b k"], t: Float[Tensor, " b"], state: State
     ) -> Float[Tensor, "b k"]:
-        time = self.time(t)
-        h = self.enter(x_t)
-        for block, part in zip(self.blocks, self._parts(state), strict=True):
-            h = block(h, time, part)
-        out: Tensor = self.leave(self.scale_and_shift(self.norm(h), time))
-        return out
+        return self._denoised(*self._settled(self.time(t), state), x_t)
 
     @override
     def trajectory(self, times: Sequence[float], state: State, rows: int) -> Iterator[Layer]:
@@ -67,29 +61,29 @@ class MLPDenoiser(Denoiser):
             yield from super().trajectory(times, state, rows)
             return
         time = self.time(self.null_condition.new_tensor(times))
-        settled = [
-            block.modulation.at_times(time, part, rows)
-            for block, part in zip(self.blocks, self._parts(state), strict=True)
-        ]
-        scales, shifts = self.scale_and_shift.factors(time[:, None])
+        blocks, last = self._settled(time[:, None], state)
         for i in range(len(times)):
-            blocks = [tuple(part[i] for part in parts) for parts in settled]
-            yield partial(self._denoise_settled, blocks, (scales[i], shifts[i]))
+            own = [tuple(part[i] for part in parts) for parts in blocks]
+            yield partial(self._denoised, own, tuple(part[i] for part in last))
 
-    def _denoise_settled(
+    def _settled(self, time: Float[Tensor, "*s b tw"], state: State) -> tuple[list[State], State]:
+        """What times and condition make of each block, and of the last layer."""
+        each = len(state) // len(self.blocks)
+        parts = (state[i : i + each] for i in range(0, len(state), each))
+        blocks = [
+            block.modulation.settle(time, part)
+            for block, part in zip(self.blocks, parts, strict=True)
+        ]
+        return blocks, self.scale_and_shift.factors(time)
+
+    def _denoised(
         self, blocks: Sequence[State], last: State, x_t: Float[Tensor, "b k"]
     ) -> Float[Tensor, "b k"]:
         h = self.enter(x_t)
         for block, settled in zip(self.blocks, blocks, strict=True):
-            h = block.settled(h, settled)
-        scale, shift = last
-        out: Tensor = self.leave(torch.addcmul(shift, self.norm(h), scale))
+            h = block(h, settled)
+        out: Tensor = self.leave(scaled_and_shifted(self.norm(h), *last))
         return out
-
-    def _parts(self, state: State) -> list[State]:
-        """What of a prepared condition belongs to each block."""
-        each = len(state) // len(self.blocks)
-        return [state[i * each : (i + 1) * each] for i in range(len(self.blocks))]
 
 
 class Block(nn.Module):
@@ -104,16 +98,8 @@ class Block(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.down = nn.Linear(hidden, config.width)
 
-    def forward(
-        self, h: Float[Tensor, "b d"], time: Float[Tensor, "b tw"], state: State
-    ) -> Float[Tensor, "b d"]:
-        """One residual step."""
-        return self._add(h, self.modulation(self.up, self.norm(h), time, state))
-
-    def settled(self, h: Float[Tensor, "b d"], settled: State) -> Float[Tensor, "b d"]:
-        """The same, with what `Modulation.at_times` gave for one time."""
-        return self._add(h, self.modulation.modulate(self.up, self.norm(h), settled))
-
-    def _add(self, h: Float[Tensor, "b d"], inner: Float[Tensor, "b i"]) -> Float[Tensor, "b d"]:
+    def forward(self, h: Float[Tensor, "b d"], settled: State) -> Float[Tensor, "b d"]:
+        """One residual step, with what the modulation settled."""
+        inner = self.modulation.modulate(self.up, self.norm(h), settled)
         out: Tensor = h + self.down(self.drop(functional.silu(inner)))
         return out

@@ -30,10 +30,7 @@ class ScaleAndShift(nn.Module):
         self, h: Float[Tensor, "b *tokens d"], embedding: Float[Tensor, "b e"]
     ) -> Float[Tensor, "b *tokens d"]:
         """Scale and shift the last axis of h."""
-        both = self.project(functional.silu(embedding))
-        scale, shift = both.reshape(len(h), *[1] * (h.dim() - 2), -1).chunk(2, dim=-1)
-        out: Tensor = h * (1 + scale) + shift
-        return out
+        return scaled_and_shifted(h, *self.factors(embedding))
 
     def factors(
         self, embedding: Float[Tensor, "*n e"]
@@ -41,6 +38,14 @@ class ScaleAndShift(nn.Module):
         """What to multiply by, and what to add."""
         scale, shift = self.project(functional.silu(embedding)).chunk(2, dim=-1)
         return 1 + scale, shift
+
+
+def scaled_and_shifted(
+    h: Float[Tensor, "b *tokens d"], scale: Float[Tensor, "_ d"], shift: Float[Tensor, "_ d"]
+) -> Float[Tensor, "b *tokens d"]:
+    """H * scale + shift, the same for all axes between the batch and the last."""
+    shape = (len(scale), *[1] * (h.dim() - 2), -1)
+    return torch.addcmul(shift.reshape(shape), h, scale.reshape(shape))
 
 
 @MODULATIONS.register("ada_norm")
@@ -60,27 +65,15 @@ class AdaNorm(Modulation):
         return (self.join(condition),)
 
     @override
-    def forward(
-        self,
-        layer: Layer,
-        h: Float[Tensor, "b *tokens inner"],
-        time: Float[Tensor, "b tw"],
-        state: State,
-    ) -> Float[Tensor, "b *tokens outer"]:
+    def settle(self, time: Float[Tensor, "*s b tw"], state: State) -> State:
         (joined,) = state
-        return layer(self.scale_and_shift(h, time + joined))
-
-    @override
-    def at_times(self, time: Float[Tensor, "s tw"], state: State, rows: int) -> State:
-        (joined,) = state
-        return self.scale_and_shift.factors(time[:, None] + joined)
+        return self.scale_and_shift.factors(time + joined)
 
     @override
     def modulate(
-        self, layer: Layer, h: Float[Tensor, "b inner"], settled: State
-    ) -> Float[Tensor, "b outer"]:
-        scale, shift = settled
-        return layer(torch.addcmul(shift, h, scale))
+        self, layer: Layer, h: Float[Tensor, "b *tokens inner"], settled: State
+    ) -> Float[Tensor, "b *tokens outer"]:
+        return layer(scaled_and_shifted(h, *settled))
 
 
 @MODULATIONS.register("low_rank")
@@ -121,32 +114,17 @@ class LowRankModulation(Modulation):
         return A, B
 
     @override
-    def forward(
-        self,
-        layer: Layer,
-        h: Float[Tensor, "b *tokens inner"],
-        time: Float[Tensor, "b tw"],
-        state: State,
-    ) -> Float[Tensor, "b *tokens outer"]:
-        return self._join(layer, self.scale_and_shift(h, time), state)
-
-    @override
-    def at_times(self, time: Float[Tensor, "s tw"], state: State, rows: int) -> State:
-        pair = (part.expand(len(time), *part.shape) for part in state)
-        return (*self.scale_and_shift.factors(time[:, None]), *pair)
+    def settle(self, time: Float[Tensor, "*s b tw"], state: State) -> State:
+        pair = (part.expand(*time.shape[:-2], *part.shape) for part in state)
+        return (*self.scale_and_shift.factors(time), *pair)
 
     @override
     def modulate(
-        self, layer: Layer, h: Float[Tensor, "b inner"], settled: State
-    ) -> Float[Tensor, "b outer"]:
-        scale, shift, *pair = settled
-        return self._join(layer, torch.addcmul(shift, h, scale), tuple(pair))
-
-    def _join(
-        self, layer: Layer, h: Float[Tensor, "b *tokens inner"], pair: State
+        self, layer: Layer, h: Float[Tensor, "b *tokens inner"], settled: State
     ) -> Float[Tensor, "b *tokens outer"]:
-        """The layer and the pair on scaled and shifted hidden states."""
-        low_rank = _apply(pair, h)
+        scale, shift, *pair = settled
+        h = scaled_and_shifted(h, scale, shift)
+        low_rank = _apply(tuple(pair), h)
         if self.form == "layer":
             return layer(h) + low_rank
         return layer(low_rank if self.form == "product" else h + low_rank)
