@@ -41,7 +41,6 @@ def every_command(world: World, root: Path, home: Path) -> list[list[object]]:
          root / "work/cache", "--sheets", root / "sheets", *CPU],
         ["encoders", "make", f"clip:{home / 'clip'}", "-o", root / "vision"],
         ["encoders", "join", encoder, f"clip:{home / 'clip'}", "-o", root / "joined"],
-        ["study", "fine-tune", photo, "-o", root / "unet", "--base", base, *FEW],
     ]  # fmt: skip
 
 

@@ -32,7 +32,7 @@ KILLS = 30
 #: Which of the commands, by their first words.
 NAMES = (
     *("collect", "import loras", "fit pca", "fit scaled", "train", "pretrain", "synth", "convert"),
-    *("refine", "blend", "images", "evaluate", "encoders join", "study fine-tune"),
+    *("refine", "blend", "images", "evaluate", "encoders join"),
 )
 
 

@@ -4,7 +4,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from lorasynth.core.errors import ConfigError
-from lorasynth.diffusion import Cosine, Denoise, Linear, Schedule, sample
+from lorasynth.diffusion import Cosine, Denoise, Schedule, sample
 from lorasynth.diffusion.contract import over
 
 
@@ -19,16 +19,13 @@ def gaussian_denoiser(schedule: Schedule, mean: float, std: float) -> Denoise:
     return denoise
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), Linear()], ids=type)
 @pytest.mark.parametrize("std", [0.1, 0.3, 1.0, 2.0])
 @pytest.mark.parametrize("steps", [20, 25, 30])
-def test_a_known_gaussian_comes_back_with_its_moments(
-    schedule: Schedule, std: float, steps: int
-) -> None:
-    denoise = gaussian_denoiser(schedule, 1.0, std)
+def test_a_known_gaussian_comes_back_with_its_moments(std: float, steps: int) -> None:
+    denoise = gaussian_denoiser(Cosine(), 1.0, std)
     noise = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0)).double()
     noise = (noise - noise.mean()) / noise.std()
-    found = sample(denoise, noise, schedule, steps)
+    found = sample(denoise, noise, Cosine(), steps)
     assert float(found.std()) == pytest.approx(std, rel=0.015)
     assert float(found.mean()) == pytest.approx(1.0, abs=0.025)
 

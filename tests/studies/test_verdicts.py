@@ -325,23 +325,6 @@ def test_gradient_flow(ends: tuple[float, ...], expected: str) -> None:
     assert verdict("gradient flow", plant) == expected
 
 
-@pytest.mark.parametrize(
-    ("two", "four", "expected"),
-    [
-        (0.5, 0.5, "holds"),
-        (0.4, 0.5, "holds partly"),
-        (0.4, 0.4, "does not hold here"),
-    ],
-)
-def test_few_steps(two: float, four: float, expected: str) -> None:
-    means = {"25": 0.5, "4": four, "2": two, "1": 0.1}
-
-    def plant(_: str, __: Mapping[str, Any]) -> Any:
-        return {n: {"seconds": 0.01, SIMILARITY: figures(mean)} for n, mean in means.items()}
-
-    assert verdict("few steps", plant) == expected
-
-
 @pytest.mark.parametrize("setting", [{"sizes": (2000,)}, {"refined": (200,)}, {"betas": (0.1,)}])
 def test_what_no_verdict_can_follow_from_is_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(setting))):

@@ -32,7 +32,6 @@ def curves(
     y: str = "",
     *,
     log: bool = False,
-    ticks: Sequence[str] = (),
 ) -> Figure:
     """Curves in panels side by side, with one legend below.
 
@@ -41,10 +40,9 @@ def curves(
         x: what the horizontal axis shows.
         y: what the vertical axis shows.
         log: the horizontal axis is logarithmic.
-        ticks: names of the points 0, 1, ... of the horizontal axis.
     """
     rows = -(-max(map(len, panels.values())) // (2 * len(panels)))
-    size = (4.2 * len(panels) + 2, 3.4 + 0.22 * rows + (1.5 if ticks else 0))
+    size = (4.2 * len(panels) + 2, 3.4 + 0.22 * rows)
     figure = Figure(figsize=size, dpi=130, layout="constrained")
     for axes, (title, lines) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
@@ -62,8 +60,6 @@ def curves(
         axes.set(xlabel=x, ylabel=y, title=title.replace("_", " "))
         if log:
             axes.set_xscale("log")
-        if ticks:
-            axes.set_xticks(range(len(ticks)), ticks, rotation=60, ha="right", fontsize=7)
         axes.grid(linewidth=0.3)
     handles = figure.axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=2 * len(panels), fontsize=7)

@@ -5,10 +5,8 @@ from .contract import Parameterisation as Parameterisation
 from .contract import Schedule as Schedule
 from .parameterisation import X0 as X0
 from .parameterisation import Epsilon as Epsilon
-from .parameterisation import Flow as Flow
 from .parameterisation import Velocity as Velocity
 from .sampler import Solver as Solver
 from .sampler import sample as sample
 from .sampler import solver_times as solver_times
 from .schedule import Cosine as Cosine
-from .schedule import Linear as Linear

@@ -53,30 +53,6 @@ class Velocity(Parameterisation):
         return (alpha * x_t - sigma * prediction) / (alpha.square() + sigma.square())
 
 
-@PARAMETERISATIONS.register("flow")
-class Flow(Parameterisation):
-    """u = eps - x_0, the velocity of the straight path (Lipman et al. 2023, eq. 23).
-
-    With the schedule `linear` this is rectified flow; it is defined on any schedule.
-    """
-
-    @override
-    def target(
-        self, x0: Float[Tensor, "b *d"], eps: Float[Tensor, "b *d"], t: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b *d"]:
-        return eps - x0
-
-    @override
-    def to_x0(
-        self,
-        prediction: Float[Tensor, "b *d"],
-        x_t: Float[Tensor, "b *d"],
-        t: Float[Tensor, " b"],
-    ) -> Float[Tensor, "b *d"]:
-        alpha, sigma = self.schedule.factors(t, x_t)
-        return (x_t - sigma * prediction) / (alpha + sigma)
-
-
 @PARAMETERISATIONS.register("epsilon")
 class Epsilon(Parameterisation):
     """The noise (Ho et al. 2020, eq. 14); magnifies errors where little signal is left."""

@@ -1,4 +1,4 @@
-"""Noise schedules in continuous time: the cosine one, and a straight line."""
+"""Noise schedules in continuous time."""
 
 import math
 
@@ -38,27 +38,6 @@ class Cosine(Schedule):
         sine_squared = torch.sigmoid(-log_snr) * math.cos(_START) ** 2 + math.sin(_START) ** 2
         angle = torch.asin(sine_squared.clamp(max=1).sqrt())
         return (angle * (1 + OFFSET) / (math.pi / 2) - OFFSET).clamp(0, 1)
-
-
-@SCHEDULES.register("linear")
-class Linear(Schedule):
-    """The straight path of flow matching (Lipman et al. 2023; Liu et al. 2023), from data to noise.
-
-    alpha = 1 - t and sigma = t.  Not variance preserving.
-    """
-
-    @override
-    def alpha(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
-        return 1 - t
-
-    @override
-    def sigma(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
-        return t
-
-    @override
-    def time(self, log_snr: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
-        """The time at which (1 - t)/t = exp(log_snr / 2)."""
-        return torch.sigmoid(-log_snr / 2)
 
 
 def _angle(t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:

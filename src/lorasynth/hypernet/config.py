@@ -107,8 +107,8 @@ class LatentDiffusionConfig:
     Attributes:
         denoiser: mlp or unet.
         denoiser_options: Options of that denoiser's config, its modulation among them.
-        schedule: Noise schedule: cosine or linear.
-        parameterisation: What the denoiser predicts: v, x0, epsilon or flow.
+        schedule: Noise schedule: cosine.
+        parameterisation: What the denoiser predicts: v, x0 or epsilon.
         solver: dpm2m or ddim.
         steps: Solver steps.
         guidance: Classifier-free guidance (Ho & Salimans 2022); 1 for the plain condition, above it

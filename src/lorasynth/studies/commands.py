@@ -8,12 +8,11 @@ from pydantic.dataclasses import dataclass
 from tyro.conf import Positional, arg
 
 from lorasynth.commands.evaluate import WithBenchmark, print_table
-from lorasynth.commands.shared import PORTRAIT, Repeated, WithBase
-from lorasynth.commands.synth import subjects_of
-from lorasynth.core.command import Command, Flat, OnDevice, Out, Seeded
+from lorasynth.commands.shared import Repeated, WithBase
+from lorasynth.core.command import Command, Flat, OnDevice
 from lorasynth.core.errors import ConfigError
 from lorasynth.core.progress import console
-from lorasynth.studies.config import Count, ReproduceConfig, W2WConfig, smoke
+from lorasynth.studies.config import ReproduceConfig, W2WConfig, smoke
 
 if TYPE_CHECKING:
     from lorasynth.studies.repeatability import Candidate
@@ -80,58 +79,6 @@ def _candidate(name: str, options: dict[str, Any], anchor: Any) -> "Candidate":
         raise ConfigError(f"--regression must name a synthesizer, since {name!r} is anchored")
     recipe = from_dict(Recipe, to_dict(PRESETS[preset]) | options)
     return Candidate(recipe=recipe, anchor=anchor if anchored else None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FineTune(Command, WithBase, Seeded):
-    """Train all weights of the base model's denoiser on a few photos of each subject.
-
-    The folder is one that the denoiser's class in diffusers loads: UNet2DConditionModel for Stable
-    Diffusion. It is as large as the denoiser itself.
-
-    Consent: of people only with their consent.
-
-    Example: lorasynth study fine-tune photo.png -o my-unet --steps 300
-
-    Attributes:
-        photos: As of synth.
-        out: Folder to write; of several subjects, one in it each.
-        caption: Of photos that have no caption of their own.
-        steps: Of Adam.
-        learning_rate: Of Adam.
-    """
-
-    photos: Positional[tuple[Path, ...]]
-    out: Out
-    caption: str = PORTRAIT
-    steps: Count = 300
-    learning_rate: float = 1e-4
-
-    def run(self) -> list[Path]:
-        """The folders."""
-        from lorasynth.condition import framed_subject
-        from lorasynth.core.atomic import atomic_directory, make_parent, require_replaceable
-        from lorasynth.core.progress import progress
-        from lorasynth.engine import OptimizerConfig
-        from lorasynth.images.folders import read_subject
-        from lorasynth.optimise import fine_tune, weights_of
-
-        config = OptimizerConfig(learning_rate=self.learning_rate, steps=self.steps, seed=self.seed)
-        found = subjects_of(self.photos, self.out, "")
-        for path in found:
-            make_parent(path)
-            require_replaceable(path, ["config.json", "diffusion_pytorch_model*.safetensors*"])
-        base = self.load_base()
-        with progress("fine-tune", len(found)) as advance:
-            for path, images in found.items():
-                subject = read_subject(None, images, self.caption)
-                weights = fine_tune(base, framed_subject(subject, base.image_size), config)
-                with weights_of(base, weights), atomic_directory(path) as temporary:
-                    base.denoiser.register_to_config(_name_or_path=base.name)  # not its local path
-                    base.denoiser.save_pretrained(temporary)
-                advance()
-                print(path)
-        return list(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +217,5 @@ class Studies(Command):
         return {
             "reproduce": Reproduce,
             "repeatability": Repeatability,
-            "fine-tune": FineTune,
             "w2w": RecipeW2W,
         }

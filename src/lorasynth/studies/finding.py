@@ -28,14 +28,14 @@ class Finding:
 
     Attributes:
         verdict: by the claim's rule.
-        why: one or two sentences with the figures that decided.
+        why: the figures that decided, by their names.
         values: all figures, as JSON values.
         tables: title -> rows of equal keys, for the report.
         figures: name -> image.
     """
 
     verdict: Verdict
-    why: str
+    why: Mapping[str, Any]
     values: Mapping[str, Any]
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     figures: Mapping[str, Figure] = field(default_factory=dict)
@@ -72,7 +72,7 @@ CLAIMS: Registry[Claim] = Registry(
 #: The paper's order, in which the report has them.
 _ORDER = (
     *("norms", "beta", "spectrum", "edits", "linearity", "vae or pca", "spaces", "gradient flow"),
-    *("v-prediction", "adalora", "cost", "adapter methods", "beyond", "few steps"),
+    *("v-prediction", "adalora", "cost", "adapter methods", "beyond"),
 )
 
 
@@ -135,21 +135,20 @@ def materially(less: Mapping[str, float], of: Mapping[str, float]) -> bool:
     return less["lo"] > 0 and less["mean"] >= 0.1 * of["mean"]
 
 
-def text(row: Mapping[str, float], digits: int = 3) -> str:
+def text(row: Mapping[str, float]) -> str:
     """An interval in words."""
-    return f"{row['mean']:.{digits}f} ({row['lo']:.{digits}f} to {row['hi']:.{digits}f})"
+    return f"{row['mean']:.3f} ({row['lo']:.3f} to {row['hi']:.3f})"
 
 
-def flat(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows for a table: intervals in words, lists left out."""
-    return [
-        {
-            name: text(value) if isinstance(value, dict) and "lo" in value else value
-            for name, value in row.items()
-            if not isinstance(value, list)
-        }
-        for row in rows
-    ]
+def in_words(value: object) -> str:
+    """A figure, an interval, or several by their names."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if not isinstance(value, Mapping):
+        return str(value)
+    if "lo" in value:
+        return text(value)
+    return "; ".join(f"{name} {in_words(part)}" for name, part in value.items())
 
 
 def listed(values: Tensor) -> list[float]:

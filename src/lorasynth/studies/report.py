@@ -7,7 +7,7 @@ from typing import Any
 from lorasynth.core.atomic import write_json, write_text
 from lorasynth.core.figures import save_figure
 from lorasynth.studies.config import ReproduceConfig
-from lorasynth.studies.finding import Claim, Finding
+from lorasynth.studies.finding import Claim, Finding, in_words
 
 SMOKE = "Smoke: every measurement was made once, as small as can be, so there are no verdicts."
 
@@ -40,7 +40,7 @@ def write_report(
             "claim": claim.says,
             "section": claim.section,
             "verdict": "smoke, no verdict" if config.smoke else finding.verdict,
-            "why": finding.why,
+            "why": in_words(finding.why),
             "rule": claim.rule,
             "seeds": list(config.seeds) if claim.seeded else [],
             "values": dict(finding.values),
@@ -78,16 +78,8 @@ def _how(config: ReproduceConfig) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    heads = list(rows[0])
+    """Rows of equal keys; lists, such as figures by subject, are left out."""
+    heads = [head for head, value in rows[0].items() if not isinstance(value, list)]
     lines = ["| " + " | ".join(head.replace("_", " ") for head in heads) + " |"]
     lines.append("|" + "---|" * len(heads))
-    lines += ["| " + " | ".join(_shown(row[head]) for head in heads) + " |" for row in rows]
-    return lines
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_shown(part)}" for name, part in value.items())
-    return str(value)
+    return lines + ["| " + " | ".join(in_words(row[h]) for h in heads) + " |" for row in rows]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -37,6 +37,8 @@ from lorasynth.library import Library
 from lorasynth.studies.config import ReproduceConfig
 from lorasynth.studies.finding import SIMILARITY, listed
 from lorasynth.synthesizer import Synthesizer
+
+FoundT = TypeVar("FoundT")
 
 #: Kinds of libraries: ours (the bundle's recipe), and the paper's (A and B trained by Adam).
 KINDS = ("ours", "usual")
@@ -72,7 +74,7 @@ class Study:
                 "and --held-out"
             )
 
-    def cell(self, name: str, facts: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
+    def cell(self, name: str, facts: Mapping[str, Any], measure: Callable[[], FoundT]) -> FoundT:
         """One measurement, or what an earlier run kept of it.
 
         Args:
@@ -80,7 +82,8 @@ class Study:
             facts: all that decides it, beside the bundle and the sizes of the libraries.
             measure: returns JSON values.
         """
-        return self.cache.report(name, {**facts, **self._decided}, measure)
+        found: FoundT = self.cache.report(name, {**facts, **self._decided}, measure)
+        return found
 
     @cached_property
     def _decided(self) -> dict[str, Any]:
@@ -214,32 +217,6 @@ class Study:
         )
         return load_codec(path)
 
-    def hypernet(self, seed: int, model: LatentDiffusionConfig, steps: int) -> HypernetConfig:
-        """How a hypernetwork is trained."""
-        config, warmup = self.config, 1 if self.config.smoke else 200
-        return HypernetConfig(
-            model=model,
-            optimisation=Optimisation(
-                steps=steps, batch=config.batch, lr=5e-4, warmup=warmup, seed=seed
-            ),
-            record_every=config.record_every,
-        )
-
-    def learned(
-        self,
-        codec: Codec,
-        training: HypernetConfig,
-        *,
-        probes: Sequence[Probe] = (),
-        around: Synthesizer | None = None,
-    ) -> LatentDiffusion:
-        """A hypernetwork trained on our library's latents, around a regression if there is one."""
-        known, _ = self.vectors
-        conditions = self.embeddings(self.library)[: len(known)]
-        data = TrainingSet(latents=codec.encode(known), conditions=conditions)
-        anchor = None if around is None else around.regression_in(codec)
-        return train_hypernet(data, training, probes=probes, anchor=anchor).cpu()
-
     def trained(self) -> Factors:
         """Adapters really trained for the test subjects with our recipe: the ceiling."""
         bundle, run, recipe = self.bundle, self.test, self.recipe("ours")
@@ -264,29 +241,34 @@ class Study:
         """
         model = model or LatentDiffusionConfig()
         slow = slow or codec == "scaled" or model.denoiser == "unet"
-        training = self.hypernet(seed, model, self.config.slow_steps if slow else self.config.steps)
+        config, warmup = self.config, 1 if self.config.smoke else 200
+        steps = config.slow_steps if slow else config.steps
+        training = HypernetConfig(
+            model=model,
+            optimisation=Optimisation(
+                steps=steps, batch=config.batch, lr=5e-4, warmup=warmup, seed=seed
+            ),
+            record_every=config.record_every,
+        )
         facts = {
             "codec": [codec, self.codec_options(codec, seed)],
             "training": training,
             "curve": self.config.curve,
             **self.tested,
         }
-        found: dict[str, Any] = self.cell(
-            "hypernetwork", facts, lambda: self._train_and_measure(codec, training)
-        )
-        return found
+        return self.cell("hypernetwork", facts, lambda: self._train_and_measure(codec, training))
 
     def _train_and_measure(self, name: str, training: HypernetConfig) -> dict[str, Any]:
         seed, (known, held) = training.optimisation.seed, self.vectors
         codec = self.standard_codec(name, seed)
-        held_conditions = self.embeddings(self.library)[len(known) :, 0]
+        seen, held_conditions = self.embeddings(self.library).tensor_split([len(known)])
         probes: list[Probe] = [
-            CleanError(codec.encode(held), held_conditions),
+            CleanError(codec.encode(held), held_conditions[:, 0]),
             GradientNorms(),
             SimilarityProbe(study=self, codec=codec, conditions=self.conditions(self.curve)),
         ]
-        begun = time.monotonic()
-        model = self.learned(codec, training, probes=probes)
+        data, begun = TrainingSet(latents=codec.encode(known), conditions=seen), time.monotonic()
+        model = train_hypernet(data, training, probes=probes).cpu()
         seconds = time.monotonic() - begun
         noise = model.draw_noise(seed, [case.id for case in self.test.cases])
         latents = model.sample(self.conditions(self.test), noise)

@@ -16,12 +16,10 @@ from lorasynth.studies.finding import (
     Finding,
     claim,
     difference,
-    flat,
     interval,
     judged,
     listed,
     materially,
-    text,
 )
 from lorasynth.studies.study import KINDS, Study
 
@@ -56,12 +54,6 @@ def norms(study: Study) -> Finding:
         for kind in KINDS
         for form, cell in cells[kind].items()
     ]
-    best = {
-        kind: min(
-            (row["ridge_fvu"] for row in rows if row["kind"] == kind), key=lambda fvu: fvu["mean"]
-        )
-        for kind in KINDS
-    }
     panels = {
         part: [
             Line(form, range(len(cell[part])), cell[part], ".-")
@@ -72,17 +64,14 @@ def norms(study: Study) -> Finding:
     }
     return Finding(
         verdict=judged(holds=calm and clear, partly=calm or clear),
-        why=(
-            "Among adapters whose A and B were trained by Adam, the logarithm of a factor's norm "
-            f"has a standard deviation of {text(before['log_norm_std'])} (mean over modules and "
-            f"both factors), after the SVD of {text(interval([svd['log_norm_std']]))}. Ridge "
-            f"regression from the images' embeddings has an FVU of {text(before['ridge_fvu'])} on "
-            f"held-out adapters before it, and {text(less['ridge_fvu'])} less after it. With the "
-            f"best form it is {text(best['usual'])} in that library and {text(best['ours'])} in "
-            "one of our recipe."
-        ),
+        why={
+            "standard deviation of log norms as trained": before["log_norm_std"],
+            "less after the SVD": less["log_norm_std"],
+            "FVU of ridge regression as trained": before["ridge_fvu"],
+            "less of it after the SVD": less["ridge_fvu"],
+        },
         values={"rows": rows, "less_after_svd": less},
-        tables={"Norms, and FVU on held-out adapters": flat(rows)},
+        tables={"Norms, and FVU on held-out adapters": rows},
         figures={"norms": curves(panels, "module", "over adapters")},
     )
 
@@ -110,8 +99,7 @@ def _norms(study: Study, kind: str, form: str) -> dict[str, Any]:
 
     facts = {"kind": kind, "form": form, "latents": latents}
     facts |= {"trained": study.recipe(kind).fingerprint}
-    cell: dict[str, Any] = study.cell("norms", facts, measure)
-    return cell
+    return study.cell("norms", facts, measure)
 
 
 def _log_norms(factors: Factors) -> Float[Tensor, "2 n modules"]:
@@ -147,15 +135,15 @@ def spectrum(study: Study) -> Finding:
     most = single > len(told) / 2
     return Finding(
         verdict=judged(holds=few and most, partly=few or most),
-        why=(
-            f"{needed['ours, shared']['95 %']} of {count} components hold 95 % on our library in "
-            f"its own gauge. Of {study.config.compared} adapters of the paper's kind "
-            f"{needed['usual, raw']['95 %']} components do as trained and "
-            f"{needed['usual, procrustes']['95 %']} with the best gauge; of as many of ours "
-            f"{needed['ours, procrustes']['95 %']}. Of {len(probes)} attributes {len(told)} can be "
-            f"read from all components together (R² above {TOLD}), and {single} of these for more "
-            "than half from one component alone."
-        ),
+        why={
+            f"components of {count} that hold 95 %": needed["ours, shared"]["95 %"],
+            f"of {study.config.compared}": {
+                name: needed[name]["95 %"]
+                for name in ("usual, raw", "usual, procrustes", "ours, procrustes")
+            },
+            f"attributes of {len(probes)} that all components tell": len(told),
+            "that one component alone tells half as well": single,
+        },
         values={"components": rows, "probes": probes},
         tables={"Components that hold a share of the variance": rows, "Linear probes (R²)": probes},
         figures={"spectrum": curves({"cumulative share of variance": lines}, "components")},
@@ -175,8 +163,7 @@ def _curve(study: Study, kind: str, gauge: str | None) -> list[float]:
         return [round(share, 6) for share in (energy.cumsum(0) / energy.sum()).tolist()]
 
     facts = {"kind": kind, "gauge": gauge, "trained": study.recipe(kind).fingerprint}
-    curve: list[float] = study.cell("spectrum", facts, measure)
-    return curve
+    return study.cell("spectrum", facts, measure)
 
 
 def _components(curve: list[float]) -> dict[str, int]:
@@ -196,9 +183,7 @@ def _probes(study: Study) -> list[dict[str, Any]]:
             for name, label in column.items()
         ]
 
-    facts = study.codec_options("pca", seed)
-    rows: list[dict[str, Any]] = study.cell("attribute probes", facts, measure)
-    return rows
+    return study.cell("attribute probes", study.codec_options("pca", seed), measure)
 
 
 def _probe(

@@ -13,12 +13,10 @@ from lorasynth.studies.finding import (
     Finding,
     claim,
     difference,
-    flat,
     interval,
     judged,
     listed,
     materially,
-    text,
 )
 from lorasynth.studies.study import Study
 
@@ -49,20 +47,18 @@ def beta(study: Study) -> Finding:
         _over_seeds(study, "vae", one["width"], one["depth"], weight)
         for weight in config.large_betas
     ]
-    beyond = ", ".join(f"beta = {row['beta']:g} has {text(row['fvu'])}" for row in large)
     return Finding(
         verdict=judged(holds=clearer and paper_width, partly=clearer or paper_width),
-        why=(
-            f"On held-out adapters beta = 1 has an FVU of {text(one['fvu'])} at its best width "
-            f"({one['width']}) and depth ({one['depth']}), beta = {best['beta']:g} "
-            f"{text(less, 4)} less at width {best['width']} and depth {best['depth']}; the widths "
-            f"were {', '.join(map(str, config.widths))}. Identity similarity of test subjects' "
-            f"adapters after them: {text(one['similarity'])} and {text(best['similarity'])}. Here "
-            "beta = 1 is the bound of equation 1, where squared errors are summed over all values "
-            f"of an adapter, of which there are many more than latents; at its best width {beyond}."
-        ),
+        why={
+            # equation 1 with squared errors summed over all values, far more than latents
+            "FVU of beta = 1": one["fvu"],
+            "at": _place(one),
+            "less with a smaller beta": less,
+            "at best at": _place(best),
+            "identity similarity of both": {r["beta"]: r["similarity"] for r in (one, best)},
+        },
         values={"rows": [*rows, *large], "fvu_less": less},
-        tables={"VAEs on held-out adapters and test subjects": flat([*rows, *large])},
+        tables={"VAEs on held-out adapters and test subjects": [*rows, *large]},
     )
 
 
@@ -98,14 +94,14 @@ def vae_or_pca(study: Study) -> Finding:
     last = rows[-1]
     return Finding(
         verdict=judged(holds=all(closer) and any(likelier), partly=any(closer) or any(likelier)),
-        why=(
-            f"At width {last['width']} PCA has an FVU of {text(last['pca_fvu'])} on held-out "
-            f"adapters, and the best VAE {text(last['fvu_less'])} less; its adapters have "
-            f"{text(last['similarity_more'])} more identity similarity. It is a tenth smaller at "
-            f"{sum(closer)} of {len(rows)} widths."
-        ),
+        why={
+            "widths where the VAE's FVU is a tenth smaller": f"{sum(closer)} of {len(rows)}",
+            f"FVU of PCA at width {last['width']}": last["pca_fvu"],
+            "of the VAE less": last["fvu_less"],
+            "its identity similarity more": last["similarity_more"],
+        },
         values={"rows": rows},
-        tables={"The best VAE beside PCA": flat(rows)},
+        tables={"The best VAE beside PCA": rows},
     )
 
 
@@ -139,15 +135,22 @@ def linearity(study: Study) -> Finding:
     rises, wins = growth["lo"] > 0, materially(last["fvu_less"], last["pca_fvu"])
     return Finding(
         verdict=judged(holds=rises and wins, partly=wins),
-        why=(
-            f"With {first['size']} adapters PCA has an FVU of {text(first['pca_fvu'])} and a deep "
-            f"VAE of {text(first['vae_fvu'])} on held-out ones; with {last['size']} it is "
-            f"{text(last['pca_fvu'])} and {text(last['vae_fvu'])}. From the least to the most the "
-            f"VAE gains {text(growth)} on PCA."
-        ),
+        why={
+            f"FVU of PCA, of a deep VAE, of {first['size']} adapters": _both(first),
+            f"of {last['size']}": _both(last),
+            "what the VAE gains on PCA": growth,
+        },
         values={"rows": rows, "growth": growth},
-        tables={"FVU on held-out adapters": flat(rows)},
+        tables={"FVU on held-out adapters": rows},
     )
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    return f"beta {row['beta']:g}, width {row['width']}, depth {row['depth']}"
+
+
+def _both(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"PCA": row["pca_fvu"], "VAE": row["vae_fvu"]}
 
 
 def _deep_vae(study: Study, width: int, size: int) -> list[list[float]]:
@@ -214,8 +217,7 @@ def _fvu(study: Study, name: str, options: Mapping[str, Any], size: int) -> list
         return listed(fvu(codec.decode(codec.encode(held)), held, known[:size]))
 
     facts = {"codec": name, "options": options, "size": size}
-    found: list[float] = study.cell("codec by size", facts, measure)
-    return found
+    return study.cell("codec by size", facts, measure)
 
 
 def _codec_cell(study: Study, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,8 +236,7 @@ def _codec_cell(study: Study, name: str, options: Mapping[str, Any]) -> dict[str
         }
 
     facts = {"codec": name, "options": options, **study.tested}
-    found: dict[str, Any] = study.cell("codec", facts, measure)
-    return found
+    return study.cell("codec", facts, measure)
 
 
 @torch.no_grad()

@@ -38,10 +38,8 @@ from lorasynth.studies.finding import (
     Finding,
     claim,
     difference,
-    flat,
     interval,
     judged,
-    text,
 )
 from lorasynth.studies.ip_adapter import IPAdapterConfig, train_ip_adapter
 from lorasynth.studies.study import Study, as_json, synthesised
@@ -99,7 +97,6 @@ def cost(study: Study) -> Finding:
     }
     near, fast = share["lo"] > 0.9, ours.found["seconds"] < 0.01 * best.found["seconds"]
     saves = any(more["lo"] > 0 for more in saved.values())
-    more_than_all = ", ".join(f"{text(more)} ({steps})" for steps, more in saved.items())
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         lines.setdefault(f"{row['method']} ({row['images']})", []).append(row)
@@ -110,14 +107,16 @@ def cost(study: Study) -> Finding:
     drawn = curves({"method (images seen)": panel}, "seconds", "identity similarity", log=True)
     return Finding(
         verdict=judged(holds=near and fast and not saves, partly=(near and fast) or not saves),
-        why=(
-            f"Zero-shot takes {ours.found['seconds']:.3f} s a subject and has {text(share)} of the "
-            f"identity similarity of {best.steps} steps of LoRA on {best.images} images, which "
-            f"take {best.found['seconds']:.1f} s. With as many steps LoRA has more than all "
-            f"weights by {more_than_all}, on {study.config.fully_trained} subjects."
-        ),
+        why={
+            "seconds of a subject": {
+                name: one.found["seconds"]
+                for name, one in (("zero-shot", ours), (f"LoRA, {best.steps} steps", best))
+            },
+            "share of its identity similarity": share,
+            "LoRA less all weights, by steps": saved,
+        },
         values={"rows": rows, "share_of_best": share, "lora_less_all_weights": saved},
-        tables={"What each second buys": flat(rows)},
+        tables={"What each second buys": rows},
         figures={"cost": drawn},
     )
 
@@ -342,16 +341,15 @@ def adapter_methods(study: Study) -> Finding:
         {"method": name, **{figure: interval([cell[figure] for cell in cells]) for figure in out}}
         for name, cells in compared.items()
     ]
-    scales, strengths = (", ".join(f"{c['scale']:g}" for c in cells) for cells in (theirs, ours))
     return Finding(
         verdict=judged(holds=loses and not wins, partly=loses),
-        why=(
-            f"Ours less an IP-Adapter, each trained on {config.ip_subjects} subjects in "
-            f"{config.ip_steps} steps of {config.ip_batch} (strengths {strengths}; scales "
-            f"{scales}): identity similarity {text(alike)}, prompts followed {text(prompts)}."
-        ),
+        why={
+            "ours less an IP-Adapter": {"identity similarity": alike, "prompts followed": prompts},
+            "strengths": [cell["scale"] for cell in ours],
+            "scales": [cell["scale"] for cell in theirs],
+        },
         values={"rows": rows, "ours_less_ip_adapter": more},
-        tables={"Beside an IP-Adapter": flat(rows)},
+        tables={"Beside an IP-Adapter": rows},
     )
 
 
@@ -376,8 +374,7 @@ def _at_best(
 
     facts = {"training": optimisation, "subjects": config.ip_subjects, "scales": config.ip_scales}
     facts |= {"curve": config.curve, **study.tested}
-    found: Mapping[str, Any] = study.cell(name, facts, measure)
-    return found
+    return study.cell(name, facts, measure)
 
 
 def _training_subjects(study: Study) -> AvatarSubjects:

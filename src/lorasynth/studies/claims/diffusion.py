@@ -19,11 +19,9 @@ from lorasynth.studies.finding import (
     by_seed,
     claim,
     difference,
-    flat,
     interval,
     judged,
     listed,
-    text,
 )
 from lorasynth.studies.study import Study
 
@@ -100,19 +98,18 @@ def spaces(study: Study) -> Finding:
     vae, vectors = (by_seed(cells[chosen[s], s]) for s in ("VAE", "scaled vectors"))
     more = difference(vae, vectors)
     gaussian = by_name["VAE"]["kurtosis"] < by_name["scaled vectors"]["kurtosis"]
-    reached = ", ".join(f"{s} {text(by_name[s][n])} by the {n}" for s, n in chosen.items())
-    kurtosis = ", ".join(f"{row['kurtosis']:.2f}" for row in rows)
     named = {f"{name}, {space}": found for (name, space), found in cells.items()}
     return Finding(
         verdict=judged(holds=more["lo"] > 0 and gaussian, partly=more["lo"] > 0 or gaussian),
-        why=(
-            f"With x0-prediction, after {config.slow_steps} steps: {reached}. VAE less "
-            f"scaled vectors: {text(more)}. Mean absolute excess kurtosis is, in this order, "
-            f"{kurtosis}. Standard deviations of modules differ by a factor of "
-            f"{layers['largest'] / layers['smallest']:.1f}."
-        ),
+        why={
+            f"identity similarity after {config.slow_steps} steps": {
+                f"{space} ({name})": by_name[space][name] for space, name in chosen.items()
+            },
+            "VAE less scaled vectors": more,
+            "mean absolute excess kurtosis": {row["space"]: row["kurtosis"] for row in rows},
+        },
         values={"rows": rows, "layers": layers, "vae_less_scaled": more},
-        tables={"What diffusion works on": flat(rows)},
+        tables={"What diffusion works on": rows},
         figures={"spaces": draw_training(named, ("loss", SIMILARITY))},
     )
 
@@ -138,8 +135,7 @@ def _normality(study: Study, space: str) -> dict[str, float]:
             "ks_distance": _kolmogorov_smirnov(z),
         }
 
-    found: dict[str, float] = study.cell("normality", _space(study, space), measure)
-    return found
+    return study.cell("normality", _space(study, space), measure)
 
 
 def _kolmogorov_smirnov(z: Float[Tensor, "n k"]) -> float:
@@ -187,15 +183,11 @@ def gradient_flow(study: Study) -> Finding:
     ends = {name: [_ends_over_middle(rows) for rows in seeds] for name, seeds in flows.items()}
     mean = {name: sum(values) / len(values) for name, values in ends.items()}
     decides = "unet, scaled vectors"
-    than_on_latents = "smaller" if mean["unet, VAE"] < mean[decides] else "not"
     layers = {name: _by_layer(seeds[0][-1], "gradient_") for name, seeds in flows.items()}
     lines = [Line(name, range(len(found)), [*found.values()]) for name, found in layers.items()]
     return Finding(
         verdict=judged(holds=min(ends[decides]) > 2, partly=mean[decides] > 2),
-        why="Gradient of a weight in the first and last layers over that of one in between, mean "
-        "over seeds: "
-        + ", ".join(f"{name} {value:.1f}" for name, value in mean.items())
-        + f". Were vectors the reason it would be smaller on latents; it is {than_on_latents}.",
+        why={"gradient of a weight at the ends over one in between, mean over seeds": mean},
         values={"layers": layers, "ends_over_middle": ends},
         figures={"gradient-flow": curves({"share of the gradient's norm": lines}, "layer")},
     )
@@ -246,15 +238,13 @@ def v_prediction(study: Study) -> Finding:
     better, steady = more["lo"] > 0, steadier["lo"] > 0
     return Finding(
         verdict=judged(holds=better and steady, partly=better or steady),
-        why=(
-            f"Identity similarity with v less that with x0 is {text(more)}; a subject's has a "
-            f"standard deviation over seeds of {text(rows[0]['std_over_seeds'])} with v, and "
-            f"{text(steadier)} more with x0. At the end the error in x0 of held-out latents, which "
-            f"no image tells of, is {rows[0]['x0_error']:.3f} with v and {rows[1]['x0_error']:.3f} "
-            "with x0."
-        ),
+        why={
+            "identity similarity, v less x0": more,
+            "standard deviation over seeds, x0 less v": steadier,
+            "error in x0 at the end": {row["predicts"]: row["x0_error"] for row in rows},
+        },
         values={"rows": rows, "v_less_x0": more, "std_of_x0_less_v": steadier},
-        tables={"What is predicted": flat(rows)},
+        tables={"What is predicted": rows},
         figures={"v-prediction": draw_training(cells, ("x0_error", SIMILARITY))},
     )
 
@@ -314,15 +304,12 @@ def adalora(study: Study) -> Finding:
     surely = [gain[SIMILARITY]["lo"] > 0 for gain in gains.values()]
     return Finding(
         verdict=judged(holds=all(surely) and min(ratios.values()) >= 1.3, partly=any(surely)),
-        why=f"AdaNorm has an identity similarity of {text(base)}. "
-        + " ".join(
-            f"{best.name} with as many {cost} has {text(gain[SIMILARITY])} more, "
-            f"{100 * (ratios[cost] - 1):.0f} %, and gets {text(gain['attribute_accuracy'])} more "
-            "of the attributes right."
-            for cost, gain in gains.items()
-        ),
+        why={
+            "identity similarity of AdaNorm": base,
+            **{f"{best.name}, as many {cost}, more": gain for cost, gain in gains.items()},
+        },
         values={"rows": rows, "gains": gains},
-        tables={"Modulations": flat(rows)},
+        tables={"Modulations": rows},
         figures={"adalora": draw_training(named, ("loss", "x0_error", SIMILARITY))},
     )
 

@@ -13,7 +13,7 @@ from lorasynth.core.figures import Line, curves
 from lorasynth.edit import direction, moved
 from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.evaluation.contenders import stacked
-from lorasynth.studies.finding import SIMILARITY, Finding, claim, flat, interval, judged, listed
+from lorasynth.studies.finding import SIMILARITY, Finding, claim, interval, judged, listed
 from lorasynth.studies.study import Study, as_json, synthesised
 
 #: Attributes that a subject has or has not.
@@ -53,9 +53,15 @@ def edits(study: Study) -> Finding:
     ]
     return Finding(
         verdict=judged(holds=bool(done) and all(done), partly=any(done)),
-        why=" ".join(_words(name, found, enough[name]) for name, found in pca.items()),
+        why={
+            name: {
+                f"step {row['step']:g}": {f: row[f] for f in ("changed", "others", SIMILARITY)}
+                for row in (found[0], enough[name])
+            }
+            for name, found in pca.items()
+        },
         values={"rows": rows},
-        tables={"Glasses and facial hair put on, or taken off": flat(rows)},
+        tables={"Glasses and facial hair put on, or taken off": rows},
         figures={
             "edits": curves(
                 {"along the steps": panel}, "share of images that changed", "identity similarity"
@@ -72,20 +78,6 @@ def _varies(study: Study, name: str) -> bool:
     """Whether some of the subjects that are learned from have it, and some have not."""
     column = study.library.table[name].to_pylist()[: study.config.known]
     return len({value == NONE for value in column}) == 2
-
-
-def _words(name: str, rows: list[dict[str, Any]], enough: dict[str, Any]) -> str:
-    """What steps of 0, of 1 and of enough do."""
-    before, one = rows[0], rows[STEPS.index(1.0)]
-    changed, others, kept = (
-        [f"{row[figure]['mean']:.2f}" for row in (before, one, enough)]
-        for figure in ("changed", "others", SIMILARITY)
-    )
-    return (
-        f"A step of 1 changes {name.replace('_', ' ')} in {changed[1]} of the images, one of "
-        f"{enough['step']:g} in {changed[2]}; other attributes are then right in {others[2]} "
-        f"(before {others[0]}), identity similarity is {kept[2]} ({kept[0]})."
-    )
 
 
 def _changes(row: dict[str, Any]) -> bool:
