@@ -1,12 +1,7 @@
+import pytest
 import torch
 
-from lorasynth.avatars.attributes import (
-    PROMPTED,
-    attribute_accuracy,
-    found,
-    prompt_following,
-    shares_found,
-)
+from lorasynth.avatars.attributes import PROMPTED, found, share_found, shares_found
 from lorasynth.avatars.pool import IDENTITY_LABELS, LABELS, SCENE_LABELS
 
 COLUMN = {name: i for i, name in enumerate(LABELS)}
@@ -33,17 +28,16 @@ def test_a_sad_and_a_serious_mouth_count_as_one() -> None:
 
 
 def test_each_share_counts_its_own_attributes() -> None:
-    """Two subjects of four images; one attribute of the first is wrong in one image."""
-    asked = torch.ones(2, 4, len(LABELS), dtype=torch.int64)
+    """Four images; one attribute is wrong in one of them."""
+    asked = torch.ones(4, len(LABELS), dtype=torch.int64)
     assert set(PROMPTED) == {"mouth", "clothes", "clothes_colour", "background"} < set(SCENE_LABELS)
     for name, column in COLUMN.items():
         judged = asked.clone()
-        judged[0, 2, column] = 0
+        judged[2, column] = 0
         accuracy = 1 - (name in IDENTITY_LABELS) / (4 * len(IDENTITY_LABELS))
         following = 1 - (name in PROMPTED) / (4 * len(PROMPTED))
-        expected = torch.tensor([[accuracy, 1.0], [following, 1.0]])
-        shares = torch.stack([attribute_accuracy(judged, asked), prompt_following(judged, asked)])
-        torch.testing.assert_close(shares, expected)
+        assert share_found(judged, asked, tuple(IDENTITY_LABELS)) == pytest.approx(accuracy)
+        assert share_found(judged, asked, PROMPTED) == pytest.approx(following)
 
 
 def test_eyes_behind_opaque_glasses_do_not_count() -> None:

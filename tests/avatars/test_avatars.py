@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lorasynth.avatars import captions
 from lorasynth.avatars.drawing import (
@@ -21,7 +19,6 @@ from lorasynth.avatars.drawing import (
     attributes,
     combinations,
     draw,
-    identity_from_attributes,
     sample_identity,
     sample_scene,
     split_of,
@@ -148,26 +145,6 @@ def test_the_captions_of_a_subject_are_those_of_its_scenes() -> None:
 
 
 # Drawing
-
-colours = st.tuples(*[st.integers(0, 255)] * 3)
-identities = st.builds(
-    Identity,
-    top=st.sampled_from(list(TOPS)),
-    facial_hair=st.sampled_from([NONE, *FACIAL_HAIR]),
-    glasses=st.sampled_from([NONE, *GLASSES]),
-    skin=colours,
-    hair=colours,
-    facial_hair_colour=colours,
-    hat=colours,
-    glasses_colour=colours,
-    face_scale=st.floats(0.95, 1.2),
-)
-
-
-@given(identities)
-def test_attributes_give_back_the_identity(identity: Identity) -> None:
-    row = attributes(identity) | {"likeness": 0.5}
-    assert identity_from_attributes(row) == identity
 
 
 IDENTITY = Identity(

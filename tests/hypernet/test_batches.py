@@ -20,8 +20,7 @@ def test_rows_are_subjects_with_one_of_their_own_conditions() -> None:
     batch = _draw(data)
     same = (batch.latents[:, None] == data.latents).all(dim=2)
     assert (same.sum(1) == 1).all()
-    own = data.conditions[same.int().argmax(1)]  # type: ignore[index]
-    assert batch.condition is not None
+    own = data.conditions[same.int().argmax(1)]
     same = (own == batch.condition[:, None]).all(dim=2)
     assert (same.sum(1) == 1).all()
     assert (same.sum(0) > 80).all()
@@ -32,8 +31,3 @@ def test_times_are_spread_evenly_and_conditions_dropped_at_the_asked_share() -> 
     assert (batch.t.diff() > 0).all()
     assert ((batch.t * 400).floor() == torch.arange(400)).all()
     assert 0.15 < float((~batch.keep).float().mean()) < 0.35
-
-
-def test_without_conditions_there_are_none() -> None:
-    batch = _draw(TrainingSet(latents=torch.randn(5, 4)))
-    assert batch.condition is None

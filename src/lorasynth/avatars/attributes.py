@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from lorasynth.avatars.pool import IDENTITY_LABELS, LABELS
+from lorasynth.avatars.pool import LABELS
 
 #: Attributes that a prompt asks for and that count as prompt following.
 PROMPTED = ("mouth", "clothes", "clothes_colour", "background")
@@ -56,24 +56,11 @@ def shares_found(
     return shares
 
 
-def _share(
-    judged: Int64[Tensor, "n k attributes"],
-    asked: Int64[Tensor, "n k attributes"],
+def share_found(
+    judged: Int64[Tensor, "k attributes"],
+    asked: Int64[Tensor, "k attributes"],
     names: Sequence[str],
-) -> Float[Tensor, " n"]:
+) -> float:
+    """Of some attributes of a subject's images: how often what was asked for is there."""
     columns = [list(LABELS).index(name) for name in names]
-    return found(judged, asked)[..., columns].float().mean(dim=(1, 2))
-
-
-def attribute_accuracy(
-    judged: Int64[Tensor, "n k attributes"], asked: Int64[Tensor, "n k attributes"]
-) -> Float[Tensor, " n"]:
-    """Per subject: how often its hair or hat, facial hair and glasses are there."""
-    return _share(judged, asked, tuple(IDENTITY_LABELS))
-
-
-def prompt_following(
-    judged: Int64[Tensor, "n k attributes"], asked: Int64[Tensor, "n k attributes"]
-) -> Float[Tensor, " n"]:
-    """Per subject: how often expression, clothes, their colour and the background are there."""
-    return _share(judged, asked, PROMPTED)
+    return float(found(judged, asked)[..., columns].float().mean())

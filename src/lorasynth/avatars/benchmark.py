@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from lorasynth.avatars import captions
-from lorasynth.avatars.attributes import attribute_accuracy, prompt_following
+from lorasynth.avatars.attributes import PROMPTED, share_found
 from lorasynth.avatars.drawing import AvatarSubjects, named_subjects
 from lorasynth.avatars.judge import AttributeJudge
-from lorasynth.avatars.pool import labels_of
+from lorasynth.avatars.pool import IDENTITY_LABELS, labels_of
 from lorasynth.core.config import from_dict, to_dict
 from lorasynth.core.weights import fingerprint
 from lorasynth.evaluation.cases import Case, TestSubjects
@@ -90,11 +90,11 @@ class Attributes(Metric):
 
     def __call__(self, made: Made) -> Mapping[str, float]:
         """Compare what the judge finds in each image with what was asked for."""
-        judged = self.judge.labels(made.images)[None]
-        asked = made.case.facts["shown" if made.real else "asked"][None]
+        judged = self.judge.labels(made.images)
+        asked = made.case.facts["shown" if made.real else "asked"]
         return {
-            "attribute_accuracy": float(attribute_accuracy(judged, asked)),
-            "prompt_following": float(prompt_following(judged, asked)),
+            "attribute_accuracy": share_found(judged, asked, tuple(IDENTITY_LABELS)),
+            "prompt_following": share_found(judged, asked, PROMPTED),
         }
 
 

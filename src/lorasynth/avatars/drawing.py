@@ -304,13 +304,6 @@ def attributes(identity: Identity) -> dict[str, str | float]:
     return {k: _hex(v) if isinstance(v, tuple) else v for k, v in row.items()}
 
 
-def identity_from_attributes(row: dict[str, Any]) -> Identity:
-    """The inverse of `attributes`; columns that are not an identity's are passed over."""
-    fields: dict[str, Any] = {k: row[k] for k in Identity.__dataclass_fields__}
-    fields |= {name: _rgb(fields[name]) for name in _COLOURS_OF_IDENTITY}
-    return Identity(**fields)
-
-
 def with_colours_of(identity: Identity, other: Identity) -> Identity:
     """`identity` in the colours of `other` (to test what an encoder knows beyond colour)."""
     colours: dict[str, Any] = {name: getattr(other, name) for name in _COLOURS_OF_IDENTITY}

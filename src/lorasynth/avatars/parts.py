@@ -28,7 +28,7 @@ from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.condition import ConditionEncoder
 from lorasynth.core.config import to_dict
 from lorasynth.core.randomness import numpy_stream
-from lorasynth.evaluation.identification import Identification, identification
+from lorasynth.evaluation.identification import identification
 
 #: Subjects who share all their colours come in groups of this many.
 SAME_COLOUR_GROUP = 100
@@ -82,33 +82,24 @@ def follow_captions(
     return shares_found(judge.labels(images), torch.tensor(asked)), images
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderReport:
-    """What an encoder knows of unseen subjects; `same_colours` shares all colours in groups."""
-
-    unseen: Identification
-    same_colours: Identification
-
-
-def encoder_report(encoder: ConditionEncoder, count: int, seed: int) -> EncoderReport:
+def encoder_report(encoder: ConditionEncoder, count: int, seed: int) -> dict[str, Any]:
     """Identify unseen subjects by a second image, among all, and among equals in colour."""
     subjects = AvatarSubjects(split="test", count=count, images=2, seed=seed, series="encoder")
     identities = [subjects.identity(i) for i in subjects.ids]
     scenes = [subjects.scenes(i) for i in subjects.ids]
-    unseen = _identify(encoder, identities, scenes)
-    groups = []
-    size = min(SAME_COLOUR_GROUP, count)
+    groups, size = [], min(SAME_COLOUR_GROUP, count)
     for start in range(0, count - size + 1, size):
-        rows = slice(start, start + size)
-        model = identities[start]
+        rows, model = slice(start, start + size), identities[start]
         alike = [with_colours_of(identity, model) for identity in identities[rows]]
         groups.append(_identify(encoder, alike, scenes[rows]))
-    return EncoderReport(unseen=unseen, same_colours=_average(groups))
+    same_colours = {name: sum(one[name] for one in groups) / len(groups) for name in groups[0]}
+    same_colours["n"] = sum(one["n"] for one in groups)
+    return {"unseen": _identify(encoder, identities, scenes), "same_colours": same_colours}
 
 
 def _identify(
     encoder: ConditionEncoder, identities: list[Identity], scenes: list[list[Scene]]
-) -> Identification:
+) -> dict[str, Any]:
     size = encoder.image_size
     first, second = (
         encoder.embed(
@@ -118,16 +109,7 @@ def _identify(
         )
         for k in (0, 1)
     )
-    return identification(first, second)
-
-
-def _average(groups: list[Identification]) -> Identification:
-    n = sum(group.n for group in groups)
-    means = {
-        name: sum(getattr(group, name) * group.n for group in groups) / n
-        for name in ("rank1", "same", "different")
-    }
-    return Identification(**means, n=n)
+    return asdict(identification(first, second))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,5 +145,5 @@ def parts_report(
         "config": to_dict(config),
         "judge_on_drawn_images": judge_accuracy(judge, config.drawn, seed),
         "captions_followed": followed,
-        "encoders": {e.name: asdict(encoder_report(e, config.subjects, seed)) for e in encoders},
+        "encoders": {e.name: encoder_report(e, config.subjects, seed) for e in encoders},
     }

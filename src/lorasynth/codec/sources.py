@@ -42,18 +42,10 @@ class TensorSource:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def read_block(
-        self,
-        row: int,
-        column: int,
-        out: Float32[Tensor, "n w"],
-        less: Float32[Tensor, " w"] | None = None,
-    ) -> None:
-        """Fill `out` from (row, column) on, less a row."""
+    def read_block(self, row: int, column: int, out: Float32[Tensor, "n w"]) -> None:
+        """Fill `out` from (row, column) on."""
         rows, columns = out.shape
         out.copy_(self.vectors[row : row + rows, column : column + columns])
-        if less is not None:
-            out -= less
 
 
 def require_several(vectors: Sized) -> None:

@@ -30,9 +30,9 @@ from lorasynth.collect.worker import (
     train_and_judge,
 )
 from lorasynth.core.atomic import make_parent
+from lorasynth.core.cache import Cache
 from lorasynth.core.errors import CollectionError, LibraryError
 from lorasynth.core.progress import note, progress
-from lorasynth.engine.fleet import kept_class_latents
 from lorasynth.engine.recipe import Recipe
 from lorasynth.images import SubjectSource
 from lorasynth.library import Library
@@ -119,11 +119,14 @@ def _prepared(
     recipe = job.recipe
     if recipe.prior.prompt:
 
-        def made() -> Tensor:
+        def made() -> dict[str, Tensor]:
             [latents] = executor.map(make_classes, [recipe])
-            return latents
+            return {"latents": latents}
 
-        job = job._replace(classes=kept_class_latents(worker.base, recipe, library, made))
+        # Beside the library, so that all libraries and shards of a folder share them.
+        base, kept = worker.base, Cache(library.parent)
+        identity = [recipe.prior, recipe.seed, base.fingerprint, base.image_size]
+        job = job._replace(classes=kept.tensors("class", identity, made)["latents"])
     if config.fleet is not None:
         return job, config.fleet
     [size] = executor.map(fleet_size_for, [pending], job)

@@ -324,37 +324,61 @@ def _train(
     worker: Worker, job: Job, subjects: Sequence[Subject], init: Factors | None
 ) -> tuple[Fleet, int]:
     """Train a fleet, in halves where memory does not suffice; and the size of the largest."""
-    size, done = len(subjects), 0
 
-    def on_step(step: int, losses: Float[Tensor, " n"]) -> None:
-        nonlocal done
-        if worker.advance is not None:
-            done += size
-            # reading the loss waits for the device
-            told = f"fleet of {size}, loss {losses.mean():.4f}" if step % 10 == 0 else ""
-            worker.advance(size, told)
+    def train(rows: Int64[Tensor, " k"]) -> Fleet:
+        size, done = len(rows), 0
 
+        def on_step(step: int, losses: Float[Tensor, " n"]) -> None:
+            nonlocal done
+            if worker.advance is not None:
+                done += size
+                # reading the loss waits for the device
+                told = f"fleet of {size}, loss {losses.mean():.4f}" if step % 10 == 0 else ""
+                worker.advance(size, told)
+
+        start = None if init is None else _select(init, rows)
+        options: Any = {"init": start, "classes": job.classes, "on_step": on_step}
+        some = [subjects[row] for row in rows.tolist()]
+        try:
+            return train_fleet(worker.base, job.recipe, some, **options)
+        except (RuntimeError, MemoryError):
+            if worker.advance is not None:
+                worker.advance(-done)
+            raise
+
+    fleets = _in_halves(
+        worker,
+        torch.arange(len(subjects)),
+        train,
+        "for a fleet of one adapter, but it does not: use fewer images per step, a smaller dtype "
+        "or another device",
+    )
+    factors = concatenate([fleet.factors for fleet in fleets])
+    losses = torch.cat([fleet.losses for fleet in fleets])
+    return Fleet(factors, losses), min(len(fleet.losses) for fleet in fleets[:2])
+
+
+def _in_halves(
+    worker: Worker,
+    rows: Int64[Tensor, " k"],
+    work: Callable[[Int64[Tensor, " _"]], ResultT],
+    enough: str,
+) -> list[ResultT]:
+    """What work gives of some rows: of halves of them, and so on, if memory does not suffice.
+
+    Raises:
+        CollectionError: memory does not suffice for one; `enough` says for what, and what to do.
+    """
     try:
-        options: Any = {"init": init, "classes": job.classes, "on_step": on_step}
-        return train_fleet(worker.base, job.recipe, subjects, **options), size
+        return [work(rows)]
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        if size == 1:
-            raise CollectionError(
-                "memory must suffice for a fleet of one adapter, but it does not: use fewer "
-                "images per step, a smaller dtype or another device"
-            ) from error
-    if worker.advance is not None:
-        worker.advance(-done)
+        if len(rows) == 1:
+            raise CollectionError(f"memory must suffice {enough}") from error
     empty_cache(worker.base.device)
-    fleets = []
-    for rows in torch.arange(size).split(size // 2):
-        some = None if init is None else _select(init, rows)
-        fleets.append(_train(worker, job, [subjects[row] for row in rows.tolist()], some))
-    factors = concatenate([fleet.factors for fleet, _ in fleets])
-    losses = torch.cat([fleet.losses for fleet, _ in fleets])
-    return Fleet(factors, losses), min(fitted for _, fitted in fleets[:2])
+    halves = rows.split(len(rows) // 2)
+    return [found for half in halves for found in _in_halves(worker, half, work, enough)]
 
 
 def _rows(
@@ -400,24 +424,19 @@ def _verdict(
     worker: Worker, factors: Factors, subjects: Sequence[Subject], rows: Int64[Tensor, " k"]
 ) -> Verdict:
     """What the gate says of some adapters: in halves where all at once do not fit in memory."""
-    assert worker.gate is not None, "the caller has one"
-    try:
-        return worker.gate(_select(factors, rows), [subjects[index] for index in rows.tolist()])
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        if len(rows) == 1:
-            raise CollectionError(
-                "memory must suffice to judge one adapter, but it does not: let the gate make "
-                "fewer or smaller samples, or use a smaller dtype"
-            ) from error
-    empty_cache(worker.base.device)
-    halves = [_verdict(worker, factors, subjects, half) for half in rows.tensor_split(2)]
+    gate = worker.gate
+    assert gate is not None, "the caller has one"
+    parts = _in_halves(
+        worker,
+        rows,
+        lambda some: gate(_select(factors, some), [subjects[index] for index in some.tolist()]),
+        "to judge one adapter, but it does not: let the gate make fewer or smaller samples, or use "
+        "a smaller dtype",
+    )
     metrics = {
-        name: [value for half in halves for value in half.metrics[name]]
-        for name in halves[0].metrics
+        name: [value for part in parts for value in part.metrics[name]] for name in parts[0].metrics
     }
-    return Verdict(passed=torch.cat([half.passed for half in halves]), metrics=metrics)
+    return Verdict(passed=torch.cat([part.passed for part in parts]), metrics=metrics)
 
 
 def _named_for(subject: Subject, attempt: int) -> Subject:

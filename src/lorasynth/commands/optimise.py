@@ -23,11 +23,14 @@ from lorasynth.optimise.config import CheckConfig, InversionConfig, MixtureConfi
 Photos = Positional[Annotated[tuple[Path, ...], Field(min_length=1)]]
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lorasynth.adapter import AdapterMetadata, Factors, Layout
     from lorasynth.condition import ConditionEncoder
     from lorasynth.engine import OnStep, Trainable
     from lorasynth.library import Library
     from lorasynth.optimise import Decode
+    from lorasynth.synthesizer import Synthesizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +213,20 @@ class Refine(FromImages, WithSheet):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blend(FromImages, InLatents):
+class _InSpace(FromImages, InLatents):
+    """What is found in a synthesizer's latents."""
+
+    def load_for(self, job: _Job) -> "tuple[Synthesizer, AdapterMetadata, Tensor]":
+        """The synthesizer on the job's device, what its files state, and known latents (N, k)."""
+        synthesizer, space = self.load_space()
+        metadata = synthesizer.metadata(self.seed, strength=1.0)
+        job.load(synthesizer.encoder, metadata.base_fingerprint, "synthesizer")
+        synthesizer.codec.to(job.base.device)
+        return synthesizer, metadata, space.library.latents
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blend(_InSpace):
     """Mix the adapters of a library so that the mixture denoises the images best.
 
     Consent: of people only with their consent.
@@ -238,11 +254,8 @@ class Blend(FromImages, InLatents):
         config = replace(self.mixture, optimizer=self.seeded(self.mixture.optimizer))
         decode: Decode
         if self.over == "latents":
-            synthesizer, space = self.load_space()
-            metadata = synthesizer.metadata(self.seed, strength=1.0)
-            job.load(synthesizer.encoder, metadata.base_fingerprint, "synthesizer")
-            synthesizer.codec.to(job.base.device)
-            rows, layout, decode = space.library.latents, synthesizer.layout, synthesizer.decode
+            synthesizer, metadata, rows = self.load_for(job)
+            layout, decode = synthesizer.layout, synthesizer.decode
         else:
             library = Library.open(self.library)
             _require_room(library)
@@ -276,7 +289,7 @@ def _require_room(library: "Library") -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Invert(FromImages, InLatents):
+class Invert(_InSpace):
     """Find the latent whose adapter denoises the images best, under the library's distribution.
 
     Consent: of people only with their consent.
@@ -302,16 +315,13 @@ class Invert(FromImages, InLatents):
 
         job = _Job(self, self.photos)
         config = replace(self.inversion, optimizer=self.seeded(self.inversion.optimizer))
-        synthesizer, space = self.load_space()
-        metadata = synthesizer.metadata(self.seed, strength=1.0)
-        job.load(synthesizer.encoder, metadata.base_fingerprint, "synthesizer")
-        known, begin = space.library.latents, None
+        synthesizer, metadata, known = self.load_for(job)
+        begin = None
         if self.start == "synthesised":
             embeddings = torch.stack([synthesizer.embed(paths) for paths in job.found.values()])
             names = [subject.id for subject in job.subjects]
             begin = synthesizer.latents(embeddings, names, seed=self.seed)
-        synthesizer.codec.to(job.base.device)
-        decode = synthesizer.decode
-        made = job.descend(Inversion(config, len(job.subjects), known, decode, begin), "invert")
+        found = Inversion(config, len(job.subjects), known, synthesizer.decode, begin)
+        made = job.descend(found, "invert")
         how = f"invert {config.optimizer.steps}"
         return job.write(made, synthesizer.layout, metadata, optimised=how)

@@ -75,16 +75,20 @@ class Cache:
 
         path, asked = self.path(name, identity, ".safetensors"), plain(identity)
 
-        def is_kept() -> bool:
+        def kept() -> Mapping[str, Any] | None:
             if not path.is_file():
-                return False
+                return None
+            tensors = read_weights(path)  # says what is damaged
             with safetensors.safe_open(str(path), framework="pt") as file:
-                return bool(json.loads((file.metadata() or {}).get("identity", "0")) == asked)
+                stated = json.loads((file.metadata() or {}).get("identity", "0"))
+            return tensors if stated == asked else None
 
-        if not is_kept():
+        found = kept()
+        if found is None:
             with atomic_file(path) as temporary:
                 save_with_header(as_stored(make()), temporary, {"identity": json.dumps(asked)})
-        return read_weights(path)
+            found = read_weights(path)
+        return found
 
     def folder_of(self, name: str, identity: Any, make: Callable[[Path], None]) -> Path:
         """A folder that `make` writes, as a whole, at the path that it is given."""

@@ -3,12 +3,9 @@
 An adapter is the same whatever fleet it is trained in (`lorasynth.engine.loop`).
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -17,11 +14,9 @@ from typing_extensions import override
 
 from lorasynth.adapter import Factor, Factors
 from lorasynth.base import BaseModel, SamplingConfig
-from lorasynth.core.config import to_dict
 from lorasynth.core.errors import CollectionError, ConfigError
 from lorasynth.core.progress import progress
 from lorasynth.core.randomness import stream_seed, torch_stream
-from lorasynth.core.weights import kept_tensors
 from lorasynth.engine.draws import draw_steps
 from lorasynth.engine.encoded import EncodedSubjects
 from lorasynth.engine.loop import Fleet, OnStep, Trainable, denoising_losses, descend
@@ -183,25 +178,6 @@ def class_latents(base: BaseModel, recipe: Recipe) -> Float[Tensor, "p c h w"]:
             parts.append(base.encode_images(images))
             advance(len(some))
     return torch.cat(parts)
-
-
-def kept_class_latents(
-    base: BaseModel, recipe: Recipe, library: Path, make: Callable[[], Tensor]
-) -> Float[Tensor, "p c h w"]:
-    """What `make` returns, made once and kept in a file that all libraries of a folder share.
-
-    Args:
-        base: the base model.
-        recipe: asks for class images.
-        library: beside which the file is; its name says what decides the latents.
-        make: see `class_latents`.
-
-    Raises:
-        BundleError: the file is damaged.
-    """
-    stated = json.dumps([to_dict(recipe.prior), recipe.seed, base.fingerprint, base.image_size])
-    name = f"class-{hashlib.sha256(stated.encode()).hexdigest()[:16]}.safetensors"
-    return kept_tensors(library.with_name(name), lambda: {"latents": make()})["latents"]
 
 
 def class_losses(

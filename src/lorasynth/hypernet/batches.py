@@ -16,7 +16,7 @@ class TrainingSet:
 
     Attributes:
         latents: in the codec's units.
-        conditions: S must be N; None to train without.
+        conditions: S must be N.
         held_out: of subjects that are not trained on, whose error says when to stop; None: there
             are none.
 
@@ -25,17 +25,17 @@ class TrainingSet:
     """
 
     latents: Float[Tensor, "N k"]
-    conditions: Float[Tensor, "S P m"] | None = None
+    conditions: Float[Tensor, "S P m"]
     held_out: "TrainingSet | None" = None
 
     def __post_init__(self) -> None:
-        conditions = self.latents[:, None] if self.conditions is None else self.conditions
-        if len(self.latents) < 2 or len(conditions) != len(self.latents):
+        latents, conditions = self.latents, self.conditions
+        if len(latents) < 2 or len(conditions) != len(latents):
             raise LibraryError(
                 "a hypernetwork is trained on two or more adapters with conditions for each, but "
-                f"got {len(self.latents)} latents and {len(conditions)} rows of conditions"
+                f"got {len(latents)} latents and {len(conditions)} rows of conditions"
             )
-        if not (self.latents.isfinite().all() and conditions.isfinite().all()):
+        if not (latents.isfinite().all() and conditions.isfinite().all()):
             raise LibraryError(
                 "a hypernetwork is trained on finite numbers, but latents or conditions hold NaN "
                 "or infinity: check the library and the encoder"
@@ -43,11 +43,10 @@ class TrainingSet:
 
     def to(self, device: torch.device) -> "TrainingSet":
         """The same on a device, in float32."""
-        conditions = self.conditions
         return replace(
             self,
             latents=self.latents.to(device, torch.float32),
-            conditions=None if conditions is None else conditions.to(device, torch.float32),
+            conditions=self.conditions.to(device, torch.float32),
         )
 
 
@@ -57,22 +56,21 @@ class Batch:
 
     Attributes:
         latents: in the codec's units.
-        condition: in the encoder's units; None to train without.
+        condition: in the encoder's units.
         keep: rows whose condition is not dropped.
         t: times, one in each of b equal parts of [0, 1) (Kingma et al. 2021, app. I.1).
         eps: the noise on the latents.
     """
 
     latents: Float[Tensor, "b k"]
-    condition: Float[Tensor, "b m"] | None
+    condition: Float[Tensor, "b m"]
     keep: Bool[Tensor, " b"]
     t: Float[Tensor, " b"]
     eps: Float[Tensor, "b k"]
 
     def map(self, rows: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch of some rows: `rows` picks them from each of its tensors."""
-        parts = {part.name: getattr(self, part.name) for part in fields(self)}
-        return replace(self, **{k: rows(part) for k, part in parts.items() if part is not None})
+        return replace(self, **{one.name: rows(getattr(self, one.name)) for one in fields(self)})
 
 
 def draw_batch(data: TrainingSet, size: int, stream: torch.Generator, *, dropout: float) -> Batch:
@@ -89,13 +87,10 @@ def draw_batch(data: TrainingSet, size: int, stream: torch.Generator, *, dropout
     keep = torch.rand(size, generator=stream) >= dropout
     t = (torch.arange(size) + torch.rand(size, generator=stream)) / size
     eps = torch.randn(size, data.latents.shape[1], generator=stream)
-    condition = None
-    if data.conditions is not None:
-        image = torch.randint(data.conditions.shape[1], (size,), generator=stream).to(device)
-        condition = data.conditions[subjects, image]
+    image = torch.randint(data.conditions.shape[1], (size,), generator=stream).to(device)
     return Batch(
         latents=data.latents[subjects],
-        condition=condition,
+        condition=data.conditions[subjects, image],
         keep=keep.to(device),
         t=t.to(device),
         eps=eps.to(device),

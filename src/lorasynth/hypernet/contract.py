@@ -9,7 +9,7 @@ at every solver step.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -151,13 +151,9 @@ class Denoiser(nn.Module, ABC):
         return condition if keep is None else torch.where(keep[:, None], condition, null)
 
 
-@runtime_checkable
-class Probe(Protocol):
-    """A measurement during training, such as an error on held-out subjects."""
-
-    def __call__(self, step: int, model: "LatentDiffusion") -> Mapping[str, float]:
-        """Named figures for the curve, of the model with its averaged weights."""
-        ...
+#: A measurement during training, such as an error on held-out subjects: from the step and the
+#: model with its averaged weights to named figures for the curve.
+Probe = Callable[[int, "LatentDiffusion"], Mapping[str, float]]
 
 
 def modulation_of(

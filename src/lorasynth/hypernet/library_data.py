@@ -22,8 +22,8 @@ LATENTS = "latents"
 _ROWS = 256
 
 
-def training_set(library: Library, codec: Codec, column: str | None) -> TrainingSet:
-    """Latents of all adapters, with the conditions that are attached as `column` (N, P, m), if any.
+def training_set(library: Library, codec: Codec, column: str) -> TrainingSet:
+    """Latents of all adapters, with the conditions that are attached as `column` (N, P, m).
 
     Raises:
         LayoutError: the codec was fitted to another layout.
@@ -31,8 +31,7 @@ def training_set(library: Library, codec: Codec, column: str | None) -> Training
             have changed since they were written.
     """
     library.require_intact()  # also if latents are kept: they are of the vectors as they were
-    conditions = None if column is None else library.column(column)
-    return TrainingSet(latents=latents_of(library, codec), conditions=conditions)
+    return TrainingSet(latents=latents_of(library, codec), conditions=library.column(column))
 
 
 def latents_of(library: Library, codec: Codec) -> Float[Tensor, "N k"]:

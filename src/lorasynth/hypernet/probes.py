@@ -19,7 +19,7 @@ class CleanError:
 
     Args:
         latents: of held-out adapters, in the codec's units.
-        conditions: one for each; None to measure without.
+        conditions: one for each.
         levels: sigma/alpha of the noise.
         seed: of the noise, which is the same at every call.
     """
@@ -30,13 +30,12 @@ class CleanError:
     @classmethod
     def of(cls, held_out: TrainingSet) -> "CleanError":
         """On held-out subjects, with the first condition of each."""
-        conditions = held_out.conditions
-        return cls(held_out.latents, None if conditions is None else conditions[:, 0])
+        return cls(held_out.latents, held_out.conditions[:, 0])
 
     def __init__(
         self,
         latents: Float[Tensor, "n k"],
-        conditions: Float[Tensor, "n m"] | None,
+        conditions: Float[Tensor, "n m"],
         *,
         levels: Sequence[float] = (0.1, 0.3, 1.0, 3.0, 10.0),
         seed: int = 0,
@@ -49,8 +48,7 @@ class CleanError:
     def __call__(self, step: int, model: LatentDiffusion) -> Mapping[str, float]:  # noqa: ARG002
         """`x0_error` is the mean over the levels, `x0_error_<level>` the error at one."""
         like = model.latent_normaliser.mean
-        truth, eps = self.latents.to(like), self.eps.to(like)
-        condition = None if self.conditions is None else self.conditions.to(like)
+        truth, eps, condition = (x.to(like) for x in (self.latents, self.eps, self.conditions))
         errors = {}
         for level in self.levels:
             found = model.clean(truth, condition, eps, level)

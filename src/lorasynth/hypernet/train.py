@@ -95,9 +95,7 @@ class _Loss:
 def denoising_loss(model: LatentDiffusion, batch: Batch) -> Tensor:
     """The mean squared error of what the denoiser predicts of a batch."""
     centre = model.centre(batch.condition, len(batch.t), batch.keep)
-    condition = batch.condition
-    if condition is not None:
-        condition = model.condition_normaliser(condition)
+    condition = model.condition_normaliser(batch.condition)
     x0, t = model.latent_normaliser(batch.latents) - centre, model.schedule.times(batch.t)
     x_t = model.schedule.mix(x0, batch.eps, t)
     prediction = model.denoiser(x_t, t, condition, batch.keep)
@@ -108,17 +106,15 @@ def denoising_loss(model: LatentDiffusion, batch: Batch) -> Tensor:
 def _build(
     config: HypernetConfig, data: TrainingSet, anchor: LatentRegression | None
 ) -> LatentDiffusion:
-    """A fresh model with its normalisers fitted; a width of 1 stands in for no condition."""
+    """A fresh model with its normalisers fitted."""
     torch.manual_seed(stream_seed(config.optimisation.seed, "weights"))
-    width = 1 if data.conditions is None else data.conditions.shape[2]
     options = replace(config.model, anchor=None if anchor is None else anchor.config)
-    model = LatentDiffusion(options, data.latents.shape[1], width)
+    model = LatentDiffusion(options, data.latents.shape[1], data.conditions.shape[2])
     if model.anchor is not None and anchor is not None:
         model.anchor.load_state_dict(anchor.state_dict())
         model.anchor.requires_grad_(requires_grad=False)
     model.latent_normaliser.fit(data.latents)
-    if data.conditions is not None:
-        model.condition_normaliser.fit(data.conditions.flatten(0, 1), each=False)
+    model.condition_normaliser.fit(data.conditions.flatten(0, 1), each=False)
     return model
 
 
@@ -129,8 +125,7 @@ def _settings(
     digest = hashlib.sha256()
     held = data.held_out or data
     for tensor in (data.latents, data.conditions, held.latents, held.conditions):
-        if tensor is not None:
-            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     stated = to_dict(config)
     del stated["optimisation"]
     return {

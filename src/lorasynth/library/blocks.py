@@ -30,14 +30,8 @@ class BlockSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read_block(
-        self,
-        row: int,
-        column: int,
-        out: Float32[Tensor, "n w"],
-        less: Float32[Tensor, " w"] | None = None,
-    ) -> None:
-        """Fill `out` from (row, column) on, less a row."""
+    def read_block(self, row: int, column: int, out: Float32[Tensor, "n w"]) -> None:
+        """Fill `out` from (row, column) on."""
         ...
 
 
@@ -48,7 +42,7 @@ def row_blocks(
     less: Float32[Tensor, " D"] | None = None,
     start: int = 0,
 ) -> Iterator[tuple[int, Float32[Tensor, "n D"]]]:
-    """Blocks of `rows` rows from row `start` on; the next is read while one is used.
+    """Blocks of `rows` rows from row `start` on, less a row; the next is read while one is used.
 
     A block is overwritten as soon as the next is asked for.
     """
@@ -58,8 +52,8 @@ def row_blocks(
     def read(number: int) -> Tensor:
         row = starts[number]
         block = buffers[number % 2, : min(rows, len(source) - row)]
-        source.read_block(row, 0, block, less)
-        return block
+        source.read_block(row, 0, block)
+        return block if less is None else block.sub_(less)
 
     for row, block in zip(starts, read_ahead(len(starts), read), strict=True):
         yield row, block.to(device)
@@ -76,17 +70,12 @@ def read_ahead(count: int, read: Callable[[int], Tensor]) -> Iterator[Tensor]:
             yield block
 
 
-def read_rows(
-    source: BlockSource,
-    rows: Int64[Tensor, " n"],
-    out: Float32[Tensor, "n D"],
-    less: Float32[Tensor, " D"] | None = None,
-) -> None:
+def read_rows(source: BlockSource, rows: Int64[Tensor, " n"], out: Float32[Tensor, "n D"]) -> None:
     """Fill `out` with some rows, in the order asked for; halves of them, in that of the source."""
 
     def read(part: Sequence[tuple[int, int]]) -> None:
         for row, place in part:
-            source.read_block(row, 0, out[place : place + 1], less)
+            source.read_block(row, 0, out[place : place + 1])
 
     order = sorted((row, place) for place, row in enumerate(rows.tolist()))
     half = len(order) // 2

@@ -294,13 +294,7 @@ class Library:
             return found
         return hash_lines([found, *map(str, self.rows.tolist())])
 
-    def read_block(
-        self,
-        row: int,
-        column: int,
-        out: Float32[Tensor, "n w"],
-        less: Float32[Tensor, " w"] | None = None,
-    ) -> None:
+    def read_block(self, row: int, column: int, out: Float32[Tensor, "n w"]) -> None:
         """Fill `out` with the block of canonical vectors that begins at (row, column).
 
         What is read is not mapped, so it takes no memory beside `out`.
@@ -309,7 +303,6 @@ class Library:
             row: first row.
             column: first column.
             out: n x w numbers; its shape says how much is read.
-            less: what to subtract from every row on the way.
 
         Raises:
             LibraryError: the block reaches beyond the vectors, or a shard is damaged.
@@ -325,7 +318,7 @@ class Library:
                 first, home = run[0], homes[run[0]]
                 part = out[first : run[-1] + 1]
                 start = int(rows[first] - self._starts[home])
-                self.shards[home].vectors.read_block(start, column, part, less)
+                self.shards[home].vectors.read_block(start, column, part)
 
     def all_vectors(self) -> Float[Tensor, "n D"]:
         """All canonical vectors, in float32."""

@@ -68,20 +68,13 @@ class VectorFile:
         stat = self.path.stat()
         return f"{self.path.name} {self._count} {self.width} {stat.st_size} {stat.st_mtime_ns}"
 
-    def read_block(
-        self,
-        row: int,
-        column: int,
-        out: Float32[Tensor, "n w"],
-        less: Float32[Tensor, " w"] | None = None,
-    ) -> None:
+    def read_block(self, row: int, column: int, out: Float32[Tensor, "n w"]) -> None:
         """Fill `out` with the block that begins at (row, column).
 
         Args:
             row: first row.
             column: first column.
             out: n x w numbers in the processor's memory; its shape says how much is read.
-            less: what to subtract from every row on the way.
 
         Raises:
             LibraryError: the block reaches beyond the vectors, or the file cannot be read.
@@ -95,7 +88,7 @@ class VectorFile:
                 rows = out[start : start + step]
                 piece = scratch[: len(rows)]
                 self._fill(file, piece, row + start, column)
-                _convert(piece, rows, less)
+                rows.copy_(piece)
 
     def all_vectors(self) -> Float32[Tensor, "n D"]:
         """All vectors."""
@@ -145,15 +138,6 @@ class VectorFile:
     def _unusable(self, reason: str) -> LibraryError:
         first = (reason.splitlines() or ["it is damaged"])[0]
         return LibraryError(f"{self.path} must be an .npy file of vectors, but is not ({first})")
-
-
-def _convert(piece: Tensor, rows: Tensor, less: Tensor | None) -> None:
-    if less is None:
-        rows.copy_(piece)
-    elif piece.dtype == torch.float32:
-        torch.sub(piece, less, out=rows)
-    else:
-        rows.copy_(piece).sub_(less)
 
 
 def _read_header(path: Path) -> tuple[tuple[int, ...], int, str]:

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import partial
@@ -336,7 +336,11 @@ def adapter_methods(study: Study) -> Finding:
     alike, prompts = more[SIMILARITY], more["prompt_following"]
     loses = alike["lo"] > 0 or prompts["lo"] > 0
     wins = alike["hi"] < 0 or prompts["hi"] < 0
-    compared = {"IP-Adapter": theirs, "ours, trained alike": ours, "ours, as handed out": [out]}
+    compared: Mapping[str, Sequence[Mapping[str, Any]]] = {
+        "IP-Adapter": theirs,
+        "ours, trained alike": ours,
+        "ours, as handed out": [out],
+    }
     rows = [
         {"method": name, **{figure: interval([cell[figure] for cell in cells]) for figure in out}}
         for name, cells in compared.items()
