@@ -15,7 +15,7 @@ from colours import Colours
 
 from lorasynth.base import BaseModel
 from lorasynth.collect import CollectConfig, Verdict, Worker, collect
-from lorasynth.collect.cluster import ClusterConfig, connected
+from lorasynth.collect.cluster import connected
 from lorasynth.core.errors import LorasynthError
 from lorasynth.engine import PriorPreservation, Recipe
 from lorasynth.images import FolderSubjects
@@ -28,7 +28,6 @@ RECIPE = Recipe(
     trained="both",
     prior=PriorPreservation(prompt="a portrait", images=2, steps=1),
 )
-OPTIONS = {"gpus": 0.0, "patience": 4.0}
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def main() -> None:
     loads = Loads(base, library / "nothing", seconds=1.0)
     source = FolderSubjects(subjects)
     try:
-        with connected(ClusterConfig(address=address, **OPTIONS), loads) as cluster:
+        with connected(address, loads) as cluster:
             one = CollectConfig(fleet=1)
             collect(loads.load_worker(), source, library, RECIPE, one, cluster)
     except LorasynthError as error:

@@ -17,7 +17,7 @@ from test_parts import assert_same_library
 
 from lorasynth.base import BaseModel
 from lorasynth.collect import CollectConfig, collect
-from lorasynth.collect.cluster import ClusterConfig, connected
+from lorasynth.collect.cluster import connected
 from lorasynth.collect.embedding import embed_library
 from lorasynth.collect.worker import embed_over
 from lorasynth.core.errors import CollectionError, LibraryError
@@ -71,8 +71,7 @@ def cluster():
 def test_a_killed_worker_loses_and_doubles_nothing(tmp_path, cluster, folder, subjects, whole):
     loads = cluster_parts.Loads(folder, tmp_path / "killed", victim="3")
     source, out = FolderSubjects(subjects), tmp_path / "lib"
-    config = ClusterConfig(address=cluster.address, **cluster_parts.OPTIONS)
-    with connected(config, loads) as workers:
+    with connected(cluster.address, loads) as workers:
         given = (loads.load_worker(), source, out, RECIPE, CollectConfig(fleet=2), workers)
         report = collect(*given)
         assert (tmp_path / "killed").exists()
@@ -110,7 +109,7 @@ def test_a_lost_head_ends_in_one_line_and_the_same_command_goes_on(
     assert 0 < len(Library.open(out)) < len(ids)
     with (
         pytest.raises(CollectionError, match="cannot be reached"),
-        connected(ClusterConfig(address=cluster.address), cluster_parts.Loads(folder, out)),
+        connected(cluster.address, cluster_parts.Loads(folder, out)),
     ):
         pass
     base = BaseModel.load(folder, dtype=torch.float64)

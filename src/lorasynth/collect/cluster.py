@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -23,32 +22,15 @@ from lorasynth.core.progress import Advance
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
-#: Seconds between two looks at the head while a result is waited for.
-_LOOK_EVERY = 2.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterConfig:
-    """Which cluster does the work, and how.
-
-    Attributes:
-        address: `local` (default) starts one on this machine; `auto` finds one that runs here;
-            else `host:port` of a head.
-        gpus: of each task; None (default): 1 where the cluster has any.
-        retries: of a task whose worker died, before the run ends with an error.
-        ahead: tasks handed out before the first of them is done: more than there are workers.
-        patience: seconds for which the head may be silent; Ray itself gives up after 60.
-    """
-
-    address: str = "local"
-    gpus: float | None = None
-    retries: int = 5
-    ahead: int = 128
-    patience: float = 20.0
+#: Seconds between two looks at the head while a result is waited for, and those for which it may be
+#: silent; Ray itself gives up after 60.
+_LOOK_EVERY, _PATIENCE = 2.0, 20.0
+#: Times that a task whose worker died is done again; tasks handed out before the first is done.
+_RETRIES, _AHEAD = 5, 128
 
 
 @runtime_checkable
-class WorkerConfig(Protocol):
+class Loads(Protocol):
     """Loads a worker where it is called; travels to the machines, and is hashable by value."""
 
     def load_worker(self) -> Worker:
@@ -59,14 +41,14 @@ class WorkerConfig(Protocol):
 
 
 @cache
-def _loaded(config: WorkerConfig) -> Worker:
+def _loaded(worker: Loads) -> Worker:
     """A process's worker, which outlives its tasks."""
-    return config.load_worker()
+    return worker.load_worker()
 
 
-def _do(item: Any, work: Callable[..., ResultT], config: WorkerConfig, *shared: Any) -> ResultT:
+def _do(item: Any, work: Callable[..., ResultT], worker: Loads, *shared: Any) -> ResultT:
     """One task, in a worker's process."""
-    return work(_loaded(config), item, *shared)
+    return work(_loaded(worker), item, *shared)
 
 
 class Cluster(Executor):
@@ -74,16 +56,13 @@ class Cluster(Executor):
 
     most = 32
 
-    def __init__(self, ray: Any, config: ClusterConfig, worker: WorkerConfig) -> None:
+    def __init__(self, ray: Any, worker: Loads) -> None:
         self._ray = ray
         self._worker = worker
-        self._config = config
         self._head = str(ray.get_runtime_context().gcs_address)
-        gpus = config.gpus
-        if gpus is None:
-            gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+        gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
         # Without max_calls, Ray ends a worker after each task that had a GPU.
-        self._options = {"max_retries": config.retries, "num_gpus": gpus, "max_calls": 0}
+        self._options = {"max_retries": _RETRIES, "num_gpus": gpus, "max_calls": 0}
 
     @override
     def map(
@@ -94,7 +73,7 @@ class Cluster(Executor):
         waiting: deque[Any] = deque()
         for item in items:
             waiting.append(task.remote(item, *given))
-            if len(waiting) >= self._config.ahead:
+            if len(waiting) >= _AHEAD:
                 yield self._result(waiting.popleft())
         while waiting:
             yield self._result(waiting.popleft())
@@ -113,7 +92,7 @@ class Cluster(Executor):
             except errors.GetTimeoutError:
                 now = time.monotonic()
                 heard = now if _answers(self._head) else heard
-                if now - heard > self._config.patience:
+                if now - heard > _PATIENCE:
                     raise self._lost(f"its head has not answered for {now - heard:.0f} s") from None
             except errors.RayTaskError as error:
                 if isinstance(error.cause, LorasynthError):
@@ -131,11 +110,12 @@ class Cluster(Executor):
 
 
 @contextmanager
-def connected(config: ClusterConfig, worker: WorkerConfig) -> Iterator[Cluster]:
+def connected(address: str, worker: Loads) -> Iterator[Cluster]:
     """Connect to a cluster, or start a local one, for as long as the context lasts.
 
     Args:
-        config: which.
+        address: `local` starts one on this machine; `auto` finds one that runs here; else
+            `host:port` of a head.
         worker: loads what every process of it needs; its files must be on each machine.
 
     Raises:
@@ -147,20 +127,20 @@ def connected(config: ClusterConfig, worker: WorkerConfig) -> Iterator[Cluster]:
         raise CollectionError(
             'work on a cluster needs Ray, but it is not installed: pip install "lorasynth[cluster]"'
         ) from error
-    local = config.address == "local"
+    local = address == "local"
     try:
-        if not local and config.address != "auto" and not _answers(config.address):
+        if not local and address != "auto" and not _answers(address):
             raise ConnectionError("nothing answers there")
         options = {"include_dashboard": False} if local else {}
-        ray.init(config.address, log_to_driver=False, logging_level="ERROR", **options)
+        ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CollectionError(
-            f"--address must be that of a running Ray cluster, but {config.address} cannot be "
+            f"--address must be that of a running Ray cluster, but {address} cannot be "
             f"reached ({reason}): use host:port of its head, or auto on one of its machines"
         ) from error
     try:
-        yield Cluster(ray, config, worker)
+        yield Cluster(ray, worker)
     finally:
         ray.shutdown()
 

@@ -259,7 +259,7 @@ def fleet_size_for(worker: Worker, ids: Sequence[str], job: Job) -> int:
         if len(subjects) == 2:
             short = replace(job.recipe, steps=2, warmup_steps=0)
             trial = partial(train_fleet, worker.base, short, subjects, classes=job.classes)
-            return fitting_size(trial, worker.base.device)
+            return fitting_size(trial, worker.base)
     return 1
 
 

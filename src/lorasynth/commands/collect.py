@@ -146,12 +146,12 @@ class Collect(WithRecipe, CollectConfig, WithWorker, WithImages, WithSheet):
     def _workers(self) -> "Iterator[tuple[Worker, Executor]]":
         """What is loaded here, and what works."""
         from lorasynth.collect import Local
-        from lorasynth.collect.cluster import ClusterConfig, connected
+        from lorasynth.collect.cluster import connected
 
         if self.engine == "here":
             worker = self.load_worker()
             yield worker, Local(worker)
         else:
             sketch = replace(self.anywhere(), device="meta").load_worker()
-            with connected(ClusterConfig(address=self.address), self.anywhere()) as cluster:
+            with connected(self.address, self.anywhere()) as cluster:
                 yield sketch, cluster
