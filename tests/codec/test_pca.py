@@ -195,6 +195,7 @@ def test_what_does_not_fit_is_refused_with_what_it_would_take() -> None:
 # Memory
 
 
+@pytest.mark.long
 def test_memory_is_obeyed(tmp_path: Path) -> None:
     """In a process of its own: 0.6 GB of vectors with 0.25 GB beside what Python and torch take."""
     config = SyntheticConfig(rows=6_000, width=24_576)

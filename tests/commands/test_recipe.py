@@ -115,6 +115,7 @@ def test_a_plan_leaves_nothing_behind(published: Published, run: Run, tmp_path: 
         assert not folder.exists()
 
 
+@pytest.mark.long
 def test_prompts_are_scored_by_clip(
     published: Published, finished: Path, clip: Path, run: Run, tmp_path: Path
 ) -> None:
@@ -158,6 +159,7 @@ def test_other_choices_need_another_folder(published: Published, finished: Path,
     result.is_one_error("latents", "choose another folder")
 
 
+@pytest.mark.long
 def test_other_test_subjects_or_judges_are_tried_anew(
     published: Published, finished: Path, run: Run, tmp_path: Path
 ) -> None:

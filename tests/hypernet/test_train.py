@@ -31,8 +31,9 @@ def learned(parameterisation: str, modulation: str) -> LatentDiffusion:
     return train(toy.data(), config, probes=[CleanError(toy.truth(HELD_OUT), HELD_OUT)])
 
 
-@pytest.mark.parametrize("parameterisation", ["v", "x0"])
-@pytest.mark.parametrize("modulation", ["ada_norm", "low_rank"])
+@pytest.mark.parametrize(
+    ("parameterisation", "modulation"), [("v", "ada_norm"), ("x0", "low_rank")]
+)
 def test_learns_a_known_conditional_distribution(parameterisation: str, modulation: str) -> None:
     model = learned(parameterisation, modulation)
     c = toy.conditions(8, seed=50)

@@ -108,6 +108,7 @@ def test_blocks_of_a_library_and_of_a_view(fill, tmp_path: Path) -> None:
     assert len({library.fingerprint, view.fingerprint, library.select([1]).fingerprint}) == 3
 
 
+@pytest.mark.long
 def test_two_processes_read_while_one_appends(fill, tmp_path: Path) -> None:
     library, here = fill(tmp_path / "lib", 2), Path(__file__).parent
     command = [sys.executable, here / "killed_writer.py", library.path]
