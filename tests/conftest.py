@@ -15,13 +15,13 @@ if os.environ.get("LORASYNTH_SHAPES"):
 
     install_import_hook("lorasynth", "beartype.beartype")
 
-from pathlib import Path  # noqa: E402
-from typing import Protocol  # noqa: E402
+from pathlib import Path
+from typing import Protocol
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from command_line import Result, Run, call  # noqa: E402
+from command_line import Result, Run, call
 
 # Tests run beside each other (pytest-xdist); more threads than cores only make them wait.
 torch.set_num_threads(1)
