@@ -184,23 +184,6 @@ def test_folder_of_something_else_is_left_alone(tmp_path, base, source):
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
 
-def test_ctrl_c_keeps_what_is_finished(tmp_path, base, source, monkeypatch):
-    real, calls = worker.train_fleet, []
-
-    def interrupted(*arguments, **options):
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(worker, "train_fleet", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="2 finished adapters are safe"):
-        collect(base, source, tmp_path / "lib", RECIPE, fleet=2)
-    assert list(Library.open(tmp_path / "lib").ids) == source.ids[:2]
-    report = collect(base, source, tmp_path / "lib", RECIPE, fleet=2)
-    assert report.collected == source.ids[2:]
-
-
 def test_fleet_halves_itself_when_memory_runs_out(tmp_path, base, source, monkeypatch):
     real = worker.train_fleet
 

@@ -14,7 +14,6 @@ from lorasynth.adapter import Adapter, AdapterMetadata, Factor
 from lorasynth.library import Library
 
 from .conftest import (
-    QUICK,
     World,
     collect_arguments,
     save_encoder,
@@ -81,17 +80,6 @@ def test_an_encoder_that_finds_nobody_is_refused_before_training(
     assert not (tmp_path / "out").exists()
 
 
-def test_only_bad_subjects_leave_no_file(world: World, run: Run, tmp_path) -> None:
-    for name in ("ann", "ben"):
-        (tmp_path / "in" / name).mkdir(parents=True)
-        no_image(tmp_path / "in" / name / "1.png")
-    out = tmp_path / "out"
-    result = run("synth", tmp_path / "in", "-o", out, "--synthesizer", world.synthesizer)
-    assert result.status == 2
-    assert "none of the 2 has" in result.err.splitlines()[-1]
-    assert not out.exists()
-
-
 # Subjects
 
 
@@ -127,27 +115,7 @@ def test_options_of_a_collection(world: World, run: Run, tmp_path, options, word
     assert left_in(tmp_path) == []
 
 
-def test_a_library_of_failures_only(world: World, run: Run, tmp_path) -> None:
-    (tmp_path / "in" / "ann").mkdir(parents=True)
-    no_image(tmp_path / "in" / "ann" / "1.png")
-    arguments = ("--base", world.base, *QUICK)
-    result = run("collect", tmp_path / "in", "-o", tmp_path / "library", *arguments)
-    assert result.status == 2
-    assert "1.png" in result.err.splitlines()[-1]
-
-
 # Damage
-
-
-def test_a_library_cut_off_in_a_shard(world: World, run: Run, tmp_path) -> None:
-    library = shutil.copytree(world.library, tmp_path / "library")
-    vectors = library / "shards" / "000000" / "vectors.npy"
-    vectors.write_bytes(vectors.read_bytes()[:-1000])
-    result = run("library", "check", library)
-    result.is_one_error("vectors.npy", "bytes")
-    result = run("fit", "pca", library, "-o", tmp_path / "codec", "--device", "cpu")
-    result.is_one_error("vectors.npy")
-    assert left_in(tmp_path) == ["library"]
 
 
 def test_a_library_with_a_flipped_bit_in_a_shard(world: World, run: Run, tmp_path) -> None:

@@ -8,12 +8,10 @@ import pytest
 import torch
 
 from command_line import Run, call
-from lorasynth import Synthesizer
 from lorasynth.commands.collect import WithWorker
 from lorasynth.library import Library
-from two_processes import launch
 
-from .conftest import SUBJECTS, World, collect_arguments, train_arguments
+from .conftest import SUBJECTS, World, collect_arguments
 
 
 @pytest.fixture(scope="module")
@@ -87,17 +85,3 @@ def test_a_local_ray_collects_and_embeds(
     result = run(*arguments)
     assert result.status == 0, result.err
     assert_same_library(tmp_path / "library", whole)
-
-
-def test_two_processes_train_and_one_writes(world: World, run: Run, tmp_path: Path) -> None:
-    """As a user would: `accelerate launch -m lorasynth train ...`."""
-    together, alone = tmp_path / "together", tmp_path / "alone"
-    arguments = [*train_arguments(world, together, tmp_path / "run"), "--device", "cpu"]
-    done = launch("-m", "lorasynth", *arguments)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{together}: trained on 3 adapters\n"
-    arguments = [*train_arguments(world, alone, tmp_path / "other"), "--device", "cpu"]
-    assert run(*arguments).status == 0
-    one, other = (Synthesizer.from_pretrained(path).hypernet for path in (together, alone))
-    for name, value in one.state_dict().items():
-        torch.testing.assert_close(value, other.state_dict()[name], rtol=1e-3, atol=1e-5)

@@ -96,16 +96,6 @@ def test_a_peft_folder_does_not_replace_a_folder_of_training(
         out = tmp_path / "adapter"
 
 
-def test_fine_tuning_says_before_it_begins_what_is_in_the_way(
-    world: World, run: Run, tmp_path: Path
-) -> None:
-    mine = precious(tmp_path / "unet", "config.json", "thesis.txt")
-    where = ["-o", tmp_path / "unet", "--base", tmp_path / "no base"]
-    words = ["study", "fine-tune", world.photo, *where]
-    run(*words).is_one_error("thesis.txt is in the way")
-    assert texts(tmp_path / "unet") == mine
-
-
 def test_a_subject_is_forgotten_with_what_was_derived_of_it(
     world: World, run: Run, tmp_path: Path
 ) -> None:

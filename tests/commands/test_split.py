@@ -119,12 +119,3 @@ def test_train_reads_no_weights_of_the_base_model(
     monkeypatch.setattr("lorasynth.base.opening.load_pipeline", read)
     arguments = train_arguments(world, tmp_path / "synthesizer", tmp_path / "run")
     assert run(*arguments, "--device", "cpu").status == 0
-
-
-def test_kept_latents_are_read_without_the_vectors(
-    library: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    codec = load_codec(fitted(run, library, tmp_path / "codec"))
-    before = LatentLibrary.open(library, codec).latents
-    monkeypatch.setattr(Library, "require_intact", None)  # hashes every vector
-    assert LatentLibrary.open(library, codec).latents.equal(before)

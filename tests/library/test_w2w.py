@@ -255,11 +255,6 @@ def test_what_was_skipped_is_still_listed_after_a_kill(
     assert report.skipped == {"row 5": "it has NaN or infinity"}
 
 
-def test_an_empty_folder_becomes_the_library(files: Path, tmp_path: Path) -> None:
-    (tmp_path / "lib").mkdir()
-    assert len(import_w2w(str(files), tmp_path / "lib").imported) == ROWS
-
-
 class Evil:
     """Unpickling it makes a file."""
 
