@@ -22,6 +22,7 @@ _CHAT = (
 _SPECIAL = ("<pad>", "<eos>", "<unk>")
 _STATED = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "head_dim": 8}
 _LATENTS = {"latents_mean": [0.3, -0.2, 0.1, 0.5], "latents_std": [1.5, 0.7, 1.1, 2.0]}
+_FLOWING = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 _VIDEO = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 1], "num_res_blocks": 1, **_LATENTS}
 
 
@@ -64,33 +65,63 @@ def flow(shift: float = 3.0, **options: Any) -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(shift=shift, **options)
 
 
+def pipeline(
+    kind: str,
+    network: str,
+    stated: dict[str, Any],
+    vae: Any,
+    text: tuple[Any, Any],
+    scheduler: Any = None,
+    **parts: Any,
+) -> Any:
+    """A pipeline of one network, one autoencoder and one text encoder; by default of a flow."""
+    reader, encoder = text
+    return getattr(diffusers, kind)(
+        transformer=getattr(diffusers, network)(**stated),
+        scheduler=scheduler or flow(),
+        vae=vae,
+        tokenizer=reader,
+        text_encoder=encoder,
+        **parts,
+    )
+
+
+#: What networks like FLUX's have in common here.
+_FLUX = {
+    "in_channels": 16,
+    "num_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 16,
+    "axes_dims_rope": (4, 6, 6),
+}
+_SCALED = {"scaling_factor": 0.36, "shift_factor": 0.12}
+_HEADS = {"attention_head_dim": 8, "num_attention_heads": 2}
+
+
 def stable_diffusion_3() -> Any:
-    first, second = (
-        clip(transformers.CLIPTextModelWithProjection, layers=2),
-        clip(transformers.CLIPTextModelWithProjection, layers=2),
-    )
-    last = transformers.T5Config(
-        vocab_size=len(t5()[0]), d_model=32, d_kv=8, d_ff=16, num_layers=1, num_heads=2
-    )
-    return diffusers.StableDiffusion3Pipeline(
-        transformer=diffusers.SD3Transformer2DModel(
-            sample_size=8,
-            in_channels=4,
-            out_channels=4,
-            num_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=32,
-            caption_projection_dim=16,
-            pooled_projection_dim=24,
-            pos_embed_max_size=16,
-            dual_attention_layers=(0,),
-            qk_norm="rms_norm",
-        ),
-        scheduler=flow(),
-        vae=autoencoder(scaling_factor=1.5, shift_factor=0.06),
-        tokenizer=first[0],
-        text_encoder=first[1],
+    first, second = (clip(transformers.CLIPTextModelWithProjection, layers=2) for _ in range(2))
+    wide = {"d_model": 32, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    last = transformers.T5Config(vocab_size=len(t5()[0]), **wide)
+    stated = {
+        **_HEADS,
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 2,
+        "joint_attention_dim": 32,
+        "caption_projection_dim": 16,
+        "pooled_projection_dim": 24,
+        "pos_embed_max_size": 16,
+        "dual_attention_layers": (0,),
+        "qk_norm": "rms_norm",
+    }
+    return pipeline(
+        "StableDiffusion3Pipeline",
+        "SD3Transformer2DModel",
+        stated,
+        autoencoder(scaling_factor=1.5, shift_factor=0.06),
+        first,
         tokenizer_2=second[0],
         text_encoder_2=second[1],
         tokenizer_3=t5()[0],
@@ -98,26 +129,9 @@ def stable_diffusion_3() -> Any:
     )
 
 
-def _flux2_parts(width: int, *, guided: bool) -> dict[str, Any]:
-    return {
-        "transformer": diffusers.Flux2Transformer2DModel(
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=width,
-            timestep_guidance_channels=8,
-            axes_dims_rope=(4, 4, 4, 4),
-            guidance_embeds=guided,
-        ),
-        "scheduler": flow(use_dynamic_shifting=True),
-        "vae": _flux2_autoencoder(),
-        "tokenizer": tokenizer(),
-    }
-
-
-def _flux2_autoencoder() -> Any:
+def _flux2(kind: str, encoder: Any, *, guided: bool, **parts: Any) -> Any:
+    rope = {"axes_dims_rope": (4, 4, 4, 4), "timestep_guidance_channels": 8}
+    stated = {**_FLUX, **rope, "num_single_layers": 1, "joint_attention_dim": 48}
     vae = diffusers.AutoencoderKLFlux2(
         sample_size=16,
         latent_channels=4,
@@ -129,7 +143,9 @@ def _flux2_autoencoder() -> Any:
     )
     vae.bn.running_mean.normal_()
     vae.bn.running_var.uniform_(0.5, 2.0)
-    return vae
+    stated |= {"guidance_embeds": guided}
+    text, steps = (tokenizer(), encoder), flow(use_dynamic_shifting=True)
+    return pipeline(kind, "Flux2Transformer2DModel", stated, vae, text, steps, **parts)
 
 
 def flux_2() -> Any:
@@ -141,56 +157,37 @@ def flux_2() -> Any:
         text_config=text, vision_config={**vision, "patch_size": 8}
     )
     encoder = transformers.Mistral3ForConditionalGeneration(config)
-    return diffusers.Flux2Pipeline(text_encoder=encoder, **_flux2_parts(48, guided=True))
+    return _flux2("Flux2Pipeline", encoder, guided=True)
 
 
 def flux_2_klein() -> Any:
     encoder = language_model("Qwen3ForCausalLM", "Qwen3Config", layers=28)
-    return diffusers.Flux2KleinPipeline(
-        text_encoder=encoder, is_distilled=False, **_flux2_parts(48, guided=False)
-    )
+    return _flux2("Flux2KleinPipeline", encoder, guided=False, is_distilled=False)
 
 
 def chroma() -> Any:
-    reader, encoder = t5()
-    return diffusers.ChromaPipeline(
-        transformer=diffusers.ChromaTransformer2DModel(
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=16,
-            axes_dims_rope=(4, 6, 6),
-            approximator_num_channels=64,
-            approximator_hidden_dim=16,
-            approximator_layers=1,
-        ),
-        scheduler=flow(use_dynamic_shifting=True),
-        vae=autoencoder(scaling_factor=0.36, shift_factor=0.12),
-        tokenizer=reader,
-        text_encoder=encoder,
-    )
+    own = {"approximator_num_channels": 64, "approximator_hidden_dim": 16, "approximator_layers": 1}
+    stated = {**_FLUX, **own, "num_single_layers": 1}
+    steps = flow(use_dynamic_shifting=True)
+    vae = autoencoder(**_SCALED)
+    return pipeline("ChromaPipeline", "ChromaTransformer2DModel", stated, vae, t5(), steps)
 
 
 def z_image() -> Any:
-    return diffusers.ZImagePipeline(
-        transformer=diffusers.ZImageTransformer2DModel(
-            in_channels=4,
-            dim=32,
-            n_layers=1,
-            n_refiner_layers=1,
-            n_heads=2,
-            n_kv_heads=2,
-            cap_feat_dim=16,
-            axes_dims=[4, 6, 6],
-            axes_lens=[64, 32, 32],
-        ),
-        scheduler=flow(),
-        vae=autoencoder(scaling_factor=0.36, shift_factor=0.12),
-        tokenizer=tokenizer(),
-        text_encoder=language_model("Qwen3Model", "Qwen3Config"),
-    )
+    stated = {
+        "in_channels": 4,
+        "dim": 32,
+        "n_layers": 1,
+        "n_refiner_layers": 1,
+        "n_heads": 2,
+        "n_kv_heads": 2,
+        "cap_feat_dim": 16,
+        "axes_dims": [4, 6, 6],
+        "axes_lens": [64, 32, 32],
+    }
+    text = tokenizer(), language_model("Qwen3Model", "Qwen3Config")
+    vae = autoencoder(**_SCALED)
+    return pipeline("ZImagePipeline", "ZImageTransformer2DModel", stated, vae, text)
 
 
 def qwen_image() -> Any:
@@ -201,150 +198,93 @@ def qwen_image() -> Any:
     config = transformers.Qwen2_5_VLConfig(
         text_config=text, vision_config={**vision, "out_hidden_size": 16, "patch_size": 4}
     )
-    return diffusers.QwenImagePipeline(
-        transformer=diffusers.QwenImageTransformer2DModel(
-            in_channels=16,
-            out_channels=4,
-            num_layers=1,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=16,
-            axes_dims_rope=(4, 6, 6),
-        ),
-        scheduler=flow(use_dynamic_shifting=True, shift_terminal=0.02),
-        vae=diffusers.AutoencoderKLQwenImage(**_VIDEO, temperal_downsample=[False]),
-        tokenizer=tokenizer(96),
-        text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(config),
+    encoder = transformers.Qwen2_5_VLForConditionalGeneration(config)
+    return pipeline(
+        "QwenImagePipeline",
+        "QwenImageTransformer2DModel",
+        {**_FLUX, "out_channels": 4},
+        diffusers.AutoencoderKLQwenImage(**_VIDEO, temperal_downsample=[False]),
+        (tokenizer(96), encoder),
+        flow(use_dynamic_shifting=True, shift_terminal=0.02),
     )
 
 
 def lumina_2() -> Any:
-    return diffusers.Lumina2Pipeline(
-        transformer=diffusers.Lumina2Transformer2DModel(
-            sample_size=4,
-            in_channels=4,
-            hidden_size=32,
-            num_layers=1,
-            num_refiner_layers=1,
-            num_attention_heads=2,
-            num_kv_heads=1,
-            multiple_of=16,
-            axes_dim_rope=(4, 6, 6),
-            axes_lens=(64, 32, 32),
-            cap_feat_dim=16,
-        ),
-        scheduler=flow(6.0),
-        vae=diffusers.AutoencoderKL(
-            sample_size=32,
-            latent_channels=4,
-            block_out_channels=(4, 4, 4, 4),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            norm_num_groups=2,
-            scaling_factor=0.36,
-            shift_factor=0.12,
-        ),
-        tokenizer=tokenizer(48),
-        text_encoder=language_model("Gemma2Model", "Gemma2Config"),
+    stated = {
+        "sample_size": 4,
+        "in_channels": 4,
+        "hidden_size": 32,
+        "num_layers": 1,
+        "num_refiner_layers": 1,
+        "num_attention_heads": 2,
+        "num_kv_heads": 1,
+        "multiple_of": 16,
+        "axes_dim_rope": (4, 6, 6),
+        "axes_lens": (64, 32, 32),
+        "cap_feat_dim": 16,
+    }
+    vae = diffusers.AutoencoderKL(
+        sample_size=32,
+        latent_channels=4,
+        block_out_channels=(4, 4, 4, 4),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=2,
+        **_SCALED,
     )
+    text = tokenizer(48), language_model("Gemma2Model", "Gemma2Config")
+    steps = flow(6.0)
+    return pipeline("Lumina2Pipeline", "Lumina2Transformer2DModel", stated, vae, text, steps)
 
 
 def pixart_sigma() -> Any:
-    reader, encoder = t5()
-    return diffusers.PixArtSigmaPipeline(
-        transformer=diffusers.PixArtTransformer2DModel(
-            sample_size=8,
-            num_layers=1,
-            num_attention_heads=2,
-            attention_head_dim=8,
-            cross_attention_dim=16,
-            caption_channels=16,
-            use_additional_conditions=False,
-        ),
-        scheduler=diffusers.DPMSolverMultistepScheduler(),
-        vae=autoencoder(),
-        tokenizer=reader,
-        text_encoder=encoder,
-    )
+    stated = {**_HEADS, "sample_size": 8, "num_layers": 1, "cross_attention_dim": 16}
+    stated |= {"caption_channels": 16, "use_additional_conditions": False}
+    steps = diffusers.DPMSolverMultistepScheduler()
+    vae = autoencoder()
+    return pipeline("PixArtSigmaPipeline", "PixArtTransformer2DModel", stated, vae, t5(), steps)
 
 
 def sana() -> Any:
-    return diffusers.SanaPipeline(
-        transformer=diffusers.SanaTransformer2DModel(
-            sample_size=8,
-            in_channels=4,
-            out_channels=4,
-            num_layers=1,
-            num_attention_heads=2,
-            attention_head_dim=8,
-            num_cross_attention_heads=2,
-            cross_attention_head_dim=8,
-            cross_attention_dim=16,
-            caption_channels=16,
-        ),
-        scheduler=diffusers.DPMSolverMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
-        vae=diffusers.AutoencoderDC(
-            latent_channels=4,
-            attention_head_dim=4,
-            encoder_block_out_channels=(8, 8),
-            decoder_block_out_channels=(8, 8),
-            encoder_layers_per_block=(1, 1),
-            decoder_layers_per_block=(1, 1),
-            encoder_qkv_multiscales=((), ()),
-            decoder_qkv_multiscales=((), ()),
-            scaling_factor=0.41,
-        ),
-        tokenizer=tokenizer(),
-        text_encoder=language_model("Gemma2Model", "Gemma2Config"),
+    stated = {**_HEADS, "sample_size": 8, "in_channels": 4, "out_channels": 4, "num_layers": 1}
+    stated |= {"num_cross_attention_heads": 2, "cross_attention_head_dim": 8}
+    stated |= {"cross_attention_dim": 16, "caption_channels": 16}
+    vae = diffusers.AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=4,
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        scaling_factor=0.41,
     )
+    steps = diffusers.DPMSolverMultistepScheduler(**_FLOWING)
+    text = tokenizer(), language_model("Gemma2Model", "Gemma2Config")
+    return pipeline("SanaPipeline", "SanaTransformer2DModel", stated, vae, text, steps)
 
 
 def wan(*, expanded: bool = False) -> Any:
-    reader, encoder = umt5()
-    return diffusers.WanPipeline(
-        transformer=diffusers.WanTransformer3DModel(
-            num_attention_heads=2,
-            attention_head_dim=12,
-            in_channels=4,
-            out_channels=4,
-            text_dim=16,
-            freq_dim=8,
-            ffn_dim=16,
-            num_layers=1,
-            rope_max_seq_len=32,
-        ),
-        scheduler=diffusers.UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
-        vae=diffusers.AutoencoderKLWan(
-            **_VIDEO, temperal_downsample=[False], scale_factor_spatial=2
-        ),
-        tokenizer=reader,
-        text_encoder=encoder,
+    stated = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4}
+    stated |= {"out_channels": 4, "text_dim": 16, "freq_dim": 8, "ffn_dim": 16}
+    stated |= {"num_layers": 1, "rope_max_seq_len": 32}
+    return pipeline(
+        "WanPipeline",
+        "WanTransformer3DModel",
+        stated,
+        diffusers.AutoencoderKLWan(**_VIDEO, temperal_downsample=[False], scale_factor_spatial=2),
+        umt5(),
+        diffusers.UniPCMultistepScheduler(**_FLOWING),
         expand_timesteps=expanded,
     )
 
 
 def auraflow() -> Any:
-    reader, encoder = umt5()
-    return diffusers.AuraFlowPipeline(
-        transformer=diffusers.AuraFlowTransformer2DModel(
-            sample_size=8,
-            num_mmdit_layers=1,
-            num_single_dit_layers=1,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=16,
-            caption_projection_dim=16,
-            pos_embed_max_size=256,
-        ),
-        scheduler=flow(1.73),
-        vae=autoencoder(),
-        tokenizer=reader,
-        text_encoder=encoder,
-    )
+    stated = {**_HEADS, "sample_size": 8, "num_mmdit_layers": 1, "num_single_dit_layers": 1}
+    stated |= {"joint_attention_dim": 16, "caption_projection_dim": 16, "pos_embed_max_size": 256}
+    network, steps = "AuraFlowTransformer2DModel", flow(1.73)
+    return pipeline("AuraFlowPipeline", network, stated, autoencoder(), umt5(), steps)
 
 
 #: One builder for each row of `BASE_MODELS`, by the name of its pipeline.
