@@ -29,14 +29,12 @@ class Finding:
     Attributes:
         verdict: by the claim's rule.
         why: the figures that decided, by their names.
-        values: all figures, as JSON values.
-        tables: title -> rows of equal keys, for the report.
+        tables: title -> rows of equal keys, as JSON values.
         figures: name -> image.
     """
 
     verdict: Verdict
     why: Mapping[str, Any]
-    values: Mapping[str, Any]
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     figures: Mapping[str, Figure] = field(default_factory=dict)
 

@@ -43,7 +43,7 @@ def write_report(
             "why": in_words(finding.why),
             "rule": claim.rule,
             "seeds": list(config.seeds) if claim.seeded else [],
-            "values": dict(finding.values),
+            "values": {"decided": dict(finding.why), **finding.tables},
         }
         for claim, finding in found
     ]

@@ -70,7 +70,6 @@ def norms(study: Study) -> Finding:
             "FVU of ridge regression as trained": before["ridge_fvu"],
             "less of it after the SVD": less["ridge_fvu"],
         },
-        values={"rows": rows, "less_after_svd": less},
         tables={"Norms, and FVU on held-out adapters": rows},
         figures={"norms": curves(panels, "module", "over adapters")},
     )
@@ -144,7 +143,6 @@ def spectrum(study: Study) -> Finding:
             f"attributes of {len(probes)} that all components tell": len(told),
             "that one component alone tells half as well": single,
         },
-        values={"components": rows, "probes": probes},
         tables={"Components that hold a share of the variance": rows, "Linear probes (R²)": probes},
         figures={"spectrum": curves({"cumulative share of variance": lines}, "components")},
     )

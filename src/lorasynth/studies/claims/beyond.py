@@ -62,7 +62,6 @@ def beyond(study: Study) -> Finding:
             "share of what the best LoRA has": share,
             "refined, more than it": whole["more"],
         },
-        values={"goals": goals, "rows": rows, "share": share},
         tables={"Differences in identity similarity": rows},
     )
 

@@ -57,7 +57,6 @@ def beta(study: Study) -> Finding:
             "at best at": _place(best),
             "identity similarity of both": {r["beta"]: r["similarity"] for r in (one, best)},
         },
-        values={"rows": [*rows, *large], "fvu_less": less},
         tables={"VAEs on held-out adapters and test subjects": [*rows, *large]},
     )
 
@@ -100,7 +99,6 @@ def vae_or_pca(study: Study) -> Finding:
             "of the VAE less": last["fvu_less"],
             "its identity similarity more": last["similarity_more"],
         },
-        values={"rows": rows},
         tables={"The best VAE beside PCA": rows},
     )
 
@@ -140,7 +138,6 @@ def linearity(study: Study) -> Finding:
             f"of {last['size']}": _both(last),
             "what the VAE gains on PCA": growth,
         },
-        values={"rows": rows, "growth": growth},
         tables={"FVU on held-out adapters": rows},
     )
 

@@ -115,7 +115,6 @@ def cost(study: Study) -> Finding:
             "share of its identity similarity": share,
             "LoRA less all weights, by steps": saved,
         },
-        values={"rows": rows, "share_of_best": share, "lora_less_all_weights": saved},
         tables={"What each second buys": rows},
         figures={"cost": drawn},
     )
@@ -352,7 +351,6 @@ def adapter_methods(study: Study) -> Finding:
             "strengths": [cell["scale"] for cell in ours],
             "scales": [cell["scale"] for cell in theirs],
         },
-        values={"rows": rows, "ours_less_ip_adapter": more},
         tables={"Beside an IP-Adapter": rows},
     )
 

@@ -106,9 +106,9 @@ def spaces(study: Study) -> Finding:
                 f"{space} ({name})": by_name[space][name] for space, name in chosen.items()
             },
             "VAE less scaled vectors": more,
+            "standard deviation of modules": layers,
             "mean absolute excess kurtosis": {row["space"]: row["kurtosis"] for row in rows},
         },
-        values={"rows": rows, "layers": layers, "vae_less_scaled": more},
         tables={"What diffusion works on": rows},
         figures={"spaces": draw_training(named, ("loss", SIMILARITY))},
     )
@@ -188,7 +188,6 @@ def gradient_flow(study: Study) -> Finding:
     return Finding(
         verdict=judged(holds=min(ends[decides]) > 2, partly=mean[decides] > 2),
         why={"gradient of a weight at the ends over one in between, mean over seeds": mean},
-        values={"layers": layers, "ends_over_middle": ends},
         figures={"gradient-flow": curves({"share of the gradient's norm": lines}, "layer")},
     )
 
@@ -243,7 +242,6 @@ def v_prediction(study: Study) -> Finding:
             "standard deviation over seeds, x0 less v": steadier,
             "error in x0 at the end": {row["predicts"]: row["x0_error"] for row in rows},
         },
-        values={"rows": rows, "v_less_x0": more, "std_of_x0_less_v": steadier},
         tables={"What is predicted": rows},
         figures={"v-prediction": draw_training(cells, ("x0_error", SIMILARITY))},
     )
@@ -308,7 +306,6 @@ def adalora(study: Study) -> Finding:
             "identity similarity of AdaNorm": base,
             **{f"{best.name}, as many {cost}, more": gain for cost, gain in gains.items()},
         },
-        values={"rows": rows, "gains": gains},
         tables={"Modulations": rows},
         figures={"adalora": draw_training(named, ("loss", "x0_error", SIMILARITY))},
     )

@@ -60,7 +60,6 @@ def edits(study: Study) -> Finding:
             }
             for name, found in pca.items()
         },
-        values={"rows": rows},
         tables={"Glasses and facial hair put on, or taken off": rows},
         figures={
             "edits": curves(
