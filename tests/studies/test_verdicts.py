@@ -94,9 +94,7 @@ def test_adalora(gain: float, expected: str) -> None:
 def codec(missed: float, likeness: float, *seed: object) -> dict[str, Any]:
     return {
         "fvu_by_adapter": figures(missed, "missed", *seed),
-        "divergence": 1.0,
         SIMILARITY: figures(likeness, "likeness", *seed),
-        "faces_halfway": figures(1.0, *seed),
     }
 
 

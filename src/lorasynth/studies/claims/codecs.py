@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from lorasynth.codec import VAE
 from lorasynth.studies.errors import fvu
 from lorasynth.studies.finding import (
     SIMILARITY,
@@ -198,9 +197,7 @@ def _over_seeds(study: Study, name: str, width: int, depth: int, weight: float) 
         "fvu": interval(_judging(errors)),
         "fvu_by_seed": _judging(errors),
         "fvu_of_choosing": interval(_choosing(errors))["mean"],
-        "divergence": sum(cell["divergence"] for cell in cells) / len(cells),
         "similarity": interval([cell[SIMILARITY] for cell in cells]),
-        "faces_halfway": interval([cell["faces_halfway"] for cell in cells]),
         "similarity_by_seed": [cell[SIMILARITY] for cell in cells],
     }
 
@@ -224,21 +221,10 @@ def _codec_cell(study: Study, name: str, options: Mapping[str, Any]) -> dict[str
         known, held = study.vectors
         codec, layout = study.codec(name, options), study.layout
         latents = codec.encode(study.bundle.library.vectors(study.trained(), layout))
-        halfway = layout.unflatten(codec.decode((latents + latents.roll(1, dims=0)) / 2))
         return {
             "fvu_by_adapter": listed(fvu(codec.decode(codec.encode(held)), held, known)),
-            "divergence": _divergence(codec, held) if isinstance(codec, VAE) else 0.0,
             SIMILARITY: study.figures(layout.unflatten(codec.decode(latents)))[SIMILARITY],
-            "faces_halfway": study.figures(halfway)["shown"],
         }
 
     facts = {"codec": name, "options": options, **study.tested}
     return study.cell("codec", facts, measure)
-
-
-@torch.no_grad()
-def _divergence(codec: VAE, held: torch.Tensor) -> float:
-    """KL divergence of held-out adapters, in nats per latent."""
-    x = codec.scaled.encode(held)
-    terms = codec.terms(x, x.new_zeros(len(x), codec.latents))
-    return float(terms.divergence) * codec.width / codec.latents
