@@ -12,7 +12,7 @@ from command_line import Run
 from lorasynth.adapter import Adapter
 from lorasynth.avatars.benchmark import TestAvatars
 from lorasynth.avatars.bundle import Bundle
-from lorasynth.avatars.demo import COLUMNS, run_demo, write_page
+from lorasynth.avatars.demo import COLUMNS, write_demo
 from lorasynth.avatars.drawing import combinations
 from lorasynth.core.cache import Cache
 from lorasynth.core.config import read_json
@@ -159,9 +159,7 @@ def test_the_command_measures_avatars_as_the_bundle_does(
 
 
 def test_demo_writes_page_image_and_files(bundle: Bundle, tmp_path: Path) -> None:
-    result = run_demo(bundle, CONFIG, tmp_path)
-    write_page(result, tmp_path / "index.html")
-    page = (tmp_path / "index.html").read_text()
+    page = write_demo(bundle, CONFIG, tmp_path).read_text()
     assert page.count("<img") == 3 * (1 + 2 * len(COLUMNS))
     assert "training, per adapter" in page
     made = Adapter.load(tmp_path / "loras" / "subject-1.safetensors")

@@ -33,6 +33,7 @@ def test_evaluating(
     assert out.is_file()
 
 
+@pytest.mark.long
 def test_making_a_bundle(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     where = ("--run", tmp_path / "run", "--workers", 1, "--device", "cpu")
     write_json(tmp_path / "tiny.json", to_dict(tiny_config()))

@@ -39,15 +39,14 @@ class Demo(Command, Seeded, OnDevice):
     def run(self) -> Path:
         """Write the page and the LoRA files."""
         from lorasynth.avatars.bundle import Bundle
-        from lorasynth.avatars.demo import run_demo, write_page
+        from lorasynth.avatars.demo import write_demo
         from lorasynth.core.device import pick_device
         from lorasynth.evaluation.config import BenchmarkConfig
 
         config = BenchmarkConfig(subjects=self.subjects, seed=self.seed, images=6)
-        result = run_demo(Bundle.open(self.bundle, pick_device(self.device)), config, self.out)
-        write_page(result, self.out / "index.html")
-        print(self.out / "index.html")
-        return self.out / "index.html"
+        page = write_demo(Bundle.open(self.bundle, pick_device(self.device)), config, self.out)
+        print(page)
+        return page
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,10 @@ import base64
 import html
 import io
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -30,49 +28,43 @@ COLUMNS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Demo:
-    """What the page shows.
-
-    Attributes:
-        conditions: the one image of each subject that was given.
-        images: method -> the images made for each subject.
-        similarity: method -> similarity to other, real images of each subject.
-        seconds: what was timed -> seconds.
-        prompts: of the images of each subject.
-    """
-
-    conditions: UInt8[Tensor, "n h w 3"]
-    images: Mapping[str, UInt8[Tensor, "n k h w 3"]]
-    similarity: Mapping[str, Float[Tensor, " n"]]
-    seconds: Mapping[str, float]
-    prompts: list[list[str]]
-
-
-def run_demo(bundle: Bundle, config: BenchmarkConfig, out: Path) -> Demo:
-    """Train, synthesise, look up and compare; writes the synthesised files into `out/loras`."""
-    cache = Cache(out / "cache")
-    run = bundle.benchmark(config)
+def write_demo(bundle: Bundle, config: BenchmarkConfig, out: Path) -> Path:
+    """Train, synthesise, look up and compare on one page; the synthesised files are in `loras`."""
+    run, cache = bundle.benchmark(config), Cache(out / "cache")
+    count, page = len(run.cases), out / "index.html"
     conditions = torch.cat([case.reference.images for case in run.cases])
     seconds = _synthesise_files(bundle, conditions, out / "loras")
-    found = contenders_of(bundle.parts, run.subjects, cache, list(COLUMNS))
     images, similarity = {}, {}
-    for contender in found:
+    for contender in contenders_of(bundle.parts, run.subjects, cache, list(COLUMNS)):
         start = time.perf_counter()
         if contender.name == "trained" and contender.adapters:
             contender.adapters(run.cases)
-            each = (time.perf_counter() - start) / len(run.cases)
-            seconds["training, per adapter"] = each
-        made = run.images(contender, range(len(run.cases))).unflatten(0, (len(run.cases), -1))
+            seconds["training, per adapter"] = (time.perf_counter() - start) / count
+        made = run.images(contender, range(count)).unflatten(0, (count, -1))
         images[contender.name] = made
         similarity[contender.name] = run.score(made)["identity_similarity"]
-    return Demo(
-        conditions=conditions,
-        images=images,
-        similarity=similarity,
-        seconds=seconds,
-        prompts=[list(case.prompts) for case in run.cases],
+    rows = []
+    for row, case in enumerate(run.cases):
+        cells = [f"<td>{_image(conditions[row], 'the condition')}</td>"]
+        for name in COLUMNS:
+            pairs = zip(images[name][row], case.prompts, strict=True)
+            drawn = "".join(_image(image, prompt) for image, prompt in pairs)
+            value = similarity[name][row]
+            cells.append(f'<td>{drawn}<br><span class="number">similarity {value:.2f}</span></td>')
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    times = (
+        f'<tr><td>{html.escape(what)}</td><td class="number">{_duration(taken)}</td></tr>'
+        for what, taken in seconds.items()
     )
+    heads = (
+        f"<th>{title}<br>mean similarity {similarity[name].mean():.2f}</th>"
+        for name, title in COLUMNS.items()
+    )
+    text = _PAGE.format(
+        subjects=count, heads="".join(heads), rows="\n".join(rows), times="\n".join(times)
+    )
+    write_text(page, text)
+    return page
 
 
 def _synthesise_files(
@@ -116,31 +108,6 @@ the first column.</p>
 <p>The synthesised files are in <code>loras/</code>. Images of people need their consent.</p>
 </html>
 """
-
-
-def write_page(demo: Demo, path: Path) -> None:
-    """Write the page; its images are inside it."""
-    rows = []
-    for row, condition in enumerate(demo.conditions):
-        cells = [f"<td>{_image(condition, 'the condition')}</td>"]
-        for name in COLUMNS:
-            made = zip(demo.images[name][row], demo.prompts[row], strict=True)
-            images = "".join(_image(image, prompt) for image, prompt in made)
-            value = demo.similarity[name][row]
-            cells.append(f'<td>{images}<br><span class="number">similarity {value:.2f}</span></td>')
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    times = [
-        f'<tr><td>{html.escape(what)}</td><td class="number">{_duration(seconds)}</td></tr>'
-        for what, seconds in demo.seconds.items()
-    ]
-    heads = "".join(
-        f"<th>{title}<br>mean similarity {demo.similarity[name].mean():.2f}</th>"
-        for name, title in COLUMNS.items()
-    )
-    text = _PAGE.format(
-        subjects=len(demo.conditions), heads=heads, rows="\n".join(rows), times="\n".join(times)
-    )
-    write_text(path, text)
 
 
 def _duration(seconds: float) -> str:
