@@ -125,15 +125,15 @@ def test_kill_9_at_random_moments(
     words = words_of(name, world, root, home)
     whole, took = undisturbed(words, root)
     killed = 0
-    for _ in range(KILLS):
+    while killed < KILLS:
         child = start(words)
         time.sleep(chance.uniform(0.0, took))
         os.kill(child, signal.SIGKILL)
-        killed += status_of(child) == -signal.SIGKILL
+        ended = status_of(child)
+        killed += ended == -signal.SIGKILL
         require_whole(root, whole)
-        if chance.random() < 0.3 and name != "collect":
+        if ended == 0 or (chance.random() < 0.3 and name != "collect"):
             shutil.rmtree(root, ignore_errors=True)
-    assert killed > KILLS // 4
     assert status_of(start(words)) == 0
     made = {name: data for name, data in files_of(root).items() if "/.lock" not in name}
     assert [k for k in made if ".tmp-" in k] == []
