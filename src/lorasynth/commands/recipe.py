@@ -236,9 +236,9 @@ class Domain(WithRecipe, WithBase, WithImages):
         return path
 
     def _codec(self, path: Path) -> Fit:
-        kind = Fit.kinds()["pca"]
+        kind: Any = Fit.kinds()["pca"]
         latents = min(self.latents, self.library - 1)
-        return kind(  # type: ignore[return-value]
+        fit: Fit = kind(
             library=self.stages.path("library"),
             out=path,
             split="all",  # those that it was collected of are of one split
@@ -246,6 +246,7 @@ class Domain(WithRecipe, WithBase, WithImages):
             device=self.device,
             config=PCAConfig(latents=latents),
         )
+        return fit
 
     def _synthesizer(self, path: Path) -> Train:
         return Train(

@@ -133,7 +133,7 @@ def _training(run: Path, name: str) -> list[str]:
     panels = {}
     for key in sorted(told):
         found = [(row["step"], row[key]) for row in rows if key in row]
-        panels[key] = [Line("", *map(list, zip(*found, strict=True)), "-")]
+        panels[key] = [Line("", [step for step, _ in found], [value for _, value in found])]
     parts = [f"<h2>Training of the {name}</h2>"]
     if panels:
         save_figure(curves(panels, "step"), folder / "curves.png")

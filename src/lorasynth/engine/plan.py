@@ -237,4 +237,4 @@ def measured_rate(
         if base.device.type == "cuda":
             torch.cuda.synchronize()
         steps += 1
-    return tally.operations * steps / (time.monotonic() - begun) / 1e12
+    return float(tally.operations * steps / (time.monotonic() - begun) / 1e12)

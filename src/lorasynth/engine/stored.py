@@ -53,7 +53,7 @@ class StoredRows:
 
 @lru_cache(maxsize=_OPEN)
 def _opened(path: Path) -> Any:
-    return safe_open(str(path), framework="pt").__enter__()
+    return safe_open(str(path), framework="pt")
 
 
 def _slice(path: Path, name: str) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -73,12 +73,13 @@ class ChosenSubjects:
                 f"a table of chosen subjects must be readable, but {self.table} is not "
                 f"({str(error).splitlines()[0]}): make it again"
             ) from error
-        found: dict[str, Choice] = {}
+        found: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
-            one = found.setdefault(row["id"], Choice([], [], row["split"]))
-            one.photos.append(row["photo"])
-            one.captions.append(row["caption"])
-        return found
+            found.setdefault(row["id"], []).append(row)
+        return {
+            name: Choice([r["photo"] for r in of], [r["caption"] for r in of], of[0]["split"])
+            for name, of in found.items()
+        }
 
     @property
     def ids(self) -> list[str]:
