@@ -85,7 +85,7 @@ def require_whole(root: Path, whole: dict[str, bytes]) -> None:
         name = place.relative_to(root).as_posix()
         mine = {k: v for k, v in files_of(root).items() if k == name or k.startswith(f"{name}/")}
         mine = {k: v for k, v in mine.items() if "/.tmp-" not in k}
-        several = name in ("all", "table") or name.endswith(".failures.json")
+        several = name in ("all", "table", "sheets") or name.endswith(".failures.json")
         expected = {k for k in whole if k == name or k.startswith(f"{name}/")}
         assert several or mine.keys() == expected
         assert all(whole.get(k) == v for k, v in mine.items())
