@@ -48,7 +48,7 @@ from lorasynth.library.torch_files import SavedMatrix, load_small
 from lorasynth.library.vectors import VectorFile
 
 #: What one file may cost.
-SECONDS, MEGABYTES = 5.0, 300
+SECONDS, MEGABYTES = 5.0, 800  # an image of 40 megapixels, the most that is read, takes 760
 #: Beyond which the system refuses memory, so that a fault does not end the run.
 GIGABYTES = 4
 #: Files between two looks at memory.

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.nn import BatchNorm1d, BatchNorm2d
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
@@ -138,6 +139,17 @@ def clip(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+def tune(base: Path) -> None:
+    """Change one layer of a base model, as training does."""
+    [weights] = (base / "unet").glob("*.safetensors")
+    tensors = load_file(weights)
+    name = next(name for name in tensors if name.endswith("to_q.weight"))
+    tensors[name] = tensors[name] + 0.1 * torch.randn(
+        tensors[name].shape, generator=torch_stream(5)
+    )
+    save_file(tensors, weights)
+
+
 @pytest.fixture(scope="session")
 def home(world: World, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All that the commands take, in the home folder of a user with a name."""
@@ -145,6 +157,11 @@ def home(world: World, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     for name in ("base", "encoder", "library", "codec", "synthesizer", "subjects"):
         shutil.copytree(getattr(world, name), home / name)
     shutil.copytree(clip, home / "clip")
+    shutil.copytree(world.base, home / "tuned")
+    tune(home / "tuned")
+    facts = "".join(f"{name},{name == SUBJECTS[0]}\n" for name in SUBJECTS)
+    (home / "facts.csv").write_text(f"id,old\n{facts}")
+    assert call(["library", "annotate", home / "library", home / "facts.csv"]) == 0
     (home / "loras").mkdir()
     for source, place in ((world.photo, "photo.png"), (world.lora, "me.safetensors"),
                           (world.lora, "loras/ann.safetensors")):  # fmt: skip

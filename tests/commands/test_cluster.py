@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from command_line import Run, call
+from lorasynth import Synthesizer
 from lorasynth.commands.collect import WithWorker
 from lorasynth.library import Library
+from two_processes import launch
 
-from .conftest import SUBJECTS, World, collect_arguments
+from .conftest import PRETRAIN, SUBJECTS, World, collect_arguments
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +87,23 @@ def test_a_local_ray_collects_and_embeds(
     result = run(*arguments)
     assert result.status == 0, result.err
     assert_same_library(tmp_path / "library", whole)
+
+
+def test_two_processes_pretrain_as_one_does(world: World, run: Run, tmp_path: Path) -> None:
+    """As a user would: `accelerate launch -m lorasynth pretrain ...`."""
+    together, alone = tmp_path / "together", tmp_path / "alone"
+
+    def words(out: Path) -> list[object]:
+        parts = ["--base", world.base, "--encoder", world.encoder, "-o", out, "--device", "cpu"]
+        return ["pretrain", world.subjects, *parts, "--run", f"{out}-run", *PRETRAIN]
+
+    done = launch("-m", "lorasynth", *words(together))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{together}: trained on 3 subjects\n"
+    assert run(*words(alone)).status == 0
+    one, other = (Synthesizer.from_pretrained(path).hypernet for path in (together, alone))
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(value, other.state_dict()[name], rtol=1e-3, atol=1e-5)
+    odd = launch("-m", "lorasynth", *words(tmp_path / "odd"), "--optimisation.batch", 3)
+    assert odd.returncode
+    assert "must be a multiple of the number of processes" in odd.stderr

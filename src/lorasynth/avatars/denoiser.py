@@ -63,6 +63,9 @@ def train_base(
     pipeline.vae.register_to_config(_name_or_path="")  # a local path
     chunks = drawn.chunks()
     latents = _latents(pipeline.vae, chunks, run, device)
+    scale = 1 / float(latents.float().std())  # as Stable Diffusion's: latents of unit size
+    pipeline.vae.register_to_config(scaling_factor=scale)
+    latents = latents * scale
     parts = nn.ModuleDict({"unet": pipeline.unet, "text_encoder": pipeline.text_encoder})
     features = None
     if perception is not None:

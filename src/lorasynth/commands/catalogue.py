@@ -27,6 +27,7 @@ _OWN: dict[str, str] = {
     "resize": "lora:Resize",
     "merge": "lora:Merge",
     "extract": "lora:Extract",
+    "recipe domain": "recipe:Domain",
     "plan": "plan:Plan",
     "pretrain": "pretrain:Pretrain",
     "collect": "collect:Collect",

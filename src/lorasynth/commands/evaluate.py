@@ -52,7 +52,9 @@ class WithBenchmark(WithBase):
         clip: CLIP model that scores prompts: a folder, or hub:owner/name.
         attributes: Folder of what reads attributes off avatars.
         prompt: Prompt; repeatable, in turn; default: avatars' own, else a portrait.
-        references: Images of each subject that condition, and that it is trained on.
+        references: Images of each subject that condition.
+        judging: Images of each subject that judge, the last ones; trained contenders learn from all
+            others. Default: all but the references judge.
         benchmark: The images that are made.
         cache: Folder for trained adapters and measurements, which are not made twice.
     """
@@ -68,6 +70,7 @@ class WithBenchmark(WithBase):
     attributes: str = "bundle/judge"
     prompt: Repeated = ()
     references: Annotated[int, Field(ge=1)] = 1
+    judging: Annotated[int, Field(ge=1)] | None = None
     benchmark: Annotated[BenchmarkConfig, Flat] = field(default_factory=BenchmarkConfig)
     cache: Path = Path("runs/evaluation")
 
@@ -158,6 +161,7 @@ class WithBenchmark(WithBase):
             prompts=self.prompt or (PORTRAIT,),
             references=self.references,
             subjects=config.subjects,
+            judging=self.judging,
         )
 
 
@@ -215,12 +219,12 @@ class Evaluate(Command, WithBenchmark):
         contenders = at_strengths(contenders, strengths)
         report = evaluate(benchmark, contenders, parts)
         print_table(report["rows"])
-        if self.out is not None:
-            save_report(report, self.out)
-            print(self.out)
         if self.sheets is not None:
             benchmark.save_sheets(contenders, self.sheets, 16)
             print(self.sheets)
+        if self.out is not None:  # last, so that it says that all is there
+            save_report(report, self.out)
+            print(self.out)
         return report
 
     def _contenders(

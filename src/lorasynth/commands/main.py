@@ -95,12 +95,12 @@ def find(words: Sequence[str]) -> tuple[str, type[Command] | None, Sequence[str]
 
 
 def _require_one_process(name: str, command: type[Command]) -> None:
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # as core.device, which imports torch
     if processes > 1 and not command.shared:
         raise ConfigError(
             f"lorasynth {name} is for one process, but was launched as {processes}: start it "
-            "without a launcher; train shares its work among processes, and collect has --shard "
-            "and --engine"
+            "without a launcher; pretrain and train share their work among processes, and collect "
+            "has --shard and --engine"
         )
 
 

@@ -53,7 +53,17 @@ class Plan(Command, WithBase):
     targets: tuple[str, ...] = ()
 
     def run(self) -> list[dict[str, Any]]:
-        """Print the table; its rows."""
+        """Print the table; its rows.
+
+        Raises:
+            ConfigError: a step does not fit.
+        """
+        rows = self.rows()
+        self.show(rows)
+        return rows
+
+    def rows(self) -> list[dict[str, Any]]:
+        """For each step its name, how much fits at once, and what that takes."""
         import torch
 
         from lorasynth.base import BaseModel
@@ -63,11 +73,9 @@ class Plan(Command, WithBase):
         budget, number = memory_of(self.gpu, "--gpu"), getattr(torch, self.dtype)
         with plan.fake(sketch, self.base, number) as base:
             self.memory_options.apply(base.denoiser, base.name)
-            rows = [
+            return [
                 self._row(name, need, budget, samples) for name, need, samples in self._steps(base)
             ]
-        self._show(rows, base.name)
-        return rows
 
     def _steps(self, base: "BaseModel") -> "Iterator[tuple[str, Callable[[int], Need], int]]":
         """Each step's name, what it needs for so many samples at once, and how many in all."""
@@ -111,8 +119,14 @@ class Plan(Command, WithBase):
             else None,
         }
 
-    def _show(self, rows: list[dict[str, Any]], name: str) -> None:
-        print(f"{name}, {self.dtype}, a GPU of {self.gpu} at {self.tflops:g} TFLOP/s (assumed):")
+    def show(self, rows: list[dict[str, Any]], how: str = "assumed") -> None:
+        """Print the table; `how` says where the rate is from.
+
+        Raises:
+            ConfigError: a step does not fit.
+        """
+        name = self.base
+        print(f"{name}, {self.dtype}, a GPU of {self.gpu} at {self.tflops:.3g} TFLOP/s ({how}):")
         print(f"{'step':<10}{'at once':>9}{'weights':>10}{'in all':>10}{'hours':>9}")
         for row in rows:
             hours = "" if row["hours"] is None else f"{row['hours']:.1f}"

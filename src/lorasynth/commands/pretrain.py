@@ -2,7 +2,7 @@
 
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic.dataclasses import dataclass
 from tyro.conf import arg
@@ -11,6 +11,12 @@ from lorasynth.commands.shared import TRIGGER, Overwriting, Resumed, WithBase, W
 from lorasynth.commands.training import WithRecipe, WithSheet
 from lorasynth.core.command import Flat, Out
 from lorasynth.predict.config import PredictorTraining
+
+if TYPE_CHECKING:
+    from lorasynth.base import BaseModel
+    from lorasynth.condition import ConditionEncoder
+    from lorasynth.images import SubjectSource
+    from lorasynth.predict import Predicting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +28,8 @@ class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Overwriting, Resumed
 
     Watch it in the run's folder: metrics.jsonl has the losses of training and of held-out subjects
     and the identity similarity of samples, samples/ these samples beside a real image.
+
+    Under `accelerate launch -m lorasynth pretrain ...` all processes share one batch.
 
     Consent: of people only with their consent.
 
@@ -35,6 +43,7 @@ class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Overwriting, Resumed
     """
 
     group: ClassVar[str] = "Make a synthesizer"
+    shared: ClassVar[bool] = True
 
     out: Out
     encoder: str
@@ -44,15 +53,13 @@ class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Overwriting, Resumed
 
     def run(self) -> Path:
         """Train, and write the synthesizer; its path."""
-        from lorasynth.collect.failures import Failures
         from lorasynth.collect.sheet import cut_subjects
         from lorasynth.condition import load_encoder
         from lorasynth.core.atomic import make_parent
         from lorasynth.core.device import pick_device
-        from lorasynth.core.learned import learned_from
+        from lorasynth.engine.processes import Processes, end_of_launched
         from lorasynth.predict import train_predictor
-        from lorasynth.predict.tasks import ENCODED, divided
-        from lorasynth.synthesizer import Synthesizer
+        from lorasynth.predict.tasks import divided
 
         make_parent(self.out, self.run_folder)
         self.require_free(self.out)
@@ -60,7 +67,9 @@ class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Overwriting, Resumed
         encoder, base = load_encoder(self.encoder, pick_device(self.device)), self.load_base()
         source = self.load_images(base.image_size)
         learned, _ = divided(source, self.training.held_out)
-        self.draw_sheet(cut_subjects(source, learned, base.image_size, [encoder]))
+        first = Processes.here(base.device).is_first
+        if first:
+            self.draw_sheet(cut_subjects(source, learned, base.image_size, [encoder]))
         made = train_predictor(
             base,
             encoder,
@@ -69,6 +78,23 @@ class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Overwriting, Resumed
             replace(self.training, optimisation=seeded),
             self.run_folder / "pretrain.safetensors",
         )
+        if first:
+            self._write(base, encoder, source, made)
+        end_of_launched()
+        return self.out
+
+    def _write(
+        self,
+        base: "BaseModel",
+        encoder: "ConditionEncoder",
+        source: "SubjectSource",
+        made: "Predicting",
+    ) -> None:
+        from lorasynth.collect.failures import Failures
+        from lorasynth.core.learned import learned_from
+        from lorasynth.predict.tasks import ENCODED
+        from lorasynth.synthesizer import Synthesizer
+
         parts = (base, made.layout, encoder, made.hypernet, made.codec)
         synthesizer = Synthesizer.of(*parts, trigger_phrase=self.trigger)
         replace(synthesizer, learned=learned_from(made.ids)).save(self.out)
@@ -77,4 +103,3 @@ class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Overwriting, Resumed
         held = f", {len(made.held_out)} held out" if made.held_out else ""
         why = f", {left_out} left out ({failures.path})" if left_out else ""
         print(f"{self.out}: trained on {len(made.ids)} subjects{held}{why}")
-        return self.out

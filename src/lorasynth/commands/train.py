@@ -18,8 +18,6 @@ from lorasynth.core.command import Command, Flat, OnDevice, Out, with_field
 from lorasynth.hypernet.config import HypernetConfig
 
 if TYPE_CHECKING:
-    import torch
-
     from lorasynth.base import BaseModel
     from lorasynth.condition import ConditionEncoder
     from lorasynth.core.learned import Learned
@@ -181,6 +179,7 @@ class Train(Command, FromLibrary):
         from lorasynth.collect.embedding import column_of
         from lorasynth.condition import load_encoder
         from lorasynth.core.atomic import make_parent
+        from lorasynth.core.device import pick_device
         from lorasynth.core.learned import learned_from
         from lorasynth.engine.processes import Processes, end_of_launched
         from lorasynth.hypernet.library_data import training_set
@@ -190,7 +189,7 @@ class Train(Command, FromLibrary):
 
         self.require_free(self.out)
         make_parent(self.out, self.run_folder)
-        device = self._picked()
+        device = pick_device(self.device)
         opened, embedder = Library.open(self.library), load_encoder(self.encoder)
         codec, adapters = load_codec(self.codec), opened.training(self.split)
         model = BaseModel.load(self.base, "meta")
@@ -233,10 +232,11 @@ class Train(Command, FromLibrary):
         """What makes samples with the synthesizer as it is."""
         from lorasynth.base import BaseModel
         from lorasynth.collect.sheet import Watched
+        from lorasynth.core.device import pick_device
         from lorasynth.core.learned import learned_from
         from lorasynth.images import subjects_in
 
-        base = BaseModel.load(self.base, self._picked())
+        base = BaseModel.load(self.base, pick_device(self.device))
         source = subjects_in(str(self.watch_images), size=base.image_size)
         ids = [name for name in source.ids if not learned_from([name]) <= learned]
         watched = Watched(base, encoder, source, ids, self.run_folder / "samples")
@@ -247,13 +247,6 @@ class Train(Command, FromLibrary):
             return watched(factors, step)
 
         return probe
-
-    def _picked(self) -> "torch.device":
-        from lorasynth.core.device import pick_device
-        from lorasynth.engine.processes import device_of_launched, launched
-
-        several = self.device == "auto" and launched() > 1
-        return device_of_launched() if several else pick_device(self.device)
 
     def _around(self, base: "BaseModel") -> "Synthesizer | None":
         from lorasynth.base.compatibility import require_made_for

@@ -1,5 +1,6 @@
 """Which device to compute on, in which precision, and whether its memory ran out."""
 
+import os
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
@@ -43,10 +44,17 @@ def exact(x: Float[Tensor, "..."]) -> Float64[Tensor, "..."]:
 def pick_device(name: str = "auto") -> torch.device:
     """Resolve `auto` to CUDA, then Apple's MPS, then CPU; pass other names to torch.
 
+    Of several processes of a launcher, `auto` is each one's own GPU, or what the launcher wants.
+
     Raises:
         ConfigError: torch does not know the device, or it is not present.
     """
     if name == "auto":
+        if launched() > 1:
+            from accelerate import PartialState  # takes seconds
+
+            own: torch.device = PartialState().device
+            return own
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -60,6 +68,11 @@ def pick_device(name: str = "auto") -> torch.device:
             f"usable ({reason})"
         ) from error
     return device
+
+
+def launched() -> int:
+    """How many processes a launcher, such as accelerate's, started together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def worker_processes(count: int) -> ProcessPoolExecutor:

@@ -6,6 +6,7 @@ peak is that of the allocator, byte for byte (`tests/engine/test_plan.py`); a GP
 libraries work in and what fragmentation costs, for which `HEADROOM` stands.
 """
 
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -139,11 +140,11 @@ def encoding(base: BaseModel, batch: int) -> Callable[[], None]:
 
 def training(base: BaseModel, factors: Factors, batch: int) -> Callable[[], None]:
     """A step of training B of n stacked adapters: forward and backward of `batch` samples."""
-    texts = base.encode_prompts(["a portrait"] * batch)
+    texts, on = base.encode_prompts(["a portrait"] * batch), base.device
 
     def step() -> None:
-        clean = torch.zeros(batch, *base.latent_shape, dtype=base.dtype)
-        times = base.draw_times((batch,), torch.Generator())
+        clean = torch.zeros(batch, *base.latent_shape, dtype=base.dtype, device=on)
+        times = base.draw_times((batch,), torch.Generator(on))
         noisy, target = base.add_noise(clean, torch.randn_like(clean), times)
         moving = {k: Factor(f.A, f.B.clone().requires_grad_()) for k, f in factors.items()}
         with base.attached(moving):
@@ -200,7 +201,7 @@ def zero_factors(base: BaseModel, targets: tuple[str, ...], rank: int, count: in
         )
         for name, layer in found.items()
     }
-    return map_factors(lambda part: part.to(base.dtype), shaped)
+    return map_factors(lambda part: part.to(base.device, base.dtype), shaped)
 
 
 def largest_batch(one: Need, two: Need, memory: int, most: int) -> tuple[int, int]:
@@ -221,3 +222,19 @@ def largest_batch(one: Need, two: Need, memory: int, most: int) -> tuple[int, in
 def hours(operations: int, steps: int, tflops: float) -> float:
     """Hours of so many steps at a rate in TFLOP/s."""
     return operations * steps / (tflops * 1e12) / 3600
+
+
+def measured_rate(
+    base: BaseModel, targets: tuple[str, ...], rank: int, batch: int, seconds: float
+) -> float:
+    """TFLOP/s that this device reaches in training, over some seconds after a first step."""
+    step = training(base, zero_factors(base, targets, rank, batch), batch)
+    with Tally(base.denoiser) as tally:
+        step()
+    begun, steps = time.monotonic(), 0
+    while time.monotonic() - begun < seconds:
+        step()
+        if base.device.type == "cuda":
+            torch.cuda.synchronize()
+        steps += 1
+    return float(tally.operations * steps / (time.monotonic() - begun) / 1e12)

@@ -5,13 +5,13 @@ what is drawn does not depend on how many there are.  All have equally many rows
 their gradients is the gradient of the whole batch.
 """
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lorasynth.core.device import launched
 from lorasynth.core.errors import ConfigError
 
 
@@ -55,6 +55,11 @@ class Processes:
         rows = len(whole) // self.count
         return whole[self.index * rows : (self.index + 1) * rows]
 
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Put the mean over all processes in place of tensors, in one exchange."""
         kept = list(tensors)
@@ -65,19 +70,6 @@ class Processes:
         flat /= self.count
         for tensor, mean in zip(kept, flat.split([t.numel() for t in kept]), strict=True):
             tensor.copy_(mean.view_as(tensor))
-
-
-def launched() -> int:
-    """How many processes a launcher started together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def device_of_launched() -> torch.device:
-    """The GPU of this process, or the CPU, as its launcher wants it."""
-    from accelerate import PartialState
-
-    device: torch.device = PartialState().device
-    return device
 
 
 def end_of_launched() -> None:

@@ -75,8 +75,10 @@ class SplitSubjects:
     Attributes:
         source: the subjects.
         prompts: that images are made for in turn.
-        references: images that condition, and that trained contenders learn from.
+        references: images that condition.
         subjects: how many, the first ones; None for all.
+        judging: images that judge, the last ones, where trained contenders learn from all others;
+            None: all but the references judge.
     """
 
     __test__ = False  # no test class
@@ -85,6 +87,7 @@ class SplitSubjects:
     prompts: Sequence[str]
     references: int = 1
     subjects: int | None = None
+    judging: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no image can be made for."""
@@ -101,28 +104,34 @@ class SplitSubjects:
 
     @property
     def key(self) -> Any:
-        """The images to learn from: those that condition."""
+        """The images to learn from."""
         photos = (photo for name in self.ids for photo in self.load(name).photos)
         return [hashlib.sha256(photo.numpy().tobytes()).hexdigest()[:16] for photo in photos]
 
     def load(self, subject_id: str) -> Subject:
-        """The images that condition."""
-        return self._part(self.source.load(subject_id), slice(self.references))
+        """The images to learn from."""
+        subject = self.source.load(subject_id)
+        return self._part(subject, slice(self._judge_from(subject)))
 
     def case(self, subject_id: str, images: int) -> Case:
         """The subject with its images split."""
         subject = self.source.load(subject_id)
-        if len(subject.photos) <= self.references:
+        start = self._judge_from(subject)
+        if not self.references <= start < len(subject.photos):
+            least = self.references + (self.judging or 1)
             raise ImageError(
-                f"a test subject needs {self.references + 1} images or more, {self.references} "
-                f"that condition and others that judge, but {subject_id} has "
-                f"{len(subject.photos)}: add one, or leave it out"
+                f"a test subject needs {least} images or more, {self.references} that condition "
+                f"and others that judge, but {subject_id} has {len(subject.photos)}: add one, or "
+                "leave it out"
             )
         return Case(
             reference=self._part(subject, slice(self.references)),
-            judging=self._part(subject, slice(self.references, None)),
+            judging=self._part(subject, slice(start, None)),
             prompts=[self.prompts[i % len(self.prompts)] for i in range(images)],
         )
+
+    def _judge_from(self, subject: Subject) -> int:
+        return len(subject.photos) - self.judging if self.judging else self.references
 
     def _part(self, subject: Subject, rows: slice) -> Subject:
         return replace(

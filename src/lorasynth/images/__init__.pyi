@@ -3,6 +3,7 @@ from .contract import TRIGGER as TRIGGER
 from .contract import Photos as Photos
 from .contract import Subject as Subject
 from .contract import SubjectSource as SubjectSource
+from .contract import stamp_of as stamp_of
 from .files import read_photo as read_photo
 from .files import to_image as to_image
 from .folders import FolderSubjects as FolderSubjects

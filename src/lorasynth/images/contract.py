@@ -59,3 +59,9 @@ class SubjectSource(Protocol):
             ImageError: an image of the subject cannot be used.
         """
         ...
+
+
+def stamp_of(source: SubjectSource, names: Sequence[str]) -> object:
+    """What says that some subjects are still those of before: a source's own `stamp`, or itself."""
+    stamp = getattr(source, "stamp", None)
+    return [*names, stamp(names) if stamp else repr(source)]

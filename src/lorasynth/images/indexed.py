@@ -131,6 +131,14 @@ class Indexed(ABC):
         tally.say(self.root)
         return found
 
+    def stamp(self, names: Sequence[str]) -> list[tuple[str, int, int]]:
+        """Changes when the files of some subjects do: their names, sizes and times."""
+        stats = [(path, path.stat()) for path in self._files(names)]
+        return [(path.name, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+
+    def _files(self, names: Sequence[str]) -> Sequence[Path]:  # noqa: ARG002  all lie in the same
+        return sorted(self.root.iterdir()) if self.root.is_dir() else [self.root]
+
     @property
     def ids(self) -> list[str]:
         """The subjects that have at least one image.

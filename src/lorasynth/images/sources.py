@@ -12,7 +12,9 @@ from lorasynth.images.folders import FolderSubjects
 NamedSource: TypeAlias = Callable[[str, int], SubjectSource]
 
 #: Sources by what stands before the colon, such as `avatars:200`.
-SOURCES: Registry[NamedSource] = Registry("source of subjects", "lorasynth.sources")
+SOURCES: Registry[NamedSource] = Registry(
+    "source of subjects", "lorasynth.sources", "lorasynth.images.chosen"
+)
 
 
 def subjects_in(root: Path | str, caption: str = PORTRAIT, size: int = 512) -> SubjectSource:

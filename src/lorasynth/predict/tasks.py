@@ -1,30 +1,30 @@
 """What a network from conditions learns by: it sees one image, others must be denoised."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
+from safetensors import safe_open
 from torch import Tensor
 
 from lorasynth.base import BaseModel, Texts
 from lorasynth.collect.collector import checked_ids
-from lorasynth.collect.embedding import as_many_of_each
 from lorasynth.collect.failures import Failures
 from lorasynth.condition import ConditionEncoder, framed_subject, subject_conditions
 from lorasynth.core.errors import CollectionError, ImageError
 from lorasynth.core.progress import console, progress
 from lorasynth.core.randomness import stream_seed
 from lorasynth.core.splits import held_out
-from lorasynth.core.weights import kept_tensors
+from lorasynth.core.weights import write_weights
 from lorasynth.engine import Optimisation
 from lorasynth.engine.draws import Draw
 from lorasynth.engine.encoded import EncodedSubjects, encode_subjects
-from lorasynth.images import Subject, SubjectSource
+from lorasynth.engine.processes import Processes
+from lorasynth.engine.stored import Ragged, StoredRows
+from lorasynth.images import Subject, SubjectSource, stamp_of
 
 #: Subjects of which some are held out where no split is stated, and most of these.
 _LEAST, _MOST = 8, 64
@@ -36,65 +36,80 @@ _PART = 128
 _TEXT = "text."
 
 
+class Taught(NamedTuple):
+    """Subjects that a network learns from; what is encoded of them stays in files.
+
+    Attributes:
+        ids: of those whose photos can be used.
+        latents: of their images.
+        texts: prompt embeddings of their captions, by the names of the denoiser's arguments.
+        empty: what the base model takes where nothing is said.
+        embeddings: of the same photos, one or more of each.
+    """
+
+    ids: list[str]
+    latents: Ragged
+    texts: Mapping[str, StoredRows]
+    empty: Texts
+    embeddings: Ragged
+
+    def of(self, names: Sequence[str]) -> "Taught":
+        """Those of them that are named."""
+        wanted = set(names)
+        rows = torch.tensor([i for i, name in enumerate(self.ids) if name in wanted]).long()
+        ids = [self.ids[row] for row in rows.tolist()]
+        return self._replace(
+            ids=ids, latents=self.latents.select(rows), embeddings=self.embeddings.select(rows)
+        )
+
+    @property
+    def width(self) -> int:
+        """Of an embedding."""
+        return self.embeddings.rows.shape[1]
+
+
 def draw_task(
     base: BaseModel,
-    encoded: EncodedSubjects,
-    embeddings: Float[Tensor, "n k m"],
+    taught: Taught,
     options: Optimisation,
     images: int,
     step: int,
+    processes: Processes | None = None,
 ) -> tuple[Float[Tensor, "b m"], EncodedSubjects, Draw]:
     """Draw the subjects of a step, one embedding of each, and what each must denoise.
 
     Args:
         base: the base model.
-        encoded: all subjects.
-        embeddings: of the same images.
-        options: the seed, and as the batch the number b of subjects.
+        taught: all subjects.
+        options: the seed, and as the batch the number of subjects.
         images: denoised of each.
         step: names the stream of random numbers.
+        processes: this one of several, which gets its share of the batch; None: all of it.
 
     Returns:
-        The conditions, the subjects drawn, and their draws.
+        The conditions, the images drawn of each subject, and their draws.
     """
     device, batch = base.device, options.batch
     generator = torch.Generator(device).manual_seed(stream_seed(options.seed, "predict", step))
-    shape = (batch, images)
+    shape, share = (batch, images), (processes or Processes()).share
 
-    def below(high: int, *size: int) -> Tensor:
-        return torch.randint(high, size, generator=generator, device=device)
+    def draw(*size: int) -> Tensor:
+        return torch.randint(1 << 31, size, generator=generator, device=device)
 
-    rows = below(len(embeddings), batch)
-    seen = embeddings[rows, below(embeddings.shape[1], batch)]
-    noise = torch.randn(*shape, *encoded.latents.shape[1:], generator=generator, device=device)
-    draw = Draw(
-        images=below(embeddings.shape[1], *shape),
-        times=base.draw_times(shape, generator),
-        noise=noise,
-        dropped=torch.zeros(shape, dtype=torch.bool, device=device),
-    )
-    return seen, replace(encoded, first=encoded.first[rows]), draw
-
-
-class Taught(NamedTuple):
-    """Subjects that a network learns from.
-
-    Attributes:
-        ids: of those whose photos can be used.
-        encoded: what the base model sees.
-        embeddings: of the same photos.
-    """
-
-    ids: list[str]
-    encoded: EncodedSubjects
-    embeddings: Float[Tensor, "n k m"]
-
-    def of(self, names: Sequence[str]) -> "Taught":
-        """Those of them that are named."""
-        wanted = set(names)
-        rows = [i for i, name in enumerate(self.ids) if name in wanted]
-        encoded = replace(self.encoded, first=self.encoded.first[rows])
-        return Taught([self.ids[i] for i in rows], encoded, self.embeddings[rows])
+    rows = share(draw(batch) % len(taught.ids)).cpu()
+    seen, shown = taught.embeddings.select(rows), taught.latents.select(rows)
+    which = share(draw(batch)).cpu() % seen.counts
+    noise = torch.randn(*shape, *taught.latents.rows.shape[1:], generator=generator, device=device)
+    places = share(draw(*shape)).cpu() % shown.counts[:, None]
+    times = share(base.draw_times(shape, generator))
+    index = (places + shown.first[:, None]).flatten()
+    texts = Texts({name: part[index] for name, part in taught.texts.items()})
+    counts = [images] * len(rows)
+    drawn = EncodedSubjects.of(taught.latents.rows[index], texts, taught.empty, counts)
+    own = torch.arange(images, device=device).expand(len(rows), images)
+    dropped = torch.zeros_like(own, dtype=torch.bool)
+    found = Draw(images=own, times=times, noise=share(noise), dropped=dropped)
+    return taught.embeddings.rows[seen.first + which], drawn, found
 
 
 def divided(source: SubjectSource, share: float) -> tuple[list[str], list[str]]:
@@ -133,44 +148,57 @@ def encode_with_embeddings(
         CollectionError: there is no subject that can be used, or two have one name.
         ImageError: `strict`, and a subject cannot be used.
     """
-    ids, parts, usable = checked_ids(source), [], list[str]()
-    failures = Failures(kept)
-    with progress("encode subjects", len(ids)) as advance:
-        for start in range(0, len(ids), _PART):
-            names = ids[start : start + _PART]
-            path = kept / f"{_name_of(base, encoder, source, names)}.safetensors"
+    ids, processes = checked_ids(source), Processes.here(base.device)
+    name = kept.name if processes.is_first else f"{kept.name}-{processes.index}"
+    failures = Failures(kept.with_name(name))
+    chunks = [ids[start : start + _PART] for start in range(0, len(ids), _PART)]
+    paths = [kept / f"{_name_of(base, encoder, source, names)}.safetensors" for names in chunks]
+    with progress("encode subjects", len(ids), shown=processes.is_first) as advance:
+
+        def look(name: str) -> Subject | ImageError:
+            advance()
+            try:
+                return framed_subject(source.load(name), base.image_size, [encoder])
+            except ImageError as error:
+                if strict:
+                    raise
+                return error
+
+        for number, (names, path) in enumerate(zip(chunks, paths, strict=True)):
             if path.is_file():
                 advance(len(names))
+            elif number % processes.count == processes.index:
+                write_weights(path, _encoded(base, encoder, names, look, failures))
+    processes.wait()
+    return _taught(base, chunks, paths, failures)
 
-            def look(name: str) -> Subject | ImageError:
-                advance()
-                try:
-                    return framed_subject(source.load(name), base.image_size, [encoder])
-                except ImageError as error:
-                    if strict:
-                        raise
-                    return error
 
-            part = kept_tensors(path, partial(_encoded, base, encoder, names, look, failures))
-            chosen = part["usable"].tolist()
-            usable += [name for name, good in zip(names, chosen, strict=True) if good]
+def _taught(
+    base: BaseModel, chunks: Sequence[Sequence[str]], paths: Sequence[Path], failures: Failures
+) -> Taught:
+    """What lies in files, of those subjects that can be used."""
+    usable, counts, conditions, used = list[str](), list[int](), list[int](), list[Path]()
+    for names, path in zip(chunks, paths, strict=True):
+        with safe_open(str(path), framework="pt") as file:
+            chosen = file.get_tensor("usable").tolist()
             if any(chosen):
-                parts.append(part)
-    if not parts:
+                used.append(path)
+                counts += file.get_tensor("counts").tolist()
+                conditions += file.get_tensor("conditions").tolist()
+        usable += [name for name, good in zip(names, chosen, strict=True) if good]
+    if not used:
         raise CollectionError(
-            f"one subject or more must have photos that can be used, but none of {len(ids)} has: "
-            f"{failures.path} says why"
+            f"one subject or more must have photos that can be used, but none of "
+            f"{sum(map(len, chunks))} has: {failures.path} says why"
         )
-
-    def whole(name: str, dtype: torch.dtype) -> Tensor:  # files widen fp16
-        return torch.cat([tensors[name] for tensors in parts]).to(base.device, dtype)
-
-    empty = base.empty_prompts(1)
-    texts = {name: whole(_TEXT + name, part.dtype) for name, part in empty.parts.items()}
-    counts = [int(count) for tensors in parts for count in tensors["counts"]]
-    encoded = EncodedSubjects.of(whole("latents", base.dtype), Texts(texts), empty, counts)
-    embeddings = as_many_of_each([row for tensors in parts for row in tensors["embeddings"]])
-    return Taught(usable, encoded, embeddings.to(base.device))
+    empty, on = base.empty_prompts(1), base.device
+    return Taught(
+        usable,
+        Ragged.of(StoredRows(used, "latents", base.dtype, on), counts),
+        {n: StoredRows(used, _TEXT + n, part.dtype, on) for n, part in empty.parts.items()},
+        empty,
+        Ragged.of(StoredRows(used, "embeddings", torch.float32, on), conditions),
+    )
 
 
 def _encoded(
@@ -206,7 +234,8 @@ def _encoded(
     return {
         "latents": encoded.latents,
         "counts": torch.tensor(encoded.counts),
-        "embeddings": as_many_of_each(rows),
+        "embeddings": torch.cat(rows),
+        "conditions": torch.tensor([len(one) for one in rows]),
         "usable": torch.tensor([name not in bad for name in names]),
         **texts,
     }
@@ -215,6 +244,6 @@ def _encoded(
 def _name_of(
     base: BaseModel, encoder: ConditionEncoder, source: SubjectSource, names: Sequence[str]
 ) -> str:
-    """Identifies what is encoded of whom, as far as a source says what it is."""
-    stated = [2, base.fingerprint, base.image_size, str(base.dtype), encoder.fingerprint]
-    return hashlib.sha256(repr([stated, source, names]).encode()).hexdigest()[:24]
+    """Identifies what is encoded of whom."""
+    stated = [3, base.fingerprint, base.image_size, str(base.dtype), encoder.fingerprint]
+    return hashlib.sha256(repr([stated, stamp_of(source, names)]).encode()).hexdigest()[:24]

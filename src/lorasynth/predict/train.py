@@ -6,9 +6,10 @@ learned is a function of the condition, without the noise of training runs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,8 +24,11 @@ from lorasynth.core.errors import CollectionError, ConfigError
 from lorasynth.core.progress import note
 from lorasynth.core.randomness import stream_seed
 from lorasynth.engine import Recipe, Trainer
+from lorasynth.engine.draws import Draw
+from lorasynth.engine.encoded import EncodedSubjects
 from lorasynth.engine.fleet import start_factors
 from lorasynth.engine.loop import denoising_losses
+from lorasynth.engine.processes import Processes
 from lorasynth.hypernet import LatentRegression
 from lorasynth.images import SubjectSource
 from lorasynth.predict.config import PredictorTraining
@@ -34,6 +38,10 @@ from lorasynth.predict.tasks import ENCODED, Taught, divided, draw_task, encode_
 #: Share of the time that the loss of held-out subjects takes, and that samples take, in passes
 #: without gradients, of which a training sample costs about two.
 _SHARE = 0.02 * 2
+#: Embeddings by which units and latents are chosen, of all that there are.
+_ROWS = 100_000
+#: Conditions, and what must be denoised with them.
+Task: TypeAlias = tuple[Tensor, EncodedSubjects, Draw]
 #: The figure by which training ends and its weights are chosen.
 _LOSS = "held_out_loss"
 
@@ -58,15 +66,24 @@ class _Losses:
     known: Taught
     aside: Taught
     stacked: StackedAdapters
+    processes: Processes
     samples: Watched | None = None
+    #: Reads the next step's images while this one is computed.
+    reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    ahead: dict[int, "Future[Task]"] = field(default_factory=dict)
 
     def __call__(self, model: Any, step: int) -> tuple[Tensor, str]:
-        value = self._of(self.known, model, step)
+        for one in (step, step + 1):
+            if one not in self.ahead:
+                self.ahead[one] = self.reader.submit(self._draw, self.known, one, self.processes)
+        value = self._of(self.ahead.pop(step).result(), model)
         return value, f"loss {value.item():.4f}" if step % 50 == 0 else ""
 
-    def _of(self, some: Taught, model: Any, step: int) -> Tensor:
+    def _draw(self, some: Taught, step: int, processes: Processes | None = None) -> Task:
         options, images = self.config.optimisation, self.config.images
-        drawn = draw_task(self.base, some.encoded, some.embeddings, options, images, step)
+        return draw_task(self.base, some, options, images, step, processes)
+
+    def _of(self, drawn: Task, model: Any) -> Tensor:
         self.stacked.factors = model(drawn[0])
         return denoising_losses(self.base, *drawn[1:]).mean()
 
@@ -75,7 +92,8 @@ class _Losses:
         config, device = self.config, self.base.device
         count = max(round(_SHARE * config.record_every), 1)
         with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device)):
-            losses = [self._of(self.aside, averaged, -1 - i).item() for i in range(count)]
+            draws = (self._draw(self.aside, -1 - i) for i in range(count))
+            losses = [self._of(drawn, averaged).item() for drawn in draws]
         found = {_LOSS: sum(losses) / count}
         last = step == config.optimisation.steps
         if self.samples and (last or step % config.samples_every < config.record_every):
@@ -121,15 +139,17 @@ def train_predictor(
     note(f"held out {how}: {len(aside.ids)} of {len(whole.ids)} subjects (--held-out)")
     if not known.ids:
         raise CollectionError("there must be subjects to learn from, but all are held out")
-    embeddings, options = known.embeddings, config.optimisation
+    options, seen = config.optimisation, known.embeddings.some(_ROWS)
     start = start_factors(base.target_linears(recipe.targets), recipe)
     torch.manual_seed(stream_seed(options.seed, "predictor"))
-    model = Predictor(config.model, config.latents, embeddings.shape[2], start)
-    model.regression.condition_normaliser.fit(embeddings.flatten(0, 1).cpu(), each=False)
-    settings = config.stated | {"recipe": recipe.stated, "subjects": len(embeddings)}
+    model = Predictor(config.model, config.latents, known.width, start)
+    model.regression.condition_normaliser.fit(seen.cpu(), each=False)
+    settings = config.stated | {"recipe": recipe.stated, "subjects": len(known.ids)}
     settings |= {"base": base.fingerprint, "encoder": encoder.fingerprint}
     trainer = Trainer(model, options, checkpoint, base.device, settings)
-    losses = _Losses(base, config, known, aside, StackedAdapters(base.denoiser, start))
+    trainer.processes.require_even(options.batch)
+    stacked = StackedAdapters(base.denoiser, start)
+    losses = _Losses(base, config, known, aside, stacked, trainer.processes)
     trainer.record(config.record_every)
     if aside.ids:
         trainer.record(config.record_every, losses.figures, lowest=_LOSS, patience=config.patience)
@@ -138,9 +158,9 @@ def train_predictor(
             most, folder = min(max(int(passes / PASSES), 1), MOST), checkpoint.with_name("samples")
             losses.samples = Watched(base, encoder, source, aside.ids, folder, most)
     # Attached in the backward pass too, where gradient checkpointing computes blocks again.
-    with losses.stacked:
+    with losses.stacked, losses.reader:
         trainer.run("predictor", losses)
     # in float64, which not every device has
-    hypernet, codec = model.cpu().split(embeddings.flatten(0, 1).cpu())
+    hypernet, codec = model.cpu().split(seen.cpu())
     hypernet.eval().requires_grad_(requires_grad=False)
     return Predicting(hypernet, codec, model.layout, known.ids, aside.ids)

@@ -139,20 +139,20 @@ def train_ip_adapter(
         BundleError: the checkpoint is damaged.
     """
     kept = checkpoint.with_name(ENCODED)
-    _, encoded, embeddings = encode_with_embeddings(base, encoder, source, kept)
+    taught = encode_with_embeddings(base, encoder, source, kept)
     options = config.optimisation
     torch.manual_seed(stream_seed(options.seed, "ip-adapter"))
-    adapter = IPAdapter(config, base.denoiser, embeddings.shape[2])
+    adapter = IPAdapter(config, base.denoiser, taught.width)
 
     def loss(model: Any, step: int) -> tuple[Tensor, str]:
-        seen, some, draw = draw_task(base, encoded, embeddings, options, 1, step)
+        seen, some, draw = draw_task(base, taught, options, 1, step)
         stream = torch_stream(options.seed, "ip-adapter", step)
         kept = torch.rand(len(seen), 1, generator=stream) >= config.dropped
         with model.attached(base.denoiser, seen * kept.to(seen)):
             value = denoising_losses(base, some, draw).mean()
         return value, f"loss {value.item():.4f}" if step % 50 == 0 else ""
 
-    settings = to_dict(config) | {"subjects": len(embeddings)}
+    settings = to_dict(config) | {"subjects": len(taught.ids)}
     settings |= {"base": base.fingerprint, "encoder": encoder.fingerprint}
     trainer = Trainer(adapter, options, checkpoint, base.device, settings)
     trainer.run("IP-Adapter", loss)
