@@ -12,12 +12,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from command_line import call
 from lorasynth.library import Library
@@ -31,6 +33,8 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="forks, and fills small disks"),
 ]
 KILLS = 30
+# diffusers' bars have a lock that forked processes share: one that is killed would keep it.
+tqdm.set_lock(threading.RLock())
 #: Which of the commands, by their first words.
 NAMES = (
     *("collect", "import loras", "fit pca", "fit scaled", "train", "pretrain", "synth", "convert"),
