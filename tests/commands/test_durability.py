@@ -59,8 +59,7 @@ def start(words: list[object], before: Callable[[], None] | None = None) -> int:
     child = os.fork()
     if child == 0:
         quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
+        sys.stdout = sys.stderr = os.fdopen(quiet, "w")  # those of pytest are files, too
         try:
             if before is not None:
                 before()

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from difflib import get_close_matches
 from functools import partial
 from typing import IO, Any, cast
@@ -140,5 +140,6 @@ class _Escaping:
 
 def _end(line: str, style: str, status: int) -> int:
     line = " ".join(line.split())
-    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    with suppress(OSError):  # standard error may be a file on the disk that is full
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
     return status
