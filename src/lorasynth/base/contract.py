@@ -54,6 +54,8 @@ class SamplingConfig:
         negative_prompt: what the images shall not show, for classifier-free guidance.
         guidance_side: where adapters act in classifier-free guidance: "both", or at the "prompt"
             alone, and the model says by itself what it makes of nothing.
+        regions: where in one image each of several adapters acts, as shares of its sides: left,
+            top, right, bottom; none: each adapter makes images of its own.
     """
 
     steps: int = 20
@@ -63,6 +65,7 @@ class SamplingConfig:
     width: int | None = None
     negative_prompt: str = ""
     guidance_side: Literal["both", "prompt"] = "both"
+    regions: Sequence[tuple[float, float, float, float]] = ()
 
 
 #: For images that are only measured: their figures are those of images after twenty steps.
@@ -340,10 +343,11 @@ class BaseModel(ABC):
             prompts: b prompts; with n stacked adapters, b = n * m in the order of the adapters.
             seeds: one per prompt.
             adapters: n stacked adapters, or None for the base model.
-            config: sampler options.
+            config: sampler options; with regions, m images are made, in which each adapter's
+                prompts and seeds say what is in its region.
 
         Raises:
-            LayoutError: the numbers of prompts, seeds and adapters do not fit.
+            LayoutError: the numbers of prompts, seeds, regions and adapters do not fit.
             BaseModelError: the model cannot make images of that size.
             ConfigError: the model takes no negative prompt, or not so many steps.
         """
@@ -357,10 +361,15 @@ class BaseModel(ABC):
             )
         sides = config.height or self.image_size, config.width or self.image_size
         batch = min(config.batch, _at_once(_MADE_AT_ONCE, sides))
+        if config.regions and len(config.regions) != n:
+            raise LayoutError(
+                f"each adapter needs a region, but got {len(config.regions)} regions and {n} "
+                "adapters: give as many of both"
+            )
         if adapters is None:
             return self._sample_in_batches(prompts, seeds, None, 1, config, batch)
         per_adapter = len(prompts) // n
-        fleet = max(batch // per_adapter, 1)
+        fleet = n if config.regions else max(batch // per_adapter, 1)
         images = []
         for start in range(0, n, fleet):
             rows = slice(start, min(start + fleet, n))
@@ -370,7 +379,7 @@ class BaseModel(ABC):
             images.append(
                 self._sample_in_batches(prompts[own], seeds[own], part, size, config, batch)
             )
-        return torch.cat(images)
+        return torch.cat(images)[: per_adapter if config.regions else None]
 
     def _sample_in_batches(
         self,
@@ -408,12 +417,46 @@ class BaseModel(ABC):
     ) -> Float[Tensor, "b c i j"]:
         texts, latents = self.encode_prompts(prompts), self.noise(seeds, shape)
         predict = self.guided(texts, n, config)
+        weights = region_weights(config.regions, shape[-2:]).to(latents) if config.regions else None
+        if weights is not None:  # all blocks are one image from the first step on
+            latents = latents[: len(latents) // n].repeat(n, *[1] * len(shape))
         for time in self.schedule(config.steps, shape):
-            latents = self.step(predict(latents, time), time, latents)
+            predicted = predict(latents, time)
+            if weights is not None:
+                predicted = mixed(predicted, weights)
+            latents = self.step(predicted, time, latents)
         return latents
 
     def _networks(self) -> tuple[Any, ...]:
         return (self.denoiser, self.vae, *self.text_encoders.values())
+
+
+def region_weights(
+    regions: Sequence[tuple[float, float, float, float]], sides: Sequence[int]
+) -> Float[Tensor, "n h w"]:
+    """How much each region's adapter decides at each place of a latent; they add up to 1.
+
+    What lies in several regions, or in none, is shared evenly.
+    """
+    height, width = sides
+    y = (torch.arange(height) + 0.5)[:, None] / height
+    x = (torch.arange(width) + 0.5)[None] / width
+    inside = torch.stack(
+        [((x >= a) & (x < c) & (y >= b) & (y < d)).float() for a, b, c, d in regions]
+    )
+    inside = torch.where(inside.sum(dim=0) > 0, inside, 1.0)
+    return inside / inside.sum(dim=0)
+
+
+def mixed(predicted: Float[Tensor, "nm ..."], weights: Float[Tensor, "n h w"]) -> Tensor:
+    """What n adapters predict of m images, mixed place by place; the same for each of the n.
+
+    MultiDiffusion's rule (Bar-Tal et al. 2023), with a prediction for each region.
+    """
+    each = predicted.unflatten(0, (len(weights), -1))
+    spread = weights.view(len(weights), *[1] * (each.dim() - 3), *weights.shape[1:])
+    whole = (each * spread.to(each)).sum(dim=0)
+    return whole.expand(len(weights), *whole.shape).flatten(0, 1)
 
 
 def _at_once(pixels: int, sides: Sequence[int]) -> int:
