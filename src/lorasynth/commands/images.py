@@ -64,7 +64,7 @@ class Images(Command, Seeded, WithBase):
         from lorasynth.images.png import contact_sheet, write_synthetic
 
         sheet = self.out.suffix.lower() == ".png"
-        make_parent(self.out if sheet else self.out / "image.png")
+        make_parent(self.out)
         model = self.load_base()
         factors, regions = self._factors(model), [_region(text) for text in self.region]
         if regions and len(regions) != len(self.lora):
