@@ -109,7 +109,7 @@ def test_a_frugal_collection_of_half_precise_numbers_from_a_tar(
     prior += ("--recipe.prior.steps", 1)
     result = run(*arguments, *prior, "--fleet", 2)
     assert "3 adapters, 3 of them new" in result.out
-    assert "1 failed" in result.out
+    assert f"1 failed ({tmp_path / 'library.failures.json'})" in result.out
     library = Library.open(tmp_path / "library")
     assert library.info.recipe["image_size"] == 8
     assert library.info.recipe["prior"]["prompt"] == "a portrait"

@@ -47,6 +47,8 @@ class Predicting(NamedTuple):
     ids: list[str]
     #: Ids of those it was measured on.
     held_out: list[str]
+    #: Figures of the weights that were kept, with their step; empty if nobody was held out.
+    figures: Mapping[str, float]
 
 
 @dataclass
@@ -62,7 +64,7 @@ class _Losses:
 
     def __call__(self, model: Any, step: int) -> tuple[Tensor, str]:
         value = self._of(self.known, model, step)
-        return value, f"loss {value.item():.4f}" if step % 50 == 0 else ""
+        return value, f"loss {value.item():.4f}"
 
     def _of(self, some: Taught, model: Any, step: int) -> Tensor:
         options, images = self.config.optimisation, self.config.images
@@ -143,4 +145,6 @@ def train_predictor(
     # in float64, which not every device has
     hypernet, codec = model.cpu().split(embeddings.flatten(0, 1).cpu())
     hypernet.eval().requires_grad_(requires_grad=False)
-    return Predicting(hypernet, codec, model.layout, known.ids, aside.ids)
+    rows = [row for row in trainer.history if _LOSS in row]
+    figures = min(rows, key=lambda row: row[_LOSS], default={})
+    return Predicting(hypernet, codec, model.layout, known.ids, aside.ids, figures)
