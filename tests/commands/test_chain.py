@@ -223,7 +223,8 @@ def test_a_sheet_has_a_row_for_each_prompt_and_says_it_is_synthetic(
     result = run(*image_arguments(world, out), "--lora", world.lora, *prompts)
     assert (result.status, result.out) == (0, f"{out}\n")
     with Image.open(out) as sheet:
-        assert sheet.size == (2 * SIDE + 2, 3 * SIDE + 4)
+        assert sheet.height == 3 * SIDE + 4
+        assert sheet.width > 2 * SIDE + 2  # beside the prompts
         assert "synthetic" in sheet.info["Comment"]
         assert sheet.info["Description"].splitlines() == list(prompts[1::2])
 

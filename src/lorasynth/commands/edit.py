@@ -50,7 +50,7 @@ class WithStrip(Seeded, OnDevice):
     """A strip of images, to look at what was made.
 
     Attributes:
-        strip: PNG to write: an image made with each, in a row.
+        strip: PNG to write: an image made with each, one below the other.
         prompt: Of the strip's images.
         base: Base model that makes them: a pipeline folder, or hub:owner/name.
     """
@@ -59,7 +59,7 @@ class WithStrip(Seeded, OnDevice):
     prompt: str = PORTRAIT
     base: str = "bundle/base"
 
-    def draw_strip(self, adapters: "Sequence[Adapter]") -> None:
+    def draw_strip(self, adapters: "Sequence[Adapter]", names: Sequence[str]) -> None:
         """Write one image with each adapter, from the same noise, if a strip is asked for."""
         if self.strip is None:
             return
@@ -74,7 +74,7 @@ class WithStrip(Seeded, OnDevice):
         model = BaseModel.load(self.base, pick_device(self.device))
         require_made_for(model, adapters[0].metadata.base_fingerprint, "LoRA file")
         images = [model.sample([self.prompt], [self.seed], stack([a.factors])) for a in adapters]
-        sheet = contact_sheet(torch.cat(images), len(adapters))
+        sheet = contact_sheet(torch.cat(images), 1, names=names)
         write_synthetic(self.strip, sheet, {"Description": self.prompt})
         print(self.strip)
 
@@ -116,7 +116,8 @@ class Edit(Command, WithFormat, InLatents, WithStrip):
         written = writer.write(edited, self.out)
         print(written)
         if self.strip is not None:
-            self.draw_strip([space.moved(adapter, share * change) for share in (0, 0.5, 1, 1.5)])
+            shown = [space.moved(adapter, share * change) for share in (0, 0.5, 1, 1.5)]
+            self.draw_strip(shown, ("as it was", "half", "whole", "1.5 times"))
         return written
 
 
@@ -165,7 +166,7 @@ class Interpolate(Command, WithFormat, InLatents, WithStrip):
         shares = [step / (self.steps - 1) for step in range(self.steps)]
         between = space.between(first, last, shares, PATHS[self.path])
         written = _write_all(between, self.out, self.format)
-        self.draw_strip(between)
+        self.draw_strip(between, [path.stem for path in written])
         return written
 
 
@@ -215,7 +216,7 @@ class Sample(Command, WithFormat, InLatents, WithStrip):
         metadata = replace(metadata, extra=metadata.extra | {"prior": self.prior})
         made = space.adapters(latents, metadata, strength)
         written = _write_all(made, self.out, self.format)
-        self.draw_strip(made)
+        self.draw_strip(made, [path.stem for path in written])
         return written
 
 

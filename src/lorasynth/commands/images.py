@@ -1,6 +1,7 @@
 """`lorasynth images`: images made with LoRA files."""
 
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -23,7 +24,7 @@ class Images(Command, Seeded, WithBase):
 
     Attributes:
         prompt: Text; repeatable.
-        out: One sheet if it ends with .png, else a folder.
+        out: One sheet if it ends with .png, with a row for each prompt, else a folder.
         lora: LoRA file; several are added; none: the base model alone.
         strength: Multiplies what the LoRA files do.
         number: Images of each prompt.
@@ -76,7 +77,8 @@ class Images(Command, Seeded, WithBase):
         facts = {"Base": model.fingerprint, "Lora": ", ".join(path.name for path in self.lora)}
         if sheet:
             facts |= {"Description": "\n".join(self.prompt), "Seed": f"{self.seed} and following"}
-            write_synthetic(self.out, contact_sheet(images, self.number), facts)
+            names = [shorten(text, 60) for text in self.prompt] if len(self.prompt) > 1 else ()
+            write_synthetic(self.out, contact_sheet(images, self.number, names=names), facts)
             print(self.out)
             return [self.out]
         written = []
