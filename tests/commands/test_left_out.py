@@ -91,7 +91,9 @@ def test_pretraining_leaves_out_who_shows_nothing(
     assert "trained on 3 subjects, 1 left out" in result.out
     assert list(read_json(work / "encoded.failures.json")) == ["bob"]
     assert Synthesizer.from_pretrained(out).learned == learned_from(SUBJECTS)
+    encoded = sorted((work / "encoded").iterdir())
     again = run("pretrain", *where, "-o", tmp_path / "again", *arguments)
+    assert sorted((work / "encoded").iterdir()) == encoded  # nothing is encoded a second time
     assert "trained on 3 subjects, 1 left out" in again.out
     run("pretrain", *where, "-o", out, *arguments).is_one_error("--overwrite", str(out))
     assert run("pretrain", *where, "-o", out, *arguments, "--overwrite").status == 0

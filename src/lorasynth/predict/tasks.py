@@ -216,5 +216,7 @@ def _name_of(
     base: BaseModel, encoder: ConditionEncoder, source: SubjectSource, names: Sequence[str]
 ) -> str:
     """Identifies what is encoded of whom, as far as a source says what it is."""
+    version = getattr(source, "version", None)  # of files; others are values themselves
+    said = version(names) if version else source
     stated = [2, base.fingerprint, base.image_size, str(base.dtype), encoder.fingerprint]
-    return hashlib.sha256(repr([stated, source, names]).encode()).hexdigest()[:24]
+    return hashlib.sha256(repr([stated, said, names]).encode()).hexdigest()[:24]
