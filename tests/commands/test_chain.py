@@ -2,6 +2,8 @@
 
 import io
 import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -285,3 +287,18 @@ def test_the_file_header_names_the_base_model(world: World) -> None:
         header = file.metadata()
     library = Library.open(world.library)
     assert header["lorasynth.base_fingerprint"] == library.info.base_fingerprint
+
+
+def test_images_tell_their_progress(
+    world: World, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, int]] = []
+
+    @contextmanager
+    def progress(_: str, total: int) -> Iterator[Callable[[int], None]]:
+        yield lambda steps: told.append((steps, total))
+
+    monkeypatch.setattr("lorasynth.commands.images.progress", progress)
+    arguments = image_arguments(world, tmp_path / "sheet.png")
+    run(*arguments, "--steps", 3, "--lora", world.lora, "--prompt", "sks")
+    assert told == [(2, 6)] * 3

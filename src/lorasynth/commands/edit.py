@@ -9,8 +9,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from tyro.conf import Positional, UseAppendAction, arg
 
-from lorasynth.commands.shared import PORTRAIT, WithFormat
-from lorasynth.core.command import Command, OnDevice, Out, Seeded
+from lorasynth.commands.shared import PORTRAIT, WithBase, WithFormat
+from lorasynth.core.command import Command, Out, Seeded
 from lorasynth.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,18 +46,16 @@ class InLatents:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WithStrip(Seeded, OnDevice):
+class WithStrip(Seeded, WithBase):
     """A strip of images, to look at what was made.
 
     Attributes:
-        strip: PNG to write: an image made with each, one below the other.
+        strip: PNG to write: an image made with each by the base model, one below the other.
         prompt: Of the strip's images.
-        base: Base model that makes them: a pipeline folder, or hub:owner/name.
     """
 
     strip: Path | None = None
     prompt: str = PORTRAIT
-    base: str = "bundle/base"
 
     def draw_strip(self, adapters: "Sequence[Adapter]", names: Sequence[str]) -> None:
         """Write one image with each adapter, from the same noise, if a strip is asked for."""
@@ -66,12 +64,10 @@ class WithStrip(Seeded, OnDevice):
         import torch
 
         from lorasynth.adapter import stack
-        from lorasynth.base import BaseModel
         from lorasynth.base.compatibility import require_made_for
-        from lorasynth.core.device import pick_device
         from lorasynth.images.png import contact_sheet, write_synthetic
 
-        model = BaseModel.load(self.base, pick_device(self.device))
+        model = self.load_base()
         require_made_for(model, adapters[0].metadata.base_fingerprint, "LoRA file")
         images = [model.sample([self.prompt], [self.seed], stack([a.factors])) for a in adapters]
         sheet = contact_sheet(torch.cat(images), 1, names=names)

@@ -10,6 +10,7 @@ from tyro.conf import UseAppendAction, arg
 
 from lorasynth.commands.shared import WithBase
 from lorasynth.core.command import Command, Out, Seeded
+from lorasynth.core.progress import progress
 
 if TYPE_CHECKING:
     from lorasynth.adapter import Factors
@@ -73,7 +74,8 @@ class Images(Command, Seeded, WithBase):
             negative_prompt=self.negative_prompt,
             guidance_side=self.guidance_side,
         )
-        images = model.sample(prompts, seeds, factors, config)
+        with progress("images, steps", len(prompts) * self.steps) as advance:
+            images = model.sample(prompts, seeds, factors, config, advance)
         facts = {"Base": model.fingerprint, "Lora": ", ".join(path.name for path in self.lora)}
         if sheet:
             facts |= {"Description": "\n".join(self.prompt), "Seed": f"{self.seed} and following"}
