@@ -336,6 +336,7 @@ class BaseModel(ABC):
         seeds: Sequence[int],
         adapters: Factors | None = None,
         config: SamplingConfig | None = None,
+        advance: Callable[[int], None] = lambda _: None,
     ) -> UInt8[Tensor, "b h w 3"]:
         """Make one image per prompt.
 
@@ -345,6 +346,7 @@ class BaseModel(ABC):
             adapters: n stacked adapters, or None for the base model.
             config: sampler options; with regions, m images are made, in which each adapter's
                 prompts and seeds say what is in its region.
+            advance: is told of how many images a step is done, after each.
 
         Raises:
             LayoutError: the numbers of prompts, seeds, regions and adapters do not fit.
@@ -359,17 +361,15 @@ class BaseModel(ABC):
                 f"images, but got {len(prompts)} prompts, {len(seeds)} seeds and {n} "
                 f"adapters: give a multiple of {n} of both"
             )
-        sides = config.height or self.image_size, config.width or self.image_size
-        batch = min(config.batch, _at_once(_MADE_AT_ONCE, sides))
         if config.regions and len(config.regions) != n:
             raise LayoutError(
                 f"each adapter needs a region, but got {len(config.regions)} regions and {n} "
                 "adapters: give as many of both"
             )
         if adapters is None:
-            return self._sample_in_batches(prompts, seeds, None, 1, config, batch)
+            return self._sample_in_batches(prompts, seeds, None, 1, config, advance)
         per_adapter = len(prompts) // n
-        fleet = n if config.regions else max(batch // per_adapter, 1)
+        fleet = n if config.regions else max(self._most_at_once(config) // per_adapter, 1)
         images = []
         for start in range(0, n, fleet):
             rows = slice(start, min(start + fleet, n))
@@ -377,9 +377,13 @@ class BaseModel(ABC):
             own = slice(rows.start * per_adapter, rows.stop * per_adapter)
             size = rows.stop - rows.start
             images.append(
-                self._sample_in_batches(prompts[own], seeds[own], part, size, config, batch)
+                self._sample_in_batches(prompts[own], seeds[own], part, size, config, advance)
             )
         return torch.cat(images)[: per_adapter if config.regions else None]
+
+    def _most_at_once(self, config: SamplingConfig) -> int:
+        sides = config.height or self.image_size, config.width or self.image_size
+        return min(config.batch, _at_once(_MADE_AT_ONCE, sides))
 
     def _sample_in_batches(
         self,
@@ -388,12 +392,13 @@ class BaseModel(ABC):
         adapters: Factors | None,
         n: int,
         config: SamplingConfig,
-        batch: int,
+        advance: Callable[[int], None],
     ) -> UInt8[Tensor, "b h w 3"]:
         # With adapters the batch is one block per adapter, so it is cut within each block alike.
         per_adapter = len(prompts) // n
         order = torch.arange(len(prompts)).reshape(n, per_adapter)
-        columns = [c.flatten().tolist() for c in order.split(max(batch // n, 1), dim=1)]
+        each = max(self._most_at_once(config) // n, 1)
+        columns = [c.flatten().tolist() for c in order.split(each, dim=1)]
         sides = config.height or self.image_size, config.width or self.image_size
         latents = torch.empty(len(prompts), *self.shape_of(*sides), device=self.device)
         with self.attached(adapters):
@@ -404,6 +409,7 @@ class BaseModel(ABC):
                     n,
                     config,
                     latents.shape[1:],
+                    advance,
                 ).float()
         return self.decode_latents(latents)
 
@@ -414,6 +420,7 @@ class BaseModel(ABC):
         n: int,
         config: SamplingConfig,
         shape: Sequence[int],
+        advance: Callable[[int], None] = lambda _: None,
     ) -> Float[Tensor, "b c i j"]:
         texts, latents = self.encode_prompts(prompts), self.noise(seeds, shape)
         predict = self.guided(texts, n, config)
@@ -425,6 +432,7 @@ class BaseModel(ABC):
             if weights is not None:
                 predicted = mixed(predicted, weights)
             latents = self.step(predicted, time, latents)
+            advance(len(prompts))
         return latents
 
     def _networks(self) -> tuple[Any, ...]:

@@ -1,6 +1,7 @@
 """`lorasynth images`: images made with LoRA files."""
 
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -10,6 +11,7 @@ from tyro.conf import UseAppendAction, arg
 from lorasynth.commands.shared import Repeated, WithBase
 from lorasynth.core.command import Command, Out, Seeded
 from lorasynth.core.errors import ConfigError
+from lorasynth.core.progress import progress
 
 if TYPE_CHECKING:
     from lorasynth.adapter import Factors
@@ -24,7 +26,7 @@ class Images(Command, Seeded, WithBase):
 
     Attributes:
         prompt: Text; repeatable.
-        out: One sheet if it ends with .png, else a folder.
+        out: One sheet if it ends with .png, with a row for each prompt, else a folder.
         lora: LoRA file; several are added; none: the base model alone.
         region: Where in the image the LoRA file at the same place of the list acts, instead of
             adding them: left, right, top, bottom, or left,top,right,bottom as shares such as
@@ -84,11 +86,13 @@ class Images(Command, Seeded, WithBase):
             regions=regions,
         )
         blocks = max(len(regions), 1)
-        images = model.sample(prompts * blocks, seeds * blocks, factors, config)
+        with progress("images, steps", len(prompts) * blocks * self.steps) as advance:
+            images = model.sample(prompts * blocks, seeds * blocks, factors, config, advance)
         facts = {"Base": model.fingerprint, "Lora": ", ".join(path.name for path in self.lora)}
         if sheet:
             facts |= {"Description": "\n".join(self.prompt), "Seed": f"{self.seed} and following"}
-            write_synthetic(self.out, contact_sheet(images, self.number), facts)
+            names = [shorten(text, 60) for text in self.prompt] if len(self.prompt) > 1 else ()
+            write_synthetic(self.out, contact_sheet(images, self.number, names=names), facts)
             print(self.out)
             return [self.out]
         written = []

@@ -22,7 +22,8 @@ from lorasynth.core.progress import console, note, told_soon
 def main() -> None:
     """Run the command that the shell asks for, and exit.
 
-    Bad input ends with one line and status 2, Ctrl-C with one line and 130.
+    Bad input ends with one line and status 2, Ctrl-C with one line and 130, a reader of the
+    output that stops reading with 141, silently, as of any program.
     """
     sys.exit(run(sys.argv[1:]))
 
@@ -31,7 +32,13 @@ def run(words: Sequence[str]) -> int:
     """Run a command; the exit status."""
     try:
         with _ended_as_by_ctrl_c(), redirect_stdout(cast("IO[str]", _Escaping(sys.stdout))):
-            return _run(words)
+            try:
+                return _run(words)
+            finally:
+                sys.stdout.flush()  # here, and not at the interpreter's end, a closed pipe is met
+    except BrokenPipeError:  # `lorasynth ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except LorasynthError as error:
         return _end(f"error: {error}", "red", 2)
     except OSError as error:  # a disk that is full or read-only, too many open files

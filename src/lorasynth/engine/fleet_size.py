@@ -57,7 +57,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def peak_memory(action: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes that an action needed at its height beyond what was in use; None if not known."""
+    """Bytes that an action needed at its peak, beyond what was in use; None if not known."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
