@@ -11,17 +11,18 @@ from lorasynth.commands.main import find
 from lorasynth.core.command import read_command
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands_in(page: Path) -> list[str]:
-    """Commands of the page: lines of shell blocks, and `lorasynth ...` in code spans of tables."""
+    """Commands of the page: lines of shell blocks, and `lorasynth ...` in code spans."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, flags=re.DOTALL)
     lines = [line.strip() for block in blocks for line in block.splitlines()]
-    spans = re.findall(r"^\| `(lorasynth [^`]+)`", text, flags=re.MULTILINE)
+    spans = re.findall(r"`(lorasynth [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     found = [re.sub(r"^(\$ |srun )", "", line) for line in (*lines, *spans)]
-    return [line for line in found if line.startswith("lorasynth ") and "..." not in line]
+    found = [line for line in found if "..." not in line and "--help" not in line]
+    return [line for line in found if line.startswith("lorasynth ")]
 
 
 SHOWN = [

@@ -1,4 +1,4 @@
-"""The README's blocks, as they stand there, one command after the other, each in a process."""
+"""Blocks of the README and of the quick start, as they stand there, one after the other."""
 
 import os
 import re
@@ -35,6 +35,18 @@ def test_the_python_block_gives_a_pipeline_with_the_adapter(
     pipe = names["pipe"]
     assert pipe.get_list_adapters() == {"unet": ["default_0"]}  # type: ignore[attr-defined]
     assert pipe.unet.dtype == torch.float32  # type: ignore[attr-defined]
+
+
+def test_the_python_blocks_of_the_quick_start_work_one_after_another(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clone)
+    text = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, object] = {}
+    for some in blocks:
+        exec(some, names)
 
 
 def test_the_commands_work_one_after_another(clone: Path) -> None:

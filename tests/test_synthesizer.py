@@ -36,6 +36,7 @@ FORMS = {
     "Pillow image": lambda: Image.open(PHOTO),
     "array": pixels,
     "tensor": lambda: torch.from_numpy(pixels()),
+    "tensor, channels first": lambda: torch.from_numpy(pixels()).permute(2, 0, 1) / 255,
     "floats": lambda: pixels() / 255,
     "bytes": PHOTO.read_bytes,
     "open file": lambda: io.BytesIO(PHOTO.read_bytes()),
@@ -99,3 +100,11 @@ def test_it_moves_and_is_saved_as_diffusers_models_are(
     copy = Synthesizer.from_pretrained(tmp_path / "copy")
     assert copy.knows == synth.knows == "drawn avatars"
     assert (copy(PHOTO).to_vector() - expected).norm() < 1e-3 * expected.norm()
+
+
+def test_both_are_shown_in_one_line(synth: Synthesizer) -> None:
+    adapter = synth(PHOTO)
+    assert (adapter.device.type, adapter.to(torch.float16).dtype) == ("cpu", torch.float16)
+    assert "70 modules of rank 4" in repr(adapter)
+    assert "knows drawn avatars" in repr(synth)
+    assert max(len(repr(adapter)), len(repr(synth))) < 300

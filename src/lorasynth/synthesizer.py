@@ -396,6 +396,15 @@ class Synthesizer:
         """Stacked adapters of latents, without `strength`; differentiable."""
         return self.layout.unflatten(self.codec.decode(latents))
 
+    def __repr__(self) -> str:
+        """In one line: whom it knows, and what it is made of."""
+        return (
+            f"Synthesizer({type(self.hypernet).__name__}, knows {self.knows}, "
+            f"base_name={self.base_name!r}, encoder={self.encoder.name!r}, "
+            f"{len(self.layout.slots)} modules, trigger_phrase={self.trigger_phrase!r}, "
+            f"strength={self.strength:g})"
+        )
+
     @property
     def device(self) -> torch.device:
         """Where it computes; adapters are on the CPU."""

@@ -6,6 +6,7 @@ and the images that the pipeline itself makes.
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorasynth.adapter import Adapter, Factor, Factors, unstack
+from lorasynth.adapter import Adapter, Factor, Factors, map_factors, unstack
 from lorasynth.base import (
     BASE_MODELS,
     BaseModel,
@@ -27,7 +28,7 @@ from lorasynth.base import (
 )
 from lorasynth.base.captured import parts_of
 from lorasynth.base.families import family_of
-from lorasynth.core.errors import BaseModelError, ConfigError
+from lorasynth.core.errors import BaseModelError, ConfigError, LayoutError
 from lorasynth.core.randomness import torch_stream
 from tiny_families import BUILDERS, build, wan
 
@@ -359,6 +360,22 @@ def test_adapters_may_act_on_the_prompts_side_of_guidance_alone(base: BaseModel)
     expected = base._unpacked(base._guided(said, unsaid, GUIDANCE), noisy)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(found, usual, rtol=1e-3, atol=1e-3)
+
+
+def test_adapters_may_each_have_a_region_of_one_image(base: BaseModel) -> None:
+    adapters, config = adapters_of(base, 2), SamplingConfig(steps=2, guidance=GUIDANCE)
+    prompts, seeds = PROMPTS[:2], SEEDS[:2]
+    everywhere, nowhere = (0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 1e-9, 1.0)
+    alone = base.sample(prompts, seeds, row(adapters, 0), config)
+    first = replace(config, regions=(everywhere, nowhere))
+    assert distance(base.sample(prompts * 2, seeds * 2, adapters, first), alone) <= 1
+    same = map_factors(lambda part: part[:1].expand(2, *part.shape[1:]), adapters)
+    halves = replace(config, regions=((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)))
+    assert distance(base.sample(prompts * 2, seeds * 2, same, halves), alone) <= 1
+    both = base.sample(prompts * 2, seeds * 2, adapters, halves)
+    assert both.shape == alone.shape
+    with pytest.raises(LayoutError, match="each adapter needs a region"):
+        base.sample(prompts, seeds, row(adapters, 0), halves)
 
 
 def test_a_lora_file_makes_the_same_images_in_diffusers(base: BaseModel, tmp_path: Path) -> None:

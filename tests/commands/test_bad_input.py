@@ -237,3 +237,8 @@ def test_more_sampler_steps_than_there_are(world: World, run: Run, tmp_path: Pat
     out = tmp_path / "sheet.png"
     result = run("images", "--prompt", "a", "-o", out, "--base", world.base, "--steps", 2000)
     result.is_one_error("from 1 to 1000", "2000")
+
+
+def test_no_strength_is_tuned_on_the_subjects_that_are_measured(world: World, run: Run) -> None:
+    result = run("evaluate", world.subjects, "--encoder", world.encoder, "--tune", 2)
+    result.is_one_error("--tune draws avatars", str(world.subjects), "--strength")

@@ -73,7 +73,7 @@ def test_a_missing_ray_is_told(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     result = run(*collect_arguments(world, tmp_path / "library"), "--engine", "ray")
-    result.is_one_error("lorasynth[cluster]")
+    result.is_one_error(".[cluster]")
 
 
 @pytest.mark.long

@@ -30,7 +30,7 @@ def test_the_table_has_all_encoders_and_their_licences(
         assert word in result.out
     assert "non-commercial" in " ".join(result.out.split())
     assert "lorasynth encoders make" in result.out
-    assert "dlib lacks dlib: pip install 'lorasynth[face]'" in result.out
+    assert "dlib lacks dlib: pip install '.[face]'" in result.out
 
 
 def test_an_encoder_by_name_becomes_a_folder_with_its_options(run: Run, tmp_path: Path) -> None:

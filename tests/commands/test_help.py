@@ -1,6 +1,8 @@
 """Help is there for every command, made from its config, and quick: nothing heavy is imported."""
 
 import dataclasses
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +114,19 @@ def test_a_command_is_a_class_for_python_too(tmp_path: Path) -> None:
     [written] = Synth(photos=(root / "examples" / "photo.png",), out=out).run()
     assert written == out
     assert out.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("words", [("--help",), ("library",), ("synth", "--help"), ("--version",)])
+def test_a_reader_that_stops_reading_ends_a_command_silently(words: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "lorasynth", *words],
+            check=False,
+            stdout=writing,
+            stderr=subprocess.PIPE,
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")

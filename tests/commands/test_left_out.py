@@ -9,6 +9,7 @@ from PIL import Image
 
 from command_line import Run
 from lorasynth import Synthesizer
+from lorasynth.adapter import Adapter
 from lorasynth.condition import TrainedEncoder
 from lorasynth.core.config import read_json
 from lorasynth.core.learned import learned_from
@@ -48,6 +49,24 @@ def test_synth_writes_the_others_and_says_who_is_left_out(
     assert not (tmp_path / "strict").exists()
 
 
+def test_a_photo_that_shows_nothing_gives_way_to_the_others_of_a_folder(
+    world: World, people: Path, run: Run, tmp_path: Path
+) -> None:
+    ann, where = people / "ann", ("--synthesizer", world.synthesizer)
+    assert run("synth", ann, "-o", tmp_path / "plain.safetensors", *where).status == 0
+    shutil.copy(people / "bob" / "0.png", ann / "black.png")
+    result = run("synth", ann, "-o", tmp_path / "me.safetensors", *where)
+    assert result.status == 0, result.err
+    assert "passed over: a reference photo must show" in result.err
+    names = ("plain", "me")
+    plain, me = (Adapter.load(tmp_path / f"{name}.safetensors").to_vector() for name in names)
+    assert me.equal(plain)
+    for words in ((ann, "--strict"), sorted(ann.glob("*.png"))):
+        result = run("synth", *words, "-o", tmp_path / "x.safetensors", *where)
+        assert result.status == 2
+        assert "black.png" in result.err.splitlines()[-1]
+
+
 def test_synth_fails_where_nobody_can_be_used(
     world: World, people: Path, run: Run, tmp_path: Path
 ) -> None:
@@ -72,7 +91,9 @@ def test_pretraining_leaves_out_who_shows_nothing(
     assert "trained on 3 subjects, 1 left out" in result.out
     assert list(read_json(work / "encoded.failures.json")) == ["bob"]
     assert Synthesizer.from_pretrained(out).learned == learned_from(SUBJECTS)
+    encoded = sorted((work / "encoded").iterdir())
     again = run("pretrain", *where, "-o", tmp_path / "again", *arguments)
+    assert sorted((work / "encoded").iterdir()) == encoded  # nothing is encoded a second time
     assert "trained on 3 subjects, 1 left out" in again.out
     run("pretrain", *where, "-o", out, *arguments).is_one_error("--overwrite", str(out))
     assert run("pretrain", *where, "-o", out, *arguments, "--overwrite").status == 0

@@ -1,7 +1,9 @@
 """The loop: where it resumes it ends alike, and what it keeps is the running average."""
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -335,3 +337,23 @@ def test_rates_can_differ_by_parameter(tmp_path: Path) -> None:
 
 def first_parameter(model: nn.Module) -> nn.Parameter:
     return next(model.parameters())
+
+
+def test_progress_says_this_steps_loss_and_the_last_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    @contextmanager
+    def progress(*_: object, **__: object) -> Iterator[Callable[..., None]]:
+        yield lambda note: said.append(note)  # noqa: PLW0108 it has the argument's name
+
+    def noted(model: nn.Module, step: int) -> tuple[Tensor, str]:
+        return loss(model, step)[0], f"loss of {step}"
+
+    monkeypatch.setattr("lorasynth.engine.trainer.progress", progress)
+    trainer = trainer_of(tmp_path)
+    trainer.record(3, lambda *_: {"held_out": 0.5})
+    trainer.run("test", noted)
+    assert said[:2] == ["loss of 0", "loss of 1"]
+    assert re.fullmatch(r"loss of 4; at step 3 loss \S+, held_out 0.5", said[4])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -110,3 +111,16 @@ def test_the_kind_of_source_is_told_by_what_is_there(tmp_path: Path, make: Make)
     assert asked.load(asked.ids[0]).captions == ["a photo of sks person"] * IMAGES
     first = found.load(found.ids[0])
     assert first.images[:, 0, 0, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("make", MAKERS[1:], ids=lambda make: make.__name__)
+def test_a_stamp_is_that_of_the_files(tmp_path: Path, make: Make) -> None:
+    make(tmp_path)
+    source = subjects_in(tmp_path)
+    [first, *others] = source.ids
+    before = source.stamp([first])
+    assert subjects_in(tmp_path).stamp([first]) == before != source.stamp(others)
+    assert subjects_in(tmp_path, "another caption").stamp([first]) != before
+    for path in tmp_path.rglob("*.*"):
+        os.utime(path, ns=(1, 1))
+    assert subjects_in(tmp_path).stamp([first]) != before

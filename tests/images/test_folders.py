@@ -103,7 +103,7 @@ def test_every_image_that_is_not_read_is_named(
     assert FolderSubjects(tmp_path).ids == ["ann"]
     line = summary(capsys)
     assert "1 image of 1 subject," in line
-    for said in ("2 HEIC, which needs pip install 'lorasynth[heic]' (IMG_1.HEIC, b.heif)",
+    for said in ("2 HEIC, which needs pip install '.[heic]' in",
                  "3 other files (list.csv, notes.pdf, raw.CR2)",
                  "1 links to nothing, or no files (gone.png)",
                  "1 folders without images (eve)"):  # fmt: skip

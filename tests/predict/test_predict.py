@@ -301,9 +301,11 @@ def test_training_ends_where_held_out_subjects_get_no_better(
 ) -> None:
     wild = replace(SMALL.optimisation, steps=200, lr=3.0)
     config = replace(WATCHED, optimisation=wild, patience=2, samples_every=0)
-    train_watched(base, config, tmp_path)
+    made = train_watched(base, config, tmp_path)
     rows = rows_of(tmp_path)
     best = min(rows, key=lambda row: row["held_out_loss"])
+    assert made.figures["step"] == best["step"]
+    assert made.figures["held_out_loss"] == best["held_out_loss"]
     assert rows.index(best) == len(rows) - 3
     assert len(rows) < 40
 

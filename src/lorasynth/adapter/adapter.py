@@ -66,6 +66,16 @@ class Adapter:
             raise LayoutError(f"a kernel must be of a module of the adapter, but {module} is none")
         require_finite(self.factors)
 
+    def __repr__(self) -> str:
+        """In one line: its numbers are thousands."""
+        ranks, data = {f.A.shape[0] for f in self.factors.values()}, self.metadata
+        rank = "-".join(map(str, sorted({min(ranks), max(ranks)})))
+        return (
+            f"Adapter({len(self.factors)} modules of rank {rank}, {self.dtype}, "
+            f"trigger_phrase={data.trigger_phrase!r}, base_fingerprint={data.base_fingerprint!r}, "
+            f"synthesised={data.synthesised})"
+        )
+
     @property
     def layout(self) -> Layout:
         """The layout of this adapter's own modules and ranks."""
@@ -86,9 +96,19 @@ class Adapter:
         """The adapter with ΔW multiplied by `strength`."""
         return replace(self, factors=scaled(self.factors, strength))
 
-    def to(self, dtype: torch.dtype) -> "Adapter":
-        """The adapter in another floating-point type."""
-        return replace(self, factors=map_factors(lambda tensor: tensor.to(dtype), self.factors))
+    @property
+    def device(self) -> torch.device:
+        """Where its numbers are."""
+        return next(iter(self.factors.values())).A.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Their floating-point type."""
+        return next(iter(self.factors.values())).A.dtype
+
+    def to(self, to: torch.dtype | torch.device | str) -> "Adapter":
+        """The adapter in another floating-point type, or on another device."""
+        return replace(self, factors=map_factors(lambda tensor: tensor.to(to), self.factors))
 
     def save(self, path: Path | str, format: str = "auto", card: Card | None = None) -> Path:
         """Write a file that other programs load; returns the path that was written.

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.adapter.adapter import Adapter, AdapterMetadata
-from lorasynth.adapter.factors import Factor, Factors, map_factors, scaled
+from lorasynth.adapter.factors import Factor, Factors, map_factors, pad_rank, scaled
 from lorasynth.adapter.lowrank import Nearest, of_matrix, relative_error
 from lorasynth.core.errors import ConfigError, LayoutError
 
@@ -56,6 +56,36 @@ def _sum(factors: Sequence[Factor]) -> Factor:
         torch.cat([factor.A for factor in different]),
         torch.cat([factor.B for factor in different], 1),
     )
+
+
+def alike(adapters: Sequence[Factors]) -> list[Factors]:
+    """The same adapters with the same modules and ranks, so that they can be stacked.
+
+    What one lacks is zero.
+
+    Raises:
+        LayoutError: a module has other widths in another.
+    """
+    widths: dict[str, tuple[int, int]] = {}
+    ranks: dict[str, int] = {}
+    for one in adapters:
+        for module, factor in one.items():
+            size = (factor.A.shape[1], factor.B.shape[0])
+            if widths.setdefault(module, size) != size:
+                raise LayoutError(
+                    f"LoRAs of one image must have the same widths, but {module} is "
+                    f"{widths[module]} in one and {size} in another"
+                )
+            ranks[module] = max(ranks.get(module, 0), factor.A.shape[0])
+    some = next(iter(adapters[0].values())).A
+    none = {
+        module: Factor(some.new_zeros(0, widths[module][0]), some.new_zeros(widths[module][1], 0))
+        for module in widths
+    }
+    return [
+        {module: pad_rank(one.get(module, none[module]), ranks[module]) for module in widths}
+        for one in adapters
+    ]
 
 
 METHODS = ("sum", "ties", "dare")

@@ -41,7 +41,7 @@ from lorasynth.avatars.vocabulary import (
 )
 from lorasynth.core import splits
 from lorasynth.core.config import from_dict
-from lorasynth.core.errors import ConfigError
+from lorasynth.core.errors import ConfigError, installing
 from lorasynth.core.randomness import numpy_stream
 from lorasynth.images.contract import Subject
 
@@ -176,7 +176,7 @@ def render_style(name: str, options: dict[str, Any], size: int) -> UInt8[np.ndar
         from resvg_py import svg_to_bytes
     except ImportError as error:
         raise ConfigError(
-            "drawing avatars needs the extra 'avatars': pip install 'lorasynth[avatars]'"
+            f"drawing avatars needs the extra 'avatars': {installing('avatars')}"
         ) from error
     svg = Avatar(_style(name), options).to_string()
     png = svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)

@@ -109,7 +109,7 @@ def train_judge(
             functional.cross_entropy(logits[name], labels[rows, i]) for i, name in enumerate(LABELS)
         ]
         total = torch.stack(losses).sum()
-        return total, f"loss {total.item():.3f}" if step % 50 == 0 else ""
+        return total, f"loss {total.item():.3f}"
 
     judge = AttributeJudge(config)
     settings = configs.to_dict(config) | {"images": len(pool)}

@@ -54,6 +54,8 @@ class SamplingConfig:
         negative_prompt: what the images shall not show, for classifier-free guidance.
         guidance_side: where adapters act in classifier-free guidance: "both", or at the "prompt"
             alone, and the model says by itself what it makes of nothing.
+        regions: where in one image each of several adapters acts, as shares of its sides: left,
+            top, right, bottom; none: each adapter makes images of its own.
     """
 
     steps: int = 20
@@ -63,6 +65,7 @@ class SamplingConfig:
     width: int | None = None
     negative_prompt: str = ""
     guidance_side: Literal["both", "prompt"] = "both"
+    regions: Sequence[tuple[float, float, float, float]] = ()
 
 
 #: For images that are only measured: their figures are those of images after twenty steps.
@@ -333,6 +336,7 @@ class BaseModel(ABC):
         seeds: Sequence[int],
         adapters: Factors | None = None,
         config: SamplingConfig | None = None,
+        advance: Callable[[int], None] = lambda _: None,
     ) -> UInt8[Tensor, "b h w 3"]:
         """Make one image per prompt.
 
@@ -340,10 +344,12 @@ class BaseModel(ABC):
             prompts: b prompts; with n stacked adapters, b = n * m in the order of the adapters.
             seeds: one per prompt.
             adapters: n stacked adapters, or None for the base model.
-            config: sampler options.
+            config: sampler options; with regions, m images are made, in which each adapter's
+                prompts and seeds say what is in its region.
+            advance: is told of how many images a step is done, after each.
 
         Raises:
-            LayoutError: the numbers of prompts, seeds and adapters do not fit.
+            LayoutError: the numbers of prompts, seeds, regions and adapters do not fit.
             BaseModelError: the model cannot make images of that size.
             ConfigError: the model takes no negative prompt, or not so many steps.
         """
@@ -355,12 +361,15 @@ class BaseModel(ABC):
                 f"images, but got {len(prompts)} prompts, {len(seeds)} seeds and {n} "
                 f"adapters: give a multiple of {n} of both"
             )
-        sides = config.height or self.image_size, config.width or self.image_size
-        batch = min(config.batch, _at_once(_MADE_AT_ONCE, sides))
+        if config.regions and len(config.regions) != n:
+            raise LayoutError(
+                f"each adapter needs a region, but got {len(config.regions)} regions and {n} "
+                "adapters: give as many of both"
+            )
         if adapters is None:
-            return self._sample_in_batches(prompts, seeds, None, 1, config, batch)
+            return self._sample_in_batches(prompts, seeds, None, 1, config, advance)
         per_adapter = len(prompts) // n
-        fleet = max(batch // per_adapter, 1)
+        fleet = n if config.regions else max(self._most_at_once(config) // per_adapter, 1)
         images = []
         for start in range(0, n, fleet):
             rows = slice(start, min(start + fleet, n))
@@ -368,9 +377,13 @@ class BaseModel(ABC):
             own = slice(rows.start * per_adapter, rows.stop * per_adapter)
             size = rows.stop - rows.start
             images.append(
-                self._sample_in_batches(prompts[own], seeds[own], part, size, config, batch)
+                self._sample_in_batches(prompts[own], seeds[own], part, size, config, advance)
             )
-        return torch.cat(images)
+        return torch.cat(images)[: per_adapter if config.regions else None]
+
+    def _most_at_once(self, config: SamplingConfig) -> int:
+        sides = config.height or self.image_size, config.width or self.image_size
+        return min(config.batch, _at_once(_MADE_AT_ONCE, sides))
 
     def _sample_in_batches(
         self,
@@ -379,12 +392,13 @@ class BaseModel(ABC):
         adapters: Factors | None,
         n: int,
         config: SamplingConfig,
-        batch: int,
+        advance: Callable[[int], None],
     ) -> UInt8[Tensor, "b h w 3"]:
         # With adapters the batch is one block per adapter, so it is cut within each block alike.
         per_adapter = len(prompts) // n
         order = torch.arange(len(prompts)).reshape(n, per_adapter)
-        columns = [c.flatten().tolist() for c in order.split(max(batch // n, 1), dim=1)]
+        each = max(self._most_at_once(config) // n, 1)
+        columns = [c.flatten().tolist() for c in order.split(each, dim=1)]
         sides = config.height or self.image_size, config.width or self.image_size
         latents = torch.empty(len(prompts), *self.shape_of(*sides), device=self.device)
         with self.attached(adapters):
@@ -395,6 +409,7 @@ class BaseModel(ABC):
                     n,
                     config,
                     latents.shape[1:],
+                    advance,
                 ).float()
         return self.decode_latents(latents)
 
@@ -405,15 +420,51 @@ class BaseModel(ABC):
         n: int,
         config: SamplingConfig,
         shape: Sequence[int],
+        advance: Callable[[int], None] = lambda _: None,
     ) -> Float[Tensor, "b c i j"]:
         texts, latents = self.encode_prompts(prompts), self.noise(seeds, shape)
         predict = self.guided(texts, n, config)
+        weights = region_weights(config.regions, shape[-2:]).to(latents) if config.regions else None
+        if weights is not None:  # all blocks are one image from the first step on
+            latents = latents[: len(latents) // n].repeat(n, *[1] * len(shape))
         for time in self.schedule(config.steps, shape):
-            latents = self.step(predict(latents, time), time, latents)
+            predicted = predict(latents, time)
+            if weights is not None:
+                predicted = mixed(predicted, weights)
+            latents = self.step(predicted, time, latents)
+            advance(len(prompts))
         return latents
 
     def _networks(self) -> tuple[Any, ...]:
         return (self.denoiser, self.vae, *self.text_encoders.values())
+
+
+def region_weights(
+    regions: Sequence[tuple[float, float, float, float]], sides: Sequence[int]
+) -> Float[Tensor, "n h w"]:
+    """How much each region's adapter decides at each place of a latent; they add up to 1.
+
+    What lies in several regions, or in none, is shared evenly.
+    """
+    height, width = sides
+    y = (torch.arange(height) + 0.5)[:, None] / height
+    x = (torch.arange(width) + 0.5)[None] / width
+    inside = torch.stack(
+        [((x >= a) & (x < c) & (y >= b) & (y < d)).float() for a, b, c, d in regions]
+    )
+    inside = torch.where(inside.sum(dim=0) > 0, inside, 1.0)
+    return inside / inside.sum(dim=0)
+
+
+def mixed(predicted: Float[Tensor, "nm ..."], weights: Float[Tensor, "n h w"]) -> Tensor:
+    """What n adapters predict of m images, mixed place by place; the same for each of the n.
+
+    MultiDiffusion's rule (Bar-Tal et al. 2023), with a prediction for each region.
+    """
+    each = predicted.unflatten(0, (len(weights), -1))
+    spread = weights.view(len(weights), *[1] * (each.dim() - 3), *weights.shape[1:])
+    whole = (each * spread.to(each)).sum(dim=0)
+    return whole.expand(len(weights), *whole.shape).flatten(0, 1)
 
 
 def _at_once(pixels: int, sides: Sequence[int]) -> int:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from typing_extensions import override
 
 from lorasynth.collect.worker import Executor, Worker
-from lorasynth.core.errors import CollectionError, LorasynthError
+from lorasynth.core.errors import CollectionError, LorasynthError, installing
 from lorasynth.core.progress import Advance
 
 ItemT = TypeVar("ItemT")
@@ -125,7 +125,7 @@ def connected(address: str, worker: Loads) -> Iterator[Cluster]:
         import ray
     except ImportError as error:
         raise CollectionError(
-            'work on a cluster needs Ray, but it is not installed: pip install "lorasynth[cluster]"'
+            f"work on a cluster needs Ray, but it is not installed: {installing('cluster')}"
         ) from error
     local = address == "local"
     try:

@@ -110,6 +110,7 @@ class Collect(WithRecipe, CollectConfig, WithWorker, WithImages, WithSheet):
         """Collect; the library's path."""
         from lorasynth.collect import collect, embed_library
         from lorasynth.collect.collector import require_place
+        from lorasynth.collect.failures import Failures
         from lorasynth.collect.shards import Part, begin_part
         from lorasynth.collect.sheet import cut_subjects
         from lorasynth.collect.worker import embed_over
@@ -136,9 +137,10 @@ class Collect(WithRecipe, CollectConfig, WithWorker, WithImages, WithSheet):
                 embed = embed_over(executor, source)
                 embed_library(library, source, encoder, embed, report.conditions)
         pace = report.seconds / max(len(report.collected), 1)
+        why = f" ({Failures(out).path})" if failed else ""
         print(
             f"{out}: {len(library)} adapters, {len(report.collected)} of them new "
-            f"({pace:.1f} s each), {len(failed)} failed"
+            f"({pace:.1f} s each), {len(failed)} failed{why}"
         )
         return out
 

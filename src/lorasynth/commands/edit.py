@@ -9,8 +9,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from tyro.conf import Positional, UseAppendAction, arg
 
-from lorasynth.commands.shared import PORTRAIT, WithFormat
-from lorasynth.core.command import Command, OnDevice, Out, Seeded
+from lorasynth.commands.shared import PORTRAIT, WithBase, WithFormat
+from lorasynth.core.command import Command, Out, Seeded
 from lorasynth.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,35 +46,31 @@ class InLatents:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WithStrip(Seeded, OnDevice):
+class WithStrip(Seeded, WithBase):
     """A strip of images, to look at what was made.
 
     Attributes:
-        strip: PNG to write: an image made with each, in a row.
+        strip: PNG to write: an image made with each by the base model, one below the other.
         prompt: Of the strip's images.
-        base: Base model that makes them: a pipeline folder, or hub:owner/name.
     """
 
     strip: Path | None = None
     prompt: str = PORTRAIT
-    base: str = "bundle/base"
 
-    def draw_strip(self, adapters: "Sequence[Adapter]") -> None:
+    def draw_strip(self, adapters: "Sequence[Adapter]", names: Sequence[str]) -> None:
         """Write one image with each adapter, from the same noise, if a strip is asked for."""
         if self.strip is None:
             return
         import torch
 
         from lorasynth.adapter import stack
-        from lorasynth.base import BaseModel
         from lorasynth.base.compatibility import require_made_for
-        from lorasynth.core.device import pick_device
         from lorasynth.images.png import contact_sheet, write_synthetic
 
-        model = BaseModel.load(self.base, pick_device(self.device))
+        model = self.load_base()
         require_made_for(model, adapters[0].metadata.base_fingerprint, "LoRA file")
         images = [model.sample([self.prompt], [self.seed], stack([a.factors])) for a in adapters]
-        sheet = contact_sheet(torch.cat(images), len(adapters))
+        sheet = contact_sheet(torch.cat(images), 1, names=names)
         write_synthetic(self.strip, sheet, {"Description": self.prompt})
         print(self.strip)
 
@@ -116,7 +112,8 @@ class Edit(Command, WithFormat, InLatents, WithStrip):
         written = writer.write(edited, self.out)
         print(written)
         if self.strip is not None:
-            self.draw_strip([space.moved(adapter, share * change) for share in (0, 0.5, 1, 1.5)])
+            shown = [space.moved(adapter, share * change) for share in (0, 0.5, 1, 1.5)]
+            self.draw_strip(shown, ("as it was", "half", "whole", "1.5 times"))
         return written
 
 
@@ -165,7 +162,7 @@ class Interpolate(Command, WithFormat, InLatents, WithStrip):
         shares = [step / (self.steps - 1) for step in range(self.steps)]
         between = space.between(first, last, shares, PATHS[self.path])
         written = _write_all(between, self.out, self.format)
-        self.draw_strip(between)
+        self.draw_strip(between, [path.stem for path in written])
         return written
 
 
@@ -215,7 +212,7 @@ class Sample(Command, WithFormat, InLatents, WithStrip):
         metadata = replace(metadata, extra=metadata.extra | {"prior": self.prior})
         made = space.adapters(latents, metadata, strength)
         written = _write_all(made, self.out, self.format)
-        self.draw_strip(made)
+        self.draw_strip(made, [path.stem for path in written])
         return written
 
 

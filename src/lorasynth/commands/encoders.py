@@ -13,7 +13,7 @@ from tyro.conf import Positional
 from lorasynth.commands.shared import OfSubjects, Repeated, Resumed
 from lorasynth.condition.config import TrainedConfig
 from lorasynth.core.command import Command, Flat, OnDevice, Out
-from lorasynth.core.errors import ImageError
+from lorasynth.core.errors import ImageError, installing
 from lorasynth.engine.config import ArcFaceConfig
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class ListEncoders(Command):
             table.add_row(one.spelling, one.needs, one.licence, here)
             if one.missing:
                 packages, extra = ", ".join(one.missing), one.extra
-                absent.append(f"{one.spelling} lacks {packages}: pip install 'lorasynth[{extra}]'")
+                absent.append(f"{one.spelling} lacks {packages}: {installing(extra)}")
         for name in sorted({*NAMED.names()} - {*NAMED.own}):  # which is not imported for this
             table.add_row(f"{name}:...", "what its package says", "its own", "yes")
         Console(markup=False).print(table)

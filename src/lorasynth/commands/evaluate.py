@@ -185,7 +185,8 @@ class Evaluate(Command, WithBenchmark):
             repeatable.
         style: PATH=STRENGTH of a LoRA that is added to every contender; repeatable.
         strength: Strength to measure each contender at; repeatable.
-        tune: Choose every contender's strength on this many validation avatars first.
+        tune: Choose every contender's strength on this many validation avatars first; with images
+            of your own, measure some kept aside at several --strength.
         sheets: Folder for a sheet of images of each of the first 16 subjects.
     """
 
@@ -205,6 +206,12 @@ class Evaluate(Command, WithBenchmark):
         from lorasynth.core.cache import Cache
         from lorasynth.evaluation.report import at_strengths, evaluate, save_report, tuned
 
+        if self.tune is not None and self.test_images is not None:
+            raise ConfigError(
+                "--tune draws avatars of its own to choose a strength by, but the subjects are "
+                f"{self.test_images}: measure others, kept aside, at several --strength, and give "
+                "the best here"
+            )
         if self.out is not None:
             make_parent(self.out)
         strengths = [_number(text, "--strength") for text in self.strength]

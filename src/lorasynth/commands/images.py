@@ -1,14 +1,17 @@
 """`lorasynth images`: images made with LoRA files."""
 
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from tyro.conf import UseAppendAction, arg
 
-from lorasynth.commands.shared import WithBase
+from lorasynth.commands.shared import Repeated, WithBase
 from lorasynth.core.command import Command, Out, Seeded
+from lorasynth.core.errors import ConfigError
+from lorasynth.core.progress import progress
 
 if TYPE_CHECKING:
     from lorasynth.adapter import Factors
@@ -23,8 +26,11 @@ class Images(Command, Seeded, WithBase):
 
     Attributes:
         prompt: Text; repeatable.
-        out: One sheet if it ends with .png, else a folder.
+        out: One sheet if it ends with .png, with a row for each prompt, else a folder.
         lora: LoRA file; several are added; none: the base model alone.
+        region: Where in the image the LoRA file at the same place of the list acts, instead of
+            adding them: left, right, top, bottom, or left,top,right,bottom as shares such as
+            0,0,0.5,1; repeatable.
         strength: Multiplies what the LoRA files do.
         number: Images of each prompt.
         allow_other_base: Use a LoRA file that was made for another base model, if it fits.
@@ -42,6 +48,7 @@ class Images(Command, Seeded, WithBase):
     prompt: UseAppendAction[tuple[str, ...]]
     out: Out
     lora: UseAppendAction[tuple[Path, ...]] = ()
+    region: Repeated = ()
     strength: float = 1.0
     number: Annotated[int, Field(ge=1), arg(aliases=("-n",))] = 4
     allow_other_base: bool = False
@@ -59,9 +66,14 @@ class Images(Command, Seeded, WithBase):
         from lorasynth.images.png import contact_sheet, write_synthetic
 
         sheet = self.out.suffix.lower() == ".png"
-        make_parent(self.out if sheet else self.out / "image.png")
+        make_parent(self.out)
         model = self.load_base()
-        factors = self._factors(model)
+        factors, regions = self._factors(model), [_region(text) for text in self.region]
+        if regions and len(regions) != len(self.lora):
+            raise ConfigError(
+                f"--region is said for each of {len(self.lora)} files, or for none, but is said "
+                f"for {len(regions)}"
+            )
         prompts = [text for text in self.prompt for _ in range(self.number)]
         seeds = [self.seed + i for _ in self.prompt for i in range(self.number)]
         config = SamplingConfig(
@@ -71,12 +83,16 @@ class Images(Command, Seeded, WithBase):
             width=self.width,
             negative_prompt=self.negative_prompt,
             guidance_side=self.guidance_side,
+            regions=regions,
         )
-        images = model.sample(prompts, seeds, factors, config)
+        blocks = max(len(regions), 1)
+        with progress("images, steps", len(prompts) * blocks * self.steps) as advance:
+            images = model.sample(prompts * blocks, seeds * blocks, factors, config, advance)
         facts = {"Base": model.fingerprint, "Lora": ", ".join(path.name for path in self.lora)}
         if sheet:
             facts |= {"Description": "\n".join(self.prompt), "Seed": f"{self.seed} and following"}
-            write_synthetic(self.out, contact_sheet(images, self.number), facts)
+            names = [shorten(text, 60) for text in self.prompt] if len(self.prompt) > 1 else ()
+            write_synthetic(self.out, contact_sheet(images, self.number, names=names), facts)
             print(self.out)
             return [self.out]
         written = []
@@ -89,9 +105,13 @@ class Images(Command, Seeded, WithBase):
         return written
 
     def _factors(self, model: "BaseModel") -> "Factors | None":
-        """The sum of all LoRA files on the model's device, as a stack of one; None without any."""
-        from lorasynth.adapter import Adapter, map_factors
-        from lorasynth.adapter.addition import add
+        """All LoRA files: their sum as a stack of one, or with regions a stack; None without any.
+
+        Raises:
+            LorasynthError: one is of another base model.
+        """
+        from lorasynth.adapter import Adapter, map_factors, stack
+        from lorasynth.adapter.addition import add, alike
         from lorasynth.base.compatibility import require_made_for
 
         adapters = []
@@ -100,4 +120,30 @@ class Images(Command, Seeded, WithBase):
             if not self.allow_other_base:
                 require_made_for(model, adapter.metadata.base_fingerprint, f"LoRA file {file}")
             adapters.append(adapter.scaled(self.strength).to(model.dtype).factors)
+        if self.region and adapters:
+            return stack(alike(adapters))
         return map_factors(lambda part: part[None], add(adapters)) if adapters else None
+
+
+#: Halves by their names.
+_HALVES = {
+    "left": (0.0, 0.0, 0.5, 1.0),
+    "right": (0.5, 0.0, 1.0, 1.0),
+    "top": (0.0, 0.0, 1.0, 0.5),
+    "bottom": (0.0, 0.5, 1.0, 1.0),
+}
+
+
+def _region(text: str) -> tuple[float, float, float, float]:
+    if text in _HALVES:
+        return _HALVES[text]
+    try:
+        left, top, right, bottom = map(float, text.split(","))
+    except ValueError:
+        left = right = 0.0
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise ConfigError(
+            f"--region must be {', '.join(_HALVES)}, or left,top,right,bottom as shares of the "
+            f"sides such as 0,0,0.5,1, but is {text!r}"
+        )
+    return left, top, right, bottom

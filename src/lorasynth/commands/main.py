@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from difflib import get_close_matches
 from functools import partial
 from typing import IO, Any, cast
@@ -22,7 +22,8 @@ from lorasynth.core.progress import console, note, told_soon
 def main() -> None:
     """Run the command that the shell asks for, and exit.
 
-    Bad input ends with one line and status 2, Ctrl-C with one line and 130.
+    Bad input ends with one line and status 2, Ctrl-C with one line and 130, a reader of the
+    output that stops reading with 141, silently, as of any program.
     """
     sys.exit(run(sys.argv[1:]))
 
@@ -31,7 +32,13 @@ def run(words: Sequence[str]) -> int:
     """Run a command; the exit status."""
     try:
         with _ended_as_by_ctrl_c(), redirect_stdout(cast("IO[str]", _Escaping(sys.stdout))):
-            return _run(words)
+            try:
+                return _run(words)
+            finally:
+                sys.stdout.flush()  # here, and not at the interpreter's end, a closed pipe is met
+    except BrokenPipeError:  # `lorasynth ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except LorasynthError as error:
         return _end(f"error: {error}", "red", 2)
     except OSError as error:  # a disk that is full or read-only, too many open files
@@ -140,5 +147,6 @@ class _Escaping:
 
 def _end(line: str, style: str, status: int) -> int:
     line = " ".join(line.split())
-    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    with suppress(OSError):  # standard error may be a file on the disk that is full
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
     return status

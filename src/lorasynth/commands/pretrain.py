@@ -103,3 +103,6 @@ class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Overwriting, Resumed
         held = f", {len(made.held_out)} held out" if made.held_out else ""
         why = f", {left_out} left out ({failures.path})" if left_out else ""
         print(f"{self.out}: trained on {len(made.ids)} subjects{held}{why}")
+        if made.figures:
+            said = (f"{name.replace('_', ' ')} {x:.4g}" for name, x in made.figures.items())
+            print(f"of the weights that are kept: {', '.join(said)}")

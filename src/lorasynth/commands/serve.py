@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from lorasynth.commands.shared import Repeated
 from lorasynth.core.command import Command, OnDevice
-from lorasynth.core.errors import ConfigError
+from lorasynth.core.errors import ConfigError, installing
 from lorasynth.core.progress import console
 from lorasynth.serve.config import Batching, Limits, Setup
 
@@ -65,8 +65,8 @@ class Serve(Command, OnDevice):
         needed = (*_PACKAGES, "ray") if self.engine == "ray" else _PACKAGES
         if missing := [name for name in needed if find_spec(name) is None]:
             raise ConfigError(
-                f"serving needs an extra, but {', '.join(missing)} is not installed: pip install "
-                f"'lorasynth[{'serve,cluster' if 'ray' in needed else 'serve'}]'"
+                f"serving needs an extra, but {', '.join(missing)} is not installed: "
+                f"{installing('serve,cluster' if 'ray' in needed else 'serve')}"
             )
         from lorasynth.serve.gate import LOOPBACK, new_key, read_keys
 

@@ -1,6 +1,7 @@
 """`lorasynth synth`: photos of a subject in, a LoRA file out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -41,8 +42,9 @@ class WithSynthesizer:
 class Synth(Command, WithFormat, WithSynthesizer, Seeded, OnDevice):
     """Make a LoRA file for the subject of one or several photos.
 
-    Of several subjects, one that cannot be used is left out and named; the exit status is 0 if any
-    file was written, and 2 if none was.
+    Of a folder, photos that cannot be used give way to the others of their subject, and a subject
+    without one is left out; both are named. The exit status is 0 if any file was written, and 2 if
+    none was.
 
     Consent: of a person only with that person's consent. Every file says that it is synthesised.
 
@@ -53,7 +55,7 @@ class Synth(Command, WithFormat, WithSynthesizer, Seeded, OnDevice):
         face: Which face of each photo, counted from the left, from 1; default: the largest.
         attribute: NAME=VALUE of the subject, for a synthesizer that is conditioned on attributes;
             repeatable.
-        strict: Stop at the first subject that cannot be used.
+        strict: Stop at the first photo that cannot be used.
     """
 
     group: ClassVar[str] = "Use"
@@ -120,14 +122,35 @@ class Synth(Command, WithFormat, WithSynthesizer, Seeded, OnDevice):
             ImageError: the only subject cannot be used, or with `strict` the first that cannot.
         """
         conditions, left_out = {}, {}
+        in_folder = any(path.is_dir() for path in self.photos)
+        embed = partial(synthesizer.embed, stages=stages, face=self.face, facts=facts)
         for path, images in subjects.items():
             try:
-                conditions[path] = synthesizer.embed(images, stages, self.face, facts)
+                conditions[path] = embed(images)
             except ImageError as error:
-                if self.strict or len(subjects) == 1:
+                if self.strict or not in_folder:
                     raise
-                left_out[path.stem] = error
+                usable = _usable(images, embed) if len(images) > 1 else []
+                if usable:
+                    conditions[path] = embed(usable)
+                elif len(subjects) == 1:
+                    raise
+                else:
+                    left_out[path.stem] = error
         return conditions, left_out
+
+
+def _usable(images: Sequence[Path], embed: "Callable[[Path], Tensor]") -> list[Path]:
+    """The images of a subject that can be embedded; the others are named, with the reason."""
+    usable = []
+    for image in images:
+        try:
+            embed(image)
+        except ImageError as error:
+            console.print(f"passed over: {error}", markup=False, soft_wrap=True)
+        else:
+            usable.append(image)
+    return usable
 
 
 def _fact(text: str) -> tuple[str, str]:

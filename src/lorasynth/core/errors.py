@@ -21,6 +21,11 @@ def escaped(text: str, kept: str = "") -> str:
     )
 
 
+def installing(extra: str) -> str:
+    """What to type for an extra; lorasynth is on no index, where the name could be another's."""
+    return f"pip install '.[{extra}]' in the clone of lorasynth"
+
+
 def quoted(value: object) -> str:
     """A value out of a file, for a message: at most a few hundred characters, made in no time."""
     try:

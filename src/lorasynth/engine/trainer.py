@@ -137,14 +137,14 @@ class Trainer:
         begun = saved = time.monotonic()
         before = self._seconds
         shown = self.processes.is_first
-        log = self._metrics(title, step)
+        log, figures = self._metrics(title, step), ""
         with progress(title, steps, step, shown=shown) as go:
             while step < steps and not self._ended():
                 note = self._step(loss, step)
                 step += 1
                 if step == steps or step % self._every == 0:
                     row = self._record(step)
-                    note = _as_note(row) if self._figures else note
+                    figures = _as_note(row) if self._figures else ""
                     self._seconds = before + time.monotonic() - begun
                     rate = self.config.lr * self.config.rate(step - 1)
                     log({**row, "rate": rate, "seconds": round(self._seconds, 1)})
@@ -152,7 +152,7 @@ class Trainer:
                 if last or time.monotonic() - saved > self.config.checkpoint_seconds:
                     self._save(step)
                     saved = time.monotonic()
-                go(note=note)
+                go(note="; ".join(filter(None, (note, figures))))
         self.model.load_state_dict(self._best or self.average.module.state_dict())
         return self.model.eval()
 
@@ -297,7 +297,8 @@ class Trainer:
 
 
 def _as_note(row: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in list(row.items())[1:4])
+    said = (f"{name} {value:.4g}" for name, value in list(row.items())[1:4])
+    return f"at step {row['step']:.0f} {', '.join(said)}"
 
 
 def _is_after(line: str, title: str, step: int) -> bool:

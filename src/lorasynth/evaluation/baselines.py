@@ -74,8 +74,11 @@ def _ridge(library: LatentLibrary, rows: Tensor) -> Callable[[float], Predictor]
     along = axes.T @ (centred.T @ targets)
 
     def fitted(penalty: float) -> Predictor:
-        weights = axes @ (along / (values + penalty * values.mean())[:, None])
-        return lambda conditions: ((conditions.double() - x_mean) @ weights + y_mean).float()
+        shrunk = axes / (values + penalty * values.mean())
+        # in this order no (m, k) matrix is made: k may be a whole adapter's numbers
+        return lambda conditions: (
+            ((conditions.double() - x_mean) @ shrunk) @ along + y_mean
+        ).float()
 
     return fitted
 

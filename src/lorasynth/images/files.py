@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
-from lorasynth.core.errors import ImageError
+from lorasynth.core.errors import ImageError, installing
 from lorasynth.core.progress import note
 
 #: Larger images are refused before decoding: they need gigabytes and add nothing.
@@ -86,7 +86,7 @@ def decode_photo(file: Path | io.BytesIO, name: str) -> UInt8[Tensor, "h w 3"]:
     except UnidentifiedImageError as error:
         remedy = "export it as one of these"
         if _is_heic(file) and "HEIF" not in readable_formats():
-            remedy = "it is HEIC, which needs an extra: pip install 'lorasynth[heic]'"
+            remedy = f"it is HEIC, which needs an extra: {installing('heic')}"
         raise ImageError(
             f"an image must be a whole image file ({', '.join(_FORMATS)} or HEIC), but {name} is "
             f"not (cannot identify image file): {remedy}"

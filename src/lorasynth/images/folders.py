@@ -104,11 +104,6 @@ class FolderSubjects(Indexed):
         return found
 
     @override
-    def _files(self, names: Sequence[str]) -> list[Path]:
-        shown = (one for name in names for one in self._subjects[name])
-        return [path for one in shown for path in one if path is not None]
-
-    @override
     def _photos(self, places: Sequence[Path]) -> list[UInt8[Tensor, "h w 3"]]:
         return [read_photo(path) for path in places]
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from lorasynth.core.errors import ImageError
 from lorasynth.images.files import decode_photo, read_photo
 
-#: A photo: a path, a file's content or an open file, a Pillow image, or pixels (height, width, RGB)
-#: as an array or tensor, of integers from 0 to 255 or of floats from 0 to 1.
+#: A photo: a path, a file's content or an open file, a Pillow image, or pixels as array or tensor,
+#: (height, width, RGB) or (RGB, height, width), integers from 0 to 255 or floats from 0 to 1.
 Photo: TypeAlias = Path | str | bytes | io.IOBase | Image.Image | NDArray[Any] | Tensor
 
 
@@ -46,10 +46,13 @@ def as_photo(photo: Any) -> tuple[UInt8[Tensor, "h w 3"], str]:
 
 
 def _pixels(values: Tensor) -> UInt8[Tensor, "h w 3"]:
+    given = tuple(values.shape)
+    if values.dim() == 3 and values.shape[2] != 3:  # as torchvision has them
+        values = values.movedim(0, 2)
     if values.dim() != 3 or values.shape[2] != 3 or 0 in values.shape:
         raise ImageError(
-            "pixels must be (height, width, 3), but their shape is "
-            f"{tuple(values.shape)}: give one photo at a time, channels last"
+            "pixels must be (height, width, 3) or (3, height, width), but their shape is "
+            f"{given}: give one photo at a time"
         )
     if values.dtype == torch.uint8:
         return values

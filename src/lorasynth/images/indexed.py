@@ -1,5 +1,6 @@
 """Sources that are looked through once: which files count, and what is said of the others."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 from jaxtyping import UInt8
 from torch import Tensor
 
-from lorasynth.core.errors import ImageError
+from lorasynth.core.errors import ImageError, installing
 from lorasynth.core.progress import note
 from lorasynth.images.contract import PORTRAIT, Subject
 from lorasynth.images.files import SUFFIXES, readable_formats
@@ -52,7 +53,7 @@ class Tally:
         if is_system(name):
             reason = "hidden or a system's"
         elif suffix in (".heic", ".heif") and "HEIF" not in readable_formats():
-            reason = "HEIC, which needs pip install 'lorasynth[heic]'"
+            reason = f"HEIC, which needs {installing('heic')}"
         elif suffix in SUFFIXES:
             self.images += 1
             return True
@@ -131,14 +132,6 @@ class Indexed(ABC):
         tally.say(self.root)
         return found
 
-    def stamp(self, names: Sequence[str]) -> list[tuple[str, int, int]]:
-        """Changes when the files of some subjects do: their names, sizes and times."""
-        stats = [(path, path.stat()) for path in self._files(names)]
-        return [(path.name, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-
-    def _files(self, names: Sequence[str]) -> Sequence[Path]:  # noqa: ARG002  all lie in the same
-        return sorted(self.root.iterdir()) if self.root.is_dir() else [self.root]
-
     @property
     def ids(self) -> list[str]:
         """The subjects that have at least one image.
@@ -147,6 +140,13 @@ class Indexed(ABC):
             ImageError: it cannot be looked through.
         """
         return list(self._subjects)
+
+    def stamp(self, ids: Sequence[str]) -> str:
+        """What changes with any file that the images and captions of these subjects lie in."""
+        shown = [(name, self.default_caption, self._subjects[name]) for name in ids]
+        files = {_file_of(place) for *_, some in shown for one in some for place in one if place}
+        stamps = [(path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files)]
+        return hashlib.sha256(repr([shown, stamps]).encode()).hexdigest()
 
     def load(self, subject_id: str) -> Subject:
         """Read a subject's images and captions.
@@ -190,3 +190,8 @@ def caption_text(data: bytes | int, name: object) -> str:
         raise ImageError(
             f"a caption must be text in UTF-8, but {name} is not ({error}): save it as UTF-8"
         ) from error
+
+
+def _file_of(place: Path | tuple[Any, ...]) -> Path:
+    """The file that a place is, or the first thing that a place in a larger file says."""
+    return place if isinstance(place, Path) else Path(place[0])

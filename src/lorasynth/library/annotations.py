@@ -3,6 +3,7 @@
 So subjects of any origin have attributes to edit by and to condition on, and splits.
 """
 
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,6 +26,8 @@ def read_facts(path: Path) -> pa.Table:
         LibraryError: the file cannot be read, has no column `id`, or an id occurs twice.
     """
     try:
+        if not path.is_file():
+            raise OSError("it is no file")
         text = csv.ConvertOptions(column_types={_ID: pa.string()}, strings_can_be_null=True)
         parquet = path.suffix.lower() == ".parquet"
         table = pq.read_table(path) if parquet else csv.read_csv(path, convert_options=text)
@@ -41,7 +44,7 @@ def read_facts(path: Path) -> pa.Table:
         )
     table = table.set_column(names.index(_ID), _ID, table[_ID].cast(pa.string()))
     ids = table[_ID].to_pylist()
-    twice = next((name for i, name in enumerate(ids) if name in ids[:i]), None)
+    twice = next((name for name, times in Counter(ids).items() if times > 1), None)
     if None in ids or twice is not None:
         raise LibraryError(
             f"each row of facts needs an id of its own, but {path} has {twice!r} twice"

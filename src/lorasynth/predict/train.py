@@ -55,6 +55,8 @@ class Predicting(NamedTuple):
     ids: list[str]
     #: Ids of those it was measured on.
     held_out: list[str]
+    #: Figures of the weights that were kept, with their step; empty if nobody was held out.
+    figures: Mapping[str, float]
 
 
 @dataclass
@@ -77,7 +79,7 @@ class _Losses:
             if one not in self.ahead:
                 self.ahead[one] = self.reader.submit(self._draw, self.known, one, self.processes)
         value = self._of(self.ahead.pop(step).result(), model)
-        return value, f"loss {value.item():.4f}" if step % 50 == 0 else ""
+        return value, f"loss {value.item():.4f}"
 
     def _draw(self, some: Taught, step: int, processes: Processes | None = None) -> Task:
         options, images = self.config.optimisation, self.config.images
@@ -163,4 +165,6 @@ def train_predictor(
     # in float64, which not every device has
     hypernet, codec = model.cpu().split(seen.cpu())
     hypernet.eval().requires_grad_(requires_grad=False)
-    return Predicting(hypernet, codec, model.layout, known.ids, aside.ids)
+    rows = [row for row in trainer.history if _LOSS in row]
+    figures = min(rows, key=lambda row: row[_LOSS], default={})
+    return Predicting(hypernet, codec, model.layout, known.ids, aside.ids, figures)

@@ -150,7 +150,7 @@ def train_ip_adapter(
         kept = torch.rand(len(seen), 1, generator=stream) >= config.dropped
         with model.attached(base.denoiser, seen * kept.to(seen)):
             value = denoising_losses(base, some, draw).mean()
-        return value, f"loss {value.item():.4f}" if step % 50 == 0 else ""
+        return value, f"loss {value.item():.4f}"
 
     settings = to_dict(config) | {"subjects": len(taught.ids)}
     settings |= {"base": base.fingerprint, "encoder": encoder.fingerprint}

@@ -167,7 +167,10 @@ class Study:
         if kind not in self._collected:
             path, bundle = self.cache.folder / f"library-{kind}", self.bundle
             size = bundle.base.image_size
-            source = AvatarSubjects(split="train", count=count, size=size, series="reproduce")
+            images = 2 if self.config.smoke else 10  # drawing them is most of a smoke run's work
+            source = AvatarSubjects(
+                split="train", count=count, images=images, size=size, series="reproduce"
+            )
             anchor = bundle.pretrained if kind == "ours" else None
             collect(Worker(base=bundle.base, init_from=anchor), source, path, self.recipe(kind))
             self._collected[kind] = Library.open(path)

@@ -127,6 +127,8 @@ def refuse_pickle(path: Path) -> None:
         FileFormatError: it is one, or cannot be read.
     """
     try:
+        if not path.is_file():  # to read from a pipe would wait for ever
+            raise OSError("it is no file")
         with path.open("rb") as file:
             start = file.read(9)
     except OSError as error:

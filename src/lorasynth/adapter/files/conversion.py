@@ -28,7 +28,7 @@ from lorasynth.adapter.files.container import (
 )
 from lorasynth.adapter.files.fused import swap_halves
 from lorasynth.adapter.files.keys import Key, parse, parse_all
-from lorasynth.adapter.files.peft_config import parse_config
+from lorasynth.adapter.files.peft_config import read_config
 from lorasynth.adapter.files.reader import (
     Configuration,
     LoraFile,
@@ -217,7 +217,7 @@ def _peft_scale(content: Content) -> float | None:
     path = content.path.parent / PEFT_CONFIG
     if content.path.name != PEFT_WEIGHTS or not path.is_file():
         return None
-    config = parse_config(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    config = read_config(path)
     if config.get("peft_type") not in ("LOHA", "LOKR") or config.get("alpha_pattern"):
         raise FileFormatError(
             f"a PEFT folder of LoHa or LoKr must have one alpha, but {path} has peft_type "

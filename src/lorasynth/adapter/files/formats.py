@@ -73,9 +73,7 @@ class LoraFormat:
         if self.name == "diffusers" and (not path.suffix or path.is_dir()):
             return path / WEIGHT_NAMES[1]
         where = ", or be in a folder whose name has no ending" if self.name == "diffusers" else ""
-        raise FileFormatError(
-            f"a {self.name} file must be named *{self.suffix}{where}, but got {path}"
-        )
+        raise FileFormatError(f"a LoRA file must be named *{self.suffix}{where}, but got {path}")
 
     def write(self, adapter: Adapter, path: Path) -> Path:
         """Write an adapter atomically and return its `target`.

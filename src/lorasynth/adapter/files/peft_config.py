@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lorasynth.adapter.factors import Factors
-from lorasynth.core.errors import FileFormatError, quoted
+from lorasynth.core.config import read_json
+from lorasynth.core.errors import ConfigError, FileFormatError, quoted
 
 _TEXT_MODEL = "text_model."
 
@@ -68,6 +69,20 @@ def parse_config(text: str, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FileFormatError(f"{what} must be a JSON object, but is not")
     return value
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration beside PEFT's weights.
+
+    Raises:
+        FileFormatError: it is missing, too large, or none.
+    """
+    try:
+        return read_json(path)
+    except ConfigError as error:
+        raise FileFormatError(
+            f"a PEFT adapter needs its configuration, which holds alpha, but {error}"
+        ) from error
 
 
 def alpha_from(config: Mapping[str, Any], path: Path, *, dora: bool = False) -> AlphaOf:

@@ -23,7 +23,7 @@ from lorasynth.adapter.files.container import (
 from lorasynth.adapter.files.fused import separate, swap_halves
 from lorasynth.adapter.files.header import CONFIG_KEY, from_header
 from lorasynth.adapter.files.keys import Key, parse_all
-from lorasynth.adapter.files.peft_config import AlphaOf, alpha_from, parse_config
+from lorasynth.adapter.files.peft_config import AlphaOf, alpha_from, parse_config, read_config
 from lorasynth.adapter.files.resolve import Resolved, resolve
 from lorasynth.adapter.layout import Kernel
 from lorasynth.adapter.programs import Spelling, names_of
@@ -211,14 +211,7 @@ def configuration(content: Content, form: str, *, dora: bool = False) -> Configu
     """
     if form == "peft" and content.path.name == PEFT_WEIGHTS:
         path = content.path.parent / PEFT_CONFIG
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise FileFormatError(
-                "a PEFT adapter needs its configuration, which holds alpha, but "
-                f"{path} cannot be read ({type(error).__name__})"
-            ) from error
-        config = parse_config(text, str(path))
+        config = read_config(path)
         mapping = config.get("auto_mapping")
         kind = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
         return Configuration(

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
-from lorasynth.core.errors import BundleError
+from lorasynth.core.errors import BundleError, installing
 from lorasynth.core.registry import Registry
 
 
@@ -84,7 +84,7 @@ def need(package: str, extra: str = "face") -> Any:
     except ImportError as error:
         raise BundleError(
             f"this encoder needs the package {package}, but it cannot be imported ({error}): "
-            f"pip install 'lorasynth[{extra}]'"
+            + installing(extra)
         ) from error
 
 
