@@ -47,13 +47,15 @@ from lorasynth.adapter.files.resolve import resolve
 from lorasynth.adapter.layout import Kernel
 from lorasynth.adapter.lowrank import Nearest, of_kronecker, of_matrix, relative_error, truncated
 from lorasynth.adapter.names import Layer
-from lorasynth.core.errors import FileFormatError
+from lorasynth.core.errors import FileFormatError, LayoutError
 
 _DORA = "DoRA"
 #: What is added to the weights; the others are refused by their names.
 _ADDITIVE = ("LoHa", "LoKr", "a LoRA with a Tucker core", "a difference of whole weights")
 #: A rank that no update has.
 _ANY = 1 << 20
+#: What no layer exceeds: a side of its matrix, and its weights; small parts can make huge products.
+_WIDEST, _LARGEST = 1 << 17, 1 << 29
 
 #: The tensors of a checkpoint's denoiser, each read when it is asked for.
 Weights = Mapping[str, Callable[[], Tensor]]
@@ -129,19 +131,17 @@ def read_any(
         found = read(path, family)
         return Reduced(found, rank=max(f.rank for f in found.adapter.factors.values()))
     _require_additive(content.path, keys, base)
-    form, scale, config = format_of(keys), None, Configuration()
-    if _DORA in kinds:
-        config = configuration(content, form, dora=True)
-    else:
-        scale = _peft_scale(content)
+    form = format_of(keys)
+    scale = _peft_scale(content) if {"LoHa", "LoKr"} & set(kinds) else None
+    config = Configuration()
+    if scale is None:
+        config = configuration(content, form, dora=_DORA in kinds)
     groups = list(grouped(content, keys))
     within = _ANY if _DORA in kinds else rank
     layers: _Layers = []
     for spelled, sample, tensors in groups:
-        if "alpha" not in tensors and "down" in tensors:
-            alpha = config.alpha(sample, len(tensors["down"]))
-            tensors["alpha"] = torch.tensor(alpha, dtype=torch.float64)
-        nearest, kernel = _nearest(content.path, spelled, tensors, within, scale)
+        alpha_of = partial(config.alpha, sample) if scale is None else scale
+        nearest, kernel = _nearest(content.path, spelled, tensors, within, alpha_of)
         layers.append((sample, kernel, nearest))
     if base is not None and _DORA in kinds:
         magnitudes = [_magnitude(tensors) for *_, tensors in groups]
@@ -232,9 +232,17 @@ def _peft_scale(content: Content) -> float | None:
 
 
 def _nearest(
-    path: Path, name: str, parts: Mapping[str, Tensor], rank: int, scale: float | None
+    path: Path,
+    name: str,
+    parts: Mapping[str, Tensor],
+    rank: int,
+    stated: float | Callable[[int], float],
 ) -> tuple[Nearest, Kernel | None]:
-    """What is added to one layer, of at most a rank, and its kernel."""
+    """What is added to one layer, of at most a rank, and its kernel.
+
+    `stated` is the scale of all layers, or alpha of a rank where the layer itself has none.
+    """
+    scale = None if callable(stated) else stated
     try:
         if "diff" in parts:
             return _of_weight(parts["diff"], rank)
@@ -243,16 +251,19 @@ def _nearest(
         if any(part.startswith("lokr_") for part in parts):
             decomposed = ("lokr_w2_b", "lokr_w1_b")
             return _lokr(parts, _scale(path, name, parts, decomposed, scale), rank)
-    except (KeyError, RuntimeError, ValueError, IndexError) as error:
+        factor, kernel = _lora(path, name, parts)
+        usual = stated(factor.rank) if callable(stated) else float(factor.rank)
+        alpha = number(path, name, parts.get("alpha", usual))
+        folded = fold(factor, alpha / factor.rank)
+        return truncated(folded, max(rank, folded.rank)), kernel
+    except LayoutError as error:
+        raise FileFormatError(f"{name[:200]} in {path} cannot be used: {error}") from error
+    except (KeyError, RuntimeError, ValueError, IndexError, TypeError) as error:
         reason = str(error).splitlines()[0][:120]
         raise FileFormatError(
             f"the parts of a layer must fit each other, but those of {name[:200]} in {path} do not "
             f"({type(error).__name__}: {reason})"
         ) from error
-    factor, kernel = _lora(path, name, parts)
-    alpha = number(path, name, parts.get("alpha", float(factor.rank)))
-    folded = fold(factor, alpha / factor.rank)
-    return truncated(folded, max(rank, folded.rank)), kernel
 
 
 def _scale(
@@ -275,9 +286,20 @@ def _kernel(weight: Tensor) -> Kernel | None:
     return tuple(weight.shape[2:]) if weight.dim() > 2 else None
 
 
+def _require_usual(out: int, width: int) -> None:
+    if max(out, width) > _WIDEST or out * width > _LARGEST:
+        raise LayoutError(
+            f"a layer must be at most {_WIDEST} wide and have at most {_LARGEST} weights, but its "
+            f"parts make {out} x {width}"
+        )
+
+
 def _of_weight(weight: Tensor, rank: int) -> tuple[Nearest, Kernel | None]:
     if weight.dim() not in (2, 4, 5):
-        raise ValueError(f"a matrix or kernel was expected, not {tuple(weight.shape)}")
+        raise LayoutError(
+            "a LoRA changes matrices and kernels, but this difference, of a norm or a bias, has "
+            f"the shape {tuple(weight.shape)}: leave it out, or merge the file into the base model"
+        )
     return of_matrix(weight.float().flatten(1), rank), _kernel(weight)
 
 
@@ -292,6 +314,7 @@ def _lora(path: Path, name: str, parts: Mapping[str, Tensor]) -> tuple[Factor, K
             f"a Tucker core must be between both factors, but that of {name[:200]} in {path} is "
             f"{tuple(core.shape)}"
         )
+    _require_usual(len(up), down.shape[1] * core[0, 0].numel())
     a = torch.einsum("pqhw,qi->pihw", core.float(), down)
     return Factor(a.flatten(1), up), _kernel(core)
 
@@ -306,7 +329,9 @@ def _loha(parts: Mapping[str, Tensor], scale: float, rank: int) -> tuple[Nearest
             _tucker(parts[f"hada_t{n}"].float(), b, a) for n, b, a in ((1, b1, a1), (2, b2, a2))
         )
         return _of_weight(scale * one * other, rank)
-    if b1.shape[1] * b2.shape[1] >= min(b1.shape[0], a1.shape[1]):
+    out, width = b1.shape[0], a1.shape[1]
+    _require_usual(out, width)
+    if b1.shape[1] * b2.shape[1] * (out + width) >= out * width:
         return _of_weight(scale * (b1 @ a1) * (b2 @ a2), rank)
     up = (b1[:, :, None] * b2[:, None, :]).flatten(1)
     down = (a1[:, None, :] * a2[None, :, :]).flatten(0, 1)
@@ -318,6 +343,7 @@ def _lokr(parts: Mapping[str, Tensor], scale: float, rank: int) -> tuple[Nearest
     left, right = (_kronecker_part(parts, n) for n in (1, 2))
     if left.dim() != 2 or right.dim() not in (2, 4):
         raise ValueError(f"Kronecker parts of {left.dim()} and {right.dim()} axes")
+    _require_usual(len(left) * len(right), left.shape[1] * right[0].numel())
     return of_kronecker(left, right.flatten(1), scale, rank), _kernel(right)
 
 
@@ -325,11 +351,13 @@ def _kronecker_part(parts: Mapping[str, Tensor], n: int) -> Tensor:
     if f"lokr_w{n}" in parts:
         return parts[f"lokr_w{n}"].float()
     a, b = parts[f"lokr_w{n}_a"].float(), parts[f"lokr_w{n}_b"].float()
+    _require_usual(len(a), b.shape[-1])
     return _tucker(parts["lokr_t2"].float(), a, b) if n == 2 and "lokr_t2" in parts else a @ b
 
 
 def _tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """LyCORIS' order: the core's first axis goes with a, which has the outputs as columns."""
+    _require_usual(a.shape[1], b.shape[1] * core[0, 0].numel())
     return torch.einsum("ijhw,ip,jr->prhw", core, a, b)
 
 
@@ -369,7 +397,10 @@ def _dora(
             f"{name[:200]} are {tuple(magnitude.shape)} of a layer {tuple(base.shape)}"
         )
     changed = merged * (magnitude.float().view_as(norms) / norms) - base
-    return of_matrix(changed.flatten(1), rank)
+    try:
+        return of_matrix(changed.flatten(1), rank)
+    except LayoutError as error:
+        raise FileFormatError(f"the DoRA of {name[:200]} cannot be used: {error}") from error
 
 
 def _weight(layer: Layer, weights: Weights, base: Path) -> Tensor:

@@ -384,13 +384,14 @@ def _joined(layer: Layer, factors: Factors) -> Factor:
         factor = factors[layer.modules[0]]
         return swap_halves(factor) if layer.swapped else factor
     pairs = zip(parts, layer.shares, strict=True)
-    unit = {part.out_features / share for part, share in pairs if part is not None}
-    if len(unit) > 1:
+    sizes = {(p.out_features / share, p.in_features) for p, share in pairs if p is not None}
+    if len(sizes) > 1:
         raise FileFormatError(
             f"{' and '.join(layer.modules)} are rows of one layer, {layer.name}, but have other "
-            "heights than these: check that the file is of that family"
+            "widths than these: check that the file is of that family"
         )
-    return fuse(parts, [round(share * next(iter(unit))) for share in layer.shares])
+    [(unit, _)] = sizes
+    return fuse(parts, [round(share * unit) for share in layer.shares])
 
 
 def _peft_folder(path: Path) -> Path:
