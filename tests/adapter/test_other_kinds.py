@@ -191,6 +191,28 @@ def test_what_depends_on_the_weights_is_refused_by_name(part, kind, tmp_path: Pa
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(FileFormatError, match=rf"is {kind} .*lorasynth extract"):
         read_any(tmp_path / "x.safetensors", rank=4)
+    tensors[f"{LINEAR}.{part}"] = torch.tensor(True)  # LyCORIS' `on_input` is one
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(FileFormatError, match=rf"is {kind} "):
+        Adapter.load(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"diff": numbers(7)}, "of a norm or a bias"),
+        ({"lokr_w1": numbers(1 << 10, 1), "lokr_w2": numbers(1 << 10, 1)}, "make 1048576 x 1"),
+        ({"lokr_w1": numbers(300, 300), "lokr_w2": numbers(100, 100)}, "make 30000 x 30000"),
+        ({"lokr_w1": torch.full((2, 2), 1e30), "lokr_w2": torch.full((2, 2), torch.nan)}, "finite"),
+        ({"diff": torch.full((2, 2), torch.inf)}, "finite"),
+        ({"lokr_w1": numbers(2, 2), "lokr_w2_a": numbers(2, 0), "lokr_w2_b": numbers(0, 2),
+          "alpha": torch.tensor(1.0)}, "ZeroDivisionError"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_a_layer_is_refused_in_one_line(parts, words, tmp_path: Path) -> None:
+    save_file({f"{LINEAR}.{part}": t for part, t in parts.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(FileFormatError, match=f"attn2_to_k in .*{words}"):
+        read_any(tmp_path / "x.safetensors", rank=4)
 
 
 def test_parts_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -169,6 +169,38 @@ def test_inspect_as_json_and_by_its_status(run: Run, tmp_path: Path) -> None:
     assert "1 of its 1 updates are zero" in result.out
 
 
+def test_inspect_says_which_of_several_files_have_one_update(
+    lora: Path, run: Run, tmp_path: Path
+) -> None:
+    same, half = tmp_path / "b.safetensors", tmp_path / "c.safetensors"
+    copy = tmp_path / "a.safetensors"
+    copy.write_bytes(lora.read_bytes())
+    run("convert", lora, same, "--format", "diffusers", "--dtype", "bfloat16")
+    run("merge", lora, "--weight", "0.5", "-o", half)
+    other = stranger(tmp_path / "d.safetensors")
+    result = run("inspect", tmp_path, "--json")
+    assert result.status == 0
+    notes = {Path(one["file"]).name: one["notes"][:1] for one in json.loads(result.out)}
+    assert notes["b.safetensors"] == [f"the same update as {copy}"]
+    assert notes["c.safetensors"] == [f"the same update as {copy} times 0.5"]
+    assert not any(
+        "same update" in note for note in (*notes["a.safetensors"], *notes["d.safetensors"])
+    )
+    other.write_bytes(b"damaged")
+    result = run("inspect", lora, same, other)
+    assert result.status == 2
+    assert result.out.count("the same update as") == 1
+    assert "error: a LoRA file must be complete" in result.out
+
+
+def test_loras_of_two_families_are_not_merged(run: Run, tmp_path: Path) -> None:
+    one, two = stranger(tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
+    Adapter({"blocks.0.attn1.to_q": Factor(torch.ones(1, 8), torch.ones(8, 1))}).save(two)
+    result = run("merge", one, two, "-o", tmp_path / "x.safetensors")
+    result.is_one_error("must be for one family", "Stable Diffusion 1", "Wan")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_what_a_header_says_acts_on_no_terminal_and_is_no_fact(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "in.safetensors"
     header = {

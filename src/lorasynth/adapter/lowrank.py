@@ -100,11 +100,14 @@ def _svd(matrix: Float[Tensor, "out in"]) -> tuple[Tensor, Tensor, Tensor]:
         LayoutError: a number is not finite, or all of them are on the brink of it.
     """
     try:
-        return torch.linalg.svd(matrix, full_matrices=False)
-    except torch.linalg.LinAlgError as error:
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    except torch.linalg.LinAlgError:
+        s = matrix.new_full((1,), math.nan)
+    if not s.isfinite().all():
         raise LayoutError(
             "the numbers of an update, and their products, must be finite, but some are not"
-        ) from error
+        )
+    return u, s, vh
 
 
 def _columns(one: Float[Tensor, "a k"], other: Float[Tensor, "c k"]) -> Float[Tensor, "ac k"]:
@@ -145,11 +148,12 @@ def narrowed(factors: Factors, dtype: torch.dtype) -> Factors:
 
     A scale that is folded into B may put its numbers below what float16 resolves, or above what it
     holds, so a power of two moves between A and B: B·2^k and A·2^-k are the same update, and powers
-    of two round nothing.
+    of two round nothing.  Types of 8 bits, which hold no folded scale, become float16.
 
     Raises:
         LayoutError: the type cannot hold the numbers.
     """
+    dtype = torch.float16 if dtype.itemsize == 1 else dtype
     made = {module: _narrowed(factor, dtype) for module, factor in factors.items()}
     for module, factor in made.items():
         if not all(part.isfinite().all() for part in factor):

@@ -27,7 +27,7 @@ from lorasynth.adapter.files.container import (
     weights_file,
 )
 from lorasynth.adapter.files.fused import swap_halves
-from lorasynth.adapter.files.keys import Key, parse, parse_all
+from lorasynth.adapter.files.keys import ADDITIVE, DORA, Key, parse, parse_all, refusal
 from lorasynth.adapter.files.peft_config import parse_config
 from lorasynth.adapter.files.reader import (
     Configuration,
@@ -40,7 +40,7 @@ from lorasynth.adapter.files.reader import (
     grouped,
     number,
     pair_of,
-    read,
+    read_content,
     shapes_of,
 )
 from lorasynth.adapter.files.resolve import resolve
@@ -49,9 +49,6 @@ from lorasynth.adapter.lowrank import Nearest, of_kronecker, of_matrix, relative
 from lorasynth.adapter.names import Layer
 from lorasynth.core.errors import FileFormatError, LayoutError
 
-_DORA = "DoRA"
-#: What is added to the weights; the others are refused by their names.
-_ADDITIVE = ("LoHa", "LoKr", "a LoRA with a Tucker core", "a difference of whole weights")
 #: A rank that no update has.
 _ANY = 1 << 20
 #: What no layer exceeds: a side of its matrix, and its weights; small parts can make huge products.
@@ -128,22 +125,25 @@ def read_any(
     keys = parse_all(content.path, content.tensors)
     kinds = tuple(sorted({key.kind for key in keys.values() if key.kind}))
     if not kinds:
-        found = read(path, family)
-        return Reduced(found, rank=max(f.rank for f in found.adapter.factors.values()))
-    _require_additive(content.path, keys, base)
+        plain = read_content(content, keys, family)
+        return Reduced(plain, rank=max(f.rank for f in plain.adapter.factors.values()))
+    allowed = (*ADDITIVE, DORA) if base else ADDITIVE
+    for key, found in keys.items():
+        if found.kind and found.kind not in allowed:
+            raise refusal(content.path, key, found.kind)
     form = format_of(keys)
     scale = _peft_scale(content) if {"LoHa", "LoKr"} & set(kinds) else None
     config = Configuration()
     if scale is None:
-        config = configuration(content, form, dora=_DORA in kinds)
+        config = configuration(content, form, dora=DORA in kinds)
     groups = list(grouped(content, keys))
-    within = _ANY if _DORA in kinds else rank
+    within = _ANY if DORA in kinds else rank
     layers: _Layers = []
     for spelled, sample, tensors in groups:
         alpha_of = partial(config.alpha, sample) if scale is None else scale
         nearest, kernel = _nearest(content.path, spelled, tensors, within, alpha_of)
         layers.append((sample, kernel, nearest))
-    if base is not None and _DORA in kinds:
+    if base is not None and DORA in kinds:
         magnitudes = [_magnitude(tensors) for *_, tensors in groups]
         named = resolve(content.path, shapes_of(_pairs(layers)), content.header, family).layers
         with opened(base) as weights:
@@ -200,18 +200,6 @@ def extracted(tuned: Path, base: Path, rank: int, family: Family | None = None) 
 # Kinds
 
 
-def _require_additive(path: Path, keys: Mapping[str, Key], base: Path | None) -> None:
-    allowed = _ADDITIVE if base is None else (*_ADDITIVE, _DORA)
-    for key, one in keys.items():
-        if one.kind and one.kind not in allowed:
-            remedy = "give the base model (--base), or " if one.kind == _DORA else ""
-            raise FileFormatError(
-                f"a LoRA can be made of what is added to the weights, but {path} is {one.kind} "
-                f"(key {key[:200]}), of which the weights decide what it adds: {remedy}merge it "
-                "into the base model and use `lorasynth extract`"
-            )
-
-
 def _peft_scale(content: Content) -> float | None:
     """Alpha / r of a folder of PEFT's LoHa or LoKr; None where the file has alphas itself."""
     path = content.path.parent / PEFT_CONFIG
@@ -258,7 +246,7 @@ def _nearest(
         return truncated(folded, max(rank, folded.rank)), kernel
     except LayoutError as error:
         raise FileFormatError(f"{name[:200]} in {path} cannot be used: {error}") from error
-    except (KeyError, RuntimeError, ValueError, IndexError, TypeError) as error:
+    except (KeyError, RuntimeError, ValueError, IndexError, TypeError, ArithmeticError) as error:
         reason = str(error).splitlines()[0][:120]
         raise FileFormatError(
             f"the parts of a layer must fit each other, but those of {name[:200]} in {path} do not "

@@ -27,6 +27,9 @@ from lorasynth.core.atomic import atomic_directory, write_bytes
 from lorasynth.core.errors import FileFormatError, LayoutError
 from lorasynth.core.registry import Registry
 
+#: Numbers of a file from which on it may not be padded to so many times its own.
+_MOST_PADDED, _MOST_ZEROS = 1 << 28, 16
+
 
 class Named(NamedTuple):
     """What a layer of a file is called, after its prefix, and of which modules it is."""
@@ -73,9 +76,8 @@ class LoraFormat:
         if self.name == "diffusers" and (not path.suffix or path.is_dir()):
             return path / WEIGHT_NAMES[1]
         where = ", or be in a folder whose name has no ending" if self.name == "diffusers" else ""
-        raise FileFormatError(
-            f"a {self.name} file must be named *{self.suffix}{where}, but got {path}"
-        )
+        kind = "LoRA" if self.name == "auto" else self.name
+        raise FileFormatError(f"a {kind} file must be named *{self.suffix}{where}, but got {path}")
 
     def write(self, adapter: Adapter, path: Path) -> Path:
         """Write an adapter atomically and return its `target`.
@@ -267,11 +269,21 @@ def padded(factors: Factors) -> Factors:
 
     diffusers 0.42 drops the alphas of a U-Net's attention where they differ in kohya's files, and
     swaps adapters while a pipeline runs only where ranks are equal.
+
+    Raises:
+        FileFormatError: ranks differ so much that the file would be mostly zeros.
     """
     ranks: dict[str, int] = {}
     for module, factor in factors.items():
         component = component_of(module)
         ranks[component] = max(ranks.get(component, 0), factor.rank)
+    sizes = [(factor, ranks[component_of(module)]) for module, factor in factors.items()]
+    whole = sum(rank * (f.in_features + f.out_features) for f, rank in sizes)
+    if whole > _MOST_PADDED and whole > _MOST_ZEROS * sum(p.numel() for f, _ in sizes for p in f):
+        raise FileFormatError(
+            f"a file has one rank, but these layers have ranks up to {max(ranks.values())} and "
+            "most of them far lower ones: lower the highest by `lorasynth resize` first"
+        )
     return {m: pad_rank(factor, ranks[component_of(m)]) for m, factor in factors.items()}
 
 

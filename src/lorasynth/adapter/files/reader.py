@@ -22,13 +22,16 @@ from lorasynth.adapter.files.container import (
 )
 from lorasynth.adapter.files.fused import separate, swap_halves
 from lorasynth.adapter.files.header import CONFIG_KEY, from_header
-from lorasynth.adapter.files.keys import Key, parse_all
+from lorasynth.adapter.files.keys import Key, parse_all, refusal
 from lorasynth.adapter.files.peft_config import AlphaOf, alpha_from, parse_config
 from lorasynth.adapter.files.resolve import Resolved, resolve
 from lorasynth.adapter.layout import Kernel
 from lorasynth.adapter.programs import Spelling, names_of
 from lorasynth.core.errors import FileFormatError, LayoutError
 
+#: What numbers are read as; float16 holds all that the 8-bit types do.
+_TYPES = {t: t for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
+_TYPES |= dict.fromkeys((torch.float8_e4m3fn, torch.float8_e5m2), torch.float16)
 #: Class of a model that a PEFT folder is for -> the part of a pipeline.
 _TEXT_CLASSES = {"CLIPTextModel": "te1", "CLIPTextModelWithProjection": "te2"}
 
@@ -80,14 +83,14 @@ def read(path: Path | str, family: Family | None = None) -> LoraFile:
             names that no known family has.
     """
     content = read_tensors(weights_file(Path(path)))
-    keys = parse_all(content.path, content.tensors)
+    return read_content(content, parse_all(content.path, content.tensors), family)
+
+
+def read_content(content: Content, keys: Mapping[str, Key], family: Family | None) -> LoraFile:
+    """What `read` makes of a file in memory and its keys."""
     for key, found in keys.items():
         if found.kind:
-            raise FileFormatError(
-                f"only plain LoRA (B·A) can be read, but {content.path} is {found.kind} (key "
-                f"{key[:200]}): `lorasynth convert` makes a LoRA of what is an addition to the "
-                "weights"
-            )
+            raise refusal(content.path, key, found.kind)
     form = format_of(keys)
     config = configuration(content, form)
     if config.tag:
@@ -246,7 +249,7 @@ def grouped(
     """Each layer as it is spelled, in their order: one of its keys, and its tensors by their parts.
 
     Raises:
-        FileFormatError: a part is spelled in two ways.
+        FileFormatError: a part is spelled in two ways, or holds no floating-point numbers.
     """
     groups: dict[str, dict[str, Tensor]] = {}
     samples: dict[str, Key] = {}
@@ -258,11 +261,24 @@ def grouped(
                 f"a LoRA file must have each key once, but {content.path} spells that of "
                 f"{found.name[:200]} in two ways"
             )
-        parts[part] = content.tensors[key]
+        tensor = content.tensors[key]
+        if part != "alpha":
+            tensor = tensor.to(_usable(content.path, key, tensor.dtype))
+        parts[part] = tensor
         if part != "alpha" or found.spelled not in samples:
             samples[found.spelled] = found
     for spelled in sorted(groups):
         yield spelled, samples[spelled], groups[spelled]
+
+
+def _usable(path: Path, key: str, dtype: torch.dtype) -> torch.dtype:
+    if dtype not in _TYPES:
+        raise FileFormatError(
+            "LoRA weights must be float64, float32, float16, bfloat16 or float8, but "
+            f"{key[:200]} in {path} is {str(dtype).removeprefix('torch.')}: convert it with the "
+            "program that made it"
+        )
+    return _TYPES[dtype]
 
 
 def _pairs(content: Content, keys: Mapping[str, Key], config: Configuration) -> Iterator[Pair]:
