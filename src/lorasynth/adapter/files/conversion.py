@@ -20,15 +20,14 @@ from lorasynth.adapter.factors import Factor
 from lorasynth.adapter.families import Family
 from lorasynth.adapter.files.container import (
     PEFT_CONFIG,
-    PEFT_WEIGHTS,
     Content,
     read_tensors,
     refuse_pickle,
     weights_file,
 )
 from lorasynth.adapter.files.fused import swap_halves
-from lorasynth.adapter.files.keys import ADDITIVE, DORA, Key, parse, parse_all, refusal
-from lorasynth.adapter.files.peft_config import parse_config
+from lorasynth.adapter.files.keys import ADDITIVE, DORA, Key, parse, refusal
+from lorasynth.adapter.files.peft_config import scale_from
 from lorasynth.adapter.files.reader import (
     Configuration,
     LoraFile,
@@ -38,8 +37,10 @@ from lorasynth.adapter.files.reader import (
     fold,
     format_of,
     grouped,
+    keys_of,
     number,
     pair_of,
+    peft_config,
     read_content,
     shapes_of,
 )
@@ -122,7 +123,7 @@ def read_any(
             or the base model has other layers.
     """
     content = read_tensors(weights_file(Path(path)))
-    keys = parse_all(content.path, content.tensors)
+    keys = keys_of(content)
     kinds = tuple(sorted({key.kind for key in keys.values() if key.kind}))
     if not kinds:
         plain = read_content(content, keys, family)
@@ -132,16 +133,16 @@ def read_any(
         if found.kind and found.kind not in allowed:
             raise refusal(content.path, key, found.kind)
     form = format_of(keys)
-    scale = _peft_scale(content) if {"LoHa", "LoKr"} & set(kinds) else None
+    scale_of = _peft_scale(content) if {"LoHa", "LoKr"} & set(kinds) else None
     config = Configuration()
-    if scale is None:
+    if scale_of is None:
         config = configuration(content, form, dora=DORA in kinds)
     groups = list(grouped(content, keys))
     within = _ANY if DORA in kinds else rank
     layers: _Layers = []
     for spelled, sample, tensors in groups:
-        alpha_of = partial(config.alpha, sample) if scale is None else scale
-        nearest, kernel = _nearest(content.path, spelled, tensors, within, alpha_of)
+        stated = partial(config.alpha, sample) if scale_of is None else scale_of(sample.name)
+        nearest, kernel = _nearest(content.path, spelled, tensors, within, stated)
         layers.append((sample, kernel, nearest))
     if base is not None and DORA in kinds:
         magnitudes = [_magnitude(tensors) for *_, tensors in groups]
@@ -200,23 +201,10 @@ def extracted(tuned: Path, base: Path, rank: int, family: Family | None = None) 
 # Kinds
 
 
-def _peft_scale(content: Content) -> float | None:
-    """Alpha / r of a folder of PEFT's LoHa or LoKr; None where the file has alphas itself."""
-    path = content.path.parent / PEFT_CONFIG
-    if content.path.name != PEFT_WEIGHTS or not path.is_file():
-        return None
-    config = parse_config(path.read_text(encoding="utf-8", errors="replace"), str(path))
-    if config.get("peft_type") not in ("LOHA", "LOKR") or config.get("alpha_pattern"):
-        raise FileFormatError(
-            f"a PEFT folder of LoHa or LoKr must have one alpha, but {path} has peft_type "
-            f"{str(config.get('peft_type'))[:40]!r} and patterns"
-        )
-    try:
-        return float(config["alpha"]) / float(config["r"])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
-        raise FileFormatError(
-            f"r and alpha must be numbers, but those of {path} are not"
-        ) from error
+def _peft_scale(content: Content) -> Callable[[str], float] | None:
+    """Alpha / r of a module of PEFT's LoHa or LoKr; None where the file has alphas itself."""
+    config = peft_config(content)
+    return None if config is None else scale_from(config, content.path.parent / PEFT_CONFIG)
 
 
 def _nearest(

@@ -195,11 +195,17 @@ def write_many(
 
 def universal(adapter: Adapter) -> LoraFormat:
     """The format of which diffusers and ComfyUI lose least for the adapter's family: nothing."""
-    return get_format(_universal(adapter.layout, stated_family(adapter.metadata.header)))
+    return _of_least_loss(adapter, (DIFFUSERS, COMFYUI))
+
+
+def _of_least_loss(adapter: Adapter, programs: tuple[str, ...]) -> LoraFormat:
+    stated = stated_family(adapter.metadata.header)
+    return get_format(_chosen(adapter.layout, stated, programs))
 
 
 @lru_cache(maxsize=32)
-def _universal(layout: Layout, stated: Family | None) -> str:
+def _chosen(layout: Layout, stated: Family | None, programs: tuple[str, ...]) -> str:
+    """The format of which programs lose least; among equal ones the family's usual one."""
     verdict = _verdict(layout, stated)
     usual = verdict.shared(lambda family: family.universal) or "diffusers"
     if all(component_of(module) for module in layout.modules):
@@ -217,7 +223,7 @@ def _universal(layout: Layout, stated: Family | None) -> str:
         modules = set[str]()
         for family in verdict.candidates:
             spelled = _spellings(form, plan, family)
-            for program in (DIFFUSERS, COMFYUI):
+            for program in programs:
                 modules |= unread(family, program, spelled)
         return len(modules)
 
@@ -256,7 +262,7 @@ def format_for(program: str, adapter: Adapter) -> LoraFormat:
             f"ComfyUI has no {verdict.name}, so it reads no LoRA of it: use diffusers"
         )
     if program == "comfyui":
-        return universal(adapter)
+        return _of_least_loss(adapter, (COMFYUI,))
     if program == "diffusers":
         return get_format("peft" if verdict.name == "PixArt" else "diffusers")
     if program == "ai-toolkit" and not all(f.denoiser == "unet" for f in families):

@@ -23,7 +23,12 @@ from lorasynth.adapter.files.container import (
 from lorasynth.adapter.files.fused import separate, swap_halves
 from lorasynth.adapter.files.header import CONFIG_KEY, from_header
 from lorasynth.adapter.files.keys import Key, parse_all, refusal
-from lorasynth.adapter.files.peft_config import AlphaOf, alpha_from, parse_config
+from lorasynth.adapter.files.peft_config import (
+    AlphaOf,
+    alpha_from,
+    parse_config,
+    refuse_other_kinds,
+)
 from lorasynth.adapter.files.resolve import Resolved, resolve
 from lorasynth.adapter.layout import Kernel
 from lorasynth.adapter.programs import Spelling, names_of
@@ -83,7 +88,7 @@ def read(path: Path | str, family: Family | None = None) -> LoraFile:
             names that no known family has.
     """
     content = read_tensors(weights_file(Path(path)))
-    return read_content(content, parse_all(content.path, content.tensors), family)
+    return read_content(content, keys_of(content), family)
 
 
 def read_content(content: Content, keys: Mapping[str, Key], family: Family | None) -> LoraFile:
@@ -206,6 +211,38 @@ class Configuration:
         return rule(key.name, rank) if rule else float(rank)
 
 
+def keys_of(content: Content) -> dict[str, Key]:
+    """All keys of a file; of a PEFT folder of another kind of adapter its configuration names it.
+
+    Raises:
+        FileFormatError: see `parse_all`.
+    """
+    try:
+        return parse_all(content.path, content.tensors)
+    except FileFormatError:
+        if (config := peft_config(content)) is not None:
+            refuse_other_kinds(config, content.path)
+        raise
+
+
+def peft_config(content: Content) -> dict[str, Any] | None:
+    """The configuration of a PEFT folder; None where there is none.
+
+    Raises:
+        FileFormatError: it cannot be read.
+    """
+    path = content.path.parent / PEFT_CONFIG
+    if content.path.name != PEFT_WEIGHTS or not path.is_file():
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(
+            f"a configuration must be readable text, but {path} is not ({type(error).__name__})"
+        ) from error
+    return parse_config(text, str(path))
+
+
 def configuration(content: Content, form: str, *, dora: bool = False) -> Configuration:
     """The configuration beside a file or in its header; `dora`: of DoRA too.
 
@@ -214,14 +251,11 @@ def configuration(content: Content, form: str, *, dora: bool = False) -> Configu
     """
     if form == "peft" and content.path.name == PEFT_WEIGHTS:
         path = content.path.parent / PEFT_CONFIG
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        config = peft_config(content)
+        if config is None:
             raise FileFormatError(
-                "a PEFT adapter needs its configuration, which holds alpha, but "
-                f"{path} cannot be read ({type(error).__name__})"
-            ) from error
-        config = parse_config(text, str(path))
+                f"a PEFT adapter needs its configuration, which holds alpha, but there is no {path}"
+            )
         mapping = config.get("auto_mapping")
         kind = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
         return Configuration(
