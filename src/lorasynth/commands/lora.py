@@ -203,7 +203,7 @@ class Merge(_Writes):
 
 @dataclass(frozen=True, kw_only=True)
 class Extract(_Writes):
-    """Make a LoRA of the difference of two checkpoints, read layer by layer.
+    """Make a LoRA of the difference of two checkpoints' denoisers, read layer by layer.
 
     Attributes:
         tuned: Fine-tuned checkpoint: folder or file.
@@ -231,7 +231,7 @@ class Extract(_Writes):
         family = family_named(self.family) if self.family else None
         made = extracted(self.tuned, self.original, self.rank, family)
         written = self.save(made.file.adapter, self.out, torch.float16)
-        _say_error("extracted", made)
+        _say_error("extracted from the denoiser", made)
         if made.left_out:
             line = (
                 f"{len(made.left_out)} changed tensors are no matrices of layers, such as "

@@ -191,7 +191,12 @@ def extracted(tuned: Path, base: Path, rank: int, family: Family | None = None) 
                 continue
             key = parse(f"transformer.{name.removesuffix('.weight')}.lora_A.weight")
             assert key is not None
-            layers.append((key, _kernel(change), of_matrix(change.flatten(1), rank)))
+            try:
+                layers.append((key, _kernel(change), of_matrix(change.flatten(1), rank)))
+            except LayoutError as error:
+                raise FileFormatError(
+                    f"{name[:200]} in {tuned} or {base} cannot be used: {error}"
+                ) from error
     if not layers:
         raise FileFormatError(f"{tuned} must differ from {base} in a layer's matrix, but does not")
     content = Content(tuned, {key.spelled: part.factor.A for key, _, part in layers}, {})
