@@ -184,8 +184,8 @@ what was refused then.
 *Read* is what lorasynth reads exactly. The other columns are what each loader reads exactly of the
 file that lorasynth then writes for it: `--for diffusers`, `comfyui` and `peft`, before `--format
 diffusers`, `kohya` and `peft`. Text encoders count where they are named, but for diffusers' column
-of today: it drops T5 of any file. A PEFT folder cannot hold them and is refused. `auto` is the format
-that is written where none is asked for.
+of today: it drops T5 of any file. A PEFT folder cannot hold them and is refused. `auto` is the
+format that is written where none is asked for.
 
 | family | layout | read | diffusers | ComfyUI | PEFT | `auto` |
 |---|---|---|---|---|---|---|

@@ -146,7 +146,7 @@ def test_extract_finds_what_was_merged_into_a_checkpoint(run: Run, tmp_path: Pat
     options = ("--rank", 8, "--dtype", "float32")
     result = run("extract", tmp_path / "tuned", tmp_path / "base", out, *options)
     assert result.status == 0
-    assert "extracted: rank" in result.err
+    assert "extracted from the denoiser: rank" in result.err
     assert "conv_norm_out.weight" in result.err
     torch.testing.assert_close(dense(out).float(), update, rtol=1e-3, atol=1e-3)
     same = run("extract", tmp_path / "base", tmp_path / "base", tmp_path / "no.safetensors")

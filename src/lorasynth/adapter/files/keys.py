@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from lorasynth.core.errors import FileFormatError
@@ -112,6 +113,7 @@ class Key:
     wrapped: bool
 
 
+@lru_cache(maxsize=1 << 14)  # the files of a folder have the same keys
 def parse(key: str) -> Key | None:
     """Take a key apart; None if it is not spelled as a key of an adapter."""
     start = max(0, len(key) - _REACH)
