@@ -270,3 +270,15 @@ def test_numbers_of_8_bits_are_read_exactly_and_written_in_16(dtype, tmp_path: P
     assert found.dtype == dtype
     kept = narrowed(found.adapter.factors, found.dtype)
     assert next(iter(kept.values())).B.dtype == torch.float16
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bool, torch.float4_e2m1fn_x2])
+def test_an_alpha_that_is_no_number_is_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = {"lora_unet_conv_in.lora_down.weight": torch.ones(1, 36)}
+    tensors |= {"lora_unet_conv_in.lora_up.weight": torch.ones(320, 1)}
+    alpha = (
+        torch.ones(1).view(torch.uint8)[:1].view(dtype) if dtype.itemsize == 1 else torch.ones(1)
+    )
+    save_file({**tensors, "lora_unet_conv_in.alpha": alpha.to(dtype)}, tmp_path / "x.safetensors")
+    with pytest.raises(FileFormatError, match="alpha must be a real number"):
+        read(tmp_path / "x.safetensors")

@@ -197,10 +197,13 @@ def _training(header: Mapping[str, str]) -> dict[str, str]:
     facts = {key.partition(".")[2] or key[3:]: header[key] for key in wanted if header.get(key)}
     try:
         tags: Counter[str] = Counter()
-        for folder in json.loads(header.get("ss_tag_frequency", "{}")).values():
+        folders = json.loads(header.get("ss_tag_frequency", "{}"))
+        for folder in folders.values():
             tags.update({str(tag).strip(): int(count) for tag, count in folder.items()})
     except (ValueError, AttributeError, TypeError, RecursionError):
         return facts
+    if folders:  # kohya's scripts name them <repeats>_<trigger words>
+        facts["folders"] = ", ".join(list(folders)[:8])
     if tags:
         facts["tags"] = ", ".join(f"{tag} ({count})" for tag, count in tags.most_common(8))
     return facts

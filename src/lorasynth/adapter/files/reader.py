@@ -37,6 +37,7 @@ from lorasynth.core.errors import FileFormatError, LayoutError
 #: What numbers are read as; float16 holds all that the 8-bit types do.
 _TYPES = {t: t for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 _TYPES |= dict.fromkeys((torch.float8_e4m3fn, torch.float8_e5m2), torch.float16)
+_INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 #: Class of a model that a PEFT folder is for -> the part of a pipeline.
 _TEXT_CLASSES = {"CLIPTextModel": "te1", "CLIPTextModelWithProjection": "te2"}
 
@@ -362,8 +363,12 @@ def number(path: Path, name: str, alpha: Tensor | float) -> float:
             raise FileFormatError(
                 f"alpha must be one number, but {where} has {tuple(alpha.shape)} of them"
             )
-        if alpha.is_complex() or alpha.dtype == torch.bool:
-            raise FileFormatError(f"alpha must be a real number, but {where} is {alpha.dtype}")
+        if alpha.dtype not in _TYPES and alpha.dtype not in _INTEGERS:
+            kind = str(alpha.dtype).removeprefix("torch.")
+            raise FileFormatError(
+                f"alpha must be a real number, but {where} is {kind}: convert the file with the "
+                "program that made it"
+            )
     if not math.isfinite(value := float(alpha)):
         raise FileFormatError(f"alpha must be finite, but {where} has {value}")
     return value
