@@ -101,7 +101,7 @@ def _svd(matrix: Float[Tensor, "out in"]) -> tuple[Tensor, Tensor, Tensor]:
     """
     try:
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         s = matrix.new_full((1,), math.nan)
     if not s.isfinite().all():
         raise LayoutError(

@@ -326,15 +326,15 @@ class Inspect(Command):
             facts = [
                 _plain(asdict(one)) | {"notes": n} for one, n in zip(found, notes, strict=True)
             ]
-            facts += [{"file": str(path), "error": error} for path, error in errors.items()]
+            facts += [{"file": str(path), "error": reason} for path, reason in errors.items()]
             print(json.dumps(facts, indent=1))
         else:
             _print_all(found)
             for one, lines in zip(found, notes, strict=True):
                 for line in lines:
                     print(f"{one.file}: {line}")
-            for error in errors.values():
-                print(f"error: {error}")
+            for reason in errors.values():
+                print(f"error: {reason}")
         if errors or any(misfits):
             raise SystemExit(2)
         if not all(one.sound for one in found):
