@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lorasynth.adapter import Adapter, AdapterMetadata, Factor
-from lorasynth.adapter.files import read
+from lorasynth.adapter.files import formats, read
 from lorasynth.adapter.files.container import read_tensors, to_bytes
 from lorasynth.adapter.lowrank import narrowed
 from lorasynth.core.errors import FileFormatError
@@ -282,3 +282,12 @@ def test_an_alpha_that_is_no_number_is_refused(dtype: torch.dtype, tmp_path: Pat
     save_file({**tensors, "lora_unet_conv_in.alpha": alpha.to(dtype)}, tmp_path / "x.safetensors")
     with pytest.raises(FileFormatError, match="alpha must be a real number"):
         read(tmp_path / "x.safetensors")
+
+
+def test_a_file_that_would_be_mostly_zeros_is_refused(make_factors, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(formats, "_MOST_PADDED", 0)
+    shapes = {f"up_blocks.{n % 4}.resnets.{n // 4}.time_emb_proj": (8, 8) for n in range(40)}
+    ones = make_factors(None, rank=1, shapes=shapes)
+    high = {"conv_in": Factor(torch.ones(100, 8), torch.ones(8, 100))}
+    with pytest.raises(FileFormatError, match=r"ranks up to 100 .*lorasynth resize"):
+        Adapter({**ones, **high}).save(tmp_path / "x.safetensors")

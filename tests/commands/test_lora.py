@@ -256,6 +256,14 @@ def test_inspect_with_a_base_model(lora: Path, pipeline_folder: Path, run: Run, 
     assert result.status == 0
     assert f"modules fit {pipeline_folder}" in result.out
     factors = dict(Adapter.load(lora).factors)
+    for fingerprint, said in (
+        (outline(str(pipeline_folder)).stored_fingerprint(), "as"),
+        ("0", "not"),
+    ):
+        told = Adapter(factors, AdapterMetadata(base_fingerprint=fingerprint))
+        path = told.save(tmp_path / "told.safetensors")
+        out = run("inspect", path, "--base", pipeline_folder).out
+        assert f"{fingerprint}, {said} {pipeline_folder}" in out
     first, *_ = factors
     wide = Factor(torch.ones(1, factors[first].in_features + 1), factors[first].B)
     odd = {"mid_block.x": Factor(torch.ones(1, 2), torch.ones(2, 1)), first: wide}

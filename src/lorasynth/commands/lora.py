@@ -319,9 +319,12 @@ class Inspect(Command):
         for later, (first, strength) in same.items():
             times = "" if abs(strength - 1) < _SAME else f" times {strength:.3g}"
             notes[later].insert(0, f"the same update as {found[first].file}{times}")
-        misfits = [self._compared(one)[0] for one in found]
-        for note, lines in zip(notes, misfits, strict=True):
+        misfits = []
+        for one, note in zip(found, notes, strict=True):
+            lines, base = self._compared(one)
+            misfits.append(lines)
             note += [f"{len(lines)} modules do not fit {self.base}"] if lines else []
+            note += [f"made for the weights {base}"] if self.base and base else []
         if self.json:
             facts = [
                 _plain(asdict(one)) | {"notes": n} for one, n in zip(found, notes, strict=True)
