@@ -200,7 +200,7 @@ def _training(header: Mapping[str, str]) -> dict[str, str]:
         folders = json.loads(header.get("ss_tag_frequency", "{}"))
         for folder in folders.values():
             tags.update({str(tag).strip(): int(count) for tag, count in folder.items()})
-    except (ValueError, AttributeError, TypeError, RecursionError):
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         return facts
     if folders:  # kohya's scripts name them <repeats>_<trigger words>
         facts["folders"] = ", ".join(list(folders)[:8])
