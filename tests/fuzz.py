@@ -9,6 +9,7 @@ the first files that are treated wrongly are kept in the folder ./fuzz-READER.
 
 import io
 import json
+import math
 import os
 import random
 import resource
@@ -34,7 +35,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from lorasynth.adapter import Adapter, Factor, Layout, Slot
+from lorasynth.adapter import Adapter, AdapterMetadata, Factor, Layout, Slot
+from lorasynth.adapter.families import FAMILIES, Family
+from lorasynth.adapter.files import get_format
+from lorasynth.adapter.files.container import PEFT_CONFIG, PEFT_WEIGHTS, to_bytes
+from lorasynth.adapter.files.conversion import read_any
+from lorasynth.adapter.inspection import inspect_file, module_sizes
+from lorasynth.adapter.lowrank import narrowed
 from lorasynth.codec import Scaled, ScaledConfig, load_codec
 from lorasynth.condition import TrainedConfig, TrainedEncoder, load_encoder
 from lorasynth.core.checkpoint import read_state, write_state
@@ -168,6 +175,146 @@ def safetensors(data: bytes, chance: Chance) -> bytes:
     return length.to_bytes(8, "little") + text + data[8 + size :]
 
 
+TYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I8": 1}
+TYPES |= {"BOOL": 1, "C64": 8, "U16": 2, "F8_E8M0": 1}
+#: Parts of keys, each of which may stand for another.
+PREFIXES = (
+    *("", "unet.", "transformer.", "diffusion_model.", "model.diffusion_model.", "lora_unet_"),
+    *("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lycoris_", "lora_transformer_"),
+    *("base_model.model.", "text_encoder.", "text_encoder_2.", "text_encoders.clip_l.transformer."),
+    *("module.", "_orig_mod.", "text_encoders.qwen3_4b.transformer.", "lora_unet__orig_mod_"),
+)
+ENDINGS = (
+    *(".lora_A.weight", ".lora_B.weight", ".lora_down.weight", ".lora_up.weight", ".alpha"),
+    *(".lora.down.weight", ".lora.up.weight", ".lora_A.default.weight", ".lora_A.other.weight"),
+    *(".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".lokr_w1", ".lokr_w2"),
+    *(
+        ".lokr_w2_a",
+        ".lokr_w2_b",
+        ".lokr_t2",
+        ".lora_mid.weight",
+        ".diff",
+        ".diff_b",
+        ".dora_scale",
+    ),
+    *(".lora_magnitude_vector", ".oft_blocks", ".w_norm", ".lora_B.bias", ".set_weight", ".weight"),
+)
+ENTRIES = (
+    *("lora_adapter_metadata", "lorasynth.modules", "ss_tag_frequency", "modelspec.architecture"),
+    *("ss_base_model_version", "ss_network_alpha", "lorasynth.base_fingerprint", "modelspec.date"),
+    *("modelspec.trigger_phrase", "lorasynth.extra.file", "format", "lorasynth.synthesised"),
+)
+
+
+class Entry(NamedTuple):
+    """A tensor of a safetensors file, in bytes."""
+
+    dtype: str
+    shape: list[int]
+    data: bytes
+
+
+def unpacked(data: bytes) -> tuple[dict[str, str], dict[str, Entry]]:
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    meta = header.pop("__metadata__", {})
+    places = {key: slice(*(end + at for at in e["data_offsets"])) for key, e in header.items()}
+    tensors = {k: Entry(e["dtype"], e["shape"], data[places[k]]) for k, e in header.items()}
+    return meta, tensors
+
+
+def packed(meta: dict[str, str], tensors: dict[str, Entry]) -> bytes:
+    header, place = dict[str, Any]({"__metadata__": meta}), 0
+    for key, (dtype, shape, data) in tensors.items():
+        header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [place, place + len(data)]}
+        place += len(data)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + b"".join(t.data for t in tensors.values())
+
+
+def respelled(key: str, chance: Chance) -> str:
+    """A key with another prefix, ending, number, part or separator."""
+    prefix = max((p for p in PREFIXES if key.startswith(p)), key=len)
+    ending = max((e for e in ENDINGS if key.endswith(e)), key=len, default="")
+    name = key[len(prefix) : len(key) - len(ending)]
+    how = chance.randrange(6)
+    if how == 0:
+        prefix = chance.choice(PREFIXES) + chance.choice(("", "", chance.choice(PREFIXES)))
+    elif how == 1:
+        ending = chance.choice(ENDINGS)
+    elif how == 2:
+        name = name.replace("0", chance.choice(("1", "7", "99999", "00", "-1", "x", "\u0660")))
+    elif how == 3:
+        name = name.replace(*chance.choice(((".", "_"), ("_", "."), ("to_", "too_"), ("q", "k"))))
+    elif how == 4:
+        parts = name.split(".")
+        del parts[chance.randrange(len(parts))]
+        name = ".".join(parts)
+    else:
+        name += chance.choice(("", ".", "_", ".base_layer", name * 40, "\x1b[2J", "\n"))
+    return prefix + name + ending
+
+
+def resized(entry: Entry, chance: Chance) -> Entry:
+    """Another type, shape or other numbers, with as many bytes as these take."""
+    dtype, shape = entry.dtype, list(entry.shape)
+    how, place = chance.randrange(6), chance.randrange(len(shape) + 1)
+    if how == 0:
+        dtype = chance.choice(list(TYPES))
+    elif how == 1 and shape:
+        shape[place % len(shape)] = chance.choice((0, 1, 2, 3, 8, 9, 72, 1000))
+    elif how == 2:
+        shape[place:place] = chance.choice(((1,), (1, 1), (3, 3), (1, 1, 1), (0,)))
+    elif how == 3:
+        shape.reverse()
+    elif how == 4:
+        shape = shape[:place]
+    count = TYPES[dtype]
+    for size in shape:
+        count *= size
+    if count > 1 << 20:
+        return entry
+    if how == 5:
+        numbers = np.frombuffer(chance.randbytes(count // 4 * 4), np.float32).copy()
+        odd = (0.0, 1e-45, 1e30, 65504.0, -0.0, float("nan"), float("inf"), 1.0)
+        numbers[:: chance.choice((1, 3))] = chance.choice(odd)
+        return Entry(dtype, shape, numbers.tobytes().ljust(count, b"\0"))
+    whole = entry.data or b"\0"
+    return Entry(dtype, shape, (whole * (count // len(whole) + 1))[:count])
+
+
+def lora(data: bytes, chance: Chance) -> bytes:
+    """Keys, shapes, types, numbers and entries of a LoRA file changed; its parts fit together."""
+    if chance.random() < 0.2:
+        return safetensors(data, chance)
+    meta, tensors = unpacked(data)
+    for _ in range(chance.choice((1, 1, 2, 3))):
+        key, how = chance.choice(list(tensors)), chance.randrange(9)
+        if how < 2:
+            tensors[respelled(key, chance)] = tensors.pop(key)
+        elif how == 2:
+            prefix = chance.choice([p for p in PREFIXES if key.startswith(p)])
+            other = chance.choice(PREFIXES)
+            tensors = {k.replace(prefix, other, 1): t for k, t in tensors.items()}
+        elif how == 3 and len(tensors) > 1:
+            del tensors[key]
+        elif how == 4:
+            tensors[respelled(key, chance)] = tensors[key]
+        elif how < 7:
+            tensors[key] = resized(tensors[key], chance)
+        elif how == 7:
+            other = chance.choice(list(tensors))
+            tensors[key], tensors[other] = tensors[other], tensors[key]
+        else:
+            name = chance.choice([*meta, *ENTRIES])
+            try:
+                found = json.loads(meta.get(name, "{}"))
+            except ValueError:
+                found = chance.choice([*FAMILIES, "", {}])
+            meta[name] = json.dumps(tree(found, chance)) if chance.random() < 0.7 else str(found)
+    return packed(meta, tensors)
+
+
 def tar(data: bytes, chance: Chance) -> bytes:
     """Headers changed, with right checksums; or blocks of it moved."""
     blocks = [bytearray(data[i : i + 512]) for i in range(0, len(data), 512)]
@@ -241,23 +388,131 @@ def images(_: Path) -> Reader:
     return Reader(whole, read_photo)
 
 
-def factors() -> dict[str, Factor]:
-    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_"
-    return {f"{name}{x}": Factor(torch.randn(2, 8), torch.randn(8, 2)) for x in "qk"}
+def of_family(family: Family) -> Adapter:
+    """Some layers of a family, 8 wide; a fused one and a kernel are among them."""
+    factors: dict[str, Factor] = {}
+    kernels: dict[str, tuple[int, ...]] = {}
+    layers = sorted(family.table.layers, key=lambda layer: -len(layer.modules))
+    for layer in [*layers[:1], *layers[len(layers) // 2 :][:2], *layers[-2:]]:
+        whole = layer.filled(["0"] * layer.name.count("#"))
+        for module, share in zip(whole.modules, layer.shares, strict=True):
+            if f".{module}".endswith((*family.pointwise, *family.spatial)):
+                kernels[module] = (3, 3) if f".{module}".endswith(family.spatial) else (1, 1)
+            width = 8 * (9 if kernels.get(module) == (3, 3) else 1)
+            factors[module] = Factor(torch.randn(2, width), torch.randn(8 * share, 2))
+    if family.kinds[:1] == ("clip",):
+        name = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+        factors[name] = Factor(torch.randn(2, 8), torch.randn(8, 2))
+    header = {"ss_base_model_version": family.base_version, "ss_tag_frequency": '{"a": {"b": 1}}'}
+    header["modelspec.architecture"] = family.architecture
+    return Adapter(factors, AdapterMetadata(header=header), kernels)
+
+
+#: Endings and shapes of what is no plain LoRA, of a layer of 8 to 8.
+KINDS = {
+    "loha": {f"hada_w{n}_{x}": (8, 2) if x == "a" else (2, 8) for n in (1, 2) for x in "ab"},
+    "lokr": {"lokr_w1": (2, 2), "lokr_w2": (4, 4), "alpha": ()},
+    "lokr of parts": {"lokr_w1": (2, 2), "lokr_w2_a": (4, 2), "lokr_w2_b": (2, 4), "alpha": ()},
+    "whole": {"diff": (8, 8)},
+    "dora": {"lora_A.weight": (2, 8), "lora_B.weight": (8, 2), "dora_scale": (8, 1), "alpha": ()},
+    "magnitude": {"lora_A.weight": (2, 8), "lora_B.weight": (8, 2), "lora_magnitude_vector": (8,)},
+    "tucker": {"lora_down.weight": (2, 8, 1, 1), "lora_mid.weight": (2, 2, 3, 3),
+               "lora_up.weight": (8, 2, 1, 1), "alpha": ()},
+    "loha of a kernel": {f"hada_{x}": s for n in (1, 2) for x, s in (
+        (f"w{n}_a", (2, 8)), (f"w{n}_b", (2, 8)), (f"t{n}", (2, 2, 3, 3)))},
+    "lokr of a kernel": {"lokr_w1": (2, 2), "lokr_w2": (4, 4, 3, 3)},
+    "boft": {"oft_blocks": (2, 4, 4), "alpha": ()},
+}  # fmt: skip
+#: Layers of which these are, in three spellings; the last one is a convolution.
+PLACES = (
+    "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k",
+    "diffusion_model.double_blocks.0.img_attn.proj",
+    "transformer.transformer_blocks.0.attn.to_out.0",
+    "lora_unet_mid_block_resnets_0_conv1",
+)
+
+
+def made_of(place: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    return {f"{place}.{part}": torch.rand(shape) + 0.1 for part, shape in shapes.items()}
+
+
+def base_model(folder: Path) -> Path:
+    """The weights of the layers of `PLACES`."""
+    names = (
+        "mid_block.attentions.0.transformer_blocks.0.attn2.to_k",
+        "double_blocks.0.img_attn.proj",
+    )
+    names += ("transformer_blocks.0.attn.to_out.0", "mid_block.resnets.0.conv1")
+    sizes = [(8, 8, 3, 3) if name.endswith("conv1") else (8, 8) for name in names]
+    path = folder / "base.safetensors"
+    save_file({f"{n}.weight": torch.randn(s) for n, s in zip(names, sizes, strict=True)}, path)
+    return path
+
+
+def handled(path: Path, base: Path) -> None:
+    """Read, describe and write a LoRA; what is written must come back."""
+    made = read_any(path, 4, base=base)
+    adapter = made.file.adapter
+    if not made.kinds:
+        inspect_file(path)
+    for form in ("kohya", "diffusers", "comfyui", "peft"):
+        with suppress(LorasynthError):
+            get_format(form).spell(adapter)
+    with suppress(LorasynthError):
+        narrowed(adapter.factors, torch.float16)
+    written = base.with_name("written.safetensors")
+    written.write_bytes(to_bytes(*get_format("auto").spell(adapter)))
+    again = Adapter.load(written)
+    before, after = (math.hypot(*module_sizes(one).values()) for one in (adapter, again))
+    if before != after and not abs(before - after) <= 1e-3 * before:
+        raise AssertionError(f"a norm of {before} became {after}")
 
 
 def loras(folder: Path) -> Reader:
-    whole: list[tuple[str, bytes, Mutate]] = []
-    for format in ("kohya", "diffusers"):
-        path = Adapter(factors()).save(folder / f"{format}.safetensors", format)
-        whole.append(("a.safetensors", path.read_bytes(), safetensors))
-    return Reader(whole, Adapter.load)
+    base, whole = base_model(folder), list[tuple[str, bytes, Mutate]]()
+    for family in FAMILIES.values():
+        for form in ("kohya", "diffusers", "comfyui"):
+            with suppress(LorasynthError):
+                data = to_bytes(*get_format(form).spell(of_family(family)))
+                whole.append(("a.safetensors", data, lora))
+    for kind, shapes in KINDS.items():
+        for place in PLACES[3:] if "kernel" in kind or kind == "tucker" else PLACES[:3]:
+            save_file(made_of(place, shapes), folder / "kind.safetensors", {"format": "pt"})
+            whole.append(("a.safetensors", (folder / "kind.safetensors").read_bytes(), lora))
+    return Reader(whole, lambda path: handled(path, base))
 
 
 def peft(folder: Path) -> Reader:
-    Adapter(factors()).save(folder / "peft", "peft")
-    config = (folder / "peft/adapter_config.json").read_bytes()
-    return Reader([("peft/adapter_config.json", config, as_json)], lambda p: Adapter.load(p.parent))
+    """Folders of PEFT: plain, with patterns, DoRA, LoHa and LoKr; either of their files changes."""
+    base, whole = base_model(folder), list[tuple[str, bytes, Mutate]]()
+    place = "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    patterns: dict[str, Any] = {
+        "rank_pattern": {"attn2.to_k": 2},
+        "alpha_pattern": {
+            "^mid_block.attentions.0.transformer_blocks.0.attn2.to_k": 3,
+            r".*\.x": 1,
+        },
+        "use_rslora": True,
+    }
+    rows = {
+        "plain": (None, {}),
+        "patterns": (None, patterns),
+        "dora": ("magnitude", {"use_dora": True}),
+        "loha": ("loha", {"peft_type": "LOHA", "alpha": 2}),
+        "lokr": ("lokr of parts", {"peft_type": "LOKR", "alpha": 2}),
+    }
+    for name, (kind, options) in rows.items():
+        written = of_family(FAMILIES["sd1" if name != "patterns" else "flux1"])
+        inside = {m: f for m, f in written.factors.items() if not m.startswith("text_")}
+        Adapter(inside, written.metadata).save(folder / name, "peft")
+        config, weights = (folder / name / end for end in (PEFT_CONFIG, PEFT_WEIGHTS))
+        if kind:
+            shapes = {part: shape for part, shape in KINDS[kind].items() if part != "alpha"}
+            save_file(made_of(place, shapes), weights)
+        config.write_text(json.dumps(json.loads(config.read_text()) | options))
+        whole.append((f"{name}/{config.name}", config.read_bytes(), as_json))
+        whole.append((f"{name}/{weights.name}", weights.read_bytes(), lora))
+    return Reader(whole, lambda path: handled(path.parent, base))
 
 
 def weights(folder: Path) -> Reader:

@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 import torch
 from architectures import ROWS, network
+from peft import PeftModel
 from torch import nn
 
 from lorasynth.adapter import Factor
@@ -40,6 +41,15 @@ def by_diffusers(family: str, path: Path) -> dict[str, Factor]:
         finally:
             if getattr(model, "peft_config", None):
                 model.unload_lora()
+
+
+def by_peft(family: str, folder: Path) -> dict[str, Factor]:
+    """What `PeftModel.from_pretrained` changes in the denoiser."""
+    model = PeftModel.from_pretrained(network(family), folder, adapter_name=NAME)
+    try:
+        return {n.removeprefix("base_model.model."): f for n, f in changed(model).items()}
+    finally:
+        model.unload()
 
 
 def changed(model: nn.Module) -> dict[str, Factor]:

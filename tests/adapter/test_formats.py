@@ -15,8 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lorasynth.adapter import Adapter, AdapterMetadata, Factor
-from lorasynth.adapter.files import read
+from lorasynth.adapter.files import formats, read
 from lorasynth.adapter.files.container import read_tensors, to_bytes
+from lorasynth.adapter.lowrank import narrowed
 from lorasynth.core.errors import FileFormatError
 
 PATH = "down_blocks.0.attentions.1.transformer_blocks.0"
@@ -217,7 +218,14 @@ FOREIGN = {
 def test_foreign_entries_of_a_header_are_kept_but_no_path(name, make_factors, tmp_path) -> None:
     shapes = {f"{PATH}.attn2.to_k": (768, 4)}
     path = Adapter(make_factors(None, shapes=shapes)).save(tmp_path / "k.safetensors", "kohya")
-    paths = {"ss_sd_model_name": "/home/alice/models/base.safetensors", "ss_network_dim": "99"}
+    paths = {
+        "ss_sd_model_name": "/home/alice/models/base.safetensors",
+        "ss_dataset_dirs": json.dumps({"C:/Users/alice/10_ohwx": {"n_repeats": 10}}),
+        "ss_datasets": json.dumps([{"image_dir": r"\\nas\alice\10_ohwx"}]),
+        "ss_training_comment": "as in file:///home/alice/notes and https://a.org/b/c",
+        "modelspec.thumbnail": "data:image/jpeg;base64,/9j/4AAQ/SkZJ",
+        "ss_network_dim": "99",
+    }
     save_file(load_file(path), path, {**FOREIGN, **paths})
     out = tmp_path / (name if name == "peft" else "out.safetensors")
     written = Adapter.load(path).save(out, format=name)
@@ -225,6 +233,10 @@ def test_foreign_entries_of_a_header_are_kept_but_no_path(name, make_factors, tm
         header = f.metadata()
     assert {key: header[key] for key in FOREIGN} == FOREIGN
     assert header["ss_sd_model_name"] == "base.safetensors"
+    assert json.loads(header["ss_dataset_dirs"]) == {"10_ohwx": {"n_repeats": 10}}
+    assert json.loads(header["ss_datasets"]) == [{"image_dir": "10_ohwx"}]
+    assert header["ss_training_comment"] == "as in notes and https://a.org/b/c"
+    assert header["modelspec.thumbnail"] == paths["modelspec.thumbnail"]
     assert header["ss_network_dim"] == "2"
     assert "alice" not in str(header)
 
@@ -242,3 +254,40 @@ def test_a_whole_checkpoint_is_told(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(FileFormatError, match=r"is a whole checkpoint of 5 .*lorasynth extract"):
         read(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_numbers_of_8_bits_are_read_exactly_and_written_in_16(dtype, tmp_path: Path) -> None:
+    stem = "diffusion_model.blocks.0.self_attn.q"
+    tensors = {f"{stem}.lora_down.weight": torch.randn(2, 1536).to(dtype)}
+    tensors |= {f"{stem}.lora_up.weight": torch.randn(1536, 2).to(dtype)}
+    save_file({**tensors, f"{stem}.alpha": torch.tensor(1.0)}, tmp_path / "x.safetensors")
+    found = read(tmp_path / "x.safetensors")
+    a, b = (tensor.float() for tensor in tensors.values())
+    [factor] = found.adapter.factors.values()
+    assert factor.A.float().equal(a)
+    assert factor.B.float().equal(b / 2)
+    assert found.dtype == dtype
+    kept = narrowed(found.adapter.factors, found.dtype)
+    assert next(iter(kept.values())).B.dtype == torch.float16
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bool, torch.float4_e2m1fn_x2])
+def test_an_alpha_that_is_no_number_is_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = {"lora_unet_conv_in.lora_down.weight": torch.ones(1, 36)}
+    tensors |= {"lora_unet_conv_in.lora_up.weight": torch.ones(320, 1)}
+    alpha = (
+        torch.ones(1).view(torch.uint8)[:1].view(dtype) if dtype.itemsize == 1 else torch.ones(1)
+    )
+    save_file({**tensors, "lora_unet_conv_in.alpha": alpha.to(dtype)}, tmp_path / "x.safetensors")
+    with pytest.raises(FileFormatError, match="alpha must be a real number"):
+        read(tmp_path / "x.safetensors")
+
+
+def test_a_file_that_would_be_mostly_zeros_is_refused(make_factors, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(formats, "_MOST_PADDED", 0)
+    shapes = {f"up_blocks.{n % 4}.resnets.{n // 4}.time_emb_proj": (8, 8) for n in range(40)}
+    ones = make_factors(None, rank=1, shapes=shapes)
+    high = {"conv_in": Factor(torch.ones(100, 8), torch.ones(8, 100))}
+    with pytest.raises(FileFormatError, match=r"ranks up to 100 .*lorasynth resize"):
+        Adapter({**ones, **high}).save(tmp_path / "x.safetensors")

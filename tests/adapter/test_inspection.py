@@ -112,3 +112,12 @@ def test_broken_updates_are_faults(make_factors, tmp_path: Path) -> None:
     found = inspect_file(Adapter(factors).save(tmp_path / "x.safetensors"))
     assert not found.sound
     assert [first in found.faults[0], second in found.faults[1]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "tags", ['{"a": {"b": Infinity}}', '{"a": {"b": "x"}}', '{"a": 1}', "[", "[]"]
+)
+def test_tags_of_odd_counts_are_passed_over(tags: str, make_factors, tmp_path: Path) -> None:
+    metadata = AdapterMetadata(header={"ss_tag_frequency": tags})
+    path = Adapter(make_factors(None), metadata).save(tmp_path / "x.safetensors")
+    assert "tags" not in inspect_file(path).training

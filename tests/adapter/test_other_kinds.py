@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorasynth.adapter import Adapter, Factor, norm
 from lorasynth.adapter.addition import merged
@@ -147,31 +148,60 @@ def test_dora_with_its_base_model(name: str, axis: int, tmp_path: Path) -> None:
         read_any(tmp_path / "x.safetensors", 64)
 
 
-def test_dora_of_peft_is_what_peft_computes(tmp_path: Path) -> None:
-    from peft import LoraConfig, get_peft_model
-    from torch import nn
+class Block(nn.Module):
+    """Two layers whose names those of a U-Net may have."""
 
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.to_k = nn.Linear(10, 12, bias=False)
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_k, self.to_v = nn.Linear(10, 12, bias=False), nn.Linear(10, 12, bias=False)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.to_k(x)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.to_k(x) + self.to_v(x)
 
-    block = nn.ModuleDict({"mid_block": Block()})
-    base = block["mid_block"].to_k.weight.detach().clone()
-    config = LoraConfig(r=2, lora_alpha=3, target_modules=["to_k"], use_dora=True)
-    model = get_peft_model(block, config)
-    layer = model.base_model.model["mid_block"].to_k
-    torch.nn.init.normal_(layer.lora_B["default"].weight)
-    layer.lora_magnitude_vector["default"].weight.data.mul_(1.3)
+
+SOME = {"target_modules": ["to_k", "to_v"]}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=2, lora_alpha=3, use_dora=True, **SOME),
+        LoraConfig(
+            r=2, rank_pattern={"to_v": 3}, alpha_pattern={"to_k": 5}, use_rslora=True, **SOME
+        ),
+        LoHaConfig(r=2, alpha=3, alpha_pattern={"attn.to_v": 7}, **SOME),
+        LoKrConfig(r=2, alpha=3, rank_pattern={"to_k": 1}, **SOME),
+        LoKrConfig(r=1, alpha=3, decompose_both=True, decompose_factor=2, **SOME),
+    ],
+    ids=["DoRA", "patterns", "LoHa", "LoKr", "LoKr of parts"],
+)
+def test_folders_of_peft_are_what_peft_computes(config, tmp_path: Path) -> None:
+    network = nn.ModuleDict({"attn": Block()})
+    base = {key: value.clone() for key, value in network.state_dict().items()}
+    model = get_peft_model(network, config)
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter) * parameter.requires_grad
     model.save_pretrained(tmp_path / "peft")
-    save_file({"mid_block.to_k.weight": base}, tmp_path / "base.safetensors")
+    save_file(base, tmp_path / "base.safetensors")
     made = read_any(tmp_path / "peft", 64, base=tmp_path / "base.safetensors")
-    factor = made.file.adapter.factors["mid_block.to_k"]
-    merged = model.merge_and_unload()["mid_block"].to_k.weight.detach()
-    torch.testing.assert_close(factor.B @ factor.A, merged - base, rtol=1e-4, atol=1e-4)
+    merged = model.merge_and_unload().state_dict()
+    assert {f"{module}.weight" for module in made.file.adapter.factors} == base.keys()
+    for module, factor in made.file.adapter.factors.items():
+        change = merged[f"{module}.weight"] - base[f"{module}.weight"]
+        torch.testing.assert_close(factor.B @ factor.A, change, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [({"bias": "lora_only"}, "biases"), ({"modules_to_save": ["to_v"]}, "whole modules")],
+)
+def test_what_peft_saves_beside_a_lora_is_refused_by_name(options, name, tmp_path: Path) -> None:
+    block = Block()
+    block.to_k.bias = nn.Parameter(torch.zeros(12))
+    config = LoraConfig(r=2, target_modules=["to_k"], **options)
+    get_peft_model(nn.ModuleDict({"attn": block}), config).save_pretrained(tmp_path / "peft")
+    with pytest.raises(FileFormatError, match=f"is a LoRA with {name}"):
+        Adapter.load(tmp_path / "peft")
 
 
 @pytest.mark.parametrize(
@@ -190,6 +220,28 @@ def test_what_depends_on_the_weights_is_refused_by_name(part, kind, tmp_path: Pa
     tensors |= {f"{LINEAR}.lora_up.weight": numbers(12, 2), f"{LINEAR}.{part}": numbers(12)}
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(FileFormatError, match=rf"is {kind} .*lorasynth extract"):
+        read_any(tmp_path / "x.safetensors", rank=4)
+    tensors[f"{LINEAR}.{part}"] = torch.tensor(True)  # LyCORIS' `on_input` is one
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(FileFormatError, match=rf"is {kind} "):
+        Adapter.load(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"diff": numbers(7)}, "of a norm or a bias"),
+        ({"lokr_w1": numbers(1 << 10, 1), "lokr_w2": numbers(1 << 10, 1)}, "make 1048576 x 1"),
+        ({"lokr_w1": numbers(300, 300), "lokr_w2": numbers(100, 100)}, "make 30000 x 30000"),
+        ({"lokr_w1": torch.full((2, 2), 1e30), "lokr_w2": torch.full((2, 2), torch.nan)}, "finite"),
+        ({"diff": torch.full((2, 2), torch.inf)}, "finite"),
+        ({"lokr_w1": numbers(2, 2), "lokr_w2_a": numbers(2, 0), "lokr_w2_b": numbers(0, 2),
+          "alpha": torch.tensor(1.0)}, "ZeroDivisionError"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_a_layer_is_refused_in_one_line(parts, words, tmp_path: Path) -> None:
+    save_file({f"{LINEAR}.{part}": t for part, t in parts.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(FileFormatError, match=f"attn2_to_k in .*{words}"):
         read_any(tmp_path / "x.safetensors", rank=4)
 
 

@@ -80,6 +80,7 @@ def respelled(
         "AB": ("lora_A.weight", "lora_B.weight"),
         "du": ("lora_down.weight", "lora_up.weight"),
         "default": ("lora_A.default.weight", "lora_B.default.weight"),
+        "old": ("lora.down.weight", "lora.up.weight"),
     }[ending]
     written, _ = LoraFormat(name="bare", names=lambda _: names, prefix="").spell(whole)
     tensors: dict[str, torch.Tensor] = {}

@@ -146,7 +146,7 @@ def test_extract_finds_what_was_merged_into_a_checkpoint(run: Run, tmp_path: Pat
     options = ("--rank", 8, "--dtype", "float32")
     result = run("extract", tmp_path / "tuned", tmp_path / "base", out, *options)
     assert result.status == 0
-    assert "extracted: rank" in result.err
+    assert "extracted from the denoiser: rank" in result.err
     assert "conv_norm_out.weight" in result.err
     torch.testing.assert_close(dense(out).float(), update, rtol=1e-3, atol=1e-3)
     same = run("extract", tmp_path / "base", tmp_path / "base", tmp_path / "no.safetensors")
@@ -167,6 +167,38 @@ def test_inspect_as_json_and_by_its_status(run: Run, tmp_path: Path) -> None:
     result = run("inspect", zero)
     assert result.status == 1
     assert "1 of its 1 updates are zero" in result.out
+
+
+def test_inspect_says_which_of_several_files_have_one_update(
+    lora: Path, run: Run, tmp_path: Path
+) -> None:
+    same, half = tmp_path / "b.safetensors", tmp_path / "c.safetensors"
+    copy = tmp_path / "a.safetensors"
+    copy.write_bytes(lora.read_bytes())
+    run("convert", lora, same, "--format", "diffusers", "--dtype", "bfloat16")
+    run("merge", lora, "--weight", "0.5", "-o", half)
+    other = stranger(tmp_path / "d.safetensors")
+    result = run("inspect", tmp_path, "--json")
+    assert result.status == 0
+    notes = {Path(one["file"]).name: one["notes"][:1] for one in json.loads(result.out)}
+    assert notes["b.safetensors"] == [f"the same update as {copy}"]
+    assert notes["c.safetensors"] == [f"the same update as {copy} times 0.5"]
+    assert not any(
+        "same update" in note for note in (*notes["a.safetensors"], *notes["d.safetensors"])
+    )
+    other.write_bytes(b"damaged")
+    result = run("inspect", lora, same, other)
+    assert result.status == 2
+    assert result.out.count("the same update as") == 1
+    assert "error: a LoRA file must be complete" in result.out
+
+
+def test_loras_of_two_families_are_not_merged(run: Run, tmp_path: Path) -> None:
+    one, two = stranger(tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
+    Adapter({"blocks.0.attn1.to_q": Factor(torch.ones(1, 8), torch.ones(8, 1))}).save(two)
+    result = run("merge", one, two, "-o", tmp_path / "x.safetensors")
+    result.is_one_error("must be for one family", "Stable Diffusion 1", "Wan")
+    assert not (tmp_path / "x.safetensors").exists()
 
 
 def test_what_a_header_says_acts_on_no_terminal_and_is_no_fact(run: Run, tmp_path: Path) -> None:
@@ -224,6 +256,14 @@ def test_inspect_with_a_base_model(lora: Path, pipeline_folder: Path, run: Run, 
     assert result.status == 0
     assert f"modules fit {pipeline_folder}" in result.out
     factors = dict(Adapter.load(lora).factors)
+    for fingerprint, said in (
+        (outline(str(pipeline_folder)).stored_fingerprint(), "as"),
+        ("0", "not"),
+    ):
+        told = Adapter(factors, AdapterMetadata(base_fingerprint=fingerprint))
+        path = told.save(tmp_path / "told.safetensors")
+        out = run("inspect", path, "--base", pipeline_folder).out
+        assert f"{fingerprint}, {said} {pipeline_folder}" in out
     first, *_ = factors
     wide = Factor(torch.ones(1, factors[first].in_features + 1), factors[first].B)
     odd = {"mid_block.x": Factor(torch.ones(1, 2), torch.ones(2, 1)), first: wide}

@@ -3,15 +3,16 @@
 import json
 import math
 import re
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from lorasynth.adapter.adapter import Adapter, AdapterMetadata
-from lorasynth.adapter.factors import Factor
+from lorasynth.adapter.factors import Factor, Factors
 from lorasynth.adapter.files import LoraFile, read
 from lorasynth.adapter.files.header import CONFIG_KEY
 from lorasynth.adapter.layout import Layout
@@ -21,6 +22,9 @@ from lorasynth.adapter.programs import COMFYUI, DIFFUSERS, PEFT, PROGRAMS, Readi
 _CANONICAL_TOLERANCE = 1e-3
 #: A module whose norm is so many times the median's is named: training diverged there.
 _EXPLODED = 1_000
+
+#: Numbers of a signature, and the relative difference between equal ones in other number types.
+_PROBES, _ROUNDED = 8, 0.01
 
 _BLOCK = re.compile(
     r"(?:text_encoder(?:_\d)?|mid_block|[a-z_]*(?:blocks|layers|refiner)\.\d+|[^.]+)"
@@ -50,6 +54,7 @@ class Inspection:
         programs: how much of it each program reads.
         faults: what is broken in it, one line each.
         warnings: what else is odd about it.
+        signature: the update in a few numbers, which depend on nothing else.
     """
 
     file: Path
@@ -69,6 +74,7 @@ class Inspection:
     programs: tuple[Reading, ...]
     faults: tuple[str, ...]
     warnings: tuple[str, ...]
+    signature: tuple[float, ...]
 
     @property
     def sound(self) -> bool:
@@ -104,7 +110,45 @@ def inspect_file(path: Path) -> Inspection:
         programs=readings(found),
         faults=tuple(_faults(norms)),
         warnings=tuple(_warnings(found, norms)),
+        signature=signature(adapter.factors),
     )
+
+
+def signature(factors: Factors) -> tuple[float, ...]:
+    """Sums over all modules of uᵀ·ΔW·v, for a few random u and v that a module's name decides.
+
+    Adapters with equal updates have equal ones, in any spelling, gauge, rank and file; with chance,
+    others have not.
+    """
+    total = torch.zeros(_PROBES, dtype=torch.float64)
+    for module, factor in factors.items():
+        stream = torch.Generator().manual_seed(zlib.crc32(module.encode()))
+        v = torch.randn(factor.in_features, _PROBES, generator=stream, dtype=torch.float64)
+        u = torch.randn(factor.out_features, _PROBES, generator=stream, dtype=torch.float64)
+        total += ((factor.A.double() @ v) * (factor.B.double().mT @ u)).sum(0)
+    return tuple(total.tolist())
+
+
+def twins(signatures: Sequence[Sequence[float]]) -> dict[int, tuple[int, float]]:
+    """Which adapters have the update of an earlier one: number -> that one's, and the strength.
+
+    Number types of 16 bits round by a few thousandths, which counts as equal.
+    """
+    rows = torch.tensor(signatures, dtype=torch.float64)
+    sizes = rows.norm(dim=1)
+    found: dict[int, tuple[int, float]] = {}
+    firsts: list[int] = []
+    for row, (values, size) in enumerate(zip(rows, sizes, strict=True)):
+        if not 0 < size < math.inf:
+            continue
+        along = rows[firsts] @ values / sizes[firsts]  # how much of each earlier one is in it
+        off = (1 - (along / size).square()).clamp_min(0).sqrt()
+        if firsts and off.min() < _ROUNDED:
+            best = int(off.argmin())
+            found[row] = firsts[best], float(along[best] / sizes[firsts[best]])
+        else:
+            firsts.append(row)
+    return found
 
 
 def module_sizes(adapter: Adapter) -> dict[str, float]:
@@ -153,10 +197,13 @@ def _training(header: Mapping[str, str]) -> dict[str, str]:
     facts = {key.partition(".")[2] or key[3:]: header[key] for key in wanted if header.get(key)}
     try:
         tags: Counter[str] = Counter()
-        for folder in json.loads(header.get("ss_tag_frequency", "{}")).values():
+        folders = json.loads(header.get("ss_tag_frequency", "{}"))
+        for folder in folders.values():
             tags.update({str(tag).strip(): int(count) for tag, count in folder.items()})
-    except (ValueError, AttributeError, TypeError, RecursionError):
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         return facts
+    if folders:  # kohya's scripts name them <repeats>_<trigger words>
+        facts["folders"] = ", ".join(list(folders)[:8])
     if tags:
         facts["tags"] = ", ".join(f"{tag} ({count})" for tag, count in tags.most_common(8))
     return facts

@@ -46,21 +46,28 @@ def truncated(factor: Factor, rank: int, energy: float = 1.0) -> Nearest:
         factor: without batch axes.
         rank: the highest.
         energy: share of |ΔW|² that is enough.
+
+    Raises:
+        LayoutError: numbers, or their products, are not finite.
     """
     b, a = factor.B.double(), factor.A.double()
     if factor.rank >= min(factor.in_features, factor.out_features):
         return of_matrix((b @ a).float(), rank, energy)
     left, outer = torch.linalg.qr(b)
     right, inner = torch.linalg.qr(a.mT)
-    u, s, vh = torch.linalg.svd(outer @ inner.mT)
+    u, s, vh = _svd(outer @ inner.mT)
     return _kept(left @ u, s, vh @ right.mT, float(s.square().sum()), rank, energy)
 
 
 def of_matrix(matrix: Float[Tensor, "out in"], rank: int, energy: float = 1.0) -> Nearest:
-    """The update of at most a rank that is nearest to a dense one."""
+    """The update of at most a rank that is nearest to a dense one.
+
+    Raises:
+        LayoutError: a number is not finite.
+    """
     square = float(matrix.double().square().sum())
-    if min(matrix.shape) <= _SMALL:
-        u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    if min(matrix.shape) <= _SMALL or not math.isfinite(square):
+        u, s, vh = _svd(matrix.double())
     else:  # randomised (Halko et al. 2011), with more columns and steps than such spectra need
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -74,9 +81,7 @@ def of_kronecker(
     left: Float[Tensor, "a b"], right: Float[Tensor, "c d"], scale: float, rank: int
 ) -> Nearest:
     """The nearest to scale·(left ⊗ right), whose singular values are all products of theirs."""
-    (u1, s1, v1), (u2, s2, v2) = (
-        torch.linalg.svd(part.double(), full_matrices=False) for part in (left, right)
-    )
+    (u1, s1, v1), (u2, s2, v2) = (_svd(part.double()) for part in (left, right))
     products = (abs(scale) * s1[:, None] * s2[None, :]).flatten()
     square = float(products.square().sum())
     s, order = products.sort(descending=True)
@@ -86,6 +91,23 @@ def of_kronecker(
     v = _columns(v1[first].mT, v2[second].mT)
     sign = 1.0 if scale >= 0 else -1.0
     return _factor(u * sign, s, v.mT, square)
+
+
+def _svd(matrix: Float[Tensor, "out in"]) -> tuple[Tensor, Tensor, Tensor]:
+    """All singular values and their vectors.
+
+    Raises:
+        LayoutError: a number is not finite, or all of them are on the brink of it.
+    """
+    try:
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        s = matrix.new_full((1,), math.nan)
+    if not s.isfinite().all():
+        raise LayoutError(
+            "the numbers of an update, and their products, must be finite, but some are not"
+        )
+    return u, s, vh
 
 
 def _columns(one: Float[Tensor, "a k"], other: Float[Tensor, "c k"]) -> Float[Tensor, "ac k"]:
@@ -126,11 +148,12 @@ def narrowed(factors: Factors, dtype: torch.dtype) -> Factors:
 
     A scale that is folded into B may put its numbers below what float16 resolves, or above what it
     holds, so a power of two moves between A and B: B·2^k and A·2^-k are the same update, and powers
-    of two round nothing.
+    of two round nothing.  Types of 8 bits, which hold no folded scale, become float16.
 
     Raises:
         LayoutError: the type cannot hold the numbers.
     """
+    dtype = torch.float16 if dtype.itemsize == 1 else dtype
     made = {module: _narrowed(factor, dtype) for module, factor in factors.items()}
     for module, factor in made.items():
         if not all(part.isfinite().all() for part in factor):

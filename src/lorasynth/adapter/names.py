@@ -25,7 +25,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 #: Numbers of blocks have few digits; anything longer is no number of a block.
@@ -83,6 +83,7 @@ class Table:
         """All rows, with `#` for numbers of blocks."""
         return tuple(_rows(self._text))
 
+    @lru_cache(maxsize=1 << 16)  # noqa: B019 (tables are never dropped; files have the same names)
     def find(self, name: str, dotted: bool) -> Layer | None:
         """What a file means by a name, published or diffusers'; None if there is no such layer.
 

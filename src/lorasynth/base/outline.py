@@ -33,10 +33,18 @@ class Outline:
     Attributes:
         name: its id on the hub, or the last name of its folder's path.
         parts: text encoders by their names, and the denoiser under `components.DENOISER`.
+        source: its folder, or hub:owner/name.
+        denoiser: the denoiser's name in it.
     """
 
     name: str
     parts: dict[str, nn.Module]
+    source: str
+    denoiser: str
+
+    def stored_fingerprint(self) -> str:
+        """That of the denoiser's weights; "" where they are not here."""
+        return stored_fingerprint(self.source, self.denoiser, self.parts[DENOISER])
 
     def misfits(self, layout: Layout) -> list[str]:
         """What of adapters does not fit, one line for each module; empty if all does."""
@@ -91,7 +99,8 @@ def outline(name: str) -> Outline:
         )
     built = {part: build_part(name, part, *kind) for part, kind in parts.items()}
     named = {DENOISER if part in _DENOISERS else part: m for part, m in built.items()}
-    return Outline(public_name(name), named)
+    denoiser = next(part for part in parts if part in _DENOISERS)
+    return Outline(public_name(name), named, name, denoiser)
 
 
 def outlined_pipeline(name: str, pipeline_class: type[Any]) -> Any:

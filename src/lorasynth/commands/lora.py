@@ -13,7 +13,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from lorasynth.commands.shared import WithFormat
 from lorasynth.core.command import Command, Out
-from lorasynth.core.errors import ConfigError, FileFormatError, escaped
+from lorasynth.core.errors import ConfigError, FileFormatError, LorasynthError, escaped
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Rank = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+#: Relative difference of strengths that number types of 16 bits make.
+_SAME = 0.01
 Program = Literal["comfyui", "diffusers", "a1111", "peft", "ai-toolkit", "kohya"]
 
 
@@ -168,7 +170,7 @@ class Merge(_Writes):
 
     loras: Positional[Annotated[tuple[Path, ...], Field(min_length=1)]]
     out: Out
-    weight: UseAppendAction[tuple[float, ...]] = ()
+    weight: UseAppendAction[tuple[Annotated[float, Field(allow_inf_nan=False)], ...]] = ()
     method: Literal["sum", "ties", "dare"] = "sum"
     density: Share = 0.5
     rank: Rank = 64
@@ -183,6 +185,13 @@ class Merge(_Writes):
         if len(weights) != len(self.loras):
             raise ConfigError(f"--weight is said for each of {len(self.loras)} files, or for none")
         files = [read(source) for source in self.loras]
+        first, name = files[0].verdict.candidates, files[0].verdict.name
+        for source, file in zip(self.loras, files, strict=True):
+            if not set(file.verdict.candidates) & set(first) and file.verdict.name != name:
+                raise FileFormatError(
+                    f"LoRAs to merge must be for one family, but {self.loras[0]} is for {name} and "
+                    f"{source} for {file.verdict.name}"
+                )
         adapters = [file.adapter for file in files]
         adapter, error = merged(adapters, weights, self.method, self.density, self.rank)
         written = self.save(adapter, self.out, files[0].dtype)
@@ -194,7 +203,7 @@ class Merge(_Writes):
 
 @dataclass(frozen=True, kw_only=True)
 class Extract(_Writes):
-    """Make a LoRA of the difference of two checkpoints, read layer by layer.
+    """Make a LoRA of the difference of two checkpoints' denoisers, read layer by layer.
 
     Attributes:
         tuned: Fine-tuned checkpoint: folder or file.
@@ -222,7 +231,7 @@ class Extract(_Writes):
         family = family_named(self.family) if self.family else None
         made = extracted(self.tuned, self.original, self.rank, family)
         written = self.save(made.file.adapter, self.out, torch.float16)
-        _say_error("extracted", made)
+        _say_error("extracted from the denoiser", made)
         if made.left_out:
             line = (
                 f"{len(made.left_out)} changed tensors are no matrices of layers, such as "
@@ -236,43 +245,58 @@ class Extract(_Writes):
 class Inspect(Command):
     """Say what a LoRA file is, how much of it each program reads, and whether it fits a base model.
 
-    The exit status is 1 where an update is broken or no program reads all of it, and 2 where it
-    does not fit the base model.
+    Of several files, or all in a folder, it says this in a line each, and which of them have the
+    same update. The exit status is 1 where an update is broken or no program reads all of it, and 2
+    where a file cannot be read or does not fit the base model.
 
     Attributes:
-        lora: LoRA file, or folder with one.
-        base: Base model to compare every key with: a pipeline folder, or hub:owner/name. Its
-            weights are not read.
+        loras: LoRA files, or folders with some.
+        base: Base model to compare every key with: a pipeline folder, or hub:owner/name. Of its
+            weights a few numbers are read, if a file states for which ones it was made.
         json: Print JSON.
     """
 
     group: ClassVar[str] = "LoRA files"
 
-    lora: Positional[Path]
+    loras: Positional[Annotated[tuple[Path, ...], Field(min_length=1)]]
     base: str | None = None
     json: bool = False
 
-    def run(self) -> "Inspection":
+    def run(self) -> "list[Inspection]":
         """Print it.
 
         Raises:
-            SystemExit: the file is not sound.
-            FileFormatError: it does not fit the base model.
+            SystemExit: a file is not sound, or one of several cannot be read.
+            FileFormatError: the only file cannot be read, or does not fit the base model.
         """
+        from lorasynth.adapter.files.container import is_lora
+        from lorasynth.library.foreign import find_lora_files
+
+        one = len(self.loras) == 1 and (is_lora(self.loras[0]) or not self.loras[0].is_dir())
+        if one:
+            return [self._alone(self.loras[0])]
+        paths = [
+            path
+            for given in self.loras
+            for path in (find_lora_files(given) if given.is_dir() else [given])
+        ]
+        return self._together(paths)
+
+    def _alone(self, path: Path) -> "Inspection":
         from lorasynth.adapter.inspection import inspect_file
 
-        found = inspect_file(self.lora)
-        misfits = self._misfits(found)
+        found = inspect_file(path)
+        misfits, base = self._compared(found)
         if self.json:
             facts = _plain(asdict(found)) | ({} if self.base is None else {"misfits": misfits})
             print(json.dumps(facts, indent=1))
         else:
-            _print(found)
+            _print(found, base)
             print("\n".join(misfits), end="\n" * bool(misfits))
         if misfits:
             raise FileFormatError(
                 f"every module of a LoRA must fit the base model, but of the {found.modules} in "
-                f"{self.lora} {len(misfits)} do not fit {self.base}"
+                f"{path} {len(misfits)} do not fit {self.base}"
             )
         if self.base is not None and not self.json:
             print(f"all {found.modules} modules fit {self.base}")
@@ -280,13 +304,58 @@ class Inspect(Command):
             raise SystemExit(1)
         return found
 
-    def _misfits(self, found: "Inspection") -> list[str]:
-        """What does not fit the base model, a line for each module."""
+    def _together(self, paths: list[Path]) -> "list[Inspection]":
+        from lorasynth.adapter.inspection import inspect_file, twins
+
+        found: list[Inspection] = []
+        errors: dict[Path, str] = {}
+        for path in paths:
+            try:
+                found.append(inspect_file(path))
+            except LorasynthError as error:
+                errors[path] = str(error)
+        same = twins([one.signature for one in found])
+        notes = [[*one.faults, *one.warnings] for one in found]
+        for later, (first, strength) in same.items():
+            times = "" if abs(strength - 1) < _SAME else f" times {strength:.3g}"
+            notes[later].insert(0, f"the same update as {found[first].file}{times}")
+        misfits = []
+        for one, note in zip(found, notes, strict=True):
+            lines, base = self._compared(one)
+            misfits.append(lines)
+            note += [f"{len(lines)} modules do not fit {self.base}"] if lines else []
+            note += [f"made for the weights {base}"] if self.base and base else []
+        if self.json:
+            facts = [
+                _plain(asdict(one)) | {"notes": n} for one, n in zip(found, notes, strict=True)
+            ]
+            facts += [{"file": str(path), "error": reason} for path, reason in errors.items()]
+            print(json.dumps(facts, indent=1))
+        else:
+            _print_all(found)
+            for one, lines in zip(found, notes, strict=True):
+                for line in lines:
+                    print(f"{one.file}: {line}")
+            for reason in errors.values():
+                print(f"error: {reason}")
+        if errors or any(misfits):
+            raise SystemExit(2)
+        if not all(one.sound for one in found):
+            raise SystemExit(1)
+        return found
+
+    def _compared(self, found: "Inspection") -> tuple[list[str], str]:
+        """What does not fit the base model, a line for each module; and whose weights it states."""
+        stated = found.metadata.base_fingerprint
         if self.base is None:
-            return []
+            return [], stated
         from lorasynth.base.outline import outline
 
-        return [escaped(line) for line in outline(self.base).misfits(found.layout)]
+        base = outline(self.base)
+        misfits = [escaped(line) for line in base.misfits(found.layout)]
+        if stated and (here := base.stored_fingerprint()):
+            stated += f", as {self.base}" if stated == here else f", not {self.base}, {here}"
+        return misfits, stated
 
 
 def _plain(value: Any) -> Any:
@@ -300,13 +369,28 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | str | bool | None) else str(value)
 
 
-def _print(found: "Inspection") -> None:
+def _print_all(found: "list[Inspection]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("file", "family", "format", "rank", "modules", "norm", "read whole by")
+    for one in found:
+        ranks = f"{min(one.ranks)} to {max(one.ranks)}" if len(one.ranks) > 1 else min(one.ranks)
+        norm = f"{math.hypot(*one.norms.values()):.4g}"
+        whole = ", ".join(reading.program for reading in one.programs if reading.whole)
+        cells = (one.file, one.family, one.format, ranks, one.modules, norm, whole)
+        table.add_row(*(Text(escaped(str(cell))) for cell in cells))
+    Console().print(table)
+
+
+def _print(found: "Inspection", base: str) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console()
-    facts = _facts(found)
+    facts = _facts(found) | {"base": base or "not stated"}
     width = max(map(len, facts))
 
     def say(line: str, style: str = "") -> None:
@@ -338,7 +422,7 @@ def _facts(found: "Inspection") -> dict[str, str]:
         "file": str(found.file),
         "format": found.format,
         "family": f"{found.family} (by {found.told_by})",
-        "base": stated.base_fingerprint or "not stated",
+        "base": "",
         "rank": counted(found.ranks),
         "alpha": counted(found.alphas),
         "parameters": f"{found.parameters:,} {found.dtype} in {found.modules} modules",

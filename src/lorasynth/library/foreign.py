@@ -26,6 +26,8 @@ from lorasynth.library.store import Library
 #: The list of what was skipped and why, in the library's folder.
 SKIPPED = "skipped.json"
 
+#: Bytes of the adapters that are appended at once.
+_MEMORY = 1 << 30
 #: The largest norm of A or B whose square a float32 still holds; no training comes near it.
 _LARGEST = 1e9
 
@@ -55,7 +57,8 @@ def import_folder(
         out: the library, made if it is absent.
         gauge: of a new library's canonical vectors.
         workers: files read at once.
-        shard: files whose adapters are appended at once; what was appended survives a kill.
+        shard: the most files whose adapters are appended at once, as many as memory allows; what
+            was appended survives a kill.
 
     Raises:
         LibraryError: there is nothing to import, no file can be used, or `out` is damaged or being
@@ -68,6 +71,7 @@ def import_folder(
         if not Library.is_at(out):
             _create(out, gauge, list(_in_order(readers, _sketch, paths)), folder)
         library = Library.open(out)
+        shard = max(1, min(shard, _MEMORY // (4 * library.layout.size)))
         known = set(library.ids)
         pending = [path for path in paths if id_of(folder, path) not in known]
         with progress("import", len(paths), done=len(paths) - len(pending)) as advance:
@@ -93,7 +97,7 @@ def find_lora_files(folder: Path) -> list[Path]:
         for path in folder.rglob("*.safetensors")
     }
     if not found:
-        raise LibraryError(f"a folder to import must hold *.safetensors, but {folder} has none")
+        raise LibraryError(f"a folder of LoRA files must hold *.safetensors, but {folder} has none")
     return sorted(found)
 
 

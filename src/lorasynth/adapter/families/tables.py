@@ -13,6 +13,7 @@ _DATA = tomllib.loads(files(__package__).joinpath("families.toml").read_text(enc
 #: The layers of text encoders, by their kinds, that files with underscores name.
 TEXT_TABLES = {kind: Table(rows) for kind, rows in _DATA.pop("text-encoders").items()}
 _PARTS: dict[str, str] = _DATA.pop("unet-parts")
+_UNETS: dict[str, Any] = _DATA.pop("unets")
 
 
 def _unet(down: Sequence[int], up: Sequence[int], added: bool = False) -> str:
@@ -46,6 +47,7 @@ def _unet(down: Sequence[int], up: Sequence[int], added: bool = False) -> str:
 
 
 def _family(key: str, facts: dict[str, Any]) -> Family:
+    facts = _UNETS | facts if key == "other-unet" or "unet" in facts else facts
     table = _unet(**facts.pop("unet")) if "unet" in facts else facts.pop("table")
     made: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in facts.items()

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, TensorSpec, safe_open, serialize
 from torch import Tensor
 
@@ -19,7 +18,6 @@ WEIGHT_NAMES = (PEFT_WEIGHTS, "pytorch_lora_weights.safetensors")
 
 #: Entries with hashes of the numbers.
 HASHES = ("modelspec.hash_sha256", "sshs_legacy_hash", "sshs_model_hash")
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -62,8 +60,7 @@ def read_tensors(path: Path) -> Content:
     """The whole of a safetensors file.
 
     Raises:
-        FileFormatError: the file is truncated, a pickle, something else, or holds other numbers
-            than floating-point ones.
+        FileFormatError: the file is truncated, a pickle or something else.
     """
     refuse_pickle(path)
     try:
@@ -72,12 +69,6 @@ def read_tensors(path: Path) -> Content:
             header = dict(file.metadata() or {})
     except (SafetensorError, OSError, AttributeError, KeyError, ValueError) as error:
         raise _damaged(path, error) from error
-    for key, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES and not key.endswith(".alpha"):
-            raise FileFormatError(
-                f"LoRA weights must be float64, float32, float16 or bfloat16, but {key[:200]} in "
-                f"{path} is {str(tensor.dtype).removeprefix('torch.')}"
-            )
     return Content(path, tensors, header)
 
 

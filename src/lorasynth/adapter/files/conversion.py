@@ -20,15 +20,14 @@ from lorasynth.adapter.factors import Factor
 from lorasynth.adapter.families import Family
 from lorasynth.adapter.files.container import (
     PEFT_CONFIG,
-    PEFT_WEIGHTS,
     Content,
     read_tensors,
     refuse_pickle,
     weights_file,
 )
 from lorasynth.adapter.files.fused import swap_halves
-from lorasynth.adapter.files.keys import Key, parse, parse_all
-from lorasynth.adapter.files.peft_config import read_config
+from lorasynth.adapter.files.keys import ADDITIVE, DORA, Key, parse, refusal
+from lorasynth.adapter.files.peft_config import scale_from
 from lorasynth.adapter.files.reader import (
     Configuration,
     LoraFile,
@@ -38,22 +37,23 @@ from lorasynth.adapter.files.reader import (
     fold,
     format_of,
     grouped,
+    keys_of,
     number,
     pair_of,
-    read,
+    peft_config,
+    read_content,
     shapes_of,
 )
 from lorasynth.adapter.files.resolve import resolve
 from lorasynth.adapter.layout import Kernel
 from lorasynth.adapter.lowrank import Nearest, of_kronecker, of_matrix, relative_error, truncated
 from lorasynth.adapter.names import Layer
-from lorasynth.core.errors import FileFormatError
+from lorasynth.core.errors import FileFormatError, LayoutError
 
-_DORA = "DoRA"
-#: What is added to the weights; the others are refused by their names.
-_ADDITIVE = ("LoHa", "LoKr", "a LoRA with a Tucker core", "a difference of whole weights")
 #: A rank that no update has.
 _ANY = 1 << 20
+#: What no layer exceeds: a side of its matrix, and its weights; small parts can make huge products.
+_WIDEST, _LARGEST = 1 << 17, 1 << 29
 
 #: The tensors of a checkpoint's denoiser, each read when it is asked for.
 Weights = Mapping[str, Callable[[], Tensor]]
@@ -123,27 +123,28 @@ def read_any(
             or the base model has other layers.
     """
     content = read_tensors(weights_file(Path(path)))
-    keys = parse_all(content.path, content.tensors)
+    keys = keys_of(content)
     kinds = tuple(sorted({key.kind for key in keys.values() if key.kind}))
     if not kinds:
-        found = read(path, family)
-        return Reduced(found, rank=max(f.rank for f in found.adapter.factors.values()))
-    _require_additive(content.path, keys, base)
-    form, scale, config = format_of(keys), None, Configuration()
-    if _DORA in kinds:
-        config = configuration(content, form, dora=True)
-    else:
-        scale = _peft_scale(content)
+        plain = read_content(content, keys, family)
+        return Reduced(plain, rank=max(f.rank for f in plain.adapter.factors.values()))
+    allowed = (*ADDITIVE, DORA) if base else ADDITIVE
+    for key, found in keys.items():
+        if found.kind and found.kind not in allowed:
+            raise refusal(content.path, key, found.kind)
+    form = format_of(keys)
+    scale_of = _peft_scale(content) if {"LoHa", "LoKr"} & set(kinds) else None
+    config = Configuration()
+    if scale_of is None:
+        config = configuration(content, form, dora=DORA in kinds)
     groups = list(grouped(content, keys))
-    within = _ANY if _DORA in kinds else rank
+    within = _ANY if DORA in kinds else rank
     layers: _Layers = []
     for spelled, sample, tensors in groups:
-        if "alpha" not in tensors and "down" in tensors:
-            alpha = config.alpha(sample, len(tensors["down"]))
-            tensors["alpha"] = torch.tensor(alpha, dtype=torch.float64)
-        nearest, kernel = _nearest(content.path, spelled, tensors, within, scale)
+        stated = partial(config.alpha, sample) if scale_of is None else scale_of(sample.name)
+        nearest, kernel = _nearest(content.path, spelled, tensors, within, stated)
         layers.append((sample, kernel, nearest))
-    if base is not None and _DORA in kinds:
+    if base is not None and DORA in kinds:
         magnitudes = [_magnitude(tensors) for *_, tensors in groups]
         named = resolve(content.path, shapes_of(_pairs(layers)), content.header, family).layers
         with opened(base) as weights:
@@ -190,7 +191,12 @@ def extracted(tuned: Path, base: Path, rank: int, family: Family | None = None) 
                 continue
             key = parse(f"transformer.{name.removesuffix('.weight')}.lora_A.weight")
             assert key is not None
-            layers.append((key, _kernel(change), of_matrix(change.flatten(1), rank)))
+            try:
+                layers.append((key, _kernel(change), of_matrix(change.flatten(1), rank)))
+            except LayoutError as error:
+                raise FileFormatError(
+                    f"{name[:200]} in {tuned} or {base} cannot be used: {error}"
+                ) from error
     if not layers:
         raise FileFormatError(f"{tuned} must differ from {base} in a layer's matrix, but does not")
     content = Content(tuned, {key.spelled: part.factor.A for key, _, part in layers}, {})
@@ -200,41 +206,24 @@ def extracted(tuned: Path, base: Path, rank: int, family: Family | None = None) 
 # Kinds
 
 
-def _require_additive(path: Path, keys: Mapping[str, Key], base: Path | None) -> None:
-    allowed = _ADDITIVE if base is None else (*_ADDITIVE, _DORA)
-    for key, one in keys.items():
-        if one.kind and one.kind not in allowed:
-            remedy = "give the base model (--base), or " if one.kind == _DORA else ""
-            raise FileFormatError(
-                f"a LoRA can be made of what is added to the weights, but {path} is {one.kind} "
-                f"(key {key[:200]}), of which the weights decide what it adds: {remedy}merge it "
-                "into the base model and use `lorasynth extract`"
-            )
-
-
-def _peft_scale(content: Content) -> float | None:
-    """Alpha / r of a folder of PEFT's LoHa or LoKr; None where the file has alphas itself."""
-    path = content.path.parent / PEFT_CONFIG
-    if content.path.name != PEFT_WEIGHTS or not path.is_file():
-        return None
-    config = read_config(path)
-    if config.get("peft_type") not in ("LOHA", "LOKR") or config.get("alpha_pattern"):
-        raise FileFormatError(
-            f"a PEFT folder of LoHa or LoKr must have one alpha, but {path} has peft_type "
-            f"{str(config.get('peft_type'))[:40]!r} and patterns"
-        )
-    try:
-        return float(config["alpha"]) / float(config["r"])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
-        raise FileFormatError(
-            f"r and alpha must be numbers, but those of {path} are not"
-        ) from error
+def _peft_scale(content: Content) -> Callable[[str], float] | None:
+    """Alpha / r of a module of PEFT's LoHa or LoKr; None where the file has alphas itself."""
+    config = peft_config(content)
+    return None if config is None else scale_from(config, content.path.parent / PEFT_CONFIG)
 
 
 def _nearest(
-    path: Path, name: str, parts: Mapping[str, Tensor], rank: int, scale: float | None
+    path: Path,
+    name: str,
+    parts: Mapping[str, Tensor],
+    rank: int,
+    stated: float | Callable[[int], float],
 ) -> tuple[Nearest, Kernel | None]:
-    """What is added to one layer, of at most a rank, and its kernel."""
+    """What is added to one layer, of at most a rank, and its kernel.
+
+    `stated` is the scale of all layers, or alpha of a rank where the layer itself has none.
+    """
+    scale = None if callable(stated) else stated
     try:
         if "diff" in parts:
             return _of_weight(parts["diff"], rank)
@@ -243,16 +232,19 @@ def _nearest(
         if any(part.startswith("lokr_") for part in parts):
             decomposed = ("lokr_w2_b", "lokr_w1_b")
             return _lokr(parts, _scale(path, name, parts, decomposed, scale), rank)
-    except (KeyError, RuntimeError, ValueError, IndexError) as error:
+        factor, kernel = _lora(path, name, parts)
+        usual = stated(factor.rank) if callable(stated) else float(factor.rank)
+        alpha = number(path, name, parts.get("alpha", usual))
+        folded = fold(factor, alpha / factor.rank)
+        return truncated(folded, max(rank, folded.rank)), kernel
+    except LayoutError as error:
+        raise FileFormatError(f"{name[:200]} in {path} cannot be used: {error}") from error
+    except (KeyError, RuntimeError, ValueError, IndexError, TypeError, ArithmeticError) as error:
         reason = str(error).splitlines()[0][:120]
         raise FileFormatError(
             f"the parts of a layer must fit each other, but those of {name[:200]} in {path} do not "
             f"({type(error).__name__}: {reason})"
         ) from error
-    factor, kernel = _lora(path, name, parts)
-    alpha = number(path, name, parts.get("alpha", float(factor.rank)))
-    folded = fold(factor, alpha / factor.rank)
-    return truncated(folded, max(rank, folded.rank)), kernel
 
 
 def _scale(
@@ -275,9 +267,20 @@ def _kernel(weight: Tensor) -> Kernel | None:
     return tuple(weight.shape[2:]) if weight.dim() > 2 else None
 
 
+def _require_usual(out: int, width: int) -> None:
+    if max(out, width) > _WIDEST or out * width > _LARGEST:
+        raise LayoutError(
+            f"a layer must be at most {_WIDEST} wide and have at most {_LARGEST} weights, but its "
+            f"parts make {out} x {width}"
+        )
+
+
 def _of_weight(weight: Tensor, rank: int) -> tuple[Nearest, Kernel | None]:
     if weight.dim() not in (2, 4, 5):
-        raise ValueError(f"a matrix or kernel was expected, not {tuple(weight.shape)}")
+        raise LayoutError(
+            "a LoRA changes matrices and kernels, but this difference, of a norm or a bias, has "
+            f"the shape {tuple(weight.shape)}: leave it out, or merge the file into the base model"
+        )
     return of_matrix(weight.float().flatten(1), rank), _kernel(weight)
 
 
@@ -292,6 +295,7 @@ def _lora(path: Path, name: str, parts: Mapping[str, Tensor]) -> tuple[Factor, K
             f"a Tucker core must be between both factors, but that of {name[:200]} in {path} is "
             f"{tuple(core.shape)}"
         )
+    _require_usual(len(up), down.shape[1] * core[0, 0].numel())
     a = torch.einsum("pqhw,qi->pihw", core.float(), down)
     return Factor(a.flatten(1), up), _kernel(core)
 
@@ -306,7 +310,9 @@ def _loha(parts: Mapping[str, Tensor], scale: float, rank: int) -> tuple[Nearest
             _tucker(parts[f"hada_t{n}"].float(), b, a) for n, b, a in ((1, b1, a1), (2, b2, a2))
         )
         return _of_weight(scale * one * other, rank)
-    if b1.shape[1] * b2.shape[1] >= min(b1.shape[0], a1.shape[1]):
+    out, width = b1.shape[0], a1.shape[1]
+    _require_usual(out, width)
+    if b1.shape[1] * b2.shape[1] * (out + width) >= out * width:
         return _of_weight(scale * (b1 @ a1) * (b2 @ a2), rank)
     up = (b1[:, :, None] * b2[:, None, :]).flatten(1)
     down = (a1[:, None, :] * a2[None, :, :]).flatten(0, 1)
@@ -318,6 +324,7 @@ def _lokr(parts: Mapping[str, Tensor], scale: float, rank: int) -> tuple[Nearest
     left, right = (_kronecker_part(parts, n) for n in (1, 2))
     if left.dim() != 2 or right.dim() not in (2, 4):
         raise ValueError(f"Kronecker parts of {left.dim()} and {right.dim()} axes")
+    _require_usual(len(left) * len(right), left.shape[1] * right[0].numel())
     return of_kronecker(left, right.flatten(1), scale, rank), _kernel(right)
 
 
@@ -325,11 +332,13 @@ def _kronecker_part(parts: Mapping[str, Tensor], n: int) -> Tensor:
     if f"lokr_w{n}" in parts:
         return parts[f"lokr_w{n}"].float()
     a, b = parts[f"lokr_w{n}_a"].float(), parts[f"lokr_w{n}_b"].float()
+    _require_usual(len(a), b.shape[-1])
     return _tucker(parts["lokr_t2"].float(), a, b) if n == 2 and "lokr_t2" in parts else a @ b
 
 
 def _tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """LyCORIS' order: the core's first axis goes with a, which has the outputs as columns."""
+    _require_usual(a.shape[1], b.shape[1] * core[0, 0].numel())
     return torch.einsum("ijhw,ip,jr->prhw", core, a, b)
 
 
@@ -369,7 +378,10 @@ def _dora(
             f"{name[:200]} are {tuple(magnitude.shape)} of a layer {tuple(base.shape)}"
         )
     changed = merged * (magnitude.float().view_as(norms) / norms) - base
-    return of_matrix(changed.flatten(1), rank)
+    try:
+        return of_matrix(changed.flatten(1), rank)
+    except LayoutError as error:
+        raise FileFormatError(f"the DoRA of {name[:200]} cannot be used: {error}") from error
 
 
 def _weight(layer: Layer, weights: Weights, base: Path) -> Tensor:

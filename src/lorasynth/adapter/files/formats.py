@@ -27,6 +27,9 @@ from lorasynth.core.atomic import atomic_directory, write_bytes
 from lorasynth.core.errors import FileFormatError, LayoutError
 from lorasynth.core.registry import Registry
 
+#: Numbers of a file from which on it may not be padded to so many times its own.
+_MOST_PADDED, _MOST_ZEROS = 1 << 28, 16
+
 
 class Named(NamedTuple):
     """What a layer of a file is called, after its prefix, and of which modules it is."""
@@ -73,7 +76,8 @@ class LoraFormat:
         if self.name == "diffusers" and (not path.suffix or path.is_dir()):
             return path / WEIGHT_NAMES[1]
         where = ", or be in a folder whose name has no ending" if self.name == "diffusers" else ""
-        raise FileFormatError(f"a LoRA file must be named *{self.suffix}{where}, but got {path}")
+        kind = "LoRA" if self.name == "auto" else self.name
+        raise FileFormatError(f"a {kind} file must be named *{self.suffix}{where}, but got {path}")
 
     def write(self, adapter: Adapter, path: Path) -> Path:
         """Write an adapter atomically and return its `target`.
@@ -191,11 +195,17 @@ def write_many(
 
 def universal(adapter: Adapter) -> LoraFormat:
     """The format of which diffusers and ComfyUI lose least for the adapter's family: nothing."""
-    return get_format(_universal(adapter.layout, stated_family(adapter.metadata.header)))
+    return _of_least_loss(adapter, (DIFFUSERS, COMFYUI))
+
+
+def _of_least_loss(adapter: Adapter, programs: tuple[str, ...]) -> LoraFormat:
+    stated = stated_family(adapter.metadata.header)
+    return get_format(_chosen(adapter.layout, stated, programs))
 
 
 @lru_cache(maxsize=32)
-def _universal(layout: Layout, stated: Family | None) -> str:
+def _chosen(layout: Layout, stated: Family | None, programs: tuple[str, ...]) -> str:
+    """The format of which programs lose least; among equal ones the family's usual one."""
     verdict = _verdict(layout, stated)
     usual = verdict.shared(lambda family: family.universal) or "diffusers"
     if all(component_of(module) for module in layout.modules):
@@ -213,7 +223,7 @@ def _universal(layout: Layout, stated: Family | None) -> str:
         modules = set[str]()
         for family in verdict.candidates:
             spelled = _spellings(form, plan, family)
-            for program in (DIFFUSERS, COMFYUI):
+            for program in programs:
                 modules |= unread(family, program, spelled)
         return len(modules)
 
@@ -252,7 +262,7 @@ def format_for(program: str, adapter: Adapter) -> LoraFormat:
             f"ComfyUI has no {verdict.name}, so it reads no LoRA of it: use diffusers"
         )
     if program == "comfyui":
-        return universal(adapter)
+        return _of_least_loss(adapter, (COMFYUI,))
     if program == "diffusers":
         return get_format("peft" if verdict.name == "PixArt" else "diffusers")
     if program == "ai-toolkit" and not all(f.denoiser == "unet" for f in families):
@@ -265,11 +275,21 @@ def padded(factors: Factors) -> Factors:
 
     diffusers 0.42 drops the alphas of a U-Net's attention where they differ in kohya's files, and
     swaps adapters while a pipeline runs only where ranks are equal.
+
+    Raises:
+        FileFormatError: ranks differ so much that the file would be mostly zeros.
     """
     ranks: dict[str, int] = {}
     for module, factor in factors.items():
         component = component_of(module)
         ranks[component] = max(ranks.get(component, 0), factor.rank)
+    sizes = [(factor, ranks[component_of(module)]) for module, factor in factors.items()]
+    whole = sum(rank * (f.in_features + f.out_features) for f, rank in sizes)
+    if whole > _MOST_PADDED and whole > _MOST_ZEROS * sum(p.numel() for f, _ in sizes for p in f):
+        raise FileFormatError(
+            f"a file has one rank, but these layers have ranks up to {max(ranks.values())} and "
+            "most of them far lower ones: lower the highest by `lorasynth resize` first"
+        )
     return {m: pad_rank(factor, ranks[component_of(m)]) for m, factor in factors.items()}
 
 
@@ -382,13 +402,14 @@ def _joined(layer: Layer, factors: Factors) -> Factor:
         factor = factors[layer.modules[0]]
         return swap_halves(factor) if layer.swapped else factor
     pairs = zip(parts, layer.shares, strict=True)
-    unit = {part.out_features / share for part, share in pairs if part is not None}
-    if len(unit) > 1:
+    sizes = {(p.out_features / share, p.in_features) for p, share in pairs if p is not None}
+    if len(sizes) > 1:
         raise FileFormatError(
             f"{' and '.join(layer.modules)} are rows of one layer, {layer.name}, but have other "
-            "heights than these: check that the file is of that family"
+            "widths than these: check that the file is of that family"
         )
-    return fuse(parts, [round(share * next(iter(unit))) for share in layer.shares])
+    [(unit, _)] = sizes
+    return fuse(parts, [round(share * unit) for share in layer.shares])
 
 
 def _peft_folder(path: Path) -> Path:

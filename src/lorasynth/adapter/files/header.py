@@ -1,9 +1,11 @@
 """What is written into the header of a LoRA file beside its tensors, and what is read from one."""
 
+import json
 import os
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from lorasynth.adapter.adapter import AdapterMetadata
 from lorasynth.adapter.families import SD2, Family
@@ -19,24 +21,52 @@ MODULES_KEY = _PREFIX + "modules"
 #: Entries that say what the file itself is, so they are made anew and never kept.
 _OWN = {"format", CONFIG_KEY, "ss_network_dim", "ss_network_alpha", "modelspec.sai_model_spec"}
 _OWN |= {"modelspec.implementation", *HASHES}
-_ABSOLUTE = re.compile(r"(?:/|~[/\\]|[A-Za-z]:[/\\]|\\\\)[^\n]*[/\\]")
+#: The folders of a local path that is all of a text, and of one inside a text, which no URL is.
+_ABSOLUTE = re.compile(r"\A(?:file:/|/|~[/\\]|[A-Za-z]:[/\\]|\\\\)[^\n]*[/\\]")
+_INSIDE = re.compile(
+    r"(?<![\w/:.~\\])(?:file:/|~?/|[A-Za-z]:[/\\]|\\\\)(?:[^\s/\\\"'<>|,;]*[/\\])+"
+)
 
 
 def to_header(metadata: AdapterMetadata) -> dict[str, str]:
     """Metadata as header entries: ours, and those of the file that it was read from."""
     return {
-        **{key: _without_path(value) for key, value in metadata.header.items()},
+        **{key: _without_paths(value) for key, value in metadata.header.items()},
         _PREFIX + "created_by": metadata.created_by,
         _PREFIX + "base_fingerprint": metadata.base_fingerprint,
         _PREFIX + "trigger_phrase": metadata.trigger_phrase,
         _PREFIX + "synthesised": str(metadata.synthesised).lower(),
-        **{_EXTRA + key: _without_path(value) for key, value in metadata.extra.items()},
+        **{_EXTRA + key: _without_paths(value) for key, value in metadata.extra.items()},
     }
 
 
-def _without_path(value: str) -> str:
-    """The last name of a local path, which says where something lies on somebody's disk."""
-    return value.replace("\\", "/").rpartition("/")[2] if _ABSOLUTE.match(value) else value
+def _without_paths(value: str) -> str:
+    """A text, or the texts of a JSON value, without the folders of local paths.
+
+    These say where something lies on somebody's disk, often with a name of theirs.
+    """
+    if not any(mark in value for mark in ("/", "\\")):
+        return value
+    try:
+        tree = json.loads(value)
+        cleaned = _in_tree(tree)
+        return value if cleaned == tree else json.dumps(cleaned)
+    except (ValueError, RecursionError):
+        return _without_folders(value)
+
+
+def _without_folders(text: str) -> str:
+    if text.startswith("data:"):  # a picture in base64
+        return text
+    return _INSIDE.sub("", _ABSOLUTE.sub("", text))
+
+
+def _in_tree(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_without_folders(str(key)): _in_tree(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_in_tree(inner) for inner in value]
+    return _without_folders(value) if isinstance(value, str) else value
 
 
 def from_header(header: Mapping[str, str]) -> AdapterMetadata:

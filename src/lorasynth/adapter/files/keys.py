@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from lorasynth.core.errors import FileFormatError
@@ -60,6 +61,11 @@ _OTHERS = {
     "a difference of biases": r"\.(diff_b)",
     "a LoRA that reshapes weights": r"\.(reshape_weight)",
 }
+#: Those that add matrices to the weights, of which a LoRA can be made.
+ADDITIVE = ("LoHa", "LoKr", "a LoRA with a Tucker core", "a difference of whole weights")
+#: Those that change what is no matrix.
+_VECTORS = ("a LoRA with biases", "a LoRA with trained norms", "a difference of biases")
+DORA = "DoRA"
 _PATTERNS = _LORA | {f"kind{n}": pattern for n, pattern in enumerate(_OTHERS.values())}
 _ENDING = re.compile(f"(?:{'|'.join(f'(?P<{name}>{p})' for name, p in _PATTERNS.items())})$")
 #: The longest ending, so that a search begins near the end of a long key.
@@ -107,6 +113,7 @@ class Key:
     wrapped: bool
 
 
+@lru_cache(maxsize=1 << 14)  # the files of a folder have the same keys
 def parse(key: str) -> Key | None:
     """Take a key apart; None if it is not spelled as a key of an adapter."""
     start = max(0, len(key) - _REACH)
@@ -135,6 +142,20 @@ def parse(key: str) -> Key | None:
         adapter=adapter,
         ending=_ending(found[0], adapter),
         wrapped=spelled != prefix + name,
+    )
+
+
+def refusal(path: Path, key: str, kind: str) -> FileFormatError:
+    """Why a kind of adapter is not read as a LoRA, by its name, and what to do."""
+    remedy = "merge it into the base model and use `lorasynth extract`"
+    if kind in ADDITIVE:
+        remedy = "`lorasynth convert` makes a LoRA of it"
+    elif kind == DORA:
+        remedy = f"`lorasynth convert --base` makes a LoRA of it and of the base model, or {remedy}"
+    elif kind in _VECTORS:
+        remedy = f"no LoRA can hold these; {remedy}, which leaves them out"
+    return FileFormatError(
+        f"only plain LoRA (B·A) can be read, but {path} is {kind} (key {key[:200]}): {remedy}"
     )
 
 
@@ -179,7 +200,8 @@ def parse_all(path: Path, keys: Iterable[str]) -> dict[str, Key]:
     names = list(keys)
     parsed = {key: found for key in names if (found := parse(key))}
     if not any(found.part != "alpha" for found in parsed.values()):
-        if sum(name.endswith(".weight") for name in names) > max(3, len(names) / 3):
+        layers = sum(name.endswith(".weight") for name in names)
+        if layers > max(3, len(names) / 3) and not any("lora" in name for name in names):
             raise FileFormatError(
                 f"a LoRA file must hold two factors for each layer, but {path} is a whole "
                 f"checkpoint of {len(names)} tensors: `lorasynth extract` makes a LoRA of it and "
@@ -202,11 +224,14 @@ def parse_all(path: Path, keys: Iterable[str]) -> dict[str, Key]:
     formats = sorted({found.format for found in parsed.values()})
     if len(formats) > 1 and formats != ["comfyui", "diffusers"]:
         raise FileFormatError(
-            f"a LoRA file must be in one format, but {path} mixes {' and '.join(formats)}"
+            f"a LoRA file must be in one format, but {path} mixes {' and '.join(formats)}: "
+            "write each part into a file of its own"
         )
     adapters = sorted({found.adapter for found in parsed.values() if found.part != "alpha"})
     if len(adapters) > 1:
         raise FileFormatError(
-            f"a LoRA file must hold one adapter, but {path} has keys of {' and '.join(adapters)}"
+            f"a LoRA file must hold one adapter, but {path} has keys of "
+            f"{' and '.join(name[:40] or 'one without a name' for name in adapters[:3])}: write "
+            "each into a file of its own"
         )
     return parsed

@@ -80,9 +80,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         return read_json(path)
     except ConfigError as error:
-        raise FileFormatError(
-            f"a PEFT adapter needs its configuration, which holds alpha, but {error}"
-        ) from error
+        raise FileFormatError(f"a configuration must be a readable JSON object: {error}") from error
 
 
 def alpha_from(config: Mapping[str, Any], path: Path, *, dora: bool = False) -> AlphaOf:
@@ -91,27 +89,67 @@ def alpha_from(config: Mapping[str, Any], path: Path, *, dora: bool = False) -> 
     Raises:
         FileFormatError: the config is of another kind of adapter, or has no usable alpha.
     """
-    _refuse_other_kinds({**config, "use_dora": False} if dora else config, path)
-    pattern = config.get("alpha_pattern") or {}
-    default = _number(config.get("lora_alpha"), path)
-    if not isinstance(pattern, Mapping):
-        raise FileFormatError(
-            f"alpha_pattern must map names to numbers, but {path} has {str(pattern)[:100]!r}"
-        )
-    find = _finder({str(key): _number(value, path) for key, value in pattern.items()}, path)
+    refuse_other_kinds({**config, "use_dora": False} if dora else config, path)
+    find = _of_module(config, "lora_alpha", "alpha_pattern", path)
     rank_stabilised = bool(config.get("use_rslora"))
 
     def alpha_of(module: str, rank: int) -> float:
         alpha = find(module)
-        alpha = default if alpha is None else alpha
         # Rank-stabilised LoRA divides by the root of the rank (Kalajdzievski 2023).
         return alpha * rank**0.5 if rank_stabilised else alpha
 
     return alpha_of
 
 
-def _refuse_other_kinds(config: Mapping[str, Any], path: Path) -> None:
+def scale_from(config: Mapping[str, Any], path: Path) -> Callable[[str], float]:
+    """Alpha / r of a module, as PEFT would read it from the config of LoHa or LoKr.
+
+    Raises:
+        FileFormatError: the config is of another kind of adapter, or has no usable numbers.
+    """
+    if (kind := config.get("peft_type")) not in ("LOHA", "LOKR"):
+        raise FileFormatError(
+            f"a PEFT folder of LoHa or LoKr must say so, but the peft_type of {path} is "
+            f"{quoted(kind)}: give it the configuration that was saved with it"
+        )
+    alpha_of = _of_module(config, "alpha", "alpha_pattern", path)
+    rank_of = _of_module(config, "r", "rank_pattern", path)
+
+    def scale_of(module: str) -> float:
+        if not (rank := rank_of(module)) > 0:
+            raise FileFormatError(f"a rank must be positive, but {path} has {rank:g}")
+        return alpha_of(module) / rank
+
+    return scale_of
+
+
+def _of_module(
+    config: Mapping[str, Any], usual: str, pattern: str, path: Path
+) -> Callable[[str], float]:
+    """A number of each module, by the first pattern that fits its name, else the usual one."""
+    default = _number(config.get(usual), path)
+    stated = config.get(pattern) or {}
+    if not isinstance(stated, Mapping):
+        raise FileFormatError(
+            f"{pattern} must map names to numbers, but {path} has {quoted(stated)}"
+        )
+    find = _finder({str(key): _number(value, path) for key, value in stated.items()}, path)
+
+    def of_module(module: str) -> float:
+        found = find(module)
+        return default if found is None else found
+
+    return of_module
+
+
+def refuse_other_kinds(config: Mapping[str, Any], path: Path) -> None:
+    """Name what else than B·A a configuration makes of the factors.
+
+    Raises:
+        FileFormatError: it makes something else.
+    """
     kinds = [kind for option, kind in _OTHER_OPTIONS.items() if config.get(option)]
+    kinds += ["a LoRA with biases"] if config.get("bias", "none") not in ("none", None) else []
     kinds += [
         f"a LoRA with {option}"
         for option, value in config.items()
@@ -127,7 +165,10 @@ def _refuse_other_kinds(config: Mapping[str, Any], path: Path) -> None:
             "path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
         )
     if kinds:
-        raise FileFormatError(f"only plain LoRA (B·A) can be read, but {path} is {kinds[0]}")
+        raise FileFormatError(
+            f"only plain LoRA (B·A) can be read, but {path} is {kinds[0]}: merge it "
+            "into the base model and use `lorasynth extract`"
+        )
 
 
 def _number(value: object, path: Path) -> float:
@@ -137,7 +178,7 @@ def _number(value: object, path: Path) -> float:
             return float(value)
         except OverflowError:
             found = "one that is too large"
-    raise FileFormatError(f"lora_alpha and alpha_pattern must be numbers, but {path} has {found}")
+    raise FileFormatError(f"rank, alpha and their patterns must be numbers, but {path} has {found}")
 
 
 def _finder(pattern: Mapping[str, float], path: Path) -> Callable[[str], float | None]:

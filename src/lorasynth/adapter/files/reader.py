@@ -22,13 +22,23 @@ from lorasynth.adapter.files.container import (
 )
 from lorasynth.adapter.files.fused import separate, swap_halves
 from lorasynth.adapter.files.header import CONFIG_KEY, from_header
-from lorasynth.adapter.files.keys import Key, parse_all
-from lorasynth.adapter.files.peft_config import AlphaOf, alpha_from, parse_config, read_config
+from lorasynth.adapter.files.keys import Key, parse_all, refusal
+from lorasynth.adapter.files.peft_config import (
+    AlphaOf,
+    alpha_from,
+    parse_config,
+    read_config,
+    refuse_other_kinds,
+)
 from lorasynth.adapter.files.resolve import Resolved, resolve
 from lorasynth.adapter.layout import Kernel
 from lorasynth.adapter.programs import Spelling, names_of
 from lorasynth.core.errors import FileFormatError, LayoutError
 
+#: What numbers are read as; float16 holds all that the 8-bit types do.
+_TYPES = {t: t for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
+_TYPES |= dict.fromkeys((torch.float8_e4m3fn, torch.float8_e5m2), torch.float16)
+_INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 #: Class of a model that a PEFT folder is for -> the part of a pipeline.
 _TEXT_CLASSES = {"CLIPTextModel": "te1", "CLIPTextModelWithProjection": "te2"}
 
@@ -80,14 +90,14 @@ def read(path: Path | str, family: Family | None = None) -> LoraFile:
             names that no known family has.
     """
     content = read_tensors(weights_file(Path(path)))
-    keys = parse_all(content.path, content.tensors)
+    return read_content(content, keys_of(content), family)
+
+
+def read_content(content: Content, keys: Mapping[str, Key], family: Family | None) -> LoraFile:
+    """What `read` makes of a file in memory and its keys."""
     for key, found in keys.items():
         if found.kind:
-            raise FileFormatError(
-                f"only plain LoRA (B·A) can be read, but {content.path} is {found.kind} (key "
-                f"{key[:200]}): `lorasynth convert` makes a LoRA of what is an addition to the "
-                "weights"
-            )
+            raise refusal(content.path, key, found.kind)
     form = format_of(keys)
     config = configuration(content, form)
     if config.tag:
@@ -203,6 +213,32 @@ class Configuration:
         return rule(key.name, rank) if rule else float(rank)
 
 
+def keys_of(content: Content) -> dict[str, Key]:
+    """All keys of a file; of a PEFT folder of another kind of adapter its configuration names it.
+
+    Raises:
+        FileFormatError: see `parse_all`.
+    """
+    try:
+        return parse_all(content.path, content.tensors)
+    except FileFormatError:
+        if (config := peft_config(content)) is not None:
+            refuse_other_kinds(config, content.path)
+        raise
+
+
+def peft_config(content: Content) -> dict[str, Any] | None:
+    """The configuration of a PEFT folder; None where there is none.
+
+    Raises:
+        FileFormatError: it cannot be read.
+    """
+    path = content.path.parent / PEFT_CONFIG
+    if content.path.name != PEFT_WEIGHTS or not path.is_file():
+        return None
+    return read_config(path)
+
+
 def configuration(content: Content, form: str, *, dora: bool = False) -> Configuration:
     """The configuration beside a file or in its header; `dora`: of DoRA too.
 
@@ -211,7 +247,11 @@ def configuration(content: Content, form: str, *, dora: bool = False) -> Configu
     """
     if form == "peft" and content.path.name == PEFT_WEIGHTS:
         path = content.path.parent / PEFT_CONFIG
-        config = read_config(path)
+        config = peft_config(content)
+        if config is None:
+            raise FileFormatError(
+                f"a PEFT adapter needs its configuration, which holds alpha, but there is no {path}"
+            )
         mapping = config.get("auto_mapping")
         kind = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
         return Configuration(
@@ -239,7 +279,7 @@ def grouped(
     """Each layer as it is spelled, in their order: one of its keys, and its tensors by their parts.
 
     Raises:
-        FileFormatError: a part is spelled in two ways.
+        FileFormatError: a part is spelled in two ways, or holds no floating-point numbers.
     """
     groups: dict[str, dict[str, Tensor]] = {}
     samples: dict[str, Key] = {}
@@ -251,11 +291,24 @@ def grouped(
                 f"a LoRA file must have each key once, but {content.path} spells that of "
                 f"{found.name[:200]} in two ways"
             )
-        parts[part] = content.tensors[key]
+        tensor = content.tensors[key]
+        if part != "alpha":
+            tensor = tensor.to(_usable(content.path, key, tensor.dtype))
+        parts[part] = tensor
         if part != "alpha" or found.spelled not in samples:
             samples[found.spelled] = found
     for spelled in sorted(groups):
         yield spelled, samples[spelled], groups[spelled]
+
+
+def _usable(path: Path, key: str, dtype: torch.dtype) -> torch.dtype:
+    if dtype not in _TYPES:
+        raise FileFormatError(
+            "LoRA weights must be float64, float32, float16, bfloat16 or float8, but "
+            f"{key[:200]} in {path} is {str(dtype).removeprefix('torch.')}: convert it with the "
+            "program that made it"
+        )
+    return _TYPES[dtype]
 
 
 def _pairs(content: Content, keys: Mapping[str, Key], config: Configuration) -> Iterator[Pair]:
@@ -305,8 +358,12 @@ def number(path: Path, name: str, alpha: Tensor | float) -> float:
             raise FileFormatError(
                 f"alpha must be one number, but {where} has {tuple(alpha.shape)} of them"
             )
-        if alpha.is_complex() or alpha.dtype == torch.bool:
-            raise FileFormatError(f"alpha must be a real number, but {where} is {alpha.dtype}")
+        if alpha.dtype not in _TYPES and alpha.dtype not in _INTEGERS:
+            kind = str(alpha.dtype).removeprefix("torch.")
+            raise FileFormatError(
+                f"alpha must be a real number, but {where} is {kind}: convert the file with the "
+                "program that made it"
+            )
     if not math.isfinite(value := float(alpha)):
         raise FileFormatError(f"alpha must be finite, but {where} has {value}")
     return value
