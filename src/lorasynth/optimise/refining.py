@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lorasynth.adapter import Factors, map_factors
+from lorasynth.adapter import AdapterMetadata, Factors, map_factors
 from lorasynth.adapter.components import DENOISER, component_of
 from lorasynth.base import MEASURED, BaseModel
 from lorasynth.condition import SHOWN, ConditionEncoder, seen_in
@@ -40,6 +40,19 @@ class Refined(NamedTuple):
     step: int
     before: float | None = None
     after: float | None = None
+
+    def stated(self, metadata: AdapterMetadata, encoder: str) -> AdapterMetadata:
+        """The metadata of what it was, with what was done, measured by the encoder of that name."""
+        extra, facts = metadata.extra, dict[str, str]()
+        if self.step:
+            facts["optimised"] = f"refine {self.step}"
+            # Its ΔW is no longer a multiple of what was decoded, nor as it was measured before.
+            gone = ("strength", "similarity_before", "similarity_after", "similarity_encoder")
+            extra = {name: text for name, text in extra.items() if name not in gone}
+        if self.before is not None:
+            facts |= {"similarity_before": f"{self.before:.4f}", "similarity_encoder": encoder}
+            facts["similarity_after"] = f"{self.after:.4f}"
+        return replace(metadata, extra=extra | facts)
 
 
 def refine(

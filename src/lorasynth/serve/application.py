@@ -158,12 +158,18 @@ def _add_making(app: FastAPI, engine: Engine, limits: Limits) -> None:
         openapi_extra=described(AskedImages),
     )
     async def images(request: Request) -> Response:
-        """One prompt gives a PNG, several a zip of them; each says that it is synthetic."""
+        """One prompt gives a PNG, several a zip of them; each says that it is synthetic.
+
+        With photos, `X-Lorasynth-similarity` has the cosine of each image and the photos.
+        """
         _require_base(engine)
         made = await engine.do("images", await read(request, AskedImages, limits, engine.models))
-        if len(made) == 1:
-            return Response(made[0], media_type=_PNG)
-        return Response(_zipped(made), media_type=_ZIP)
+        files, kind = made.files, _PNG if len(made.files) == 1 else _ZIP
+        answer = Response(files[0] if kind == _PNG else _zipped(files), media_type=kind)
+        if made.similarity:
+            shown = ",".join(f"{cosine:.4f}" for cosine in made.similarity)
+            answer.headers["X-Lorasynth-similarity"] = shown
+        return answer
 
 
 def _add_jobs(app: FastAPI, engine: Engine, jobs: Jobs, limits: Limits) -> None:
