@@ -16,6 +16,7 @@ _OWN: dict[str, str] = {
     "synth": "synth:Synth",
     "images": "images:Images",
     "serve": "serve:Serve",
+    "ui": "serve:Ui",
     "edit": "edit:Edit",
     "interpolate": "edit:Interpolate",
     "sample": "edit:Sample",

@@ -5,6 +5,9 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+#: Where the page is, for who has one.
+PAGE = "/ui"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:

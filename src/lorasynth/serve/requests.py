@@ -9,7 +9,8 @@ import io
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, TypeVar
 
 from PIL import Image
@@ -144,29 +145,42 @@ async def read(request: Request, kind: type[AskedT], limits: Limits, models: Any
         RefusedError: a field or a photo cannot be used.
     """
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media == FORM:
+        return await asked_for(kind, await _form(request, kind, limits), limits, models)
+    if media != JSON:
+        got = f"is {media[:100]}" if media else "is not stated"
+        raise RefusedError(415, f"a body must be {FORM} or {JSON}, but {got}")
+    with _told():
+        asked = kind.model_validate_json(await request.body())
+    _require(not any(getattr(asked, name) for name in _FILES), f"files are sent as {FORM}")
+    return await _checked(asked, limits, models)
+
+
+async def asked_for(
+    kind: type[AskedT], fields: Mapping[str, Any], limits: Limits, models: Any
+) -> AskedT:
+    """What the fields of a form or of the page ask for; the rest as of `read`.
+
+    Raises:
+        RefusedError: a field or a photo cannot be used.
+    """
+    with _told():
+        asked = kind.model_validate(fields)
+    return await _checked(asked, limits, models)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say in one line which field cannot be used."""
     try:
-        if media == FORM:
-            asked = kind.model_validate(await _form(request, kind, limits))
-        elif media == JSON:
-            asked = kind.model_validate_json(await request.body())
-            files = (getattr(asked, name) for name in _FILES)
-            _require(not any(files), f"files are sent as {FORM}")
-        else:
-            got = f"is {media[:100]}" if media else "is not stated"
-            raise RefusedError(415, f"a body must be {FORM} or {JSON}, but {got}")
+        yield
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "the request"
         raise RefusedError(422, f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
-    return await checked(asked, limits, models)
 
 
-async def checked(asked: AskedT, limits: Limits, models: Any) -> AskedT:
-    """What is asked for, by the name of its model, where that can be done.
-
-    Raises:
-        RefusedError: it cannot.
-    """
+async def _checked(asked: AskedT, limits: Limits, models: Any) -> AskedT:
     asked.model = asked.model or next(iter(models))
     if asked.model not in models:
         raise RefusedError(404, f"model must be one of {', '.join(models)}: see /v1/models")

@@ -41,7 +41,6 @@ from lorasynth.synthesizer import Synthesizer
 
 log = logging.getLogger(__name__)
 
-#: Where files are in memory, on systems that have such a place.
 _MEMORY = "/dev/shm"
 
 
@@ -222,7 +221,7 @@ class Host:
         Raises:
             LorasynthError: it is none, or is for another base model.
         """
-        with in_memory(asked.lora or b"") as path:
+        with _in_memory(asked.lora or b"") as path:
             adapter = Adapter.load(path)
         stated, found = adapter.metadata.base_fingerprint, self.synthesizers[asked.model]
         if self.base is not None:
@@ -294,15 +293,19 @@ def _spaces(synthesizers: Mapping[str, Synthesizer], library: str | None) -> dic
     return spaces
 
 
+def memory_folder() -> str | None:
+    """Where files are in memory, on systems that have such a place."""
+    return _MEMORY if os.access(_MEMORY, os.W_OK) else None
+
+
 @contextmanager
-def in_memory(data: bytes) -> Iterator[Path]:
+def _in_memory(data: bytes) -> Iterator[Path]:
     """A LoRA file as a file, for readers of files: in memory, where the system has such a place.
 
     Raises:
         LorasynthError: what its reader says of it, without the path.
     """
-    place = _MEMORY if os.access(_MEMORY, os.W_OK) else None
-    with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=place) as file:
+    with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=memory_folder()) as file:
         file.write(data)
         file.flush()
         try:

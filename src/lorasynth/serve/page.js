@@ -1,0 +1,14 @@
+// What screen readers say of Gradio's fields for files.
+function relabel() {
+  for (const field of document.querySelectorAll(".upload-container")) {
+    const written = field.innerText.trim();
+    if (written) field.removeAttribute("aria-label");  // its name is what is written in it
+    else if (!field.ariaLabel) field.ariaLabel = "Add a file";
+    const outer = field.parentElement.closest("button");
+    if (outer && outer.role !== "group") {  // a button in a button: the inner one is the one
+      outer.role = "group";
+      outer.tabIndex = -1;
+    }
+  }
+}
+new MutationObserver(relabel).observe(document, { subtree: true, childList: true });
