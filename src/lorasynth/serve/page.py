@@ -6,14 +6,15 @@ where the system has such a place, and are deleted when their visitor leaves.
 
 import asyncio
 import base64
+import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from html import escape
 from math import isnan
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import gradio as gr
@@ -63,10 +64,17 @@ class Visit:
         shutil.rmtree(self.folder, ignore_errors=True)
         for path in self.sent:
             path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.parent.rmdir()  # whose name is a hash of what was sent
+
+    def place(self) -> Path:
+        """The folder, which is there."""
+        self.folder.mkdir(exist_ok=True)
+        return self.folder
 
     def offer(self, name: str, data: bytes) -> gr.DownloadButton:
         """A button to download a file."""
-        (self.folder / name).write_bytes(data)
+        (self.place() / name).write_bytes(data)
         return _offered(self.folder / name)
 
 
@@ -74,7 +82,8 @@ def add_page(app: FastAPI, engine: Engine, jobs: Jobs, limits: Limits, folder: P
     """Put the page into the application; its files are kept in the folder."""
 
     async def refuse(*_: Any, **__: Any) -> str:
-        raise gr.Error("files are sent, and not fetched from an address")
+        text = "files are sent, and not fetched from an address"
+        raise gr.Error(text, print_exception=False)
 
     processing_utils.async_ssrf_protected_download = refuse  # a visitor may send one for a file
     theme = gr.themes.Default(
@@ -85,9 +94,11 @@ def add_page(app: FastAPI, engine: Engine, jobs: Jobs, limits: Limits, folder: P
         button_primary_background_fill_dark="*primary_700",
         button_primary_text_color="white",
     )
+    blocks = Page(engine, jobs, limits, folder).blocks()
+    blocks.has_launched = True  # or else any path of this machine passes for a file that was sent
     gr.mount_gradio_app(
         app,
-        Page(engine, jobs, limits, folder).blocks(),
+        blocks,
         PAGE,
         footer_links=[],
         run_history=False,  # which the browser would keep
@@ -120,7 +131,7 @@ class Page:
                 self._visits.pop(key).end()
         key = request.session_hash or ""
         if key not in self._visits:
-            self._visits[key] = Visit(Path(mkdtemp(dir=self._folder)))
+            self._visits[key] = Visit(self._folder / secrets.token_hex(16))
         return self._visits[key]
 
     def leave(self, request: gr.Request) -> None:
@@ -229,7 +240,7 @@ class Page:
         try:
             if path is None:
                 raise RefusedError(422, "there is no LoRA file yet: add one first")
-            written, told = converted(Path(path), program, self._visit(request).folder)
+            written, told = converted(Path(path), program, self._visit(request).place())
             return _said(told), _offered(written)
         except Exception as error:
             return _refused(error, path or ""), gr.skip()
