@@ -231,7 +231,10 @@ def test_it_works_by_keyboard_alone(open_page: Open) -> None:
     page = open_page()
 
     def go_to(name: str) -> None:
-        said = "(e => e.getAttribute('aria-label') || e.innerText || '')(document.activeElement)"
+        said = (
+            "(e => ['BUTTON', 'A'].includes(e.tagName) ? e.ariaLabel || e.innerText : '')"
+            "(document.activeElement)"
+        )
         for _ in range(60):
             page.keyboard.press("Tab")
             if name in page.evaluate(said):

@@ -203,7 +203,12 @@ class Host:
         if (space := self.spaces.get(asked.model)) is None:
             raise RefusedError(501, "this service cannot edit: it has no library of latents")
         if asked.other:
-            alone = {"photos": asked.other, "embedding": None, "attributes": {}, "face": None}
+            alone: dict[str, Any] = {
+                "photos": asked.other,
+                "embedding": None,
+                "attributes": {},
+                "face": None,
+            }
             [end] = self._drawn([asked.model_copy(update=alone)])
             if isinstance(end, RefusedError):
                 raise RefusedError(end.status, f"of the other subject: {end.detail}")
