@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lorasynth.adapter import Adapter, map_factors, pad_rank, stack, unstack
+from lorasynth.adapter import Adapter, map_factors, pad_rank, stack
 from lorasynth.adapter.files import get_format, universal
 from lorasynth.adapter.files.container import to_bytes
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.base.compatibility import require_fits, require_made_for
-from lorasynth.condition import SHOWN, ConditionEncoder, framed_subject
+from lorasynth.condition import SHOWN, ConditionEncoder
 from lorasynth.core.device import is_out_of_memory, pick_device
 from lorasynth.core.errors import BaseModelError, ConfigError, ImageError, LorasynthError
 from lorasynth.core.places import BUNDLE, public_name
@@ -32,7 +32,7 @@ from lorasynth.edit import LatentLibrary, LatentSpace
 from lorasynth.edit.attributes import attribute_names
 from lorasynth.images import Subject, as_photo
 from lorasynth.images.png import synthetic_png
-from lorasynth.optimise import captioned, refine
+from lorasynth.optimise import refined
 from lorasynth.optimise.config import REFINE
 from lorasynth.serve.config import Setup
 from lorasynth.serve.jobs import JobFile
@@ -137,8 +137,13 @@ class Host:
                 if not jobs.goes_on(job, step):
                     raise RefusedError(409, "the job was cancelled")
 
+            photos = [as_photo(photo)[0] for photo in _named(task.photos)]
+            captions = [task.caption] * len(photos)
+            subject = Subject(id="subject", photos=photos, captions=captions)
+            recipe = replace(REFINE, steps=task.refine_steps, seed=task.seed)
             assert self.base is not None
-            return _files([refined(self.base, encoder, adapter, task, on_step)], task)
+            made = refined(self.base, adapter, subject, recipe, encoder, on_step)
+            return _files([made], task)
 
         adapters = self._adapters([task for task, _, _ in asked])
         return _grouped(adapters, lambda row: row, one)
@@ -317,31 +322,6 @@ def _in_memory(data: bytes) -> Iterator[Path]:
             yield Path(file.name)
         except LorasynthError as error:
             raise type(error)(str(error).replace(file.name, "the LoRA file")) from None
-
-
-def refined(
-    base: BaseModel,
-    encoder: ConditionEncoder,
-    adapter: Adapter,
-    asked: AskedRefine,
-    on_step: Callable[[int, Tensor], None],
-) -> Adapter:
-    """Train an adapter on with photos, as `lorasynth refine` does.
-
-    Raises:
-        ImageError: the photos do not show what the encoder knows.
-    """
-    photos = [as_photo(photo)[0] for photo in _named(asked.photos)]
-    subject = Subject(id="subject", photos=photos, captions=[asked.caption] * len(photos))
-    looking = [encoder] if encoder.looks else []
-    subject = framed_subject(subject, base.image_size, looking)
-    first = map_factors(lambda part: part[None].float(), adapter.factors)
-    subject = captioned(base, subject, first)
-    recipe = replace(REFINE, steps=asked.refine_steps, seed=asked.seed)
-    made = refine(base, recipe, subject, first, encoder=next(iter(looking), None), on_step=on_step)
-    [factors] = unstack(map_factors(lambda part: part.detach().cpu(), made.factors))
-    metadata = made.stated(adapter.metadata, encoder.name)
-    return replace(adapter, factors=factors, metadata=metadata)
 
 
 def _grouped(
