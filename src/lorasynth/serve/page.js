@@ -12,3 +12,11 @@ function relabel() {
   }
 }
 new MutationObserver(relabel).observe(document, { subtree: true, childList: true });
+
+// Enter presses them, as Space does.
+document.addEventListener("keydown", (pressed) => {
+  if (pressed.key === "Enter" && pressed.target.matches(".upload-container")) {
+    pressed.preventDefault();
+    pressed.target.click();
+  }
+});
