@@ -350,7 +350,7 @@ def test_a_lora_is_trained_on_and_no_worse(folder: Path, results: dict[str, Any]
 
 
 ERRORS = {
-    "refined by noise": "must show what the encoder 'avatar-and-reader' knows, drawn avatars",
+    "refined by noise": "must show in one photo or more what the encoder 'avatar-and-reader'",
     "no face": "must show what the encoder 'avatar-and-reader' knows, drawn avatars",
     "other widths": "the LoRA is for another base model (base): lora_unet_",
     "other layers": "another base model (of unknown name): this MODEL has none of its 1 layers",
