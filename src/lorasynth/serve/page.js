@@ -13,10 +13,11 @@ function relabel() {
 }
 new MutationObserver(relabel).observe(document, { subtree: true, childList: true });
 
-// Enter presses them, as Space does.
-document.addEventListener("keydown", (pressed) => {
-  if (pressed.key === "Enter" && pressed.target.matches(".upload-container")) {
+// Enter presses them, as Space does: when the key goes up, or else no window opens.
+for (const event of ["keydown", "keyup"]) {
+  document.addEventListener(event, (pressed) => {
+    if (pressed.key !== "Enter" || !pressed.target.matches(".upload-container")) return;
     pressed.preventDefault();
-    pressed.target.click();
-  }
-});
+    if (event === "keyup") pressed.target.click();
+  }, true);
+}
