@@ -310,5 +310,4 @@ def test_photos_are_on_no_disk_and_gone_when_the_page_is_closed(
     assert ui.process.wait(60) == 0
     assert not list(Path("/dev/shm").glob(f"lorasynth-ui-{ui.process.pid}-*"))
     require_clean()
-    lines = [line for line in (folder / "log").read_bytes().splitlines() if line.strip()]
-    assert len(lines) == 2, lines
+    assert b"Traceback" not in (folder / "log").read_bytes()
