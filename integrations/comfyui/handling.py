@@ -1,7 +1,7 @@
 """What the nodes do, beside their schemas: synthesizers, LoRAs as ComfyUI passes them, MODELs."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +11,19 @@ import comfy.lora
 import comfy.sd
 import folder_paths
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from lorasynth import Adapter, Synthesizer
+from lorasynth.adapter import map_factors
+from lorasynth.base import BaseModel
+from lorasynth.base.compatibility import require_made_for
+from lorasynth.condition import ConditionEncoder
 from lorasynth.core.errors import ConfigError, LayoutError
 from lorasynth.edit import LatentLibrary, LatentSpace
+from lorasynth.images import PORTRAIT, Subject
+from lorasynth.optimise import refined
+from lorasynth.optimise.config import REFINE
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 SHIPPED = "drawn avatars (shipped)"
@@ -110,6 +118,26 @@ def steps_of(text: str) -> dict[str, float]:
                 f"attributes are NAME=STEP, with commas between, but one is {part.strip()!r}"
             ) from error
     return steps
+
+
+def refine(
+    adapter: Adapter,
+    photos: list[Tensor],
+    base: str,
+    encoder: ConditionEncoder,
+    steps: int,
+    seed: int,
+    advance: Callable[[int], None],
+) -> Adapter:
+    """The adapter trained on with photos; `advance` is told of each step."""
+    with torch.inference_mode(False):  # in which ComfyUI runs nodes, and nothing can be trained
+        model = BaseModel.load(base)
+        require_made_for(model, adapter.metadata.base_fingerprint, "the LoRA")
+        photos = [photo.clone() for photo in photos]
+        subject = Subject(id="subject", photos=photos, captions=[PORTRAIT] * len(photos))
+        own = replace(adapter, factors=map_factors(torch.clone, adapter.factors))
+        recipe = replace(REFINE, steps=steps, seed=seed)
+        return refined(model, own, subject, recipe, encoder, lambda *_: advance(1))
 
 
 def apply(model: Any, clip: Any, lora: Tensors, strength: float) -> tuple[Any, Any]:

@@ -1,9 +1,10 @@
-"""The nodes: a photo's LoRA made, applied, edited, blended, saved and judged."""
+"""The nodes: a photo's LoRA made, applied, edited, blended, refined, saved and judged."""
 
 from pathlib import Path
 from typing import Any
 
 import folder_paths
+from comfy.utils import ProgressBar
 from comfy_api.latest import ComfyExtension, io, ui
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -165,6 +166,31 @@ class Blend(io.ComfyNode):
         return io.NodeOutput(Lora(*synthesizer.space.between(*ends, [share], PATHS[path])))
 
 
+class Refine(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        inputs = [
+            SYNTHESIZER.Input("synthesizer"),
+            LORA.Input("lora"),
+            io.Image.Input("photos", tooltip="of the LoRA's subject"),
+            io.String.Input("base", default="bundle/base", tooltip="folder, or hub:owner/name"),
+            io.Int.Input("steps", default=50, min=1, max=1000),
+            _SEED,
+        ]
+        text = "Trains the LoRA on with photos, by a pipeline; unchanged where that is no better."
+        return _schema("Refine", "Refine LoRA", inputs, _MADE[:1], text)
+
+    @classmethod
+    def execute(
+        cls, synthesizer: Loaded, lora: Tensors, photos: Tensor, base: str, steps: int, seed: int
+    ) -> io.NodeOutput:
+        adapter, shown = handling.adapter_of(lora), handling.photos_of(photos)
+        encoder, progress = synthesizer.synth.encoder, ProgressBar(steps)
+        return io.NodeOutput(
+            Lora(handling.refine(adapter, shown, base, encoder, steps, seed, progress.update))
+        )
+
+
 class Images(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -208,7 +234,7 @@ class Score(io.ComfyNode):
 class Extension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         making = [LoadSynthesizer, LoraFromPhotos, LoadLora, ApplyLora, SaveLora]
-        return [*making, EditAttributes, Blend, Images, Score]
+        return [*making, EditAttributes, Blend, Refine, Images, Score]
 
 
 async def comfy_entrypoint() -> Extension:

@@ -39,7 +39,7 @@ tqdm.set_lock(threading.RLock())
 NAMES = (
     *("collect", "import loras", "fit pca", "fit scaled", "train", "pretrain", "synth", "convert"),
     *("merge", "extract", "resize", "edit"),
-    *("refine", "blend", "images", "evaluate", "encoders join"),
+    *("refine", "optimise blend", "images", "evaluate", "encoders join"),
 )
 
 

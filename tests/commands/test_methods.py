@@ -24,17 +24,17 @@ def places(world: World) -> tuple[object, ...]:
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("blend", ()),
-        ("blend", ("--over", "adapters", "--simplex")),
-        ("invert", ("--prior", 0.1)),
-        ("invert", ("--start", "synthesised")),
+        ("optimise blend", ()),
+        ("optimise blend", ("--over", "adapters", "--simplex")),
+        ("optimise invert", ("--prior", 0.1)),
+        ("optimise invert", ("--start", "synthesised")),
     ],
 )
 def test_a_photo_becomes_a_file_by_descent(
     world: World, run: Run, tmp_path: Path, command: str, options: tuple[object, ...]
 ) -> None:
     out = tmp_path / "me.safetensors"
-    result = run(command, world.photo, "-o", out, *places(world), *options, *FEW)
+    result = run(*command.split(), world.photo, "-o", out, *places(world), *options, *FEW)
     assert result.status == 0, result.err
     assert result.out.strip() == str(out)
     made = Adapter.load(out)
@@ -45,7 +45,7 @@ def test_a_photo_becomes_a_file_by_descent(
 
 def test_several_subjects_are_optimised_at_once(world: World, run: Run, tmp_path: Path) -> None:
     out = tmp_path / "all"
-    assert run("blend", world.subjects, "-o", out, *places(world), *FEW).status == 0
+    assert run("optimise", "blend", world.subjects, "-o", out, *places(world), *FEW).status == 0
     files = sorted(path.name for path in out.iterdir())
     assert files == ["ann.safetensors", "ben.safetensors", "cyd.safetensors"]
     first, second = (Adapter.load(out / name).to_vector() for name in files[:2])
@@ -176,7 +176,17 @@ def test_the_ends_of_an_interpolation_are_the_files(world: World, run: Run, tmp_
     assert run("synth", photo, "-o", other, "--synthesizer", world.synthesizer).status == 0
     out, strip = tmp_path / "between", tmp_path / "strip.png"
     result = run(
-        "interpolate", world.lora, other, "--steps", 3, "-o", out, "--strip", strip, *places(world)
+        "edit",
+        "interpolate",
+        world.lora,
+        other,
+        "--steps",
+        3,
+        "-o",
+        out,
+        "--strip",
+        strip,
+        *places(world),
     )
     assert result.status == 0, result.err
     files = sorted(out.iterdir())
@@ -220,10 +230,10 @@ def test_edit_refuses_what_the_library_does_not_know(
 @pytest.mark.parametrize(
     ("command", "options", "words"),
     [
-        ("blend", ("--over", "images"), ("latents", "adapters", "'images'")),
-        ("invert", ("--start", "photo"), ("mean", "synthesised", "'photo'")),
-        ("blend", ("--penalty", -1), ("--penalty", "greater than or equal to 0", "-1")),
-        ("blend", ("--over", "adapters", "--library", "nowhere"), ("library", "nowhere")),
+        ("optimise blend", ("--over", "images"), ("latents", "adapters", "'images'")),
+        ("optimise invert", ("--start", "photo"), ("mean", "synthesised", "'photo'")),
+        ("optimise blend", ("--penalty", -1), ("--penalty", "greater than or equal to 0", "-1")),
+        ("optimise blend", ("--over", "adapters", "--library", "nowhere"), ("library", "nowhere")),
     ],
 )
 def test_bad_options_are_one_line(
@@ -235,7 +245,7 @@ def test_bad_options_are_one_line(
     words: tuple[str, ...],
 ) -> None:
     out = tmp_path / "me.safetensors"
-    run(command, world.photo, "-o", out, *places(world), *options).is_one_error(*words)
+    run(*command.split(), world.photo, "-o", out, *places(world), *options).is_one_error(*words)
 
 
 def test_adapters_that_do_not_fit_into_memory_are_refused(
@@ -243,7 +253,7 @@ def test_adapters_that_do_not_fit_into_memory_are_refused(
 ) -> None:
     out = tmp_path / "me.safetensors"
     monkeypatch.setattr("lorasynth.engine.fleet_size.free_memory", lambda _: 100)
-    made = run("blend", world.photo, "-o", out, *places(world), "--over", "adapters")
+    made = run("optimise", "blend", world.photo, "-o", out, *places(world), "--over", "adapters")
     made.is_one_error("must have all 3 adapters in memory", "use --over latents")
 
 
@@ -258,7 +268,11 @@ def test_a_name_of_something_else_is_refused_before_work(
     world: World, run: Run, tmp_path: Path, name: str
 ) -> None:
     out = tmp_path / name
-    for command in (("synth", world.photo), ("blend", world.photo), ("edit", world.lora)):
+    for command in (
+        ("synth", world.photo),
+        ("optimise", "blend", world.photo),
+        ("edit", world.lora),
+    ):
         more = ("--attribute", "glasses=1") if command[0] == "edit" else ()
         run(*command, "-o", out, *more, "--synthesizer", "nowhere").is_one_error(
             "must be named *.safetensors", name

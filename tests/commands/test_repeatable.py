@@ -57,7 +57,9 @@ def test_equal_images_in_folders_of_other_names_give_equal_files(
     for name in ("ann", "bob.v1", "bob.v2"):
         shutil.copytree(world.subjects / "ann", tmp_path / "in" / name)
     places = ("--synthesizer", world.synthesizer, "--library", world.library, "--base", world.base)
-    assert run("blend", tmp_path / "in", "-o", tmp_path / "out", *places, *FEW).status == 0
+    assert (
+        run("optimise", "blend", tmp_path / "in", "-o", tmp_path / "out", *places, *FEW).status == 0
+    )
     vectors = [Adapter.load(path).to_vector() for path in sorted((tmp_path / "out").iterdir())]
     assert len(vectors) == 3
     for other in vectors[1:]:

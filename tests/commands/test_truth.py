@@ -63,12 +63,12 @@ def test_samples_state_their_strength(
         torch.testing.assert_close(dense(written.factors), strength * dense(raw))
 
 
-@pytest.mark.parametrize("command", ["blend", "invert"])
+@pytest.mark.parametrize("command", ["optimise blend", "optimise invert"])
 def test_optimised_files_state_their_strength(
     world: World, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     raw, out = raw_of(monkeypatch, "descend"), tmp_path / "me.safetensors"
-    assert not run(command, world.photo, "-o", out, *places(world), *FEW).status
+    assert not run(*command.split(), world.photo, "-o", out, *places(world), *FEW).status
     written = Adapter.load(out)
     strength = float(written.metadata.extra["strength"])
     torch.testing.assert_close(dense(written.factors), strength * dense(raw[0]))
@@ -81,7 +81,7 @@ def test_what_training_changed_states_no_strength(world: World, run: Run, tmp_pa
     assert "strength" not in Adapter.load(better).metadata.extra
     # refining trains A too, and what it wrote goes on to the next command
     where = ("--synthesizer", world.synthesizer, "--library", world.library)
-    result = run("interpolate", world.lora, better, "--steps", 3, "-o", way, *where)
+    result = run("edit", "interpolate", world.lora, better, "--steps", 3, "-o", way, *where)
     assert result.status == 0, result.err
     first, middle, last = (Adapter.load(path) for path in sorted(way.iterdir()))
     ends = [dense(Adapter.load(path).factors) for path in (world.lora, better)]

@@ -125,6 +125,11 @@ def save(name: str, lora: str = "made", **given: Any) -> dict[str, Any]:
     return {f"save {name}": node("LorasynthSaveLora", lora=[lora, 0], **options)}
 
 
+def refine(photos: str = "photo") -> dict[str, Any]:
+    given = {"synthesizer": ["synth", 0], "lora": ["made", 0], "photos": [photos, 0]}
+    return {"better": node("LorasynthRefine", **given, base="bundle/base", steps=10, seed=0)}
+
+
 GRAPHS: dict[str, dict[str, Any]] = {
     "whole": made() | applied() | dump("whole") | save("me"),
     "comfyui loads the file": CHECKPOINT
@@ -177,6 +182,11 @@ GRAPHS: dict[str, dict[str, Any]] = {
     }
     | save("latents", "latents")
     | save("weights", "weights"),
+    "refined": made(SHIPPED) | refine() | save("refined", "better"),
+    "refined by noise": made(SHIPPED)
+    | {"noise": node("LoadImage", image="noise.png")}
+    | refine("noise")
+    | save("never", "better"),
     "no face": made(SHIPPED, "noise.png") | save("never"),
     "other widths": made(SHIPPED) | applied() | dump("never"),
     "other layers": {"made": node("Foreign", block=8)} | applied() | dump("never"),
@@ -332,7 +342,15 @@ def test_avatars_are_edited_and_blended(folder: Path, results: dict[str, Any]) -
     assert 0 < nearer < moved
 
 
+def test_a_lora_is_trained_on_and_no_worse(folder: Path, results: dict[str, Any]) -> None:
+    assert results["graphs"]["refined"]["success"], results["graphs"]["refined"]
+    saved = Adapter.load(folder / "models" / "loras" / "refined_00001_.safetensors")
+    before, after = (saved.metadata.extra[f"similarity_{when}"] for when in ("before", "after"))
+    assert 0.5 < float(before) <= float(after)
+
+
 ERRORS = {
+    "refined by noise": "must show in one photo or more what the encoder 'avatar-and-reader'",
     "no face": "must show what the encoder 'avatar-and-reader' knows, drawn avatars",
     "other widths": "the LoRA is for another base model (base): lora_unet_",
     "other layers": "another base model (of unknown name): this MODEL has none of its 1 layers",

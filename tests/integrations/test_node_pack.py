@@ -34,7 +34,7 @@ def test_the_project_file_has_what_the_registry_requires() -> None:
 def test_the_code_does_nothing_that_the_registry_forbids() -> None:
     assert not re.search(r"\b(eval|exec|subprocess|os\.system|pip)\b", SOURCE)
     assert "NODE_CLASS_MAPPINGS" not in SOURCE, "then the V3 nodes would be passed over"
-    assert SOURCE.count("\n") <= 350
+    assert SOURCE.count("\n") <= 410
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -56,6 +56,6 @@ def test_workflows_are_whole(path: Path) -> None:
 def test_the_readme_names_all_nodes() -> None:
     readme = (PACK / "README.md").read_text(encoding="utf-8")
     titles = re.findall(r'_schema\(\s*"\w+", "([^"]+)"', SOURCE)
-    assert len(titles) == len(OURS) == 9
+    assert len(titles) == len(OURS) == 10
     for title in titles:
         assert title in readme

@@ -74,7 +74,11 @@ def start(host: Host, tmp_path: Path) -> Iterator[Start]:
     started: list[TestClient] = []
 
     def start(
-        keys: Sequence[str] = (), worker: Any = None, kinds: Any = None, **limits: Any
+        keys: Sequence[str] = (),
+        worker: Any = None,
+        kinds: Any = None,
+        page: Path | None = None,
+        **limits: Any,
     ) -> TestClient:
         figures, batching = Figures(), Batching(wait_ms=20)
         names = kinds or ("loras", "images", "refine")
@@ -82,7 +86,7 @@ def start(host: Host, tmp_path: Path) -> Iterator[Start]:
         engine = Engine({n: [one] for n in names}, batching, lambda *_: None)
         engine.start()
         bounds = Limits(**{"rate": "100000/minute", **limits})
-        app = create_app(engine, JobFile(tmp_path / "jobs.sqlite"), bounds, keys, figures)
+        app = create_app(engine, JobFile(tmp_path / "jobs.sqlite"), bounds, keys, figures, page)
         client = TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
         started.append(client.__enter__())
         return client

@@ -62,7 +62,7 @@ FORMS: list[tuple[str, dict[str, Any], dict[str, Any], int, str]] = [
     ("path as a model", {"photos": PHOTO}, {"model": "../../etc"}, 404, "model must be one of"),
     ("unknown field", {"photos": PHOTO}, {"url": "http://x"}, 422, "'url' is no field"),
     ("unknown file", {"photos": PHOTO, "image": PHOTO}, {}, 422, "'image' is no field"),
-    ("LoRA where none goes", {"photos": PHOTO, "lora": PHOTO}, {}, 422, "'lora' is no field"),
+    ("LoRA that is none", {"photos": PHOTO, "lora": PHOTO}, {}, 422, "a LoRA file must be"),
     ("text for a file", {}, {"photos": "/etc/passwd"}, 422, "'photos': is a file"),
     ("two seeds", {"photos": PHOTO}, {"seed": ["1", "2"]}, 422, "'seed': must be there once"),
     ("bad seed", {"photos": PHOTO}, {"seed": "-1"}, 422, "seed: input should be greater"),

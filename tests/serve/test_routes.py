@@ -141,7 +141,9 @@ def test_a_job_trains_on_and_its_result_is_kept(
     assert better.data != lora
     metadata = loaded(tmp_path, better.data).metadata
     assert metadata.synthesised
-    assert metadata.extra["optimised"] == "refine 2"
+    before, after = (float(metadata.extra[f"similarity_{when}"]) for when in ("before", "after"))
+    assert -1 <= before <= after <= 1
+    assert better.facts["similarity-after"] == metadata.extra["similarity_after"]
     client.cancel(job)
     with pytest.raises(ServiceError, match="no such job"):
         client.result(job)

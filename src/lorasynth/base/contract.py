@@ -463,7 +463,7 @@ def mixed(predicted: Float[Tensor, "nm ..."], weights: Float[Tensor, "n h w"]) -
     """
     each = predicted.unflatten(0, (len(weights), -1))
     spread = weights.view(len(weights), *[1] * (each.dim() - 3), *weights.shape[1:])
-    whole = (each * spread.to(each)).sum(dim=0)
+    whole: Tensor = (each * spread.to(each)).sum(dim=0)
     return whole.expand(len(weights), *whole.shape).flatten(0, 1)
 
 

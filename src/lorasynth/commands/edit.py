@@ -132,7 +132,7 @@ def _step(text: str) -> tuple[str, float]:
 class Interpolate(Command, WithFormat, InLatents, WithStrip):
     """Write adapters on the way from one to another.
 
-    Example: lorasynth interpolate a.safetensors b.safetensors --steps 7 -o between
+    Example: lorasynth edit interpolate a.safetensors b.safetensors --steps 7 -o between
 
     Attributes:
         start: LoRA file.

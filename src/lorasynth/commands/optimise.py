@@ -16,8 +16,8 @@ from lorasynth.commands.synth import print_times, subjects_of
 from lorasynth.commands.training import WithSheet
 from lorasynth.core.command import Command, Flat, Out, Seeded
 from lorasynth.core.errors import ConfigError
-from lorasynth.engine.recipe import PRESETS, OptimizerConfig, Recipe
-from lorasynth.optimise.config import CheckConfig, InversionConfig, MixtureConfig
+from lorasynth.engine.recipe import OptimizerConfig, Recipe
+from lorasynth.optimise.config import REFINE, CheckConfig, InversionConfig, MixtureConfig
 
 #: Of one subject, or of several.
 Photos = Positional[Annotated[tuple[Path, ...], Field(min_length=1)]]
@@ -141,8 +141,7 @@ class Refine(FromImages, WithSheet):
     lora: Positional[Path]
     photos: Photos
     encoder: str | None = None
-    # Fewer captions are dropped than in the preset: dropped ones teach the photo to every image.
-    recipe: Annotated[Recipe, Flat] = replace(PRESETS["refine"], caption_dropout=0.05)
+    recipe: Annotated[Recipe, Flat] = REFINE
     check: CheckConfig = CheckConfig()
 
     def run(self) -> list[Path]:
@@ -174,23 +173,16 @@ class Refine(FromImages, WithSheet):
             made = refine(
                 job.base, recipe, subject, first, encoder=encoder, checks=checks, on_step=on_step
             )
+        looks = "" if encoder is None else encoder.name
         for caption in dict.fromkeys(subject.captions):
             note(f"trained with the caption: {caption}")
-        extra, facts = adapter.metadata.extra, dict[str, str]()
-        if made.step:
-            facts["optimised"] = f"refine {made.step}"
-            # Its ΔW is no longer a multiple of what was decoded, nor as it was measured before.
-            gone = ("strength", "similarity_before", "similarity_after", "similarity_encoder")
-            extra = {name: text for name, text in extra.items() if name not in gone}
-        if encoder is not None:
+        if made.before is not None:
             before, after = f"{made.before:.4f}", f"{made.after:.4f}"
-            facts |= {"similarity_before": before, "similarity_after": after}
-            facts["similarity_encoder"] = encoder.name
             same = "no better after: the first file's adapter is written unchanged"
             became = f"{after} after {made.step} steps" if made.step else same
-            note(f"similarity to the photos by {encoder.name}: {before} before, {became}")
-        metadata = replace(adapter.metadata, extra=extra)
-        return job.write(made.factors, adapter.layout, metadata, **facts)
+            note(f"similarity to the photos by {looks}: {before} before, {became}")
+        metadata = made.stated(adapter.metadata, looks)
+        return job.write(made.factors, adapter.layout, metadata)
 
     def _load_encoder(self, metadata: "AdapterMetadata") -> "ConditionEncoder | None":
         """The encoder that is asked for; else the shipped one, of files that were made with it."""
@@ -231,7 +223,7 @@ class Blend(_InSpace):
 
     Consent: of people only with their consent.
 
-    Example: lorasynth blend photo.png -o me.safetensors --simplex --steps 100
+    Example: lorasynth optimise blend photo.png -o me.safetensors --simplex --steps 100
 
     Attributes:
         photos: Photos of one subject, or a folder of them, or a folder with a folder for each of
@@ -294,7 +286,7 @@ class Invert(_InSpace):
 
     Consent: of people only with their consent.
 
-    Example: lorasynth invert photo.png -o me.safetensors --steps 400 --prior 0
+    Example: lorasynth optimise invert photo.png -o me.safetensors --steps 400 --prior 0
 
     Attributes:
         photos: Photos of one subject, or a folder of them, or a folder with a folder for each of

@@ -1,7 +1,10 @@
-"""`lorasynth serve`: LoRA files and images over HTTP."""
+"""`lorasynth serve` and `ui`: LoRA files and images over HTTP, and a page for a browser."""
 
 import contextlib
+import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +36,8 @@ class Serve(Command, OnDevice):
         synthesizer: Synthesizer: a folder, or hub:owner/name; repeatable; default:
             bundle/synthesizer.
         base: Base model: a pipeline folder, or hub:owner/name.
+        library: Library in whose latents adapters are edited: of adapters, or of latents as in a
+            bundle; default: the shipped one, where it is of the synthesizer.
         loras_only: Make LoRA files only; no base model is loaded.
         host: Address to listen at.
         port: Port to listen at; 0: any that is free.
@@ -46,9 +51,11 @@ class Serve(Command, OnDevice):
     """
 
     group: ClassVar[str] = "Use"
+    more: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     synthesizer: Repeated = ()
     base: str = "bundle/base"
+    library: str | None = None
     loras_only: bool = False
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -62,11 +69,13 @@ class Serve(Command, OnDevice):
 
     def run(self) -> None:
         """Serve until Ctrl-C."""
-        needed = (*_PACKAGES, "ray") if self.engine == "ray" else _PACKAGES
-        if missing := [name for name in needed if find_spec(name) is None]:
+        needed = {"serve": _PACKAGES} | self.more
+        needed |= {"cluster": ("ray",)} if self.engine == "ray" else {}
+        packages = [name for names in needed.values() for name in names]
+        if missing := [name for name in packages if find_spec(name) is None]:
             raise ConfigError(
                 f"serving needs an extra, but {', '.join(missing)} is not installed: "
-                f"{installing('serve,cluster' if 'ray' in needed else 'serve')}"
+                f"{installing(','.join(needed))}"
             )
         from lorasynth.serve.gate import LOOPBACK, new_key, read_keys
 
@@ -80,10 +89,18 @@ class Serve(Command, OnDevice):
                 f"callers of --host {self.host} need keys, but there are none: give --keys, or "
                 "listen at 127.0.0.1"
             )
-        with listening(self.host, self.port) as sock, alone(self.state) as jobs:
-            self._serve(sock, jobs, keys)
+        with (
+            listening(self.host, self.port) as sock,
+            alone(self.state) as jobs,
+            self.page_folder() as page,
+        ):
+            self._serve(sock, jobs, keys, page)
 
-    def _serve(self, sock: socket.socket, jobs: Path, keys: list[str]) -> None:
+    def page_folder(self) -> contextlib.AbstractContextManager[Path | None]:
+        """The folder for files of the page, where there is one."""
+        return contextlib.nullcontext()
+
+    def _serve(self, sock: socket.socket, jobs: Path, keys: list[str], page: Path | None) -> None:
         import uvicorn
 
         from lorasynth.serve.application import create_app
@@ -93,7 +110,7 @@ class Serve(Command, OnDevice):
 
         folders, figures = self.synthesizer or ("bundle/synthesizer",), Figures()
         base = None if self.loras_only else self.base
-        setup = Setup(synthesizers=folders, base=base, device=self.device)
+        setup = Setup(synthesizers=folders, base=base, library=self.library, device=self.device)
         counts = {"loras": self.replicas}
         counts |= {} if base is None else {"images": self.replicas, "refine": 1}
         make = ENGINES[self.engine]
@@ -103,7 +120,7 @@ class Serve(Command, OnDevice):
         )
         try:
             engine.start()
-            app = create_app(engine, JobFile(jobs), self.limits, keys, figures)
+            app = create_app(engine, JobFile(jobs), self.limits, keys, figures, page)
             host = f"[{self.host}]" if ":" in self.host else self.host
             console.print(f"serving at http://{host}:{sock.getsockname()[1]}", soft_wrap=True)
             config = uvicorn.Config(
@@ -119,6 +136,46 @@ class Serve(Command, OnDevice):
                 uvicorn.Server(config).run(sockets=[sock])
         finally:
             engine.stop()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ui(Serve):
+    """Show a page in the browser: photos to LoRA files and images, and a doctor of LoRA files.
+
+    It is the service of `lorasynth serve` with a page, which is at the address that is printed; all
+    options are the same. Photos are in memory, and are deleted when the page is closed.
+
+    Consent: of people only with their consent. Every file says that it is synthesised.
+
+    Attributes:
+        state: Folder of the jobs' states and results.
+        limits: What callers may ask for.
+    """
+
+    more: ClassVar[dict[str, tuple[str, ...]]] = {"ui": ("gradio",)}
+
+    state: Path = Path("runs/ui")
+    limits: Limits = Limits(body=512, memory=2048)  # for LoRA files of large models
+
+    @contextlib.contextmanager
+    def page_folder(self) -> Iterator[Path]:
+        """A folder of this process's own, in memory where there is such a place; gone at the end.
+
+        What one that was killed has left is deleted first.
+        """
+        import psutil
+
+        from lorasynth.serve.workers import memory_folder
+
+        place, begin = Path(memory_folder() or tempfile.gettempdir()), "lorasynth-ui-"
+        for old in place.glob(f"{begin}*"):
+            number = old.name.removeprefix(begin).partition("-")[0]
+            if number.isdecimal() and not psutil.pid_exists(int(number)):
+                shutil.rmtree(old, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f"{begin}{os.getpid()}-", dir=place) as folder:
+            os.environ["GRADIO_TEMP_DIR"] = folder
+            os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+            yield Path(folder)
 
 
 @contextlib.contextmanager

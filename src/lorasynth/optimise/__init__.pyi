@@ -11,3 +11,4 @@ from .full import weights_of as weights_of
 from .refining import Refined as Refined
 from .refining import captioned as captioned
 from .refining import refine as refine
+from .refining import refined as refined

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lorasynth.adapter import Factors, map_factors
+from lorasynth.adapter import Adapter, AdapterMetadata, Factors, map_factors, unstack
 from lorasynth.adapter.components import DENOISER, component_of
 from lorasynth.base import MEASURED, BaseModel
-from lorasynth.condition import SHOWN, ConditionEncoder, seen_in
+from lorasynth.condition import SHOWN, ConditionEncoder, framed_subject, seen_in
 from lorasynth.condition.similarity import likeness
 from lorasynth.core.errors import LayoutError
 from lorasynth.core.randomness import stream_seed, torch_stream
@@ -40,6 +40,19 @@ class Refined(NamedTuple):
     step: int
     before: float | None = None
     after: float | None = None
+
+    def stated(self, metadata: AdapterMetadata, encoder: str) -> AdapterMetadata:
+        """The metadata of what it was, with what was done, measured by the encoder of that name."""
+        extra, facts = metadata.extra, dict[str, str]()
+        if self.step:
+            facts["optimised"] = f"refine {self.step}"
+            # Its ΔW is no longer a multiple of what was decoded, nor as it was measured before.
+            gone = ("strength", "similarity_before", "similarity_after", "similarity_encoder")
+            extra = {name: text for name, text in extra.items() if name not in gone}
+        if self.before is not None:
+            facts |= {"similarity_before": f"{self.before:.4f}", "similarity_encoder": encoder}
+            facts["similarity_after"] = f"{self.after:.4f}"
+        return replace(metadata, extra=extra | facts)
 
 
 def refine(
@@ -95,6 +108,37 @@ def refine(
     if watch.step == 0 or not after > before:
         return Refined(first, 0, before, before)
     return Refined({**first, **watch.best}, watch.step, before, after)
+
+
+def refined(
+    base: BaseModel,
+    adapter: Adapter,
+    subject: Subject,
+    recipe: Recipe,
+    encoder: ConditionEncoder,
+    on_step: OnStep = lambda *_: None,
+) -> Adapter:
+    """An adapter trained on with whole photos, as `lorasynth refine` does by default.
+
+    Args:
+        base: the frozen base model.
+        adapter: whose metadata then says what was done.
+        subject: photos of any size, and captions.
+        recipe: how it is trained.
+        encoder: finds the subject, and measures identity similarity.
+        on_step: called after each step.
+
+    Raises:
+        ImageError: the photos do not show what the encoder knows.
+        LayoutError: see `refine`.
+    """
+    looking = [encoder] if encoder.looks else []
+    first = map_factors(lambda part: part[None].float(), adapter.factors)
+    subject = captioned(base, framed_subject(subject, base.image_size, looking), first)
+    sees = encoder if encoder.looks else None
+    made = refine(base, recipe, subject, first, encoder=sees, on_step=on_step)
+    [factors] = unstack(map_factors(lambda part: part.detach().cpu(), made.factors))
+    return replace(adapter, factors=factors, metadata=made.stated(adapter.metadata, encoder.name))
 
 
 class _Watch:

@@ -5,6 +5,7 @@ import io
 import zipfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -57,7 +58,12 @@ def _binary(*kinds: str) -> dict[int | str, dict[str, Any]]:
 
 
 def create_app(
-    engine: Engine, file: JobFile, limits: Limits, keys: Sequence[str], figures: Figures
+    engine: Engine,
+    file: JobFile,
+    limits: Limits,
+    keys: Sequence[str],
+    figures: Figures,
+    page: Path | None = None,
 ) -> ASGIApp:
     """The application, behind the gate that bounds what callers may ask for.
 
@@ -67,6 +73,7 @@ def create_app(
         limits: of requests.
         keys: hashes of callers' keys; none: whoever is on this machine is let in.
         figures: to count in.
+        page: folder for the page's files; None: there is no page.
 
     Raises:
         ConfigError: a limit cannot be read.
@@ -112,6 +119,10 @@ def create_app(
     key = {"type": "http", "scheme": "bearer", "description": "Of --keys; without those, none."}
     stated.setdefault("components", {})["securitySchemes"] = {"key": key}
     stated["security"] = [{"key": []}, {}]
+    if page is not None:
+        from lorasynth.serve.page import add_page
+
+        add_page(app, engine, jobs, limits, page)
     return Gate(app, limits, keys, figures)
 
 
@@ -158,12 +169,18 @@ def _add_making(app: FastAPI, engine: Engine, limits: Limits) -> None:
         openapi_extra=described(AskedImages),
     )
     async def images(request: Request) -> Response:
-        """One prompt gives a PNG, several a zip of them; each says that it is synthetic."""
+        """One prompt gives a PNG, several a zip of them; each says that it is synthetic.
+
+        With photos, `X-Lorasynth-similarity` has the cosine of each image and the photos.
+        """
         _require_base(engine)
         made = await engine.do("images", await read(request, AskedImages, limits, engine.models))
-        if len(made) == 1:
-            return Response(made[0], media_type=_PNG)
-        return Response(_zipped(made), media_type=_ZIP)
+        files, kind = made.files, _PNG if len(made.files) == 1 else _ZIP
+        answer = Response(files[0] if kind == _PNG else _zipped(files), media_type=kind)
+        if made.similarity:
+            shown = ",".join(f"{cosine:.4f}" for cosine in made.similarity)
+            answer.headers["X-Lorasynth-similarity"] = shown
+        return answer
 
 
 def _add_jobs(app: FastAPI, engine: Engine, jobs: Jobs, limits: Limits) -> None:

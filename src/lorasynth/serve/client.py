@@ -41,8 +41,9 @@ class Client:
     """Calls a service.
 
     Options are the fields of the requests (see `/openapi.json`): `model`, `format`, `seed`,
-    `strength`, `steps`, `guidance`, `temperature`, `face` and `attributes`.  Every call raises
-    `ServiceError` where the service refuses or does not answer.
+    `strength`, `steps`, `guidance`, `temperature`, `face`, `attributes`, `edit` (by how much
+    attributes rise), and `other` with `share`: photos of another subject, and how far to go towards
+    it.  Every call raises `ServiceError` where the service refuses or does not answer.
     """
 
     def __init__(
@@ -83,11 +84,12 @@ class Client:
         self,
         photos: Sequence[File] = (),
         *,
+        lora: File | None = None,
         embedding: Sequence[float] | None = None,
         **options: Any,
     ) -> LoraAnswer:
-        """A LoRA file of one subject."""
-        return _lora(self._send("/v1/loras", photos, None, embedding=embedding, **options))
+        """A LoRA file of one subject, or of a LoRA file another that is changed."""
+        return _lora(self._send("/v1/loras", photos, lora, embedding=embedding, **options))
 
     def images(
         self,
@@ -131,6 +133,7 @@ class Client:
     def _send(self, path: str, photos: Sequence[File], lora: File | None, **fields: Any) -> Any:
         fields = {name: value for name, value in fields.items() if value is not None}
         named = [("photos", photo) for photo in photos] + ([("lora", lora)] if lora else [])
+        named += [("other", photo) for photo in fields.pop("other", ())]
         files = [
             (name, (name, one if isinstance(one, bytes) else Path(one).read_bytes()))
             for name, one in named

@@ -5,6 +5,9 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+#: Where the page is, for who has one.
+PAGE = "/ui"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -54,8 +57,16 @@ class Batching:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a worker loads: synthesizers and, to make images and to refine, their base model."""
+    """What a worker loads.
+
+    Attributes:
+        synthesizers: that make LoRA files.
+        base: their base model, to make images and to refine.
+        library: in whose latents adapters are edited; None: the shipped one, where it fits.
+        device: where to compute.
+    """
 
     synthesizers: tuple[str, ...] = ("bundle/synthesizer",)
     base: str | None = "bundle/base"
+    library: str | None = None
     device: str = "auto"

@@ -1,6 +1,7 @@
 """What stands before the application: keys, and limits on rate, size, number and time."""
 
 import asyncio
+import base64
 import hashlib
 import hmac
 import re
@@ -21,7 +22,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorasynth.core.errors import ConfigError, escaped
-from lorasynth.serve.config import Limits
+from lorasynth.serve.config import PAGE, Limits
 from lorasynth.serve.requests import RefusedError
 from lorasynth.serve.workers import note
 
@@ -37,6 +38,17 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
 }
+#: What the page's program may do: nothing that asks another server for anything.
+_PAGE_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; base-uri 'self'; "
+    "frame-ancestors 'none'"
+)
+#: The routes of Gradio that the page needs; others fetch addresses, keep runs or edit programs.
+_PAGE_ROUTES = re.compile(
+    PAGE + r"/((assets|static)/.*|config|theme\.css|gradio_api/(info|startup-events|upload|queue/"
+    r"(join|data)|heartbeat/\w+|reset|cancel|file=.*|upload_progress))?"
+)
 _KEY_LINE = re.compile(r"\S+\s+([0-9a-f]{64})")
 
 
@@ -135,9 +147,11 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer, start = _Answer(scope, send), time.perf_counter()
+        start = time.perf_counter()
+        limit = asyncio.timeout(self.limits.seconds)
+        answer = _Answer(scope, send, limit)
         try:
-            async with asyncio.timeout(self.limits.seconds):
+            async with limit:
                 await self._let_in(scope, receive, answer)
         except RefusedError as error:
             await answer.unless_begun(error.status, error.detail, error.retry_after)
@@ -156,6 +170,8 @@ class Gate:
     async def _let_in(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         headers, seconds = Headers(scope=scope), self.limits.upload_seconds
         self._require_known_page(headers)
+        if _is_page(scope) and not _PAGE_ROUTES.fullmatch(scope["path"]):
+            raise RefusedError(404, "the page has no such part")
         scope.setdefault("state", {})["owner"] = self._owner(scope, headers)
         works, size = scope["method"] == "POST", self._size(scope, headers)
         if works and self._in_progress >= self.limits.queue:
@@ -169,7 +185,10 @@ class Gate:
             async with asyncio.timeout(seconds) as upload:
                 body = await _body(receive, size)
                 upload.reschedule(None)
-                await _until_gone(self.app(scope, _replayed(body), answer), receive)
+                if _is_page(scope):  # which itself sees to what ends when its caller goes
+                    await self.app(scope, _replayed(body, receive), answer)
+                else:
+                    await _until_gone(self.app(scope, _replayed(body), answer), receive)
         except TimeoutError:
             if not upload.expired():
                 raise
@@ -220,10 +239,15 @@ class Gate:
             return ""
         who, known = f"address {(scope.get('client') or [''])[0]}", not self._keys
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        mine = _hash(key.strip())
+        page = _is_page(scope)
+        mine = _hash(_password(key) if page else key.strip())
         for other in self._keys:  # all are compared, each in constant time
-            if hmac.compare_digest(mine, other) and scheme.lower() == "bearer":
+            if hmac.compare_digest(mine, other) and scheme.lower() == (
+                "basic" if page else "bearer"
+            ):
                 who, known = other, True
+        if page and known and scope["method"] != "POST":  # a page has many parts
+            return who
         if not self._limiter.hit(self._rate, who):
             reset = self._limiter.get_window_stats(self._rate, who).reset_time - time.time()
             detail = f"requests may come at {self.limits.rate}: wait"
@@ -231,6 +255,18 @@ class Gate:
         if not known:
             raise RefusedError(401, "a request must have the header Authorization: Bearer KEY")
         return who
+
+
+def _is_page(scope: Scope) -> bool:
+    return str(scope["path"]).startswith(f"{PAGE}/")
+
+
+def _password(text: str) -> str:
+    """The key, which browsers send as a password, with any name before it."""
+    try:
+        return base64.b64decode(text).decode().partition(":")[2].strip()
+    except ValueError:
+        return ""
 
 
 def _too_large(most: int) -> RefusedError:
@@ -259,13 +295,20 @@ class _GoneError(Exception):
 class _Answer:
     """Sends an answer with the headers that all have, and knows how far it is."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
-        self._scope, self._send, self.status, self._begun = scope, send, 500, False
+    def __init__(self, scope: Scope, send: Send, limit: asyncio.Timeout) -> None:
+        self._scope, self._send, self._limit = scope, send, limit
+        self.status, self._begun = 500, False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._begun, self.status = True, message["status"]
             headers = MutableHeaders(scope=message)
+            if headers.get("content-type", "").startswith("text/event-stream"):
+                self._limit.reschedule(None)  # what it tells of has limits of its own
+            if _is_page(self._scope):
+                headers["Content-Security-Policy"] = _PAGE_POLICY
+                if self.status == HTTPStatus.UNAUTHORIZED:
+                    headers["WWW-Authenticate"] = 'Basic realm="API key, as the password"'
             for name, value in _HEADERS.items():
                 headers.setdefault(name, value)
         await self._send(message)
@@ -276,12 +319,14 @@ class _Answer:
             await problem(status, detail, retry_after)(self._scope, _replayed(b""), self)
 
 
-def _replayed(body: bytes) -> Receive:
+def _replayed(body: bytes, rest: Receive | None = None) -> Receive:
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> Message:
         if messages:
             return messages.pop()
+        if rest is not None:
+            return await rest()
         return await asyncio.Future[Message]()  # whether the caller is there is seen to elsewhere
 
     return receive

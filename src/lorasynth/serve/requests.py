@@ -9,7 +9,8 @@ import io
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, TypeVar
 
 from PIL import Image
@@ -52,10 +53,13 @@ def _parsed(value: Any) -> Any:
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
 _Name = Annotated[str, Field(max_length=100)]
 _Number = Annotated[float, Field(ge=-100, le=100)]
+_Step = Annotated[float, Field(ge=-10, le=10)]
+#: Fields that are files.
+_FILES = ("photos", "other", "lora")
 
 
 class AskedLora(BaseModel):
-    """A subject, by photos or an embedding, and how its adapter is drawn."""
+    """A subject, by photos, an embedding or a LoRA file, and how its adapter is made."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -80,11 +84,15 @@ class AskedLora(BaseModel):
     temperature: float | None = Field(
         None, ge=0, le=2, description="1: full diversity; 0: one adapter whatever the seed."
     )
-
-    @property
-    def lora_file(self) -> bytes | None:
-        """A LoRA file that is used in place of making one."""
-        return getattr(self, "lora", None)
+    lora: bytes | None = Field(None, repr=False, description="A LoRA file, in place of making one.")
+    other: list[bytes] = Field([], repr=False, description="Photos of a subject to go towards.")
+    share: float = Field(0.5, ge=0, le=1, description="Of the way to the other subject.")
+    edit: Annotated[dict[_Name, _Step], BeforeValidator(_parsed)] = Field(
+        {},
+        max_length=100,
+        repr=False,
+        description="By how much attributes rise (see edits of /v1/models); a form has JSON.",
+    )
 
     @property
     def draw(self) -> tuple[Any, ...]:
@@ -92,13 +100,9 @@ class AskedLora(BaseModel):
         return self.model, self.seed, self.strength, self.steps, self.guidance, self.temperature
 
 
-_LORA = Field(None, repr=False, description="A LoRA file, in place of making one.")
-
-
 class AskedImages(AskedLora):
     """Images of a subject, one for each prompt."""
 
-    lora: bytes | None = _LORA
     prompts: list[Text] = Field(
         min_length=1,
         repr=False,
@@ -112,7 +116,6 @@ class AskedImages(AskedLora):
 class AskedRefine(AskedLora):
     """A LoRA trained on with photos, from the file or from what is made of the photos."""
 
-    lora: bytes | None = _LORA
     refine_steps: int = Field(50, ge=1, le=500, description="Of the optimiser.")
     caption: Text = Field(PORTRAIT, repr=False, description="What the photos show.")
 
@@ -120,10 +123,11 @@ class AskedRefine(AskedLora):
 def described(kind: type[AskedLora]) -> dict[str, Any]:
     """What OpenAPI says of the two forms of a body."""
     form, plain = kind.model_json_schema(), kind.model_json_schema()
-    for name in ("photos", "lora"):
+    for name in _FILES:
         plain["properties"].pop(name, None)
     form["properties"].pop("embedding")
     form["properties"]["attributes"] = {"type": "string", "description": "JSON of facts."}
+    form["properties"]["edit"] = {"type": "string", "description": "JSON of steps."}
     content = {FORM: {"schema": form}, JSON: {"schema": plain}}
     return {"requestBody": {"required": True, "content": content}}
 
@@ -141,26 +145,50 @@ async def read(request: Request, kind: type[AskedT], limits: Limits, models: Any
         RefusedError: a field or a photo cannot be used.
     """
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media == FORM:
+        return await asked_for(kind, await _form(request, kind, limits), limits, models)
+    if media != JSON:
+        got = f"is {media[:100]}" if media else "is not stated"
+        raise RefusedError(415, f"a body must be {FORM} or {JSON}, but {got}")
+    with _told():
+        asked = kind.model_validate_json(await request.body())
+    _require(not any(getattr(asked, name) for name in _FILES), f"files are sent as {FORM}")
+    return await _checked(asked, limits, models)
+
+
+async def asked_for(
+    kind: type[AskedT], fields: Mapping[str, Any], limits: Limits, models: Any
+) -> AskedT:
+    """What the fields of a form or of the page ask for; the rest as of `read`.
+
+    Raises:
+        RefusedError: a field or a photo cannot be used.
+    """
+    with _told():
+        asked = kind.model_validate(fields)
+    return await _checked(asked, limits, models)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say in one line which field cannot be used."""
     try:
-        if media == FORM:
-            asked = kind.model_validate(await _form(request, kind, limits))
-        elif media == JSON:
-            asked = kind.model_validate_json(await request.body())
-            _require(not asked.photos and not asked.lora_file, f"files are sent as {FORM}")
-        else:
-            got = f"is {media[:100]}" if media else "is not stated"
-            raise RefusedError(415, f"a body must be {FORM} or {JSON}, but {got}")
+        yield
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "the request"
         raise RefusedError(422, f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+
+
+async def _checked(asked: AskedT, limits: Limits, models: Any) -> AskedT:
     asked.model = asked.model or next(iter(models))
     if asked.model not in models:
         raise RefusedError(404, f"model must be one of {', '.join(models)}: see /v1/models")
     _require_subject(asked, models[asked.model]["embedding_width"])
-    prompts = len(getattr(asked, "prompts", ()))
-    _require(prompts <= limits.prompts, f"prompts: at most {limits.prompts}, but got {prompts}")
-    await asyncio.to_thread(_require_small, asked.photos, limits)
+    _require_few("photos", asked.photos, limits.photos)
+    _require_few("other", asked.other, limits.photos)
+    _require_few("prompts", getattr(asked, "prompts", ()), limits.prompts)
+    await asyncio.to_thread(_require_small, [*asked.photos, *asked.other], limits)
     return asked
 
 
@@ -169,8 +197,12 @@ def _require(holds: bool, detail: str) -> None:
         raise RefusedError(422, detail)
 
 
+def _require_few(name: str, several: Sequence[Any], most: int) -> None:
+    _require(len(several) <= most, f"{name}: at most {most}, but got {len(several)}")
+
+
 def _require_subject(asked: AskedLora, width: int) -> None:
-    numbers, lora = asked.embedding, asked.lora_file
+    numbers, lora = asked.embedding, asked.lora
     _require(
         numbers is None or not (asked.photos or lora), "an embedding is sent in place of files"
     )
@@ -178,7 +210,10 @@ def _require_subject(asked: AskedLora, width: int) -> None:
         bool(asked.photos or lora or asked.attributes) or numbers is not None,
         "photos: send one or several of the subject, or an embedding",
     )
-    _require(b"" not in asked.photos and lora != b"", "a file is empty: send its content")
+    _require(
+        b"" not in [*asked.photos, *asked.other] and lora != b"",
+        "a file is empty: send its content",
+    )
     _require(
         numbers is None or len(numbers) == width,
         f"embedding: must have {width} numbers for {asked.model}, but has {len(numbers or ())}",
@@ -192,16 +227,16 @@ def _require_subject(asked: AskedLora, width: int) -> None:
 async def _form(request: Request, kind: type[AskedLora], limits: Limits) -> dict[str, Any]:
     """The fields of a form, as their model takes them."""
     fields: dict[str, Any] = {}
-    most = limits.photos + 1
+    most = 2 * limits.photos + 1
     async with request.form(max_files=most, max_fields=64, max_part_size=1 << 20) as form:
         for name, value in form.multi_items():
-            shown, is_file = repr(name[:100]), name in ("photos", "lora")
+            shown, is_file = repr(name[:100]), name in _FILES
             _require(name in kind.model_fields, f"{shown} is no field of this request")
             _require(
                 is_file == isinstance(value, UploadFile), f"{shown}: is a file, or must be one"
             )
             content = await value.read() if isinstance(value, UploadFile) else value
-            if name in ("photos", "prompts"):
+            if name in ("photos", "other", "prompts"):
                 fields.setdefault(name, []).append(content)
             else:
                 _require(name not in fields, f"{shown}: must be there once")
@@ -210,8 +245,7 @@ async def _form(request: Request, kind: type[AskedLora], limits: Limits) -> dict
 
 
 def _require_small(photos: Sequence[bytes], limits: Limits) -> None:
-    """Refuse, by headers alone, photos that are too many or have too many pixels together."""
-    _require(len(photos) <= limits.photos, f"photos: at most {limits.photos}")
+    """Refuse, by headers alone, photos that have too many pixels together."""
     pixels, most = 0, limits.megapixels * 10**6
     for photo in photos:
         try:

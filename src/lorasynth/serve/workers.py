@@ -9,28 +9,31 @@ import logging
 import os
 import tempfile
 import traceback
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from lorasynth.adapter import Adapter, map_factors, pad_rank, stack, unstack
+from lorasynth.adapter import Adapter, map_factors, pad_rank, stack
 from lorasynth.adapter.files import get_format, universal
 from lorasynth.adapter.files.container import to_bytes
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.base.compatibility import require_fits, require_made_for
-from lorasynth.condition import SHOWN, ConditionEncoder, framed_subject
+from lorasynth.condition import SHOWN, ConditionEncoder
 from lorasynth.core.device import is_out_of_memory, pick_device
-from lorasynth.core.errors import ConfigError, ImageError, LorasynthError
-from lorasynth.core.places import public_name
-from lorasynth.engine.fleet import train_fleet
-from lorasynth.engine.recipe import PRESETS
+from lorasynth.core.errors import BaseModelError, ConfigError, ImageError, LorasynthError
+from lorasynth.core.places import BUNDLE, public_name
+from lorasynth.edit import LatentLibrary, LatentSpace
+from lorasynth.edit.attributes import attribute_names
 from lorasynth.images import Subject, as_photo
 from lorasynth.images.png import synthetic_png
+from lorasynth.optimise import refined
+from lorasynth.optimise.config import REFINE
 from lorasynth.serve.config import Setup
 from lorasynth.serve.jobs import JobFile
 from lorasynth.serve.requests import AskedImages, AskedLora, AskedRefine, RefusedError
@@ -38,7 +41,6 @@ from lorasynth.synthesizer import Synthesizer
 
 log = logging.getLogger(__name__)
 
-#: Where files are in memory, on systems that have such a place.
 _MEMORY = "/dev/shm"
 
 
@@ -50,6 +52,14 @@ class LoraFile:
     facts: dict[str, str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class MadeImages:
+    """PNG files, and of each its similarity to the photos, where there are some."""
+
+    files: list[bytes]
+    similarity: list[float]
+
+
 class Host:
     """The models of a worker: a process, or an actor."""
 
@@ -58,7 +68,7 @@ class Host:
 
         Raises:
             LorasynthError: it cannot be loaded, two synthesizers have one name, or they are for
-                another base model.
+                another base model; a library is not of any synthesizer's codec.
         """
         device = pick_device(setup.device)
         self.synthesizers: dict[str, Synthesizer] = {}
@@ -67,6 +77,7 @@ class Host:
             if (name := public_name(folder)) in self.synthesizers:
                 raise ConfigError(f"two synthesizers are called {name!r}: rename a folder")
             self.synthesizers[name] = Synthesizer.from_pretrained(folder, device=device)
+        self.spaces = _spaces(self.synthesizers, setup.library)
         if kind != "loras" and setup.base is not None:
             self.base = BaseModel.load(setup.base, device)
             for name, synthesizer in self.synthesizers.items():
@@ -82,6 +93,9 @@ class Host:
                 "embedding_width": one.encoder.width,
                 "attributes": {k: list(map(str, v)) for k, v in one.encoder.attributes.items()},
                 "finds_faces": one.encoder.finds_faces,
+                "edits": attribute_names(self.spaces[name].library.columns)
+                if name in self.spaces
+                else [],
                 "trigger_phrase": one.trigger_phrase,
                 "base": public_name(one.base_name),
                 "base_fingerprint": one.base_fingerprint,
@@ -95,7 +109,7 @@ class Host:
         return results
 
     def _loras(self, asked: Sequence[AskedLora]) -> list[Any]:
-        adapters = self._drawn(asked)
+        adapters = self._adapters(asked)
 
         def written(rows: Sequence[int]) -> list[LoraFile]:
             return _files([adapters[row] for row in rows], asked[rows[0]])
@@ -108,7 +122,7 @@ class Host:
         def key(row: int) -> Hashable:
             return asked[row].image_steps, asked[row].image_guidance, *sorted(adapters[row].factors)
 
-        def made(rows: Sequence[int]) -> list[list[bytes]]:
+        def made(rows: Sequence[int]) -> list[MadeImages]:
             return self._sampled([asked[row] for row in rows], [adapters[row] for row in rows])
 
         return _grouped(adapters, key, made)
@@ -123,8 +137,13 @@ class Host:
                 if not jobs.goes_on(job, step):
                     raise RefusedError(409, "the job was cancelled")
 
+            photos = [as_photo(photo)[0] for photo in _named(task.photos)]
+            captions = [task.caption] * len(photos)
+            subject = Subject(id="subject", photos=photos, captions=captions)
+            recipe = replace(REFINE, steps=task.refine_steps, seed=task.seed)
             assert self.base is not None
-            return _files([refined(self.base, encoder, adapter, task, on_step)], task)
+            made = refined(self.base, adapter, subject, recipe, encoder, on_step)
+            return _files([made], task)
 
         adapters = self._adapters([task for task, _, _ in asked])
         return _grouped(adapters, lambda row: row, one)
@@ -168,38 +187,67 @@ class Host:
         return _grouped(asked, key, seen)
 
     def _adapters(self, asked: Sequence[AskedLora]) -> list[Any]:
-        """The adapter of each subject: the file that was sent, or what is made of its photos."""
+        """The adapter of each subject: of the file that was sent, or drawn; changed as is asked."""
 
-        def made(rows: Sequence[int]) -> list[Any]:
-            if asked[rows[0]].lora_file is None:
+        def first(rows: Sequence[int]) -> list[Any]:
+            if asked[rows[0]].lora is None:
                 return self._drawn([asked[row] for row in rows])
-            return [self._read(asked[row].lora_file or b"") for row in rows]
+            return [self._read(asked[row]) for row in rows]
 
-        return _grouped(asked, lambda row: asked[row].lora_file is None, made)
+        begun = _grouped(asked, lambda row: asked[row].lora is None, first)
 
-    def _read(self, data: bytes) -> Adapter:
-        """A LoRA file that was sent.
+        def changed(rows: Sequence[int]) -> list[Adapter]:
+            return [self._changed(asked[rows[0]], begun[rows[0]])]
+
+        return _grouped(begun, lambda row: row, changed)
+
+    def _changed(self, asked: AskedLora, adapter: Adapter) -> Adapter:
+        """An adapter on its way to another subject's, and with other attributes, where asked."""
+        if not (asked.other or asked.edit):
+            return adapter
+        if (space := self.spaces.get(asked.model)) is None:
+            raise RefusedError(501, "this service cannot edit: it has no library of latents")
+        if asked.other:
+            alone: dict[str, Any] = {
+                "photos": asked.other,
+                "embedding": None,
+                "attributes": {},
+                "face": None,
+            }
+            [end] = self._drawn([asked.model_copy(update=alone)])
+            if isinstance(end, RefusedError):
+                raise RefusedError(end.status, f"of the other subject: {end.detail}")
+            [adapter] = space.between(adapter, end, [asked.share])
+        if asked.edit:
+            moved = space.moved(adapter, space.direction(asked.edit))
+            edited = " ".join(f"{name}={by:+g}" for name, by in asked.edit.items())
+            extra = adapter.metadata.extra | {"edited": edited}
+            adapter = replace(moved, metadata=replace(adapter.metadata, extra=extra))
+        return adapter
+
+    def _read(self, asked: AskedLora) -> Adapter:
+        """The LoRA file that was sent.
 
         Raises:
             LorasynthError: it is none, or is for another base model.
         """
-        place = _MEMORY if os.access(_MEMORY, os.W_OK) else None
-        with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=place) as file:
-            file.write(data)
-            file.flush()
-            try:
-                adapter = Adapter.load(file.name)
-            except LorasynthError as error:
-                raise type(error)(str(error).replace(file.name, "the LoRA file")) from None
-        assert self.base is not None
-        require_made_for(self.base, adapter.metadata.base_fingerprint, "the LoRA file")
-        require_fits(self.base, adapter.layout)
+        with _in_memory(asked.lora or b"") as path:
+            adapter = Adapter.load(path)
+        stated, found = adapter.metadata.base_fingerprint, self.synthesizers[asked.model]
+        if self.base is not None:
+            require_made_for(self.base, stated, "the LoRA file")
+            require_fits(self.base, adapter.layout)
+        elif stated not in ("", found.base_fingerprint):
+            raise BaseModelError(
+                f"the LoRA file must be for the base model of {asked.model}, "
+                f"{found.base_fingerprint}, but is for {stated}"
+            )
         return adapter
 
     def _sampled(
         self, asked: Sequence[AskedImages], adapters: Sequence[Adapter]
-    ) -> list[list[bytes]]:
-        """PNG files of subjects whose adapters change the same modules, in one batch."""
+    ) -> list[MadeImages]:
+        """Images of subjects whose adapters change the same modules, in one batch."""
         most = {m: max(one.factors[m].rank for one in adapters) for m in adapters[0].factors}
         padded = [{m: pad_rank(f, most[m]) for m, f in one.factors.items()} for one in adapters]
         counts = [len(one.prompts) for one in asked]
@@ -211,33 +259,69 @@ class Host:
             map_factors(lambda part: part.float(), stack(each)),
             SamplingConfig(steps=asked[0].image_steps, guidance=asked[0].image_guidance),
         )
-        files = iter(map(synthetic_png, images))
-        return [list(islice(files, n)) for n in counts]
+        return [
+            MadeImages(files=[*map(synthetic_png, some)], similarity=self._similarity(one, some))
+            for one, some in zip(asked, images.split(counts), strict=True)
+        ]
+
+    def _similarity(self, asked: AskedImages, images: Tensor) -> list[float]:
+        """Mean cosine of each image's embedding and the photos'; NaN where it shows nobody.
+
+        Raises:
+            ImageError: the photos do not show what the encoder knows.
+        """
+        encoder = self.synthesizers[asked.model].encoder
+        if not asked.photos or not encoder.looks:
+            return []
+        photos = encoder.see(
+            [as_photo(photo)[0] for photo in _named(asked.photos)], face=asked.face
+        )
+        if (least := float(photos.presence.min())) < SHOWN:
+            raise ImageError(encoder.missing("the photos", least))
+        made, given = encoder.see(images), normalize(photos.embeddings, dim=-1)
+        cosines = (normalize(made.embeddings, dim=-1) @ given.mT).mean(dim=1)
+        found: list[float] = torch.where(made.presence < SHOWN, torch.nan, cosines).tolist()
+        return found
 
 
-def refined(
-    base: BaseModel,
-    encoder: ConditionEncoder,
-    adapter: Adapter,
-    asked: AskedRefine,
-    on_step: Callable[[int, Tensor], None],
-) -> Adapter:
-    """Train an adapter on with photos, as `lorasynth refine` does.
+def _spaces(synthesizers: Mapping[str, Synthesizer], library: str | None) -> dict[str, LatentSpace]:
+    """The latents in which adapters of synthesizers are edited.
 
     Raises:
-        ImageError: the photos do not show what the encoder knows.
+        LorasynthError: the library that was asked for is damaged, or of no synthesizer.
     """
-    photos = [as_photo(photo)[0] for photo in _named(asked.photos)]
-    subject = Subject(id="subject", photos=photos, captions=[asked.caption] * len(photos))
-    subject = framed_subject(subject, base.image_size, [encoder])
-    recipe = replace(PRESETS["refine"], steps=asked.refine_steps, seed=asked.seed)
-    init = map_factors(lambda part: part[None].float(), adapter.factors)
-    trained = train_fleet(base, recipe, [subject], init=init, on_step=on_step)
-    [factors] = unstack(map_factors(lambda part: part.detach().cpu(), trained.factors))
-    # Trained further, its update is no longer a multiple of what was decoded.
-    extra = {name: text for name, text in adapter.metadata.extra.items() if name != "strength"}
-    extra["optimised"] = f"refine {asked.refine_steps}"
-    return replace(adapter, factors=factors, metadata=replace(adapter.metadata, extra=extra))
+    spaces, refused = dict[str, LatentSpace](), list[LorasynthError]()
+    for name, one in synthesizers.items():
+        try:
+            known = LatentLibrary.open(Path(library or f"{BUNDLE}/library"), one.codec)
+        except LorasynthError as error:
+            refused.append(error)
+        else:
+            spaces[name] = LatentSpace(one.layout, one.codec, known)
+    if library is not None and not spaces:
+        raise refused[0]
+    return spaces
+
+
+def memory_folder() -> str | None:
+    """Where files are in memory, on systems that have such a place."""
+    return _MEMORY if os.access(_MEMORY, os.W_OK) else None
+
+
+@contextmanager
+def _in_memory(data: bytes) -> Iterator[Path]:
+    """A LoRA file as a file, for readers of files: in memory, where the system has such a place.
+
+    Raises:
+        LorasynthError: what its reader says of it, without the path.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=memory_folder()) as file:
+        file.write(data)
+        file.flush()
+        try:
+            yield Path(file.name)
+        except LorasynthError as error:
+            raise type(error)(str(error).replace(file.name, "the LoRA file")) from None
 
 
 def _grouped(
@@ -328,4 +412,11 @@ def _files(adapters: Sequence[Adapter], asked: AskedLora) -> list[LoraFile]:
         "base-fingerprint": first.metadata.base_fingerprint,
         **{name: first.metadata.extra.get(name, "") for name in ("seed", "strength")},
     }
-    return [LoraFile(data=to_bytes(*form.spell(one)), facts=facts) for one in adapters]
+    # What else a header states is of one adapter alone.
+    return [LoraFile(data=to_bytes(*form.spell(one)), facts=facts | _own(one)) for one in adapters]
+
+
+def _own(adapter: Adapter) -> dict[str, str]:
+    names = ("edited", "interpolated", "optimised", "similarity_before", "similarity_after")
+    extra = adapter.metadata.extra
+    return {name.replace("_", "-"): extra[name] for name in names if name in extra}
