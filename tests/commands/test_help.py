@@ -92,7 +92,7 @@ def test_what_cannot_be_read_ends_with_one_line(
 
 def test_only_training_is_for_several_processes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    run("pretrain", "images", "-o", "nowhere").is_one_error("pretrain is for one process", "as 2")
+    run("collect", "images", "-o", "nowhere").is_one_error("collect is for one process", "as 2")
     assert run("train", "--help").status == 0
 
 
