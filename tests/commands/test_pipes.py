@@ -109,5 +109,5 @@ def test_a_peft_folder_with_pipes(world: World, run: Run, tmp_path: Path) -> Non
         folder = shutil.copytree(tmp_path / "me", tmp_path / name)
         piped(folder / name)
         result = run("inspect", folder)
-        assert result.status
-        assert result.err.splitlines()[-1].startswith("error: ")
+        assert result.status == 2
+        assert "error: " in result.err + result.out

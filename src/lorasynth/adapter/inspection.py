@@ -134,6 +134,8 @@ def twins(signatures: Sequence[Sequence[float]]) -> dict[int, tuple[int, float]]
 
     Number types of 16 bits round by a few thousandths, which counts as equal.
     """
+    if not signatures:
+        return {}
     rows = torch.tensor(signatures, dtype=torch.float64)
     sizes = rows.norm(dim=1)
     found: dict[int, tuple[int, float]] = {}
