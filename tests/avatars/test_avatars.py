@@ -246,5 +246,5 @@ def test_clothes_and_background_never_have_one_colour() -> None:
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dicebear", None)
-    with pytest.raises(ConfigError, match=r"pip install 'lorasynth\[avatars\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '.\[avatars\]'"):
         draw(IDENTITY, SCENE, 16)

@@ -65,7 +65,7 @@ class SamplingConfig:
     width: int | None = None
     negative_prompt: str = ""
     guidance_side: Literal["both", "prompt"] = "both"
-    regions: Sequence[tuple[float, float, float, float]] = ()
+    regions: tuple[tuple[float, float, float, float], ...] = ()
 
 
 #: For images that are only measured: their figures are those of images after twenty steps.

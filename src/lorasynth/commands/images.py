@@ -68,7 +68,7 @@ class Images(Command, Seeded, WithBase):
         sheet = self.out.suffix.lower() == ".png"
         make_parent(self.out)
         model = self.load_base()
-        factors, regions = self._factors(model), [_region(text) for text in self.region]
+        factors, regions = self._factors(model), tuple(map(_region, self.region))
         if regions and len(regions) != len(self.lora):
             raise ConfigError(
                 f"--region is said for each of {len(self.lora)} files, or for none, but is said "
