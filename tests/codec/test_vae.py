@@ -22,7 +22,7 @@ GB = 10**9
 HERE = Path(__file__).parent
 CONFIG = VAEConfig(latents=6, epochs=6, batch=16, lr=0.2, patience=3)
 SPAN = VAEConfig(latents=8, epochs=40, beta=0.02)
-BUDGET = Budget(memory=4 * GB, checkpoint_seconds=0.0)
+BUDGET = Budget(memory=16 * GB, checkpoint_seconds=0.0)
 
 
 def example(rows: int = 110, width: int = 90) -> Tensor:
