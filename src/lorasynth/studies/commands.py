@@ -86,7 +86,7 @@ class Reproduce(Command, OnDevice):
     """Look into each claim of the paper and write a report; run again to resume.
 
     Without --smoke it takes hours. With it every measurement is made once, as small as can be, in
-    minutes, and there are no verdicts.
+    three minutes, and there are no verdicts.
 
     Example: lorasynth study reproduce --smoke -o runs/smoke-report
 
