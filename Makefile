@@ -11,7 +11,7 @@ PINNED = .venv/.pinned
 READY = .venv/.ready
 SCRATCH = build/wheel
 
-.PHONY: help demo test test-long test-soak comfyui test-comfyui test-ui check lint types imports docs wheel bundle bench lock sbom clean
+.PHONY: help demo test test-long comfyui test-comfyui test-ui check lint types imports docs wheel bundle bench lock sbom clean
 
 help:
 	@echo "make demo    synthesise adapters for unseen subjects and write one page: demo/"
@@ -50,9 +50,6 @@ test: $(READY)
 
 test-long: $(READY)
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m long
-
-test-soak: $(READY)
-	$(BIN)/pytest -n $(JOBS) --dist worksteal -m soak
 
 # ComfyUI 0.3.75, which is in a wheel under the AGPL: for tests, in an environment of its own, on ours.
 COMFYUI = build/comfyui

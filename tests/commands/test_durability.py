@@ -28,7 +28,7 @@ from .all_commands import every_command, files_of
 from .conftest import World
 
 pytestmark = [
-    pytest.mark.soak,
+    pytest.mark.long,
     pytest.mark.timeout(900),
     pytest.mark.skipif(sys.platform != "linux", reason="forks, and fills small disks"),
 ]

@@ -14,7 +14,7 @@ from .all_commands import FEW, every_command, files_of
 from .conftest import World
 
 
-@pytest.mark.soak
+@pytest.mark.long
 def test_two_runs_give_the_same_bytes_and_none_of_them_names_the_user(
     world: World, home: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
