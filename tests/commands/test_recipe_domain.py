@@ -119,6 +119,15 @@ def test_domains_that_are_too_small_are_one_line(world: World, run: Run, tmp_pat
         assert said in done.err.splitlines()[-1]
 
 
+def test_a_caption_of_the_command_is_none_of_the_images(
+    world: World, domain: Path, run: Run, tmp_path: Path
+) -> None:
+    more = ("--only", "check", "--caption", "a photo of sks")
+    assert run(*words(world, domain, tmp_path / "run", *more)).status == 0
+    report = json.loads((tmp_path / "run/out/check/report.json").read_text())
+    assert report["without_caption"] == report["images"] - 1
+
+
 def test_a_hash_outlives_scaling_and_saving_anew(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.png", 1, side=17)
     with Image.open(path) as small:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from lorasynth.core.errors import ConfigError
-from lorasynth.core.places import folder_of, repository
+from lorasynth.core.places import pretrained
 from lorasynth.images import Subject
 
 #: Of a caption.
@@ -34,9 +34,8 @@ class Captioner:
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        on_hub = repository(name)
-        place = on_hub or str(folder_of(name, "a captioner", ConfigError))
-        safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": on_hub is None}
+        place, local = pretrained(name, "a captioner", ConfigError)
+        safe: dict[str, Any] = {"trust_remote_code": False, **local}
         try:
             processor = AutoProcessor.from_pretrained(place, **safe)
             model = AutoModelForImageTextToText.from_pretrained(place, use_safetensors=True, **safe)

@@ -19,19 +19,21 @@ from torch import Tensor
 from lorasynth.condition import SHOWN, ConditionEncoder, sphere_mean
 from lorasynth.core.errors import ImageError, LibraryError
 from lorasynth.core.progress import progress
-from lorasynth.core.randomness import stream_seed
+from lorasynth.core.splits import held_out
 from lorasynth.images import PORTRAIT, SubjectSource
 from lorasynth.images.chosen import Choice
-from lorasynth.library.groups import groups_by_likeness
+from lorasynth.library.groups import groups_by_likeness, joined
 
 #: Bits of 256 in which hashes of one image differ at most after it was scaled or saved anew.
 _BITS = 7
-#: Grey values that are told apart; what is less comes from saving as JPEG.
+#: Difference of grey values that counts; what is less comes from saving as JPEG.
 _STEP = 2
 #: Images that a subject needs: one that is the condition, one that is denoised or judges.
 LEAST = 2
-#: Held-out subjects of each kind: this share of all, and no fewer or more.
-_SHARE, _FEWEST, _MOST = 0.05, 2, 500
+#: Subjects that a domain has at least: two each to learn from, to choose by and to measure on.
+_FEWEST = 6
+#: Held-out subjects of each kind: this share of all, at most so many.
+_SHARE, _MOST = 0.05, 500
 
 
 @dataclass
@@ -122,11 +124,9 @@ def check_images(source: SubjectSource, encoder: ConditionEncoder) -> Checked:
         )
     names = list(found.photos)
     rows = {name: row for row, name in enumerate(names)}
-    leader = _alike(found, names, torch.stack(means), halves)
-    for one, other in hashes.shared:  # who shares an image is of one group, too
-        if one in rows and other in rows:
-            low, high = sorted((leader[rows[one]], leader[rows[other]]))
-            leader = [low if row == high else row for row in leader]
+    # who shares an image is of one group, too
+    pairs = ((rows[a], rows[b]) for a, b in hashes.shared if a in rows and b in rows)
+    leader = joined(_alike(found, names, torch.stack(means), halves), pairs)
     found.groups = {name: names[leader[row]] for name, row in rows.items()}
     return found
 
@@ -226,18 +226,19 @@ def _alike(
 
 
 def splits_of(groups: Mapping[str, str]) -> dict[str, str]:
-    """The split of each subject: whole groups, in an order by their hashes, until there is enough.
+    """The split of each subject: whole groups, chosen by their hashes.
 
     Raises:
         ImageError: there are too few groups.
     """
-    order = sorted(set(groups.values()), key=lambda name: stream_seed(0, "split", name))
-    wanted = min(max(round(_SHARE * len(order)), _FEWEST), _MOST)
-    if len(order) < 2 * wanted + _FEWEST:
+    leaders = list(dict.fromkeys(groups.values()))
+    if len(leaders) < _FEWEST:
         raise ImageError(
-            f"a domain needs {3 * _FEWEST} subjects or more, so that some can be held out, but "
-            f"{len(order)} can be told apart: give more"
+            f"a domain needs {_FEWEST} subjects or more, so that some can be held out, but "
+            f"{len(leaders)} are different ones: give more"
         )
-    split = dict.fromkeys(order[:wanted], "test")
-    split |= dict.fromkeys(order[wanted : 2 * wanted], "validation")
+    tests = held_out(leaders, _SHARE, _MOST)
+    others = [name for name in leaders if name not in set(tests)]
+    split = dict.fromkeys(tests, "test")
+    split |= dict.fromkeys(held_out(others, _SHARE, _MOST), "validation")
     return {name: split.get(group, "train") for name, group in groups.items()}

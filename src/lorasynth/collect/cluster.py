@@ -25,7 +25,7 @@ ResultT = TypeVar("ResultT")
 #: Seconds between two looks at the head while a result is waited for, and those for which it may be
 #: silent; Ray itself gives up after 60.
 _LOOK_EVERY, _PATIENCE = 2.0, 20.0
-#: Times that a task whose worker died is done again; tasks handed out before the first is done.
+#: Times that a task whose worker died is done again; tasks begun before the first is done.
 _RETRIES, _AHEAD = 5, 128
 
 

@@ -390,7 +390,7 @@ def _print(found: "Inspection", base: str) -> None:
     from rich.text import Text
 
     console = Console()
-    facts = _facts(found) | {"base": base or "not stated"}
+    facts = _facts(found, base)
     width = max(map(len, facts))
 
     def say(line: str, style: str = "") -> None:
@@ -413,7 +413,7 @@ def _print(found: "Inspection", base: str) -> None:
         say(f"warning: {warning}", "yellow")
 
 
-def _facts(found: "Inspection") -> dict[str, str]:
+def _facts(found: "Inspection", base: str) -> dict[str, str]:
     def counted(values: dict[int, int] | dict[float, int]) -> str:
         return ", ".join(f"{value:g} ({count} modules)" for value, count in values.items())
 
@@ -422,7 +422,7 @@ def _facts(found: "Inspection") -> dict[str, str]:
         "file": str(found.file),
         "format": found.format,
         "family": f"{found.family} (by {found.told_by})",
-        "base": "",
+        "base": base or "not stated",
         "rank": counted(found.ranks),
         "alpha": counted(found.alphas),
         "parameters": f"{found.parameters:,} {found.dtype} in {found.modules} modules",

@@ -62,8 +62,8 @@ class Plan(Command, WithBase):
         self.show(rows)
         return rows
 
-    def rows(self) -> list[dict[str, Any]]:
-        """For each step its name, how much fits at once, and what that takes."""
+    def rows(self, *steps: str) -> list[dict[str, Any]]:
+        """For each step, or those named, its name, how much fits at once, and what that takes."""
         import torch
 
         from lorasynth.base import BaseModel
@@ -74,7 +74,9 @@ class Plan(Command, WithBase):
         with plan.fake(sketch, self.base, number) as base:
             self.memory_options.apply(base.denoiser, base.name)
             return [
-                self._row(name, need, budget, samples) for name, need, samples in self._steps(base)
+                self._row(name, need, budget, samples)
+                for name, need, samples in self._steps(base)
+                if not steps or name in steps
             ]
 
     def _steps(self, base: "BaseModel") -> "Iterator[tuple[str, Callable[[int], Need], int]]":

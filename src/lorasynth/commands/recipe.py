@@ -1,9 +1,8 @@
 """`lorasynth recipe domain`: from a folder of images to a measured synthesizer."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import field, replace
+from dataclasses import field, fields, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -18,7 +17,7 @@ from lorasynth.commands.collect import Collect
 from lorasynth.commands.evaluate import Evaluate
 from lorasynth.commands.plan import Plan
 from lorasynth.commands.pretrain import Pretrain
-from lorasynth.commands.shared import TRIGGER, WithBase, WithImages
+from lorasynth.commands.shared import PORTRAIT, TRIGGER, WithBase, WithImages
 from lorasynth.commands.train import Fit, Train
 from lorasynth.commands.training import WithRecipe
 from lorasynth.core.command import Out
@@ -93,10 +92,11 @@ class Domain(WithRecipe, WithBase, WithImages):
 
     def run(self) -> Path:
         """Make what is missing; the path of the synthesizer."""
-        from lorasynth.commands.recipe_page import kept_page, write_page
-        from lorasynth.core.device import launched
+        from lorasynth.commands.recipe_page import kept_page
+        from lorasynth.core.device import launched, pick_device
+        from lorasynth.engine.processes import Processes
 
-        first = int(os.environ.get("RANK", "0")) == 0
+        first = Processes.here(pick_device(self.device)).is_first
         if self.only != "predictor" and launched() > 1:
             raise ConfigError(
                 f"{launched()} processes share the stage predictor, but all stages are asked for: "
@@ -112,9 +112,7 @@ class Domain(WithRecipe, WithBase, WithImages):
             if self.only is not None:
                 stages.make(self.only)
             else:
-                for name in stages.makers:
-                    stages.make(name)
-                    write_page(self.out, stages, running=True)
+                stages.make_all()
         print(f"{stages.path('model')}, {self.out / 'index.html'}")
         return stages.path("model")
 
@@ -151,7 +149,8 @@ class Domain(WithRecipe, WithBase, WithImages):
 
         base = replace(self, device="meta").load_base()
         encoder = load_encoder(self.encoder, pick_device(self.device))
-        source = self.load_images(base.image_size)
+        # With the usual caption, which says that an image has none of its own.
+        source = replace(self, caption=PORTRAIT).load_images(base.image_size)
         found = check_images(source, encoder)
         print(found.table)
         kept = {"photos": found.photos, "captions": found.captions, "groups": found.groups}
@@ -226,11 +225,10 @@ class Domain(WithRecipe, WithBase, WithImages):
         """A table of as many subjects as the library shall have."""
         from itertools import islice
 
-        from lorasynth.images import subjects_in
-        from lorasynth.images.chosen import ChosenSubjects, write_choices
+        from lorasynth.images.chosen import read_choices, write_choices
 
-        path, table = self.out / "work/library.parquet", self.stages.path("learn.parquet")
-        choices = ChosenSubjects(table, subjects_in(self.images)).choices
+        path = self.out / "work/library.parquet"
+        choices = read_choices(self.stages.path("learn.parquet"))
         train = ((name, one) for name, one in choices.items() if one.split == "train")
         write_choices(path, dict(islice(train, self.library)))
         return path
@@ -267,11 +265,9 @@ class Domain(WithRecipe, WithBase, WithImages):
         """Predictor, synthesizer, adapters that are trained and the base model, on the tests."""
         from lorasynth.core.atomic import write_json
         from lorasynth.core.config import to_dict
-        from lorasynth.images import subjects_in
-        from lorasynth.images.chosen import ChosenSubjects
+        from lorasynth.images.chosen import read_choices
 
-        choices = ChosenSubjects(self._tests, subjects_in(self.images)).choices
-        fewest = min(len(one.photos) for one in choices.values())
+        fewest = min(len(one.photos) for one in read_choices(self._tests).values())
         write_json(recipe := self.out / "work/recipe.json", to_dict(self._own_recipe()))
         names = ["base", "direct", *(["synthesised"] if self.library else []), "trained"]
         Evaluate(
@@ -298,12 +294,13 @@ class Domain(WithRecipe, WithBase, WithImages):
         """The synthesizer with its card."""
         from lorasynth.core.card import Card
         from lorasynth.core.config import read_json
+        from lorasynth.evaluation.bootstrap import in_words
         from lorasynth.synthesizer import Synthesizer
 
         rows = read_json(self.stages.path("benchmark.json"))["rows"]
         figures = {
             f"identity similarity, {row['method']} ({row['n']} subjects never learned from)": (
-                "{mean:.3f} ({lo:.3f} to {hi:.3f})".format(**row["identity_similarity"])
+                in_words(row["identity_similarity"])
             )
             for row in rows
         }
@@ -321,8 +318,7 @@ class Domain(WithRecipe, WithBase, WithImages):
 
     @property
     def _loading(self) -> dict[str, Any]:
-        names = ("device", "base", "dtype", "size", "attention_slicing", "gradient_checkpointing")
-        return {name: getattr(self, name) for name in names}
+        return {one.name: getattr(self, one.name) for one in fields(WithBase)}
 
     @property
     def _adapters(self) -> dict[str, Any]:
@@ -343,8 +339,8 @@ class Domain(WithRecipe, WithBase, WithImages):
             [(self.dtype, self.gradient_checkpointing), ("bfloat16", False), ("bfloat16", True)]
         ):
             one = replace(self, dtype=dtype, gradient_checkpointing=checkpointing)
-            rows = {row["step"]: row for row in one.planned(125.0).rows()}
-            tried.append((rows["pretrain"]["at_once"], one))
+            [row] = one.planned(125.0).rows("pretrain")
+            tried.append((row["at_once"], one))
             if tried[-1][0] >= wanted:
                 break
         batch, best = max(tried, key=lambda pair: pair[0])
@@ -380,9 +376,7 @@ class Domain(WithRecipe, WithBase, WithImages):
         """Print the stages, and what they take on this device."""
         from lorasynth.engine.plan import measured_rate
 
-        missing = self.stages.missing()
-        for name in self.stages.makers:
-            print(f"{name:<16}{'to do' if name in missing else 'done'}")
+        self.stages.say()
         base = self.load_base()
         recipe = self.recipe_for(base)
         batch = min(self.predictor.optimisation.batch, _BATCH)

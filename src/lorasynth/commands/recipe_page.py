@@ -103,14 +103,11 @@ def _image(run: Path, path: Path, text: str) -> str:
 
 
 def _measured(rows: Sequence[Mapping[str, Any]]) -> str:
+    from lorasynth.evaluation.bootstrap import in_words
+
     names = [name for name, value in rows[-1].items() if isinstance(value, Mapping)]
     cells = [
-        [str(row["method"])]
-        + [
-            f"{row[n]['mean']:.3f} ({row[n]['lo']:.3f} to {row[n]['hi']:.3f})" if n in row else ""
-            for n in names
-        ]
-        for row in rows
+        [str(row["method"]), *(in_words(row[n]) if n in row else "" for n in names)] for row in rows
     ]
     return _table(["", *(name.replace("_", " ") for name in names)], cells)
 

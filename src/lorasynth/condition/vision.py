@@ -16,7 +16,7 @@ from lorasynth.condition.contract import ENCODERS, ConditionEncoder, as_word, sa
 from lorasynth.condition.trunks import unit_batches
 from lorasynth.core import config as configs
 from lorasynth.core.errors import BundleError, ConfigError
-from lorasynth.core.places import HUB, folder_of, public_name, repository
+from lorasynth.core.places import HUB, pretrained, public_name
 from lorasynth.core.weights import fingerprint, load_weights, save_module
 
 _Colour = tuple[float, float, float]
@@ -212,9 +212,7 @@ def _fetched(model: str) -> tuple[Any, dict[str, Any]]:
     import transformers
     from transformers.image_processing_base import ImageProcessingMixin
 
-    on_hub = repository(model)
-    model = on_hub or str(folder_of(model, "an image encoder", BundleError))
-    local = {"local_files_only": on_hub is None}
+    model, local = pretrained(model, "an image encoder", BundleError)
     try:
         stated = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False, **local)
         own = getattr(stated, "vision_config", stated)

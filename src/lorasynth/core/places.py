@@ -81,6 +81,19 @@ def folder_of(name: Path | str, what: str, error: type[LorasynthError]) -> Path:
     )
 
 
+def pretrained(name: str, what: str, error: type[LorasynthError]) -> tuple[str, dict[str, bool]]:
+    """What `from_pretrained` of transformers takes of a folder, or of hub:owner/name.
+
+    Its second part says whether it may ask the hub, which a folder does not.
+
+    Raises:
+        LorasynthError: as `folder_of`.
+    """
+    on_hub = repository(name)
+    place = on_hub or str(folder_of(name, what, error))
+    return place, {"local_files_only": on_hub is None}
+
+
 def public_name(name: Path | str) -> str:
     """What files may say of where something came from: a hub's id, or the last name of a path."""
     return repository(name) or Path(name).absolute().name

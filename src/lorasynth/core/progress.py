@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, cast, runtime_checkable
 
 from rich.console import Console
 from rich.progress import (
@@ -26,7 +26,7 @@ from lorasynth.core.errors import escaped
 #: Progress and messages go to standard error, so that standard output stays parseable.
 console = Console(stderr=True)
 
-_FIRST_SECONDS, _LOG_SECONDS = 2.0, 20.0
+_FIRST_SECONDS, _LOG_SECONDS, _BAR_SECONDS = 2.0, 20.0, 0.5
 
 
 def note(line: str) -> None:
@@ -46,11 +46,16 @@ def told_soon(tell: Callable[[], None], seconds: float = 1.2) -> Iterator[None]:
         timer.cancel()
 
 
+#: A short text; or what makes it, called only when it is shown, since to read a loss waits for a
+#: GPU.
+Note: TypeAlias = str | Callable[[], str]
+
+
 @runtime_checkable
 class Advance(Protocol):
     """Callback that reports `steps` done and, optionally, a short text such as the loss."""
 
-    def __call__(self, steps: int = 1, note: str = "") -> None: ...  # noqa: D102
+    def __call__(self, steps: int = 1, note: Note = "") -> None: ...  # noqa: D102
 
 
 @contextmanager
@@ -70,7 +75,11 @@ def progress(title: str, total: int, done: int = 0, *, shown: bool = True) -> It
             yield advance
 
 
-def _silent(steps: int = 1, note: str = "") -> None:
+def _text(note: Note) -> str:
+    return note if isinstance(note, str) else note()
+
+
+def _silent(steps: int = 1, note: Note = "") -> None:
     """Show nothing."""
 
 
@@ -85,12 +94,17 @@ def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=total, completed=done, note="")
+        task, shown = bar.add_task(title, total=total, completed=done, note=""), 0.0
 
-        def advance(steps: int = 1, note: str = "") -> None:
+        def advance(steps: int = 1, note: Note = "") -> None:
+            nonlocal shown
             bar.advance(task, steps)
+            recent = time.monotonic() - shown < _BAR_SECONDS
+            if callable(note) and recent and not bar.finished:
+                return
             if note:
-                bar.update(task, note=note)
+                shown = time.monotonic()
+                bar.update(task, note=_text(note))
 
         yield advance
 
@@ -98,9 +112,9 @@ def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
 def _log(title: str, total: int, done: int) -> Advance:
     begun = time.monotonic()
     spoken = begun + _FIRST_SECONDS - _LOG_SECONDS
-    first, last_note = done, ""
+    first, last_note = done, cast("Note", "")
 
-    def advance(steps: int = 1, note: str = "") -> None:
+    def advance(steps: int = 1, note: Note = "") -> None:
         nonlocal done, spoken, last_note
         done, last_note = done + steps, note or last_note
         now = time.monotonic()
@@ -111,7 +125,7 @@ def _log(title: str, total: int, done: int) -> Advance:
         line = f"{title}: {done}/{total}, {timedelta(seconds=round(elapsed))} passed"
         if done > first:
             left = timedelta(seconds=round(elapsed / (done - first) * (total - done)))
-            line += f", {left} left {last_note}"
+            line += f", {left} left {_text(last_note)}"
         console.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
 
     return advance

@@ -104,6 +104,12 @@ class StagedRun:
         for name in self.makers:
             self.make(name)
 
+    def say(self) -> None:
+        """Print which stages are made."""
+        missing = self.missing()
+        for name in self.makers:
+            print(f"{name:<16}{'to do' if name in missing else 'done'}")
+
     def note(self, name: str, seconds: float) -> None:
         """Write down what something took."""
         write_json(self.run / f"seconds-{name}.json", {"seconds": round(seconds, 2)})

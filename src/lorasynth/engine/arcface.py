@@ -19,7 +19,7 @@ from lorasynth.condition.trunks import augment
 from lorasynth.core import config as configs
 from lorasynth.core.device import worker_processes
 from lorasynth.core.errors import ImageError
-from lorasynth.core.progress import progress
+from lorasynth.core.progress import Note, progress
 from lorasynth.core.randomness import numpy_stream, stream_seed
 from lorasynth.engine.config import ArcFaceConfig
 from lorasynth.engine.trainer import Trainer
@@ -163,7 +163,7 @@ def train_encoder(
     shown = options.batch - others
     shows = torch.cat([torch.ones(shown), torch.zeros(others)]).to(device)
 
-    def loss(model: nn.Module, step: int) -> tuple[Tensor, str]:
+    def loss(model: nn.Module, step: int) -> tuple[Tensor, Note]:
         generator = torch.Generator(device).manual_seed(stream_seed(options.seed, "arcface", step))
         rows = torch.randint(len(images), (shown,), generator=generator, device=device)
         beside = torch.randint(len(without), (others,), generator=generator, device=device)
@@ -171,7 +171,8 @@ def train_encoder(
         embeddings, logits = model["encoder"](augment(batch, generator))  # type: ignore[index]
         identity = model["head"](embeddings[:shown], subject[rows])  # type: ignore[index]
         detection = functional.binary_cross_entropy_with_logits(logits, shows)
-        return identity + detection, f"identity {identity.item():.3f}"
+        seen = identity.detach()
+        return identity + detection, lambda: f"identity {seen.item():.3f}"
 
     both = nn.ModuleDict({"encoder": encoder, "head": head})
     settings = {

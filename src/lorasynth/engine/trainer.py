@@ -23,14 +23,14 @@ from lorasynth.core.checkpoint import State, read_state, write_state
 from lorasynth.core.config import to_dict
 from lorasynth.core.device import has_fast_bfloat16
 from lorasynth.core.errors import BundleError, ConfigError
+from lorasynth.core.progress import Note, progress
 from lorasynth.core.progress import note as say
-from lorasynth.core.progress import progress
 from lorasynth.core.weights import with_prefix
 from lorasynth.engine.optimisation import Optimisation as Optimisation
 from lorasynth.engine.processes import Processes
 
 #: Returns the loss and a short text for the progress bar; called with the model and the step.
-Loss = Callable[[nn.Module, int], tuple[Tensor, str]]
+Loss = Callable[[nn.Module, int], tuple[Tensor, Note]]
 
 #: Named figures of the averaged model, which has the last step's gradients; called with it and the
 #: count of steps done, it must change no weights.
@@ -152,11 +152,11 @@ class Trainer:
                 if last or time.monotonic() - saved > self.config.checkpoint_seconds:
                     self._save(step)
                     saved = time.monotonic()
-                go(note="; ".join(filter(None, (note, figures))))
+                go(note=_beside(note, figures))
         self.model.load_state_dict(self._best or self.average.module.state_dict())
         return self.model.eval()
 
-    def _step(self, loss: Loss, step: int) -> str:
+    def _step(self, loss: Loss, step: int) -> Note:
         rate = self.config.lr * self.config.rate(step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["rate"]
@@ -294,6 +294,13 @@ class Trainer:
         now, then = self.config.rate(done), replace(self.config, steps=before).rate(done)
         say(f"{begun}, and goes on to {wanted}: its learning rate is {now:.2f} of the peak here, "
             f"where it was to be {then:.2f}")  # fmt: skip
+
+
+def _beside(note: Note, figures: str) -> Note:
+    """This step's text, and the last figures."""
+    if callable(note):
+        return lambda: "; ".join(filter(None, (note(), figures)))
+    return "; ".join(filter(None, (note, figures)))
 
 
 def _as_note(row: Mapping[str, float]) -> str:

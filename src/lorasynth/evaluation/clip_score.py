@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
 from lorasynth.condition import ConditionEncoder, load_encoder
 from lorasynth.core.errors import ConfigError
-from lorasynth.core.places import folder_of, repository
+from lorasynth.core.places import pretrained
 
 
 class ClipScore:
@@ -36,9 +36,7 @@ class ClipScore:
             ConfigError: it is none.
         """
         try:
-            on_hub = repository(model)
-            place = on_hub or str(folder_of(model, "a CLIP model", ConfigError))
-            local = {"local_files_only": on_hub is None}
+            place, local = pretrained(model, "a CLIP model", ConfigError)
             text = CLIPTextModelWithProjection.from_pretrained(place, **local)
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **local)
         except Exception as error:

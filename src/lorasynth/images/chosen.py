@@ -48,6 +48,28 @@ def write_choices(path: Path, choices: Mapping[str, Choice]) -> None:
         pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), temporary)
 
 
+def read_choices(path: Path) -> dict[str, Choice]:
+    """What `write_choices` wrote.
+
+    Raises:
+        ImageError: the table cannot be read.
+    """
+    try:
+        rows = pq.read_table(path, schema=_SCHEMA).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ImageError(
+            f"a table of chosen subjects must be readable, but {path} is not "
+            f"({str(error).splitlines()[0]}): make it again"
+        ) from error
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["id"], []).append(row)
+    return {
+        name: Choice([r["photo"] for r in of], [r["caption"] for r in of], of[0]["split"])
+        for name, of in found.items()
+    }
+
+
 class ChosenSubjects:
     """A source that takes what a table names of another source.
 
@@ -66,20 +88,7 @@ class ChosenSubjects:
         Raises:
             ImageError: the table cannot be read.
         """
-        try:
-            rows = pq.read_table(self.table, schema=_SCHEMA).to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise ImageError(
-                f"a table of chosen subjects must be readable, but {self.table} is not "
-                f"({str(error).splitlines()[0]}): make it again"
-            ) from error
-        found: dict[str, list[dict[str, Any]]] = {}
-        for row in rows:
-            found.setdefault(row["id"], []).append(row)
-        return {
-            name: Choice([r["photo"] for r in of], [r["caption"] for r in of], of[0]["split"])
-            for name, of in found.items()
-        }
+        return read_choices(self.table)
 
     @property
     def ids(self) -> list[str]:

@@ -1,5 +1,7 @@
 """Which rows of a collection are about one person, where nobody says so."""
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -28,7 +30,17 @@ def groups_by_likeness(embeddings: Float[Tensor, "n e"], like: float = LIKE) -> 
         LibraryError: most pairs of thousands of rows are alike.
     """
     unit = torch.nn.functional.normalize(embeddings.float(), dim=1)
-    leader = list(range(len(unit)))
+    return joined(range(len(unit)), _alike(unit, like))
+
+
+def joined(leaders: Iterable[int], pairs: Iterable[tuple[int, int]]) -> list[int]:
+    """The groups after some rows were joined: for each row the first of its group.
+
+    Args:
+        leaders: for each row the first of its group before; itself where it is alone.
+        pairs: of rows that are of one group.
+    """
+    leader = list(leaders)
 
     def find(row: int) -> int:
         while leader[row] != row:
@@ -36,6 +48,14 @@ def groups_by_likeness(embeddings: Float[Tensor, "n e"], like: float = LIKE) -> 
             row = leader[row]
         return row
 
+    for pair in pairs:
+        one, other = sorted(map(find, pair))
+        leader[other] = one
+    return [find(row) for row in range(len(leader))]
+
+
+def _alike(unit: Float[Tensor, "n e"], like: float) -> Iterator[tuple[int, int]]:
+    """Pairs of rows whose cosine is at least `like`."""
     for start in range(0, len(unit), _ROWS):
         alike = unit[start : start + _ROWS] @ unit[start:].T >= like
         if alike.count_nonzero() > _ROWS * len(unit) // 2:
@@ -45,6 +65,4 @@ def groups_by_likeness(embeddings: Float[Tensor, "n e"], like: float = LIKE) -> 
             )
         for row, others in enumerate(alike, start):
             for other in (others.nonzero().flatten() + start).tolist():
-                one, joined = sorted((find(row), find(other)))
-                leader[joined] = one
-    return [find(row) for row in range(len(unit))]
+                yield row, other

@@ -21,7 +21,7 @@ from lorasynth.collect.sheet import MOST, PASSES, Watched
 from lorasynth.condition import ConditionEncoder
 from lorasynth.core.device import has_fast_bfloat16
 from lorasynth.core.errors import CollectionError, ConfigError
-from lorasynth.core.progress import note
+from lorasynth.core.progress import Note, note
 from lorasynth.core.randomness import stream_seed
 from lorasynth.engine import Recipe, Trainer
 from lorasynth.engine.draws import Draw
@@ -74,12 +74,13 @@ class _Losses:
     reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     ahead: dict[int, "Future[Task]"] = field(default_factory=dict)
 
-    def __call__(self, model: Any, step: int) -> tuple[Tensor, str]:
+    def __call__(self, model: Any, step: int) -> tuple[Tensor, Note]:
         for one in (step, step + 1):
             if one not in self.ahead:
                 self.ahead[one] = self.reader.submit(self._draw, self.known, one, self.processes)
         value = self._of(self.ahead.pop(step).result(), model)
-        return value, f"loss {value.item():.4f}"
+        seen = value.detach()
+        return value, lambda: f"loss {seen.item():.4f}"
 
     def _draw(self, some: Taught, step: int, processes: Processes | None = None) -> Task:
         options, images = self.config.optimisation, self.config.images

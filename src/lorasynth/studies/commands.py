@@ -192,9 +192,7 @@ class RecipeW2W(Command, WithBase):
         from lorasynth.studies.w2w import W2WRun
 
         run = W2WRun(self)
-        missing = run.stages.missing()
-        for name in run.stages.makers:
-            print(f"{name:<16}{'to do' if name in missing else 'done'}")
+        run.stages.say()
         if self.plan:
             return
         if self.only is not None:
