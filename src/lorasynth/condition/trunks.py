@@ -103,13 +103,16 @@ def augment(
 ) -> Float[Tensor, "b 3 h w"]:
     """Degrade images a little, as a diffusion model's samples are: soften, shift, add noise.
 
+    How far is a share of the image's side, so that images of 128 pixels lose what those of 64 do.
     Colours are left alone: they are part of who somebody is.
     """
     b, device = images.shape[0], images.device
+    reach = max(1, images.shape[-1] // 64)
     share = torch.rand(b, 1, 1, 1, generator=generator, device=device) * 0.7
-    soft = functional.avg_pool2d(functional.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    images = images + share * (soft - images)
-    dy, dx = torch.randint(-2, 3, (2,), generator=generator, device=device).tolist()
+    padded = functional.pad(images, (reach,) * 4, mode="replicate")
+    images = images + share * (functional.avg_pool2d(padded, 2 * reach + 1, 1) - images)
+    shift = (-2 * reach, 2 * reach + 1)
+    dy, dx = torch.randint(*shift, (2,), generator=generator, device=device).tolist()
     images = torch.roll(images, (dy, dx), dims=(2, 3))
     level = torch.rand(b, 1, 1, 1, generator=generator, device=device) * 0.08
     noise = torch.randn(images.shape, generator=generator, device=device)
