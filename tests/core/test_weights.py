@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from bounds import cheap
+from lorasynth.core.cache import Cache
 from lorasynth.core.checkpoint import read_state
 from lorasynth.core.errors import BundleError
-from lorasynth.core.weights import kept_tensors, load_weights, read_weights, write_weights
+from lorasynth.core.weights import load_weights, read_weights, write_weights
 
 
 def test_whole_precision_is_exact_and_half_keeps_vectors(tmp_path: Path) -> None:
@@ -101,8 +102,8 @@ def test_large_tensors_are_not_in_memory_twice(tmp_path: Path) -> None:
 def test_what_is_kept_lies_in_memory_as_what_is_read(tmp_path: Path) -> None:
     strided = torch.randn(2, 3, 5, 7).to(memory_format=torch.channels_last)
     made = {"odd": torch.ones(3, dtype=torch.int8), "strided": strided, "scalar": torch.tensor(2.0)}
-    first = kept_tensors(tmp_path / "kept.safetensors", lambda: made)
-    again = kept_tensors(tmp_path / "kept.safetensors", dict)
+    first = Cache(tmp_path).tensors("kept", 1, lambda: made)
+    again = Cache(tmp_path).tensors("kept", 1, dict)
     for name, tensor in made.items():
         for found in (first[name], again[name]):
             assert torch.equal(found, tensor)

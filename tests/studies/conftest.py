@@ -62,7 +62,7 @@ def tiny_config() -> BundleConfig:
         pretraining_subjects=3,
         library=6,
         recipe=Recipe(steps=3, images_per_step=1, targets=("attn2.to_k", "attn2.to_v")),
-        least_likeness=-1.01,
+        least_similarity=-1.01,
         codec_options={"latents": 3},
         hypernet=HypernetConfig(
             model=LatentDiffusionConfig(denoiser_options={"width": 16, "depth": 1}),

@@ -211,8 +211,8 @@ class MakeBundle(Command, OfBundle, Resumed, OnDevice):
 
     Attributes:
         only: Make this stage alone: perception, autoencoder, base, judge, avatar, avatar-second,
-            pretrained, library, codec or synthesizer.  Judge and encoders need no other stage, so
-            several processes can make them side by side.
+            condition, predictor, pretrained, library, codec, trained or synthesizer.  Judge and
+            encoders need no other stage, so several processes can make them side by side.
         config: JSON file with choices other than the shipped ones, as `config` in MANIFEST.json.
         workers: Processes that draw.
     """

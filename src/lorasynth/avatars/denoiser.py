@@ -26,9 +26,10 @@ from lorasynth.avatars.pool import Drawn, load_images
 from lorasynth.base import MEASURED, Captured
 from lorasynth.core import config as configs
 from lorasynth.core.atomic import atomic_directory, write_json
+from lorasynth.core.cache import Cache
 from lorasynth.core.progress import progress
 from lorasynth.core.randomness import numpy_stream, stream_seed
-from lorasynth.core.weights import fingerprint, kept_tensors
+from lorasynth.core.weights import fingerprint
 from lorasynth.engine.trainer import Trainer
 from lorasynth.images.files import to_unit_range
 from lorasynth.images.png import contact_sheet, write_synthetic
@@ -187,8 +188,8 @@ def _latents(
 ) -> Float[Tensor, "n c h w"]:
     """Latents of all images."""
     network = vae.to(device, memory_format=torch.channels_last)
-    folder = run / f"latents-{encoder_fingerprint(vae)[:12]}"
-    return _of_images(chunks, folder, device, lambda unit: network.encode(unit).latent_dist.mean)
+    kept = Cache(run / f"latents-{encoder_fingerprint(vae)[:12]}")
+    return _of_images(chunks, kept, device, lambda unit: network.encode(unit).latent_dist.mean)
 
 
 def _features(
@@ -199,8 +200,8 @@ def _features(
     device: torch.device,
 ) -> Float[Tensor, "n f i j"]:
     """The coarsest feature maps of all images, each channel with mean 0 and deviation 1."""
-    maps, folder = perceive(network, model), run / f"features-{fingerprint(network)[:12]}"
-    features = _of_images(chunks, folder, device, lambda unit: maps(unit)[-1])
+    maps, kept = perceive(network, model), Cache(run / f"features-{fingerprint(network)[:12]}")
+    features = _of_images(chunks, kept, device, lambda unit: maps(unit)[-1])
     some = features[:2048].float()
     centre = some.mean(dim=(0, 2, 3), keepdim=True)
     width = some.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-3)
@@ -209,7 +210,7 @@ def _features(
 
 @torch.no_grad()
 def _of_images(
-    chunks: Sequence[Path], folder: Path, device: torch.device, network: Callable[[Tensor], Tensor]
+    chunks: Sequence[Path], cache: Cache, device: torch.device, network: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "n ..."]:
     """What a network makes of images, once, into a file for each chunk."""
 
@@ -220,7 +221,7 @@ def _of_images(
     parts = []
     with progress("encoding images", len(chunks)) as advance:
         for chunk in chunks:
-            kept = kept_tensors(folder / f"{chunk.stem}.safetensors", partial(encode, chunk))
+            kept = cache.tensors("part", chunk.stem, partial(encode, chunk))
             parts.append(kept["latents"].half())
             advance()
     return torch.cat(parts)

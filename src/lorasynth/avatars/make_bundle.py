@@ -18,21 +18,22 @@ from lorasynth.avatars.benchmark import Attributes, TestAvatars
 from lorasynth.avatars.bundle import MANIFEST, Bundle, write_manifest
 from lorasynth.avatars.commands import TrainAutoencoder, TrainBase, TrainJudge
 from lorasynth.avatars.config import BaseTrainingConfig, JudgeConfig
-from lorasynth.avatars.drawing import AvatarSubjects
 from lorasynth.avatars.encoder import AVATARS
 from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.avatars.parts import PartsConfig, parts_report
 from lorasynth.avatars.reader import AttributeReader
 from lorasynth.base import BaseModel
-from lorasynth.codec import fit_codec, load_codec
-from lorasynth.collect import SimilarityGate, Worker, collect
-from lorasynth.collect.embedding import column_of, embed_library
+from lorasynth.codec.config import CONFIGS
+from lorasynth.collect.embedding import column_of
+from lorasynth.commands.collect import Collect
 from lorasynth.commands.encoders import TrainEncoder
+from lorasynth.commands.pretrain import Pretrain
+from lorasynth.commands.train import Fit, Train
 from lorasynth.condition import ConditionEncoder, JoinedEncoder, load_encoder
 from lorasynth.core.atomic import atomic_directory, write_json
 from lorasynth.core.cache import Cache
 from lorasynth.core.command import Command
-from lorasynth.core.config import read_json, to_dict
+from lorasynth.core.config import from_dict, read_json, to_dict
 from lorasynth.core.stages import StagedRun
 from lorasynth.edit.latent_library import LatentLibrary
 from lorasynth.engine.config import ArcFaceConfig
@@ -42,15 +43,18 @@ from lorasynth.evaluation.config import BenchmarkConfig
 from lorasynth.evaluation.contenders import sampled
 from lorasynth.evaluation.metrics import Identity
 from lorasynth.evaluation.report import STRENGTHS, tuned
-from lorasynth.hypernet.library_data import training_set
-from lorasynth.hypernet.train import HypernetConfig
-from lorasynth.hypernet.train import train as train_hypernet
+from lorasynth.hypernet.config import HypernetConfig
 from lorasynth.library import Library
-from lorasynth.predict import PredictorTraining, train_predictor
+from lorasynth.predict.config import PredictorTraining
 from lorasynth.synthesizer import Synthesizer
 
 #: Where adapters of the shipped synthesizers say that their base model is.
 _BASE = "bundle/base"
+#: The stages; `pretrained` and `synthesizer` are `predictor` and `trained` at their best strength.
+_ORDER = (
+    *("perception", "autoencoder", "base", "judge", "avatar", "avatar-second", "condition"),
+    *("predictor", "pretrained", "library", "codec", "trained", "synthesizer"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +90,13 @@ class BundleConfig:
         arcface: training of the encoders.
         reads_attributes: whether conditions hold, beside the first encoder's embedding, what the
             network of the stage `perception` reads of attributes.
-        pretraining: training of the synthesizer that the library starts from; None: it starts from
-            nothing.
+        pretraining: training of the predictor that the library starts from.
         pretraining_subjects: other subjects, whose images it is trained with; what an embedding
             tells is learned from many.
         pretraining_images: of each; two are needed, one to see and one to denoise.
         library: adapters collected; the gate refuses three in a thousand, so that 2,000 remain.
         recipe: how each adapter is trained.
-        least_likeness: of adapters that may join the library (see `SimilarityGate`); None: all may.
+        least_similarity: of adapters that may join the library (see `SimilarityGate`).
         codec: name of the codec.
         codec_options: its options.
         hypernet: training of the hypernetwork.
@@ -113,12 +116,12 @@ class BundleConfig:
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     arcface: ArcFaceConfig = field(default_factory=ArcFaceConfig)
     reads_attributes: bool = True
-    pretraining: PredictorTraining | None = field(default_factory=PredictorTraining)
+    pretraining: PredictorTraining = field(default_factory=PredictorTraining)
     pretraining_subjects: int = 16000
     pretraining_images: int = 4
     library: int = 2010
     recipe: Recipe = PRESETS["anchored"]
-    least_likeness: float | None = 0.5
+    least_similarity: float | None = 0.5
     codec: str = "pca"
     codec_options: dict[str, Any] = field(default_factory=lambda: {"latents": 128})
     hypernet: HypernetConfig = field(default_factory=HypernetConfig)
@@ -132,46 +135,90 @@ class BundleConfig:
     seed: int = 0
 
 
-def trainings(
+def commands(
     config: BundleConfig, run: Path, device: torch.device, workers: int
 ) -> dict[str, Command]:
-    """The commands that train the embedded models, by the stage that each makes in `run/out`."""
-    folder: dict[str, Any] = {"run_folder": run / "embedded", "workers": workers}
-    folder["device"] = str(device)
-    drawn: dict[str, Any] = {**folder, "subjects": config.subjects, "draw_seed": config.seed}
-    out, base = run / "out", config.base
-    perception = out / "perception"
+    """The commands that make the bundle, by the stage that each makes in `run/out`."""
+    out, work = run / "out", run / "work"
+    embedded = _embedded(config, out, work, {"device": str(device), "workers": workers})
+    made: dict[str, Any] = {"device": str(device), "base": str(out / "base"), "seed": config.seed}
+    trained: dict[str, Any] = {**made, "preset": "anchored", "recipe": config.recipe}
+    trained["encoder"] = str(out / "condition")
+    library: dict[str, Any] = {"library": out / "library", "split": "all", "device": str(device)}
+    of = f"split=train,seed={config.seed}"
+    many = f"{config.pretraining_subjects},images={config.pretraining_images}"
+    fit: Any = Fit.kinds()[config.codec]
+    return {
+        **embedded,
+        "predictor": Pretrain(
+            **trained,
+            images=f"avatars:{many},{of},series=pretraining",
+            out=out / "predictor",
+            training=config.pretraining,
+            run_folder=work / "predictor",
+        ),
+        "library": Collect(
+            **trained,
+            images=f"avatars:{config.library},{of}",
+            out=out / "library",
+            init_from=str(out / "pretrained"),
+            min_similarity=config.least_similarity,
+        ),
+        "codec": fit(
+            **library,
+            out=out / "codec",
+            run_folder=work / "fit",
+            config=from_dict(CONFIGS[config.codec], config.codec_options),
+        ),
+        "trained": Train(
+            **library,
+            base=made["base"],
+            codec=out / "codec",
+            encoder=trained["encoder"],
+            out=out / "trained",
+            residual_of=str(out / "pretrained"),
+            temperature=config.temperature,
+            run_folder=work / "train",
+            training=config.hypernet,
+        ),
+    }
+
+
+def _embedded(
+    config: BundleConfig, out: Path, work: Path, how: dict[str, Any]
+) -> dict[str, Command]:
+    """The commands that train the base model, the judge and the encoders."""
+    base, perception = config.base, out / "perception"
+
+    def drawn(name: str) -> dict[str, Any]:
+        own = {"out": out / name, "run_folder": work / name, "subjects": config.subjects}
+        return {**how, **own, "draw_seed": config.seed}
 
     def judge(name: str, series: str, seed: int) -> TrainJudge:
         options = replace(config.judge.optimisation, seed=seed)
         training = replace(config.judge, optimisation=options)
-        return TrainJudge(out=out / name, series=series, judge=training, **drawn)
+        return TrainJudge(series=series, judge=training, **drawn(name))
 
     def encoder(name: str, series: str, trunk: Any, count: int, options: Any) -> TrainEncoder:
         settings = f"split=train,images=8,seed={config.seed},siblings={config.siblings}"
         return TrainEncoder(
+            **how,
             images=f"avatars:{count},{settings},series={series}",
             out=out / name,
-            encoder=replace(AVATARS, name=name, trunk=trunk),
+            run_folder=work / name,
+            encoder=replace(AVATARS, name=name, trunk=trunk, image_size=base.model.image_size),
             training=replace(config.arcface, optimisation=options),
-            others=f"faceless:{config.arcface.negatives // 4}",
+            others=f"not-avatars:{2 * config.arcface.negatives}",
             held_out=0.02,
-            **folder,
         )
 
     first = replace(config.arcface.optimisation, seed=config.seed)
     second = replace(first, seed=config.seed + 1, steps=config.second_steps)
     return {
         "perception": judge("perception", "base", config.seed),
-        "autoencoder": TrainAutoencoder(
-            out=out / "autoencoder", config=base, perception=perception, **drawn
-        ),
+        "autoencoder": TrainAutoencoder(config=base, perception=perception, **drawn("autoencoder")),
         "base": TrainBase(
-            out=out / "base",
-            config=base,
-            autoencoder=out / "autoencoder",
-            perception=perception,
-            **drawn,
+            config=base, autoencoder=out / "autoencoder", perception=perception, **drawn("base")
         ),
         "judge": judge("judge", "judge", config.seed + 1),
         "avatar": encoder("avatar", "first", "residual", config.subjects, first),
@@ -186,7 +233,7 @@ class BundleMaker:
 
     Stages that need nothing of one another (base model, judge, encoders) may be made side by side
     by several processes: with one core each they take less time than one after another.  The
-    autoencoder needs the perception, the base model the autoencoder, and the library all.
+    autoencoder needs the perception, the base model the autoencoder, and the predictor all.
     """
 
     def __init__(
@@ -201,22 +248,19 @@ class BundleMaker:
         self.run = run
         self.device = device
         self.command = command
-        makers: dict[str, Callable[[Path], Any]] = {
+        made: dict[str, Callable[[Path], Any]] = {
             name: lambda _, step=step: step.run()  # type: ignore[misc]
-            for name, step in trainings(config, run, device, workers).items()
+            for name, step in commands(config, run, device, workers).items()
         }
-        if config.pretraining is not None:
-            makers["pretrained"] = self._pretrained
-        makers |= {
-            "library": self._library,
-            "codec": self._codec,
-            "synthesizer": self._synthesizer,
+        made |= {
+            "condition": self._condition,
+            "pretrained": lambda path: self._at_its_best("predictor", path),
+            "synthesizer": lambda path: self._at_its_best("trained", path),
         }
         choices = to_dict(config)
         del choices["measures"]
-        if config.pretraining is not None:
-            choices["pretraining"] = config.pretraining.stated
-        self.stages = StagedRun(run, makers, choices)
+        choices["pretraining"] = config.pretraining.stated
+        self.stages = StagedRun(run, {name: made[name] for name in _ORDER}, choices)
 
     def make(self, out: Path) -> None:
         """Run every stage that is missing, then assemble, evaluate and write the manifest.
@@ -228,33 +272,18 @@ class BundleMaker:
         with atomic_directory(out) as folder:
             self._assemble(folder)
 
-    @property
-    def subjects(self) -> AvatarSubjects:
-        """The library's subjects."""
-        return AvatarSubjects(split="train", count=self.config.library, seed=self.config.seed)
+    def _condition(self, path: Path) -> None:
+        """Write the encoder that makes the conditions."""
+        identity: ConditionEncoder = load_encoder(self.stages.path("avatar"))
+        if self.config.reads_attributes:
+            reader = AttributeReader(AttributeJudge.load(self.stages.path("perception")))
+            identity = JoinedEncoder([identity, reader])
+        identity.save(path)
 
-    def _base_model(self) -> BaseModel:
-        return BaseModel.load(self.stages.path("base"), self.device)
-
-    def _pretrained(self, path: Path) -> None:
-        base, encoder = self._base_model(), self._conditioner()
-        source = AvatarSubjects(
-            split="train",
-            count=self.config.pretraining_subjects,
-            images=self.config.pretraining_images,
-            seed=self.config.seed,
-            series="pretraining",
-        )
-        recipe, checkpoint = self.config.recipe, self.run / "pretrained.safetensors"
-        options = self.config.pretraining
-        assert options is not None, "else there is no such stage"
-        options = replace(options, held_out=0)  # other subjects choose the strength
-        made = train_predictor(base, encoder, source, recipe, options, checkpoint)
-        whole = Synthesizer.of(base, made.layout, encoder, made.hypernet, made.codec)
-        self._at_its_best(base, whole).save(path)
-
-    def _at_its_best(self, base: BaseModel, synthesizer: Synthesizer) -> Synthesizer:
-        """The synthesizer with the strength that suits validation subjects."""
+    def _at_its_best(self, name: str, path: Path) -> None:
+        """Write a synthesizer with the strength that suits validation subjects."""
+        base = BaseModel.load(self.stages.path("base"), self.device)
+        synthesizer = Synthesizer.from_pretrained(self.stages.path(name))
         encoders = [load_encoder(self.stages.path(name)) for name in ("avatar", "avatar-second")]
         judge, practice = AttributeJudge.load(self.stages.path("judge")), self.config.practice
         run = Benchmark(
@@ -267,50 +296,7 @@ class BundleMaker:
         )
         contender = Contender(name="synthesised", adapters=sampled(synthesizer))
         best = tuned(run, [contender], self.config.strengths)
-        return replace(synthesizer, strength=best["synthesised"])
-
-    def _conditioner(self) -> ConditionEncoder:
-        """The encoder that makes the conditions."""
-        identity = load_encoder(self.stages.path("avatar"))
-        if not self.config.reads_attributes:
-            return identity
-        reader = AttributeReader(AttributeJudge.load(self.stages.path("perception")))
-        return JoinedEncoder([identity, reader])
-
-    def _anchor(self) -> Synthesizer | None:
-        if self.config.pretraining is None:
-            return None
-        return Synthesizer.from_pretrained(self.stages.path("pretrained"))
-
-    def _library(self, path: Path) -> None:
-        base, anchor = self._base_model(), self._anchor()
-        growing = self.run / "library"
-        encoder, least = load_encoder(self.stages.path("avatar")), self.config.least_likeness
-        gate = None if least is None else SimilarityGate(base=base, encoder=encoder, least=least)
-        worker = Worker(base=base, init_from=anchor, gate=gate)
-        report = collect(worker, self.subjects, growing, self.config.recipe)
-        embed_library(Library.open(growing), self.subjects, self._conditioner())
-        if report.collected:
-            self.stages.note("adapter", report.seconds / len(report.collected))
-        growing.rename(path)
-
-    def _codec(self, path: Path) -> None:
-        library = Library.open(self.stages.path("library"))
-        options = self.config.codec_options
-        fit_codec(self.config.codec, library, options, device=self.device).cpu().save(path)
-
-    def _synthesizer(self, path: Path) -> None:
-        library = Library.open(self.stages.path("library"))
-        codec, encoder = load_codec(self.stages.path("codec")), self._conditioner()
-        data = training_set(library, codec, column_of(encoder))
-        checkpoint = self.run / "hypernet.safetensors"
-        around = self._anchor()
-        anchor = None if around is None else around.regression_in(codec)
-        hypernet = train_hypernet(data, self.config.hypernet, anchor=anchor, checkpoint=checkpoint)
-        base = self._base_model()
-        whole = Synthesizer.of(base, library.layout, encoder, hypernet, codec)
-        whole = replace(whole, temperature=self.config.temperature)
-        self._at_its_best(base, whole).save(path)
+        replace(synthesizer, strength=best["synthesised"]).save(path)
 
     def _assemble(self, folder: Path) -> None:
         """Put the parts in place, measure them, and write the manifest."""
@@ -321,10 +307,9 @@ class BundleMaker:
             encoder.save(folder / "encoders" / encoder.name)
         judge = AttributeJudge.load(self.stages.path("judge"))
         judge.save(folder / "judge")
-        if anchor := self._anchor():
-            replace(anchor, base_name=_BASE).save(folder / "pretrained")
-        synthesizer = Synthesizer.from_pretrained(self.stages.path("synthesizer"))
-        replace(synthesizer, base_name=_BASE).save(folder / "synthesizer")
+        for name in ("pretrained", "synthesizer"):
+            synthesizer = Synthesizer.from_pretrained(self.stages.path(name))
+            replace(synthesizer, base_name=_BASE).save(folder / name)
         column = column_of(synthesizer.encoder)
         LatentLibrary.encode(library, synthesizer.codec, column).save(folder / "library")
         self._write_sample(library, folder / "sample")

@@ -1,4 +1,4 @@
-"""Drawings without a face, to teach an encoder when to refuse: the source `faceless:400`."""
+"""Drawings of anything but avatars, which teach an encoder when to refuse: `not-avatars:400`."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,20 @@ from lorasynth.core.config import from_dict
 from lorasynth.core.randomness import numpy_stream
 from lorasynth.images.contract import Subject
 
-STYLES = ("identicon", "shapes", "rings", "glass", "icons", "initials", "landscape")
+#: DiceBear's styles without a face, and with faces of other kinds, by Lisa Wischofsky (adventurer:
+#: CC BY 4.0; lorelei), Micah Lanier (micah: CC BY 4.0), Johan Melin (toon-head: CC BY 4.0), Ashley
+#: Seo (big-smile: CC BY 4.0), Zoish, Pablo Stanley (open-peeps) and DiceBear; all others are CC0.
+#: What an encoder is tested on is not among them: pixel-art, personas, miniavs, big-ears.
+FACELESS = ("identicon", "shapes", "rings", "glass", "icons", "initials", "landscape")
+FACES = (
+    *("adventurer", "lorelei", "micah", "toon-head", "big-smile", "notionists", "open-peeps"),
+    *("cameo", "cutouts", "moods", "line-face", "initial-face", "thumbs", "voxel-art", "critters"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FacelessDrawings:
-    """A source of `count` drawings of DiceBear's styles without faces, each a subject."""
+class OtherDrawings:
+    """A source of `count` drawings of DiceBear's other styles, each a subject."""
 
     count: int
     size: int = 64
@@ -22,22 +30,22 @@ class FacelessDrawings:
 
     @property
     def ids(self) -> list[str]:
-        """Names such as `faceless-0-000017`."""
-        return [f"faceless-{self.seed}-{i:06d}" for i in range(self.count)]
+        """Names such as `not-avatars-0-000017`."""
+        return [f"not-avatars-{self.seed}-{i:06d}" for i in range(self.count)]
 
     def load(self, subject_id: str) -> Subject:
         """Draw one image."""
         rng = numpy_stream(self.seed, subject_id)
         background = f"#{rng.integers(2**24):06x}"
         options = {"seed": str(rng.integers(2**31)), "backgroundColor": [background]}
-        image = render_style(str(rng.choice(STYLES)), options, self.size)
+        image = render_style(str(rng.choice(FACES if rng.random() < 0.7 else FACELESS)), options, self.size)
         return Subject(id=subject_id, photos=torch.tensor(image)[None], captions=["a drawing"])
 
 
-def named_drawings(argument: str, size: int) -> FacelessDrawings:
-    """The drawings that `faceless:400` asks for, after the colon.
+def named_drawings(argument: str, size: int) -> OtherDrawings:
+    """The drawings that `not-avatars:400` asks for, after the colon.
 
     Raises:
         ConfigError: it is not their count.
     """
-    return from_dict(FacelessDrawings, {"count": argument, "size": size})
+    return from_dict(OtherDrawings, {"count": argument, "size": size})

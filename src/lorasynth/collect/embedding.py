@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lorasynth.condition import ConditionEncoder, subject_conditions
 from lorasynth.condition.contract import as_word
+from lorasynth.core.cache import Cache
 from lorasynth.core.errors import LibraryError
 from lorasynth.core.progress import progress
-from lorasynth.core.weights import kept_tensors
 from lorasynth.images import SubjectSource
 from lorasynth.library import Library
 
@@ -59,7 +59,7 @@ def embed_library(
         return library.column(name)
     except LibraryError:  # absent, damaged, or made before the last adapters came
         pass
-    finished, parts = library.path / f".{name}", []
+    finished, parts = Cache(library.path / f".{name}"), []
     with progress("embed subjects", len(ids)) as advance:
 
         def embedded(some: Sequence[str]) -> dict[str, Tensor]:
@@ -75,16 +75,15 @@ def embed_library(
 
         for start in range(0, len(ids), _PART):
             some = ids[start : start + _PART]
-            path = finished / f"{start:08d}-{len(some)}.safetensors"
             if len(ids) <= _PART:
                 parts.append(embedded(some)["embeddings"])
                 continue
-            if path.is_file():
+            if finished.path("part", some, ".safetensors").is_file():
                 advance(len(some))
-            parts.append(kept_tensors(path, partial(embedded, some))["embeddings"])
+            parts.append(finished.tensors("part", some, partial(embedded, some))["embeddings"])
     embeddings = as_many_of_each([row for part in parts for row in part])
     library.attach(name, embeddings)
-    shutil.rmtree(finished, ignore_errors=True)
+    shutil.rmtree(finished.folder, ignore_errors=True)
     return embeddings
 
 

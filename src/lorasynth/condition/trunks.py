@@ -63,10 +63,16 @@ def residual_trunk(image_size: int, features: int) -> nn.Sequential:
 
 
 def separable_trunk(image_size: int, features: int) -> nn.Sequential:
-    """Depthwise blocks between overlapping strides, then an MLP over all positions."""
-    stem, widths = 24, (32, 64, 128)
+    """Depthwise blocks between overlapping strides, then an MLP over all positions.
+
+    Of large images the first stride is longer, since these blocks cost most where there are most
+    positions.
+    """
+    stem, widths, stride = 24, (32, 64, 128), 2
+    if image_size >= 128:
+        stem, widths, stride = 48, (64, 128, 192), 4
     layers: list[nn.Module] = [
-        nn.Conv2d(3, stem, 5, 2, padding=2, bias=False),
+        nn.Conv2d(3, stem, stride + 3, stride, padding=2, bias=False),
         nn.BatchNorm2d(stem),
         nn.GELU(),
     ]
@@ -74,7 +80,7 @@ def separable_trunk(image_size: int, features: int) -> nn.Sequential:
         layers.append(nn.Conv2d(before, width, 3, 2, padding=1))
         layers += [_Depthwise(width) for _ in range(2)]
         layers.append(nn.BatchNorm2d(width))
-    cells = (image_size // 2 ** (len(widths) + 1)) ** 2
+    cells = (image_size // stride // 2 ** len(widths)) ** 2
     layers += [nn.Flatten(), nn.Linear(widths[-1] * cells, 1024)]
     layers += [nn.GELU(), nn.Linear(1024, features)]
     return nn.Sequential(*layers)

@@ -118,21 +118,6 @@ def save_with_header(tensors: Mapping[str, Tensor], path: Path, header: Mapping[
         file.write(text.ljust(size))
 
 
-def kept_tensors(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-    """The tensors in a file; they are made and written there first if it does not exist.
-
-    They are read in either case: the order of a tensor's numbers in memory, which a file does not
-    keep, decides the last bits of products, and a second run must find the same.
-
-    Args:
-        path: of the file, whose name says all that decides them.
-        make: returns them.
-    """
-    if not path.is_file():
-        write_weights(path, make())
-    return read_weights(path)
-
-
 def _read(path: Path | str, device: torch.device | str) -> dict[str, Tensor]:
     """All tensors.  The file is mapped anew for each group, so that no more stays in memory."""
     with safetensors.safe_open(str(path), framework="pt") as file:
