@@ -27,6 +27,8 @@ Perception: TypeAlias = Callable[[Tensor], Sequence[Tensor]]
 
 #: Images whose latents give the statistics that latents are whitened by.
 _MEASURED = 2048
+#: Of latents at the beginning, where training starts from an autoencoder.
+_LOG_VARIANCE = -5.0
 
 
 def train_autoencoder(
@@ -56,7 +58,7 @@ def train_autoencoder(
     torch.manual_seed(stream_seed(options.seed, "autoencoder"))
     parts = nn.ModuleDict({"vae": build_autoencoder(model)})
     if start is not None:
-        _start_from(parts["vae"], start)
+        start_from(parts["vae"], AutoencoderKL, start)
     if perception is not None:
         parts["alignment"] = _alignment(perception, model)
     if training.adversarial_weight:
@@ -74,6 +76,8 @@ def train_autoencoder(
     if training.decoder_alone:
         for part in (vae.encoder, vae.quant_conv):
             part.requires_grad_(False)
+    elif start is not None:  # a finished one draws nothing (`_whiten`), but one that learns must
+        vae.quant_conv.bias.data[model.latent_channels :] = _LOG_VARIANCE
     trainer = Trainer(parts, options, checkpoint, device, settings)
     trainer.run("autoencoder", _Loss(images, training, perception, device))
     if not training.decoder_alone:
@@ -137,14 +141,18 @@ def perceive(network: AttributeJudge, model: AvatarModelConfig) -> Perception:
     return maps
 
 
-def _start_from(vae: Any, folder: Path) -> None:
-    """Take over the weights of an autoencoder."""
+def start_from(network: nn.Module, kind: Any, folder: Path) -> None:
+    """Take over the weights of a network of diffusers or transformers in a folder.
+
+    Raises:
+        BaseModelError: its layers are others.
+    """
     try:
-        vae.load_state_dict(AutoencoderKL.from_pretrained(folder).float().state_dict())
+        network.load_state_dict(kind.from_pretrained(folder).float().state_dict())
     except (RuntimeError, OSError) as error:
         raise BaseModelError(
-            f"the autoencoder to start from must have the layers of the one that is trained, but "
-            f"{folder} has not ({str(error).splitlines()[0]}): start from none"
+            f"what training starts from must have the layers of what is trained, but {folder} has "
+            f"not ({str(error).splitlines()[0]}): start from none"
         ) from error
 
 

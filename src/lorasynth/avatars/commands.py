@@ -163,6 +163,7 @@ class TrainBase(Command, OfDrawings):
         autoencoder: What `lorasynth avatars autoencoder` wrote.
         perception: Network of attributes (lorasynth avatars judge) whose features are learned too.
         judge: Another one, that measures caption following on the way, into the run.
+        start: Pipeline to start from, which may have another autoencoder.
         config: What is trained, and how.
     """
 
@@ -172,6 +173,7 @@ class TrainBase(Command, OfDrawings):
     autoencoder: Path
     perception: Path | None = None
     judge: Path | None = None
+    start: Path | None = None
     config: Annotated[BaseTrainingConfig, Flat] = field(default_factory=BaseTrainingConfig)
 
     def run(self) -> Path:
@@ -188,7 +190,9 @@ class TrainBase(Command, OfDrawings):
         judge = None if self.judge is None else AttributeJudge.load(self.judge).to(on)
         watch = None if judge is None else Progress(run=self.run_folder, judge=judge)
         drawn = self.drawn(self.config.model.image_size)
-        pipeline = train_base(drawn, self.config, self.autoencoder, on, seen, watch)
+        pipeline = train_base(
+            drawn, self.config, self.autoencoder, on, seen, watch, start=self.start
+        )
         save_pipeline(pipeline, self.out, to_dict(self.config))
         print(self.out)
         return self.out

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lorasynth.avatars import captions
-from lorasynth.avatars.autoencoder import perceive
+from lorasynth.avatars.autoencoder import perceive, start_from
 from lorasynth.avatars.config import AvatarModelConfig, BaseTrainingConfig, DenoiserTraining
 from lorasynth.avatars.drawing import AvatarSubjects
 from lorasynth.avatars.judge import AttributeJudge
@@ -45,6 +45,8 @@ def train_base(
     device: torch.device,
     perception: AttributeJudge | None = None,
     watch: "Progress | None" = None,
+    *,
+    start: Path | None = None,
 ) -> StableDiffusionPipeline:
     """Train denoiser and text encoder of the embedded base model; the whole pipeline.
 
@@ -55,11 +57,18 @@ def train_base(
         device: where to train.
         perception: a network whose features of the images are learned too; not the judge.
         watch: what is measured on the way.
+        start: folder of a pipeline to start from, such as one of another autoencoder.
+
+    Raises:
+        BaseModelError: that one has layers of other shapes.
     """
     run = drawn.run
     options = config.denoiser.optimisation
     torch.manual_seed(stream_seed(options.seed, "base"))
     pipeline = build_pipeline(config.model)
+    if start is not None:
+        start_from(pipeline.unet, type(pipeline.unet), start / "unet")
+        start_from(pipeline.text_encoder, type(pipeline.text_encoder), start / "text_encoder")
     pipeline.vae = AutoencoderKL.from_pretrained(autoencoder).float()
     pipeline.vae.register_to_config(_name_or_path="")  # a local path
     chunks = drawn.chunks()
@@ -81,6 +90,7 @@ def train_base(
         "encoder": encoder_fingerprint(pipeline.vae),
         "images": len(latents),
         "perception": None if perception is None else fingerprint(perception),
+        "start": start is not None,
     }
     # On 64 tokens plain products are faster than torch's fused attention on a CPU.
     pipeline.unet.set_attn_processor(AttnProcessor())

@@ -38,7 +38,8 @@ class OtherDrawings:
         rng = numpy_stream(self.seed, subject_id)
         background = f"#{rng.integers(2**24):06x}"
         options = {"seed": str(rng.integers(2**31)), "backgroundColor": [background]}
-        image = render_style(str(rng.choice(FACES if rng.random() < 0.7 else FACELESS)), options, self.size)
+        styles = FACES if rng.random() < 0.7 else FACELESS
+        image = render_style(str(rng.choice(styles)), options, self.size)
         return Subject(id=subject_id, photos=torch.tensor(image)[None], captions=["a drawing"])
 
 
