@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from lorasynth.base import BaseModel, Memory
-from lorasynth.engine import plan
+from lorasynth.engine import Optimisation, Trainer, plan
 from tiny_pipelines import KINDS, build
 
 TARGETS = ("to_q", "to_v")
@@ -82,3 +82,14 @@ def test_memory_grows_by_equal_steps(folder: Path) -> None:
             for n in (1, 2, 8)
         ]
     assert peaks[2] == pytest.approx(peaks[0] + 7 * (peaks[1] - peaks[0]), rel=0.05)
+
+
+def test_what_is_trained_takes_the_bytes_that_are_planned() -> None:
+    options = Optimisation(steps=1, batch=1, lr=1e-3)
+    trainer = Trainer(torch.nn.Linear(64, 64), options, None, torch.device("cpu"), autocast=False)
+    trainer.run("plan", lambda model, _: (model(torch.ones(1, 64)).sum(), ""))
+    states = [state.values() for state in trainer.optimiser.state.values()]
+    kept = [*trainer.model.parameters(), *trainer.average.module.parameters()]
+    kept += [p.grad for p in trainer.model.parameters() if p.grad is not None]
+    kept += [tensor for values in states for tensor in values if tensor.dim()]
+    assert sum(t.nbytes for t in kept) == plan.TRAINED * (64 * 64 + 64)

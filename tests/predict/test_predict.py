@@ -155,6 +155,17 @@ def test_split_predicts_the_same_by_components_of_what_is_predicted(base: BaseMo
     torch.testing.assert_close(codec.components @ codec.components.T, torch.eye(4))
 
 
+def test_directions_that_add_nothing_split_as_well(base: BaseModel) -> None:
+    model = fresh(base).requires_grad_(requires_grad=False)
+    torch.nn.init.normal_(model.directions.weight)
+    model.directions.weight[:, 3] = 2 * model.directions.weight[:, 0]
+    conditions = embeddings()
+    regression, codec = model.split(conditions)
+    vectors = model.layout.flatten(model(conditions))
+    decoded = codec.decode(regression(conditions))
+    torch.testing.assert_close(decoded, vectors, atol=1e-3, rtol=1e-3)
+
+
 def test_it_learns_to_denoise_the_subject_it_is_asked_for(
     base: BaseModel, predicting: Predicting
 ) -> None:

@@ -27,6 +27,9 @@ from lorasynth.base.outline import with_tokenizers
 #: Bytes of a GPU that are not for tensors: its context, workspaces and fragmentation.
 HEADROOM = 1 << 30
 
+#: Bytes of one number that is trained in fp32: itself, its gradient, two moments and its average.
+TRAINED = 20
+
 
 @dataclass(frozen=True)
 class Need:
@@ -182,13 +185,13 @@ def need_of(step: Callable[[], None], networks: Sequence[nn.Module], trained: in
     Args:
         step: on fake tensors.
         networks: that must be there.
-        trained: parameters that AdamW trains in fp32; they, their gradients and two moments.
+        trained: numbers that are trained in fp32.
     """
     tally = Tally(*networks)
     with tally:
         step()
     weights = sum(p.numel() * p.element_size() for n in networks for p in n.parameters())
-    return Need(weights, tally.peak + 16 * trained, tally.operations)
+    return Need(weights, tally.peak + TRAINED * trained, tally.operations)
 
 
 def zero_factors(base: BaseModel, targets: tuple[str, ...], rank: int, count: int) -> Factors:
