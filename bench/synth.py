@@ -128,7 +128,7 @@ def split_synthesizer(network: str, rank: int, latents: int) -> Synthesizer:
     nn.init.normal_(predictor.directions.weight.requires_grad_(False), std=0.02)
     print(
         f"{network}, rank {rank}: {predictor.layout.size:,} numbers, {written:,} of them in B; "
-        f"training takes {(latents + 1) * written * TRAINED / 1e9:.1f} GB beside base and activations"
+        f"training keeps {(latents + 1) * written * TRAINED / 1e9:.1f} GB"
     )
     start_time = time.perf_counter()
     regression, codec = predictor.requires_grad_(False).split(torch.randn(512, CONDITION))

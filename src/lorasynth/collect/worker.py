@@ -351,7 +351,7 @@ def _train(
         torch.arange(len(subjects)),
         train,
         "for a fleet of one adapter, but it does not: use fewer images per step, a smaller dtype "
-        "or another device",
+        "or another device; `lorasynth plan` says what each takes",
     )
     factors = concatenate([fleet.factors for fleet in fleets])
     losses = torch.cat([fleet.losses for fleet in fleets])
