@@ -63,17 +63,28 @@ class WithBase(OnDevice):
         from lorasynth.base import BaseModel
         from lorasynth.core.device import pick_device
 
-        device = self.device
+        size, device, number = self.size, self.device, getattr(torch, self.dtype)
         if device == "meta":  # to compare with, where its weights are here; else they are fetched
-            sketch = BaseModel.load(self.base, device, image_size=self.size)
-            if sketch.fingerprint:
-                return sketch
-            device = "cpu"
-        number: torch.dtype = getattr(torch, self.dtype)
-        on = pick_device(device)
-        return BaseModel.load(
-            self.base, on, number, memory=self.memory_options, image_size=self.size
-        )
+            base = BaseModel.load(self.base, device, image_size=size)
+            device = device if base.fingerprint else "cpu"
+        if device != "meta":
+            on, memory = pick_device(device), self.memory_options
+            base = BaseModel.load(self.base, on, number, memory=memory, image_size=size)
+        if getattr(self, "buckets", False):
+            base.use_buckets()
+        return base
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithBuckets:
+    """How images of training are cut.
+
+    Attributes:
+        buckets: Cut images to rectangles near their own ratio, of the area of --size squared,
+            rather than to squares around the face.
+    """
+
+    buckets: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +112,7 @@ class OfSubjects:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WithImages(OfSubjects):
+class WithImages(WithBuckets, OfSubjects):
     """Images of subjects, with captions.
 
     Attributes:
