@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lorasynth.adapter import Factor, Factors, count, map_factors
 from lorasynth.adapter.components import DENOISER, split
 from lorasynth.base.latents import scale_of
-from lorasynth.base.memory import Memory
+from lorasynth.base.memory import Memory, quantise
 from lorasynth.base.outline import stored_fingerprint
 from lorasynth.base.stacked import StackedAdapters
 from lorasynth.base.texts import Texts
@@ -111,6 +111,9 @@ class BaseModel(ABC):
         """
         _require_parts(pipeline, name, (self.denoiser_part, "vae", *self.text_parts.values()))
         self._attached: list[StackedAdapters] = []
+        #: Of networks that are offloaded: their device, and which one is there.
+        self._home: torch.device | None = None
+        self._there: Any = None
         self.pipeline = pipeline
         self.name = public_name(name)
         self.denoiser: Any = getattr(pipeline, self.denoiser_part)
@@ -161,10 +164,25 @@ class BaseModel(ABC):
         if base.device.type == "meta":
             return base
         _check_tokenizers(base)
-        (memory or Memory()).apply(base.denoiser, str(name))
+        memory = memory or Memory()
+        memory.apply(base.denoiser, str(name))
+        if memory.quantize is not None:
+            quantise(base.denoiser, memory.quantize, device, dtype)
         for part in base._networks():
-            nn.Module.to(part, device, _format_of(part, dtype))
+            nn.Module.to(part, "cpu" if memory.offload else device, _format_of(part, dtype))
+        if memory.offload:
+            base._home = torch.device(device)
+            for part in (base.denoiser, *base.text_encoders.values()):
+                part.register_forward_pre_hook(lambda network, _: base._bring(network))
         return base
+
+    def _bring(self, network: Any) -> None:
+        """Of networks that are offloaded, have this one alone on the device."""
+        if self._home is None or self._there is network:
+            return
+        if self._there is not None:
+            nn.Module.to(self._there, "cpu")
+        self._there = nn.Module.to(network, self._home)
 
     # What a kind of pipeline must say
 
@@ -244,8 +262,8 @@ class BaseModel(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser is."""
-        device: torch.device = self.denoiser.device
+        """Where the denoiser is, or comes to be used."""
+        device: torch.device = self._home or self.denoiser.device
         return device
 
     @property
@@ -305,6 +323,7 @@ class BaseModel(ABC):
         self, images: UInt8[Tensor, "b h w 3"], batch: int | None = None
     ) -> Float[Tensor, "b c i j"]:
         """The means of the images' latents, scaled as the denoiser takes them."""
+        self._bring(self.vae)
         parts, scale = [], scale_of(self.vae)
         for part in images.split(batch or _at_once(_ENCODED_AT_ONCE, images.shape[1:3])):
             unit = to_unit_range(part.to(self.device)).to(self.vae.dtype)
@@ -316,6 +335,7 @@ class BaseModel(ABC):
         self, latents: Float[Tensor, "b c i j"], batch: int | None = None
     ) -> UInt8[Tensor, "b h w 3"]:
         """Images of latents, on the CPU."""
+        self._bring(self.vae)
         parts, scale = [], scale_of(self.vae)
         sides = [side * scale.factor(self.vae) for side in latents.shape[2:]]
         for part in latents.split(batch or _at_once(_ENCODED_AT_ONCE, sides)):
@@ -341,7 +361,7 @@ class BaseModel(ABC):
                         "kind of model"
                     )
                 network = parts[component]
-                stacked = StackedAdapters(network, _present(network, factors))
+                stacked = StackedAdapters(network, _present(network, factors, self.device))
                 self._attached.append(stack.enter_context(stacked))
                 stack.callback(self._attached.remove, stacked)
             yield
@@ -549,9 +569,9 @@ def _format_of(part: Any, dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if overflow else dtype
 
 
-def _present(network: Any, factors: Factors) -> Factors:
-    """The factors on the network's device, under the names that its modules have."""
-    here = map_factors(lambda part: part.to(network.device), factors)
+def _present(network: Any, factors: Factors, device: torch.device) -> Factors:
+    """The factors on the device, under the names that the network's modules have."""
+    here = map_factors(lambda part: part.to(device), factors)
     # transformers 5 took the layer `text_model` out of CLIP's text encoder; files still name it.
     outer = "text_model."
     if hasattr(network, outer[:-1]):

@@ -33,6 +33,8 @@ class WithBase(OnDevice):
         size: Side of the images in pixels; default: the base model's.
         attention_slicing: Less memory for attention without a fused kernel.
         gradient_checkpointing: Much less memory for training, for a third more time.
+        offload: Keep each network in main memory while another one is used.
+        quantize: Store the denoiser's large layers in 8 or 4 bits; needs the extra quantize.
     """
 
     base: str = "bundle/base"
@@ -40,6 +42,8 @@ class WithBase(OnDevice):
     size: Annotated[int, Field(ge=8)] | None = None
     attention_slicing: bool = False
     gradient_checkpointing: bool = False
+    offload: bool = False
+    quantize: Literal["int8", "nf4"] | None = None
 
     @property
     def memory_options(self) -> "Memory":
@@ -49,6 +53,8 @@ class WithBase(OnDevice):
         return Memory(
             gradient_checkpointing=self.gradient_checkpointing,
             attention_slicing=self.attention_slicing,
+            offload=self.offload,
+            quantize=self.quantize,
         )
 
     def load_base(self) -> "BaseModel":
