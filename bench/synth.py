@@ -3,6 +3,7 @@
     python bench/synth.py --photos 50 --batch 1 16                    # the bundle
     python bench/synth.py --width 99648 --latents 512 --batch 1 64    # weights2weights' layout
     python bench/synth.py --width 1557 --latents 8 --photos 4         # smoke
+    python bench/synth.py --network klein --rank 6 --latents 128 --batch 1   # 5 million numbers
 
 Each row is the median over calls, and the best, of milliseconds per subject.  `write` makes a
 kohya file in --folder, and `flush` is the part of it that waits for the disk; the target is
@@ -11,6 +12,9 @@ what remains without it, since no program can hurry a disk.
 With --width nothing is read: weights are random, of the default denoiser's shapes, and conditions
 are random embeddings of 512 numbers, so reading and embedding a photo are left out.  Widths are
 those of weights2weights' layout (64 modules at rank 1) divided by 1, 2, 4, ... 64.
+
+With --network the layout is that of the default targets of a published transformer, by its widths
+alone, and the synthesizer is what a predictor of random weights splits into, as after `pretrain`.
 
 The floor is that of the matrix products alone, at the rate that the same shapes have in this run:
 the solver's steps through all layers of the denoiser, what serves time and condition once, and
@@ -27,8 +31,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from types import SimpleNamespace
 
+import diffusers
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -37,15 +43,41 @@ from torch import nn
 from lorasynth import Synthesizer
 from lorasynth.adapter.files import get_format, write_many
 from lorasynth.avatars.drawing import AvatarSubjects
+from lorasynth.base.families import family_of
 from lorasynth.codec import PCA, PCAConfig
 from lorasynth.core import atomic
-from lorasynth.hypernet import LatentDiffusion, LatentDiffusionConfig
+from lorasynth.engine import Recipe
+from lorasynth.engine.fleet import start_factors
+from lorasynth.engine.plan import TRAINED
+from lorasynth.hypernet import (
+    LatentDiffusion,
+    LatentDiffusionConfig,
+    LatentRegression,
+    LatentRegressionConfig,
+)
 from lorasynth.images import to_image
 from lorasynth.library.w2w import published_layout
+from lorasynth.predict.predictor import Predictor
 from lorasynth.synthesizer import Stages
 
 STAGES = ("read", "embed", "sample", "decode", "write", "flush")
 CONDITION = 512
+
+#: Pipeline, class of the transformer, and what its published configuration states besides defaults.
+NETWORKS = {
+    "klein": (
+        "Flux2KleinPipeline",
+        "Flux2Transformer2DModel",
+        {
+            "num_layers": 5,
+            "num_single_layers": 20,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 7680,
+            "guidance_embeds": False,
+        },
+    ),
+    "z-image": ("ZImagePipeline", "ZImageTransformer2DModel", {}),
+}
 
 
 def draw_photos(folder: Path, count: int, size: int) -> list[Path]:
@@ -76,6 +108,35 @@ def random_synthesizer(width: int, latents: int, steps: int) -> Synthesizer:
         hypernet=hypernet.eval().requires_grad_(False),
         codec=codec,
     )
+
+
+def split_synthesizer(network: str, rank: int, latents: int) -> Synthesizer:
+    """What a predictor of random weights at the widths of a published transformer splits into."""
+    pipeline, kind, stated = NETWORKS[network]
+    with torch.device("meta"):
+        denoiser = getattr(diffusers, kind)(**stated)
+    row = family_of(pipeline)
+    linears = {
+        name: module
+        for name, module in sorted(denoiser.named_modules())
+        if isinstance(module, nn.Linear) and name.endswith(row.targets)
+    }
+    torch.manual_seed(0)
+    start = start_factors(linears, Recipe(targets=row.targets, rank=rank))
+    predictor = Predictor(LatentRegressionConfig(), latents, CONDITION, start)
+    written = sum(factor.B.numel() for factor in start.values())
+    nn.init.normal_(predictor.directions.weight.requires_grad_(False), std=0.02)
+    print(
+        f"{network}, rank {rank}: {predictor.layout.size:,} numbers, {written:,} of them in B; "
+        f"training keeps {(latents + 1) * written * TRAINED / 1e9:.1f} GB"
+    )
+    start_time = time.perf_counter()
+    regression, codec = predictor.requires_grad_(False).split(torch.randn(512, CONDITION))
+    seconds, most = time.perf_counter() - start_time, getrusage(RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"split into regression and codec: {seconds:.1f} s, the process at most {most:.1f} GB")
+    base = SimpleNamespace(fingerprint="none", name="none")
+    encoder = SimpleNamespace(width=CONDITION, name="none")
+    return Synthesizer.of(base, predictor.layout, encoder, regression.eval(), codec)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -120,6 +181,11 @@ def from_embeddings(synthesizer: Synthesizer, count: int, folder: Path) -> dict[
 @torch.no_grad()
 def products(synthesizer: Synthesizer, count: int) -> float:
     """Milliseconds for each of `count` that matrix products alone take."""
+    if isinstance(synthesizer.hypernet, LatentRegression):
+        latents = torch.randn(count, synthesizer.codec.latents)
+        start = time.perf_counter()
+        latents @ synthesizer.codec.components
+        return 1000 * (time.perf_counter() - start) / count
     denoiser, codec = synthesizer.hypernet.denoiser, synthesizer.codec
     steps = synthesizer.hypernet.config.steps
     each_step = [denoiser.enter, denoiser.leave]
@@ -157,6 +223,8 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=50, help="photos, or embeddings, in all")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--width", type=int, help="random weights for vectors of this width")
+    parser.add_argument("--network", choices=NETWORKS, help="random weights for its widths")
+    parser.add_argument("--rank", type=int, default=4, help="with --network")
     parser.add_argument("--latents", type=int, default=512)
     parser.add_argument("--steps", type=int, default=25, help="of the solver, with --width")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -168,19 +236,22 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.processor:
         time.perf_counter = time.process_time
-    if options.width:
+    if options.network:
+        synthesizer = split_synthesizer(options.network, options.rank, options.latents)
+    elif options.width:
         synthesizer = random_synthesizer(options.width, options.latents, options.steps)
     else:
         synthesizer = Synthesizer.from_pretrained(options.synthesizer)
     table = Table("at once", *STAGES, "no flush", "best", "all")
     table.title = f"{torch.get_num_threads()} threads, {synthesizer.layout.size} numbers, ms each"
+    drawn = options.width or options.network
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        if not options.width:
+        if not drawn:
             photos = draw_photos(folder, options.photos, synthesizer.encoder.image_size)
         for batch in options.batch:
             count = -(-options.photos // batch)
-            if options.width:
+            if drawn:
                 calls = repeated(lambda _: from_embeddings(synthesizer, batch, folder), count)  # noqa: B023
                 floor = min(products(synthesizer, batch) for _ in range(count + 1))
                 made = statistics.median(call["sample"] + call["decode"] for call in calls)

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from lorasynth.adapter import Adapter, Factor, Factors, map_factors, unstack
 from lorasynth.adapter.addition import add
 from lorasynth.base import BaseModel, Memory, SamplingConfig, StackedAdapters, Texts
-from lorasynth.core.errors import BaseModelError, LayoutError
+from lorasynth.core.errors import BaseModelError, ConfigError, LayoutError
 from lorasynth.core.randomness import torch_stream
 from tiny_pipelines import KINDS, build
 
@@ -233,6 +234,76 @@ def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(
     assert less < whole
     for gradient, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(gradient, wanted)
+
+
+@pytest.mark.parametrize("how", ["int8", "nf4"])
+def test_gradients_pass_through_quantised_layers(kind: Kind, how: Any) -> None:
+    bnb = pytest.importorskip("bitsandbytes")
+    whole = BaseModel.load(kind.folder)
+    packed = BaseModel.load(kind.folder, memory=Memory(quantize=how))
+    assert packed.fingerprint == whole.fingerprint
+    before = gradients(whole, Memory())
+    found = gradients(packed, Memory())
+    layers = 0
+    for name, layer in packed.denoiser.named_modules():
+        if isinstance(layer, bnb.nn.Linear8bitLt):
+            unpacked = layer.state.CB.float() * layer.state.SCB[:, None] / 127
+        elif isinstance(layer, bnb.nn.Linear4bit):
+            unpacked = bnb.functional.dequantize_4bit(layer.weight, layer.weight.quant_state)
+        else:
+            continue
+        layers += 1
+        whole.denoiser.get_submodule(name).weight.data.copy_(unpacked)
+    assert layers > 5
+    for gradient, wanted, usual in zip(found, gradients(whole, Memory()), before, strict=True):
+        # int8 rounds what enters a layer, too
+        error = (gradient - wanted).norm() / wanted.norm()
+        assert error < (0.05 if how == "int8" else 1e-3)
+        assert not torch.equal(gradient, usual)
+
+
+def test_quantised_without_the_library(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(BaseModelError, match=r"--quantize nf4 needs bitsandbytes.*\[quantize\]"):
+        BaseModel.load(kind.folder, memory=Memory(quantize="nf4"))
+
+
+def test_offloaded_networks_come_one_by_one_and_change_nothing(kind: Kind) -> None:
+    whole = BaseModel.load(kind.folder)
+    base = BaseModel.load(kind.folder, memory=Memory(offload=True))
+    assert base.device == whole.device
+    images = torch.full((1, 16, 16, 3), 90, dtype=torch.uint8)
+    assert base.encode_images(images).equal(whole.encode_images(images))
+    assert base._there is base.vae
+    base.encode_prompts(["sad"])
+    assert base._there in base.text_encoders.values()
+    adapters = random_adapters(base, 1)
+    drawn = [one.sample(["sad"], [0], adapters, SamplingConfig(steps=2)) for one in (base, whole)]
+    assert drawn[0].equal(drawn[1])
+    expected = gradients(whole, Memory())
+    for gradient, wanted in zip(gradients(base, Memory()), expected, strict=True):
+        assert gradient.equal(wanted)
+    assert base._there is base.denoiser
+
+
+def test_another_scheduler_makes_the_images_that_diffusers_makes(kind: Kind) -> None:
+    base = BaseModel.load(kind.folder)
+    if kind.name == "FluxPipeline":
+        with pytest.raises(ConfigError, match=r"one of .*FlowMatch.*but is 'DDIMScheduler'"):
+            base.use_scheduler("DDIMScheduler")
+        return
+    for name in ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler"):
+        base.use_scheduler(name)
+        ours = base.sample(["sad"], [0], None, SamplingConfig(steps=3, guidance=2.0))
+        pipe = base.pipeline
+        pipe.scheduler = type(base.scheduler).from_config(base.scheduler.config)
+        pipe.set_progress_bar_config(disable=True)
+        noise = base.noise([0])
+        options = {"num_inference_steps": 3, "guidance_scale": 2.0}
+        size = {"height": base.image_size, "width": base.image_size}
+        [made] = pipe("sad", latents=noise, output_type="np", **options, **size).images
+        theirs = torch.from_numpy((made * 255).round().astype("uint8"))
+        assert (ours[0].int() - theirs.int()).abs().max() <= 2, name
 
 
 def test_attention_in_slices_changes_nothing(kind: Kind, base: BaseModel, fresh: BaseModel) -> None:

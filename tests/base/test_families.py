@@ -415,6 +415,21 @@ def test_images_come_back_from_their_latents(base: BaseModel) -> None:
     assert latents.abs().max() > 0
 
 
+def test_buckets_are_sides_that_the_model_can_make(base: BaseModel) -> None:
+    own = base.image_size, base.frames
+    base.image_size = 128  # tiny models have units smaller than what diffusers asks for
+    base.use_buckets()
+    frames = base.frames
+    base.image_size, base.frames = own
+    _, *square = base.shape_of(128, 128)
+    assert (128, 128) in frames
+    for height, width in frames:
+        assert 0.7 * 128**2 <= height * width <= 128**2
+        _, i, j = base.shape_of(height, width)
+        assert i * j <= square[0] * square[1]
+        assert (width, height) in frames
+
+
 # Formats, sizes and the true configurations
 
 

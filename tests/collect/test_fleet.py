@@ -9,11 +9,13 @@ from peft import LoraConfig
 from torch.nn.functional import mse_loss
 
 from lorasynth.adapter import Factor, map_factors
-from lorasynth.base import BaseModel
+from lorasynth.base import BaseModel, Memory
 from lorasynth.core.errors import CollectionError, ConfigError, LayoutError
+from lorasynth.core.randomness import torch_stream
 from lorasynth.engine import Recipe, encode_subjects, train_fleet
 from lorasynth.engine.draws import draw_steps
 from lorasynth.engine.loop import clip_each
+from lorasynth.engine.recipe import PriorPreservation
 
 SHORT = Recipe(steps=6, rank=2, targets=("to_q", "to_v", "ff.net.2"), images_per_step=2)
 RECIPES = {
@@ -255,3 +257,48 @@ def test_bad_input(base, subjects):
         train_fleet(base, replace(SHORT, targets=("to_x",)), subjects)
     with pytest.raises(ConfigError, match="rank must be at most the narrower side"):
         train_fleet(base, replace(SHORT, rank=17), subjects)
+
+
+@pytest.fixture
+def of_all_sides(subjects):
+    """Subjects with upright, lying and square images, which differ from one to another."""
+    sides = [[(16, 32), (16, 16)], [(32, 16)], [(18, 14), (16, 32), (32, 16)]]
+    return [
+        replace(
+            subject,
+            photos=[subject.images[0].repeat(2, 2, 1)[:height, :width] for height, width in own],
+            captions=subject.captions[: len(own)],
+        )
+        for subject, own in zip(subjects, sides, strict=False)
+    ]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_rectangles_are_trained_on_in_batches_of_their_own(folder, of_all_sides, checkpointing):
+    memory = Memory(gradient_checkpointing=checkpointing)
+    base = BaseModel.load(folder, dtype=torch.float64, memory=memory)
+    base.use_buckets()
+    seen = []
+    base.denoiser.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[2:]))
+    recipe = replace(SHORT, steps=4, noise="own", prior=PriorPreservation(prompt="person"))
+    classes = torch.randn(2, *base.latent_shape, generator=torch_stream(1), dtype=torch.float64)
+    fleet = train_fleet(base, recipe, of_all_sides, classes=classes)
+    assert {tuple(shape) for shape in seen} == {(4, 12), (8, 8), (12, 4)}
+    for row, subject in enumerate(of_all_sides):
+        alone = train_fleet(base, recipe, [subject], classes=classes)
+        assert distance(fleet.factors, alone.factors, row, 0) < 1e-9
+        torch.testing.assert_close(fleet.losses[row], alone.losses[0])
+
+
+def test_a_rectangle_is_trained_on_as_peft_would(folder, of_all_sides):
+    base = BaseModel.load(folder, dtype=torch.float64)
+    base.use_buckets()
+    [upright] = of_all_sides[1:2]
+    upright = replace(upright, photos=upright.photos[0].repeat(1, 2, 1)[None, :32, :8])
+    recipe = RECIPES["default"]
+    fleet = train_fleet(base, recipe, [upright])
+    start = train_fleet(base, replace(recipe, steps=1, learning_rate=1e-30), [upright])
+    one = {name: Factor(f.A[0], torch.zeros_like(f.B[0])) for name, f in start.factors.items()}
+    base.latent_shape = base.shape_of(32, 8)  # so that noise has the same numbers
+    theirs = train_with_peft(base, recipe, upright, one)
+    assert distance(fleet.factors, theirs, 0, 0) < 1e-9

@@ -233,6 +233,16 @@ def test_an_output_that_cannot_be_written(world: World, run: Run, below_a_file: 
     assert left_in(below_a_file.parents[1]) == ["file"]
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_too_little_memory(world: World, run: Run, tmp_path, monkeypatch, error) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise error("out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr("lorasynth.base.BaseModel.sample", never)
+    found = run(*images(world, world.lora, tmp_path / "x.png"))
+    found.is_one_error("20.00 GiB", "`lorasynth plan`")
+
+
 def test_more_sampler_steps_than_there_are(world: World, run: Run, tmp_path: Path) -> None:
     out = tmp_path / "sheet.png"
     result = run("images", "--prompt", "a", "-o", out, "--base", world.base, "--steps", 2000)

@@ -278,6 +278,39 @@ def test_images_of_another_size_in_half_precision(world: World, run: Run, tmp_pa
 LOADING = "lorasynth images: loading\n"
 
 
+def test_rectangles_are_trained_on_whole(world: World, run: Run, tmp_path: Path) -> None:
+    sides = [(16, 32), (32, 16), (16, 16)]
+    for name in SUBJECTS:
+        for index, size in enumerate(sides):
+            with Image.open(world.photo) as photo:
+                whole = photo.resize(size)
+            (tmp_path / "people" / name).mkdir(parents=True, exist_ok=True)
+            whole.save(tmp_path / "people" / name / f"{index}.png")
+    base, people = ["--base", world.base, "--device", "cpu"], tmp_path / "people"
+    library, made, sheet = (tmp_path / name for name in ("library", "made", "sheet.png"))
+    collect = ["collect", people, *base, "-o", library, *QUICK]
+    assert run(*collect, "--buckets", "--sheet", sheet).status == 0
+    assert Library.open(library).ids == list(SUBJECTS)
+    with Image.open(sheet) as image:
+        assert image.height == 3 * 24 + 2 * 2
+    again = run(*collect)
+    again.is_one_error("buckets", str(library))
+    pretrain = ["pretrain", people, *base, "--encoder", world.encoder, *PRETRAIN, "--buckets"]
+    assert run(*pretrain, "-o", made, "--run", tmp_path / "run").status == 0
+    shapes = set()
+    for path in (tmp_path / "run/encoded").glob("*.safetensors"):
+        with safe_open(str(path), framework="pt") as file:
+            shapes |= set(map(tuple, file.get_tensor("sides").tolist()))
+    assert shapes == {(4, 12), (12, 4), (8, 8)}
+
+
+def test_another_scheduler(world: World, run: Run, tmp_path: Path) -> None:
+    images = ["images", "--prompt", "sad", "-n", 1, "--steps", 2, "--base", world.base]
+    images += ["--device", "cpu", "-o", tmp_path / "x.png", "--scheduler"]
+    assert run(*images, "DPMSolverMultistepScheduler").status == 0
+    run(*images, "Euler").is_one_error("--scheduler must be one of", "EulerDiscrete", "'Euler'")
+
+
 def test_loading_a_base_model_is_silent(world: World, run: Run, tmp_path) -> None:
     said = run(*image_arguments(world, tmp_path / "a.png"), "--prompt", "sks").err.splitlines()
     assert [line for line in said if not line.startswith(("images, steps", LOADING.strip()))] == []

@@ -8,7 +8,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from lorasynth.base import BaseModel, Memory
-from lorasynth.engine import plan
+from lorasynth.base.memory import Quantised
+from lorasynth.engine import Optimisation, Trainer, plan
 from tiny_pipelines import KINDS, build
 
 TARGETS = ("to_q", "to_v")
@@ -50,6 +51,43 @@ def test_a_step_of_training_needs_what_is_planned(folder: Path, checkpointing: b
     assert need.operations > 0
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("quantize", ["int8", "nf4"])
+def test_a_step_on_a_quantised_model_needs_what_is_planned(
+    folder: Path, quantize: Quantised, checkpointing: bool
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    memory = Memory(gradient_checkpointing=checkpointing, quantize=quantize)
+    real = BaseModel.load(folder, memory=memory)
+    step = plan.training(real, plan.zero_factors(real, TARGETS, 2, 2), 4)
+    step()
+    measured = allocated(step)
+    with plan.fake(BaseModel.load(folder, "meta"), str(folder), torch.float32, quantize) as base:
+        memory.apply(base.denoiser, "")
+        step = plan.training(base, plan.zero_factors(base, TARGETS, 2, 2), 4)
+        need = plan.need_of(step, [base.denoiser])
+    assert need.peak == pytest.approx(measured, rel=0.15, abs=STATES)
+    stored = sum(p.nbytes for p in real.denoiser.parameters())
+    scales = [getattr(m.weight, "quant_state", None) for m in linears(real)]
+    stored += sum(state.absmax.nbytes for state in scales if state is not None)
+    assert need.weights == pytest.approx(stored, rel=0.15)
+
+
+def linears(base: BaseModel) -> list[torch.nn.Linear]:
+    return [m for m in base.denoiser.modules() if isinstance(m, torch.nn.Linear)]
+
+
+def test_offloaded_networks_are_counted_alone(folder: Path) -> None:
+    with plan.fake(BaseModel.load(folder, "meta"), str(folder), torch.float32) as base:
+        networks = list(base._networks())
+        whole, alone = (
+            plan.need_of(plan.sampling(base, 1), networks, alone=alone) for alone in (False, True)
+        )
+        sizes = [sum(p.nbytes for p in network.parameters()) for network in networks]
+    assert (whole.weights, alone.weights) == (sum(sizes), max(sizes))
+    assert whole.peak == pytest.approx(alone.peak, rel=0.05)
+
+
 def test_sampling_and_encoding_need_what_is_planned(folder: Path) -> None:
     real = BaseModel.load(folder)
     with plan.fake(BaseModel.load(folder, "meta"), str(folder), torch.float32) as base:
@@ -82,3 +120,14 @@ def test_memory_grows_by_equal_steps(folder: Path) -> None:
             for n in (1, 2, 8)
         ]
     assert peaks[2] == pytest.approx(peaks[0] + 7 * (peaks[1] - peaks[0]), rel=0.05)
+
+
+def test_what_is_trained_takes_the_bytes_that_are_planned() -> None:
+    options = Optimisation(steps=1, batch=1, lr=1e-3)
+    trainer = Trainer(torch.nn.Linear(64, 64), options, None, torch.device("cpu"), autocast=False)
+    trainer.run("plan", lambda model, _: (model(torch.ones(1, 64)).sum(), ""))
+    states = [state.values() for state in trainer.optimiser.state.values()]
+    kept = [*trainer.model.parameters(), *trainer.average.module.parameters()]
+    kept += [p.grad for p in trainer.model.parameters() if p.grad is not None]
+    kept += [tensor for values in states for tensor in values if tensor.dim()]
+    assert sum(t.nbytes for t in kept) == plan.TRAINED * (64 * 64 + 64)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorasynth.images.framing import Box, frame, framed
+from lorasynth.images.framing import Box, Sides, frame, framed
 
 sides = st.integers(2, 3000)
 
@@ -50,6 +50,29 @@ def test_without_a_face_the_square_is_where_the_detail_is(where: int, upright: b
     box = frame(photo)
     start = box.top if upright else box.left
     assert start == pytest.approx(where, abs=3)
+
+
+@given(height=sides, width=sides, wide=st.integers(1, 40), tall=st.integers(1, 40))
+def test_of_several_rectangles_the_nearest_is_taken_as_large_as_can_be(
+    height: int, width: int, wide: int, tall: int
+) -> None:
+    face = Box(width * 0.7, height * 0.1, width * 0.8, height * 0.2)
+    box = frame(blank(height, width), face, wide / tall)
+    size = box.right - box.left, box.bottom - box.top
+    assert size[0] / size[1] == pytest.approx(wide / tall)
+    assert size[0] == pytest.approx(width) or size[1] == pytest.approx(height)
+    assert min(box.left, box.top, width - box.right, height - box.bottom) >= -1e-6
+    assert box.right > width * 0.7 or size[0] < width * 0.1
+
+
+@pytest.mark.parametrize(
+    ("photo", "expected"), [((50, 40), (20, 16)), ((9, 90), (12, 24)), ((33, 32), (18, 18))]
+)
+def test_a_photo_gets_the_sides_nearest_to_its_ratio(photo: Sides, expected: Sides) -> None:
+    choices = [(18, 18), (20, 16), (16, 20), (24, 12), (12, 24)]
+    cut = framed(blank(*photo).contiguous(), choices)
+    assert cut.shape == (*expected, 3)
+    assert framed(cut, choices) is cut
 
 
 def test_a_flat_photo_is_cut_in_the_middle() -> None:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lorasynth.base import BaseModel
+from lorasynth.base import BaseModel, Memory
+from lorasynth.core.errors import ConfigError
 from lorasynth.engine import OptimizerConfig
 from lorasynth.optimise import fine_tune, weights_of
 
@@ -40,3 +41,10 @@ def test_every_kind_of_weight_is_trained(base: BaseModel) -> None:
         name for name, value in base.denoiser.state_dict().items() if not value.equal(trained[name])
     }
     assert len(moved) > 0.9 * len(trained)
+
+
+def test_quantised_weights_are_not_trained(pipeline_folder) -> None:
+    pytest.importorskip("bitsandbytes")
+    base = BaseModel.load(pipeline_folder, memory=Memory(quantize="nf4"))
+    with pytest.raises(ConfigError, match="leave out --quantize"):
+        fine_tune(base, subject("one"), OptimizerConfig(steps=1))

@@ -24,8 +24,9 @@ from lorasynth.engine.recipe import Recipe
 from lorasynth.engine.trainer import Optimisation
 from lorasynth.hypernet import LatentRegressionConfig
 from lorasynth.images import Subject
+from lorasynth.images.framing import framed
 from lorasynth.predict import Predicting, Predictor, PredictorTraining, tasks, train_predictor
-from lorasynth.predict.tasks import divided, encode_with_embeddings
+from lorasynth.predict.tasks import divided, draw_task, encode_with_embeddings
 
 RECIPE = Recipe(rank=2, targets=("to_q", "to_v", "ff.net.2"))
 SMALL = PredictorTraining(
@@ -153,6 +154,17 @@ def test_split_predicts_the_same_by_components_of_what_is_predicted(base: BaseMo
     torch.testing.assert_close(covariance, covariance.diagonal().diag(), atol=1e-3, rtol=0)
     assert (covariance.diagonal().diff() < 0).all()
     torch.testing.assert_close(codec.components @ codec.components.T, torch.eye(4))
+
+
+def test_directions_that_add_nothing_split_as_well(base: BaseModel) -> None:
+    model = fresh(base).requires_grad_(requires_grad=False)
+    torch.nn.init.normal_(model.directions.weight)
+    model.directions.weight[:, 3] = 2 * model.directions.weight[:, 0]
+    conditions = embeddings()
+    regression, codec = model.split(conditions)
+    vectors = model.layout.flatten(model(conditions))
+    decoded = codec.decode(regression(conditions))
+    torch.testing.assert_close(decoded, vectors, atol=1e-3, rtol=1e-3)
 
 
 def test_it_learns_to_denoise_the_subject_it_is_asked_for(
@@ -313,3 +325,48 @@ def test_training_ends_where_held_out_subjects_get_no_better(
 def test_where_all_are_held_out_nothing_can_be_learned(base: BaseModel, tmp_path: Path) -> None:
     with pytest.raises(CollectionError, match="all are held out"):
         train_predictor(base, MeanColour(), Split(3), RECIPE, WATCHED, tmp_path / "c")
+
+
+@dataclass(frozen=True)
+class Rectangles(Colours):
+    """Of colours; images of some subjects are upright, of some both upright and lying."""
+
+    def load(self, subject_id: str) -> Subject:
+        subject = super().load(subject_id)
+        upright, other = subject.images[0].repeat(2, 1, 1), subject.images[1].repeat(1, 2, 1)
+        several = [other, upright] if subject_id.endswith(("1", "2")) else [upright]
+        return replace(subject, photos=several, captions=["a portrait"] * len(several))
+
+
+def test_all_that_is_denoised_in_a_step_has_equal_sides(base: BaseModel, tmp_path: Path) -> None:
+    square = base.frames
+    base.use_buckets()
+    try:
+        taught = encode_with_embeddings(base, MeanColour(), Rectangles(), tmp_path / "encoded")
+        again = encode_with_embeddings(base, MeanColour(), Rectangles(), tmp_path / "encoded")
+        assert taught.sides.tolist() == [[4, 12], [12, 4]] == again.sides.tolist()
+        assert taught.numbers.tolist() == [[0, 1], [1, 1], [1, 1], [0, 1], [0, 1], [0, 1]]
+        found = set()
+        for step in range(40):
+            _, encoded, draw = draw_task(base, taught, SMALL.optimisation, 2, step)
+            latents, _ = encoded.pick(draw.images, draw.dropped)
+            found.add(tuple(latents.shape))
+            for row in latents:
+                same = [
+                    base.encode_images(framed(photo, base.frames)[None])[0]
+                    for name in Rectangles().ids
+                    for photo in Rectangles().load(name).photos
+                ]
+                assert any(row.shape == one.shape and row.allclose(one) for one in same)
+        assert found == {(12, 4, 4, 12), (12, 4, 12, 4)}
+        known = taught.of(["subject-0", "subject-3"])
+        _, encoded, draw = draw_task(base, known, SMALL.optimisation, 2, 0)
+        assert encoded.pick(draw.images, draw.dropped)[0].shape[2:] == (12, 4)
+        short = replace(SMALL, optimisation=replace(SMALL.optimisation, steps=2))
+        checkpoint = tmp_path / "checkpoint.safetensors"
+        made = train_predictor(base, MeanColour(), Rectangles(), RECIPE, short, checkpoint)
+        assert made.codec.components.isfinite().all()
+    finally:
+        base.frames = square
+    squares = encode_with_embeddings(base, MeanColour(), Rectangles(), tmp_path / "encoded")
+    assert squares.sides.tolist() == [[8, 8]]

@@ -128,9 +128,14 @@ class Captured(BaseModel):
             "none: give --size"
         )
 
+    @property
+    @override
+    def unit(self) -> int:
+        return self._factor * self.row.patch
+
     @override
     def shape_of(self, height: int, width: int) -> tuple[int, int, int]:
-        unit = self._factor * self.row.patch
+        unit = self.unit
         for side in (height, width):
             if side < unit or side % unit:
                 raise BaseModelError(

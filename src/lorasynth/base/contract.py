@@ -4,6 +4,7 @@ Nothing here or above knows which model it is: widths, latent shape, noise sched
 type are read from the pipeline, and a kind of pipeline is one class.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,11 +19,11 @@ from torch import Tensor, nn
 from lorasynth.adapter import Factor, Factors, count, map_factors
 from lorasynth.adapter.components import DENOISER, split
 from lorasynth.base.latents import scale_of
-from lorasynth.base.memory import Memory
+from lorasynth.base.memory import Memory, quantise
 from lorasynth.base.outline import stored_fingerprint
 from lorasynth.base.stacked import StackedAdapters
 from lorasynth.base.texts import Texts
-from lorasynth.core.errors import BaseModelError, LayoutError
+from lorasynth.core.errors import BaseModelError, ConfigError, LayoutError
 from lorasynth.core.places import public_name
 from lorasynth.core.randomness import torch_stream
 from lorasynth.core.weights import fingerprint
@@ -31,6 +32,9 @@ from lorasynth.images.files import to_unit_range
 #: Pixels that the autoencoder takes at once, and that a denoiser makes at once: 64 images of
 #: 64 pixels, or one of 512; 16 of 512.
 _ENCODED_AT_ONCE, _MADE_AT_ONCE = 1 << 18, 1 << 22
+
+#: Pixels of which diffusers' pipelines want a multiple on each side, whatever the model.
+_DIFFUSERS_UNIT = 8
 
 #: In tokens, where a text encoder has no limit of its own.
 _LONGEST_TEXT = 4096
@@ -85,6 +89,7 @@ class BaseModel(ABC):
         text_encoders: by their names in the pipeline.
         image_size: side of its images in pixels.
         latent_shape: channels, height and width of a latent.
+        frames: sides that images of training are cut to; one square, unless `use_buckets`.
         scheduler: diffusers' solver, which each kind chooses.
     """
 
@@ -106,6 +111,9 @@ class BaseModel(ABC):
         """
         _require_parts(pipeline, name, (self.denoiser_part, "vae", *self.text_parts.values()))
         self._attached: list[StackedAdapters] = []
+        #: Of networks that are offloaded: their device, and which one is there.
+        self._home: torch.device | None = None
+        self._there: Any = None
         self.pipeline = pipeline
         self.name = public_name(name)
         self.denoiser: Any = getattr(pipeline, self.denoiser_part)
@@ -117,6 +125,7 @@ class BaseModel(ABC):
             part.requires_grad_(False).eval()
         self.image_size = image_size or self.own_image_size()
         self.latent_shape = self.shape_of(self.image_size, self.image_size)
+        self.frames: tuple[tuple[int, int], ...] = ((self.image_size, self.image_size),)
         self.fingerprint = (
             stored_fingerprint(name, self.denoiser_part, self.denoiser)
             if self.device.type == "meta"
@@ -155,10 +164,25 @@ class BaseModel(ABC):
         if base.device.type == "meta":
             return base
         _check_tokenizers(base)
-        (memory or Memory()).apply(base.denoiser, str(name))
+        memory = memory or Memory()
+        memory.apply(base.denoiser, str(name))
+        if memory.quantize is not None:
+            quantise(base.denoiser, memory.quantize, device, dtype)
         for part in base._networks():
-            nn.Module.to(part, device, _format_of(part, dtype))
+            nn.Module.to(part, "cpu" if memory.offload else device, _format_of(part, dtype))
+        if memory.offload:
+            base._home = torch.device(device)
+            for part in (base.denoiser, *base.text_encoders.values()):
+                part.register_forward_pre_hook(lambda network, _: base._bring(network))
         return base
+
+    def _bring(self, network: Any) -> None:
+        """Of networks that are offloaded, have this one alone on the device."""
+        if self._home is None or self._there is network:
+            return
+        if self._there is not None:
+            nn.Module.to(self._there, "cpu")
+        self._there = nn.Module.to(network, self._home)
 
     # What a kind of pipeline must say
 
@@ -178,6 +202,11 @@ class BaseModel(ABC):
         Raises:
             BaseModelError: a side is no multiple of what the model needs.
         """
+
+    @property
+    @abstractmethod
+    def unit(self) -> int:
+        """Pixels of which each side of an image must be a multiple."""
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Texts:
@@ -233,8 +262,8 @@ class BaseModel(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser is."""
-        device: torch.device = self.denoiser.device
+        """Where the denoiser is, or comes to be used."""
+        device: torch.device = self._home or self.denoiser.device
         return device
 
     @property
@@ -242,6 +271,32 @@ class BaseModel(ABC):
         """The denoiser's dtype."""
         dtype: torch.dtype = self.denoiser.dtype
         return dtype
+
+    def use_buckets(self) -> None:
+        """Cut images of training to rectangles near their own ratio, of a square's area at most.
+
+        Their longer sides are those of the square and up to twice that, by eighths.
+        """
+        size, unit = self.image_size, math.lcm(self.unit, _DIFFUSERS_UNIT)
+        step = -(-size // (8 * unit)) * unit
+        longer = range(size, 2 * size + 1, step)
+        pairs = [(side, size * size // side // unit * unit) for side in longer]
+        pairs = [(longer, shorter) for longer, shorter in pairs if shorter]
+        self.frames = tuple(sorted({*pairs, *((b, a) for a, b in pairs)}))
+
+    def use_scheduler(self, name: str) -> None:
+        """Make images by another solver of diffusers, with this model's noise schedule.
+
+        Raises:
+            ConfigError: it is none that diffusers has for this model.
+        """
+        known = {one.__name__: one for one in self.scheduler.compatibles}
+        if name not in known:
+            raise ConfigError(
+                f"--scheduler must be one of {', '.join(sorted(known))} for {self.name}, but is "
+                f"{name!r}"
+            )
+        self.scheduler = known[name].from_config(self.pipeline.scheduler.config)
 
     def target_linears(self, targets: Sequence[str]) -> dict[str, nn.Linear]:
         """The denoiser's linear layers whose name ends with one of `targets`, sorted by name.
@@ -268,8 +323,8 @@ class BaseModel(ABC):
         self, images: UInt8[Tensor, "b h w 3"], batch: int | None = None
     ) -> Float[Tensor, "b c i j"]:
         """The means of the images' latents, scaled as the denoiser takes them."""
-        parts = []
-        scale = scale_of(self.vae)
+        self._bring(self.vae)
+        parts, scale = [], scale_of(self.vae)
         for part in images.split(batch or _at_once(_ENCODED_AT_ONCE, images.shape[1:3])):
             unit = to_unit_range(part.to(self.device)).to(self.vae.dtype)
             parts.append(scale.encode(self.vae, unit).to(self.dtype))
@@ -280,6 +335,7 @@ class BaseModel(ABC):
         self, latents: Float[Tensor, "b c i j"], batch: int | None = None
     ) -> UInt8[Tensor, "b h w 3"]:
         """Images of latents, on the CPU."""
+        self._bring(self.vae)
         parts, scale = [], scale_of(self.vae)
         sides = [side * scale.factor(self.vae) for side in latents.shape[2:]]
         for part in latents.split(batch or _at_once(_ENCODED_AT_ONCE, sides)):
@@ -305,7 +361,7 @@ class BaseModel(ABC):
                         "kind of model"
                     )
                 network = parts[component]
-                stacked = StackedAdapters(network, _present(network, factors))
+                stacked = StackedAdapters(network, _present(network, factors, self.device))
                 self._attached.append(stack.enter_context(stacked))
                 stack.callback(self._attached.remove, stacked)
             yield
@@ -423,12 +479,15 @@ class BaseModel(ABC):
         advance: Callable[[int], None] = lambda _: None,
     ) -> Float[Tensor, "b c i j"]:
         texts, latents = self.encode_prompts(prompts), self.noise(seeds, shape)
+        scaled = getattr(self.scheduler, "scale_model_input", lambda part, _: part)
         predict = self.guided(texts, n, config)
         weights = region_weights(config.regions, shape[-2:]).to(latents) if config.regions else None
         if weights is not None:  # all blocks are one image from the first step on
             latents = latents[: len(latents) // n].repeat(n, *[1] * len(shape))
-        for time in self.schedule(config.steps, shape):
-            predicted = predict(latents, time)
+        for i, time in enumerate(self.schedule(config.steps, shape)):
+            if i == 0:  # known once there are times
+                latents = latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
+            predicted = predict(scaled(latents, time), time)
             if weights is not None:
                 predicted = mixed(predicted, weights)
             latents = self.step(predicted, time, latents)
@@ -510,9 +569,9 @@ def _format_of(part: Any, dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if overflow else dtype
 
 
-def _present(network: Any, factors: Factors) -> Factors:
-    """The factors on the network's device, under the names that its modules have."""
-    here = map_factors(lambda part: part.to(network.device), factors)
+def _present(network: Any, factors: Factors, device: torch.device) -> Factors:
+    """The factors on the device, under the names that the network's modules have."""
+    here = map_factors(lambda part: part.to(device), factors)
     # transformers 5 took the layer `text_model` out of CLIP's text encoder; files still name it.
     outer = "text_model."
     if hasattr(network, outer[:-1]):

@@ -71,5 +71,5 @@ def _refuse_parts(name: str) -> None:
             how = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else ""
             raise BaseModelError(
                 f"a base model's weights must not be quantised, but {part} of {name} is ({how}): "
-                "use the model in bfloat16 or float16"
+                "use the model in bfloat16 or float16, with --quantize for less memory"
             )

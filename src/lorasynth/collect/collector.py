@@ -199,6 +199,8 @@ def open_library(
     base, failures, stated = worker.base, Failures(path), recipe.stated
     if base.image_size != base.own_image_size():
         stated["image_size"] = base.image_size
+    if len(base.frames) > 1:
+        stated["buckets"] = True
     if worker.init_from is not None:
         stated["init_from"] = worker.init_from.fingerprint
     if not path.exists() or all(entry.name.startswith(".") for entry in path.iterdir()):

@@ -24,8 +24,8 @@ from lorasynth.condition.similarity import likeness
 from lorasynth.core.atomic import write_bytes
 from lorasynth.core.errors import ImageError
 from lorasynth.core.randomness import stream_seed
-from lorasynth.images import Subject, SubjectSource, to_image
-from lorasynth.images.framing import framed
+from lorasynth.images import Photos, Subject, SubjectSource, to_image
+from lorasynth.images.framing import Sides, framed
 from lorasynth.images.png import contact_sheet, write_synthetic
 
 #: Subjects, images of each, and pixels of the side of each that a sheet has room for.
@@ -42,7 +42,7 @@ def write_sheet(path: Path, subjects: Iterable[Subject]) -> None:
     Raises:
         LorasynthError: the file cannot be written.
     """
-    shown = {one.id: _small(one.images[:_COLUMNS]) for one in islice(subjects, _ROWS)}
+    shown = {one.id: _small(one.photos[:_COLUMNS]) for one in islice(subjects, _ROWS)}
     if shown:
         columns = max(map(len, shown.values()))
         rows = [
@@ -54,13 +54,24 @@ def write_sheet(path: Path, subjects: Iterable[Subject]) -> None:
         write_bytes(path, data.getvalue())
 
 
-def _small(squares: UInt8[Tensor, "k h w 3"]) -> UInt8[Tensor, "k s s 3"]:
-    """Square images as they are, or with 160 pixels if they have more."""
-    return torch.stack([framed(one, min(_SIDE, one.shape[0])) for one in squares])
+def _small(photos: Photos) -> UInt8[Tensor, "k s s 3"]:
+    """Images on white squares of 160 pixels, or of their longest side if that is less."""
+    side = min(_SIDE, max(max(one.shape[:2]) for one in photos))
+    small = []
+    for one in photos:
+        scale = side / max(one.shape[:2])
+        height, width = (round(scale * length) for length in one.shape[:2])
+        square = one.new_full((side, side, 3), 255)
+        square[:height, :width] = framed(one, [(height, width)])
+        small.append(square)
+    return torch.stack(small)
 
 
 def cut_subjects(
-    source: SubjectSource, ids: Sequence[str], size: int, encoders: Sequence[ConditionEncoder]
+    source: SubjectSource,
+    ids: Sequence[str],
+    size: int | Sequence[Sides],
+    encoders: Sequence[ConditionEncoder],
 ) -> Iterable[Subject]:
     """Subjects as they are trained on; those that cannot be used are passed over."""
     for name in ids:

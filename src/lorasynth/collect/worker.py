@@ -294,11 +294,11 @@ def _load(
     worker: Worker, ids: Sequence[str], source: SubjectSource
 ) -> tuple[list[Subject], Broken]:
     """The subjects whose images can be used, and why the others cannot."""
-    size, subjects = worker.base.image_size, list[Subject]()
+    frames, subjects = worker.base.frames, list[Subject]()
     broken: Broken = {}
     for name in ids:
         try:
-            subjects.append(framed_subject(source.load(name), size, worker.looking))
+            subjects.append(framed_subject(source.load(name), frames, worker.looking))
         except ImageError as error:
             broken[name] = {"reason": str(error)}
     return subjects, broken
@@ -351,7 +351,7 @@ def _train(
         torch.arange(len(subjects)),
         train,
         "for a fleet of one adapter, but it does not: use fewer images per step, a smaller dtype "
-        "or another device",
+        "or another device; `lorasynth plan` says what each takes",
     )
     factors = concatenate([fleet.factors for fleet in fleets])
     losses = torch.cat([fleet.losses for fleet in fleets])

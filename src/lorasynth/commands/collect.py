@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic.dataclasses import dataclass
 
 from lorasynth.collect.config import CollectConfig
-from lorasynth.commands.shared import WithBase, WithImages
+from lorasynth.commands.shared import WithBase, WithBuckets, WithImages
 from lorasynth.commands.training import WithRecipe, WithSheet
 from lorasynth.core.command import Out
 from lorasynth.core.errors import CollectionError, ConfigError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WithWorker(WithBase):
+class WithWorker(WithBase, WithBuckets):
     """What trains and judges, in this process or in those of a cluster.
 
     Attributes:
@@ -124,8 +124,8 @@ class Collect(WithRecipe, CollectConfig, WithWorker, WithImages, WithSheet):
             if part is not None:
                 source, out = begin_part(source, out, part)
             encoder = worker.encoder
-            size, looking = worker.base.image_size, worker.looking
-            self.draw_sheet(cut_subjects(source, source.ids, size, looking))
+            frames, looking = worker.base.frames, worker.looking
+            self.draw_sheet(cut_subjects(source, source.ids, frames, looking))
             report = collect(worker, source, out, self.recipe_for(worker.base), self, executor)
             library, failed = Library.open(out), report.failed
             if failed and not len(library):

@@ -35,6 +35,8 @@ class Images(Command, Seeded, WithBase):
         number: Images of each prompt.
         allow_other_base: Use a LoRA file that was made for another base model, if it fits.
         steps: Sampler steps.
+        scheduler: Solver of diffusers, such as DPMSolverMultistepScheduler; default: DDIM for
+            Stable Diffusion, else the model's own.
         guidance: Weight of the prompt; 1 for none (Z-Image: 0).
         negative_prompt: What the images shall not show.
         width: In pixels; default: as --size.
@@ -53,6 +55,7 @@ class Images(Command, Seeded, WithBase):
     number: Annotated[int, Field(ge=1), arg(aliases=("-n",))] = 4
     allow_other_base: bool = False
     steps: Annotated[int, Field(ge=1)] = 20
+    scheduler: str | None = None
     guidance: float = 3.0
     negative_prompt: str = ""
     width: Annotated[int, Field(ge=8)] | None = None
@@ -68,6 +71,8 @@ class Images(Command, Seeded, WithBase):
         sheet = self.out.suffix.lower() == ".png"
         make_parent(self.out)
         model = self.load_base()
+        if self.scheduler is not None:
+            model.use_scheduler(self.scheduler)
         factors, regions = self._factors(model), tuple(map(_region, self.region))
         if regions and len(regions) != len(self.lora):
             raise ConfigError(

@@ -44,6 +44,14 @@ def run(words: Sequence[str]) -> int:
     except OSError as error:  # a disk that is full or read-only, too many open files
         line = f"error: the system refused a file ({error}): make room for it"
         return _end(escaped(line), "red", 2)
+    except (MemoryError, RuntimeError) as error:
+        from lorasynth.core.device import is_out_of_memory  # imports torch
+
+        if not is_out_of_memory(error):
+            raise
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        line = f"error: memory must suffice for what is done at once, but does not ({why}): see "
+        return _end(escaped(f"{line}what `lorasynth plan` says of the base model"), "red", 2)
     except KeyboardInterrupt as error:
         safe = str(error) or "what was finished is kept; run the same command to go on"
         return _end(f"interrupted: {safe}", "yellow", 130)

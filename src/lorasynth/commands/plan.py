@@ -71,7 +71,7 @@ class Plan(Command, WithBase):
 
         sketch = BaseModel.load(self.base, "meta", image_size=self.size)
         budget, number = memory_of(self.gpu, "--gpu"), getattr(torch, self.dtype)
-        with plan.fake(sketch, self.base, number) as base:
+        with plan.fake(sketch, self.base, number, self.quantize) as base:
             self.memory_options.apply(base.denoiser, base.name)
             return [
                 self._row(name, need, budget, samples)
@@ -86,8 +86,9 @@ class Plan(Command, WithBase):
         targets, denoiser = self.targets or base.default_targets, [base.denoiser]
         encoders = [base.vae, *base.text_encoders.values()]
         size = sum(f.B.numel() for f in plan.zero_factors(base, targets, self.rank, 1).values())
+        alone = self.offload
         # A predictor's last layer has 128 inputs and a bias for each number of B.
-        yield "encode", lambda n: plan.need_of(plan.encoding(base, n), encoders), 0
+        yield "encode", lambda n: plan.need_of(plan.encoding(base, n), encoders, alone=alone), 0
 
         def pretrain(n: int) -> "Need":
             step = plan.training(base, plan.zero_factors(base, targets, self.rank, n), n)
@@ -101,8 +102,8 @@ class Plan(Command, WithBase):
         yield "pretrain", pretrain, self.pretrain_steps * self.subjects_per_step
         yield "collect", collect, self.adapters * self.adapter_steps
         networks = list(base._networks())
-        yield "images", lambda n: plan.need_of(plan.sampling(base, n), networks), 0
-        yield "decode", lambda n: plan.need_of(plan.decoding(base, n), networks), 0
+        yield "images", lambda n: plan.need_of(plan.sampling(base, n), networks, alone=alone), 0
+        yield "decode", lambda n: plan.need_of(plan.decoding(base, n), networks, alone=alone), 0
 
     def _row(
         self, name: str, need: "Callable[[int], Need]", budget: int, samples: int
@@ -139,5 +140,6 @@ class Plan(Command, WithBase):
         if short := [row["step"] for row in rows if not row["at_once"]]:
             raise ConfigError(
                 f"each step must fit into {self.gpu}, but {', '.join(short)} of {name} does not: "
-                "try --dtype bfloat16, --gradient-checkpointing, a smaller --size or --rank"
+                "try --dtype bfloat16, --gradient-checkpointing, --offload, --quantize nf4, or a "
+                "smaller --size or --rank"
             )

@@ -69,7 +69,7 @@ class Pretrain(WithRecipe, WithBase, WithImages, WithSheet, Overwriting, Resumed
         learned, _ = divided(source, self.training.held_out)
         first = Processes.here(base.device).is_first
         if first:
-            self.draw_sheet(cut_subjects(source, learned, base.image_size, [encoder]))
+            self.draw_sheet(cut_subjects(source, learned, base.frames, [encoder]))
         made = train_predictor(
             base,
             encoder,

@@ -159,7 +159,7 @@ class Domain(WithRecipe, WithBase, WithImages):
             write_json(folder / "usable.json", kept)
             (folder / "report.txt").write_text(found.table)
             first = list(found.photos)[:16]
-            shown = cut_subjects(source, first, base.image_size, [encoder])
+            shown = cut_subjects(source, first, base.frames, [encoder])
             write_sheet(folder / "sheet.png", shown)
 
     def _choose(self, path: Path) -> None:
@@ -324,7 +324,15 @@ class Domain(WithRecipe, WithBase, WithImages):
     def _adapters(self) -> dict[str, Any]:
         learn = f"chosen:{self.stages.path('learn.parquet')}:{self.images}"
         stated = {"preset": self.preset, "recipe": self.recipe, "seed": self.seed}
-        return self._loading | stated | {"images": learn, "caption": self.caption}
+        return (
+            self._loading
+            | stated
+            | {
+                "images": learn,
+                "caption": self.caption,
+                "buckets": self.buckets,
+            }
+        )
 
     # The plan -----------------------------------------------------------------------------------
 

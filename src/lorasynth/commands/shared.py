@@ -33,6 +33,8 @@ class WithBase(OnDevice):
         size: Side of the images in pixels; default: the base model's.
         attention_slicing: Less memory for attention without a fused kernel.
         gradient_checkpointing: Much less memory for training, for a third more time.
+        offload: Keep each network in main memory while another one is used.
+        quantize: Store the denoiser's large layers in 8 or 4 bits; needs the extra quantize.
     """
 
     base: str = "bundle/base"
@@ -40,6 +42,8 @@ class WithBase(OnDevice):
     size: Annotated[int, Field(ge=8)] | None = None
     attention_slicing: bool = False
     gradient_checkpointing: bool = False
+    offload: bool = False
+    quantize: Literal["int8", "nf4"] | None = None
 
     @property
     def memory_options(self) -> "Memory":
@@ -49,6 +53,8 @@ class WithBase(OnDevice):
         return Memory(
             gradient_checkpointing=self.gradient_checkpointing,
             attention_slicing=self.attention_slicing,
+            offload=self.offload,
+            quantize=self.quantize,
         )
 
     def load_base(self) -> "BaseModel":
@@ -63,17 +69,28 @@ class WithBase(OnDevice):
         from lorasynth.base import BaseModel
         from lorasynth.core.device import pick_device
 
-        device = self.device
+        size, device, number = self.size, self.device, getattr(torch, self.dtype)
         if device == "meta":  # to compare with, where its weights are here; else they are fetched
-            sketch = BaseModel.load(self.base, device, image_size=self.size)
-            if sketch.fingerprint:
-                return sketch
-            device = "cpu"
-        number: torch.dtype = getattr(torch, self.dtype)
-        on = pick_device(device)
-        return BaseModel.load(
-            self.base, on, number, memory=self.memory_options, image_size=self.size
-        )
+            base = BaseModel.load(self.base, device, image_size=size)
+            device = device if base.fingerprint else "cpu"
+        if device != "meta":
+            on, memory = pick_device(device), self.memory_options
+            base = BaseModel.load(self.base, on, number, memory=memory, image_size=size)
+        if getattr(self, "buckets", False):
+            base.use_buckets()
+        return base
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithBuckets:
+    """How images of training are cut.
+
+    Attributes:
+        buckets: Cut images to rectangles near their own ratio, of the area of --size squared,
+            rather than to squares around the face.
+    """
+
+    buckets: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +118,7 @@ class OfSubjects:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WithImages(OfSubjects):
+class WithImages(WithBuckets, OfSubjects):
     """Images of subjects, with captions.
 
     Attributes:

@@ -17,7 +17,7 @@ from lorasynth.core.errors import ConfigError, ImageError
 from lorasynth.core.registry import Registry
 from lorasynth.core.weights import CONFIG_FILE
 from lorasynth.images.contract import Photos, Subject
-from lorasynth.images.framing import Box, framed
+from lorasynth.images.framing import Box, Sides, framed
 
 #: From this probability on a photo shows what an encoder knows.
 SHOWN = 0.5
@@ -257,16 +257,16 @@ def subject_conditions(
 
 
 def framed_subject(
-    subject: Subject, size: int, encoders: Sequence[ConditionEncoder] = ()
+    subject: Subject, size: int | Sequence[Sides], encoders: Sequence[ConditionEncoder] = ()
 ) -> Subject:
-    """A subject as squares of one size, with what encoders saw in the whole photos.
+    """A subject as squares of one size, or as rectangles, with what encoders saw in whole photos.
 
     The squares are around the face that the first encoder of faces finds (`framing.frame`).  The
     encoders see whole photos, as they do when a synthesizer is used.
 
     Args:
         subject: with photos of any sizes.
-        size: side of the squares in pixels.
+        size: side of the squares in pixels, or the sides to choose of (`framing.framed`).
         encoders: that the subject will be embedded with.
 
     Raises:
@@ -280,5 +280,6 @@ def framed_subject(
     found = [one.boxes for one in seen.values() if any(one.boxes)]
     boxes: Sequence[Box | None] = found[0] if found else [None] * len(subject.photos)
     pairs = zip(subject.photos, boxes, strict=True)
-    squares = [framed(photo, size, box) for photo, box in pairs]
-    return replace(carrying, photos=torch.stack(squares))
+    cut = [framed(photo, size, box) for photo, box in pairs]
+    alike = len({photo.shape for photo in cut}) == 1
+    return replace(carrying, photos=torch.stack(cut) if alike else cut)

@@ -8,9 +8,9 @@ gradients are clipped subject by subject, and random numbers come from streams o
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lorasynth.adapter import Factors, map_factors
 from lorasynth.base import BaseModel, StackedAdapters
 from lorasynth.engine.draws import Draw, draw_steps
-from lorasynth.engine.encoded import EncodedSubjects, encode_subjects
+from lorasynth.engine.encoded import EncodedSubjects, cut, encode_subjects
 from lorasynth.engine.recipe import OptimizerConfig
 from lorasynth.images import Subject
 
@@ -30,6 +30,9 @@ _HALF_GAIN = 1024.0
 #: Called after each step with the number of steps done and each subject's loss, on the device;
 #: where it returns True, that step was the last.
 OnStep = Callable[[int, Tensor], bool | None]
+
+#: Called before a pass with the adapter of each of its samples; None for all in their order.
+Renew: TypeAlias = Callable[..., None]
 
 
 class Trainable(nn.Module, ABC):
@@ -64,12 +67,17 @@ class Trainable(nn.Module, ABC):
         return map_factors(torch.clone, self())
 
     @contextmanager
-    def attached(self, base: BaseModel) -> Iterator[Callable[[], None]]:
-        """The base model with the adapters; what is yielded is called before each pass."""
+    def attached(self, base: BaseModel) -> Iterator[Renew]:
+        """The base model with the adapters; what is yielded is called before each pass.
+
+        It is told whose adapters each sample of the pass takes, if not all in their order.
+        """
         with StackedAdapters(base.denoiser, self(), self.scale) as stacked:
 
-            def renew() -> None:
-                stacked.factors = self()
+            def renew(whose: Tensor | None = None) -> None:
+                now = self()
+                some = now if whose is None else map_factors(lambda part: part[whose], now)
+                stacked.factors = some
 
             yield renew
 
@@ -113,11 +121,9 @@ def descend(
     losses = []
     with trainable.attached(base) as renew:
         for step, draw in enumerate(draw_steps(base, trainable.config, ids, encoded.counts)):
-            renew()
-            loss = denoising_losses(base, encoded, draw)
-            extra = trainable.penalties()
-            stepper.step(loss if extra is None else loss + extra)
-            losses.append(loss.detach())
+            exact = torch.promote_types(base.dtype, torch.float32)
+            losses.append(torch.zeros(len(ids), dtype=exact, device=base.device))
+            stepper.step(_passes(base, encoded, draw, trainable, renew, losses[-1]))
             if on_step is not None and on_step(step + 1, losses[-1]):
                 break
         else:
@@ -125,10 +131,41 @@ def descend(
     return Fleet(trainable.adapters(), torch.stack(losses, dim=1))
 
 
+def _passes(
+    base: BaseModel,
+    encoded: EncodedSubjects,
+    draw: Draw,
+    trainable: Trainable,
+    renew: Renew,
+    found: Float[Tensor, " n"],
+) -> Iterator[Float[Tensor, " _"]]:
+    """The losses of a step, pass after pass; the subjects' denoising losses are added to `found`.
+
+    Each must have gone backward before the next begins, which may have other adapters attached.
+    """
+    if encoded.sides is None:
+        renew()
+        loss, extra = denoising_losses(base, encoded, draw), trainable.penalties()
+        found += loss.detach()
+        yield loss if extra is None else loss + extra
+        return
+    for whose, some, part in encoded.of_equal_sides(draw):
+        renew(whose)
+        loss = denoising_losses(base, some, part) / draw.images.shape[1]
+        found.index_add_(0, whose, loss.detach())
+        yield loss
+    renew()
+    if (extra := trainable.penalties()) is not None:
+        yield extra
+
+
 def denoising_losses(base: BaseModel, encoded: EncodedSubjects, draw: Draw) -> Float[Tensor, " n"]:
-    """Each subject's mean squared error of what the base model predicts, over its own samples."""
+    """Each subject's mean squared error of what the base model predicts, over its own samples.
+
+    The images have equal sides.
+    """
     latents, texts = encoded.pick(draw.images, draw.dropped)
-    noise, times = draw.noise.flatten(0, 1), draw.times.flatten()
+    noise, times = cut(draw.noise.flatten(0, 1), latents.shape[2:]), draw.times.flatten()
     noisy, target = base.add_noise(latents, noise, times)
     predicted = base.denoise(noisy, times, texts)
     exact = torch.promote_types(predicted.dtype, torch.float32)
@@ -159,9 +196,10 @@ class _Stepper:
             else torch.optim.SGD(self.params, lr=rate, momentum=config.momentum)
         )
 
-    def step(self, losses: Float[Tensor, " n"]) -> None:
+    def step(self, losses: Iterable[Float[Tensor, " _"]]) -> None:
         self.optimiser.zero_grad()
-        (losses.sum() * self.gain).backward()
+        for part in losses:
+            (part.sum() * self.gain).backward()
         gradients = [p.grad for p in self.params if p.grad is not None]
         if self.gain != 1:
             torch._foreach_div_(gradients, self.gain)

@@ -22,10 +22,14 @@ from torch.utils.flop_counter import flop_registry
 
 from lorasynth.adapter import Factor, Factors, map_factors
 from lorasynth.base import BaseModel
+from lorasynth.base.memory import Quantised, replace_linears
 from lorasynth.base.outline import with_tokenizers
 
 #: Bytes of a GPU that are not for tensors: its context, workspaces and fragmentation.
 HEADROOM = 1 << 30
+
+#: Bytes of one number that is trained in fp32: itself, its gradient, two moments and its average.
+TRAINED = 20
 
 
 @dataclass(frozen=True)
@@ -95,13 +99,16 @@ class Tally(TorchDispatchMode):
 
 
 @contextmanager
-def fake(base: BaseModel, name: str, dtype: torch.dtype) -> Iterator[BaseModel]:
+def fake(
+    base: BaseModel, name: str, dtype: torch.dtype, quantize: Quantised | None = None
+) -> Iterator[BaseModel]:
     """A base model that was loaded on the meta device, of fake tensors inside; it is used up.
 
     Args:
         base: the model.
         name: that it was loaded by, for its tokenizers.
         dtype: of its weights.
+        quantize: how its blocks are stored (`Memory`).
 
     Raises:
         BaseModelError: it has no tokenizers.
@@ -110,7 +117,61 @@ def fake(base: BaseModel, name: str, dtype: torch.dtype) -> Iterator[BaseModel]:
     with FakeTensorMode(allow_non_fake_inputs=True):
         for network in base._networks():
             _materialise(network, dtype)
+        if quantize is not None:
+            replace_linears(base.denoiser, lambda layer: _Packed(layer, quantize))
         yield base
+
+
+class _Packed(nn.Linear):
+    """A linear layer as large as bitsandbytes' in its place, which unpacks its weight for each use.
+
+    Args:
+        like: the layer.
+        how: it is stored.
+    """
+
+    def __init__(self, like: nn.Linear, how: Quantised) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = like.in_features, like.out_features
+        numbers = like.weight.numel()
+        scales = 4 * like.out_features if how == "int8" else 4 * -(-numbers // 64)
+        size = (numbers if how == "int8" else -(-numbers // 2)) + scales
+        self.weight = nn.Parameter(torch.empty(size, dtype=torch.uint8), requires_grad=False)
+        self.bias, self.rounds = like.bias, how == "int8"
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Shapes and memory as of the product."""
+        product: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
+            input, self.weight, self.bias, (self.out_features, self.in_features), self.rounds
+        )
+        return product
+
+
+class _Product(torch.autograd.Function):
+    """What bitsandbytes makes and keeps: of 8 bits rounded inputs' products, and the inputs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        packed: Tensor,
+        bias: Tensor | None,
+        sizes: tuple[int, int],
+        rounds: bool,
+    ) -> Tensor:
+        ctx.sizes, ctx.kept = sizes, input if rounds else None
+        ctx.save_for_backward(packed)
+        if not rounds:
+            return nn.functional.linear(input, input.new_empty(sizes), bias)
+        whole = input.new_empty(*input.shape[:-1], sizes[0], dtype=torch.int32)
+        product = nn.functional.linear(input, input.new_empty(1).expand(sizes), bias)
+        del whole
+        return product
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        [gradient] = gradients
+        return gradient @ gradient.new_empty(ctx.sizes), None, None, None, None
 
 
 def _materialise(network: nn.Module, dtype: torch.dtype) -> None:
@@ -176,19 +237,28 @@ def decoding(base: BaseModel, batch: int) -> Callable[[], None]:
     return step
 
 
-def need_of(step: Callable[[], None], networks: Sequence[nn.Module], trained: int = 0) -> Need:
+def need_of(
+    step: Callable[[], None],
+    networks: Sequence[nn.Module],
+    trained: int = 0,
+    *,
+    alone: bool = False,
+) -> Need:
     """What a step takes.
 
     Args:
         step: on fake tensors.
         networks: that must be there.
-        trained: parameters that AdamW trains in fp32; they, their gradients and two moments.
+        trained: numbers that are trained in fp32.
+        alone: one network is there at a time, so that the largest decides.
     """
     tally = Tally(*networks)
     with tally:
         step()
-    weights = sum(p.numel() * p.element_size() for n in networks for p in n.parameters())
-    return Need(weights, tally.peak + 16 * trained, tally.operations)
+    sizes = [sum(p.nbytes for p in network.parameters()) for network in networks]
+    return Need(
+        max(sizes) if alone else sum(sizes), tally.peak + TRAINED * trained, tally.operations
+    )
 
 
 def zero_factors(base: BaseModel, targets: tuple[str, ...], rank: int, count: int) -> Factors:

@@ -5,7 +5,6 @@ loop has no random state: a run that is killed and started again goes on from it
 and ends with the same bits.
 """
 
-import copy
 import json
 import math
 import time
@@ -188,7 +187,8 @@ class Trainer:
             row |= self._measured(step)
         self.history.append(row)
         if self._lowest is not None and self._rows_since_lowest() == 0:
-            self._best = copy.deepcopy(self.average.module.state_dict())
+            state = self.average.module.state_dict()
+            self._best = {k: v.to("cpu", copy=True) for k, v in state.items()}
         return row
 
     @torch.no_grad()
@@ -269,7 +269,7 @@ class Trainer:
                 f"({str(error).splitlines()[0]}): delete it to begin anew"
             ) from error
         self.average.n_averaged.fill_(step)
-        self._best = {k: v.to(self.device) for k, v in with_prefix(tensors, "best.").items()}
+        self._best = with_prefix(tensors, "best.")
         for name, parameter in self.parameters.items():
             if f"exp_avg.{name}" in tensors:
                 moments = {m: tensors[f"{m}.{name}"].to(self.device) for m in _MOMENTS}

@@ -1,6 +1,8 @@
-"""Which square of a photo is trained on and embedded: around the face, else where the detail is."""
+"""Which part of a photo is trained on and embedded: around the face, else where the detail is."""
 
-from typing import NamedTuple
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +20,10 @@ _BELOW = 0.25
 _COARSE = 64
 
 
+#: Height and width in pixels.
+Sides: TypeAlias = tuple[int, int]
+
+
 class Box(NamedTuple):
     """A rectangle of a photo, in pixels from its upper left corner."""
 
@@ -28,27 +34,42 @@ class Box(NamedTuple):
 
 
 def framed(
-    photo: UInt8[Tensor, "h w 3"], size: int, face: Box | None = None
-) -> UInt8[Tensor, "side side 3"]:
-    """The square of a photo that `frame` chooses, scaled to `size`; one that is it, as it is."""
-    if photo.shape[:2] == (size, size):
+    photo: UInt8[Tensor, "h w 3"], size: int | Sequence[Sides], face: Box | None = None
+) -> UInt8[Tensor, "height width 3"]:
+    """The part of a photo that `frame` chooses, scaled; one that has the size, as it is.
+
+    Args:
+        photo: of any size.
+        size: of the square, or the sides that may be chosen of: those nearest to the photo's ratio.
+        face: of the subject, if one was found.
+    """
+    choices = [(size, size)] if isinstance(size, int) else size
+    if tuple(photo.shape[:2]) in choices:
         return photo
-    box = frame(photo, face)
-    square = to_image(photo).resize((size, size), Image.Resampling.LANCZOS, box=box)
-    return torch.from_numpy(np.array(square))
+    own = math.log(photo.shape[0] / photo.shape[1])
+    height, width = min(choices, key=lambda sides: abs(math.log(sides[0] / sides[1]) - own))
+    box = frame(photo, face, width / height if len(choices) > 1 else None)
+    cut = to_image(photo).resize((width, height), Image.Resampling.LANCZOS, box=box)
+    return torch.from_numpy(np.array(cut))
 
 
-def frame(photo: UInt8[Tensor, "h w 3"], face: Box | None = None) -> Box:
-    """The square of a photo that shows its subject, inside the photo.
+def frame(
+    photo: UInt8[Tensor, "h w 3"], face: Box | None = None, ratio: float | None = None
+) -> Box:
+    """The square, or rectangle, of a photo that shows its subject, inside the photo.
 
     Around a face it is 2.6 times as long as the face's longer side, with more room below than
     above, for the shoulders.  Without one it is as long as the photo's shorter side, and its middle
     is the middle of the photo's detail: the mean place of the absolute differences between
     neighbouring pixels' brightness, seen at 64 pixels.  Of a square photo it is all of it.
 
+    A rectangle of a given ratio is as large as the photo allows, and its middle is as near as can
+    be to that of the square.
+
     Args:
         photo: of any size.
         face: of the subject, if one was found.
+        ratio: width by height of the rectangle; None for the square.
     """
     height, width = photo.shape[:2]
     side = float(min(height, width))
@@ -58,9 +79,11 @@ def frame(photo: UInt8[Tensor, "h w 3"], face: Box | None = None) -> Box:
         length = max(face.right - face.left, face.bottom - face.top)
         side = min(side, _MARGIN * length)
         x, y = (face.left + face.right) / 2, (face.top + face.bottom) / 2 + _BELOW * length
-    left = min(max(x - side / 2, 0.0), width - side)
-    top = min(max(y - side / 2, 0.0), height - side)
-    return Box(left, top, left + side, top + side)
+    tall = side if ratio is None else min(float(height), width / ratio)
+    wide = side if ratio is None else min(float(width), height * ratio)
+    left = min(max(x - wide / 2, 0.0), width - wide)
+    top = min(max(y - tall / 2, 0.0), height - tall)
+    return Box(left, top, left + wide, top + tall)
 
 
 def _middle_of_detail(photo: UInt8[Tensor, "h w 3"]) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from lorasynth.adapter import Factors
 from lorasynth.base import BaseModel
+from lorasynth.core.errors import ConfigError
 from lorasynth.engine import OptimizerConfig, Trainable, descend
 from lorasynth.images import Subject
 
@@ -21,6 +22,8 @@ class FullWeights(Trainable):
 
     def __init__(self, base: BaseModel, config: OptimizerConfig) -> None:
         super().__init__(config)
+        if not all(p.is_floating_point() for p in base.denoiser.parameters()):
+            raise ConfigError("all weights can be trained only whole: leave out --quantize")
         # Views with the axis of subjects, which share the weights' memory.
         self._views = nn.ParameterList(
             nn.Parameter(p.data[None]) for p in base.denoiser.parameters()
@@ -45,7 +48,7 @@ class FullWeights(Trainable):
             weight.requires_grad_(True)
             handles.append(weight.register_post_accumulate_grad_hook(moved_to(view)))
         try:
-            yield lambda: None
+            yield lambda *_: None
         finally:
             for handle in handles:
                 handle.remove()
@@ -65,10 +68,11 @@ def fine_tune(base: BaseModel, subject: Subject, config: OptimizerConfig) -> Wei
 
     Raises:
         CollectionError: the subject has no images or captions.
+        ConfigError: the base model is quantised.
     """
-    before = _copy(base)
+    weights, before = FullWeights(base, config), _copy(base)
     try:
-        descend(base, [subject], FullWeights(base, config))
+        descend(base, [subject], weights)
         return _copy(base)
     finally:
         base.denoiser.load_state_dict(before)

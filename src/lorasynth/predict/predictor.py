@@ -14,6 +14,9 @@ from lorasynth.adapter import Factor, Factors, Layout
 from lorasynth.codec import PCA, PCAConfig, Scaled, ScaledConfig
 from lorasynth.hypernet import LatentRegression, LatentRegressionConfig
 
+#: Directions that are smaller than the largest by this factor, squared, are rounding errors.
+_SMALLEST = 1e-14
+
 
 class Predictor(nn.Module):
     """Conditions in, stacked adapters out.
@@ -43,6 +46,11 @@ class Predictor(nn.Module):
         nn.init.zeros_(self.directions.weight)
         nn.init.zeros_(self.directions.bias)
 
+    @property
+    def _written(self) -> list[int]:
+        """Numbers of each module's B."""
+        return [slot.rank * slot.out_features for slot in self.layout.slots]
+
     def forward(self, conditions: Float[Tensor, "n m"]) -> Factors:
         """Predict n stacked adapters; A is one expanded tensor."""
         return self._factors(self.directions(self.regression(conditions)))
@@ -51,7 +59,7 @@ class Predictor(nn.Module):
         """Stacked adapters whose B are the rows of `written`, module after module."""
         slots = self.layout.slots
         read = self.shared.split([slot.rank * slot.in_features for slot in slots])
-        parts = written.split([slot.rank * slot.out_features for slot in slots], dim=1)
+        parts = written.split(self._written, dim=1)
         factors = {}
         for slot, a, b in zip(slots, read, parts, strict=True):
             A = a.view(1, slot.rank, slot.in_features).expand(len(written), -1, -1)
@@ -70,11 +78,15 @@ class Predictor(nn.Module):
         """
         latents = self.regression(conditions).double()
         mean = latents.mean(dim=0)
-        basis, mixing = torch.linalg.qr(self.directions.weight.double())
+        parts = self.directions.weight.split(self._written)  # never all rows in float64
+        gram = torch.stack([part.double().T @ part.double() for part in parts]).sum(dim=0)
+        squares, axes = torch.linalg.eigh(gram)
+        sizes = squares.clamp(min=_SMALLEST * squares.max()).sqrt()
+        mixing = sizes[:, None] * axes.T
         mixed = (latents - mean) @ mixing.T
         variances, turn = torch.linalg.eigh(mixed.T @ mixed / len(mixed))
         variances, turn = variances.flip(0).clamp(min=0), turn.flip(1)
-        codec = self._codec(mean, basis @ turn, variances)
+        codec = self._codec(mean, axes / sizes @ turn, variances)
         to_codec = turn.T @ mixing / (codec.unit * codec.scaled.unit[0]).double()[:, None]
         regression = copy.deepcopy(self.regression)
         regression.leave.weight.copy_(to_codec @ regression.leave.weight.double())
@@ -85,16 +97,19 @@ class Predictor(nn.Module):
     def _codec(
         self,
         mean: Float[Tensor, " k"],
-        components: Float[Tensor, "b k"],
+        turn: Float[Tensor, "k k"],
         variances: Float[Tensor, " k"],
     ) -> PCA:
-        """A codec of flat vectors, from the components of what is predicted."""
-        size, device = self.layout.size, self.shared.device
-        centre = self.directions.bias.double() + self.directions.weight.double() @ mean
-        scaled = Scaled(ScaledConfig(scale="global"), size, size).to(device)
-        scaled.mean = self.layout.flatten(self._factors(centre[None].float()))[0]
+        """A codec of flat vectors, whose components are `turn` of the directions."""
+        size, layout = self.layout.size, self.layout
+        scaled = Scaled(ScaledConfig(scale="global"), size, size).to(self.shared.device)
+        scaled.mean = layout.flatten(self._factors(self.directions(mean[None].float())))[0]
         overall = (variances.sum() / size).sqrt()
         scaled.unit.fill_(torch.where(overall > 0, overall, 1.0))
-        flat = self.layout.flatten(self._factors(components.T.float()))
-        flat = flat - self.layout.flatten(self._factors(torch.zeros_like(centre[None]).float()))
+        flat = scaled.mean.new_zeros(len(turn), size)
+        for slot, part in zip(
+            layout.slots, self.directions.weight.split(self._written), strict=True
+        ):
+            _, start = layout.offsets[slot.module]
+            flat[:, start : start + len(part)] = (part.double() @ turn).T
         return PCA.of(PCAConfig(), scaled, flat, variances / overall.square())

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from safetensors import safe_open
 from torch import Tensor
 
@@ -41,7 +41,9 @@ class Taught(NamedTuple):
 
     Attributes:
         ids: of those whose photos can be used.
-        latents: of their images.
+        latents: of their images, those of one subject in the order of their sides.
+        sides: height and width of latents that there are.
+        numbers: images of each subject that have each of these.
         texts: prompt embeddings of their captions, by the names of the denoiser's arguments.
         empty: what the base model takes where nothing is said.
         embeddings: of the same photos, one or more of each.
@@ -49,6 +51,8 @@ class Taught(NamedTuple):
 
     ids: list[str]
     latents: Ragged
+    sides: Int64[Tensor, "k 2"]
+    numbers: Int64[Tensor, "n k"]
     texts: Mapping[str, StoredRows]
     empty: Texts
     embeddings: Ragged
@@ -58,14 +62,20 @@ class Taught(NamedTuple):
         wanted = set(names)
         rows = torch.tensor([i for i, name in enumerate(self.ids) if name in wanted]).long()
         ids = [self.ids[row] for row in rows.tolist()]
-        return self._replace(
-            ids=ids, latents=self.latents.select(rows), embeddings=self.embeddings.select(rows)
-        )
+        latents, embeddings = self.latents.select(rows), self.embeddings.select(rows)
+        numbers = self.numbers[rows]
+        return self._replace(ids=ids, latents=latents, numbers=numbers, embeddings=embeddings)
 
     @property
     def width(self) -> int:
         """Of an embedding."""
         return self.embeddings.rows.shape[1]
+
+    def of_sides(self, subject: int, image: int) -> tuple[int, Int64[Tensor, " s"]]:
+        """Which sides an image of a subject has, and who has images with these."""
+        ends = self.numbers[subject % len(self.ids)].cumsum(0)
+        which = int((ends > image % int(ends[-1])).nonzero()[0])
+        return which, self.numbers[:, which].nonzero().flatten()
 
 
 def draw_task(
@@ -77,6 +87,8 @@ def draw_task(
     processes: Processes | None = None,
 ) -> tuple[Float[Tensor, "b m"], EncodedSubjects, Draw]:
     """Draw the subjects of a step, one embedding of each, and what each must denoise.
+
+    What is denoised in one step has equal sides: those of a random image of a random subject.
 
     Args:
         base: the base model.
@@ -96,20 +108,24 @@ def draw_task(
     def draw(*size: int) -> Tensor:
         return torch.randint(1 << 31, size, generator=generator, device=device)
 
-    rows = share(draw(batch) % len(taught.ids)).cpu()
-    seen, shown = taught.embeddings.select(rows), taught.latents.select(rows)
-    which = share(draw(batch)).cpu() % seen.counts
+    which, those = 0, torch.arange(len(taught.ids))
+    if len(taught.sides) > 1:
+        which, those = taught.of_sides(*draw(2).tolist())
+    rows = those[share(draw(batch) % len(those)).cpu()]
+    seen, shown = taught.embeddings.select(rows), taught.numbers[rows]
+    first = taught.latents.first[rows] + shown[:, :which].sum(dim=1)
+    condition = share(draw(batch)).cpu() % seen.counts
     noise = torch.randn(*shape, *taught.latents.rows.shape[1:], generator=generator, device=device)
-    places = share(draw(*shape)).cpu() % shown.counts[:, None]
+    places = share(draw(*shape)).cpu() % shown[:, which, None]
     times = share(base.draw_times(shape, generator))
-    index = (places + shown.first[:, None]).flatten()
+    index = (places + first[:, None]).flatten()
     texts = Texts({name: part[index] for name, part in taught.texts.items()})
-    counts = [images] * len(rows)
-    drawn = EncodedSubjects.of(taught.latents.rows[index], texts, taught.empty, counts)
+    counts, sides = [images] * len(rows), taught.sides[which].expand(len(index), 2)
+    drawn = EncodedSubjects.of(taught.latents.rows[index], texts, taught.empty, counts, sides)
     own = torch.arange(images, device=device).expand(len(rows), images)
     dropped = torch.zeros_like(own, dtype=torch.bool)
     found = Draw(images=own, times=times, noise=share(noise), dropped=dropped)
-    return taught.embeddings.rows[seen.first + which], drawn, found
+    return taught.embeddings.rows[seen.first + condition], drawn, found
 
 
 def divided(source: SubjectSource, share: float) -> tuple[list[str], list[str]]:
@@ -158,7 +174,7 @@ def encode_with_embeddings(
         def look(name: str) -> Subject | ImageError:
             advance()
             try:
-                return framed_subject(source.load(name), base.image_size, [encoder])
+                return framed_subject(source.load(name), base.frames, [encoder])
             except ImageError as error:
                 if strict:
                     raise
@@ -178,12 +194,14 @@ def _taught(
 ) -> Taught:
     """What lies in files, of those subjects that can be used."""
     usable, counts, conditions, used = list[str](), list[int](), list[int](), list[Path]()
+    sides = list[Tensor]()
     for names, path in zip(chunks, paths, strict=True):
         with safe_open(str(path), framework="pt") as file:
             chosen = file.get_tensor("usable").tolist()
             if any(chosen):
                 used.append(path)
                 counts += file.get_tensor("counts").tolist()
+                sides.append(file.get_tensor("sides"))
                 conditions += file.get_tensor("conditions").tolist()
         usable += [name for name, good in zip(names, chosen, strict=True) if good]
     if not used:
@@ -192,9 +210,15 @@ def _taught(
             f"{sum(map(len, chunks))} has: {failures.path} says why"
         )
     empty, on = base.empty_prompts(1), base.device
+    there, which = torch.cat(sides).unique(dim=0, return_inverse=True)
+    numbers = torch.zeros(len(usable), len(there), dtype=torch.int64)
+    owners = torch.arange(len(usable)).repeat_interleave(torch.tensor(counts))
+    numbers.index_put_((owners, which), torch.ones_like(owners), accumulate=True)
     return Taught(
         usable,
         Ragged.of(StoredRows(used, "latents", base.dtype, on), counts),
+        there,
+        numbers,
         {n: StoredRows(used, _TEXT + n, part.dtype, on) for n, part in empty.parts.items()},
         empty,
         Ragged.of(StoredRows(used, "embeddings", torch.float32, on), conditions),
@@ -231,9 +255,11 @@ def _encoded(
         return {"usable": torch.zeros(len(names), dtype=torch.bool)}
     failures.update(bad, [])
     texts = {_TEXT + name: part for name, part in encoded.texts.parts.items()}
+    square = torch.tensor(encoded.latents.shape[2:]).expand(len(encoded.latents), 2)
     return {
         "latents": encoded.latents,
         "counts": torch.tensor(encoded.counts),
+        "sides": square if encoded.sides is None else encoded.sides,
         "embeddings": torch.cat(rows),
         "conditions": torch.tensor([len(one) for one in rows]),
         "usable": torch.tensor([name not in bad for name in names]),
@@ -245,5 +271,5 @@ def _name_of(
     base: BaseModel, encoder: ConditionEncoder, source: SubjectSource, names: Sequence[str]
 ) -> str:
     """Identifies what is encoded of whom."""
-    stated = [3, base.fingerprint, base.image_size, str(base.dtype), encoder.fingerprint]
+    stated = [4, base.fingerprint, base.frames, str(base.dtype), encoder.fingerprint]
     return hashlib.sha256(repr([stated, stamp_of(source, names)]).encode()).hexdigest()[:24]

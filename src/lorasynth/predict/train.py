@@ -149,6 +149,8 @@ def train_predictor(
     model.regression.condition_normaliser.fit(seen.cpu(), each=False)
     settings = config.stated | {"recipe": recipe.stated, "subjects": len(known.ids)}
     settings |= {"base": base.fingerprint, "encoder": encoder.fingerprint}
+    if len(base.frames) > 1:
+        settings["frames"] = [list(sides) for sides in base.frames]
     trainer = Trainer(model, options, checkpoint, base.device, settings)
     trainer.processes.require_even(options.batch)
     stacked = StackedAdapters(base.denoiser, start)
