@@ -77,6 +77,18 @@ class WithBase(OnDevice):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OfOtherBase:
+    """What was made for another base model.
+
+    Attributes:
+        allow_other_base: Use what was made for another base model, such as a distilled one's
+            sister, if it fits.
+    """
+
+    allow_other_base: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class OfSubjects:
     """Images of subjects.
 
