@@ -30,7 +30,7 @@ from lorasynth.base.captured import parts_of
 from lorasynth.base.families import family_of
 from lorasynth.core.errors import BaseModelError, ConfigError, LayoutError
 from lorasynth.core.randomness import torch_stream
-from tiny_families import BUILDERS, build, wan
+from tiny_families import BUILDERS, build, flow, wan
 
 PROMPTS = ["a portrait of sks", "sad, red", "blue hoodie smiling person", "a"]
 SEEDS = [3, 1, 4, 1]
@@ -435,6 +435,59 @@ def test_a_lora_file_makes_the_same_images_in_diffusers(base: BaseModel, tmp_pat
     theirs = np.asarray(images)[:, 0] if kind(base) == "WanPipeline" else np.asarray(images)
     pixels = torch.from_numpy((theirs * 255).round().astype(np.uint8))
     assert distance(ours, pixels) <= 2
+
+
+def _plain_z_image() -> Any:
+    pipeline = build("ZImagePipeline")
+    pipeline.scheduler = flow(6.0)
+    return pipeline
+
+
+def _distilled(family: str, part: str = "", scheduler: Any = None, **stated: Any) -> Any:
+    pipeline = build(family)
+    if scheduler is not None:
+        pipeline.register_modules(scheduler=scheduler)
+    (getattr(pipeline, part) if part else pipeline).register_to_config(**stated)
+    return pipeline
+
+
+_TRAILING = diffusers.EulerAncestralDiscreteScheduler(timestep_spacing="trailing")
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "few", "weight"),
+    [
+        (_plain_z_image, None, 3.0),
+        (lambda: build("ZImagePipeline"), 9, 0.0),
+        (lambda: build("Flux2KleinPipeline"), None, 3.0),
+        (lambda: _distilled("Flux2KleinPipeline", is_distilled=True), 4, 1.0),
+        (lambda: _distilled("FluxPipeline", "transformer", guidance_embeds=False), 4, 1.0),
+        (lambda: build("StableDiffusionXLPipeline"), None, 3.0),
+        (lambda: _distilled("StableDiffusionXLPipeline", scheduler=_TRAILING), 4, 1.0),
+        (
+            lambda: _distilled("PixArtAlphaPipeline", scheduler=diffusers.LCMScheduler()),
+            4,
+            1.0,
+        ),
+        (
+            lambda: _distilled(
+                "HiDreamImagePipeline", scheduler=diffusers.FlowMatchLCMScheduler(shift=6.0)
+            ),
+            28,
+            1.0,
+        ),
+    ],
+)
+def test_a_distilled_model_says_so_itself(
+    pipeline: Callable[[], Any], few: int | None, weight: float
+) -> None:
+    base = Captured(pipeline(), "tiny", 16)
+    assert base.few_steps == few
+    assert base.guidance(None) == weight
+    assert base.guidance(2.0) == 2.0
+    asked, unasked = SamplingConfig(steps=2, guidance=weight), SamplingConfig(steps=2)
+    made = [base.sample(["sad"], [0], config=config) for config in (asked, unasked)]
+    assert made[0].equal(made[1])
 
 
 def test_images_come_back_from_their_latents(base: BaseModel) -> None:

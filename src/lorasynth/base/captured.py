@@ -53,9 +53,9 @@ class _OneStep:
     init_noise_sigma = 1.0
     sigmas = (1.0,)  # Wan's call reads one for its caches
 
-    def __init__(self, config: Any, times: Tensor) -> None:
+    def __init__(self, config: Any, times: Tensor | list[float]) -> None:
         self.config = config
-        self.timesteps = times[None]
+        self.timesteps = times
 
     def set_timesteps(self, *_: Any, sigmas: Any = None, timesteps: Any = None, **__: Any) -> None:
         """There is one step, whatever is asked for."""
@@ -279,7 +279,7 @@ class Captured(BaseModel):
             told: further arguments of the call.
         """
         each = times.dim() > 0 and not self._takes_times
-        time = torch.ones_like(times[0]) if each else times
+        time = [1.0] if each else times[None]
         with self._given_times(times) if each else nullcontext():
             said: Tensor = self._run(_OneStep(self.scheduler.config, time), noisy, texts, **told)
         return said

@@ -24,6 +24,8 @@ from lorasynth.adapter import Factor, Factors, map_factors
 from lorasynth.base import BaseModel
 from lorasynth.base.outline import with_tokenizers
 
+aten = torch.ops.aten
+
 #: Bytes of a GPU that are not for tensors: its context, workspaces and fragmentation.
 HEADROOM = 1 << 30
 
@@ -94,6 +96,40 @@ class Tally(TorchDispatchMode):
         self._now -= self._bytes.pop(place)
 
 
+class _Whole(TorchDispatchMode):
+    """Answers what depends on numbers, which fake tensors lack: all of every mask is true.
+
+    So prompts are as long as they can be, and each expert takes its share of the tokens.
+    """
+
+    _sums = (aten.sum.default, aten.sum.dim_IntList)
+    _indexed = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._summed = 1  # entries of each sum of a mask, of the one that was taken last
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is aten._local_scalar_dense.default:
+            return 1.0 if args[0].is_floating_point() else self._summed
+        if function in self._indexed:
+            places = [part for one in args[1] for part in _places(one)]
+            args = (args[0], places, *args[2:])
+        made = function(*args, **(kwargs or {}))
+        if function in self._sums and not made.is_floating_point():
+            self._summed = args[0].numel() // max(made.numel(), 1)
+        return made
+
+
+def _places(index: Tensor | None) -> list[Tensor | None]:
+    """A mask as the places where it is true."""
+    if index is None or index.dtype != torch.bool:
+        return [index]
+    return [index.new_zeros(index.numel(), dtype=torch.long)] * index.dim()
+
+
 @contextmanager
 def fake(base: BaseModel, name: str, dtype: torch.dtype) -> Iterator[BaseModel]:
     """A base model that was loaded on the meta device, of fake tensors inside; it is used up.
@@ -107,7 +143,7 @@ def fake(base: BaseModel, name: str, dtype: torch.dtype) -> Iterator[BaseModel]:
         BaseModelError: it has no tokenizers.
     """
     with_tokenizers(base.pipeline, name)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), _Whole():
         for network in base._networks():
             _materialise(network, dtype)
         yield base
