@@ -323,7 +323,8 @@ def _run(row: BaseFamily, fact: Fact) -> str:
     return (
         "## What was run\n\nOn a tiny pipeline of the true classes with random weights: the "
         "denoiser's predictions, gradients and images against diffusers' own "
-        "(`tests/base/test_families.py`), and all commands from images to a LoRA file (`tests/adapter/test_every_family.py`): "
+        "(`tests/base/test_families.py`), and all commands from images to a LoRA file "
+        "(`tests/adapter/test_every_family.py`): "
         f"diffusers {diffusers}; ComfyUI: {comfyui}. One file: "
         f"{fact.checkpoint or 'diffusers reads none'}. **Not run: its published weights**, which "
         "cannot be had on the machine that this was written on; so neither likeness nor speed nor "

@@ -213,10 +213,10 @@ def lumina_2() -> Any:
     stated = {
         "sample_size": 4,
         "in_channels": 4,
-        "hidden_size": 32,
+        "hidden_size": 48,
         "num_layers": 1,
         "num_refiner_layers": 1,
-        "num_attention_heads": 2,
+        "num_attention_heads": 3,
         "num_kv_heads": 1,
         "multiple_of": 16,
         "axes_dim_rope": (4, 6, 6),

@@ -46,6 +46,8 @@ FILES = {
     "AuraFlowPipeline": "auraflow",
     "HiDreamImagePipeline": "hidream",
 }
+#: In kohya's names they might be FLUX.2's, too, from which true widths tell them.
+FORMAT = {"FluxPipeline": "diffusers", "ChromaPipeline": "diffusers"}
 SIDE = dict.fromkeys(FILES, 16) | {"Lumina2Pipeline": 32, "SanaPipeline": 32}
 
 
@@ -66,6 +68,7 @@ def chain(family: str, root: Path) -> Path:
     base, watched = [*model, "--size", SIDE[family]], ["--encoder", encoder, "--run", root / "run"]
     library, codec, synthesizer = root / "library", root / "codec", root / "synthesizer"
     start = ["--init-from", root / "predictor", "--encoder", encoder]
+    form = ["--format", FORMAT.get(family, "auto")]
     shown = ["--prompt", "a portrait of sks", "--lora", lora, "--steps", 2, "-n", 1]
     steps: list[list[Any]] = [
         ["pretrain", root / "people", *base, *watched, "-o", root / "predictor", *PRETRAIN],
@@ -83,7 +86,7 @@ def chain(family: str, root: Path) -> Path:
             *TRAINING,
             *DENOISER,
         ],
-        ["synth", root / "people" / "ann", "--synthesizer", synthesizer, "-o", lora],
+        ["synth", root / "people" / "ann", "--synthesizer", synthesizer, "-o", lora, *form],
         ["images", *shown, *base, "-o", root / "me.png"],
     ]
     for arguments in steps:

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from lorasynth.adapter import Factor, Factors, map_factors
 from lorasynth.base import BaseModel
 from lorasynth.base.outline import with_tokenizers
+from lorasynth.core.errors import BaseModelError
 
 aten = torch.ops.aten
 
@@ -99,7 +100,7 @@ class Tally(TorchDispatchMode):
 class _Whole(TorchDispatchMode):
     """Answers what depends on numbers, which fake tensors lack: all of every mask is true.
 
-    So prompts are as long as they can be, and each expert takes its share of the tokens.
+    So prompts are as long as they can be.
     """
 
     _sums = (aten.sum.default, aten.sum.dim_IntList)
@@ -140,8 +141,13 @@ def fake(base: BaseModel, name: str, dtype: torch.dtype) -> Iterator[BaseModel]:
         dtype: of its weights.
 
     Raises:
-        BaseModelError: it has no tokenizers.
+        BaseModelError: it has no tokenizers, or what it computes depends on its numbers.
     """
+    if any(hasattr(module, "moe_infer") for module in base.denoiser.modules()):
+        raise BaseModelError(
+            f"what a planned model computes must not depend on its numbers, but {base.name} has "
+            "experts: its weights alone take 2 bytes a parameter in bfloat16"
+        )
     with_tokenizers(base.pipeline, name)
     with FakeTensorMode(allow_non_fake_inputs=True), _Whole():
         for network in base._networks():
