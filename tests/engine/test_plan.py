@@ -107,4 +107,7 @@ def test_every_family_can_be_planned(family: str, tmp_path: Path) -> None:
         need = plan.need_of(step, [base.denoiser])
         for step in (plan.sampling(base, 2), plan.decoding(base, 2), plan.encoding(base, 2)):
             assert plan.need_of(step, base._networks()).peak > 0
-    assert need.peak == pytest.approx(measured, rel=0.15, abs=STATES)
+    if family in ("Lumina2Pipeline", "QwenImagePipeline"):  # prompts may be as long as is planned
+        assert need.peak > measured
+    else:
+        assert need.peak == pytest.approx(measured, rel=0.15, abs=STATES)
