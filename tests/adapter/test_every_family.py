@@ -46,8 +46,9 @@ FILES = {
     "AuraFlowPipeline": "auraflow",
     "HiDreamImagePipeline": "hidream",
 }
-#: In kohya's names they might be FLUX.2's, too, from which true widths tell them.
-FORMAT = {"FluxPipeline": "diffusers", "ChromaPipeline": "diffusers"}
+#: Where published names need true widths: to tell FLUX.1 and Chroma from FLUX.2, and for diffusers,
+#: which splits Lumina's fused layers by them.
+FORMAT = dict.fromkeys(("FluxPipeline", "ChromaPipeline", "Lumina2Pipeline"), "diffusers")
 SIDE = dict.fromkeys(FILES, 16) | {"Lumina2Pipeline": 32, "SanaPipeline": 32}
 
 
