@@ -42,9 +42,11 @@ def escape_markup(*event: Any) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Write the page of commands; escape before napoleon (priority 500) makes markup."""
+    """Write the pages of commands and families; escape before napoleon (priority 500)."""
     sys.path.insert(0, str(Path(__file__).parent))
-    from command_pages import write
+    import command_pages
+    import family_pages
 
-    write(Path(__file__).with_name("commands.md"))
+    command_pages.write(Path(__file__).with_name("commands.md"))
+    family_pages.write(Path(__file__).with_name("families"))
     app.connect("autodoc-process-docstring", escape_markup, priority=400)

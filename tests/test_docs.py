@@ -1,6 +1,7 @@
 """Every command that README and docs show can be read by the command that it names."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -11,12 +12,17 @@ from lorasynth.commands.main import find
 from lorasynth.core.command import read_command
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {
+    page.name: page.read_text(encoding="utf-8")
+    for page in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
+}
+FAMILIES = runpy.run_path(str(ROOT / "docs" / "family_pages.py"))["texts"]()
+PAGES |= {f"families/{name}": text for name, text in FAMILIES.items()}
 
 
-def commands_in(page: Path) -> list[str]:
-    """Commands of the page: lines of shell blocks, and `lorasynth ...` in code spans."""
-    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+def commands_in(text: str) -> list[str]:
+    """Commands of a page: lines of shell blocks, and `lorasynth ...` in code spans."""
+    text = text.replace("\\\n", " ")
     blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, flags=re.DOTALL)
     lines = [line.strip() for block in blocks for line in block.splitlines()]
     spans = re.findall(r"`(lorasynth [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
@@ -26,10 +32,10 @@ def commands_in(page: Path) -> list[str]:
 
 
 SHOWN = [
-    pytest.param(line, id=f"{page.name}: {line[:60]}")
-    for page in PAGES
-    if page.name not in ("experiments.md", "commands.md")  # the log keeps what was typed then
-    for line in commands_in(page)
+    pytest.param(line, id=f"{page}: {line[:60]}")
+    for page, text in PAGES.items()
+    if page not in ("experiments.md", "commands.md")  # the log keeps what was typed then
+    for line in commands_in(text)
 ]
 
 

@@ -213,10 +213,10 @@ def lumina_2() -> Any:
     stated = {
         "sample_size": 4,
         "in_channels": 4,
-        "hidden_size": 32,
+        "hidden_size": 48,
         "num_layers": 1,
         "num_refiner_layers": 1,
-        "num_attention_heads": 2,
+        "num_attention_heads": 3,
         "num_kv_heads": 1,
         "multiple_of": 16,
         "axes_dim_rope": (4, 6, 6),
@@ -237,12 +237,21 @@ def lumina_2() -> Any:
     return pipeline("Lumina2Pipeline", "Lumina2Transformer2DModel", stated, vae, text, steps)
 
 
-def pixart_sigma() -> Any:
-    stated = {**_HEADS, "sample_size": 8, "num_layers": 1, "cross_attention_dim": 16}
-    stated |= {"caption_channels": 16, "use_additional_conditions": False}
+def pixart(kind: str, **stated: Any) -> Any:
+    stated |= {"num_attention_heads": 2, "num_layers": 1, "caption_channels": 16}
     steps = diffusers.DPMSolverMultistepScheduler()
-    vae = autoencoder()
-    return pipeline("PixArtSigmaPipeline", "PixArtTransformer2DModel", stated, vae, t5(), steps)
+    return pipeline(kind, "PixArtTransformer2DModel", stated, autoencoder(), t5(), steps)
+
+
+def pixart_alpha() -> Any:
+    """With the conditions on sizes that its models of 1024 pixels have."""
+    wide = {"attention_head_dim": 12, "cross_attention_dim": 24, "sample_size": 128}
+    return pixart("PixArtAlphaPipeline", **wide, use_additional_conditions=True)
+
+
+def pixart_sigma() -> Any:
+    small = {"attention_head_dim": 8, "cross_attention_dim": 16, "sample_size": 8}
+    return pixart("PixArtSigmaPipeline", **small, use_additional_conditions=False)
 
 
 def sana() -> Any:
@@ -287,6 +296,41 @@ def auraflow() -> Any:
     return pipeline("AuraFlowPipeline", network, stated, autoencoder(), umt5(), steps)
 
 
+def hidream() -> Any:
+    first, second = (clip(transformers.CLIPTextModelWithProjection, layers=2) for _ in range(2))
+    stated = {
+        "patch_size": 2,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "caption_channels": [16, 16],
+        "text_emb_dim": 24,
+        "num_routed_experts": 2,  # both are used, so that there are slopes to compare with
+        "num_activated_experts": 2,
+        "axes_dims_rope": (4, 6, 6),
+        "max_resolution": (16, 16),
+        "llama_layers": [0, 1],
+    }
+    last = language_model("LlamaForCausalLM", "LlamaConfig", attn_implementation="eager")
+    return pipeline(
+        "HiDreamImagePipeline",
+        "HiDreamImageTransformer2DModel",
+        stated,
+        autoencoder(**_SCALED),
+        first,
+        diffusers.UniPCMultistepScheduler(**_FLOWING),
+        tokenizer_2=second[0],
+        text_encoder_2=second[1],
+        tokenizer_3=t5()[0],
+        text_encoder_3=t5()[1],
+        tokenizer_4=tokenizer(),
+        text_encoder_4=last,
+    )
+
+
 #: One builder for each row of `BASE_MODELS`, by the name of its pipeline.
 BUILDERS: dict[str, Callable[[], Any]] = {
     **KINDS,
@@ -297,10 +341,12 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "ZImagePipeline": z_image,
     "QwenImagePipeline": qwen_image,
     "Lumina2Pipeline": lumina_2,
+    "PixArtAlphaPipeline": pixart_alpha,
     "PixArtSigmaPipeline": pixart_sigma,
     "SanaPipeline": sana,
     "WanPipeline": wan,
     "AuraFlowPipeline": auraflow,
+    "HiDreamImagePipeline": hidream,
 }
 
 

@@ -93,9 +93,11 @@ def read(path: Path, keys: dict, heights: dict[str, int]) -> dict[str, torch.Ten
         b = up.float().flatten(1) * (1.0 if alpha is None else alpha / a.shape[0])
         if change is not None:
             b = change(b)
-        if place is not None:
-            whole = b.new_zeros(heights[name], b.shape[1])
-            whole[place[1] : place[1] + place[2]] = b
+        if place is not None:  # rows of a layer; of a tiny model by as much fewer as it has
+            scale = b.shape[0] / place[2]
+            begin = round(scale * place[1])
+            whole = b.new_zeros(round(scale * heights[name]), b.shape[1])
+            whole[begin : begin + b.shape[0]] = b
             b = whole
         found.setdefault(name, []).append((a, b))
     made = {}

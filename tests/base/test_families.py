@@ -30,7 +30,7 @@ from lorasynth.base.captured import parts_of
 from lorasynth.base.families import family_of
 from lorasynth.core.errors import BaseModelError, ConfigError, LayoutError
 from lorasynth.core.randomness import torch_stream
-from tiny_families import BUILDERS, build, wan
+from tiny_families import BUILDERS, build, flow, wan
 
 PROMPTS = ["a portrait of sks", "sad, red", "blue hoodie smiling person", "a"]
 SEEDS = [3, 1, 4, 1]
@@ -181,6 +181,21 @@ def of_sdxl(net: Any, x: Tensor, t: Tensor, parts: Any) -> Tensor:
     return said
 
 
+def of_pixart(net: Any, x: Tensor, t: Tensor, parts: Any) -> Tensor:
+    height, width = (2 * side for side in x.shape[2:])
+    added = {"resolution": torch.tensor([[height, width]]).float().expand(len(x), 2)}
+    added["aspect_ratio"] = torch.tensor([[height / width]]).expand(len(x), 1)
+    unsaid = {"resolution": None, "aspect_ratio": None}
+    said = net(
+        x,
+        parts["prompt_embeds"],
+        t,
+        added if net.config.use_additional_conditions else unsaid,
+        encoder_attention_mask=parts["prompt_attention_mask"],
+    ).sample
+    return said.chunk(2, dim=1)[0]
+
+
 DIRECT: dict[str, Callable[[Any, Tensor, Tensor, Any], Tensor]] = {
     "StableDiffusionPipeline": lambda net, x, t, p: net(x, t, p["prompt_embeds"]).sample,
     "StableDiffusionXLPipeline": of_sdxl,
@@ -196,18 +211,22 @@ DIRECT: dict[str, Callable[[Any, Tensor, Tensor, Any], Tensor]] = {
     "Lumina2Pipeline": lambda net, x, t, p: (
         -net(x, 1 - t / 1000, p["prompt_embeds"], p["prompt_attention_mask"]).sample
     ),
-    "PixArtSigmaPipeline": lambda net, x, t, p: net(
-        x,
-        p["prompt_embeds"],
-        t,
-        {"resolution": None, "aspect_ratio": None},
-        encoder_attention_mask=p["prompt_attention_mask"],
-    ).sample.chunk(2, dim=1)[0],
+    "PixArtAlphaPipeline": of_pixart,
+    "PixArtSigmaPipeline": of_pixart,
     "SanaPipeline": lambda net, x, t, p: (
         net(x, p["prompt_embeds"], t, encoder_attention_mask=p["prompt_attention_mask"]).sample
     ),
     "WanPipeline": lambda net, x, t, p: net(x[:, :, None], t, p["prompt_embeds"]).sample[:, :, 0],
     "AuraFlowPipeline": lambda net, x, t, p: net(x, p["prompt_embeds"], t / 1000).sample,
+    "HiDreamImagePipeline": lambda net, x, t, p: (
+        -net(
+            x,
+            t,
+            p["prompt_embeds_t5"],
+            p["prompt_embeds_llama3"].transpose(0, 1),
+            p["pooled_prompt_embeds"],
+        ).sample
+    ),
 }
 
 
@@ -254,6 +273,20 @@ def test_gradients_reach_stacked_adapters_each_its_own(base: BaseModel) -> None:
         assert leaf.grad[0].any()
         assert not leaf.grad[1].any()
     kept = [leaf.grad for leaf in leaves]
+    slope = sum(
+        float((g * leaf.detach()).sum())
+        for g, leaf in zip(kept, leaves, strict=True)
+        if g is not None
+    )
+    first = {name: Factor(*(part.detach()[:1] for part in f)) for name, f in adapters.items()}
+    with torch.no_grad():
+        ends = []
+        for size in (0.999, 1.001):
+            moved = map_factors(lambda part, size=size: size * part, first)
+            with StackedAdapters(base.denoiser, moved):
+                errors = (base.denoise(noisy[:2], times[:2], texts[:2]) - target[:2]).square()
+            ends.append(float(errors.double().sum()))
+    assert (ends[1] - ends[0]) / 0.002 == pytest.approx(slope, rel=0.02)
     Memory(gradient_checkpointing=True).apply(base.denoiser, base.name)
     with StackedAdapters(base.denoiser, adapters):
         errors = (base.denoise(noisy, times, texts) - target).square().flatten(1).sum(1)
@@ -276,6 +309,7 @@ APART = {
     "QwenImagePipeline",
     "Lumina2Pipeline",
     "WanPipeline",
+    "HiDreamImagePipeline",
 }
 
 
@@ -285,13 +319,19 @@ def own_images(base: BaseModel, count: int, negative: str, **options: Any) -> An
     pipe, side = base.pipeline, base.image_size
     # The pipeline's parts, so its own scheduler, too, but DDIM where we always take it.
     pipe.scheduler = type(base.scheduler).from_config(base.scheduler.config)
+    pipe.default_sample_size = base._caller.default_sample_size  # HiDream's area of all images
     shape = base.shape_of(side, 2 * side)
     given = {name: value for name, value in base.row.call.items() if "scale" not in name}
     given |= {"latents": base._packed(base.noise(SEEDS[:count], shape)), **options}
     given["true_cfg_scale" if kind(base) == "QwenImagePipeline" else "guidance_scale"] = GUIDANCE
     if kind(base) not in ("FluxPipeline", "Flux2Pipeline", "Flux2KleinPipeline"):
         given["negative_prompt"] = [negative] * count if negative else None
-        if kind(base) in ("PixArtSigmaPipeline", "SanaPipeline", "QwenImagePipeline"):
+        if kind(base) in (
+            "PixArtAlphaPipeline",
+            "PixArtSigmaPipeline",
+            "SanaPipeline",
+            "QwenImagePipeline",
+        ):
             given["negative_prompt"] = [negative] * count
     if "max_sequence_length" in base._encoding:
         given["max_sequence_length"] = base._encoding["max_sequence_length"]
@@ -397,6 +437,66 @@ def test_a_lora_file_makes_the_same_images_in_diffusers(base: BaseModel, tmp_pat
     assert distance(ours, pixels) <= 2
 
 
+def _plain_z_image() -> Any:
+    pipeline = build("ZImagePipeline")
+    pipeline.scheduler = flow(6.0)
+    return pipeline
+
+
+def _schnell() -> Any:
+    pipeline = build("FluxPipeline")
+    network = pipeline.transformer
+    pipeline.transformer = type(network).from_config(network.config, guidance_embeds=False)
+    return pipeline
+
+
+def _distilled(family: str, scheduler: Any = None, **stated: Any) -> Any:
+    pipeline = build(family)
+    if scheduler is not None:
+        pipeline.register_modules(scheduler=scheduler)
+    pipeline.register_to_config(**stated)
+    return pipeline
+
+
+_TRAILING = diffusers.EulerAncestralDiscreteScheduler(timestep_spacing="trailing")
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "few", "weight"),
+    [
+        (_plain_z_image, None, 3.0),
+        (lambda: build("ZImagePipeline"), 9, 0.0),
+        (lambda: build("Flux2KleinPipeline"), None, 3.0),
+        (lambda: _distilled("Flux2KleinPipeline", is_distilled=True), 4, 1.0),
+        (_schnell, 4, 1.0),
+        (lambda: build("StableDiffusionXLPipeline"), None, 3.0),
+        (lambda: _distilled("StableDiffusionXLPipeline", scheduler=_TRAILING), 4, 1.0),
+        (
+            lambda: _distilled("PixArtAlphaPipeline", scheduler=diffusers.LCMScheduler()),
+            4,
+            1.0,
+        ),
+        (
+            lambda: _distilled(
+                "HiDreamImagePipeline", scheduler=diffusers.FlowMatchLCMScheduler(shift=6.0)
+            ),
+            28,
+            1.0,
+        ),
+    ],
+)
+def test_a_distilled_model_says_so_itself(
+    pipeline: Callable[[], Any], few: int | None, weight: float
+) -> None:
+    base = Captured(pipeline(), "tiny", 16)
+    assert base.few_steps == few
+    assert base.guidance(None) == weight
+    assert base.guidance(2.0) == 2.0
+    asked, unasked = SamplingConfig(steps=2, guidance=weight), SamplingConfig(steps=2)
+    made = [base.sample(["sad"], [0], config=config) for config in (asked, unasked)]
+    assert made[0].equal(made[1])
+
+
 def test_images_come_back_from_their_latents(base: BaseModel) -> None:
     height, width = base.image_size, 2 * base.image_size
     images = torch.randint(0, 256, (3, height, width, 3), generator=torch_stream(0)).byte()
@@ -492,6 +592,15 @@ _KL_4 = ("AutoencoderKL", {**_KL, "latent_channels": 4})
 _KL_16 = ("AutoencoderKL", {**_KL, "latent_channels": 16})
 _TWO = {"num_layers": 2}
 _BOTH = {"num_layers": 2, "num_single_layers": 2}
+_HIDREAM = {
+    "patch_size": 2,
+    "in_channels": 16,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "caption_channels": [4096, 4096],
+    "axes_dims_rope": (64, 32, 32),
+    "llama_layers": [0, 1],
+}
 _DITS = {"num_mmdit_layers": 2, "num_single_dit_layers": 2}
 
 #: Denoiser and autoencoder at their true widths, the side of its images, the shape of a latent, and
@@ -519,16 +628,14 @@ TRUE: dict[str, tuple[dict[str, Any], tuple[str, dict[str, Any]], int, tuple[int
     "ZImagePipeline": ({"n_layers": 2}, _KL_16, 1024, (16, 128, 128), 42),
     "QwenImagePipeline": (_TWO, ("AutoencoderKLQwenImage", {}), 1024, (16, 128, 128), 12),
     "Lumina2Pipeline": (_TWO, _KL_16, 1024, (16, 128, 128), 42),
-    "PixArtSigmaPipeline": (
-        {**_TWO, "caption_channels": 4096},
-        _KL_4,
-        1024,
-        (4, 128, 128),
-        20,
+    **dict.fromkeys(
+        ("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
+        ({**_TWO, "caption_channels": 4096}, _KL_4, 1024, (4, 128, 128), 20),
     ),
     "SanaPipeline": (_TWO, ("AutoencoderDC", {}), 1024, (32, 32, 32), 16),
     "WanPipeline": (_TWO, ("AutoencoderKLWan", {}), 480, (16, 60, 60), 20),
     "AuraFlowPipeline": (_DITS, _KL_4, 1024, (4, 128, 128), 28),
+    "HiDreamImagePipeline": (_HIDREAM, _KL_16, 1024, (16, 128, 128), 8),
 }
 
 

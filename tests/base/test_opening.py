@@ -149,8 +149,8 @@ def test_a_checkpoint_without_a_part_is_refused(sd: tuple[Any, Path], tmp_path: 
     texts = {name: value for name, value in tensors.items() if not name.startswith("cond_stage")}
     save_file(texts, path)
     refused(path, "StableDiffusionPipeline or its denoiser, but .* cannot be loaded")
-    restated(tmp_path / "mine", "model_index.json", _class_name="PixArtAlphaPipeline")
-    refused(path, "is of a PixArtAlphaPipeline: see the table")
+    restated(tmp_path / "mine", "model_index.json", _class_name="KolorsPipeline")
+    refused(path, "is of a KolorsPipeline: see docs")
 
 
 def test_unknown_families_and_quantised_folders_are_refused(
@@ -176,11 +176,31 @@ def test_models_for_something_else_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "wan", "has two, for high and low noise", image_size=16)
 
 
+def test_folders_without_a_part_are_refused(tmp_path: Path) -> None:
+    whole = tmp_path / "x"
+    tiny_families.build("Flux2KleinPipeline").save_pretrained(whole)
+    for part, said in (
+        ("transformer", "no file named config.json|transformer/config.json"),
+        ("vae", "vae/config.json"),
+        ("tokenizer", "tokenizer"),
+    ):
+        (whole / part).rename(tmp_path / part)
+        refused(whole, said)
+        (tmp_path / part).rename(whole / part)
+    shutil.copytree(whole, tmp_path / "y", ignore=shutil.ignore_patterns("*.safetensors"))
+    refused(tmp_path / "y", "whole Flux2KleinPipeline .* cannot be loaded")
+    restated(whole, "model_index.json", _class_name="LTXPipeline")
+    refused(whole, "is a LTXPipeline")
+
+
 def test_an_adapter_of_another_family_or_size_is_refused(sd: tuple[Any, Path]) -> None:
     base = BaseModel.load(sd[1])
     name, layer = next(iter(base.target_linears(("to_q",)).items()))
     wide = Factor(torch.zeros(1, 2, layer.in_features + 1), torch.zeros(1, layer.out_features, 2))
-    with pytest.raises(LayoutError, match="another size of this one"), base.attached({name: wide}):
+    with (
+        pytest.raises(LayoutError, match=r"another size of this model \(as FLUX.2 klein"),
+        base.attached({name: wide}),
+    ):
         pass
     other = {"layers.0.attention.to_q": wide}
     with pytest.raises(LayoutError, match="made for another base model"), base.attached(other):

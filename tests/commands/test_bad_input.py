@@ -249,6 +249,7 @@ def test_more_sampler_steps_than_there_are(world: World, run: Run, tmp_path: Pat
     result.is_one_error("from 1 to 1000", "2000")
 
 
-def test_no_strength_is_tuned_on_the_subjects_that_are_measured(world: World, run: Run) -> None:
-    result = run("evaluate", world.subjects, "--encoder", world.encoder, "--tune", 2)
-    result.is_one_error("--tune draws avatars", str(world.subjects), "--strength")
+def test_subjects_that_a_strength_is_tuned_on_are_not_measured(world: World, run: Run) -> None:
+    where = ["--base", world.base, "--device", "cpu"]
+    result = run("evaluate", world.subjects, "--encoder", world.encoder, "--tune", 2, *where)
+    result.is_one_error("at least two subjects, but got 1")

@@ -1,5 +1,7 @@
 """What learns takes the split `train`, and is not tested on what it has learned from."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,13 +9,15 @@ import torch
 
 from command_line import Run
 from lorasynth import Synthesizer
+from lorasynth.base import BaseModel
 from lorasynth.codec import load_codec
 from lorasynth.core.learned import learned_from
 from lorasynth.edit import LatentLibrary
+from lorasynth.evaluation.report import STRENGTHS
 from lorasynth.hypernet import library_data
 from lorasynth.library import Library
 
-from .conftest import World, train_arguments
+from .conftest import STRANGERS, World, train_arguments, tune
 
 SPLIT = {"ann": "train", "ben": "test", "cyd": "train"}
 
@@ -91,6 +95,26 @@ def test_subjects_that_were_learned_from_are_no_test(
     arguments = ["evaluate", world.subjects, "--encoder", world.encoder]
     where = ["--synthesizer", world.synthesizer, "--base", world.base, "--device", "cpu"]
     run(*arguments, *where).is_one_error("has learned from 3 of these 3", "'ann'", "held-out")
+
+
+def test_a_strength_is_chosen_on_a_sister_of_the_base_model(
+    world: World, strangers: Path, run: Run, tmp_path: Path
+) -> None:
+    """As on the distilled sister of the base model that was trained on."""
+    sister = shutil.copytree(world.base, tmp_path / "sister")
+    tune(sister)
+    people = shutil.copytree(strangers, tmp_path / "people")
+    shutil.copytree(people / STRANGERS[0], people / "gus")
+    arguments = ["evaluate", people, "--encoder", world.encoder, "--base", sister, "--tune", 2]
+    arguments += ["--synthesizer", world.synthesizer, "--images", 2, "--sampling-steps", 1]
+    arguments += ["--cache", tmp_path / "cache", "-o", tmp_path / "report.json", "--device", "cpu"]
+    run(*arguments).is_one_error("must be used with the base model that it was made for")
+    assert run(*arguments, "--allow-other-base").status == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["base_fingerprint"] == BaseModel.load(sister).fingerprint
+    assert report["subjects"] == [STRANGERS[-1], "gus"]
+    [chosen] = [row["strength"] for row in report["rows"] if row["method"] == "synthesised"]
+    assert chosen in STRENGTHS
 
 
 def test_latents_are_computed_once_for_a_library(

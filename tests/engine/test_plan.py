@@ -9,8 +9,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from lorasynth.base import BaseModel, Memory
 from lorasynth.base.memory import Quantised
+from lorasynth.core.errors import BaseModelError
 from lorasynth.engine import Optimisation, Trainer, plan
-from tiny_pipelines import KINDS, build
+from tiny_families import BUILDERS, build
 
 TARGETS = ("to_q", "to_v")
 #: Bytes of the random generator's states that checkpointing keeps: nothing beside a real model.
@@ -29,7 +30,11 @@ def allocated(action: Callable[[], object]) -> int:
     return peak
 
 
-@pytest.fixture(params=sorted(KINDS))
+#: Pipelines whose steps of all kinds are measured.
+KINDS = ("FluxPipeline", "StableDiffusionPipeline", "StableDiffusionXLPipeline")
+
+
+@pytest.fixture(params=KINDS)
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     build(request.param).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
@@ -131,3 +136,27 @@ def test_what_is_trained_takes_the_bytes_that_are_planned() -> None:
     kept += [p.grad for p in trainer.model.parameters() if p.grad is not None]
     kept += [tensor for values in states for tensor in values if tensor.dim()]
     assert sum(t.nbytes for t in kept) == plan.TRAINED * (64 * 64 + 64)
+
+
+@pytest.mark.parametrize("family", sorted(BUILDERS))
+def test_every_family_can_be_planned(family: str, tmp_path: Path) -> None:
+    build(family).save_pretrained(tmp_path / "model")
+    sketch = BaseModel.load(tmp_path / "model", "meta", image_size=32)
+    if family == "HiDreamImagePipeline":
+        with pytest.raises(BaseModelError, match="model has experts"):
+            plan.fake(sketch, str(tmp_path / "model"), torch.float32).__enter__()
+        return
+    real = BaseModel.load(tmp_path / "model", image_size=32)
+    targets = real.default_targets
+    step = plan.training(real, plan.zero_factors(real, targets, 2, 2), 4)
+    step()
+    measured = allocated(step)
+    with plan.fake(sketch, str(tmp_path / "model"), torch.float32) as base:
+        step = plan.training(base, plan.zero_factors(base, targets, 2, 2), 4)
+        need = plan.need_of(step, [base.denoiser])
+        for step in (plan.sampling(base, 2), plan.decoding(base, 2), plan.encoding(base, 2)):
+            assert plan.need_of(step, base._networks()).peak > 0
+    if family in ("Lumina2Pipeline", "QwenImagePipeline"):  # prompts may be as long as is planned
+        assert need.peak > measured
+    else:
+        assert need.peak == pytest.approx(measured, rel=0.15, abs=STATES)

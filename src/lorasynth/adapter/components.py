@@ -9,7 +9,7 @@ from lorasynth.adapter.factors import Factor, Factors
 #: The denoiser's name for itself here.
 DENOISER = ""
 #: Text encoders by their names in a pipeline.
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+TEXT_ENCODERS = ("text_encoder", *(f"text_encoder_{n}" for n in (2, 3, 4)))
 
 
 def component_of(module: str) -> str:

@@ -10,11 +10,13 @@ does not say is a row of `lorasynth.base.families`.
 import copy
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float, Real
 from torch import Tensor
 from typing_extensions import override
@@ -29,6 +31,9 @@ from lorasynth.core.errors import BaseModelError, ConfigError
 #: What a model that was distilled with guidance is told in training: the weight at which guidance
 #: does nothing, so that an adapter learns the images as they are.
 _TRAINING_GUIDANCE = 1.0
+
+#: Weight of guidance in images, where nothing is asked for.
+_GUIDANCE = 3.0
 
 #: Steps of the schedule that the shift of training times is read from; FLUX.2's depends on it.
 _SHIFT_STEPS = 50
@@ -48,9 +53,9 @@ class _OneStep:
     init_noise_sigma = 1.0
     sigmas = (1.0,)  # Wan's call reads one for its caches
 
-    def __init__(self, config: Any, times: Tensor) -> None:
+    def __init__(self, config: Any, times: Tensor | list[float]) -> None:
         self.config = config
-        self.timesteps = times[None]
+        self.timesteps = times
 
     def set_timesteps(self, *_: Any, sigmas: Any = None, timesteps: Any = None, **__: Any) -> None:
         """There is one step, whatever is asked for."""
@@ -85,11 +90,31 @@ class Captured(BaseModel):
         self.text_parts = {name: part for name, part in texts.items() if part not in lacking}
         super().__init__(pipeline, name, image_size)
         own, flow = pipeline.scheduler, is_flow(pipeline.scheduler)
-        self.scheduler = ddim(own) if row.ddim and not flow else type(own).from_config(own.config)
+        for module in self.denoiser.modules():
+            if hasattr(module, "moe_infer"):  # of HiDream, which has no gradient
+                module.training = True
+        # LCM's samplers draw noise in each step, which an image's seed does not decide.
+        drawing = "LCM" in type(own).__name__
+        solver = FlowMatchEulerDiscreteScheduler if drawing else type(own)
+        discrete = not flow and (row.ddim or drawing)
+        self.scheduler = ddim(own) if discrete else solver.from_config(own.config)
+        self.few_steps = row.few if any(map(self._has, row.distilled)) else None
         self._noising: Noising = Flow(own, self._shift_of_size) if flow else Discrete(ddim(own))
         self._call = inspect.unwrap(type(pipeline).__call__)
         self._caller = _caller_of(pipeline)
         self._require_plain()
+
+    def _has(self, facts: Mapping[str, Any]) -> bool:
+        """Whether the parts are of such classes, and their configurations say so."""
+
+        def said(fact: str) -> Any:
+            part, _, setting = fact.rpartition(".")
+            if part:
+                return getattr(self.pipeline, part).config.get(setting)
+            found = self.pipeline.config.get(fact)
+            return found[1] if isinstance(found, tuple | list) else found
+
+        return all(said(fact) == value for fact, value in facts.items())
 
     def _require_plain(self) -> None:
         """Refuse models of these parts that are for something else."""
@@ -188,10 +213,15 @@ class Captured(BaseModel):
     def _encoded(self, prompts: Sequence[str], kept: Mapping[str, int], **options: Any) -> Texts:
         given = {**self._encoding, **options, "prompt": list(prompts), "device": self.device}
         found = self.pipeline.encode_prompt(**given)
-        parts = {name: found[place] for name, place in kept.items()}
+        parts = self._turned({name: found[place] for name, place in kept.items()})
         if self.row.lengths != "fixed":
             parts = self._padded(parts["prompt_embeds"], parts.get("prompt_embeds_mask"))
         return Texts({name: self._as_stored(part) for name, part in parts.items()})
+
+    def _turned(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Prompts first where the call has layers first, and back."""
+        turned = self.row.layers_first
+        return {k: part.transpose(0, 1) if k in turned else part for k, part in parts.items()}
 
     def _as_stored(self, part: Tensor) -> Tensor:
         return part.to(self.dtype) if part.is_floating_point() else part
@@ -209,7 +239,7 @@ class Captured(BaseModel):
 
     def _given(self, texts: Texts) -> dict[str, Any]:
         """Prompts as the call takes them."""
-        parts: dict[str, Any] = dict(texts.parts)
+        parts: dict[str, Any] = self._turned(texts.parts)
         for name in self.row.unread:
             parts[name] = parts["prompt_embeds"].new_ones(len(texts), 1)
         if self.row.lengths == "fixed":
@@ -254,15 +284,19 @@ class Captured(BaseModel):
             told: further arguments of the call.
         """
         each = times.dim() > 0 and not self._takes_times
-        time = torch.ones_like(times[0]) if each else times
+        time = [1.0] if each else times[None]
         with self._given_times(times) if each else nullcontext():
             said: Tensor = self._run(_OneStep(self.scheduler.config, time), noisy, texts, **told)
         return said
 
     def _run(self, scheduler: Any, latents: Tensor, texts: Texts, **options: Any) -> Any:
         """Run the call until somebody says something."""
-        vars(self._caller).update(scheduler=scheduler, device_of_latents=latents.device)
         height, width = (side * self._factor for side in latents.shape[2:])
+        # HiDream's call makes all images as large in area as this says, and rounds down.
+        area = (1 + 1e-9) * math.sqrt(height * width) / self._factor
+        vars(self._caller).update(
+            scheduler=scheduler, device_of_latents=latents.device, default_sample_size=area
+        )
         arguments = {"num_inference_steps": 1, **self.row.call, **self._given(texts), **options}
         try:
             self._call(
@@ -338,8 +372,12 @@ class Captured(BaseModel):
 
         latents = torch.zeros(1, *(shape or self.latent_shape), device=self.device)
         names = {*self.row.texts, *(["prompt_embeds_mask"] if self.row.lengths != "fixed" else [])}
-        blank = {name: latents.new_ones(1, 1, 1) for name in names}
-        blank |= {name: part[..., 0] for name, part in blank.items() if name != "prompt_embeds"}
+        blank = {
+            name: latents.new_ones([1] * (4 if name in self.row.layers_first else 3))
+            for name in names
+        }
+        flat = [name for name in names if "pooled" in name or "mask" in name]
+        blank |= {name: blank[name][..., 0] for name in flat}
         handle = self.denoiser.register_forward_pre_hook(stop, prepend=True)
         try:
             with torch.no_grad():
@@ -371,7 +409,7 @@ class Captured(BaseModel):
     @override
     def guided(self, texts: Texts, count: int, config: SamplingConfig) -> Guided:
         """Classifier-free guidance (Ho & Salimans 2022), or what a model was distilled to do."""
-        guidance = config.guidance
+        guidance = self.guidance(config.guidance)
         if self.row.guidance == "told":
             if config.negative_prompt:
                 raise ConfigError(
@@ -402,6 +440,12 @@ class Captured(BaseModel):
             return self._unpacked(self._guided(said, unsaid, guidance), latents)
 
         return predict
+
+    @override
+    def guidance(self, asked: float | None) -> float:
+        if asked is None:
+            return _GUIDANCE if self.few_steps is None else self.row.off
+        return asked
 
     def _guided(self, said: Tensor, unsaid: Tensor, guidance: float) -> Tensor:
         """The prediction for the prompt, away from that for nothing said."""

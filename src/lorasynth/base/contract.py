@@ -50,7 +50,8 @@ class SamplingConfig:
     Attributes:
         steps: solver steps.
         guidance: weight of classifier-free guidance, 1 turns it off (0 in Z-Image, as diffusers
-            counts there); or what a model that was distilled with guidance is told.
+            counts there); or what a model that was distilled with guidance is told; None: 3, and
+            off in a model that was distilled to few steps.
         batch: most latents denoised at once (twice as many samples with guidance); large images
             are made in smaller batches.
         height: of the images in pixels; None: the base model's `image_size`.
@@ -63,7 +64,7 @@ class SamplingConfig:
     """
 
     steps: int = 20
-    guidance: float = 3.0
+    guidance: float | None = None
     batch: int = 64
     height: int | None = None
     width: int | None = None
@@ -91,12 +92,14 @@ class BaseModel(ABC):
         latent_shape: channels, height and width of a latent.
         frames: sides that images of training are cut to; one square, unless `use_buckets`.
         scheduler: diffusers' solver, which each kind chooses.
+        few_steps: solver steps of a model that was distilled to so few; None: it was not.
     """
 
     scheduler: Any
     pipeline_class: type[Any]
     denoiser_part: str
     text_parts: Mapping[str, str]
+    few_steps: int | None = None
 
     def __init__(self, pipeline: Any, name: str, image_size: int | None = None) -> None:
         """Freeze a pipeline.
@@ -243,6 +246,10 @@ class BaseModel(ABC):
     @abstractmethod
     def guided(self, texts: Texts, count: int, config: SamplingConfig) -> Guided:
         """The denoiser with guidance, for the prompts of `count` attached adapters."""
+
+    @abstractmethod
+    def guidance(self, asked: float | None) -> float:
+        """The weight of guidance, where none is asked for the one that suits the model."""
 
     @abstractmethod
     def empty_prompts(self, count: int, negative: str = "") -> Texts:

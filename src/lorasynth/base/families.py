@@ -27,6 +27,8 @@ class BaseFamily:
         negative: the same for what stands for nothing said; empty: encoded as prompts are.
         lengths: how prompts of different lengths are given: "fixed": all are padded alike; "mask":
             padded to the longest, with `prompt_embeds_mask`; "list": a list of tensors.
+        layers_first: those whose first axis runs over an encoder's layers, and the second over
+            prompts.
         unread: arguments that the call insists on beside given prompts, though nothing reads them.
         call: constant arguments of the call and of `encode_prompt`.
         packing: the call's latents: "none": as ours; "patches": 2 x 2 patches as tokens; "tokens":
@@ -35,6 +37,9 @@ class BaseFamily:
         guidance: "weighed": classifier-free; "told": the denoiser was distilled with guidance and
             is told its weight.
         off: the weight at which guidance does nothing.
+        distilled: what says that a model was distilled to few steps without guidance: alternatives
+            of facts, `part.setting` of a part's configuration, or its class, and their values.
+        few: solver steps of such a model.
         rescaled: whether a guided prediction gets the norm of the one with the prompt.
         each_time: whether the call takes a time for each sample; else the denoiser is given them.
         exact: whether latents stay in float32 whatever the format of the weights.
@@ -53,12 +58,15 @@ class BaseFamily:
     texts: Mapping[str, int] = field(default_factory=lambda: {"prompt_embeds": 0})
     negative: Mapping[str, int] = field(default_factory=dict)
     lengths: Literal["fixed", "mask", "list"] = "fixed"
+    layers_first: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     call: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
     packing: Literal["none", "patches", "tokens", "frame"] = "none"
     patch: int = 1
     guidance: Literal["weighed", "told"] = "weighed"
     off: float = 1.0
+    distilled: tuple[Mapping[str, Any], ...] = ()
+    few: int = 4
     rescaled: bool = False
     each_time: bool = True
     exact: bool = False
@@ -81,6 +89,10 @@ _MASKED = {"prompt_embeds": 0, "prompt_attention_mask": 1}
 _NEGATIVE_MASKED = {"prompt_embeds": 2, "prompt_attention_mask": 3}
 _BINNED = {"guidance_scale": 1.0, "use_resolution_binning": False, "clean_caption": False}
 
+_LCM = {"scheduler": "LCMScheduler"}
+#: SDXL Turbo's sampler.
+_ADD = {"scheduler": "EulerAncestralDiscreteScheduler", "scheduler.timestep_spacing": "trailing"}
+
 _ROWS = (
     BaseFamily(
         pipeline="StableDiffusionPipeline",
@@ -91,6 +103,7 @@ _ROWS = (
             "LatentConsistencyModelPipeline",
             "LatentConsistencyModelImg2ImgPipeline",
         ),
+        distilled=(_LCM, _ADD),
         ddim=True,
         left_out={"safety_checker": None, "requires_safety_checker": False},
     ),
@@ -100,6 +113,7 @@ _ROWS = (
         also=("StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
         texts=_POOLED,
         negative={"prompt_embeds": 1, "pooled_prompt_embeds": 3},
+        distilled=(_LCM, _ADD),
         ddim=True,
         left_out={"add_watermarker": False},
     ),
@@ -125,6 +139,7 @@ _ROWS = (
         packing="patches",
         patch=2,
         guidance="told",
+        distilled=({"transformer.guidance_embeds": False},),
     ),
     BaseFamily(
         pipeline="Flux2Pipeline",
@@ -139,6 +154,7 @@ _ROWS = (
         title="FLUX.2 klein",
         also=("Flux2KleinInpaintPipeline", "Flux2KleinKVPipeline"),
         packing="tokens",
+        distilled=({"is_distilled": True},),
         targets=(*_ATTENTION, "to_qkv_mlp_proj", "ff.linear_in"),
     ),
     BaseFamily(
@@ -156,6 +172,8 @@ _ROWS = (
         lengths="list",
         call={"guidance_scale": 0.0},
         off=0.0,
+        distilled=({"scheduler.shift": 3.0},),  # the base's is 6
+        few=9,
         patch=2,
         exact=True,
         targets=(*_ATTENTION, *(f"feed_forward.w{n}" for n in (1, 2, 3))),
@@ -183,12 +201,16 @@ _ROWS = (
         rescaled=True,
         targets=(*_ATTENTION, *(f"feed_forward.linear_{n}" for n in (1, 2, 3))),
     ),
-    BaseFamily(
-        pipeline="PixArtSigmaPipeline",
-        title="PixArt Sigma",
-        texts=_MASKED,
-        call=_BINNED,
-        patch=2,
+    *(
+        BaseFamily(
+            pipeline=f"PixArt{one}Pipeline",
+            title=f"PixArt {one}",
+            texts=_MASKED,
+            call=_BINNED,
+            distilled=(_LCM,),
+            patch=2,
+        )
+        for one in ("Alpha", "Sigma")
     ),
     BaseFamily(
         pipeline="SanaPipeline",
@@ -218,6 +240,18 @@ _ROWS = (
         each_time=False,
         image_size=1024,
         targets=(*_ATTENTION, "ff.linear_1", "ff.linear_2", "ff.out_projection"),
+    ),
+    BaseFamily(
+        pipeline="HiDreamImagePipeline",
+        title="HiDream-I1",
+        texts={"prompt_embeds_t5": 0, "prompt_embeds_llama3": 2, "pooled_prompt_embeds": 4},
+        negative={"prompt_embeds_t5": 1, "prompt_embeds_llama3": 3, "pooled_prompt_embeds": 5},
+        layers_first=("prompt_embeds_llama3",),
+        distilled=({"scheduler": "FlowMatchLCMScheduler"},),
+        few=28,
+        patch=2,
+        image_size=1024,
+        targets=("to_q", "to_k", "to_v", "to_out"),
     ),
 )
 for _row in _ROWS:

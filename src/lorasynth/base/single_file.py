@@ -66,7 +66,7 @@ def load_checkpoint(path: Path) -> Any:
     if row is None:
         raise BaseModelError(
             f"a checkpoint must be of a known family, but the folder with the configurations of "
-            f"{path} is of a {stated}: see the table in docs/basemodels.md"
+            f"{path} is of a {stated}: see docs/basemodels.md"
         )
     whole = any(name.startswith(_AUTOENCODER) for name in shapes)
     try:
@@ -142,7 +142,7 @@ def _configs(path: Path, kind: str) -> Path:
     if kind.startswith(_VIDEO):
         raise BaseModelError(
             f"a base model must make images, but {path} is a video model's checkpoint ({kind}): "
-            "use the pipeline folder of a model of the table in docs/basemodels.md"
+            "use the pipeline folder of a model of one of the families in docs/basemodels.md"
         )
     known = single_file_utils.DIFFUSERS_DEFAULT_PIPELINE_PATHS.get(kind, {})
     repository = known.get("pretrained_model_name_or_path", "")

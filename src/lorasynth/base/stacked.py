@@ -111,8 +111,8 @@ def _check_fit(name: str, module: nn.Module, factor: Factor) -> None:
     if received != expected:
         raise LayoutError(
             f"stacked A and B of {name} must have shapes {expected[0]} and {expected[1]}, but got "
-            f"{received[0]} and {received[1]}: is the adapter made for another base model, or for "
-            "another size of this one?"
+            f"{received[0]} and {received[1]}: it is made for another size of this model (as "
+            "FLUX.2 klein has 4B and 9B), or for another base model"
         )
 
 

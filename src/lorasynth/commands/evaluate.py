@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from tyro.conf import Positional, arg
 
-from lorasynth.commands.shared import PORTRAIT, Repeated, WithBase
+from lorasynth.commands.shared import PORTRAIT, OfOtherBase, Repeated, WithBase
 from lorasynth.core.command import Command, Flat
 from lorasynth.core.errors import ConfigError
 from lorasynth.evaluation.config import BenchmarkConfig
@@ -35,7 +35,7 @@ _ENCODERS = ("bundle/encoders/avatar", "bundle/encoders/avatar-second")
 
 
 @dataclass(frozen=True, kw_only=True)
-class WithBenchmark(WithBase):
+class WithBenchmark(WithBase, OfOtherBase):
     """Test subjects, what judges their images, and what is judged.
 
     Attributes:
@@ -80,7 +80,7 @@ class WithBenchmark(WithBase):
         Raises:
             LorasynthError: one is damaged, or made for another base model.
         """
-        from lorasynth.base.compatibility import require_made_for
+        from lorasynth.base.compatibility import require_fits, require_made_for
         from lorasynth.core.config import from_dict, read_json
         from lorasynth.core.places import local
         from lorasynth.edit.latent_library import LatentLibrary
@@ -100,7 +100,9 @@ class WithBenchmark(WithBase):
         base = self.load_base()
         synthesizer, regression = (name and Synthesizer.from_pretrained(name) for name in names)
         for name, one in zip(names, (synthesizer, regression), strict=True):
-            if isinstance(one, Synthesizer):
+            if isinstance(one, Synthesizer) and self.allow_other_base:
+                require_fits(base, one.layout)
+            elif isinstance(one, Synthesizer):
                 require_made_for(base, one.base_fingerprint, f"synthesizer {name}")
         parts = Parts(
             base=base,
@@ -114,9 +116,19 @@ class WithBenchmark(WithBase):
         return replace(parts, library=LatentLibrary.open(library, parts.whole.codec))
 
     def load_benchmark(
-        self, parts: "Parts", cache: "Cache", config: BenchmarkConfig | None = None
+        self,
+        parts: "Parts",
+        cache: "Cache",
+        config: BenchmarkConfig | None = None,
+        skipped: int = 0,
     ) -> "Benchmark":
-        """The test subjects and what judges them; avatars by another config, if one is given.
+        """The test subjects and what judges them; by another config, if one is given.
+
+        Args:
+            parts: what contenders are made from.
+            cache: for measurements.
+            config: of avatars, and how many subjects.
+            skipped: the first subjects, of images of your own, that are left out.
 
         Raises:
             LorasynthError: an encoder or a subject cannot be used, or the synthesizer has learned
@@ -127,7 +139,7 @@ class WithBenchmark(WithBase):
         from lorasynth.evaluation.benchmark import Benchmark
         from lorasynth.evaluation.metrics import Judges, metrics_for
 
-        subjects = self._subjects(config or self.benchmark, parts.base.image_size)
+        subjects = self._subjects(config or self.benchmark, parts.base.image_size, skipped)
         for one in (parts.synthesizer, parts.regression):
             if one is not None:
                 require_unseen(one.learned, subjects.ids, "the synthesizer")
@@ -147,7 +159,7 @@ class WithBenchmark(WithBase):
             cache=cache,
         )
 
-    def _subjects(self, config: BenchmarkConfig, size: int) -> "TestSubjects":
+    def _subjects(self, config: BenchmarkConfig, size: int, skipped: int) -> "TestSubjects":
         from lorasynth.evaluation.cases import SplitSubjects, TestSubjects
         from lorasynth.images import subjects_in
 
@@ -161,6 +173,7 @@ class WithBenchmark(WithBase):
             prompts=self.prompt or (PORTRAIT,),
             references=self.references,
             subjects=config.subjects,
+            skipped=skipped,
             judging=self.judging,
         )
 
@@ -185,8 +198,8 @@ class Evaluate(Command, WithBenchmark):
             repeatable.
         style: PATH=STRENGTH of a LoRA that is added to every contender; repeatable.
         strength: Strength to measure each contender at; repeatable.
-        tune: Choose every contender's strength on this many validation avatars first; with images
-            of your own, measure some kept aside at several --strength.
+        tune: Choose every contender's strength on this many validation avatars first; of images of
+            your own, on so many of the first subjects, which are then not measured.
         sheets: Folder for a sheet of images of each of the first 16 subjects.
     """
 
@@ -206,17 +219,11 @@ class Evaluate(Command, WithBenchmark):
         from lorasynth.core.cache import Cache
         from lorasynth.evaluation.report import at_strengths, evaluate, save_report, tuned
 
-        if self.tune is not None and self.test_images is not None:
-            raise ConfigError(
-                "--tune draws avatars of its own to choose a strength by, but the subjects are "
-                f"{self.test_images}: measure others, kept aside, at several --strength, and give "
-                "the best here"
-            )
         if self.out is not None:
             make_parent(self.out)
         strengths = [_number(text, "--strength") for text in self.strength]
         cache, parts = Cache(self.cache), self.load_parts()
-        benchmark = self.load_benchmark(parts, cache)
+        benchmark = self.load_benchmark(parts, cache, skipped=self.tune or 0)
         contenders = self._contenders(parts, benchmark, cache)
         if self.tune is not None:
             asked = replace(self.benchmark, subjects=self.tune, split="validation")

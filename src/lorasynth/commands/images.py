@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from tyro.conf import UseAppendAction, arg
 
-from lorasynth.commands.shared import Repeated, WithBase
+from lorasynth.commands.shared import OfOtherBase, Repeated, WithBase
 from lorasynth.core.command import Command, Out, Seeded
 from lorasynth.core.errors import ConfigError
 from lorasynth.core.progress import progress
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images(Command, Seeded, WithBase):
+class Images(Command, Seeded, WithBase, OfOtherBase):
     """Make images with LoRA files; their metadata says that they are synthetic.
 
     Example: lorasynth images --lora me.safetensors --prompt "a portrait of sks, smiling" -o me.png
@@ -33,11 +33,11 @@ class Images(Command, Seeded, WithBase):
             0,0,0.5,1; repeatable.
         strength: Multiplies what the LoRA files do.
         number: Images of each prompt.
-        allow_other_base: Use a LoRA file that was made for another base model, if it fits.
-        steps: Sampler steps.
+        steps: Sampler steps; default: 20, of a distilled model as few as it takes.
         scheduler: Solver of diffusers, such as DPMSolverMultistepScheduler; default: DDIM for
             Stable Diffusion, else the model's own.
-        guidance: Weight of the prompt; 1 for none (Z-Image: 0).
+        guidance: Weight of the prompt; 1 for none (Z-Image: 0); default: 3, none in a distilled
+            model.
         negative_prompt: What the images shall not show.
         width: In pixels; default: as --size.
         height: In pixels; default: as --size.
@@ -53,10 +53,9 @@ class Images(Command, Seeded, WithBase):
     region: Repeated = ()
     strength: float = 1.0
     number: Annotated[int, Field(ge=1), arg(aliases=("-n",))] = 4
-    allow_other_base: bool = False
-    steps: Annotated[int, Field(ge=1)] = 20
+    steps: Annotated[int, Field(ge=1)] | None = None
     scheduler: str | None = None
-    guidance: float = 3.0
+    guidance: float | None = None
     negative_prompt: str = ""
     width: Annotated[int, Field(ge=8)] | None = None
     height: Annotated[int, Field(ge=8)] | None = None
@@ -81,8 +80,9 @@ class Images(Command, Seeded, WithBase):
             )
         prompts = [text for text in self.prompt for _ in range(self.number)]
         seeds = [self.seed + i for _ in self.prompt for i in range(self.number)]
+        steps = self.steps or model.few_steps or SamplingConfig.steps
         config = SamplingConfig(
-            steps=self.steps,
+            steps=steps,
             guidance=self.guidance,
             height=self.height,
             width=self.width,
@@ -91,7 +91,7 @@ class Images(Command, Seeded, WithBase):
             regions=regions,
         )
         blocks = max(len(regions), 1)
-        with progress("images, steps", len(prompts) * blocks * self.steps) as advance:
+        with progress("images, steps", len(prompts) * blocks * steps) as advance:
             images = model.sample(prompts * blocks, seeds * blocks, factors, config, advance)
         facts = {"Base": model.fingerprint, "Lora": ", ".join(path.name for path in self.lora)}
         if sheet:

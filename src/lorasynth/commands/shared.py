@@ -94,6 +94,18 @@ class WithBuckets:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OfOtherBase:
+    """What was made for another base model.
+
+    Attributes:
+        allow_other_base: Use what was made for another base model, such as a distilled one's
+            sister, if it fits.
+    """
+
+    allow_other_base: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class OfSubjects:
     """Images of subjects.
 

@@ -24,6 +24,9 @@ from lorasynth.adapter import Factor, Factors, map_factors
 from lorasynth.base import BaseModel
 from lorasynth.base.memory import Quantised, replace_linears
 from lorasynth.base.outline import with_tokenizers
+from lorasynth.core.errors import BaseModelError
+
+aten = torch.ops.aten
 
 #: Bytes of a GPU that are not for tensors: its context, workspaces and fragmentation.
 HEADROOM = 1 << 30
@@ -98,6 +101,40 @@ class Tally(TorchDispatchMode):
         self._now -= self._bytes.pop(place)
 
 
+class _Whole(TorchDispatchMode):
+    """Answers what depends on numbers, which fake tensors lack: all of every mask is true.
+
+    So prompts are as long as they can be.
+    """
+
+    _sums = (aten.sum.default, aten.sum.dim_IntList)
+    _indexed = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._summed = 1  # entries of each sum of a mask, of the one that was taken last
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is aten._local_scalar_dense.default:
+            return 1.0 if args[0].is_floating_point() else self._summed
+        if function in self._indexed:
+            places = [part for one in args[1] for part in _places(one)]
+            args = (args[0], places, *args[2:])
+        made = function(*args, **(kwargs or {}))
+        if function in self._sums and not made.is_floating_point():
+            self._summed = args[0].numel() // max(made.numel(), 1)
+        return made
+
+
+def _places(index: Tensor | None) -> list[Tensor | None]:
+    """A mask as the places where it is true."""
+    if index is None or index.dtype != torch.bool:
+        return [index]
+    return [index.new_zeros(index.numel(), dtype=torch.long)] * index.dim()
+
+
 @contextmanager
 def fake(
     base: BaseModel, name: str, dtype: torch.dtype, quantize: Quantised | None = None
@@ -111,10 +148,15 @@ def fake(
         quantize: how its blocks are stored (`Memory`).
 
     Raises:
-        BaseModelError: it has no tokenizers.
+        BaseModelError: it has no tokenizers, or what it computes depends on its numbers.
     """
+    if any(hasattr(module, "moe_infer") for module in base.denoiser.modules()):
+        raise BaseModelError(
+            f"what a planned model computes must not depend on its numbers, but {base.name} has "
+            "experts: its weights alone take 2 bytes a parameter in bfloat16"
+        )
     with_tokenizers(base.pipeline, name)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), _Whole():
         for network in base._networks():
             _materialise(network, dtype)
         if quantize is not None:

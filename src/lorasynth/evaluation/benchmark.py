@@ -122,9 +122,9 @@ class Benchmark:
     @property
     def identity(self) -> dict[str, Any]:
         """All that decides a contender's figures, beside its adapters and the subjects."""
-        c = self.config
+        c, weight = self.config, self.base.guidance(self.config.image_guidance)
         return {
-            "config": [c.images, c.seed, c.sampling_steps, c.image_guidance, c.sampling_batch],
+            "config": [c.images, c.seed, c.sampling_steps, weight, c.sampling_batch],
             "base": self.base.fingerprint,
             "metrics": [metric.identity for metric in self.metrics],
         }

@@ -77,6 +77,7 @@ class SplitSubjects:
         prompts: that images are made for in turn.
         references: images that condition.
         subjects: how many, the first ones; None for all.
+        skipped: of the first, which are left out before.
         judging: images that judge, the last ones, where trained contenders learn from all others;
             None: all but the references judge.
     """
@@ -87,6 +88,7 @@ class SplitSubjects:
     prompts: Sequence[str]
     references: int = 1
     subjects: int | None = None
+    skipped: int = 0
     judging: int | None = None
 
     def __post_init__(self) -> None:
@@ -100,7 +102,7 @@ class SplitSubjects:
     @cached_property
     def ids(self) -> Sequence[str]:
         """The subjects in the source's order."""
-        return list(self.source.ids)[: self.subjects]
+        return list(self.source.ids)[self.skipped :][: self.subjects]
 
     @property
     def key(self) -> Any:

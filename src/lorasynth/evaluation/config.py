@@ -20,7 +20,8 @@ class BenchmarkConfig:
         images: Images made of each subject with each contender.
         seed: Seed of drawn subjects and of the noise, which is the same for all contenders.
         sampling_steps: Solver steps of the base model.
-        image_guidance: Classifier-free guidance of the base model; 1 turns it off.
+        image_guidance: Classifier-free guidance of the base model; 1 turns it off; default: 3, and
+            none of a distilled model.
         sampling_batch: Most latents denoised at once.
         fleet: Subjects whose images are made together.
     """
@@ -31,7 +32,7 @@ class BenchmarkConfig:
     images: Annotated[int, Field(ge=2)] = 8
     seed: int = 0
     sampling_steps: Annotated[int, Field(ge=1)] = 10
-    image_guidance: float = 3.0
+    image_guidance: float | None = None
     sampling_batch: Annotated[int, Field(ge=1)] = 64
     fleet: Annotated[int, Field(ge=1)] = 25
 
