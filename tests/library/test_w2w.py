@@ -95,8 +95,13 @@ def test_a_hub_id_is_fetched(files: Path, tmp_path: Path, monkeypatch) -> None:
     assert len(report.imported) == ROWS
 
 
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorasynth.library.w2w.AT_ONCE", 20)
+
+
 def test_the_files_become_a_library(files: Path, tmp_path: Path) -> None:
-    report = import_w2w(str(files), tmp_path / "lib", shard=16)
+    report = import_w2w(str(files), tmp_path / "lib")
     library = Library.open(tmp_path / "lib")
     assert library.ids == report.imported
     assert library.layout == published_layout(SHRINK)
@@ -184,7 +189,7 @@ def test_half_the_size(files: Path, tmp_path: Path, dtype: Any) -> None:
 def test_importing_again_goes_on_where_it_was_killed(
     files: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    import_w2w(str(files), tmp_path / "whole", shard=20)
+    import_w2w(str(files), tmp_path / "whole")
     append, calls = Library.append, 0
 
     def killed(*arguments: Any) -> None:
@@ -197,9 +202,9 @@ def test_importing_again_goes_on_where_it_was_killed(
     with monkeypatch.context() as patch:
         patch.setattr(Library, "append", killed)
         with pytest.raises(KeyboardInterrupt):
-            import_w2w(str(files), tmp_path / "parts", shard=20)
+            import_w2w(str(files), tmp_path / "parts")
     assert len(Library.open(tmp_path / "parts")) == 20
-    assert len(import_w2w(str(files), tmp_path / "parts", shard=20).imported) == ROWS - 20
+    assert len(import_w2w(str(files), tmp_path / "parts").imported) == ROWS - 20
     whole, parts = Library.open(tmp_path / "whole"), Library.open(tmp_path / "parts")
     assert torch.equal(whole.all_vectors(), parts.all_vectors())
     assert whole.table == parts.table
@@ -210,7 +215,7 @@ def test_rows_that_are_not_finite_are_skipped_and_listed(files: Path, tmp_path: 
     weights = matrix(files)
     weights[5, 100], weights[39, 0] = torch.inf, torch.nan
     torch.save(weights, weights_of(files))
-    report = import_w2w(str(files), tmp_path / "lib", shard=16)
+    report = import_w2w(str(files), tmp_path / "lib")
     expected = {"row 5": "it has NaN or infinity", "row 39": "it has NaN or infinity"}
     assert report.skipped == expected
     library = Library.open(tmp_path / "lib")
@@ -250,8 +255,8 @@ def test_what_was_skipped_is_still_listed_after_a_kill(
     with monkeypatch.context() as patch:
         patch.setattr(Library, "append", killed_after)
         with pytest.raises(KeyboardInterrupt):
-            import_w2w(str(files), tmp_path / "lib", shard=16)
-    report = import_w2w(str(files), tmp_path / "lib", shard=16)
+            import_w2w(str(files), tmp_path / "lib")
+    report = import_w2w(str(files), tmp_path / "lib")
     assert report.skipped == {"row 5": "it has NaN or infinity"}
 
 

@@ -62,15 +62,8 @@ def train_base(
     Raises:
         BaseModelError: that one has layers of other shapes.
     """
-    run = drawn.run
-    options = config.denoiser.optimisation
-    torch.manual_seed(stream_seed(options.seed, "base"))
-    pipeline = build_pipeline(config.model)
-    if start is not None:
-        start_from(pipeline.unet, type(pipeline.unet), start / "unet")
-        start_from(pipeline.text_encoder, type(pipeline.text_encoder), start / "text_encoder")
-    pipeline.vae = AutoencoderKL.from_pretrained(autoencoder).float()
-    pipeline.vae.register_to_config(_name_or_path="")  # a local path
+    run, options = drawn.run, config.denoiser.optimisation
+    pipeline = _at_the_beginning(config, autoencoder, start)
     chunks = drawn.chunks()
     latents = _latents(pipeline.vae, chunks, run, device)
     scale = 1 / float(latents.float().std())  # as Stable Diffusion's: latents of unit size
@@ -100,6 +93,19 @@ def train_base(
         trainer.record(watch.every, lambda average, step: watch(pipeline, average, step))
     trainer.run("denoiser", loss)
     pipeline.unet, pipeline.text_encoder = parts["unet"], parts["text_encoder"]
+    return pipeline
+
+
+def _at_the_beginning(
+    config: BaseTrainingConfig, autoencoder: Path, start: Path | None
+) -> StableDiffusionPipeline:
+    torch.manual_seed(stream_seed(config.denoiser.optimisation.seed, "base"))
+    pipeline = build_pipeline(config.model)
+    if start is not None:
+        start_from(pipeline.unet, type(pipeline.unet), start / "unet")
+        start_from(pipeline.text_encoder, type(pipeline.text_encoder), start / "text_encoder")
+    pipeline.vae = AutoencoderKL.from_pretrained(autoencoder).float()
+    pipeline.vae.register_to_config(_name_or_path="")  # a local path
     return pipeline
 
 

@@ -54,6 +54,9 @@ PANDAS = (
 #: Alpha of the published adapters, where no configuration is beside them.
 ALPHA = 27.0
 
+#: Adapters appended at once; what was appended survives a kill.
+AT_ONCE = 256
+
 #: Seed of the split of people into train, validation and test.
 _SPLIT_SEED = 0
 
@@ -104,7 +107,6 @@ def import_w2w(
     dtype: Stored = "float32",
     person: str = "identity",
     embeddings: Path | None = None,
-    shard: int = 256,
 ) -> ImportReport:
     """Read weights2weights' files into the library `out`; run again to go on.
 
@@ -119,7 +121,6 @@ def import_w2w(
         person: column of the table that says who is shown.
         embeddings: an .npy file with an embedding of each row's images; rows that are alike are
             taken to show one person where the table does not say.
-        shard: adapters appended at once; what was appended survives a kill.
 
     Raises:
         LibraryError: a file is missing, or the table or the library belongs to other adapters.
@@ -141,8 +142,8 @@ def import_w2w(
     report = ImportReport(skipped=dict(before))
     start = max(library.table["row"].to_pylist(), default=-1) + 1 if len(library) else 0
     with library.locked(), progress("import", len(rows), done=start) as advance:
-        for first in range(start, len(rows), shard):
-            last = min(first + shard, len(rows))
+        for first in range(start, len(rows), AT_ONCE):
+            last = min(first + AT_ONCE, len(rows))
             _take(library, files.factors(first, last), rows[first:last], report)
             advance(last - first, f"{len(report.imported)} in, {len(report.skipped)} skipped")
     return report
