@@ -149,7 +149,7 @@ def train_predictor(
     model.regression.condition_normaliser.fit(seen.cpu(), each=False)
     settings = config.stated | {"recipe": recipe.stated, "subjects": len(known.ids)}
     settings |= {"base": base.fingerprint, "encoder": encoder.fingerprint}
-    trainer = Trainer(model, options, checkpoint, base.device, settings)
+    trainer = Trainer(model, options, checkpoint, base.device, settings, shardable=True)
     trainer.processes.require_even(options.batch)
     stacked = StackedAdapters(base.denoiser, start)
     losses = _Losses(base, config, known, aside, stacked, trainer.processes)
