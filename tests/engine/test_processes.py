@@ -26,9 +26,9 @@ def test_weights_are_shared_out_by_fsdp2_and_of_predictors_alone(
 ) -> None:
     for name, value in {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="version 1 is asked for: .*--fsdp_version 2"):
+    with pytest.raises(ConfigError, match=r"version 1 is asked for: .*--fsdp_version 2"):
         Processes.here(torch.device("cpu"))
     two = Processes(0, 2, sharded=True)
     monkeypatch.setattr(Processes, "here", lambda _: two)
-    with pytest.raises(ConfigError, match="of predictors alone.*without --use_fsdp"):
+    with pytest.raises(ConfigError, match=r"of predictors alone.*without --use_fsdp"):
         Trainer(nn.Linear(1, 1), Optimisation(steps=1, batch=2, lr=1), None, torch.device("cpu"))

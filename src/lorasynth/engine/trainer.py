@@ -166,7 +166,7 @@ class Trainer:
         self.whole.load_state_dict({name: whole(value) for name, value in kept.items()})
         return self.whole.eval()
 
-    def _shard(self, shardable: bool) -> None:  # noqa: FBT001
+    def _shard(self, shardable: bool) -> None:
         if not shardable:
             raise ConfigError(
                 "FSDP shares out the weights of predictors alone, but something else is trained: "
@@ -208,7 +208,8 @@ class Trainer:
             row |= self._measured(step)
         self.history.append(row)
         if self._lowest is not None and self._rows_since_lowest() == 0:
-            self._best = copy.deepcopy(self.average.module.state_dict())
+            state = self.average.module.state_dict()
+            self._best = {k: whole(v).to("cpu", copy=True) for k, v in state.items()}
         return row
 
     @torch.no_grad()
@@ -301,7 +302,7 @@ class Trainer:
                 f"({str(error).splitlines()[0]}): delete it to begin anew"
             ) from error
         self.average.n_averaged.fill_(step)
-        self._best = _like(with_prefix(tensors, "best."), self.model)
+        self._best = with_prefix(tensors, "best.")
         for name, parameter in self.parameters.items():
             if f"exp_avg.{name}" in tensors:
                 moments = {m: as_parts(tensors[f"{m}.{name}"], parameter) for m in _MOMENTS}
