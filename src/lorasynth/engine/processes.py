@@ -86,18 +86,18 @@ class Processes:
 
     def agree(self, device: torch.device, *, wanted: bool) -> bool:
         """Whether it is to be done; where all must do it together, whether any of them wants it."""
+        if not self.sharded:
+            return wanted
         votes = torch.tensor(float(wanted), device=device)
-        if self.sharded:
-            torch.distributed.all_reduce(votes)
+        torch.distributed.all_reduce(votes)
         return bool(votes)
 
-    def shard(self, model: nn.Module, device: torch.device) -> nn.Module:
+    def shard(self, model: nn.Module, device: torch.device) -> None:
         """Leave each process a part of a model's parameters, which `forward` alone gathers."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        made: nn.Module = fully_shard(model, mesh=init_device_mesh(device.type, (self.count,)))
-        return made
+        fully_shard(model, mesh=init_device_mesh(device.type, (self.count,)))
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -107,12 +107,13 @@ def whole(tensor: Tensor) -> Tensor:
 
 def as_parts(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor in the parts and on the device of `like`."""
-    tensor = tensor.to(like.device)
-    if not hasattr(like, "device_mesh"):
+    tensor, mesh = tensor.to(like.device), getattr(like, "device_mesh", None)
+    if mesh is None:
         return tensor
     from torch.distributed.tensor import distribute_tensor  # takes half a second
 
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    places = getattr(like, "placements", None)
+    return distribute_tensor(tensor, mesh, places, src_data_rank=None)
 
 
 def end_of_launched() -> None:

@@ -172,8 +172,9 @@ class Trainer:
                 "FSDP shares out the weights of predictors alone, but something else is trained: "
                 "launch without --use_fsdp"
             )
-        self.model = self.processes.shard(copy.deepcopy(self.whole), self.device)
-        self.processes.shard(self.average.module, self.device)
+        self.model = copy.deepcopy(self.whole)
+        for model in (self.model, self.average.module):
+            self.processes.shard(model, self.device)
         self.whole.cpu()
 
     def _step(self, loss: Loss, step: int) -> Note:
