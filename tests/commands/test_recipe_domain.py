@@ -22,7 +22,7 @@ from transformers import (
 
 from command_line import Run
 from lorasynth.collect.captioning import Captioner
-from lorasynth.collect.checking import difference_hash
+from lorasynth.collect.checking import Checked, _Hashes, difference_hash
 from lorasynth.core.errors import ConfigError
 from lorasynth.images import Subject
 from lorasynth.images.files import read_photo
@@ -247,3 +247,16 @@ def test_a_hash_outlives_scaling_and_saving_anew(tmp_path: Path) -> None:
     assert (whole ^ same).bit_count() <= 7
     other = difference_hash(read_photo(write_image(tmp_path / "d.png", 2, side=40)))
     assert (whole ^ other).bit_count() > 60
+
+
+def test_drawings_that_differ_in_colours_alone_are_two() -> None:
+    hashes, found = _Hashes(), Checked()
+    drawn = torch.zeros(64, 64, 3, dtype=torch.uint8)
+    drawn[16:48, 16:48] = 200
+    other = drawn.clone()
+    other[..., 2] += 50
+    assert difference_hash(drawn) == difference_hash(other)
+    assert not any(hashes.twice(one, name, found) for one, name in ((drawn, "a"), (other, "b")))
+    assert not found.faults
+    assert hashes.twice(drawn + 1, "a", found)
+    assert [*found.faults] == ["images that a subject has twice"]

@@ -94,7 +94,7 @@ class Domain(WithRecipe, WithBase, WithImages):
     benchmark: BenchmarkConfig = field(default_factory=lambda: BenchmarkConfig(subjects=20))
 
     def run(self) -> Path:
-        """Make what is missing; the path of the synthesizer."""
+        """Make what is missing; the path of the synthesizer, or of what was to be made alone."""
         from lorasynth.commands.recipe_page import kept_page
         from lorasynth.core.device import launched, pick_device
         from lorasynth.engine.processes import Processes
@@ -116,8 +116,9 @@ class Domain(WithRecipe, WithBase, WithImages):
                 stages.make(self.only)
             else:
                 stages.make_all()
-        print(f"{stages.path('model')}, {self.out / 'index.html'}")
-        return stages.path("model")
+        made = stages.path(self.only or "model")
+        print(f"{made}, {self.out / 'index.html'}")
+        return made
 
     @cached_property
     def stages(self) -> "StagedRun":
