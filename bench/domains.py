@@ -1,7 +1,7 @@
 """Two domains that the embedded base model has never seen, as folders of images.
 
     python bench/domains.py pixels faces --subjects 600         # people as pixel art
-    python bench/domains.py styles styles                       # one drawing style = one subject
+    python bench/domains.py styles styles --subjects 12         # a drawing style in 12 palettes
 
 Then, for example::
 
@@ -9,7 +9,8 @@ Then, for example::
     lorasynth recipe domain faces --encoder encoder -o runs/faces
 
 Drawn by DiceBear's styles: `pixel-art` (CC0 1.0), and for `styles` all whose licence is CC0 1.0 or
-CC BY 4.0 (the licence of each is in its JSON in the package dicebear-styles).
+CC BY 4.0 (the licence of each is in its JSON in the package dicebear-styles), each without its
+variant that shows a face alone.
 """
 
 import argparse
@@ -32,6 +33,15 @@ _COLOURS = {
 }  # fmt: skip
 _SKIN = ("#ffdbac", "#f5cfa0", "#eac393", "#e0b687", "#cb9e6e", "#b68655", "#a26d3d", "#8d5524")
 _HAIR = ("#cab188", "#603a14", "#83623b", "#a78961", "#611c17", "#28150a", "#009bbd", "#bd1700")
+_STYLES = sorted(
+    (one for one in files("dicebear_styles").iterdir() if one.name.endswith(".json")),
+    key=lambda one: one.name,
+)
+
+
+def _is_free(style: Any) -> bool:
+    licence = json.loads(style.read_text())["meta"].get("license", {}).get("name")
+    return licence in ("CC0 1.0", "CC BY 4.0") and not style.name.endswith("-neutral.json")
 
 
 def variants(style: str) -> dict[str, list[str]]:
@@ -83,17 +93,25 @@ def draw_pixels(out: Path, subjects: int, images: int, size: int, series: int) -
             advance()
 
 
-def draw_styles(out: Path, images: int, size: int) -> None:
-    """One style, one folder: what varies is what it shows."""
-    found = [one for one in files("dicebear_styles").iterdir() if one.name.endswith(".json")]
-    with progress("draw", len(found)) as advance:
-        for one in sorted(found, key=lambda file: file.name):
-            name, licence = one.name[:-5], json.loads(one.read_text())["meta"].get("license", {})
-            if licence.get("name") in ("CC0 1.0", "CC BY 4.0"):
+def draw_styles(out: Path, palettes: int, images: int, size: int, series: int) -> None:
+    """One style in the colours of one palette, one folder: what varies is what it shows.
+
+    Every fifth style is in the folder `unseen`, in all palettes, the others are in `known`.
+    """
+    found = {one.name[:-5]: json.loads(one.read_text()) for one in _STYLES if _is_free(one)}
+    with progress("draw", len(found) * palettes) as advance:
+        for place, (name, style) in enumerate(found.items()):
+            folder = out / ("unseen" if place % 5 == 4 else "known")
+            for number in range(palettes):
+                rng = numpy_stream(series, "styles", name, number)
+                behind, *few = rng.choice([*_COLOURS.values()], 4, replace=False).tolist()
+                colours = {f"{one}Color": [str(rng.choice(few))] for one in style["colors"]}
+                colours["backgroundColor"] = [behind]
                 for k in range(images):
-                    image = render_style(name, {"seed": f"{name} {k}"}, size)
-                    save(out / name, k, image, "a picture in the style of sks")
-            advance()
+                    options = {"seed": f"{name} {series} {number} {k}", **colours}
+                    image = render_style(name, options, size)
+                    save(folder / f"{name}-{series}-{number:02d}", k, image, "a portrait of sks")
+                advance()
 
 
 def main() -> None:
@@ -109,7 +127,7 @@ def main() -> None:
     if asked.kind == "pixels":
         draw_pixels(asked.out, asked.subjects, asked.images, asked.size, asked.series)
     else:
-        draw_styles(asked.out, asked.images, asked.size)
+        draw_styles(asked.out, asked.subjects, asked.images, asked.size, asked.series)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 
-def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
+def launch(
+    *arguments: object, how: tuple[str, ...] = ("--multi_gpu",)
+) -> subprocess.CompletedProcess[str]:
     """Run it, after `-m` for a module.
 
     `--multi_gpu` is the launcher's word for several processes; with `--cpu` it starts one alone.
@@ -15,7 +17,7 @@ def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *how]
     command += ["--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
     command += ["--dynamo_backend=no", f"--main_process_port={port}", *map(str, arguments)]
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]

@@ -1,5 +1,7 @@
 """One collection and one training on several processes, by commands."""
 
+import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,9 @@ from lorasynth.commands.collect import WithWorker
 from lorasynth.library import Library
 from two_processes import launch
 
-from .conftest import PRETRAIN, SUBJECTS, World, collect_arguments
+from .conftest import PRETRAIN, SUBJECTS, World, collect_arguments, write_image
+
+FSDP2 = ("--use_fsdp", "--fsdp_version=2")
 
 
 @pytest.fixture(scope="module")
@@ -89,21 +93,59 @@ def test_a_local_ray_collects_and_embeds(
     assert_same_library(tmp_path / "library", whole)
 
 
+def pretrain_words(world: World, out: Path) -> list[object]:
+    parts = ["--base", world.base, "--encoder", world.encoder, "-o", out, "--device", "cpu"]
+    return ["pretrain", world.subjects, *parts, "--run", f"{out}-run", *PRETRAIN]
+
+
 def test_two_processes_pretrain_as_one_does(world: World, run: Run, tmp_path: Path) -> None:
     """As a user would: `accelerate launch -m lorasynth pretrain ...`."""
     together, alone = tmp_path / "together", tmp_path / "alone"
-
-    def words(out: Path) -> list[object]:
-        parts = ["--base", world.base, "--encoder", world.encoder, "-o", out, "--device", "cpu"]
-        return ["pretrain", world.subjects, *parts, "--run", f"{out}-run", *PRETRAIN]
-
-    done = launch("-m", "lorasynth", *words(together))
+    done = launch("-m", "lorasynth", *pretrain_words(world, together))
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{together}: trained on 3 subjects\n"
-    assert run(*words(alone)).status == 0
-    one, other = (Synthesizer.from_pretrained(path).hypernet for path in (together, alone))
-    for name, value in one.state_dict().items():
-        torch.testing.assert_close(value, other.state_dict()[name], rtol=1e-3, atol=1e-5)
-    odd = launch("-m", "lorasynth", *words(tmp_path / "odd"), "--optimisation.batch", 3)
-    assert odd.returncode
-    assert "must be a multiple of the number of processes" in odd.stderr
+    assert run(*pretrain_words(world, alone)).status == 0
+    assert_same_predictor(together, alone)
+    odd = ("-m", "lorasynth", *pretrain_words(world, tmp_path / "odd"), "--optimisation.batch", 3)
+    done = launch(*odd)
+    assert done.returncode
+    assert "must be a multiple of the number of processes" in done.stderr
+
+
+def assert_same_predictor(found: Path, expected: Path) -> None:
+    one, other = map(Synthesizer.from_pretrained, (found, expected))
+    seen = torch.randn(1, one.encoder.width, generator=torch.Generator().manual_seed(0))
+    [made], [known] = (of.from_conditions(seen) for of in (one, other))
+    for module, factor in made.factors.items():
+        torch.testing.assert_close(factor, known.factors[module], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_processes_with_whole_weights_or_parts_pretrain_as_one_does(
+    world: World, run: Run, tmp_path: Path
+) -> None:
+    """FSDP2 on CPUs; begun by one process, gone on with by two, and ended by one."""
+    for image in range(20):
+        write_image(tmp_path / f"images/{image // 2}/{image}.png", image)
+    world = replace(world, subjects=tmp_path / "images")
+    often = ("--record-every", 2, "--optimisation.checkpoint-seconds", 0, "--optimisation.steps")
+    alone = tmp_path / "alone"
+    assert run(*pretrain_words(world, alone), *often, 6).status == 0
+    known = rows_of(alone)
+    for name, how in {"whole": ("--multi_gpu",), "parts": FSDP2}.items():
+        words = [*pretrain_words(world, out := tmp_path / name), *often]
+        assert run(*words, 2).status == 0
+        shutil.rmtree(out)
+        done = launch("-m", "lorasynth", *words, 4, how=how)
+        assert done.returncode == 0, done.stderr
+        assert "trained on 8 subjects, 2 held out" in done.stdout
+        shutil.rmtree(out)
+        assert run(*words, 6).status == 0
+        assert_same_predictor(out, alone)
+        assert rows_of(out) == pytest.approx(known, rel=1e-3)
+
+
+def rows_of(out: Path) -> list[float]:
+    rows = map(json.loads, Path(f"{out}-run/metrics.jsonl").read_text().splitlines())
+    return [row[name] for row in rows for name in ("step", "loss", "held_out_loss")]

@@ -107,7 +107,8 @@ def test_what_is_kept_was_better_and_says_by_how_much(
     assert (facts["similarity_before"], facts["similarity_after"]) == ("0.1100", "0.4200")
     assert "strength" not in facts
     assert next(found, None) is None
-    refine(world, run, other, "--steps", 4, "--average", 0)
+    said = refine(world, run, other, "--steps", 4, "--average", 0)
+    assert "may be better or worse: --encoder" in said
     torch.testing.assert_close(Adapter.load(out).to_vector(), Adapter.load(other).to_vector())
     assert "similarity_before" not in Adapter.load(other).metadata.extra
 

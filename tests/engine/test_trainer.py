@@ -2,10 +2,12 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock, call
 
 import pytest
 import torch
@@ -289,6 +291,25 @@ def test_rows_have_loss_rate_and_figures_and_a_killed_run_has_the_same(tmp_path:
     for row, kept in zip(rows_of(tmp_path / "cut"), whole, strict=True):
         assert row == {"training": "test", "rate": row["rate"], **kept}
         assert row["rate"] == pytest.approx(CONFIG.lr * CONFIG.rate(int(row["step"]) - 1))
+
+
+def test_tensorboard_where_it_is_installed_has_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The packages themselves read them in their own environment (extra `watch`)."""
+    board = MagicMock()
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of(tmp_path).run("test", interrupted_at(2))
+    trainer_of(tmp_path).run("test", loss)
+    folder = str(tmp_path / "tensorboard/test")
+    assert board.SummaryWriter.call_args_list == [
+        call(folder, purge_step=1),
+        call(folder, purge_step=3),
+    ]
+    told = [one.args for one in board.SummaryWriter().add_scalar.call_args_list]
+    [row] = [json.loads(one) for one in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(told) == [(name, row[name], 8) for name in ("loss", "rate", "seconds")]
 
 
 def test_several_trainings_share_a_folder(tmp_path: Path) -> None:

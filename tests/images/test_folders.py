@@ -132,9 +132,25 @@ def test_captions_have_either_suffix_in_any_case(
     for name in ("a.TXT", "b.caption", "c.Caption"):
         (tmp_path / "ann" / name).write_text(f"of {name}")
     (tmp_path / "ann/a.caption").write_text("not this")
+    (tmp_path / "ann/e.txt").write_text("of an image that is gone")
     source = FolderSubjects(tmp_path, "none")
     assert source.load("ann").captions == ["of a.TXT", "of b.caption", "of c.Caption", "none"]
-    assert "4 images of 1 subject, 1 without a caption" in summary(capsys)
+    line = summary(capsys)
+    assert "4 images of 1 subject, 1 without a caption" in line
+    assert "1 captions without an image (e.txt)" in line
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems know one of the two")
+def test_names_that_differ_in_case_alone_are_two(tmp_path: Path) -> None:
+    for name, brightness in (("Ann/a.png", 1), ("ann/a.png", 2), ("ann/A.PNG", 3)):
+        photo(tmp_path / name, brightness)
+    (tmp_path / "ann/A.txt").write_text("of A")
+    source = FolderSubjects(tmp_path, "none")
+    assert source.ids == ["Ann", "ann"]
+    assert source.load("Ann").images[:, 0, 0, 0].tolist() == [1]
+    ann = source.load("ann")
+    seen = zip(ann.images[:, 0, 0, 0].tolist(), ann.captions, strict=True)
+    assert sorted(seen) == [(2, "none"), (3, "of A")]
 
 
 def test_a_caption_without_end_is_refused_unread(tmp_path: Path) -> None:

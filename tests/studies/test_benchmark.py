@@ -131,7 +131,14 @@ def test_refined_adapters_start_from_what_is_synthesised(bundle: Bundle, tmp_pat
     assert direct is not None
     assert refined is not None
     assert direct.keys() == refined.keys()
-    assert all(not factor.B.equal(direct[name].B) for name, factor in refined.items())
+    moved = {
+        tuple(
+            not torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+            for a, b in zip(factor.B, direct[name].B, strict=True)
+        )
+        for name, factor in refined.items()
+    }
+    assert len(moved) == 1  # a subject's adapter is refined in all modules, or was best as it was
 
 
 def test_the_command_measures_avatars_as_the_bundle_does(

@@ -12,6 +12,7 @@ from lorasynth.images import Subject
 
 #: Of a caption.
 _TOKENS = 40
+_TRY = "try hub:Salesforce/blip-image-captioning-base"
 
 
 class Captioner:
@@ -43,15 +44,25 @@ class Captioner:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(
                 f"--captioner must be a model of images to text, but {name} cannot be loaded "
-                f"({first}): try hub:Salesforce/blip-image-captioning-base"
+                f"({first}): {_TRY}"
             ) from error
         return cls(processor, model.to(device))
 
     @torch.no_grad()
     def __call__(self, subject: Subject) -> Sequence[str]:
-        """What each photo shows, in a few words."""
+        """What each photo shows, in a few words.
+
+        Raises:
+            ConfigError: the model wants a question beside the images.
+        """
         photos = [Image.fromarray(photo.numpy()) for photo in subject.photos]
-        inputs = self.processor(images=photos, return_tensors="pt").to(self.model.device)
+        try:
+            inputs = self.processor(images=photos, return_tensors="pt").to(self.model.device)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(
+                f"--captioner must need nothing but images, but {type(self.model).__name__} takes "
+                f"words, too ({(str(error).splitlines() or [''])[0]}): {_TRY}"
+            ) from error
         tokens = self.model.generate(**inputs, max_new_tokens=_TOKENS, do_sample=False)
         texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]

@@ -28,6 +28,8 @@ from lorasynth.library.groups import groups_by_likeness, joined
 _BITS = 7
 #: Difference of grey values that counts; what is less comes from saving as JPEG.
 _STEP = 2
+#: By which colours of the parts of one image differ at most; drawings may differ in them alone.
+_COLOUR = 24
 #: Images that a subject needs: one that is the condition, one that is denoised or judges.
 LEAST = 2
 #: Subjects that a domain has at least: two each to learn from, to choose by and to measure on.
@@ -168,18 +170,20 @@ class _Hashes:
 
     def __init__(self) -> None:
         #: By an eighth of the hash: of hashes that differ in seven bits, one of them is the same.
-        self._seen: list[dict[int, list[tuple[int, str]]]] = [{} for _ in range(_BITS + 1)]
+        self._seen: list[dict[int, list[tuple[int, Any, str]]]] = [{} for _ in range(_BITS + 1)]
         self.shared: list[tuple[str, str]] = []
 
     def twice(self, photo: UInt8[Tensor, "h w 3"], name: str, found: Checked) -> bool:
         """Whether an image of the same subject was seen; one of another subject is noted."""
         value = difference_hash(photo)
+        few = Image.fromarray(photo.numpy()).resize((4, 4), Image.Resampling.BOX)
+        colours = np.asarray(few, dtype=np.int16)
         parts = [value >> 32 * i & 0xFFFFFFFF for i in range(_BITS + 1)]
         others = {
             other
             for table, part in zip(self._seen, parts, strict=True)
-            for known, other in table.get(part, ())
-            if (known ^ value).bit_count() <= _BITS
+            for known, seen, other in table.get(part, ())
+            if (known ^ value).bit_count() <= _BITS and abs(seen - colours).max() <= _COLOUR
         }
         for other in sorted(others - {name}):
             found.fault("images that two subjects have", f"{other} and {name}")
@@ -189,7 +193,7 @@ class _Hashes:
             return True
         for table, part in zip(self._seen, parts, strict=True):
             if part:  # a flat area is in many images
-                table.setdefault(part, []).append((value, name))
+                table.setdefault(part, []).append((value, colours, name))
         return False
 
 

@@ -181,6 +181,11 @@ class Refine(FromImages, WithSheet):
             same = "no better after: the first file's adapter is written unchanged"
             became = f"{after} after {made.step} steps" if made.step else same
             note(f"similarity to the photos by {looks}: {before} before, {became}")
+        else:
+            note(
+                "no encoder compared images with the photos, so the file may be better or worse: "
+                "--encoder"
+            )
         metadata = made.stated(adapter.metadata, looks)
         return job.write(made.factors, adapter.layout, metadata)
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _GB = 1e9
 #: Seconds of training that --plan measures.
 _MEASURED = 5.0
+#: TFLOP/s where it cannot be measured: an A100's in bf16.
+_ASSUMED = 125.0
 #: Samples of its steps, at most.
 _BATCH = 16
 #: Fields that say how a run goes on, and decide nothing of what it makes.
@@ -64,7 +66,8 @@ class Domain(WithRecipe, WithBase, WithImages):
         library: Adapters to train around the predictor, from which diffusion learns how they
             scatter; 0: the predictor is the synthesizer.
         latents: Principal components of those adapters.
-        plan: Say what will be done and what it takes, measured for some seconds; do nothing.
+        plan: Say what will be done and what it takes, measured for some seconds where the base
+            model's weights are here, else from its configs alone; do nothing.
         gpu: Memory of the GPU, such as 24GB: dtype, gradient checkpointing and batch are chosen so
             that it is enough.
         only: Make this stage alone.
@@ -91,7 +94,7 @@ class Domain(WithRecipe, WithBase, WithImages):
     benchmark: BenchmarkConfig = field(default_factory=lambda: BenchmarkConfig(subjects=20))
 
     def run(self) -> Path:
-        """Make what is missing; the path of the synthesizer."""
+        """Make what is missing; the path of the synthesizer, or of what was to be made alone."""
         from lorasynth.commands.recipe_page import kept_page
         from lorasynth.core.device import launched, pick_device
         from lorasynth.engine.processes import Processes
@@ -113,8 +116,9 @@ class Domain(WithRecipe, WithBase, WithImages):
                 stages.make(self.only)
             else:
                 stages.make_all()
-        print(f"{stages.path('model')}, {self.out / 'index.html'}")
-        return stages.path("model")
+        made = stages.path(self.only or "model")
+        print(f"{made}, {self.out / 'index.html'}")
+        return made
 
     @cached_property
     def stages(self) -> "StagedRun":
@@ -347,7 +351,7 @@ class Domain(WithRecipe, WithBase, WithImages):
             [(self.dtype, self.gradient_checkpointing), ("bfloat16", False), ("bfloat16", True)]
         ):
             one = replace(self, dtype=dtype, gradient_checkpointing=checkpointing)
-            [row] = one.planned(125.0).rows("pretrain")
+            [row] = one.planned(_ASSUMED).rows("pretrain")
             tried.append((row["at_once"], one))
             if tried[-1][0] >= wanted:
                 break
@@ -381,19 +385,26 @@ class Domain(WithRecipe, WithBase, WithImages):
         )
 
     def say(self) -> None:
-        """Print the stages, and what they take on this device."""
-        from lorasynth.engine.plan import measured_rate
+        """Print the stages, and what they take: on this device, or, without weights, on paper."""
+        import torch
+
+        from lorasynth.base import BaseModel
+        from lorasynth.engine import plan
 
         self.stages.say()
-        base = self.load_base()
-        recipe = self.recipe_for(base)
-        batch = min(self.predictor.optimisation.batch, _BATCH)
-        plan = self.planned(measured_rate(base, recipe.targets, recipe.rank, batch, _MEASURED))
-        plan.show(plan.rows(), f"measured here in {_MEASURED:g} s of training")
-        source = self.load_images(base.image_size)
+        sketch = BaseModel.load(self.base, "meta", image_size=self.size)
+        rate, how = _ASSUMED, "assumed: the weights are not here"
+        if sketch.fingerprint:
+            base, batch = self.load_base(), min(self.predictor.optimisation.batch, _BATCH)
+            recipe = self.recipe_for(base)
+            rate = plan.measured_rate(base, recipe.targets, recipe.rank, batch, _MEASURED)
+            how = f"measured here in {_MEASURED:g} s of training"
+        planned = self.planned(rate)
+        planned.show(planned.rows(), how)
+        source = self.load_images(sketch.image_size)
         ids = list(source.ids)
         images = len(ids) * len(source.load(ids[0]).photos)
-        numbers = prod(base.latent_shape)
-        texts = sum(part[0].numel() for part in base.encode_prompts([self.caption]).parts.values())
-        size = images * 4 * (numbers + texts) / _GB
-        print(f"disk: {size:.2g} GB for about {images} encoded images")
+        with plan.fake(sketch, self.base, getattr(torch, self.dtype)) as fake:
+            parts = fake.encode_prompts([self.caption]).parts.values()
+            numbers = prod(fake.latent_shape) + sum(part[0].numel() for part in parts)
+        print(f"disk: {images * 4 * numbers / _GB:.2g} GB for about {images} encoded images")

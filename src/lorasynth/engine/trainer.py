@@ -5,6 +5,7 @@ loop has no random state: a run that is killed and started again goes on from it
 and ends with the same bits.
 """
 
+import copy
 import json
 import math
 import time
@@ -26,7 +27,7 @@ from lorasynth.core.progress import Note, progress
 from lorasynth.core.progress import note as say
 from lorasynth.core.weights import with_prefix
 from lorasynth.engine.optimisation import Optimisation as Optimisation
-from lorasynth.engine.processes import Processes
+from lorasynth.engine.processes import Processes, as_parts, whole
 
 #: Returns the loss and a short text for the progress bar; called with the model and the step.
 Loss = Callable[[nn.Module, int], tuple[Tensor, Note]]
@@ -45,7 +46,8 @@ class Trainer:
     """Trains `model` in place and leaves the averaged weights in it.
 
     Several processes of a launcher train together: their gradients are averaged, so the loss of
-    each must be a mean over its own equal share of the batch (`processes`).
+    each must be a mean over its own equal share of the batch (`processes`).  Under FSDP each holds
+    a part of the weights, their averages and moments; checkpoints are the same.
 
     Attributes:
         processes: this one, and how many there are.
@@ -62,6 +64,7 @@ class Trainer:
         *,
         autocast: bool | None = None,
         rates: Mapping[str, float] | None = None,
+        shardable: bool = False,
     ) -> None:
         """Prepare a run.
 
@@ -74,8 +77,12 @@ class Trainer:
                 settings is refused.
             autocast: compute in bf16; None: where bf16 products are fast.
             rates: by the names of parameters, what their learning rate is multiplied by.
+            shardable: the loss calls nothing of the model but its `forward`, as FSDP needs.
+
+        Raises:
+            ConfigError: FSDP is asked for, and the model is not shardable.
         """
-        self.model = model.to(device)
+        self.whole = self.model = model.to(device)
         self.config = config
         self.identity = {**(settings or {}), "optimisation": to_dict(config)}
         self.checkpoint = checkpoint
@@ -85,6 +92,8 @@ class Trainer:
         self.average = AveragedModel(
             self.model, multi_avg_fn=_warmed_up(config.ema), use_buffers=True
         )
+        if self.processes.sharded:
+            self._shard(shardable)
         self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.parameters.items():
@@ -148,12 +157,25 @@ class Trainer:
                     rate = self.config.lr * self.config.rate(step - 1)
                     log({**row, "rate": rate, "seconds": round(self._seconds, 1)})
                 last = step == steps or self._ended()
-                if last or time.monotonic() - saved > self.config.checkpoint_seconds:
+                due = last or time.monotonic() - saved > self.config.checkpoint_seconds
+                if self.processes.agree(self.device, wanted=due):
                     self._save(step)
                     saved = time.monotonic()
                 go(note=_beside(note, figures))
-        self.model.load_state_dict(self._best or self.average.module.state_dict())
-        return self.model.eval()
+        kept = self._best or self.average.module.state_dict()
+        self.whole.load_state_dict({name: whole(value) for name, value in kept.items()})
+        return self.whole.eval()
+
+    def _shard(self, shardable: bool) -> None:
+        if not shardable:
+            raise ConfigError(
+                "FSDP shares out the weights of predictors alone, but something else is trained: "
+                "launch without --use_fsdp"
+            )
+        self.model = copy.deepcopy(self.whole)
+        for model in (self.model, self.average.module):
+            self.processes.shard(model, self.device)
+        self.whole.cpu()
 
     def _step(self, loss: Loss, step: int) -> Note:
         rate = self.config.lr * self.config.rate(step)
@@ -166,7 +188,7 @@ class Trainer:
         seen = value.detach().float()
         if self.processes.count > 1:
             gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-            self.processes.average([seen, *gradients])
+            self.processes.average([seen, *([] if self.processes.sharded else gradients)])
         nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip)
         self.optimiser.step()
         self.average.update_parameters(self.model)
@@ -188,7 +210,7 @@ class Trainer:
         self.history.append(row)
         if self._lowest is not None and self._rows_since_lowest() == 0:
             state = self.average.module.state_dict()
-            self._best = {k: v.to("cpu", copy=True) for k, v in state.items()}
+            self._best = {k: whole(v).to("cpu", copy=True) for k, v in state.items()}
         return row
 
     @torch.no_grad()
@@ -219,7 +241,10 @@ class Trainer:
         return self._rows_since_lowest() >= self._patience
 
     def _metrics(self, title: str, start: int) -> Callable[[dict[str, float]], None]:
-        """What adds a row to the file of metrics; rows that a killed run had after `start` go."""
+        """What adds a row to the file of metrics; rows that a killed run had after `start` go.
+
+        TensorBoard, where it is installed, finds them in the folder `tensorboard` beside it.
+        """
         if self.checkpoint is None or not self.processes.is_first:
             return lambda _row: None
         path = self.checkpoint.with_name(METRICS)
@@ -229,15 +254,22 @@ class Trainer:
             with atomic_file(path) as temporary:
                 temporary.write_text("".join(kept))
 
+        board = _board(path.with_name("tensorboard") / title, start)
+
         def write(row: dict[str, float]) -> None:
             make_parent(path)
             with path.open("a") as file:
                 file.write(json.dumps({"training": title, **row}) + "\n")
+            if board is not None:
+                for name in row.keys() - {"step"}:
+                    board.add_scalar(name, row[name], int(row["step"]))
+                board.flush()
 
         return write
 
     def _save(self, step: int) -> None:
-        if self.checkpoint is None or not self.processes.is_first:
+        processes = self.processes
+        if self.checkpoint is None or not (processes.is_first or processes.sharded):
             return
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.module.state_dict().items()}
@@ -246,9 +278,11 @@ class Trainer:
             state = self.optimiser.state[parameter]
             tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if state}
         tensors["losses"] = self._sum
+        tensors = {name: whole(value).cpu() for name, value in tensors.items()}
         facts = {"history": self.history, "count": self._count, "seconds": self._seconds}
         steps = self.config.steps
-        write_state(self.checkpoint, self.identity, tensors, step=step, steps=steps, **facts)
+        if processes.is_first:
+            write_state(self.checkpoint, self.identity, tensors, step=step, steps=steps, **facts)
 
     def _resume(self) -> int:
         """Take over the checkpoint's state, if there is one; the number of steps done."""
@@ -261,8 +295,8 @@ class Trainer:
         tensors, step = saved.tensors, int(saved.facts["step"])
         self._say_how_it_goes_on(saved)
         try:
-            self.model.load_state_dict(with_prefix(tensors, "model."))
-            self.average.module.load_state_dict(with_prefix(tensors, "average."))
+            for model, prefix in ((self.model, "model."), (self.average.module, "average.")):
+                model.load_state_dict(_like(with_prefix(tensors, prefix), model))
         except RuntimeError as error:
             raise BundleError(
                 f"a checkpoint must be of the model being trained, but {self.checkpoint} is not "
@@ -272,7 +306,7 @@ class Trainer:
         self._best = with_prefix(tensors, "best.")
         for name, parameter in self.parameters.items():
             if f"exp_avg.{name}" in tensors:
-                moments = {m: tensors[f"{m}.{name}"].to(self.device) for m in _MOMENTS}
+                moments = {m: as_parts(tensors[f"{m}.{name}"], parameter) for m in _MOMENTS}
                 count = torch.tensor(float(step), device=self.device)
                 self.optimiser.state[parameter] = {"step": count, **moments}
         if "losses" in tensors:
@@ -294,6 +328,21 @@ class Trainer:
         now, then = self.config.rate(done), replace(self.config, steps=before).rate(done)
         say(f"{begun}, and goes on to {wanted}: its learning rate is {now:.2f} of the peak here, "
             f"where it was to be {then:.2f}")  # fmt: skip
+
+
+def _like(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Whole weights as a model has its own: on its device, and in parts where it is."""
+    own = model.state_dict()
+    return {k: as_parts(v, own[k]) if k in own else v for k, v in state.items()}
+
+
+def _board(folder: Path, start: int) -> Any:
+    """TensorBoard's writer of a folder, what it has after `start` taken back; None without it."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=start + 1)
 
 
 def _beside(note: Note, figures: str) -> Note:
@@ -322,6 +371,9 @@ def _warmed_up(decay: float) -> Callable[..., None]:
 
     def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
         n = int(count)
-        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averaged, current, n)
+        mean = get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))
+        for parts in {type(one) for one in averaged}:  # none takes whole tensors and parts at once
+            pairs = [p for p in zip(averaged, current, strict=True) if type(p[0]) is parts]
+            mean(*map(list, zip(*pairs, strict=True)), n)
 
     return update

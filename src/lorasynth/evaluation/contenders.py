@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.adapter import Adapter, Factors, map_factors, scaled, stack
+from lorasynth.adapter import Adapter, Factors, concatenate, map_factors, scaled, stack
 from lorasynth.adapter.files import is_lora
 from lorasynth.base import BaseModel
 from lorasynth.base.compatibility import require_fits
@@ -20,13 +20,14 @@ from lorasynth.core.atomic import as_file_name
 from lorasynth.core.cache import Cache
 from lorasynth.core.errors import ConfigError
 from lorasynth.edit.latent_library import LatentLibrary
-from lorasynth.engine.fleet import train_fleet
-from lorasynth.engine.recipe import PRESETS, Recipe
+from lorasynth.engine.recipe import Recipe
 from lorasynth.evaluation.baselines import BASELINES, Predictor
 from lorasynth.evaluation.benchmark import Adapters, Contender
 from lorasynth.evaluation.cases import Case, TestSubjects
 from lorasynth.hypernet import LatentDiffusion
 from lorasynth.library import Library
+from lorasynth.optimise import captioned, refine
+from lorasynth.optimise.config import REFINE
 from lorasynth.synthesizer import Synthesizer
 
 
@@ -124,17 +125,18 @@ def trained(
 
 
 def refined(parts: Parts, subjects: TestSubjects) -> Adapters:
-    """What the synthesizer makes, trained for a few steps on the images to learn from."""
+    """What the synthesizer makes, refined with the images to learn from as the command does it."""
     start = parts.regression or parts.whole
-    recipe = replace(PRESETS["refine"], targets=(parts.recipe or PRESETS["refine"]).targets)
-    size, encoders = parts.base.image_size, [start.encoder]
+    recipe = replace(REFINE, targets=(parts.recipe or REFINE).targets)
+    base, looks = parts.base, start.encoder if start.encoder.looks else None
 
-    def adapters(cases: Sequence[Case]) -> Factors:
-        people = [framed_subject(subjects.load(case.id), size, encoders) for case in cases]
-        init = scaled(start.predict(people), start.strength)
-        return train_fleet(parts.base, recipe, people, init=init).factors
+    def adapter(case: Case) -> Factors:
+        subject = framed_subject(subjects.load(case.id), base.image_size, [start.encoder])
+        first = scaled(start.predict([subject]), start.strength)
+        subject = captioned(base, subject, first)
+        return refine(base, recipe, subject, first, encoder=looks).factors
 
-    return adapters
+    return lambda cases: concatenate([adapter(case) for case in cases])
 
 
 def _staged(parts: Parts, true: Adapters) -> dict[str, Adapters]:

@@ -28,8 +28,14 @@ def images_in(folder: Path | str, tally: Tally | None = None) -> list[Path]:
     Raises:
         ImageError: the folder cannot be read.
     """
-    tally = tally or Tally()
-    return [p for p in _entries(Path(folder)) if not p.is_dir() and _is_image(p, tally)]
+    tally, entries = tally or Tally(), _entries(Path(folder))
+    found = [path for path in entries if not path.is_dir() and _is_image(path, tally)]
+    named = {path.stem for path in found}
+    for path in entries:
+        is_caption = path.suffix.lower() in CAPTION_SUFFIXES and not is_system(path.name)
+        if is_caption and path.stem not in named:
+            tally.pass_over("captions without an image", path.name)
+    return found
 
 
 def _is_image(path: Path, tally: Tally) -> bool:

@@ -151,7 +151,7 @@ def train_predictor(
     settings |= {"base": base.fingerprint, "encoder": encoder.fingerprint}
     if len(base.frames) > 1:
         settings["frames"] = [list(sides) for sides in base.frames]
-    trainer = Trainer(model, options, checkpoint, base.device, settings)
+    trainer = Trainer(model, options, checkpoint, base.device, settings, shardable=True)
     trainer.processes.require_even(options.batch)
     stacked = StackedAdapters(base.denoiser, start)
     losses = _Losses(base, config, known, aside, stacked, trainer.processes)
