@@ -2,10 +2,17 @@
 
 import asyncio
 import io
+import os
+import re
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from PIL import Image
@@ -94,3 +101,34 @@ def start(host: Host, tmp_path: Path) -> Iterator[Start]:
     yield start
     for client in reversed(started):
         client.__exit__(None, None, None)
+
+
+class Service(NamedTuple):
+    folder: Path
+    address: str
+    process: subprocess.Popen[bytes]
+
+    @property
+    def log(self) -> bytes:
+        return (self.folder / "log").read_bytes()
+
+
+@contextmanager
+def serving(folder: Path, *options: str) -> Iterator[Service]:
+    """A service in a process of its own, in an empty folder, until it is asked to end."""
+    (folder / "tmp").mkdir()
+    words = [sys.executable, "-m", "lorasynth", "serve", "--port", "0", *options]
+    # Threads of several processes on few cores mostly wait for one another.
+    environment = os.environ | {"TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            words, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+        found = None
+        while found is None:
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.1)
+            found = re.search(rb"http://127.0.0.1:\d+", (folder / "log").read_bytes())
+        yield Service(folder, found[0].decode(), process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0

@@ -1,17 +1,14 @@
 """A service in a process of its own: what one types, what it logs and keeps, a killed worker."""
 
 import base64
-import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 import pytest
@@ -20,17 +17,9 @@ import lorasynth.commands.main  # noqa: F401  compiled while there are no thread
 from command_line import Run
 from lorasynth.serve import Client, ServiceError
 
+from .conftest import Service, serving
+
 ROOT = Path(__file__).parents[2]
-
-
-class Service(NamedTuple):
-    folder: Path
-    address: str
-    process: subprocess.Popen[bytes]
-
-    @property
-    def log(self) -> bytes:
-        return (self.folder / "log").read_bytes()
 
 
 @pytest.fixture
@@ -41,23 +30,8 @@ def client(service: Service) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("service")
-    (folder / "tmp").mkdir()
-    words = [sys.executable, "-m", "lorasynth", "serve", "--port", "0", "--limits.body", "2"]
-    # Threads of several processes on few cores mostly wait for one another.
-    environment = os.environ | {"TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            words, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
-        )
-        found = None
-        while found is None:
-            assert process.poll() is None, (folder / "log").read_text()
-            time.sleep(0.1)
-            found = re.search(rb"http://127.0.0.1:\d+", (folder / "log").read_bytes())
-        yield Service(folder, found[0].decode(), process)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+    with serving(tmp_path_factory.mktemp("service"), "--limits.body", "2") as service:
+        yield service
 
 
 def test_what_one_types_works(service: Service, tmp_path: Path) -> None:
