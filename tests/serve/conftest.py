@@ -4,9 +4,11 @@ import asyncio
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +28,7 @@ from lorasynth.serve.application import create_app
 from lorasynth.serve.config import Batching, Limits, Setup
 from lorasynth.serve.engine import Engine
 from lorasynth.serve.gate import Figures
-from lorasynth.serve.jobs import JobFile
+from lorasynth.serve.jobs import open_jobs
 from lorasynth.serve.workers import Host
 
 Start = Callable[..., TestClient]
@@ -76,6 +78,32 @@ def photos() -> list[bytes]:
 
 
 @pytest.fixture
+def redis(tmp_path: Path) -> Iterator[str]:
+    """The address of a Redis of the test's own."""
+    pytest.importorskip("redis")
+    if (program := shutil.which("redis-server")) is None:
+        pytest.skip("needs redis-server (apt-get install redis-server)")
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path is short
+        path = Path(folder) / "socket"
+        words = [program, "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", folder]
+        server = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+        while not path.exists():
+            assert server.poll() is None
+            time.sleep(0.02)
+        yield f"unix://{path}"
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture(params=["file", "redis"])
+def kept(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where jobs may be kept, each way."""
+    if request.param == "redis":
+        return str(request.getfixturevalue("redis"))
+    return str(tmp_path / "jobs.sqlite")
+
+
+@pytest.fixture
 def start(host: Host, tmp_path: Path) -> Iterator[Start]:
     """Start the application with limits, keys and a worker of the test's own."""
     started: list[TestClient] = []
@@ -85,6 +113,7 @@ def start(host: Host, tmp_path: Path) -> Iterator[Start]:
         worker: Any = None,
         kinds: Any = None,
         page: Path | None = None,
+        kept: str = "",
         **limits: Any,
     ) -> TestClient:
         figures, batching = Figures(), Batching(wait_ms=20)
@@ -93,7 +122,8 @@ def start(host: Host, tmp_path: Path) -> Iterator[Start]:
         engine = Engine({n: [one] for n in names}, batching, lambda *_: None)
         engine.start()
         bounds = Limits(**{"rate": "100000/minute", **limits})
-        app = create_app(engine, JobFile(tmp_path / "jobs.sqlite"), bounds, keys, figures, page)
+        jobs = open_jobs(kept or tmp_path / "jobs.sqlite")
+        app = create_app(engine, jobs, bounds, keys, figures, page)
         client = TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
         started.append(client.__enter__())
         return client

@@ -11,6 +11,7 @@ import random
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -18,6 +19,7 @@ import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 from PIL import Image
 
 from lorasynth.images.files import readable_formats
@@ -56,34 +58,36 @@ def ends_well(service: Service, answers: Counter[Any], photo: bytes) -> None:
 
 def test_requests_made_from_the_schema(service: Service, photos: list[bytes]) -> None:
     http, answers = requests.Session(), Counter[Any]()
-    schema = schemathesis.openapi.from_url(f"{service.address}/openapi.json")
-    operations = [found.ok() for found in schema.get_all_operations()]
-    modes = list(schemathesis.GenerationMode)
-    for operation in operations:
-        takes = operation.body or operation.path_parameters
-        for mode in modes if takes else modes[:1]:  # what takes nothing takes nothing wrong
+    stated = http.get(f"{service.address}/openapi.json").json()
+    for mode in schemathesis.GenerationMode:
+        for operation in schemathesis.openapi.from_dict(stated).get_all_operations():
+            strategy = operation.ok().as_strategy(generation_mode=mode)
 
             @settings(
-                max_examples=REQUESTS // (2 * len(operations)),
+                max_examples=REQUESTS // 10,  # five take something, that is right or wrong
                 deadline=None,
                 database=None,
                 derandomize=True,
                 phases=[Phase.generate],
                 suppress_health_check=list(HealthCheck),
             )
-            @given(case=operation.as_strategy(generation_mode=mode))
+            @given(case=strategy)
             def ask(case: schemathesis.Case) -> None:
                 answer = case.call(base_url=service.address, session=http, timeout=90)
                 answers[case.path, answer.status_code] += 1
 
-            ask()
+            with suppress(Unsatisfiable):  # of what takes nothing, nothing is wrong
+                ask()
+        for path in stated["paths"].values():  # schemathesis makes no wrong files
+            if "post" in path:
+                path["post"]["requestBody"]["content"].pop("multipart/form-data", None)
     ends_well(service, answers, photos[0])
 
 
 def damaged(data: bytes, draw: random.Random) -> bytes:
     """With bytes that are other ones, left out or put in, or cut off."""
     body = bytearray(data)
-    for _ in range(draw.randrange(1, 20)):
+    for _ in range(draw.choice([1, 2, 20])):
         at, size = draw.randrange(len(body) + 1), draw.randrange(1, 40)
         body[at : at + draw.choice([0, size])] = draw.randbytes(draw.choice([0, size]))
     return bytes(body[: draw.choice([len(body), draw.randrange(len(body) + 1)])])
@@ -207,13 +211,14 @@ class Nonsense:
         return damaged(whole, self.draw)
 
 
-def answered(address: str, sent: bytes) -> int:
-    """Status of the answer to such bytes; 0: the connection was closed without one."""
+def answered(address: str, sent: bytes, stays: bool) -> int:
+    """Status of the answer to such bytes of who stays or goes; 0: closed without an answer."""
     where = urlsplit(address)
     with socket.create_connection((where.hostname, where.port), timeout=90) as line:
         try:
             line.sendall(sent)
-            line.shutdown(socket.SHUT_WR)
+            if not stays:
+                line.shutdown(socket.SHUT_WR)
             answer = line.makefile("rb").readline()
         except (BrokenPipeError, ConnectionResetError):
             return 0  # refused before all of it was sent
@@ -237,5 +242,5 @@ def test_random_bodies(service: Service, photos: list[bytes]) -> None:
     ]
     for number in range(REQUESTS):
         kind = kinds[number % len(kinds)]
-        answers[kind.__name__, answered(service.address, kind())] += 1
+        answers[kind.__name__, answered(service.address, kind(), kind != one.no_http)] += 1
     ends_well(service, answers, photos[0])

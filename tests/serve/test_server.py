@@ -122,6 +122,20 @@ def test_no_worker_outlives_its_service(tmp_path: Path) -> None:
     assert not alive
 
 
+@pytest.mark.long
+def test_results_outlive_the_service_in_redis(
+    run: Run, redis: str, photos: list[bytes], tmp_path: Path
+) -> None:
+    state = ("--state", redis)
+    with serving(tmp_path, *state) as service, Client(service.address) as client:
+        job = client.refine([photos[0]], refine_steps=1)
+        made = client.result(job)
+        run("serve", "--port", "0", *state).is_one_error("another one uses unix://")
+    (tmp_path / "again").mkdir()
+    with serving(tmp_path / "again", *state) as service, Client(service.address) as client:
+        assert client.result(job).data == made.data
+
+
 def test_what_cannot_be_served_is_one_clear_line(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +151,8 @@ def test_what_cannot_be_served_is_one_clear_line(
     run(*nobody).is_one_error("a synthesizer must be a folder that exists", "nowhere")
     run("serve", "--host", "0.0.0.0").is_one_error("need keys")
     run("serve", "--limits.rate", "often", "--port", "0", "--loras-only").is_one_error("600/minute")
+    away = run("serve", "--port", "0", "--state", "redis://:pw@127.0.0.1:1/0")
+    away.is_one_error("where Redis answers, but at 127.0.0.1:1/0 none does")
     (tmp_path / "keys").write_text("anna secret\n")
     refusal = run("serve", "--keys", "keys")
     refusal.is_one_error("the hash of a key")
