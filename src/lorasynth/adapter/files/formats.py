@@ -211,7 +211,8 @@ def many_files(
     Raises:
         FileFormatError: the format has no names for the adapter's layers.
     """
-    if vectors.dtype == torch.float32 and layout.size < 1 << 24:  # whole numbers up to there
+    exact = vectors.dtype == torch.float32 and layout.size < 1 << 24  # whole numbers up to there
+    if exact and len(vectors) > 1:
         numbered = -torch.arange(1.0, layout.size + 1)  # what a format adds is at least 0
         tensors, header = form.spell(Adapter.from_vector(numbered, layout, metadata))
         # The shape of layers that are fused depends on what they have in common.
