@@ -221,8 +221,8 @@ def many_files(
             added = torch.frombuffer(bytearray(data), dtype=torch.float32)
             place = -added.clamp(max=0).long() - 1
             for vector in vectors.cpu():
-                numbers = torch.where(place < 0, added, vector[place]).numpy()
-                yield whole_file(text, memoryview(numbers).cast("B"), header)
+                numbers = torch.where(place < 0, added, vector[place]).numpy().tobytes()
+                yield whole_file(text, memoryview(numbers), header)
             return
     for vector in vectors:
         yield to_bytes(*form.spell(Adapter.from_vector(vector, layout, metadata)))
