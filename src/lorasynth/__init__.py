@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Adapter", "Card", "Synthesizer", "__version__"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Adapter": "lorasynth.adapter",

@@ -269,7 +269,7 @@ def assert_patched(folder: Path, name: str, adapter: Adapter, strength: float) -
 
 def test_comfyui_loads_the_pack(results: dict[str, Any]) -> None:
     assert results["loaded"]
-    assert len(results["nodes"]) == 9
+    assert len(results["nodes"]) == 10
     for name, kind in results["kinds"].items():
         assert name.startswith("Lorasynth")
         assert kind["category"] == "lorasynth"

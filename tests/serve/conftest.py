@@ -2,10 +2,19 @@
 
 import asyncio
 import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from PIL import Image
@@ -19,7 +28,7 @@ from lorasynth.serve.application import create_app
 from lorasynth.serve.config import Batching, Limits, Setup
 from lorasynth.serve.engine import Engine
 from lorasynth.serve.gate import Figures
-from lorasynth.serve.jobs import JobFile
+from lorasynth.serve.jobs import open_jobs
 from lorasynth.serve.workers import Host
 
 Start = Callable[..., TestClient]
@@ -69,6 +78,32 @@ def photos() -> list[bytes]:
 
 
 @pytest.fixture
+def redis(tmp_path: Path) -> Iterator[str]:
+    """The address of a Redis of the test's own."""
+    pytest.importorskip("redis")
+    if (program := shutil.which("redis-server")) is None:
+        pytest.skip("needs redis-server (apt-get install redis-server)")
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path is short
+        path = Path(folder) / "socket"
+        words = [program, "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", folder]
+        server = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+        while not path.exists():
+            assert server.poll() is None
+            time.sleep(0.02)
+        yield f"unix://{path}"
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture(params=["file", "redis"])
+def kept(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where jobs may be kept, each way."""
+    if request.param == "redis":
+        return str(request.getfixturevalue("redis"))
+    return str(tmp_path / "jobs.sqlite")
+
+
+@pytest.fixture
 def start(host: Host, tmp_path: Path) -> Iterator[Start]:
     """Start the application with limits, keys and a worker of the test's own."""
     started: list[TestClient] = []
@@ -78,6 +113,7 @@ def start(host: Host, tmp_path: Path) -> Iterator[Start]:
         worker: Any = None,
         kinds: Any = None,
         page: Path | None = None,
+        kept: str = "",
         **limits: Any,
     ) -> TestClient:
         figures, batching = Figures(), Batching(wait_ms=20)
@@ -86,7 +122,8 @@ def start(host: Host, tmp_path: Path) -> Iterator[Start]:
         engine = Engine({n: [one] for n in names}, batching, lambda *_: None)
         engine.start()
         bounds = Limits(**{"rate": "100000/minute", **limits})
-        app = create_app(engine, JobFile(tmp_path / "jobs.sqlite"), bounds, keys, figures, page)
+        jobs = open_jobs(kept or tmp_path / "jobs.sqlite")
+        app = create_app(engine, jobs, bounds, keys, figures, page)
         client = TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
         started.append(client.__enter__())
         return client
@@ -94,3 +131,34 @@ def start(host: Host, tmp_path: Path) -> Iterator[Start]:
     yield start
     for client in reversed(started):
         client.__exit__(None, None, None)
+
+
+class Service(NamedTuple):
+    folder: Path
+    address: str
+    process: subprocess.Popen[bytes]
+
+    @property
+    def log(self) -> bytes:
+        return (self.folder / "log").read_bytes()
+
+
+@contextmanager
+def serving(folder: Path, *options: str) -> Iterator[Service]:
+    """A service in a process of its own, in an empty folder, until it is asked to end."""
+    (folder / "tmp").mkdir()
+    words = [sys.executable, "-m", "lorasynth", "serve", "--port", "0", *options]
+    # Threads of several processes on few cores mostly wait for one another.
+    environment = os.environ | {"TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            words, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+        found = None
+        while found is None:
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.1)
+            found = re.search(rb"http://127.0.0.1:\d+", (folder / "log").read_bytes())
+        yield Service(folder, found[0].decode(), process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from lorasynth.core.errors import ImageError
-from lorasynth.serve.jobs import JobFile, KeptJob
+from lorasynth.serve.jobs import JobFile, KeptJob, open_jobs
 from lorasynth.serve.requests import RefusedError
 from lorasynth.serve.workers import Host
 
@@ -112,7 +112,9 @@ def test_json(start: Start, content: bytes, status: int, words: str) -> None:
     refused(answer, status, words)
 
 
-def test_other_bodies_routes_and_methods(start: Start, photos: list[bytes]) -> None:
+def test_other_bodies_routes_and_methods(
+    start: Start, photos: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
     http = start(kinds=["loras"], photos=2, megapixels=1)
     refused(http.post("/v1/loras", content=b"x"), 415, "is not stated")
     refused(http.post("/v1/loras", data={"seed": "1"}), 415, "urlencoded")
@@ -120,6 +122,8 @@ def test_other_bodies_routes_and_methods(start: Start, photos: list[bytes]) -> N
     refused(http.post("/v1/loras", content=b"x", headers=form), 400)
     form = {"content-type": "multipart/form-data; boundary=b"}
     refused(http.post("/v1/loras", content=b"--b\r\nx", headers=form), 422, "photos: send one")
+    refused(http.post("/v1/loras", content=b"--b\r\n\xfc: x", headers=form), 400)
+    assert not [record for record in caplog.records if "multipart" in record.name]
     refused(http.get("/v1/lora"), 404)
     refused(answer := http.get("/v1/loras"), 405)
     assert answer.headers["allow"] == "POST"
@@ -314,8 +318,8 @@ def test_a_caller_that_goes_or_dawdles_leaves_nothing(start: Start, host: Host) 
     assert gate._bytes == gate._in_progress == 0
 
 
-def test_jobs_of_a_service_that_ended(start: Start, photos: list[bytes], tmp_path: Path) -> None:
-    file = JobFile(tmp_path / "jobs.sqlite")
+def test_jobs_of_a_service_that_ended(start: Start, photos: list[bytes], kept: str) -> None:
+    file = open_jobs(kept)
     for state in ("waiting", "running", "done"):
         job = KeptJob(id=state, steps=5, owner="address testclient", created=9e9, state=state)
         file.put(state, "job", job.model_dump_json())
@@ -323,7 +327,7 @@ def test_jobs_of_a_service_that_ended(start: Start, photos: list[bytes], tmp_pat
     old = KeptJob(id="old", steps=5, owner="address testclient", created=0, state="done")
     file.put("old", "job", old.model_dump_json())
     file.close()
-    http = start()
+    http = start(kept=kept)
     for lost in ("waiting", "running"):
         job = http.get(f"/v1/jobs/{lost}").json()
         assert job["state"] == "failed"
@@ -341,6 +345,18 @@ def test_a_full_disk(tmp_path: Path) -> None:
         file.put("job", "result", bytes(1 << 20))
     file.close()
     assert refused.value.status == 507
+
+
+def test_a_full_redis_and_one_that_is_away(start: Start, photos: list[bytes], redis: str) -> None:
+    import redis as client
+
+    http, asked = start(kept=redis), {"files": {"photos": photos[0]}, "data": {"refine_steps": "1"}}
+    db = client.Redis.from_url(redis)
+    db.config_set("maxmemory", "1")
+    refused(http.post("/v1/refine", **asked), 507, "its Redis is full")
+    db.shutdown(nosave=True)
+    refused(http.post("/v1/refine", **asked), 503, "its Redis is away")
+    refused(http.get("/v1/jobs/x"), 503, "its Redis is away")
 
 
 def test_jobs_are_of_who_asked_for_them_and_not_too_many(

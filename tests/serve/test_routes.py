@@ -82,8 +82,8 @@ def test_requests_share_a_batch_and_each_gets_its_own(
         answers = list(pool.map(ask, sent))
     assert max(worker.batches) > 1
     assert answers[4] == 422
-    assert answers[0] == answers[5]
-    for photo, answer in zip(photos, answers[:4], strict=True):
+    del answers[4], sent[4]
+    for photo, answer in zip(sent, answers, strict=True):
         alone = loaded(tmp_path, client.lora([photo]).data)
         for module, factor in loaded(tmp_path, answer).factors.items():
             other = alone.factors[module]

@@ -1,17 +1,14 @@
 """A service in a process of its own: what one types, what it logs and keeps, a killed worker."""
 
 import base64
-import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 import pytest
@@ -20,17 +17,9 @@ import lorasynth.commands.main  # noqa: F401  compiled while there are no thread
 from command_line import Run
 from lorasynth.serve import Client, ServiceError
 
+from .conftest import Service, serving
+
 ROOT = Path(__file__).parents[2]
-
-
-class Service(NamedTuple):
-    folder: Path
-    address: str
-    process: subprocess.Popen[bytes]
-
-    @property
-    def log(self) -> bytes:
-        return (self.folder / "log").read_bytes()
 
 
 @pytest.fixture
@@ -41,23 +30,8 @@ def client(service: Service) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("service")
-    (folder / "tmp").mkdir()
-    words = [sys.executable, "-m", "lorasynth", "serve", "--port", "0", "--limits.body", "2"]
-    # Threads of several processes on few cores mostly wait for one another.
-    environment = os.environ | {"TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            words, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
-        )
-        found = None
-        while found is None:
-            assert process.poll() is None, (folder / "log").read_text()
-            time.sleep(0.1)
-            found = re.search(rb"http://127.0.0.1:\d+", (folder / "log").read_bytes())
-        yield Service(folder, found[0].decode(), process)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+    with serving(tmp_path_factory.mktemp("service"), "--limits.body", "2") as service:
+        yield service
 
 
 def test_what_one_types_works(service: Service, tmp_path: Path) -> None:
@@ -148,6 +122,20 @@ def test_no_worker_outlives_its_service(tmp_path: Path) -> None:
     assert not alive
 
 
+@pytest.mark.long
+def test_results_outlive_the_service_in_redis(
+    run: Run, redis: str, photos: list[bytes], tmp_path: Path
+) -> None:
+    state = ("--state", redis)
+    with serving(tmp_path, *state) as service, Client(service.address) as client:
+        job = client.refine([photos[0]], refine_steps=1)
+        made = client.result(job)
+        run("serve", "--port", "0", *state).is_one_error("another one uses unix://")
+    (tmp_path / "again").mkdir()
+    with serving(tmp_path / "again", *state) as service, Client(service.address) as client:
+        assert client.result(job).data == made.data
+
+
 def test_what_cannot_be_served_is_one_clear_line(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +151,8 @@ def test_what_cannot_be_served_is_one_clear_line(
     run(*nobody).is_one_error("a synthesizer must be a folder that exists", "nowhere")
     run("serve", "--host", "0.0.0.0").is_one_error("need keys")
     run("serve", "--limits.rate", "often", "--port", "0", "--loras-only").is_one_error("600/minute")
+    away = run("serve", "--port", "0", "--state", "redis://:pw@127.0.0.1:1/0")
+    away.is_one_error("where Redis answers, but at 127.0.0.1:1/0 none does")
     (tmp_path / "keys").write_text("anna secret\n")
     refusal = run("serve", "--keys", "keys")
     refusal.is_one_error("the hash of a key")

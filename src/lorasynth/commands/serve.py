@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -18,6 +18,9 @@ from lorasynth.core.command import Command, OnDevice
 from lorasynth.core.errors import ConfigError, installing
 from lorasynth.core.progress import console
 from lorasynth.serve.config import Batching, Limits, Setup
+
+if TYPE_CHECKING:
+    from lorasynth.serve.jobs import JobFile
 
 #: What the extra brings.
 _PACKAGES = ("fastapi", "uvicorn", "batched", "limits", "prometheus_client")
@@ -43,7 +46,7 @@ class Serve(Command, OnDevice):
         port: Port to listen at; 0: any that is free.
         keys: File with the hashes of API keys, a line for each.
         new_key: Name of a new caller: print a key and its line for --keys, and do nothing else.
-        state: Folder of the jobs' states and results.
+        state: Folder of the jobs' states and results, or redis://HOST:PORT/NUMBER of one service.
         engine: local: a process for each worker; ray: actors on the nodes of a cluster.
         replicas: Workers that make LoRA files, and as many that make images.
         limits: What callers may ask for.
@@ -61,7 +64,7 @@ class Serve(Command, OnDevice):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     keys: Path | None = None
     new_key: str | None = None
-    state: Path = Path("runs/serve")
+    state: str = "runs/serve"
     engine: Literal["local", "ray"] = "local"
     replicas: Annotated[int, Field(ge=1)] = 1
     limits: Limits = Limits()
@@ -71,6 +74,7 @@ class Serve(Command, OnDevice):
         """Serve until Ctrl-C."""
         needed = {"serve": _PACKAGES} | self.more
         needed |= {"cluster": ("ray",)} if self.engine == "ray" else {}
+        needed |= {"redis": ("redis",)} if "://" in self.state else {}
         packages = [name for names in needed.values() for name in names]
         if missing := [name for name in packages if find_spec(name) is None]:
             raise ConfigError(
@@ -91,7 +95,7 @@ class Serve(Command, OnDevice):
             )
         with (
             listening(self.host, self.port) as sock,
-            alone(self.state) as jobs,
+            (alone_in_redis if "://" in self.state else alone)(self.state) as jobs,
             self.page_folder() as page,
         ):
             self._serve(sock, jobs, keys, page)
@@ -100,13 +104,14 @@ class Serve(Command, OnDevice):
         """The folder for files of the page, where there is one."""
         return contextlib.nullcontext()
 
-    def _serve(self, sock: socket.socket, jobs: Path, keys: list[str], page: Path | None) -> None:
+    def _serve(
+        self, sock: socket.socket, jobs: "JobFile", keys: list[str], page: Path | None
+    ) -> None:
         import uvicorn
 
         from lorasynth.serve.application import create_app
         from lorasynth.serve.engine import ENGINES, Engine
         from lorasynth.serve.gate import Figures
-        from lorasynth.serve.jobs import JobFile
 
         folders, figures = self.synthesizer or ("bundle/synthesizer",), Figures()
         base = None if self.loras_only else self.base
@@ -120,7 +125,7 @@ class Serve(Command, OnDevice):
         )
         try:
             engine.start()
-            app = create_app(engine, JobFile(jobs), self.limits, keys, figures, page)
+            app = create_app(engine, jobs, self.limits, keys, figures, page)
             host = f"[{self.host}]" if ":" in self.host else self.host
             console.print(f"serving at http://{host}:{sock.getsockname()[1]}", soft_wrap=True)
             config = uvicorn.Config(
@@ -148,13 +153,13 @@ class Ui(Serve):
     Consent: of people only with their consent. Every file says that it is synthesised.
 
     Attributes:
-        state: Folder of the jobs' states and results.
+        state: Folder of the jobs' states and results, or redis://HOST:PORT/NUMBER.
         limits: What callers may ask for.
     """
 
     more: ClassVar[dict[str, tuple[str, ...]]] = {"ui": ("gradio",)}
 
-    state: Path = Path("runs/ui")
+    state: str = "runs/ui"
     limits: Limits = Limits(body=512, memory=2048)  # for LoRA files of large models
 
     @contextlib.contextmanager
@@ -200,20 +205,51 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[Path]:
-    """The file of jobs in a folder that no other service uses, and nobody else can read.
+def alone(state: str) -> Iterator["JobFile"]:
+    """The jobs in a folder that no other service uses, and nobody else can read.
 
     Raises:
         ConfigError: another one uses it.
     """
     from filelock import FileLock, Timeout
 
+    from lorasynth.serve.jobs import JobFile
+
+    folder = Path(state)
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     try:
         with FileLock(folder / "lock", timeout=0):
-            yield folder / "jobs.sqlite"
+            yield JobFile(folder / "jobs.sqlite")
     except Timeout as error:
         raise ConfigError(
             f"--state must be of one service, but another one uses {folder}: choose another"
         ) from error
+
+
+@contextlib.contextmanager
+def alone_in_redis(state: str) -> Iterator["JobFile"]:
+    """The jobs in a database of Redis that no other service uses.
+
+    Raises:
+        ConfigError: another one uses it, or it does not answer.
+    """
+    from lorasynth.serve.jobs import JobRedis
+    from lorasynth.serve.requests import RefusedError
+
+    service = "lorasynth-serve"  # what its connections are called, as long as it lives
+    shown = state.rpartition("@")[2]  # without a password
+    try:
+        used = JobRedis(state).is_used(service)
+        jobs = JobRedis(state, service)
+        jobs.get("", "")
+    except (ValueError, RefusedError) as error:
+        raise ConfigError(
+            f"--state must be a folder, or redis://HOST:PORT/NUMBER where Redis answers, but at "
+            f"{shown} none does"
+        ) from error
+    if used:
+        raise ConfigError(
+            f"--state must be of one service, but another one uses {shown}: choose another NUMBER"
+        )
+    yield jobs

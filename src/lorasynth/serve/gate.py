@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorasynth.core.errors import ConfigError, escaped
 from lorasynth.serve.config import PAGE, Limits
-from lorasynth.serve.requests import RefusedError
+from lorasynth.serve.requests import RefusedError, in_time
 from lorasynth.serve.workers import note
 
 #: What needs no key, since it says nothing of anybody.
@@ -148,16 +148,12 @@ class Gate:
             await self.app(scope, receive, send)
             return
         start = time.perf_counter()
-        limit = asyncio.timeout(self.limits.seconds)
-        answer = _Answer(scope, send, limit)
+        answer = _Answer(scope, send)
         try:
-            async with limit:
+            async with in_time(self.limits.seconds) as answer.limit:
                 await self._let_in(scope, receive, answer)
         except RefusedError as error:
             await answer.unless_begun(error.status, error.detail, error.retry_after)
-        except TimeoutError:
-            detail = f"an answer must be there within {self.limits.seconds:g} s: ask for less"
-            await answer.unless_begun(503, detail, 5)
         except _GoneError:
             answer.status = 499  # as proxies note it; nobody sees it
         except Exception as error:
@@ -295,8 +291,10 @@ class _GoneError(Exception):
 class _Answer:
     """Sends an answer with the headers that all have, and knows how far it is."""
 
-    def __init__(self, scope: Scope, send: Send, limit: asyncio.Timeout) -> None:
-        self._scope, self._send, self._limit = scope, send, limit
+    limit: asyncio.Timeout
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope, self._send = scope, send
         self.status, self._begun = 500, False
 
     async def __call__(self, message: Message) -> None:
@@ -304,7 +302,7 @@ class _Answer:
             self._begun, self.status = True, message["status"]
             headers = MutableHeaders(scope=message)
             if headers.get("content-type", "").startswith("text/event-stream"):
-                self._limit.reschedule(None)  # what it tells of has limits of its own
+                self.limit.reschedule(None)  # what it tells of has limits of its own
             if _is_page(self._scope):
                 headers["Content-Security-Policy"] = _PAGE_POLICY
                 if self.status == HTTPStatus.UNAUTHORIZED:

@@ -1,15 +1,16 @@
 """Jobs: asked for now, done one after the other, asked after until they are done.
 
-States and results are kept in one SQLite file, and no photo, embedding or prompt is: those are in
-the service's memory only, so a job that waits or runs when the service ends is refused by the next.
+States and results are kept in one SQLite file, or in Redis, and no photo, embedding or prompt is:
+those are in the service's memory only, so a job that waits or runs when the service ends is refused
+by the next.
 """
 
 import asyncio
 import secrets
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,6 +88,72 @@ class JobFile:
     def close(self) -> None:
         """Close the file."""
         self._kept.close()
+
+
+class JobRedis(JobFile):
+    """The same in Redis, by its address, for services whose disk goes with them."""
+
+    def __init__(self, path: str, name: str | None = None) -> None:
+        import redis
+
+        self.path = path
+        self._redis = redis.Redis.from_url(path, socket_timeout=10, client_name=name)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        import redis
+
+        try:
+            yield
+        except redis.RedisError as error:
+            full = isinstance(error, redis.OutOfMemoryError)
+            why = "the service cannot keep jobs: its Redis " + ("is full" if full else "is away")
+            raise RefusedError(507 if full else 503, why, 60) from error
+
+    def put(self, job_id: str, kind: str, value: str | bytes | int) -> None:
+        """Keep a value.
+
+        Raises:
+            RefusedError: Redis is full, or does not answer, as at all else.
+        """
+        with self._told():
+            self._redis.hset(_key(job_id), kind, value)
+
+    def get(self, job_id: str, kind: str) -> Any:
+        """A value that is kept, as bytes, or None."""
+        with self._told():
+            return self._redis.hget(_key(job_id), kind)
+
+    def jobs(self) -> list[KeptJob]:
+        """All jobs."""
+        with self._told():
+            found = [self._redis.hget(key, "job") for key in self._redis.scan_iter(_key("*"))]
+        return [KeptJob.model_validate_json(text) for text in found if text]
+
+    def delete(self, job_id: str) -> None:
+        """Keep nothing of a job."""
+        with self._told():
+            self._redis.delete(_key(job_id))
+
+    def is_used(self, name: str) -> bool:
+        """Whether a client of this name has the database open."""
+        with self._told():
+            mine = str(self._redis.connection_pool.connection_kwargs.get("db") or 0)
+            clients = self._redis.client_list()
+        return any(one["name"] == name and one["db"] == mine for one in clients)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
+
+
+def _key(job_id: str) -> str:
+    return f"lorasynth:{job_id}"
+
+
+def open_jobs(place: Path | str) -> JobFile:
+    """Where jobs are kept: a file, or an address of Redis."""
+    return JobRedis(str(place)) if "://" in str(place) else JobFile(place)
 
 
 class Jobs:
@@ -185,7 +252,7 @@ class Jobs:
     def _get(self, job_id: str) -> KeptJob | None:
         if (found := self._file.get(job_id, "job")) is None:
             return None
-        job, step = KeptJob.model_validate_json(found), self._file.get(job_id, "step") or 0
+        job, step = KeptJob.model_validate_json(found), int(self._file.get(job_id, "step") or 0)
         lost = job.state in ("waiting", "running") and job_id not in self.undone
         now = {"step": step} | ({"state": "failed", "error": _LOST} if lost else {})
         return job.model_copy(update=now)

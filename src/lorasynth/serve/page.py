@@ -28,7 +28,14 @@ from lorasynth.serve.config import PAGE, Limits
 from lorasynth.serve.doctor import converted, findings
 from lorasynth.serve.engine import Engine
 from lorasynth.serve.jobs import Jobs
-from lorasynth.serve.requests import AskedImages, AskedLora, AskedRefine, RefusedError, asked_for
+from lorasynth.serve.requests import (
+    AskedImages,
+    AskedLora,
+    AskedRefine,
+    RefusedError,
+    asked_for,
+    in_time,
+)
 from lorasynth.serve.workers import MadeImages, note
 
 #: Seconds until what a visitor left is deleted, where the browser did not say that it left.
@@ -145,12 +152,8 @@ class Page:
 
     async def _ask(self, kind: str, asked: type[AskedLora], fields: Mapping[str, Any]) -> Any:
         made = await asked_for(asked, fields, self._limits, self._engine.models)
-        try:
-            async with asyncio.timeout(seconds := self._limits.seconds):
-                return await self._engine.do(kind, made)
-        except TimeoutError:
-            detail = f"an answer must be there within {seconds:g} s: ask for less"
-            raise RefusedError(503, detail) from None
+        async with in_time(self._limits.seconds):
+            return await self._engine.do(kind, made)
 
     async def make(self, request: gr.Request, *values: Any) -> AsyncIterator[tuple[Any, ...]]:
         """Make a LoRA file, and images with it."""

@@ -7,10 +7,11 @@ are left out of every `repr`, so that none gets into a log.
 import asyncio
 import io
 import json
+import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, Any, Literal, TypeVar
 
 from PIL import Image
@@ -25,6 +26,7 @@ from lorasynth.serve.config import Limits
 
 # Files of a form are kept in memory, whose size the gate bounds: photos never are on a disk.
 MultiPartParser.spool_max_size = sys.maxsize
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs bytes of broken forms
 
 FORM, JSON = "multipart/form-data", "application/json"
 
@@ -40,6 +42,21 @@ class RefusedError(Exception):
     def __init__(self, status: int, detail: str, retry_after: int | None = None) -> None:
         super().__init__(status, detail, retry_after)  # as processes send it to one another
         self.status, self.detail, self.retry_after = status, detail, retry_after
+
+
+@asynccontextmanager
+async def in_time(seconds: float) -> AsyncIterator[asyncio.Timeout]:
+    """Answer within so many seconds, or as the limit is changed.
+
+    Raises:
+        RefusedError: the time is over.
+    """
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            yield limit
+    except TimeoutError:
+        detail = f"an answer must be there within {seconds:g} s: ask for less"
+        raise RefusedError(503, detail, 5) from None
 
 
 def _parsed(value: Any) -> Any:

@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lorasynth.adapter import Adapter, map_factors, pad_rank, stack
-from lorasynth.adapter.files import get_format, universal
-from lorasynth.adapter.files.container import to_bytes
+from lorasynth.adapter.files import get_format, many_files, universal
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.base.compatibility import require_fits, require_made_for
 from lorasynth.condition import SHOWN, ConditionEncoder
@@ -35,7 +34,7 @@ from lorasynth.images.png import synthetic_png
 from lorasynth.optimise import refined
 from lorasynth.optimise.config import REFINE
 from lorasynth.serve.config import Setup
-from lorasynth.serve.jobs import JobFile
+from lorasynth.serve.jobs import open_jobs
 from lorasynth.serve.requests import AskedImages, AskedLora, AskedRefine, RefusedError
 from lorasynth.synthesizer import Synthesizer
 
@@ -114,7 +113,12 @@ class Host:
         def written(rows: Sequence[int]) -> list[LoraFile]:
             return _files([adapters[row] for row in rows], asked[rows[0]])
 
-        return _grouped(adapters, lambda row: (asked[row].format, asked[row].draw), written)
+        def key(row: int) -> Hashable:
+            one = asked[row]
+            changed = bool(one.lora is not None or one.edit or one.other)
+            return one.format, one.draw, changed and row
+
+        return _grouped(adapters, key, written)
 
     def _images(self, asked: Sequence[AskedImages]) -> list[Any]:
         adapters = self._adapters(asked)
@@ -131,7 +135,7 @@ class Host:
         def one(rows: Sequence[int]) -> list[LoraFile]:
             (task, job, file), adapter = asked[rows[0]], adapters[rows[0]]
             encoder = self.synthesizers[task.model].encoder
-            jobs = JobFile(file)
+            jobs = open_jobs(file)
 
             def on_step(step: int, _: Tensor) -> None:
                 if not jobs.goes_on(job, step):
@@ -403,20 +407,19 @@ def _seen_at_once(encoder: ConditionEncoder, asked: Sequence[AskedLora]) -> list
 
 
 def _files(adapters: Sequence[Adapter], asked: AskedLora) -> list[LoraFile]:
-    """The files of adapters that were drawn alike."""
+    """The files of adapters that were drawn alike, or of one."""
     form, first = get_format(asked.format), adapters[0]
+    extra = first.metadata.extra
+    own = ("edited", "interpolated", "optimised", "similarity_before", "similarity_after")
     facts = {
         "model": asked.model,
         "format": (universal(first) if asked.format == "auto" else form).name,
         "trigger-phrase": first.metadata.trigger_phrase,
         "base-fingerprint": first.metadata.base_fingerprint,
-        **{name: first.metadata.extra.get(name, "") for name in ("seed", "strength")},
+        **{name: extra.get(name, "") for name in ("seed", "strength")},
+        **{name.replace("_", "-"): extra[name] for name in own if name in extra},
     }
-    # What else a header states is of one adapter alone.
-    return [LoraFile(data=to_bytes(*form.spell(one)), facts=facts | _own(one)) for one in adapters]
-
-
-def _own(adapter: Adapter) -> dict[str, str]:
-    names = ("edited", "interpolated", "optimised", "similarity_before", "similarity_after")
-    extra = adapter.metadata.extra
-    return {name.replace("_", "-"): extra[name] for name in names if name in extra}
+    layout = first.layout
+    vectors = torch.stack([one.to_vector(layout) for one in adapters])
+    files = many_files(form, vectors, layout, first.metadata)
+    return [LoraFile(data=data, facts=facts) for data in files]

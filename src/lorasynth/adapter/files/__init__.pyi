@@ -4,6 +4,7 @@ from .formats import PROGRAMS as PROGRAMS
 from .formats import LoraFormat as LoraFormat
 from .formats import format_for as format_for
 from .formats import get_format as get_format
+from .formats import many_files as many_files
 from .formats import universal as universal
 from .formats import write_many as write_many
 from .reader import LoraFile as LoraFile

@@ -73,16 +73,26 @@ def read_tensors(path: Path) -> Content:
 
 
 def to_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
-    """A safetensors file with hashes of its numbers: equal input gives equal bytes.
+    """A safetensors file with hashes of its numbers: equal input gives equal bytes."""
+    text, numbers = serialized(tensors)
+    return whole_file(text, numbers, header)
 
-    The hashes are those that kohya's scripts and the modelspec define: kohya's old one is of the
-    place where numbers would be if the header had kohya's entries (`ss_...`) only.
-    """
+
+def serialized(tensors: Mapping[str, Tensor]) -> tuple[bytes, memoryview]:
+    """What describes tensors in a safetensors file, and their numbers."""
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     # as safetensors.torch.save does, which looks for shared memory first, for longer than it writes
     data = memoryview(serialize({key: _spec(tensor) for key, tensor in plain.items()}))
     end = 8 + int.from_bytes(data[:8], "little")
-    text, numbers = bytes(data[8:end]), data[end:]
+    return bytes(data[8:end]), data[end:]
+
+
+def whole_file(text: bytes, numbers: memoryview, header: Mapping[str, str]) -> bytes:
+    """A file of what `serialized` gives, with hashes of its numbers.
+
+    The hashes are those that kohya's scripts and the modelspec define: kohya's old one is of the
+    place where numbers would be if the header had kohya's entries (`ss_...`) only.
+    """
     kohyas = {key: value for key, value in header.items() if key.startswith("ss_")}
     place = max(0, 0x100000 - len(_beginning(text, kohyas)))
     whole = hashlib.sha256(numbers).hexdigest()

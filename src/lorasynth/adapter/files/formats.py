@@ -1,7 +1,7 @@
 """The formats of LoRA files that are written, each a few facts; and one writer for all of them."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,14 @@ from lorasynth.adapter.components import component_number, component_of, split
 from lorasynth.adapter.factors import Factor, Factors, pad_rank
 from lorasynth.adapter.families import FLUX1, OTHER_UNET, Family, Verdict, family_of, stated_family
 from lorasynth.adapter.families.contract import LANGUAGE, kind_of
-from lorasynth.adapter.files.container import PEFT_CONFIG, PEFT_WEIGHTS, WEIGHT_NAMES, to_bytes
+from lorasynth.adapter.files.container import (
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    WEIGHT_NAMES,
+    serialized,
+    to_bytes,
+    whole_file,
+)
 from lorasynth.adapter.files.fused import fuse, swap_halves
 from lorasynth.adapter.files.header import CONFIG_KEY, MODULES_KEY, described
 from lorasynth.adapter.files.peft_config import lora_config
@@ -86,8 +93,10 @@ class LoraFormat:
             FileFormatError: `path` is named as something else, or the format has no names for the
                 adapter's layers.
         """
+        return self._write(adapter, to_bytes(*self.spell(adapter)), path)
+
+    def _write(self, adapter: Adapter, data: bytes, path: Path) -> Path:
         target = self.target(path)
-        data = to_bytes(*self.spell(adapter))
         if self.suffix:
             write_bytes(target, data)
             return target
@@ -186,8 +195,37 @@ def write_many(
             f"all numbers of an adapter must be finite, but number {bad} of {len(vectors)} has NaN "
             "or infinite ones: synthesise or train it again"
         )
-    adapters = (Adapter.from_vector(vector, layout, metadata) for vector in vectors)
-    return [form.write(adapter, path) for adapter, path in zip(adapters, paths, strict=True)]
+    first = Adapter.from_vector(vectors[0], layout, metadata)
+    files = many_files(form, vectors, layout, metadata)
+    return [form._write(first, data, path) for data, path in zip(files, paths, strict=True)]
+
+
+def many_files(
+    form: LoraFormat, vectors: Float[Tensor, "n D"], layout: Layout, metadata: AdapterMetadata
+) -> Iterator[bytes]:
+    """The files of the adapters of n vectors of a layout, each as `LoraFormat.spell` has it.
+
+    To spell takes longer than to synthesise, so it is done once, with an adapter whose numbers say
+    which they are; all others have theirs in the same places.
+
+    Raises:
+        FileFormatError: the format has no names for the adapter's layers.
+    """
+    exact = vectors.dtype == torch.float32 and layout.size < 1 << 24  # whole numbers up to there
+    if exact and len(vectors) > 1:
+        numbered = -torch.arange(1.0, layout.size + 1)  # what a format adds is at least 0
+        tensors, header = form.spell(Adapter.from_vector(numbered, layout, metadata))
+        # The shape of layers that are fused depends on what they have in common.
+        if sum(key.endswith(".weight") for key in tensors) == 2 * len(layout.slots):
+            text, data = serialized(tensors)
+            added = torch.frombuffer(bytearray(data), dtype=torch.float32)
+            place = -added.clamp(max=0).long() - 1
+            for vector in vectors.cpu():
+                numbers = torch.where(place < 0, added, vector[place]).numpy().tobytes()
+                yield whole_file(text, memoryview(numbers), header)
+            return
+    for vector in vectors:
+        yield to_bytes(*form.spell(Adapter.from_vector(vector, layout, metadata)))
 
 
 # For whom
