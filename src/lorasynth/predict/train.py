@@ -147,10 +147,7 @@ def train_predictor(
     torch.manual_seed(stream_seed(options.seed, "predictor"))
     model = Predictor(config.model, config.latents, known.width, start)
     model.regression.condition_normaliser.fit(seen.cpu(), each=False)
-    settings = config.stated | {"recipe": recipe.stated, "subjects": len(known.ids)}
-    settings |= {"base": base.fingerprint, "encoder": encoder.fingerprint}
-    if len(base.frames) > 1:
-        settings["frames"] = [list(sides) for sides in base.frames]
+    settings = _settings(base, encoder, recipe, config) | {"subjects": len(known.ids)}
     trainer = Trainer(model, options, checkpoint, base.device, settings, shardable=True)
     trainer.processes.require_even(options.batch)
     stacked = StackedAdapters(base.denoiser, start)
@@ -165,9 +162,17 @@ def train_predictor(
     # Attached in the backward pass too, where gradient checkpointing computes blocks again.
     with losses.stacked, losses.reader:
         trainer.run("predictor", losses)
-    # in float64, which not every device has
-    hypernet, codec = model.cpu().split(seen.cpu())
+    hypernet, codec = model.cpu().split(seen.cpu())  # in float64, which not every device has
     hypernet.eval().requires_grad_(requires_grad=False)
     rows = [row for row in trainer.history if _LOSS in row]
     figures = min(rows, key=lambda row: row[_LOSS], default={})
     return Predicting(hypernet, codec, model.layout, known.ids, aside.ids, figures)
+
+
+def _settings(
+    base: BaseModel, encoder: ConditionEncoder, recipe: Recipe, config: PredictorTraining
+) -> dict[str, Any]:
+    """What weights depend on."""
+    made_of = {"base": base.fingerprint, "encoder": encoder.fingerprint}
+    frames = {"frames": [list(sides) for sides in base.frames]} if len(base.frames) > 1 else {}
+    return {**config.stated, "recipe": recipe.stated, **made_of, **frames}

@@ -100,18 +100,7 @@ def create_app(
         redirect_slashes=False,
     )
 
-    async def refused(_: Request, error: Any) -> JSONResponse:
-        return problem(error.status, error.detail, error.retry_after)
-
-    async def of_http(_: Request, error: Any) -> JSONResponse:
-        return problem(error.status_code, str(error.detail), headers=error.headers)
-
-    async def ours(_: Request, __: Exception) -> JSONResponse:
-        return problem(500, "the service failed at this")
-
-    app.add_exception_handler(RefusedError, refused)
-    app.add_exception_handler(HTTPException, of_http)
-    app.add_exception_handler(Exception, ours)  # which the gate notes
+    _add_problems(app)
     _add_state(app, engine, figures)
     _add_making(app, engine, limits)
     _add_jobs(app, engine, jobs, limits)
@@ -124,6 +113,23 @@ def create_app(
 
         add_page(app, engine, jobs, limits, page)
     return Gate(app, limits, keys, figures)
+
+
+def _add_problems(app: FastAPI) -> None:
+    """Errors as documents of RFC 9457."""
+
+    async def refused(_: Request, error: Any) -> JSONResponse:
+        return problem(error.status, error.detail, error.retry_after)
+
+    async def of_http(_: Request, error: Any) -> JSONResponse:
+        return problem(error.status_code, str(error.detail), headers=error.headers)
+
+    async def ours(_: Request, __: Exception) -> JSONResponse:
+        return problem(500, "the service failed at this")
+
+    app.add_exception_handler(RefusedError, refused)
+    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(Exception, ours)  # which the gate notes
 
 
 def _add_state(app: FastAPI, engine: Engine, figures: Figures) -> None:
