@@ -147,12 +147,15 @@ class Domain(WithRecipe, WithBase, WithImages):
         """Look at every image, and write what was found."""
         from lorasynth.collect.checking import check_images
         from lorasynth.collect.sheet import cut_subjects, write_sheet
-        from lorasynth.condition import load_encoder
+        from lorasynth.condition import JoinedEncoder, load_encoder
         from lorasynth.core.atomic import atomic_directory, write_json
         from lorasynth.core.device import pick_device
 
         base = replace(self, device="meta").load_base()
-        encoder = load_encoder(self.encoder, pick_device(self.device))
+        # An image counts if those who condition and those who judge find something in it.
+        named = [name for name in (self.encoder, self.second) if name]
+        parts = [load_encoder(name, pick_device(self.device)) for name in named]
+        encoder = parts[0] if len(parts) == 1 else JoinedEncoder(parts)
         # With the usual caption, which says that an image has none of its own.
         source = replace(self, caption=PORTRAIT).load_images(base.image_size)
         found = check_images(source, encoder)
