@@ -93,8 +93,10 @@ def concatenate(stacks: Sequence[Factors]) -> Factors:
 
 def unstack(factors: Factors) -> list[Factors]:
     """Split stacked factors into views of single adapters; the inverse of `stack`."""
+    # One call a tensor: an index for each row takes longer than synthesis.
+    parts = {module: (factor.A.unbind(), factor.B.unbind()) for module, factor in factors.items()}
     return [
-        {module: Factor(factor.A[row], factor.B[row]) for module, factor in factors.items()}
+        {module: Factor(A[row], B[row]) for module, (A, B) in parts.items()}
         for row in range(count(factors))
     ]
 
