@@ -137,6 +137,19 @@ def test_files_strengths_a_style_and_prompts_in_one_table(
     assert out.with_suffix(".png").is_file()
 
 
+def test_what_one_judging_image_cannot_tell_is_left_out(
+    place: Place, run: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "report.json"
+    result = place.evaluate(run, tmp_path / "cache", "--judging", 1, "-o", out)
+    assert result.status == 0, result.err
+    base, real = read_json(out)["rows"]
+    assert "identity_similarity" in base
+    assert {"reference_similarity", "shown"} <= set(real)
+    assert not {"identity_similarity", "diversity", "copy_paste"} & set(real)
+    assert "nan" not in result.out + out.read_text().lower()
+
+
 def test_loras_as_other_programs_lay_them_out(place: Place, run: Run, tmp_path: Path) -> None:
     """A folder for each subject as PEFT writes it, beside files."""
     adapter, out = Adapter.load(place.lora), tmp_path / "report.json"

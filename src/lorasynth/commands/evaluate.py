@@ -288,6 +288,6 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(head, justify="right" if head else "left", no_wrap=True)
     for row in rows:
         cells = [f"{row[name]['mean']:.2f}" if name in row else "" for name in found]
-        ends = (f"{row[found[0]][end]:.2f}" for end in ("lo", "hi"))
+        ends = (f"{row[found[0]][end]:.2f}" if cells[0] else "" for end in ("lo", "hi"))
         table.add_row(row["method"], cells[0], *ends, *cells[1:])
     Console().print(table)

@@ -78,8 +78,13 @@ class Measured:
         return Measured({name: self[name] - other[name] for name in common})
 
     def intervals(self, *names: str) -> dict[str, dict[str, float]]:
-        """Means over subjects with 95 % intervals, as JSON values; all figures by default."""
-        return {n: asdict(bootstrap(self[n])) for n in names or self.figures if n in self.figures}
+        """Means over subjects with 95 % intervals, as JSON values; all figures by default.
+
+        Figures that some subjects lack are left out, as similarities between a subject's real
+        images where there is but one.
+        """
+        asked = [n for n in names or self.figures if n in self.figures]
+        return {n: asdict(bootstrap(self[n])) for n in asked if not self[n].isnan().any()}
 
 
 class Benchmark:
