@@ -121,7 +121,7 @@ def test_it_starts_from_another_of_the_same_shape(
     assert own.sub(taken).abs().max() < 0.02  # four steps away
     assert not own.equal(taken)
     odd = replace(CONFIG, model=replace(CONFIG.model, vae_channels=(4, 8)))
-    with pytest.raises(BaseModelError, match="must have the layers of the one that is trained"):
+    with pytest.raises(BaseModelError, match="must have the layers of what is trained"):
         train(pool, tmp_path / "other", None, odd, trained)
 
 

@@ -310,6 +310,7 @@ class Domain(WithRecipe, WithBase, WithImages):
                 in_words(row["identity_similarity"])
             )
             for row in rows
+            if "identity_similarity" in row
         }
         Synthesizer.from_pretrained(self._best).save_pretrained(path, Card(figures=figures))
 
