@@ -126,7 +126,10 @@ def in_comfyui(family: str, adapter: Adapter, root: Path) -> set[str]:
 @pytest.mark.long
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("family", BASE_MODELS.names())
-def test_from_images_to_other_programs(family: str, tmp_path: Path) -> None:
+def test_from_images_to_other_programs(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where runs/ goes
     lora = chain(family, tmp_path)
     adapter = Adapter.load(lora)
     base = BaseModel.load(tmp_path / "base", image_size=SIDE[family])
