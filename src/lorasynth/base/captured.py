@@ -218,8 +218,8 @@ class Captured(BaseModel):
             parts = self._padded(parts["prompt_embeds"], parts.get("prompt_embeds_mask"))
         return Texts({name: self._as_stored(part) for name, part in parts.items()})
 
-    def _turned(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Prompts first where the call has layers first, and back."""
+    def _turned(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Prompts first where the call has layers first, and back; lists of tensors stay so."""
         turned = self.row.layers_first
         return {k: part.transpose(0, 1) if k in turned else part for k, part in parts.items()}
 
