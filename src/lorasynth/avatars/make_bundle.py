@@ -142,7 +142,7 @@ def commands(
     out, work = run / "out", run / "work"
     embedded = _embedded(config, out, work, {"device": str(device), "workers": workers})
     made: dict[str, Any] = {"device": str(device), "base": str(out / "base"), "seed": config.seed}
-    trained: dict[str, Any] = {**made, "preset": "anchored", "recipe": config.recipe}
+    trained: dict[str, Any] = {**made, "recipe": config.recipe}
     trained["encoder"] = str(out / "condition")
     library: dict[str, Any] = {"library": out / "library", "split": "all", "device": str(device)}
     of = f"split=train,seed={config.seed}"

@@ -90,9 +90,9 @@ class Captured(BaseModel):
         self.text_parts = {name: part for name, part in texts.items() if part not in lacking}
         super().__init__(pipeline, name, image_size)
         own, flow = pipeline.scheduler, is_flow(pipeline.scheduler)
-        for module in self.denoiser.modules():
-            if hasattr(module, "moe_infer"):  # of HiDream, which has no gradient
-                module.training = True
+        self.experts = [one for one in self.denoiser.modules() if hasattr(one, "moe_infer")]
+        for module in self.experts:  # diffusers computes no gradient of theirs in evaluation
+            module.training = True
         # LCM's samplers draw noise in each step, which an image's seed does not decide.
         drawing = "LCM" in type(own).__name__
         solver = FlowMatchEulerDiscreteScheduler if drawing else type(own)

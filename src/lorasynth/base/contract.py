@@ -93,6 +93,7 @@ class BaseModel(ABC):
         frames: sides that images of training are cut to; one square, unless `use_buckets`.
         scheduler: diffusers' solver, which each kind chooses.
         few_steps: solver steps of a model that was distilled to so few; None: it was not.
+        experts: layers of the denoiser that send each token to some of their experts.
     """
 
     scheduler: Any
@@ -100,6 +101,7 @@ class BaseModel(ABC):
     denoiser_part: str
     text_parts: Mapping[str, str]
     few_steps: int | None = None
+    experts: Sequence[nn.Module] = ()
 
     def __init__(self, pipeline: Any, name: str, image_size: int | None = None) -> None:
         """Freeze a pipeline.

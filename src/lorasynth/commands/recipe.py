@@ -331,16 +331,9 @@ class Domain(WithRecipe, WithBase, WithImages):
     @property
     def _adapters(self) -> dict[str, Any]:
         learn = f"chosen:{self.stages.path('learn.parquet')}:{self.images}"
-        stated = {"preset": self.preset, "recipe": self.recipe, "seed": self.seed}
-        return (
-            self._loading
-            | stated
-            | {
-                "images": learn,
-                "caption": self.caption,
-                "buckets": self.buckets,
-            }
-        )
+        names = ("preset", "recipe", "seed", "caption", "buckets")
+        stated = {name: getattr(self, name) for name in names}
+        return {**self._loading, **stated, "images": learn}
 
     # The plan -----------------------------------------------------------------------------------
 

@@ -150,7 +150,7 @@ def fake(
     Raises:
         BaseModelError: it has no tokenizers, or what it computes depends on its numbers.
     """
-    if any(hasattr(module, "moe_infer") for module in base.denoiser.modules()):
+    if base.experts:
         raise BaseModelError(
             f"what a planned model computes must not depend on its numbers, but {base.name} has "
             "experts: its weights alone take 2 bytes a parameter in bfloat16"
