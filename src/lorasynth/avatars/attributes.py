@@ -12,9 +12,10 @@ from lorasynth.avatars.pool import LABELS
 PROMPTED = ("mouth", "clothes", "clothes_colour", "background")
 
 
-#: Attribute -> value -> the value that it counts as: at 64 px a sad and a serious mouth are nearly
-#: one drawing (`docs/experiments.md`, 2026-11-25: their latents are 11 times nearer than others').
-ALIKE = {"mouth": {"serious": "sad"}}
+#: Attribute -> value -> the value that it counts as, where two are nearly one drawing: at 64 px a
+#: sad and a serious mouth (`docs/experiments.md`, 2026-11-25: their latents are 11 times nearer than
+#: others'), at 128 px two heads of short hair, which differ in 2 to 9 pixels.
+ALIKE = {"mouth": {"serious": "sad"}, "top": {"theCaesarAndSidePart": "theCaesar"}}
 
 _COUNTS_AS = [
     torch.tensor([values.index(ALIKE.get(name, {}).get(value, value)) for value in values])

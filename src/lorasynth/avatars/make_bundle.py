@@ -334,15 +334,20 @@ class BundleMaker:
         sample.append(library.factors(range(count)), rows)
 
     def _facts(self) -> dict[str, Any]:
+        seconds = self.stages.seconds()
         return {
             **_circumstances(self.command, self.device),
             "licences": {
                 "weights": "Apache-2.0, made by this project from drawn images",
                 "drawings": 'style "Avataaars" by Pablo Stanley, "Free for personal and commercial '
                 'use", https://avataaars.com/, drawn by DiceBear (MIT)',
+                "negatives": "what encoders learn to refuse: DiceBear's styles adventurer, micah, "
+                "toon-head (CC BY 4.0) and others (NOTICE); no drawing is in the bundle",
             },
             "config": self.stages.choices,
-            "seconds": self.stages.seconds(),
+            # Outputs that were put into the run: `config` does not tell how these were made.
+            "taken": [name for name in self.stages.makers if name not in seconds],
+            "seconds": seconds,
         }
 
 
