@@ -310,10 +310,21 @@ class Synthesizer:
             )
         if not paths:
             return []
-        factors = self.synthesise(conditions, _names(conditions), stages=stages, **draw)
+        vectors = self.vectors(conditions, stages=stages, **draw)
         with stages.stage("write"):
-            vectors, metadata = self.layout.flatten(factors), self.metadata(draw.get("seed", 0))
+            metadata = self.metadata(draw.get("seed", 0))
             return write_many(form, vectors, self.layout, metadata, list(map(Path, paths)))
+
+    def vectors(
+        self,
+        conditions: Float[Tensor, "n m"],
+        *,
+        stages: Stages | None = None,
+        **draw: Unpack[SamplingOptions],
+    ) -> Float[Tensor, "n D"]:
+        """The adapters that `from_conditions` makes, as vectors of `layout`."""
+        factors = self.synthesise(conditions, _names(conditions), stages=stages, **draw)
+        return self.layout.flatten(factors)
 
     def _conditions_of(
         self,

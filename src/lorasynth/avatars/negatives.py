@@ -18,6 +18,8 @@ FACES = (
     *("adventurer", "lorelei", "micah", "toon-head", "big-smile", "notionists", "open-peeps"),
     *("cameo", "cutouts", "moods", "line-face", "initial-face", "thumbs", "voxel-art", "critters"),
 )
+#: Share on white: an encoder whose negatives were all on colours took white for a sign of avatars.
+_PLAIN = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,8 @@ class OtherDrawings:
     def load(self, subject_id: str) -> Subject:
         """Draw one image."""
         rng = numpy_stream(self.seed, subject_id)
-        background = f"#{rng.integers(2**24):06x}"
+        plain = rng.random() < _PLAIN
+        background = "#ffffff" if plain else f"#{rng.integers(2**24):06x}"
         options = {"seed": str(rng.integers(2**31)), "backgroundColor": [background]}
         styles = FACES if rng.random() < 0.7 else FACELESS
         image = render_style(str(rng.choice(styles)), options, self.size)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lorasynth.adapter import Adapter, map_factors, pad_rank, stack
+from lorasynth.adapter import Adapter, AdapterMetadata, Layout, map_factors, pad_rank, stack
 from lorasynth.adapter.files import get_format, many_files, universal
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.base.compatibility import require_fits, require_made_for
@@ -37,7 +37,7 @@ from lorasynth.optimise.config import REFINE
 from lorasynth.serve.config import Setup
 from lorasynth.serve.jobs import open_jobs
 from lorasynth.serve.requests import AskedImages, AskedLora, AskedRefine, RefusedError
-from lorasynth.synthesizer import Synthesizer
+from lorasynth.synthesizer import SamplingOptions, Synthesizer
 
 log = logging.getLogger(__name__)
 
@@ -111,17 +111,34 @@ class Host:
         return results
 
     def _loras(self, asked: Sequence[AskedLora]) -> list[Any]:
+        def changed(row: int) -> bool:
+            one = asked[row]
+            return bool(one.lora is not None or one.edit or one.other)
+
+        def written(rows: Sequence[int]) -> list[Any]:
+            some = [asked[row] for row in rows]
+            return self._changed_files(some) if changed(rows[0]) else self._new_files(some)
+
+        return _grouped(asked, changed, written)
+
+    def _changed_files(self, asked: Sequence[AskedLora]) -> list[Any]:
         adapters = self._adapters(asked)
+        return _grouped(
+            adapters, lambda row: row, lambda rows: [_file(adapters[rows[0]], asked[rows[0]])]
+        )
+
+    def _new_files(self, asked: Sequence[AskedLora]) -> list[Any]:
+        """Files of what is only drawn: adapters stay vectors, of which many are quickly written."""
+        conditions = self._conditions(asked)
 
         def written(rows: Sequence[int]) -> list[LoraFile]:
-            return _files([adapters[row] for row in rows], asked[rows[0]])
+            one = asked[rows[0]]
+            found = self._drawing(one)
+            some = torch.stack([conditions[row] for row in rows])
+            vectors = found.vectors(some, **_options(one))
+            return _files(vectors, found.layout, found.metadata(one.seed), one)
 
-        def key(row: int) -> Hashable:
-            one = asked[row]
-            changed = bool(one.lora is not None or one.edit or one.other)
-            return one.format, one.draw, changed and row
-
-        return _grouped(adapters, key, written)
+        return _grouped(conditions, lambda row: (asked[row].format, asked[row].draw), written)
 
     def _images(self, asked: Sequence[AskedImages]) -> list[Any]:
         adapters = self._adapters(asked)
@@ -150,25 +167,23 @@ class Host:
             recipe = replace(REFINE, steps=task.refine_steps, seed=task.seed)
             assert self.base is not None
             made = refined(self.base, adapter, subject, recipe, encoder, on_step)
-            return _files([made], task)
+            return [_file(made, task)]
 
         adapters = self._adapters([task for task, _, _ in asked])
         return _grouped(adapters, lambda row: row, one)
+
+    def _drawing(self, asked: AskedLora) -> Synthesizer:
+        """The synthesizer that was asked for, at the strength that was."""
+        found = self.synthesizers[asked.model]
+        return replace(found, strength=found.strength * asked.strength)
 
     def _drawn(self, asked: Sequence[AskedLora]) -> list[Any]:
         """An adapter for each subject; one batch of those that are drawn alike."""
         conditions = self._conditions(asked)
 
         def made(rows: Sequence[int]) -> list[Adapter]:
-            one = asked[rows[0]]
-            found = self.synthesizers[one.model]
-            return replace(found, strength=found.strength * one.strength).from_conditions(
-                torch.stack([conditions[row] for row in rows]),
-                seed=one.seed,
-                steps=one.steps,
-                guidance=one.guidance,
-                temperature=one.temperature,
-            )
+            one, some = asked[rows[0]], torch.stack([conditions[row] for row in rows])
+            return self._drawing(one).from_conditions(some, **_options(one))
 
         return _grouped(conditions, lambda row: asked[row].draw, made)
 
@@ -409,20 +424,36 @@ def _seen_at_once(encoder: ConditionEncoder, asked: Sequence[AskedLora]) -> list
     )
 
 
-def _files(adapters: Sequence[Adapter], asked: AskedLora) -> list[LoraFile]:
-    """The files of adapters that were drawn alike, or of one."""
-    form, first = get_format(asked.format), adapters[0]
-    extra = first.metadata.extra
+def _options(asked: AskedLora) -> SamplingOptions:
+    return {
+        "seed": asked.seed,
+        "steps": asked.steps,
+        "guidance": asked.guidance,
+        "temperature": asked.temperature,
+    }
+
+
+def _file(adapter: Adapter, asked: AskedLora) -> LoraFile:
+    vectors = adapter.to_vector()[None]
+    [file] = _files(vectors, adapter.layout, adapter.metadata, asked)
+    return file
+
+
+def _files(
+    vectors: Tensor, layout: Layout, metadata: AdapterMetadata, asked: AskedLora
+) -> list[LoraFile]:
+    """The files of adapters that were drawn alike, as vectors of a layout."""
+    form, extra = get_format(asked.format), metadata.extra
+    if form.name == "auto":
+        form = universal(Adapter.from_vector(vectors[0], layout, metadata))
     own = ("edited", "interpolated", "optimised", "similarity_before", "similarity_after")
     facts = {
         "model": asked.model,
-        "format": (universal(first) if asked.format == "auto" else form).name,
-        "trigger-phrase": first.metadata.trigger_phrase,
-        "base-fingerprint": first.metadata.base_fingerprint,
+        "format": form.name,
+        "trigger-phrase": metadata.trigger_phrase,
+        "base-fingerprint": metadata.base_fingerprint,
         **{name: extra.get(name, "") for name in ("seed", "strength")},
         **{name.replace("_", "-"): extra[name] for name in own if name in extra},
     }
-    layout = first.layout
-    vectors = torch.stack([one.to_vector(layout) for one in adapters])
-    files = many_files(form, vectors, layout, first.metadata)
+    files = many_files(form, vectors, layout, metadata)
     return [LoraFile(data=data, facts=facts) for data in files]

@@ -189,14 +189,8 @@ def write_many(
         LayoutError: a number is not finite; nothing is written.
         LorasynthError: see `LoraFormat.write`.
     """
-    if not torch.stack(vectors.aminmax()).isfinite().all():  # quicker than to look at each
-        bad = int((~vectors.isfinite()).any(dim=1).nonzero()[0])
-        raise LayoutError(
-            f"all numbers of an adapter must be finite, but number {bad} of {len(vectors)} has NaN "
-            "or infinite ones: synthesise or train it again"
-        )
-    first = Adapter.from_vector(vectors[0], layout, metadata)
     files = many_files(form, vectors, layout, metadata)
+    first = Adapter.from_vector(vectors[0], layout, metadata)
     return [form._write(first, data, path) for data, path in zip(files, paths, strict=True)]
 
 
@@ -209,8 +203,21 @@ def many_files(
     which they are; all others have theirs in the same places.
 
     Raises:
+        LayoutError: a number is not finite; there is no file then.
         FileFormatError: the format has no names for the adapter's layers.
     """
+    if not torch.stack(vectors.aminmax()).isfinite().all():  # quicker than to look at each
+        bad = int((~vectors.isfinite()).any(dim=1).nonzero()[0])
+        raise LayoutError(
+            f"all numbers of an adapter must be finite, but number {bad} of {len(vectors)} has NaN "
+            "or infinite ones: synthesise or train it again"
+        )
+    return _spelled(form, vectors, layout, metadata)
+
+
+def _spelled(
+    form: LoraFormat, vectors: Float[Tensor, "n D"], layout: Layout, metadata: AdapterMetadata
+) -> Iterator[bytes]:
     exact = vectors.dtype == torch.float32 and layout.size < 1 << 24  # whole numbers up to there
     if exact and len(vectors) > 1:
         numbered = -torch.arange(1.0, layout.size + 1)  # what a format adds is at least 0
