@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -18,3 +19,10 @@ def test_similarity_is_the_mean_over_all_pairs_of_each_subject() -> None:
     torch.testing.assert_close(likeness(generated, references), torch.stack(expected))
     same = references[:, :1].expand(-1, 4, -1)
     torch.testing.assert_close(likeness(same, references[:, :1]), torch.ones(3))
+
+
+def test_conditions_of_several_parts_are_compared_by_their_angle() -> None:
+    """Each part is a unit vector, so the whole is longer, and no similarity may exceed 1."""
+    parts = normalize(torch.randn(1, 4, 2, 8), dim=-1).flatten(2)
+    assert torch.allclose(likeness(parts[:, :1], parts[:, :1]), torch.ones(1))
+    assert likeness(parts, 3 * parts) == pytest.approx(likeness(parts, parts))

@@ -2,6 +2,7 @@
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 
 def likeness(
@@ -10,8 +11,9 @@ def likeness(
     """Mean cosine between each subject's k generated and j reference images.
 
     Args:
-        generated: unit embeddings of the images made for n subjects.
-        references: unit embeddings of real images of the same subjects; never the image that
-            was the condition, nor one that an adapter was trained on.
+        generated: embeddings of the images made for n subjects.
+        references: those of real images of the same subjects; never the image that was the
+            condition, nor one that an adapter was trained on.
     """
-    return (generated @ references.mT).mean(dim=(1, 2))
+    # Conditions of several parts are no unit vectors: each of their parts is one.
+    return (normalize(generated, dim=-1) @ normalize(references, dim=-1).mT).mean(dim=(1, 2))
