@@ -10,7 +10,7 @@ from PIL import Image
 from command_line import Run
 from lorasynth import Synthesizer
 from lorasynth.adapter import Adapter
-from lorasynth.condition import TrainedEncoder
+from lorasynth.condition import ConditionEncoder, TrainedEncoder
 from lorasynth.core.config import read_json
 from lorasynth.core.learned import learned_from
 
@@ -25,6 +25,7 @@ def people(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         return (images.float().mean(dim=(1, 2, 3)) > 5).float()
 
     monkeypatch.setattr(TrainedEncoder, "presence", presence)
+    monkeypatch.setattr(TrainedEncoder, "look", ConditionEncoder.look)
     folder = tmp_path / "people"
     shutil.copytree(world.subjects, folder)
     (folder / "bob").mkdir()

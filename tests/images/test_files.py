@@ -387,7 +387,7 @@ def test_other_kinds_are_refused_and_start_nothing(
 ) -> None:
     for place, name in ((subprocess, "Popen"), (os, "system"), (Image.Image, "load")):
         monkeypatch.setattr(place, name, lambda *_, **__: pytest.fail("something was started"))
-    monkeypatch.setattr("lorasynth.images.files.find_spec", lambda _: None)
+    monkeypatch.setattr("lorasynth.images.files._reads_heic", lambda: False)
     (tmp_path / "photo.png").write_bytes(OTHERS[kind])
     refused(tmp_path / "photo.png", kind if "HEIC" in kind else "export it as one of these")
 

@@ -94,7 +94,7 @@ def test_what_systems_leave_is_no_image_and_no_subject(
 def test_every_image_that_is_not_read_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lorasynth.images.files.find_spec", lambda _: None)
+    monkeypatch.setattr("lorasynth.images.files._reads_heic", lambda: False)
     photo(tmp_path / "ann/a.png", 50)
     for name in ("ann/IMG_1.HEIC", "ann/raw.CR2", "ann/notes.pdf", "ann/list.csv", "eve/b.heif"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -17,7 +17,7 @@ from lorasynth.avatars.config import (
 from lorasynth.avatars.make_bundle import BundleConfig, BundleMaker, MeasuresConfig
 from lorasynth.avatars.parts import PartsConfig
 from lorasynth.base import SamplingConfig
-from lorasynth.condition import TrainedEncoder
+from lorasynth.condition import ConditionEncoder, TrainedEncoder
 from lorasynth.engine.config import ArcFaceConfig
 from lorasynth.engine.recipe import Recipe
 from lorasynth.engine.trainer import Optimisation
@@ -85,6 +85,7 @@ def _faces_everywhere() -> Iterator[None]:
     """An encoder that was hardly trained knows no face; here it sees one in everything."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainedEncoder, "presence", lambda _, images: torch.ones(len(images)))
+        patch.setattr(TrainedEncoder, "look", ConditionEncoder.look)
         yield
 
 

@@ -78,6 +78,12 @@ class ConditionEncoder(ABC):
         """The probability that each image shows what the encoder knows; 1 where it looks not."""
         return torch.ones(len(images))
 
+    def look(
+        self, images: UInt8[Tensor, "b h w 3"]
+    ) -> tuple[Float[Tensor, "b m"], Float[Tensor, " b"]]:
+        """What `embed` and `presence` say, at the cost of one where a network says both."""
+        return self.embed(images), self.presence(images)
+
     def see(
         self,
         photos: Photos,
@@ -96,7 +102,7 @@ class ConditionEncoder(ABC):
             ImageError: a photo has fewer faces.
         """
         squares = torch.stack([framed(photo, self.image_size) for photo in photos])
-        return Seen(self.embed(squares), self.presence(squares), [None] * len(photos))
+        return Seen(*self.look(squares), [None] * len(photos))
 
     def conditions(
         self,

@@ -61,6 +61,14 @@ class TrainedEncoder(ConditionEncoder, nn.Module):
     def presence(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, " b"]:
         return torch.cat([self(part)[1].sigmoid().cpu() for part in self._batches(images)])
 
+    @override
+    @torch.no_grad()
+    def look(
+        self, images: UInt8[Tensor, "b h w 3"]
+    ) -> tuple[Float[Tensor, "b m"], Float[Tensor, " b"]]:
+        embeddings, logits = zip(*(self(part) for part in self._batches(images)), strict=True)
+        return torch.cat(embeddings).cpu(), torch.cat(logits).sigmoid().cpu()
+
     def _batches(
         self, images: UInt8[Tensor, "b h w 3"]
     ) -> Iterator[Float[Tensor, "part 3 side side"]]:

@@ -5,6 +5,7 @@ Every image is read here: its first frame, upright, in sRGB, on white where it i
 
 import io
 import warnings
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -101,12 +102,17 @@ def decode_photo(file: Path | io.BytesIO, name: str) -> UInt8[Tensor, "h w 3"]:
 
 def readable_formats() -> tuple[str, ...]:
     """Pillow's names of the formats that are read; HEIC where its reader is installed."""
+    return (*_FORMATS, "HEIF") if _reads_heic() else _FORMATS
+
+
+@cache  # to look for a package takes as long as to decode a small image
+def _reads_heic() -> bool:
     if find_spec("pillow_heif") is None:
-        return _FORMATS
+        return False
     from pillow_heif import register_heif_opener
 
     register_heif_opener()
-    return (*_FORMATS, "HEIF")
+    return True
 
 
 def _is_heic(file: Path | io.BytesIO) -> bool:

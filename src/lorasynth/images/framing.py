@@ -73,7 +73,9 @@ def frame(
     """
     height, width = photo.shape[:2]
     side = float(min(height, width))
-    if face is None:
+    if height == width and face is None:
+        x, y = side / 2, side / 2
+    elif face is None:
         x, y = _middle_of_detail(photo)
     else:
         length = max(face.right - face.left, face.bottom - face.top)
