@@ -50,9 +50,9 @@ class Batching:
         wait_ms: Milliseconds in which a batch gathers.
     """
 
-    loras: Annotated[int, Field(ge=1)] = 64
+    loras: Annotated[int, Field(ge=1)] = 32
     images: Annotated[int, Field(ge=1)] = 16
-    wait_ms: Annotated[float, Field(ge=0.5)] = 4
+    wait_ms: Annotated[float, Field(ge=0.5)] = 8
 
 
 @dataclass(frozen=True, kw_only=True)
