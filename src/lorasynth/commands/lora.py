@@ -52,20 +52,20 @@ class _Writes(Command, WithFormat):
         """Write the adapter, as far as its type can hold it."""
         import torch
 
-        from lorasynth.adapter.files import get_format
+        from lorasynth.adapter.files import FORMATS
         from lorasynth.adapter.lowrank import narrowed
 
         number: torch.dtype = getattr(torch, self.dtype) if self.dtype else dtype
         factors = narrowed(adapter.factors, number)
-        written = (writer or get_format(self.format)).write(replace(adapter, factors=factors), out)
+        written = (writer or FORMATS.get(self.format)).write(replace(adapter, factors=factors), out)
         print(written)
         return written
 
     def target(self, out: Path) -> None:
         """Refuse a name that the format does not have, before the work."""
-        from lorasynth.adapter.files import get_format
+        from lorasynth.adapter.files import FORMATS
 
-        get_format(self.format).target(out)
+        FORMATS.get(self.format).target(out)
 
 
 @dataclass(frozen=True, kw_only=True)
