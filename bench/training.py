@@ -28,6 +28,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from lorasynth.codec.vae import _Epochs, _Reader
 from lorasynth.core.checkpoint import Checkpoint
 from lorasynth.engine.trainer import Loss, Optimisation, Trainer
 from lorasynth.hypernet import HypernetConfig, TrainingSet
-from lorasynth.hypernet.train import _build, _Loss
+from lorasynth.hypernet.train import _build, _loss
 from lorasynth.library.vectors import VectorFile
 from pca import peak_bytes
 from synthetic_vectors import SyntheticConfig, SyntheticVectors
@@ -117,7 +118,7 @@ def hypernet_steps(options: argparse.Namespace) -> tuple[Iterator[None], nn.Modu
     config = HypernetConfig(optimisation=Optimisation(steps=5000, batch=options.batch, lr=5e-4))
     model = _build(config, data, None)
     trainer = Trainer(model, config.optimisation, None, here, autocast=False)
-    return steps_of(trainer, _Loss(config, data, trainer)), model.denoiser
+    return steps_of(trainer, partial(_loss, config, data, trainer.processes)), model.denoiser
 
 
 def measured(

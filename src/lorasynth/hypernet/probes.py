@@ -1,6 +1,6 @@
 """Measurements during training that need nothing from outside."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
@@ -20,30 +20,21 @@ class CleanError:
     Args:
         latents: of held-out adapters, in the codec's units.
         conditions: one for each.
-        levels: sigma/alpha of the noise.
-        seed: of the noise, which is the same at every call.
     """
 
     #: The figure that is the mean over the levels.
     mean = "x0_error"
+    #: Sigma/alpha of the noise, which is the same at every call.
+    levels = (0.1, 0.3, 1.0, 3.0, 10.0)
 
     @classmethod
     def of(cls, held_out: TrainingSet) -> "CleanError":
         """On held-out subjects, with the first condition of each."""
         return cls(held_out.latents, held_out.conditions[:, 0])
 
-    def __init__(
-        self,
-        latents: Float[Tensor, "n k"],
-        conditions: Float[Tensor, "n m"],
-        *,
-        levels: Sequence[float] = (0.1, 0.3, 1.0, 3.0, 10.0),
-        seed: int = 0,
-    ) -> None:
-        self.latents = latents
-        self.conditions = conditions
-        self.levels = levels
-        self.eps = torch.randn(latents.shape, generator=torch_stream(seed, "probe"))
+    def __init__(self, latents: Float[Tensor, "n k"], conditions: Float[Tensor, "n m"]) -> None:
+        self.latents, self.conditions = latents, conditions
+        self.eps = torch.randn(latents.shape, generator=torch_stream(0, "probe"))
 
     def __call__(self, step: int, model: LatentDiffusion) -> Mapping[str, float]:  # noqa: ARG002
         """`x0_error` is the mean over the levels, `x0_error_<level>` the error at one."""
