@@ -13,8 +13,8 @@ PROMPTED = ("mouth", "clothes", "clothes_colour", "background")
 
 
 #: Attribute -> value -> the value that it counts as, where two are nearly one drawing: at 64 px a
-#: sad and a serious mouth (`docs/experiments.md`, 2026-11-25: their latents are 11 times nearer than
-#: others'), at 128 px two heads of short hair, which differ in 2 to 9 pixels.
+#: sad and a serious mouth (`docs/experiments.md`, 2026-11-25: their latents are 11 times nearer
+#: than others'), at 128 px two heads of short hair, which differ in 2 to 9 pixels.
 ALIKE = {"mouth": {"serious": "sad"}, "top": {"theCaesarAndSidePart": "theCaesar"}}
 
 _COUNTS_AS = [
