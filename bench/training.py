@@ -107,7 +107,9 @@ def vae_steps(path: Path, options: argparse.Namespace) -> tuple[Iterator[None], 
         return terms.reconstruction + config.beta * terms.divergence, ""
 
     how = Optimisation(steps=10**6, batch=config.batch, lr=1e-5, warmup=0, ema=0.0)
-    return steps_of(Trainer(codec, how, None, here, autocast=False), loss), codec
+    trainer = Trainer(codec, how, None, here)
+    trainer.autocast = False
+    return steps_of(trainer, loss), codec
 
 
 def hypernet_steps(options: argparse.Namespace) -> tuple[Iterator[None], nn.Module]:
@@ -117,7 +119,8 @@ def hypernet_steps(options: argparse.Namespace) -> tuple[Iterator[None], nn.Modu
     )
     config = HypernetConfig(optimisation=Optimisation(steps=5000, batch=options.batch, lr=5e-4))
     model = _build(config, data, None)
-    trainer = Trainer(model, config.optimisation, None, here, autocast=False)
+    trainer = Trainer(model, config.optimisation, None, here)
+    trainer.autocast = False
     return steps_of(trainer, partial(_loss, config, data, trainer.processes)), model.denoiser
 
 

@@ -58,8 +58,8 @@ def train(
             None if checkpoint is None else Path(checkpoint),
             device,
             _settings(config, data, anchor),
-            autocast=False,  # the network is small: bf16 would cost accuracy and save nothing
         )
+        trainer.autocast = False  # the network is small: bf16 would cost accuracy and save nothing
         trainer.processes.require_even(config.optimisation.batch)
         if data.held_out is not None:
             probes = [*probes, CleanError.of(data.held_out)]
