@@ -316,7 +316,8 @@ def own_images(base: BaseModel, count: int, negative: str, **options: Any) -> An
     pipe, side = base.pipeline, base.image_size
     # The pipeline's parts, so its own scheduler, too, but DDIM where we always take it.
     pipe.scheduler = type(base.scheduler).from_config(base.scheduler.config)
-    pipe.default_sample_size = base._caller.default_sample_size  # HiDream's area of all images
+    if base.row.sized:
+        pipe.default_sample_size = base._caller.default_sample_size
     shape = base.shape_of(side, 2 * side)
     given = {name: value for name, value in base.row.call.items() if "scale" not in name}
     given |= {"latents": base._packed(base.noise(SEEDS[:count], shape)), **options}
