@@ -48,7 +48,7 @@ class CleanError:
         return {self.mean: sum(errors.values()) / len(errors), **errors}
 
 
-class GradientNorms:
+def gradient_norms(step: int, model: LatentDiffusion) -> Mapping[str, float]:  # noqa: ARG001
     """The gradient in each layer at the last step (paper, 4.3); clipping changes neither figure.
 
     `gradient_<i>_<layer>` is the share of the whole gradient's norm, `weight_<i>_<layer>` the root
@@ -56,22 +56,19 @@ class GradientNorms:
     order in which the denoiser names them: the first part of a parameter's name, with its number
     where it is one of several.
     """
-
-    def __call__(self, step: int, model: LatentDiffusion) -> Mapping[str, float]:  # noqa: ARG002
-        """Read the gradients that the last step left."""
-        squares: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
-        for name, parameter in model.denoiser.named_parameters():
-            if parameter.grad is None:
-                continue
-            first, second, *_ = [*name.split("."), ""]
-            layer = f"{first}{second}" if second.isdigit() else first
-            squares[layer] = squares.get(layer, 0) + parameter.grad.square().sum()
-            counts[layer] = counts.get(layer, 0) + parameter.numel()
-        whole = torch.stack(list(squares.values())).sum().clamp(min=1e-30)
-        found = {}
-        for i, (layer, value) in enumerate(squares.items()):
-            share = float(value / whole)
-            found[f"gradient_{i:02d}_{layer}"] = share**0.5
-            found[f"weight_{i:02d}_{layer}"] = (share * sum(counts.values()) / counts[layer]) ** 0.5
-        return found
+    squares: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    for name, parameter in model.denoiser.named_parameters():
+        if parameter.grad is None:
+            continue
+        first, second, *_ = [*name.split("."), ""]
+        layer = f"{first}{second}" if second.isdigit() else first
+        squares[layer] = squares.get(layer, 0) + parameter.grad.square().sum()
+        counts[layer] = counts.get(layer, 0) + parameter.numel()
+    whole = torch.stack(list(squares.values())).sum().clamp(min=1e-30)
+    found = {}
+    for i, (layer, value) in enumerate(squares.items()):
+        share = float(value / whole)
+        found[f"gradient_{i:02d}_{layer}"] = share**0.5
+        found[f"weight_{i:02d}_{layer}"] = (share * sum(counts.values()) / counts[layer]) ** 0.5
+    return found

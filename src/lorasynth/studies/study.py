@@ -24,10 +24,10 @@ from lorasynth.evaluation.benchmark import Benchmark, Measured
 from lorasynth.evaluation.contenders import stacked, trained
 from lorasynth.hypernet import (
     CleanError,
-    GradientNorms,
     LatentDiffusion,
     LatentDiffusionConfig,
     TrainingSet,
+    gradient_norms,
 )
 from lorasynth.hypernet.contract import Probe
 from lorasynth.hypernet.train import HypernetConfig
@@ -267,7 +267,7 @@ class Study:
         seen, held_conditions = self.embeddings(self.library).tensor_split([len(known)])
         probes: list[Probe] = [
             CleanError(codec.encode(held), held_conditions[:, 0]),
-            GradientNorms(),
+            gradient_norms,
             partial(self._similarity, codec, self.conditions(self.curve)),
         ]
         data, begun = TrainingSet(latents=codec.encode(known), conditions=seen), time.monotonic()
