@@ -27,7 +27,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from lorasynth.avatars.model import AvatarModelConfig, build_pipeline
-from lorasynth.base import BaseModel, Captured, Memory, Texts
+from lorasynth.base import BaseModel, Memory, Texts
 from lorasynth.core.device import is_out_of_memory, pick_device
 from lorasynth.engine import PRESETS, Recipe, train_fleet
 from lorasynth.images import Subject
@@ -182,7 +182,7 @@ def measure(
 
 
 def embedded(device: torch.device, dtype: torch.dtype) -> BaseModel:
-    return Captured(build_pipeline(AvatarModelConfig()).to(device, dtype), "random")
+    return BaseModel(build_pipeline(AvatarModelConfig()).to(device, dtype), "random")
 
 
 def stable_diffusion(device: torch.device, dtype: torch.dtype) -> BaseModel:
@@ -200,7 +200,7 @@ def stable_diffusion(device: torch.device, dtype: torch.dtype) -> BaseModel:
     with device:
         unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, sample_size=64)
     pipeline.register_modules(unet=unet)
-    return Captured(pipeline.to(device, dtype), "random, of Stable Diffusion 1.5")
+    return BaseModel(pipeline.to(device, dtype), "random, of Stable Diffusion 1.5")
 
 
 NETWORKS = {"embedded": embedded, "sd15": stable_diffusion}

@@ -25,7 +25,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 
 from lorasynth.adapter import Adapter, Factor
-from lorasynth.adapter.files import get_format, read
+from lorasynth.adapter.files import FORMATS, read
 from lorasynth.adapter.files.conversion import read_any
 from lorasynth.library.foreign import import_folder
 from lorasynth.library.w2w import published_layout
@@ -60,7 +60,7 @@ def speeds(count: int, rank: int, rounds: int, workers: int, folder: Path) -> Ta
         shutil.rmtree(library, ignore_errors=True)
         import_folder(folder / "in", library, workers=workers)
 
-    diffusers = get_format("diffusers")
+    diffusers = FORMATS.get("diffusers")
     tasks: dict[str, Callable[[], None]] = {
         "plain: load": each(load_file),
         "read": each(read),

@@ -41,7 +41,7 @@ from rich.table import Table
 from torch import nn
 
 from lorasynth import Synthesizer
-from lorasynth.adapter.files import get_format, write_many
+from lorasynth.adapter.files import FORMATS, write_many
 from lorasynth.avatars.drawing import AvatarSubjects
 from lorasynth.base.families import family_of
 from lorasynth.codec import PCA, PCAConfig
@@ -174,7 +174,7 @@ def from_embeddings(synthesizer: Synthesizer, count: int, folder: Path) -> dict[
     factors = synthesizer.synthesise(torch.randn(count, CONDITION), names, stages=stages)
     layout, metadata = synthesizer.layout, synthesizer.metadata(0)
     with timed_flushes(stages), stages.stage("write"):
-        write_many(get_format("kohya"), layout.flatten(factors), layout, metadata, paths)
+        write_many(FORMATS.get("kohya"), layout.flatten(factors), layout, metadata, paths)
     return each(stages, count)
 
 

@@ -28,6 +28,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from lorasynth.codec.vae import _Epochs, _Reader
 from lorasynth.core.checkpoint import Checkpoint
 from lorasynth.engine.trainer import Loss, Optimisation, Trainer
 from lorasynth.hypernet import HypernetConfig, TrainingSet
-from lorasynth.hypernet.train import _build, _Loss
+from lorasynth.hypernet.train import _build, _loss
 from lorasynth.library.vectors import VectorFile
 from pca import peak_bytes
 from synthetic_vectors import SyntheticConfig, SyntheticVectors
@@ -106,7 +107,9 @@ def vae_steps(path: Path, options: argparse.Namespace) -> tuple[Iterator[None], 
         return terms.reconstruction + config.beta * terms.divergence, ""
 
     how = Optimisation(steps=10**6, batch=config.batch, lr=1e-5, warmup=0, ema=0.0)
-    return steps_of(Trainer(codec, how, None, here, autocast=False), loss), codec
+    trainer = Trainer(codec, how, None, here)
+    trainer.autocast = False
+    return steps_of(trainer, loss), codec
 
 
 def hypernet_steps(options: argparse.Namespace) -> tuple[Iterator[None], nn.Module]:
@@ -116,8 +119,9 @@ def hypernet_steps(options: argparse.Namespace) -> tuple[Iterator[None], nn.Modu
     )
     config = HypernetConfig(optimisation=Optimisation(steps=5000, batch=options.batch, lr=5e-4))
     model = _build(config, data, None)
-    trainer = Trainer(model, config.optimisation, None, here, autocast=False)
-    return steps_of(trainer, _Loss(config, data, trainer)), model.denoiser
+    trainer = Trainer(model, config.optimisation, None, here)
+    trainer.autocast = False
+    return steps_of(trainer, partial(_loss, config, data, trainer.processes)), model.denoiser
 
 
 def measured(

@@ -37,7 +37,7 @@ from safetensors.torch import save_file
 
 from lorasynth.adapter import Adapter, AdapterMetadata, Factor, Layout, Slot
 from lorasynth.adapter.families import FAMILIES, Family
-from lorasynth.adapter.files import get_format
+from lorasynth.adapter.files import FORMATS
 from lorasynth.adapter.files.container import PEFT_CONFIG, PEFT_WEIGHTS, to_bytes
 from lorasynth.adapter.files.conversion import read_any
 from lorasynth.adapter.inspection import inspect_file, module_sizes
@@ -457,11 +457,11 @@ def handled(path: Path, base: Path) -> None:
         inspect_file(path)
     for form in ("kohya", "diffusers", "comfyui", "peft"):
         with suppress(LorasynthError):
-            get_format(form).spell(adapter)
+            FORMATS.get(form).spell(adapter)
     with suppress(LorasynthError):
         narrowed(adapter.factors, torch.float16)
     written = base.with_name("written.safetensors")
-    written.write_bytes(to_bytes(*get_format("auto").spell(adapter)))
+    written.write_bytes(to_bytes(*FORMATS.get("auto").spell(adapter)))
     again = Adapter.load(written)
     before, after = (math.hypot(*module_sizes(one).values()) for one in (adapter, again))
     if before != after and not abs(before - after) <= 1e-3 * before:
@@ -473,7 +473,7 @@ def loras(folder: Path) -> Reader:
     for family in FAMILIES.values():
         for form in ("kohya", "diffusers", "comfyui"):
             with suppress(LorasynthError):
-                data = to_bytes(*get_format(form).spell(of_family(family)))
+                data = to_bytes(*FORMATS.get(form).spell(of_family(family)))
                 whole.append(("a.safetensors", data, lora))
     for kind, shapes in KINDS.items():
         for place in PLACES[3:] if "kernel" in kind or kind == "tucker" else PLACES[:3]:

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.adapter import Adapter, AdapterMetadata, Factors, Layout, scaled, unstack
-from lorasynth.adapter.files import get_format, write_many
+from lorasynth.adapter.files import FORMATS, write_many
 from lorasynth.codec import Codec, load_codec
 from lorasynth.condition import (
     ConditionEncoder,
@@ -273,7 +273,7 @@ class Synthesizer:
             LorasynthError: a file cannot be written, or is not named as the format asks.
         """
         stages = stages or Stages()
-        get_format(format)  # before anything is read
+        FORMATS.get(format)  # before anything is read
         conditions = self._conditions_of(subjects, face, facts, stages)
         return self.write_conditions(conditions, paths, format, stages=stages, **draw)
 
@@ -302,7 +302,7 @@ class Synthesizer:
             ConfigError: no such format, or not a path for each condition.
             LorasynthError: a file cannot be written, or is not named as the format asks.
         """
-        stages, form = stages or Stages(), get_format(format)
+        stages, form = stages or Stages(), FORMATS.get(format)
         if len(paths) != len(conditions):
             raise ConfigError(
                 f"each subject needs a path, but got {len(conditions)} subjects and {len(paths)} "
@@ -609,12 +609,13 @@ def write_synthesizer_card(synth: Synthesizer, folder: Path, card: Card) -> Path
     on_hub = base.removeprefix("hub:") if base.startswith("hub:") else None
     report, learned = synth.codec.report, len(synth.learned)
     variance = report.get("explained_variance", [])
+    licence = getattr(synth.encoder, "licence", "") or "not stated"
     facts: dict[str, object] = {
         "base model": base.removeprefix("hub:"),
         "its fingerprint": synth.base_fingerprint,
         "subjects": f"it knows {synth.knows}",
         "trigger phrase": f"`{synth.trigger_phrase}`",
-        "condition encoder": f"{synth.encoder.name} (licence of its weights: {_licence(synth)})",
+        "condition encoder": f"{synth.encoder.name} (licence of its weights: {licence})",
         "codec": f"{type(synth.codec).__name__}, {synth.codec.latents} latents",
         "hypernetwork": type(synth.hypernet).__name__,
         "adapters": f"{len(synth.layout.slots)} modules, {synth.layout.size} parameters",
@@ -652,7 +653,3 @@ _UNSTATED = (
     "Whose images this synthesizer learned from, and whether they agreed, is not stated here. Make "
     "a LoRA of a person only with that person's consent, and do not use it to deceive."
 )
-
-
-def _licence(synth: Synthesizer) -> str:
-    return getattr(synth.encoder, "licence", "") or "not stated"

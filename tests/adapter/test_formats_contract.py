@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lorasynth.adapter import Adapter, AdapterMetadata, Layout, norm
-from lorasynth.adapter.files import FORMATS, get_format, read, write_many
+from lorasynth.adapter.files import FORMATS, read, write_many
 from lorasynth.core.errors import FileFormatError, LayoutError, LorasynthError
 
 #: More numbers than a half has values, so that one pass does not tell them apart.
@@ -87,7 +87,7 @@ def test_many_files_are_those_of_one_after_another(
     layout = Layout.from_factors(stacked, kernels)
     vectors = layout.flatten(stacked).to(dtype)
     paths = [target(name, tmp_path / f"many{i}") for i in range(7)]
-    written = write_many(get_format(name), vectors, layout, METADATA, paths)
+    written = write_many(FORMATS.get(name), vectors, layout, METADATA, paths)
     assert written == paths
     for i, vector in enumerate(vectors):
         adapter = Adapter.from_vector(vector, layout, METADATA)
@@ -102,7 +102,7 @@ def test_many_of_which_one_is_broken_leave_no_file(name: str, make_factors, tmp_
     vectors[4, 3] = torch.nan
     paths = [target(name, tmp_path / f"{i}") for i in range(6)]
     with pytest.raises(LayoutError, match="number 4 of 6 has NaN"):
-        write_many(get_format(name), vectors, layout, METADATA, paths)
+        write_many(FORMATS.get(name), vectors, layout, METADATA, paths)
     assert not any(path.exists() for path in paths)
 
 

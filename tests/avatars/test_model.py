@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from lorasynth.avatars import captions
 from lorasynth.avatars.drawing import sample_identity, sample_scene
 from lorasynth.avatars.model import AvatarModelConfig, build_pipeline, build_tokenizer
-from lorasynth.base import BaseModel, Captured
+from lorasynth.base import BaseModel
 from lorasynth.core.randomness import numpy_stream
 
 
@@ -86,7 +86,7 @@ def test_sizes_follow_the_config() -> None:
         tokens=16,
         heads=2,
     )
-    base = Captured(build_pipeline(config), "sizes")
+    base = BaseModel(build_pipeline(config), "sizes")
     assert base.latent_shape == (3, 2, 2)
     assert base.image_size == 32
     assert base.encode_prompts(["sks"]).parts["prompt_embeds"].shape == (1, 16, 24)

@@ -20,14 +20,13 @@ from lorasynth.adapter import Adapter, Factor, Factors, map_factors, unstack
 from lorasynth.base import (
     BASE_MODELS,
     BaseModel,
-    Captured,
     Memory,
     SamplingConfig,
     StackedAdapters,
     Texts,
 )
-from lorasynth.base.captured import parts_of
 from lorasynth.base.families import family_of
+from lorasynth.base.model import parts_of
 from lorasynth.core.errors import BaseModelError, ConfigError, LayoutError
 from lorasynth.core.randomness import torch_stream
 from tiny_families import BUILDERS, build, flow, wan
@@ -69,7 +68,6 @@ def adapters_of(base: BaseModel, n: int) -> Factors:
     def draw(*shape: int) -> Tensor:
         return 0.5 * torch.randn(shape, generator=stream)
 
-    assert isinstance(base, Captured)
     return {
         name: Factor(draw(n, 2, layer.in_features), draw(n, layer.out_features, 2))
         for name, layer in base.target_linears(base.default_targets).items()
@@ -236,7 +234,7 @@ def test_predictions_are_the_denoisers_own_for_a_time_of_each_sample(base: BaseM
     with torch.no_grad():
         said = base.denoise(noisy, times, texts)
         # To the bit, but where the call has one time for all and each is multiplied in.
-        exact = isinstance(base, Captured) and base.row.each_time
+        exact = base.row.each_time
         options = {"rtol": 0.0, "atol": 0.0} if exact else {"rtol": 1e-5, "atol": 1e-5}
         torch.testing.assert_close(
             said, direct(base.denoiser, noisy, times, texts.parts), **options
@@ -315,11 +313,11 @@ APART = {
 
 def own_images(base: BaseModel, count: int, negative: str, **options: Any) -> Any:
     """What the pipeline itself makes, from our noise, by its own or DDIM's steps."""
-    assert isinstance(base, Captured)
     pipe, side = base.pipeline, base.image_size
     # The pipeline's parts, so its own scheduler, too, but DDIM where we always take it.
     pipe.scheduler = type(base.scheduler).from_config(base.scheduler.config)
-    pipe.default_sample_size = base._caller.default_sample_size  # HiDream's area of all images
+    if base.row.sized:
+        pipe.default_sample_size = base._caller.default_sample_size
     shape = base.shape_of(side, 2 * side)
     given = {name: value for name, value in base.row.call.items() if "scale" not in name}
     given |= {"latents": base._packed(base.noise(SEEDS[:count], shape)), **options}
@@ -385,7 +383,6 @@ def test_stacked_adapters_sample_as_each_does_alone(base: BaseModel) -> None:
 
 
 def test_adapters_may_act_on_the_prompts_side_of_guidance_alone(base: BaseModel) -> None:
-    assert isinstance(base, Captured)
     if base.row.guidance == "told":
         return
     adapters, noisy, _, times, texts = adapters_of(base, 2), *noised(base, 4)
@@ -488,7 +485,7 @@ _TRAILING = diffusers.EulerAncestralDiscreteScheduler(timestep_spacing="trailing
 def test_a_distilled_model_says_so_itself(
     pipeline: Callable[[], Any], few: int | None, weight: float
 ) -> None:
-    base = Captured(pipeline(), "tiny", 16)
+    base = BaseModel(pipeline(), "tiny", 16)
     assert base.few_steps == few
     assert base.guidance(None) == weight
     assert base.guidance(2.0) == 2.0
@@ -559,7 +556,7 @@ def test_a_side_must_be_a_multiple_of_the_unit(base: BaseModel) -> None:
 
 def test_wan_22_5b_takes_a_time_for_each_token() -> None:
     torch.manual_seed(0)
-    base = Captured(wan(expanded=True), "wan", 16)
+    base = BaseModel(wan(expanded=True), "wan", 16)
     noisy, _, times, texts = noised(base, 3)
     tokens = noisy.shape[2] * noisy.shape[3] // 4
     each = times[:, None].expand(-1, tokens)
@@ -654,7 +651,7 @@ def test_the_true_configuration_has_these_latents_and_default_targets(
         for name, value in pipeline.config.items()
         if isinstance(value, bool) and name in inspect.signature(type(pipeline)).parameters
     }
-    base = Captured(type(pipeline)(**{**pipeline.components, **switches, **made}), str(tmp_path))
+    base = BaseModel(type(pipeline)(**{**pipeline.components, **switches, **made}), str(tmp_path))
     assert base.image_size == side
     assert base.latent_shape == shape
     assert len(base.target_linears(base.default_targets)) == layers

@@ -2,7 +2,7 @@
 
 import torch
 
-from lorasynth.base.contract import mixed, region_weights
+from lorasynth.base.sampling import mixed, region_weights
 
 
 def test_regions_share_what_lies_in_several_or_in_none() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from full_size import whole_pipeline
-from lorasynth.base import Captured, Memory
+from lorasynth.base import BaseModel, Memory
 from lorasynth.core.randomness import torch_stream
 from lorasynth.engine.fleet import train_fleet
 from lorasynth.engine.recipe import PRESETS
@@ -23,7 +23,7 @@ INNERMOST = (f"{BLOCK}.attn1.to_q", f"{BLOCK}.attn1.to_k")
 
 @pytest.fixture(scope="module")
 def base():
-    base = Captured(whole_pipeline(), "whole", image_size=SIDE)
+    base = BaseModel(whole_pipeline(), "whole", image_size=SIDE)
     Memory(gradient_checkpointing=True).apply(base.denoiser, base.name)
     return base
 

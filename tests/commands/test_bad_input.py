@@ -166,13 +166,15 @@ def images(world: World, lora: Path, out: Path) -> list[object]:
     return ["images", "--lora", lora, "--prompt", "sks", "--base", world.base, "-o", out, *quick]
 
 
-def test_an_adapter_with_nan(world: World, run: Run, tmp_path) -> None:
+def test_an_adapter_with_nan_or_of_no_family(world: World, run: Run, tmp_path) -> None:
     tensors = load_file(world.lora)
     next(tensor for tensor in tensors.values() if tensor.dim() == 2)[0, 0] = float("nan")
     lora = tmp_path / "nan.safetensors"
     save_file(tensors, lora)
     run(*images(world, lora, tmp_path / "out.png")).is_one_error("nan.safetensors", "finite")
     assert left_in(tmp_path) == ["nan.safetensors"]
+    unknown = run(*images(world, world.lora, tmp_path / "out.png"), "--family", "sd9")
+    unknown.is_one_error("--family must be one of", "sd9")
 
 
 # Another base model

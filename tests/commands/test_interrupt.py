@@ -71,10 +71,10 @@ def test_synth(world: World, run: Run, tmp_path, monkeypatch, moment) -> None:
 
 @pytest.mark.parametrize("moment", ["sampling", "writing"])
 def test_images(world: World, run: Run, tmp_path, monkeypatch, moment) -> None:
-    from lorasynth.base import Captured
+    from lorasynth.base import BaseModel
     from lorasynth.core import atomic
 
-    moments = {"sampling": (Captured, "_said"), "writing": (atomic, "_sync_file")}
+    moments = {"sampling": (BaseModel, "_said"), "writing": (atomic, "_sync_file")}
     interrupt(monkeypatch, *moments[moment])
     options = ("--base", world.base, "--steps", 1, "-n", 1, "--device", "cpu")
     arguments = ("--lora", world.lora, "--prompt", "sks", "-o", tmp_path / "me.png")

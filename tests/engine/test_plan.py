@@ -129,7 +129,8 @@ def test_memory_grows_by_equal_steps(folder: Path) -> None:
 
 def test_what_is_trained_takes_the_bytes_that_are_planned() -> None:
     options = Optimisation(steps=1, batch=1, lr=1e-3)
-    trainer = Trainer(torch.nn.Linear(64, 64), options, None, torch.device("cpu"), autocast=False)
+    trainer = Trainer(torch.nn.Linear(64, 64), options, None, torch.device("cpu"))
+    trainer.autocast = False
     trainer.run("plan", lambda model, _: (model(torch.ones(1, 64)).sum(), ""))
     states = [state.values() for state in trainer.optimiser.state.values()]
     kept = [*trainer.model.parameters(), *trainer.average.module.parameters()]

@@ -351,7 +351,9 @@ def test_rates_can_differ_by_parameter(tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     rates = {"0.weight": 0.0}
     config = replace(CONFIG, weight_decay=0.0)
-    Trainer(model, config, path, torch.device("cpu"), rates=rates).run("test", loss)
+    trainer = Trainer(model, config, path, torch.device("cpu"))
+    trainer.scale_rates(rates)
+    trainer.run("test", loss)
     assert model.state_dict()["0.weight"].equal(before["0.weight"])
     assert not model.state_dict()["3.weight"].equal(before["3.weight"])
 

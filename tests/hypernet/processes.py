@@ -15,7 +15,7 @@ import torch
 
 from lorasynth.engine.processes import Processes
 from lorasynth.hypernet import CleanError, HypernetConfig, LatentDiffusion
-from lorasynth.hypernet.probes import GradientNorms
+from lorasynth.hypernet.probes import gradient_norms
 from lorasynth.hypernet.train import train
 
 from . import toy
@@ -41,7 +41,7 @@ def fit(checkpoint: Path | None = None, stop: int = -1) -> LatentDiffusion:
     return train(
         toy.data(50),
         config(),
-        probes=[CleanError(toy.truth(held_out), held_out), GradientNorms(), stopped],
+        probes=[CleanError(toy.truth(held_out), held_out), gradient_norms, stopped],
         checkpoint=checkpoint,
         device=torch.device("cpu"),
     )

@@ -21,7 +21,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from lorasynth import Adapter
-from lorasynth.adapter.files import get_format
+from lorasynth.adapter.files import FORMATS
 from lorasynth.adapter.files.container import to_bytes
 from lorasynth.images import subjects_in, to_image
 from lorasynth.serve.application import create_app
@@ -61,7 +61,7 @@ def host() -> Host:
 
 def written(form: str, adapter: Adapter) -> bytes:
     """The content of a LoRA file."""
-    return to_bytes(*get_format(form).spell(adapter))
+    return to_bytes(*FORMATS.get(form).spell(adapter))
 
 
 def png(pixels: Image.Image) -> bytes:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Unpack
 
 import torch
@@ -13,9 +14,9 @@ from lorasynth import __version__
 from lorasynth.adapter import handing
 from lorasynth.adapter.factors import Factor, Factors, map_factors, require_finite, scaled
 from lorasynth.adapter.layout import Kernel, Layout
-from lorasynth.core.card import Card
-from lorasynth.core.errors import LayoutError
-from lorasynth.core.hub import Upload
+from lorasynth.core.card import Card, names_in
+from lorasynth.core.errors import ConfigError, LayoutError
+from lorasynth.core.hub import Upload, upload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,16 @@ class Adapter:
             ConfigError: no such format.
             LorasynthError: the output cannot be written, or `path` is not named as the format asks.
         """
-        return handing.save(self, Path(path), format, card)
+        from lorasynth.adapter.files import FORMATS
+
+        form, path = FORMATS.get(format), Path(path)
+        target = form.target(path)
+        if card is not None and not form.suffix and names_in(target):
+            (target / "README.md").unlink()  # a folder replaces nothing but what it writes itself
+        written = form.write(self, path)
+        if card is not None:
+            handing.write_lora_card(self, written, format, card)
+        return written
 
     def state_dict(self, format: str = "diffusers") -> dict[str, Tensor]:
         """The tensors of the file that `save` would write, by their keys there.
@@ -132,7 +142,9 @@ class Adapter:
             ConfigError: no such format.
             FileFormatError: the format has no names for the adapter's layers.
         """
-        return handing.state_dict(self, format)
+        from lorasynth.adapter.files import FORMATS
+
+        return FORMATS.get(format).spell(self)[0]
 
     def load_into(self, pipe: Any, name: str = "me", strength: float = 1.0) -> None:
         """Attach the adapter to a diffusers pipeline in memory, as its one active adapter.
@@ -148,7 +160,23 @@ class Adapter:
         Raises:
             LayoutError: the pipeline is of another base model, or loads no LoRA.
         """
-        handing.load_into(self, pipe, name, strength)
+        if not hasattr(pipe, "load_lora_weights"):
+            raise LayoutError(
+                f"a pipeline must load LoRAs, but {type(pipe).__name__} has no load_lora_weights"
+            )
+        reason = handing.misfit(self, pipe)
+        if not reason:
+            if name in handing.loaded(pipe):
+                pipe.delete_adapters(name)
+            pipe.load_lora_weights(self.state_dict(), adapter_name=name)
+            reason = "" if name in handing.loaded(pipe) else "it loads none of its layers"
+        if reason:
+            base = self.metadata.extra.get("base_name") or "another base model"
+            raise LayoutError(
+                f"an adapter must be for the pipeline's base model, but this one, for {base}, does "
+                f"not fit {type(pipe).__name__}: {reason}"
+            )
+        pipe.set_adapters([name], [strength])
 
     def push_to_hub(self, name: str, card: Card, **options: Unpack[Upload]) -> str:
         """Upload the adapter with a model card, as `load_lora_weights` reads it from the hub.
@@ -165,7 +193,14 @@ class Adapter:
             ConfigError: the card says nothing of consent.
             LorasynthError: the hub refuses it, or is not reached.
         """
-        return handing.push_to_hub(self, name, card, **options)
+        if not card.consent:
+            raise ConfigError(
+                "a LoRA that is shared shows somebody, so its card must say whom and that they "
+                "agreed, but says nothing: give Card(consent=...)"
+            )
+        with TemporaryDirectory() as folder:
+            self.save(folder, "diffusers", card)
+            return upload(Path(folder), name, **options)
 
     @classmethod
     def load(cls, path: Path | str) -> "Adapter":

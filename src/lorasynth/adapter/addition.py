@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.adapter.adapter import Adapter, AdapterMetadata
-from lorasynth.adapter.factors import Factor, Factors, map_factors, pad_rank, scaled
+from lorasynth.adapter.factors import Factor, Factors, map_factors, scaled
+from lorasynth.adapter.layout import Layout, Slot
 from lorasynth.adapter.lowrank import Nearest, of_matrix, relative_error
 from lorasynth.core.errors import ConfigError, LayoutError
 
@@ -66,26 +67,18 @@ def alike(adapters: Sequence[Factors]) -> list[Factors]:
     Raises:
         LayoutError: a module has other widths in another.
     """
-    widths: dict[str, tuple[int, int]] = {}
-    ranks: dict[str, int] = {}
+    slots: dict[str, Slot] = {}
     for one in adapters:
-        for module, factor in one.items():
-            size = (factor.A.shape[1], factor.B.shape[0])
-            if widths.setdefault(module, size) != size:
+        for slot in Layout.from_factors(one).slots:
+            kept = slots.setdefault(slot.module, slot)
+            if replace(kept, rank=slot.rank) != slot:
                 raise LayoutError(
-                    f"LoRAs of one image must have the same widths, but {module} is "
-                    f"{widths[module]} in one and {size} in another"
+                    f"LoRAs of one image must have the same widths, but {slot.module} is "
+                    f"{(kept.in_features, kept.out_features)} in one and "
+                    f"{(slot.in_features, slot.out_features)} in another"
                 )
-            ranks[module] = max(ranks.get(module, 0), factor.A.shape[0])
-    some = next(iter(adapters[0].values())).A
-    none = {
-        module: Factor(some.new_zeros(0, widths[module][0]), some.new_zeros(widths[module][1], 0))
-        for module in widths
-    }
-    return [
-        {module: pad_rank(one.get(module, none[module]), ranks[module]) for module in widths}
-        for one in adapters
-    ]
+            slots[slot.module] = max(kept, slot, key=lambda slot: slot.rank)
+    return [{module: slot.factor_of(one) for module, slot in slots.items()} for one in adapters]
 
 
 METHODS = ("sum", "ties", "dare")

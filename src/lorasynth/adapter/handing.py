@@ -1,15 +1,10 @@
 """An adapter handed on: to a pipeline in memory, and to people and the hub with a model card."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Unpack
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from lorasynth.adapter.components import component_of
-from lorasynth.core.card import REPOSITORY, Card, as_list, names_in, write_card
-from lorasynth.core.errors import ConfigError, LayoutError
-from lorasynth.core.hub import Upload, upload
+from lorasynth.core.card import REPOSITORY, Card, as_list, write_card
 
 if TYPE_CHECKING:
     from lorasynth.adapter.adapter import Adapter
@@ -20,35 +15,7 @@ _TAGS = {"stable-diffusion-xl": "stable-diffusion-xl", "stable-diffusion": "stab
 _TAGS |= {"flux": "flux"}
 
 
-def state_dict(adapter: "Adapter", format: str) -> dict[str, Tensor]:
-    """The tensors of the file that `Adapter.save` would write, by their keys there."""
-    from lorasynth.adapter.files import get_format
-
-    return get_format(format).spell(adapter)[0]
-
-
-def load_into(adapter: "Adapter", pipe: Any, name: str, strength: float) -> None:
-    """See `Adapter.load_into`."""
-    if not hasattr(pipe, "load_lora_weights"):
-        raise LayoutError(
-            f"a pipeline must load LoRAs, but {type(pipe).__name__} has no load_lora_weights"
-        )
-    reason = _misfit(adapter, pipe)
-    if not reason:
-        if name in _loaded(pipe):
-            pipe.delete_adapters(name)
-        pipe.load_lora_weights(state_dict(adapter, "diffusers"), adapter_name=name)
-        reason = "" if name in _loaded(pipe) else "it loads none of its layers"
-    if reason:
-        base = adapter.metadata.extra.get("base_name") or "another base model"
-        raise LayoutError(
-            f"an adapter must be for the pipeline's base model, but this one, for {base}, does not "
-            f"fit {type(pipe).__name__}: {reason}"
-        )
-    pipe.set_adapters([name], [strength])
-
-
-def _misfit(adapter: "Adapter", pipe: Any) -> str:
+def misfit(adapter: "Adapter", pipe: Any) -> str:
     """The first layer that a pipeline has not, or with other widths; empty if all fit."""
     denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
     for module, factor in adapter.factors.items():
@@ -66,15 +33,16 @@ def _misfit(adapter: "Adapter", pipe: Any) -> str:
     return ""
 
 
-def _loaded(pipe: Any) -> set[str]:
+def loaded(pipe: Any) -> set[str]:
+    """The names of the adapters that a pipeline has loaded."""
     return {name for names in pipe.get_list_adapters().values() for name in names}
 
 
 def write_lora_card(adapter: "Adapter", written: Path, format: str, card: Card) -> Path:
     """Write the model card of a LoRA beside its file, or into its folder."""
-    from lorasynth.adapter.files import get_format
+    from lorasynth.adapter.files import FORMATS
 
-    _, header = get_format(format).spell(adapter)  # without local paths
+    _, header = FORMATS.get(format).spell(adapter)  # without local paths
     extra = {key.removeprefix(_EXTRA): v for key, v in header.items() if key.startswith(_EXTRA)}
     base = extra.pop("base_name", "")
     on_hub = base.removeprefix("hub:") if base.startswith("hub:") else None
@@ -126,30 +94,3 @@ def _snippet(written: Path, *, peft: bool) -> str:
     if peft:
         load = f'model = PeftModel.from_pretrained(model, "{REPOSITORY}")'
     return f"```python\n{load}  # of this repository, or a folder\n```"
-
-
-def save(adapter: "Adapter", path: Path, format: str, card: Card | None) -> Path:
-    """See `Adapter.save`."""
-    from lorasynth.adapter.files import get_format
-
-    form = get_format(format)
-    if card is None:
-        return form.write(adapter, path)
-    target = form.target(path)
-    if not form.suffix and names_in(target):  # a folder replaces nothing but what it writes itself
-        (target / "README.md").unlink()
-    written = form.write(adapter, path)
-    write_lora_card(adapter, written, format, card)
-    return written
-
-
-def push_to_hub(adapter: "Adapter", name: str, card: Card, **options: Unpack[Upload]) -> str:
-    """See `Adapter.push_to_hub`."""
-    if not card.consent:
-        raise ConfigError(
-            "a LoRA that is shared shows somebody, so its card must say whom and that they agreed, "
-            "but says nothing: give Card(consent=...)"
-        )
-    with TemporaryDirectory() as folder:
-        save(adapter, Path(folder), "diffusers", card)
-        return upload(Path(folder), name, **options)

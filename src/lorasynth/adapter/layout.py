@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lorasynth.adapter.factors import Factor, Factors
+from lorasynth.adapter.factors import Factor, Factors, pad_rank
 from lorasynth.core.errors import LayoutError
 
 #: Version of the JSON form.
@@ -66,6 +66,13 @@ class Slot:
         return Factor(
             torch.zeros(self.rank, self.in_features), torch.zeros(self.out_features, self.rank)
         )
+
+    def factor_of(self, factors: Factors) -> Factor:
+        """What an adapter does to the module, at this rank: zeros stand for what it lacks."""
+        if self.module in factors:
+            return pad_rank(factors[self.module], self.rank)
+        like = next(iter(factors.values())).A
+        return Factor(*(part.to(like) for part in self.zeros()))
 
 
 @dataclass(frozen=True)

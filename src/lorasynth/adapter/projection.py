@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorasynth.adapter.canonical import canonicalise
-from lorasynth.adapter.factors import Factor, Factors, map_factors, pad_rank, stack, unstack
+from lorasynth.adapter.factors import Factor, Factors, map_factors, stack, unstack
 from lorasynth.adapter.gauge import GAUGES
 from lorasynth.adapter.layout import Layout, Slot
 from lorasynth.adapter.lowrank import truncated
@@ -71,7 +71,7 @@ def _on_rows(factors: Factors, slot: Slot, rows: Float[Tensor, "r in"]) -> Facto
 
 def _truncated(factors: Factors, slot: Slot) -> Factor:
     """The slot's ΔW in the slot's rank: its greatest singular values, or with zeros beside them."""
-    factor = factors.get(slot.module) or slot.zeros()
-    if factor.rank > slot.rank:
-        factor = truncated(factor, slot.rank).factor
-    return pad_rank(factor, slot.rank)
+    factor = factors.get(slot.module)
+    if factor is not None and factor.rank > slot.rank:
+        factors = {slot.module: truncated(factor, slot.rank).factor}
+    return slot.factor_of(factors)

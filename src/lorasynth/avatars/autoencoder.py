@@ -1,6 +1,7 @@
 """Training of the embedded base model's autoencoder."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -79,56 +80,50 @@ def train_autoencoder(
     elif start is not None:  # a finished one draws nothing (`_whiten`), but one that learns must
         vae.quant_conv.bias.data[model.latent_channels :] = _LOG_VARIANCE
     trainer = Trainer(parts, options, checkpoint, device, settings)
-    trainer.run("autoencoder", _Loss(images, training, perception, device))
+    trainer.run("autoencoder", partial(_loss, images, training, perception, device))
     if not training.decoder_alone:
         _whiten(vae, images[:_MEASURED], device)
     autoencoder: AutoencoderKL = vae.cpu()
     return autoencoder
 
 
-class _Loss:
-    """The autoencoder's loss of a step, all of whose random numbers follow from its number."""
-
-    def __init__(
-        self,
-        images: UInt8[Tensor, "n h w 3"],
-        training: AutoencoderTraining,
-        perception: Perception | None,
-        device: torch.device,
-    ) -> None:
-        self.images, self.training = images, training
-        self.perception, self.device = perception, device
-
-    def __call__(self, parts: Any, step: int) -> tuple[Tensor, str]:
-        training = self.training
-        seed = stream_seed(training.optimisation.seed, "vae", step)
-        generator = torch.Generator().manual_seed(seed)
-        batch = _batch(self.images, training, step, generator).to(self.device)
-        latents = parts["vae"].encode(batch).latent_dist
-        width: Tensor | float = training.noise if training.decoder_alone else latents.std
-        noise = torch.randn(latents.mean.shape, generator=generator).to(self.device)
-        decoded = parts["vae"].decode(latents.mean + width * noise).sample.float()
-        total = _pixel_distance(decoded, batch, training.contrast)
-        note = f"error {(decoded - batch).detach().square().mean().item():.5f}"
-        seen = None if self.perception is None else self.perception(batch)
-        if self.perception is not None and seen is not None:
-            distance = _feature_distance(self.perception(decoded), seen)
-            total = total + training.perception_weight * distance
-            note += f" features {distance.item():.3f}"
-        if training.adversarial_weight and step >= training.adversarial_after:
-            made, told_apart = _adversarial(parts["discriminator"], decoded, batch)
-            total = total + training.adversarial_weight * made + told_apart
-            note += f" discriminator {told_apart.item():.3f}"
-        if training.decoder_alone:
-            return total, note
-        prior = latents.kl().mean() / latents.mean[0].numel()
-        total = total + training.kl_weight * prior
-        if seen is not None:
-            told = parts["alignment"](latents.mean)
-            gap = _feature_distance([told], [_map_of(seen, told)])
-            total = total + training.alignment_weight * gap
-            note += f" alignment {gap.item():.3f}"
-        return total, f"{note} kl {prior.item():.2f}"
+def _loss(
+    images: UInt8[Tensor, "n h w 3"],
+    training: AutoencoderTraining,
+    perception: Perception | None,
+    device: torch.device,
+    parts: Any,
+    step: int,
+) -> tuple[Tensor, str]:
+    """The loss of a step, all of whose random numbers follow from its number."""
+    seed = stream_seed(training.optimisation.seed, "vae", step)
+    generator = torch.Generator().manual_seed(seed)
+    batch = _batch(images, training, step, generator).to(device)
+    latents = parts["vae"].encode(batch).latent_dist
+    width: Tensor | float = training.noise if training.decoder_alone else latents.std
+    noise = torch.randn(latents.mean.shape, generator=generator).to(device)
+    decoded = parts["vae"].decode(latents.mean + width * noise).sample.float()
+    total = _pixel_distance(decoded, batch, training.contrast)
+    note = f"error {(decoded - batch).detach().square().mean().item():.5f}"
+    seen = None if perception is None else perception(batch)
+    if perception is not None and seen is not None:
+        distance = _feature_distance(perception(decoded), seen)
+        total = total + training.perception_weight * distance
+        note += f" features {distance.item():.3f}"
+    if training.adversarial_weight and step >= training.adversarial_after:
+        made, told_apart = _adversarial(parts["discriminator"], decoded, batch)
+        total = total + training.adversarial_weight * made + told_apart
+        note += f" discriminator {told_apart.item():.3f}"
+    if training.decoder_alone:
+        return total, note
+    prior = latents.kl().mean() / latents.mean[0].numel()
+    total = total + training.kl_weight * prior
+    if seen is not None:
+        told = parts["alignment"](latents.mean)
+        gap = _feature_distance([told], [_map_of(seen, told)])
+        total = total + training.alignment_weight * gap
+        note += f" alignment {gap.item():.3f}"
+    return total, f"{note} kl {prior.item():.2f}"
 
 
 def perceive(network: AttributeJudge, model: AvatarModelConfig) -> Perception:

@@ -23,7 +23,7 @@ from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.avatars.model import build_pipeline
 from lorasynth.avatars.parts import Following, follow_captions
 from lorasynth.avatars.pool import Drawn, load_images
-from lorasynth.base import MEASURED, Captured
+from lorasynth.base import MEASURED, BaseModel
 from lorasynth.core import config as configs
 from lorasynth.core.atomic import atomic_directory, write_json
 from lorasynth.core.cache import Cache
@@ -131,7 +131,7 @@ class _Loss:
         training: DenoiserTraining,
         device: torch.device,
     ) -> None:
-        self.base = Captured(pipeline.to(device), "avatars")
+        self.base = BaseModel(pipeline.to(device), "avatars")
         for part in (pipeline.unet, pipeline.text_encoder):
             part.requires_grad_(True)
         self.latents, self.features, self.phrases = latents.to(device), features, phrases
@@ -271,7 +271,7 @@ class Progress:
         parts = {name: average[name] for name in ("unet", "text_encoder")}
         averaged = type(pipeline)(**(pipeline.components | parts), requires_safety_checker=False)
         averaged.set_progress_bar_config(disable=True)
-        base = Captured(averaged, "averaged")
+        base = BaseModel(averaged, "averaged")
         shares, images = follow_captions(base, self.judge, self.following)
         write_synthetic(self.run / "samples.png", contact_sheet(images[:_SHOWN], 8))
         save_pipeline(averaged, self.run / "so-far", {"steps": step})

@@ -3,7 +3,7 @@
 import torch
 
 from lorasynth.adapter import Layout
-from lorasynth.base.contract import BaseModel
+from lorasynth.base.model import BaseModel
 from lorasynth.core.errors import BaseModelError
 
 

@@ -1,7 +1,7 @@
 """The families of text-to-image models, one row each: what diffusers' pipeline does not say itself.
 
 Everything else (packing of ids, masks, time conventions, signs, learned variances) is done by the
-pipeline's own call, which `lorasynth.base.captured` runs for one step.
+pipeline's own call, which `lorasynth.base.model` runs for one step.
 """
 
 from collections.abc import Mapping
@@ -44,6 +44,7 @@ class BaseFamily:
         each_time: whether the call takes a time for each sample; else the denoiser is given them.
         exact: whether latents stay in float32 whatever the format of the weights.
         ddim: whether images are made by DDIM, not by the scheduler that came with the model.
+        sized: whether the call makes all images as large as its pipeline's `default_sample_size`.
         image_size: side of images in pixels, where the configurations have none that is meant.
         targets: endings of the names of the layers that adapters change by default.
         left_out: arguments that keep a pipeline from loading parts that are not used.
@@ -71,6 +72,7 @@ class BaseFamily:
     each_time: bool = True
     exact: bool = False
     ddim: bool = False
+    sized: bool = False
     image_size: int | None = None
     targets: tuple[str, ...] = _USUAL
     left_out: Mapping[str, Any] = field(default_factory=dict)
@@ -250,6 +252,7 @@ _ROWS = (
         distilled=({"scheduler": "FlowMatchLCMScheduler"},),
         few=28,
         patch=2,
+        sized=True,
         image_size=1024,
         targets=("to_q", "to_k", "to_v", "to_out"),
     ),

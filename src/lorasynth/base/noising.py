@@ -4,29 +4,11 @@ Times are the scheduler's time steps.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
-from jaxtyping import Float, Real
 from torch import Tensor
-
-
-class Noising(Protocol):
-    """How latents are noised in training."""
-
-    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Real[Tensor, "..."]:
-        """Random times, on the generator's device."""
-        ...
-
-    def add(
-        self,
-        latents: Float[Tensor, "b c i j"],
-        noise: Float[Tensor, "b c i j"],
-        times: Real[Tensor, " b"],
-    ) -> tuple[Float[Tensor, "b c i j"], Float[Tensor, "b c i j"]]:
-        """Noisy latents, and what the denoiser must predict for them."""
-        ...
 
 
 class Discrete:
@@ -36,12 +18,12 @@ class Discrete:
         self._scheduler = scheduler
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        """Uniform over the schedule."""
+        """Random times, uniform over the schedule, on the generator's device."""
         high = int(self._scheduler.config.num_train_timesteps)
         return torch.randint(high, tuple(shape), generator=generator, device=generator.device)
 
     def add(self, latents: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-        """As the scheduler does."""
+        """Noisy latents, and what the denoiser must predict for them, as the scheduler has it."""
         noisy = self._scheduler.add_noise(latents, noise, times)
         if self._scheduler.config.prediction_type == "epsilon":
             return noisy, noise

@@ -1,9 +1,10 @@
 """A base model's pipeline, from a folder, the hub or a single checkpoint file."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
+import torch
 
 from lorasynth.base.families import BASE_MODELS, BaseFamily, family_of
 from lorasynth.base.outline import outlined_pipeline
@@ -11,6 +12,12 @@ from lorasynth.base.pipeline_files import classes_of, load_pipeline, read_descri
 from lorasynth.base.single_file import load_checkpoint
 from lorasynth.core.errors import BaseModelError
 from lorasynth.core.places import repository
+
+if TYPE_CHECKING:
+    from lorasynth.base.model import BaseModel
+
+#: In tokens, where a text encoder has no limit of its own.
+_LONGEST_TEXT = 4096
 
 
 def open_pipeline(name: str, *, outlined: bool = False) -> Any:
@@ -73,3 +80,38 @@ def _refuse_parts(name: str) -> None:
                 f"a base model's weights must not be quantised, but {part} of {name} is ({how}): "
                 "use the model in bfloat16 or float16, with --quantize for less memory"
             )
+
+
+def check_tokenizers(base: "BaseModel") -> None:
+    """Refuse a pipeline whose tokenizers are not those of its text encoders.
+
+    Raises:
+        BaseModelError: one is not.
+    """
+    # Without its files transformers makes a tokenizer that knows no words, in silence.
+    for name, part in base.text_parts.items():
+        tokenizer, config = getattr(base.pipeline, name), base.text_encoders[part].config
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor for images, too
+        config = config.get_text_config()
+        known = 0 if tokenizer is None else len(tokenizer)
+        length = 0 if tokenizer is None else tokenizer.model_max_length
+        longest = getattr(config, "max_position_embeddings", _LONGEST_TEXT)
+        # T5's table of embeddings has a few rows more than there are words.
+        # Tokenizers of language models have limits beyond those of any model, or none.
+        limited = config.model_type.startswith(("clip", "t5")) and length > longest
+        if known < 0.99 * config.vocab_size or limited:
+            raise BaseModelError(
+                f"a base model's {name} must be that of its {part} ({config.vocab_size} tokens, "
+                f"texts of {longest}), but that of {base.name} has {known} and texts of {length}: "
+                f"is its folder {name}/ complete?"
+            )
+
+
+def format_of(part: Any, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a part: in float16 T5 and Gemma overflow; an autoencoder may."""
+    if dtype != torch.float16:
+        return dtype
+    if getattr(part.config, "force_upcast", False):
+        return torch.float32
+    overflow = getattr(part.config, "model_type", "") in ("t5", "umt5", "gemma2")
+    return torch.bfloat16 if overflow else dtype

@@ -8,7 +8,6 @@ the adapters' losses has, for each adapter, the gradient of its own run.
 
 import math
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -84,12 +83,7 @@ class StackedAdapters:
     def __enter__(self) -> "StackedAdapters":
         return self.attach()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.detach()
 
 

@@ -179,17 +179,17 @@ class _Fit:
     ) -> tuple[Float32[Tensor, "k D"], Float64[Tensor, " k"]]:
         if moments.total == 0:
             _require_latents(self.wanted, 0, len(self.source))
-        inverse, less = (1 / unit).float(), moments.mean.float().cpu()
+        inverse, mean = (1 / unit).float(), moments.mean.float()
 
         def apply(rows: Float32[Tensor, "l D"], name: str) -> Float32[Tensor, "l D"]:
             inner = (rows * inverse).T
             image = torch.zeros_like(rows)
 
             def add(_row: int, block: Float32[Tensor, "n D"]) -> None:
-                image.addmm_((block @ inner).T, block)
+                image.addmm_((block.sub_(mean) @ inner).T, block)
 
             sums = {"image": image}
-            accumulate(self.source, self.plan.rows, add, sums, self.checkpoint, name, less=less)
+            accumulate(self.source, self.plan.rows, add, sums, self.checkpoint, name)
             return image.mul_(inverse)
 
         found = leading_eigenvectors(

@@ -100,19 +100,16 @@ def accumulate(
     sums: Mapping[str, Tensor],
     checkpoint: Checkpoint,
     name: str,
-    *,
-    less: Float32[Tensor, " D"] | None = None,
 ) -> None:
     """One pass: `add` adds each block of rows (and the number of its first) to `sums`, in place.
 
     Args:
         source: the vectors.
         rows: of a block.
-        add: what to do with a block.
+        add: what to do with a block, which it may change.
         sums: tensors that `add` changes; those of a checkpoint are put in their place first.
         checkpoint: where sums are kept.
         name: of this pass, other than that of any pass of this computation before.
-        less: what to subtract from each vector.
     """
     device = next(iter(sums.values())).device
     start = 0
@@ -123,7 +120,7 @@ def accumulate(
             value.copy_(saved.tensors[key])
     del saved
     with progress(name, len(source), done=start) as advance:
-        for row, block in row_blocks(source, rows, device, less, start):
+        for row, block in row_blocks(source, rows, device, start):
             add(row, block)
             advance(len(block))
             if checkpoint.due():
@@ -159,7 +156,10 @@ def moments(
         "mixtures": torch.zeros(width, source.width, device=device),
     }
 
+    shift = totals.shift.to(device)
+
     def add(row: int, block: Float32[Tensor, "n D"]) -> None:
+        block.sub_(shift)
         if sketch is not None:
             weights = sketch(row, len(block)).to(device)
             mixed["mixtures"].addmm_(weights, block)
@@ -167,7 +167,7 @@ def moments(
         totals.add(row, block)
 
     sums = {**totals.tensors, **mixed}
-    accumulate(source, rows, add, sums, checkpoint, "moments", less=totals.shift)
+    accumulate(source, rows, add, sums, checkpoint, "moments")
     found, moved = totals.moments(), totals.tensors["sum"] / len(source)
     mixtures = mixed["mixtures"].addr_(mixed["weights"].float(), moved.float(), alpha=-1)
     checkpoint.save(

@@ -268,7 +268,9 @@ def _train(
     }
     path = None if budget.run is None else budget.run / "training.safetensors"
     device = codec.scaled.mean.device
-    trainer = Trainer(codec, optimisation, path, device, identity, autocast=False, rates=rates)
+    trainer = Trainer(codec, optimisation, path, device, identity)
+    trainer.autocast = False
+    trainer.scale_rates(rates)
     trainer.record(epochs.steps, figures, lowest="held_out_loss", patience=config.patience)
     trainer.run("VAE", loss)
     return {"epochs": [dict(row) for row in trainer.history]}

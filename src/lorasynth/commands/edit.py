@@ -98,10 +98,10 @@ class Edit(Command, WithFormat, InLatents, WithStrip):
     def run(self) -> Path:
         """Write the edited adapter."""
         from lorasynth.adapter import Adapter
-        from lorasynth.adapter.files import get_format
+        from lorasynth.adapter.files import FORMATS
 
         steps = dict(map(_step, self.attribute))
-        writer = get_format(self.format)
+        writer = FORMATS.get(self.format)
         writer.target(self.out)
         adapter = Adapter.load(self.lora)
         _, space = self.load_space()
@@ -217,9 +217,9 @@ class Sample(Command, WithFormat, InLatents, WithStrip):
 
 
 def _write_all(adapters: "Sequence[Adapter]", folder: Path, file_format: str) -> list[Path]:
-    from lorasynth.adapter.files import get_format
+    from lorasynth.adapter.files import FORMATS
 
-    writer, written = get_format(file_format), []
+    writer, written = FORMATS.get(file_format), []
     for i, adapter in enumerate(adapters):
         written.append(writer.write(adapter, folder / f"{i:03d}{writer.suffix}"))
         print(written[-1])

@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from tyro.conf import UseAppendAction, arg
 
-from lorasynth.commands.shared import OfOtherBase, Repeated, WithBase
+from lorasynth.commands.shared import OfFamily, OfOtherBase, Repeated, WithBase
 from lorasynth.core.command import Command, Out, Seeded
 from lorasynth.core.errors import ConfigError
 from lorasynth.core.progress import progress
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images(Command, Seeded, WithBase, OfOtherBase):
+class Images(Command, Seeded, WithBase, OfOtherBase, OfFamily):
     """Make images with LoRA files; their metadata says that they are synthetic.
 
     Example: lorasynth images --lora me.safetensors --prompt "a portrait of sks, smiling" -o me.png
@@ -115,13 +115,15 @@ class Images(Command, Seeded, WithBase, OfOtherBase):
         Raises:
             LorasynthError: one is of another base model.
         """
-        from lorasynth.adapter import Adapter, map_factors, stack
+        from lorasynth.adapter import map_factors, stack
         from lorasynth.adapter.addition import add, alike
+        from lorasynth.adapter.families import family_named
+        from lorasynth.adapter.files import read
         from lorasynth.base.compatibility import require_made_for
 
         adapters = []
         for file in self.lora:
-            adapter = Adapter.load(file)
+            adapter = read(file, family_named(self.family)).adapter
             if not self.allow_other_base:
                 require_made_for(model, adapter.metadata.base_fingerprint, f"LoRA file {file}")
             adapters.append(adapter.scaled(self.strength).to(model.dtype).factors)

@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from tyro.conf import Positional, UseAppendAction, arg
 
-from lorasynth.commands.shared import WithFormat
+from lorasynth.commands.shared import OfFamily, WithFormat
 from lorasynth.core.command import Command, Out
 from lorasynth.core.errors import ConfigError, FileFormatError, LorasynthError, escaped
 
@@ -52,24 +52,24 @@ class _Writes(Command, WithFormat):
         """Write the adapter, as far as its type can hold it."""
         import torch
 
-        from lorasynth.adapter.files import get_format
+        from lorasynth.adapter.files import FORMATS
         from lorasynth.adapter.lowrank import narrowed
 
         number: torch.dtype = getattr(torch, self.dtype) if self.dtype else dtype
         factors = narrowed(adapter.factors, number)
-        written = (writer or get_format(self.format)).write(replace(adapter, factors=factors), out)
+        written = (writer or FORMATS.get(self.format)).write(replace(adapter, factors=factors), out)
         print(written)
         return written
 
     def target(self, out: Path) -> None:
         """Refuse a name that the format does not have, before the work."""
-        from lorasynth.adapter.files import get_format
+        from lorasynth.adapter.files import FORMATS
 
-        get_format(self.format).target(out)
+        FORMATS.get(self.format).target(out)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Convert(_Writes):
+class Convert(_Writes, OfFamily):
     """Write a LoRA in another spelling; its update stays as it is, its scale in the numbers.
 
     LoHa, LoKr, Tucker cores and whole differences become a LoRA, exactly where --rank allows; so
@@ -79,7 +79,6 @@ class Convert(_Writes):
         lora: LoRA file or folder.
         out: LoRA file (peft: folder) to write.
         program: Instead of a format, the program that is to read it.
-        family: sd1, sdxl, flux1, ...: where names and shapes leave several.
         rank: The highest rank of what is no plain LoRA.
         base: Checkpoint of the base model, for DoRA: a file, or a folder with the denoiser.
     """
@@ -87,7 +86,6 @@ class Convert(_Writes):
     lora: Positional[Path]
     out: Positional[Path]
     program: Annotated[Program | None, arg(name="for")] = None
-    family: str | None = None
     rank: Rank = 128
     base: Path | None = None
 
@@ -101,8 +99,7 @@ class Convert(_Writes):
             self.target(self.out)
         elif self.format != "auto":
             raise ConfigError(f"a file has one format, but got --format {self.format} and --for")
-        family = family_named(self.family) if self.family else None
-        made = read_any(self.lora, self.rank, family, self.base)
+        made = read_any(self.lora, self.rank, family_named(self.family), self.base)
         adapter = made.file.adapter
         writer = format_for(self.program, adapter) if self.program else None
         written = self.save(adapter, self.out, made.file.dtype, writer)
@@ -202,7 +199,7 @@ class Merge(_Writes):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extract(_Writes):
+class Extract(_Writes, OfFamily):
     """Make a LoRA of the difference of two checkpoints' denoisers, read layer by layer.
 
     Attributes:
@@ -210,7 +207,6 @@ class Extract(_Writes):
         original: The checkpoint that it was tuned from.
         out: LoRA file (peft: folder) to write.
         rank: The highest rank.
-        family: sd1, sdxl, flux1, ...: where names and shapes leave several.
         dtype: Of the numbers; default: float16.
     """
 
@@ -218,7 +214,6 @@ class Extract(_Writes):
     original: Positional[Path]
     out: Positional[Path]
     rank: Rank = 64
-    family: str | None = None
 
     def run(self) -> Path:
         """Write the file."""
@@ -228,8 +223,7 @@ class Extract(_Writes):
         from lorasynth.adapter.files.conversion import extracted
 
         self.target(self.out)
-        family = family_named(self.family) if self.family else None
-        made = extracted(self.tuned, self.original, self.rank, family)
+        made = extracted(self.tuned, self.original, self.rank, family_named(self.family))
         written = self.save(made.file.adapter, self.out, torch.float16)
         _say_error("extracted from the denoiser", made)
         if made.left_out:

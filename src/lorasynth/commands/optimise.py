@@ -59,12 +59,12 @@ class _Job:
     """
 
     def __init__(self, command: FromImages, photos: Sequence[Path]) -> None:
-        from lorasynth.adapter.files import get_format
+        from lorasynth.adapter.files import FORMATS
         from lorasynth.core.atomic import make_parent
         from lorasynth.synthesizer import Stages
 
         self.command, self.stages = command, Stages()
-        self.writer = get_format(command.format)
+        self.writer = FORMATS.get(command.format)
         self.found = subjects_of(photos, command.out, self.writer.suffix)
         for path in self.found:
             make_parent(self.writer.target(path))

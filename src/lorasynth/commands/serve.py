@@ -17,7 +17,7 @@ from lorasynth.commands.shared import Repeated
 from lorasynth.core.command import Command, OnDevice
 from lorasynth.core.errors import ConfigError, installing
 from lorasynth.core.progress import console
-from lorasynth.serve.config import Batching, Limits, Setup
+from lorasynth.serve.config import Batching, Limits, Setup, in_redis
 
 if TYPE_CHECKING:
     from lorasynth.serve.jobs import JobFile
@@ -74,7 +74,7 @@ class Serve(Command, OnDevice):
         """Serve until Ctrl-C."""
         needed = {"serve": _PACKAGES} | self.more
         needed |= {"cluster": ("ray",)} if self.engine == "ray" else {}
-        needed |= {"redis": ("redis",)} if "://" in self.state else {}
+        needed |= {"redis": ("redis",)} if in_redis(self.state) else {}
         packages = [name for names in needed.values() for name in names]
         if missing := [name for name in packages if find_spec(name) is None]:
             raise ConfigError(
@@ -95,7 +95,7 @@ class Serve(Command, OnDevice):
             )
         with (
             listening(self.host, self.port) as sock,
-            (alone_in_redis if "://" in self.state else alone)(self.state) as jobs,
+            (alone_in_redis if in_redis(self.state) else alone)(self.state) as jobs,
             self.page_folder() as page,
         ):
             self._serve(sock, jobs, keys, page)

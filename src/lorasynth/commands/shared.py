@@ -106,6 +106,17 @@ class OfOtherBase:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OfFamily:
+    """What LoRA files are for.
+
+    Attributes:
+        family: sd1, sdxl, flux1, ...: where names and shapes leave several.
+    """
+
+    family: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class OfSubjects:
     """Images of subjects.
 

@@ -70,11 +70,11 @@ class Synth(Command, WithFormat, WithSynthesizer, Seeded, OnDevice):
         """Write the files; their paths."""
         import torch
 
-        from lorasynth.adapter.files import get_format
+        from lorasynth.adapter.files import FORMATS
         from lorasynth.core.device import pick_device
         from lorasynth.synthesizer import Stages, Synthesizer
 
-        stages, writer = Stages(), get_format(self.format)
+        stages, writer = Stages(), FORMATS.get(self.format)
         subjects = subjects_of(self.photos, self.out, writer.suffix)
         for path in subjects:
             writer.target(path)

@@ -14,7 +14,7 @@ from tyro.conf import AvoidSubcommands, Positional, arg
 
 from lorasynth.codec.config import CONFIGS
 from lorasynth.commands.shared import TRIGGER, Overwriting, Resumed, memory_of
-from lorasynth.core.command import Command, Flat, OnDevice, Out, with_field
+from lorasynth.core.command import Command, Flat, OnDevice, Out, with_default
 from lorasynth.hypernet.config import HypernetConfig
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _fit(name: str) -> type[Fit]:
         from lorasynth.codec import CODECS
 
         config = CODECS.get(name).config_class
-    command = with_field(Fit, "config", config)
+    command = with_default(Fit, "config", Annotated[config, Flat], config)
     command.codec = name
     return command
 

@@ -119,14 +119,9 @@ def as_file_name(text: str) -> str:
     return f"{name.encode()[: _LONGEST_NAME - 17].decode(errors='ignore')}%{digest}"
 
 
-def remove_leftovers(folder: Path, names: str = "*") -> None:
-    """Delete what killed writers left in a folder, where nobody is writing now.
-
-    Args:
-        folder: where; it need not exist.
-        names: pattern of the targets' names.
-    """
-    for leftover in folder.glob(f"{TEMPORARY_PREFIX}{_TOKEN}-{names}"):
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed writers left in a folder, which need not exist; nobody is writing now."""
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}{_TOKEN}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 

@@ -66,11 +66,6 @@ class Command(ABC):
         """
 
 
-def with_field(command: type[CommandT], field_name: str, config: type) -> type[CommandT]:
-    """A command one of whose fields is a config of this class; its options are the command's."""
-    return with_default(command, field_name, Annotated[config, Flat], config)
-
-
 def with_default(
     command: type[CommandT], field_name: str, kind: Any, make: Callable[[], Any]
 ) -> type[CommandT]:

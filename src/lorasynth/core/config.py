@@ -39,10 +39,9 @@ def from_dict(kind: type[ConfigT], value: Mapping[str, Any]) -> ConfigT:
         raise ConfigError(
             f"{kind.__qualname__} must be options by their names, but is {quoted(value)}"
         )
-    value = _renamed(kind, value)
-    _refuse_unknown(kind, value)
+    known = _known(kind, value)
     try:
-        return TypeAdapter(kind).validate_python(value)
+        return TypeAdapter(kind).validate_python(known)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -51,35 +50,26 @@ def from_dict(kind: type[ConfigT], value: Mapping[str, Any]) -> ConfigT:
         ) from error
 
 
-def _renamed(kind: Any, value: Mapping[str, Any]) -> dict[str, Any]:
-    """The options by their names of today: until 0.1 images were called pictures."""
-    fields = {f.name: f.type for f in dataclasses.fields(kind)}
-    renamed = {}
+def _known(kind: Any, value: Mapping[str, Any]) -> dict[str, Any]:
+    """The options by their names of today: until 0.1 images were called pictures.
+
+    Raises:
+        ConfigError: there is no such option.
+    """
+    fields: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(kind)}
+    known = {}
     for name, part in value.items():
         now = name if name in fields else name.replace("picture", "image")
-        for inner in (fields.get(now), *get_args(fields.get(now))):
-            if isinstance(part, Mapping) and _is_config(inner):
-                part = _renamed(inner, part)
-        renamed[now if now in fields else name] = part
-    return renamed
-
-
-def _is_config(kind: Any) -> bool:
-    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
-
-
-def _refuse_unknown(kind: type, value: Mapping[str, Any]) -> None:
-    assert dataclasses.is_dataclass(kind)
-    fields: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(kind)}
-    for name, part in value.items():
-        if name not in fields:
+        if now not in fields:
             raise ConfigError(
                 f"{kind.__qualname__} has no option {name!r}: its options are {', '.join(fields)}"
             )
-        inner: type
-        for inner in (fields[name], *get_args(fields[name])):  # a config, or a config or None
-            if isinstance(part, Mapping) and _is_config(inner):
-                _refuse_unknown(inner, part)
+        for inner in (fields[now], *get_args(fields[now])):  # a config, or a config or None
+            is_config = isinstance(inner, type) and dataclasses.is_dataclass(inner)
+            if is_config and isinstance(part, Mapping):
+                part = _known(inner, part)
+        known[now] = part
+    return known
 
 
 def changes(kept: Any, mine: Any, name: str = "") -> list[str]:

@@ -1,7 +1,7 @@
 """The Hugging Face hub: folders fetched from it and uploaded to it, each error in one line."""
 
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from lorasynth.core.card import name_repository
 from lorasynth.core.errors import BundleError, LorasynthError
@@ -30,32 +30,29 @@ def fetch(
     name: str,
     what: str,
     *,
-    revision: str | None = None,
-    cache_dir: Path | str | None = None,
-    token: str | None = None,
+    error: type[LorasynthError] = BundleError,
+    **options: Any,
 ) -> Path:
     """The folder in the cache that holds a repository, fetched where it is not there yet.
 
     Args:
         name: of the repository, owner/name.
         what: how messages call what is in it, such as "a synthesizer".
-        revision: branch, tag or commit.
-        cache_dir: of what was fetched; default: the hub's own.
-        token: for a private repository; default: that of `hf auth login`.
+        error: what is raised.
+        **options: of `snapshot_download`.
 
     Raises:
-        BundleError: it is not there, or cannot be fetched.
+        LorasynthError: it is not there, or cannot be fetched.
     """
     from huggingface_hub import snapshot_download  # only what is on the hub needs it
 
     try:
-        where = snapshot_download(name, revision=revision, cache_dir=cache_dir, token=token)
-    except Exception as error:
-        raise BundleError(
+        return Path(snapshot_download(name, **options))
+    except Exception as why:  # the hub's own errors share no base with those of the network
+        raise error(
             f"{what} must be a folder or {HUB}owner/name, but {HUB}{name} is not usable "
-            f"({_reason(error)})"
-        ) from error
-    return Path(where)
+            f"({_reason(why)})"
+        ) from why
 
 
 def upload(folder: Path, name: str, **options: Unpack[Upload]) -> str:

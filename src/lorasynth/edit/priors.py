@@ -3,8 +3,8 @@
 `lorasynth.hypernet` adds another that does: diffusion without a condition.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -13,16 +13,9 @@ from torch import Tensor
 from lorasynth.core.randomness import torch_stream
 from lorasynth.core.registry import Registry
 
-
-class Prior(Protocol):
-    """Draws latents like those of a library."""
-
-    def __call__(
-        self, latents: Float[Tensor, "N k"], names: Sequence[str], seed: int
-    ) -> Float[Tensor, "n k"]:
-        """Draw one latent per name, in the units of `latents`; each depends on its name alone."""
-        ...
-
+#: From a library's latents, names and a seed to one latent per name, in the units of the library's;
+#: each depends on its name alone.
+Prior: TypeAlias = Callable[[Float[Tensor, "N k"], Sequence[str], int], Float[Tensor, "n k"]]
 
 PRIORS: Registry[Prior] = Registry("prior", "lorasynth.priors")
 

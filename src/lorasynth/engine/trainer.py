@@ -50,6 +50,7 @@ class Trainer:
     a part of the weights, their averages and moments; checkpoints are the same.
 
     Attributes:
+        autocast: compute in bf16; set where bf16 products are fast.
         processes: this one, and how many there are.
         history: recorded rows: the step, the mean loss since the row before, and figures.
     """
@@ -62,8 +63,6 @@ class Trainer:
         device: torch.device,
         settings: Mapping[str, Any] | None = None,
         *,
-        autocast: bool | None = None,
-        rates: Mapping[str, float] | None = None,
         shardable: bool = False,
     ) -> None:
         """Prepare a run.
@@ -75,8 +74,6 @@ class Trainer:
             device: where.
             settings: whatever else the result depends on, as JSON values; a checkpoint of other
                 settings is refused.
-            autocast: compute in bf16; None: where bf16 products are fast.
-            rates: by the names of parameters, what their learning rate is multiplied by.
             shardable: the loss calls nothing of the model but its `forward`, as FSDP needs.
 
         Raises:
@@ -87,7 +84,7 @@ class Trainer:
         self.identity = {**(settings or {}), "optimisation": to_dict(config)}
         self.checkpoint = checkpoint
         self.device = device
-        self.autocast = has_fast_bfloat16(device) if autocast is None else autocast
+        self.autocast = has_fast_bfloat16(device)
         self.processes = Processes.here(device)
         self.average = AveragedModel(
             self.model, multi_avg_fn=_warmed_up(config.ema), use_buffers=True
@@ -95,15 +92,7 @@ class Trainer:
         if self.processes.sharded:
             self._shard(shardable)
         self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        groups: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in self.parameters.items():
-            groups.setdefault((rates or {}).get(name, 1.0), []).append(parameter)
-        self.optimiser = torch.optim.AdamW(
-            [{"params": params, "rate": rate} for rate, params in groups.items()],
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            fused=device.type == "cuda",
-        )
+        self.scale_rates({})
         self.history: list[dict[str, float]] = []
         self._every = 100
         self._figures: Figures | None = None
@@ -113,6 +102,18 @@ class Trainer:
         #: Sum of the losses since the last row, and their number.
         self._sum, self._count = torch.zeros((), device=device), 0
         self._seconds = 0.0
+
+    def scale_rates(self, rates: Mapping[str, float]) -> None:
+        """Multiply learning rates, before the run: by the names of parameters, by how much."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.parameters.items():
+            groups.setdefault(rates.get(name, 1.0), []).append(parameter)
+        self.optimiser = torch.optim.AdamW(
+            [{"params": params, "rate": rate} for rate, params in groups.items()],
+            lr=self.config.lr,
+            weight_decay=self.config.weight_decay,
+            fused=self.device.type == "cuda",
+        )
 
     def record(
         self,

@@ -83,14 +83,10 @@ def _ridge(library: LatentLibrary, rows: Tensor) -> Callable[[float], Predictor]
     return fitted
 
 
+@torch.random.fork_rng(devices=[])
 def mlp(library: LatentLibrary, seed: int = 0, steps: int = 2000) -> Predictor:
     """A two-layer MLP with dropout, stopped where left-out subjects are predicted best."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, "mlp"))
-        return _fit_mlp(library, seed, steps)
-
-
-def _fit_mlp(library: LatentLibrary, seed: int, steps: int) -> Predictor:
+    torch.manual_seed(stream_seed(seed, "mlp"))
     (count, per_subject, width), scale = library.conditions.shape, library.latents.std()
     y = library.latents / scale
     held = torch.arange(count) % 10 == 0

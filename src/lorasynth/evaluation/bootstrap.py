@@ -35,7 +35,7 @@ def bootstrap(values: Float[Tensor, " n"], seed: int = 0) -> Interval:
     return _interval(values.double().mean(), _resampled_means(values, seed))
 
 
-def bootstrap_seeds(values: Float[Tensor, "seeds n"], seed: int = 0) -> Interval:
+def bootstrap_seeds(values: Float[Tensor, "seeds n"]) -> Interval:
     """The interval of a mean over seeds and subjects: both are drawn anew.
 
     With one seed it is that of `bootstrap`.  Few seeds show too little of their spread: of three
@@ -43,41 +43,37 @@ def bootstrap_seeds(values: Float[Tensor, "seeds n"], seed: int = 0) -> Interval
 
     Args:
         values: the same subjects in each row.
-        seed: of the resamples.
     """
     seeds, n = values.shape
     if seeds == 1:
-        return bootstrap(values[0], seed)
-    subjects = _rows(n, seed)
-    stream = torch_stream(seed, "bootstrap seeds", seeds)
+        return bootstrap(values[0])
+    subjects = _rows(n)
+    stream = torch_stream(0, "bootstrap seeds", seeds)
     drawn = torch.randint(seeds, (RESAMPLES, seeds), generator=stream)
     shares = torch.nn.functional.one_hot(drawn, seeds).double().mean(dim=1)
     means = torch.stack([row.double()[subjects].mean(dim=1) for row in values], dim=1)
     return _interval(values.double().mean(), (shares * means).sum(dim=1))
 
 
-def bootstrap_ratio(
-    values: Float[Tensor, " n"], whole: Float[Tensor, " n"], seed: int = 0
-) -> Interval:
+def bootstrap_ratio(values: Float[Tensor, " n"], whole: Float[Tensor, " n"]) -> Interval:
     """The interval of the ratio of two means over the same subjects, resampled together.
 
     Args:
         values: what is divided.
         whole: what it is divided by; its mean must not be 0, and resamples where it is are left
             out.
-        seed: of the resamples.
     """
-    tops, bottoms = _resampled_means(values, seed), _resampled_means(whole, seed)
+    tops, bottoms = _resampled_means(values), _resampled_means(whole)
     defined = bottoms != 0
     ratios = tops[defined] / bottoms[defined]
     return _interval(values.double().mean() / whole.double().mean(), ratios)
 
 
-def _resampled_means(values: Float[Tensor, " n"], seed: int) -> Float[Tensor, " resamples"]:
+def _resampled_means(values: Float[Tensor, " n"], seed: int = 0) -> Float[Tensor, " resamples"]:
     return values.double()[_rows(len(values), seed)].mean(dim=1)
 
 
-def _rows(n: int, seed: int) -> Int64[Tensor, "resamples n"]:
+def _rows(n: int, seed: int = 0) -> Int64[Tensor, "resamples n"]:
     """Which subjects each resample has."""
     return torch.randint(n, (RESAMPLES, n), generator=torch_stream(seed, "bootstrap", n))
 

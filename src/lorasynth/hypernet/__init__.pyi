@@ -21,5 +21,5 @@ from .latent_diffusion import LatentDiffusion as LatentDiffusion
 from .modulation import AdaNorm as AdaNorm
 from .modulation import LowRankModulation as LowRankModulation
 from .probes import CleanError as CleanError
-from .probes import GradientNorms as GradientNorms
+from .probes import gradient_norms as gradient_norms
 from .regression import LatentRegression as LatentRegression

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lorasynth.core.config import to_dict
 from lorasynth.core.device import pick_device
 from lorasynth.core.randomness import stream_seed, torch_stream
 from lorasynth.core.weights import fingerprint
+from lorasynth.engine.processes import Processes
 from lorasynth.engine.trainer import Trainer
 from lorasynth.hypernet.batches import Batch, TrainingSet, draw_batch
 from lorasynth.hypernet.config import HypernetConfig as HypernetConfig
@@ -56,8 +58,8 @@ def train(
             None if checkpoint is None else Path(checkpoint),
             device,
             _settings(config, data, anchor),
-            autocast=False,  # the network is small: bf16 would cost accuracy and save nothing
         )
+        trainer.autocast = False  # the network is small: bf16 would cost accuracy and save nothing
         trainer.processes.require_even(config.optimisation.batch)
         if data.held_out is not None:
             probes = [*probes, CleanError.of(data.held_out)]
@@ -73,23 +75,21 @@ def train(
             lowest=None if data.held_out is None else CleanError.mean,
             patience=config.patience,
         )
-        trainer.run("hypernetwork", _Loss(config, data.to(device), trainer))
+        loss = partial(_loss, config, data.to(device), trainer.processes)
+        trainer.run("hypernetwork", loss)
     model.history = trainer.history
     return model.eval().requires_grad_(requires_grad=False)
 
 
-class _Loss:
+def _loss(
+    config: HypernetConfig, data: TrainingSet, processes: Processes, model: Any, step: int
+) -> tuple[Tensor, str]:
     """The loss of a step, and a text for the progress."""
-
-    def __init__(self, config: HypernetConfig, data: TrainingSet, trainer: Trainer) -> None:
-        self.config, self.data, self.processes = config, data, trainer.processes
-
-    def __call__(self, model: Any, step: int) -> tuple[Tensor, str]:
-        seed, processes = self.config.optimisation.seed, self.processes
-        torch.manual_seed(stream_seed(seed, "dropout", step, processes.index))
-        size, stream = self.config.optimisation.batch, torch_stream(seed, "batch", step)
-        batch = draw_batch(self.data, size, stream, dropout=self.config.condition_dropout)
-        return denoising_loss(model, batch.map(processes.share)), ""
+    seed, size = config.optimisation.seed, config.optimisation.batch
+    torch.manual_seed(stream_seed(seed, "dropout", step, processes.index))
+    stream = torch_stream(seed, "batch", step)
+    batch = draw_batch(data, size, stream, dropout=config.condition_dropout)
+    return denoising_loss(model, batch.map(processes.share)), ""
 
 
 def denoising_loss(model: LatentDiffusion, batch: Batch) -> Tensor:

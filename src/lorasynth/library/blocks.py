@@ -39,10 +39,9 @@ def row_blocks(
     source: BlockSource,
     rows: int,
     device: torch.device,
-    less: Float32[Tensor, " D"] | None = None,
     start: int = 0,
 ) -> Iterator[tuple[int, Float32[Tensor, "n D"]]]:
-    """Blocks of `rows` rows from row `start` on, less a row; the next is read while one is used.
+    """Blocks of `rows` rows from row `start` on; the next is read while one is used.
 
     A block is overwritten as soon as the next is asked for.
     """
@@ -53,7 +52,7 @@ def row_blocks(
         row = starts[number]
         block = buffers[number % 2, : min(rows, len(source) - row)]
         source.read_block(row, 0, block)
-        return block if less is None else block.sub_(less)
+        return block
 
     for row, block in zip(starts, read_ahead(len(starts), read), strict=True):
         yield row, block.to(device)

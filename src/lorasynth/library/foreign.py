@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorasynth.adapter import Factor, Factors, Layout, Slot, pad_rank, stack
+from lorasynth.adapter import Factors, Layout, Slot, map_factors, stack
 from lorasynth.adapter.files import LoraFile, read
 from lorasynth.adapter.files.container import PEFT_CONFIG, PEFT_WEIGHTS
 from lorasynth.core.atomic import write_json
@@ -251,10 +251,6 @@ def _fit(library: Library, found: LoraFile) -> tuple[Factors, int]:
                 f"{slot.in_features} -> {slot.out_features} with kernel {slot.kernel} and rank "
                 f"{slot.rank}"
             )
-    factors = {
-        module: pad_rank(Factor(*(part.float() for part in adapter.factors[module])), slot.rank)
-        if module in adapter.factors
-        else slot.zeros()
-        for module, slot in slots.items()
-    }
+    given = map_factors(lambda part: part.float(), adapter.factors)
+    factors = {module: slot.factor_of(given) for module, slot in slots.items()}
     return factors, len(slots.keys() - adapter.factors.keys())

@@ -29,6 +29,7 @@ from lorasynth.adapter import Factor, Factors, Layout, Slot, map_factors
 from lorasynth.core.atomic import write_json
 from lorasynth.core.config import read_json
 from lorasynth.core.errors import FileFormatError, LayoutError, LibraryError, quoted
+from lorasynth.core.hub import fetch
 from lorasynth.core.places import HUB, folder_of, repository
 from lorasynth.core.progress import progress
 from lorasynth.core.splits import split_of
@@ -271,18 +272,9 @@ class W2WFiles:
 
 def _fetch(source: str) -> Path:
     """The files of a repository on the hub; a download that was broken off goes on."""
-    from huggingface_hub import snapshot_download
-
     small = (DIMENSIONS, CONFIG, *TABLES, PICKLED_TABLE)
     patterns = [f"*{_IDENTITIES}/{WEIGHTS}", *(f"files/{name}" for name in small)]
-    try:
-        return Path(snapshot_download(source, allow_patterns=patterns))
-    except Exception as error:  # the hub's own errors share no base with those of the network
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LibraryError(
-            f"weights2weights must be a folder or {HUB}owner/name, but {HUB}{source} is not usable "
-            f"({reason})"
-        ) from error
+    return fetch(source, "weights2weights", error=LibraryError, allow_patterns=patterns)
 
 
 def _below(folder: Path, name: str) -> Path | None:

@@ -9,6 +9,11 @@ from pydantic.dataclasses import dataclass
 PAGE = "/ui"
 
 
+def in_redis(state: str) -> bool:
+    """Whether jobs are kept in Redis, by its address, and not in a folder."""
+    return "://" in state
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What one caller, and all of them together, may ask for.

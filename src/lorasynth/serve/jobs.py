@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from lorasynth.serve.config import Limits
+from lorasynth.serve.config import Limits, in_redis
 from lorasynth.serve.requests import AskedRefine, RefusedError
 
 _LOST = (
@@ -153,7 +153,7 @@ def _key(job_id: str) -> str:
 
 def open_jobs(place: Path | str) -> JobFile:
     """Where jobs are kept: a file, or an address of Redis."""
-    return JobRedis(str(place)) if "://" in str(place) else JobFile(place)
+    return JobRedis(str(place)) if in_redis(str(place)) else JobFile(place)
 
 
 class Jobs:

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lorasynth.adapter import Adapter, AdapterMetadata, Layout, map_factors, pad_rank, stack
-from lorasynth.adapter.files import get_format, many_files, universal
+from lorasynth.adapter import Adapter, AdapterMetadata, Layout, map_factors, stack
+from lorasynth.adapter.addition import alike
+from lorasynth.adapter.files import FORMATS, many_files, universal
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.base.compatibility import require_fits, require_made_for
 from lorasynth.condition import SHOWN, ConditionEncoder
@@ -270,10 +271,9 @@ class Host:
         self, asked: Sequence[AskedImages], adapters: Sequence[Adapter]
     ) -> list[MadeImages]:
         """Images of subjects whose adapters change the same modules, in one batch."""
-        most = {m: max(one.factors[m].rank for one in adapters) for m in adapters[0].factors}
-        padded = [{m: pad_rank(f, most[m]) for m, f in one.factors.items()} for one in adapters]
         counts = [len(one.prompts) for one in asked]
-        each = [factors for factors, n in zip(padded, counts, strict=True) for _ in range(n)]
+        padded = zip(alike([one.factors for one in adapters]), counts, strict=True)
+        each = [factors for factors, n in padded for _ in range(n)]
         assert self.base is not None
         images = self.base.sample(
             [prompt for one in asked for prompt in one.prompts],
@@ -443,7 +443,7 @@ def _files(
     vectors: Tensor, layout: Layout, metadata: AdapterMetadata, asked: AskedLora
 ) -> list[LoraFile]:
     """The files of adapters that were drawn alike, as vectors of a layout."""
-    form, extra = get_format(asked.format), metadata.extra
+    form, extra = FORMATS.get(asked.format), metadata.extra
     if form.name == "auto":
         form = universal(Adapter.from_vector(vectors[0], layout, metadata))
     own = ("edited", "interpolated", "optimised", "similarity_before", "similarity_after")

@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,10 +24,10 @@ from lorasynth.evaluation.benchmark import Benchmark, Measured
 from lorasynth.evaluation.contenders import stacked, trained
 from lorasynth.hypernet import (
     CleanError,
-    GradientNorms,
     LatentDiffusion,
     LatentDiffusionConfig,
     TrainingSet,
+    gradient_norms,
 )
 from lorasynth.hypernet.contract import Probe
 from lorasynth.hypernet.train import HypernetConfig
@@ -267,8 +267,8 @@ class Study:
         seen, held_conditions = self.embeddings(self.library).tensor_split([len(known)])
         probes: list[Probe] = [
             CleanError(codec.encode(held), held_conditions[:, 0]),
-            GradientNorms(),
-            SimilarityProbe(study=self, codec=codec, conditions=self.conditions(self.curve)),
+            gradient_norms,
+            partial(self._similarity, codec, self.conditions(self.curve)),
         ]
         data, begun = TrainingSet(latents=codec.encode(known), conditions=seen), time.monotonic()
         model = train_hypernet(data, training, probes=probes).cpu()
@@ -282,22 +282,13 @@ class Study:
             "parameters": sum(p.numel() for p in model.denoiser.parameters()),
         }
 
-
-@dataclass(frozen=True, kw_only=True)
-class SimilarityProbe:
-    """Similarity of images made for validation subjects, during training (Figures 5b and 6b)."""
-
-    study: Study
-    codec: Codec
-    conditions: Float[Tensor, "n m"]
-
-    def __call__(self, step: int, model: LatentDiffusion) -> Mapping[str, float]:  # noqa: ARG002
-        """The mean over subjects."""
-        run = self.study.curve
-        noise = model.draw_noise(0, [case.id for case in run.cases])
-        latents = model.sample(self.conditions.to(noise), noise).cpu()
-        adapters = self.study.layout.unflatten(self.codec.decode(latents))
-        values = self.study.figures(adapters, run)[SIMILARITY]
+    def _similarity(
+        self, codec: Codec, conditions: Float[Tensor, "n m"], _step: int, model: LatentDiffusion
+    ) -> Mapping[str, float]:
+        """Of images made for validation subjects, during training (Figures 5b and 6b); the mean."""
+        noise = model.draw_noise(0, [case.id for case in self.curve.cases])
+        latents = model.sample(conditions.to(noise), noise).cpu()
+        values = self.figures(self.layout.unflatten(codec.decode(latents)), self.curve)[SIMILARITY]
         return {SIMILARITY: sum(values) / len(values)}
 
 

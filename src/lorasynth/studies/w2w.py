@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorasynth.adapter.files import get_format, write_many
+from lorasynth.adapter.files import FORMATS, write_many
 from lorasynth.base.compatibility import require_fits
 from lorasynth.codec import CODECS, Budget, fit_into, load_codec
 from lorasynth.collect.described import GeneratedSubjects, embed_imported
@@ -139,7 +139,7 @@ class W2WRun:
         layout, metadata = synthesizer.layout, synthesizer.metadata(seed)
         with atomic_directory(path) as folder:
             paths = [folder / f"{as_file_name(name)}.safetensors" for name in self._tests.ids]
-            write_many(get_format("kohya"), layout.flatten(made), layout, metadata, paths)
+            write_many(FORMATS.get("kohya"), layout.flatten(made), layout, metadata, paths)
 
     @property
     def _made(self) -> Synthesizer:

@@ -59,12 +59,14 @@ class Verdict:
         return values.pop() if len(values) == 1 else None
 
 
-def family_named(name: str) -> Family:
-    """The family that `--family` calls so.
+def family_named(name: str | None) -> Family | None:
+    """The family that `--family` calls so; None where nothing is said.
 
     Raises:
         ConfigError: there is none.
     """
+    if name is None:
+        return None
     if name not in FAMILIES:
         raise ConfigError(f"--family must be one of {', '.join(FAMILIES)}, but is {name!r}")
     return FAMILIES[name]

@@ -3,7 +3,6 @@ from .formats import FORMATS as FORMATS
 from .formats import PROGRAMS as PROGRAMS
 from .formats import LoraFormat as LoraFormat
 from .formats import format_for as format_for
-from .formats import get_format as get_format
 from .formats import many_files as many_files
 from .formats import universal as universal
 from .formats import write_many as write_many

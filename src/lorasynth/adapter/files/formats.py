@@ -167,15 +167,6 @@ for _format in (
     FORMATS.register(_format.name)(_format)
 
 
-def get_format(name: str) -> LoraFormat:
-    """The format of that name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    return FORMATS.get(name)
-
-
 def write_many(
     form: LoraFormat,
     vectors: Float[Tensor, "n D"],
@@ -245,7 +236,7 @@ def universal(adapter: Adapter) -> LoraFormat:
 
 def _of_least_loss(adapter: Adapter, programs: tuple[str, ...]) -> LoraFormat:
     stated = stated_family(adapter.metadata.header)
-    return get_format(_chosen(adapter.layout, stated, programs))
+    return FORMATS.get(_chosen(adapter.layout, stated, programs))
 
 
 @lru_cache(maxsize=32)
@@ -260,7 +251,7 @@ def _chosen(layout: Layout, stated: Family | None, programs: tuple[str, ...]) ->
         return usual
 
     def lost(name: str) -> int:
-        form = get_format(name)
+        form = FORMATS.get(name)
         try:
             plan = _plan(form, layout, verdict)
         except FileFormatError:
@@ -309,10 +300,10 @@ def format_for(program: str, adapter: Adapter) -> LoraFormat:
     if program == "comfyui":
         return _of_least_loss(adapter, (COMFYUI,))
     if program == "diffusers":
-        return get_format("peft" if verdict.name == "PixArt" else "diffusers")
+        return FORMATS.get("peft" if verdict.name == "PixArt" else "diffusers")
     if program == "ai-toolkit" and not all(f.denoiser == "unet" for f in families):
-        return get_format("diffusers" if FLUX1 in families else "comfyui")
-    return get_format("peft" if program == "peft" else "kohya")
+        return FORMATS.get("diffusers" if FLUX1 in families else "comfyui")
+    return FORMATS.get("peft" if program == "peft" else "kohya")
 
 
 def padded(factors: Factors) -> Factors:
