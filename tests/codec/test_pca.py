@@ -330,11 +330,6 @@ def test_vectors_that_are_not_finite_are_named(
             PCA.fit(on_disk(x, tmp_path), PCAConfig(latents=6), how())
 
 
-def test_one_vector_is_too_few(tmp_path: Path) -> None:
-    with pytest.raises(LibraryError, match="two or more adapters, but got 1"):
-        PCA.fit(on_disk(torch.ones(1, 5), tmp_path), PCAConfig(), how())
-
-
 def test_a_codec_of_many_components_is_stored_and_read_in_half(tmp_path: Path, monkeypatch) -> None:
     plans(monkeypatch, way="gram")
     x = example()
