@@ -11,12 +11,7 @@ import torch
 from avatars.conftest import CONFIG, QUICK, SUBJECTS, weights
 from lorasynth.avatars.autoencoder import train_autoencoder
 from lorasynth.avatars.config import BaseTrainingConfig, DenoiserTraining, JudgeConfig
-from lorasynth.avatars.denoiser import (
-    Progress,
-    draw_times,
-    save_pipeline,
-    train_base,
-)
+from lorasynth.avatars.denoiser import Progress, draw_times, save_pipeline, train_base
 from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.avatars.parts import Following
 from lorasynth.avatars.pool import LABELS, Drawn, Pool

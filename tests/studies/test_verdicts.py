@@ -80,8 +80,7 @@ def test_v_prediction(v: tuple[float, float], x0: tuple[float, float], expected:
 
 
 @pytest.mark.parametrize(
-    ("gain", "expected"),
-    [(0.2, "holds"), (0.05, "holds partly"), (-0.05, "does not hold here")],
+    ("gain", "expected"), [(0.2, "holds"), (0.05, "holds partly"), (-0.05, "does not hold here")]
 )
 def test_adalora(gain: float, expected: str) -> None:
     def plant(_: str, facts: Mapping[str, Any]) -> Any:
@@ -171,11 +170,7 @@ def test_edits(glasses: Any, facial_hair: Any, expected: str) -> None:
 
 @pytest.mark.parametrize(
     ("start", "end", "expected"),
-    [
-        (-0.1, 0.1, "holds"),
-        (0.1, 0.1, "holds partly"),
-        (-0.2, -0.1, "does not hold here"),
-    ],
+    [(-0.1, 0.1, "holds"), (0.1, 0.1, "holds partly"), (-0.2, -0.1, "does not hold here")],
 )
 def test_linearity(start: float, end: float, expected: str) -> None:
     def plant(_: str, facts: Mapping[str, Any]) -> Any:
@@ -234,11 +229,7 @@ def test_beyond(zero: float, inverted: float, refined: float, expected: str) -> 
 
 @pytest.mark.parametrize(
     ("likeness", "prompts", "expected"),
-    [
-        (0.3, 0.9, "holds"),
-        (0.3, 0.99, "holds partly"),
-        (0.6, 0.9, "does not hold here"),
-    ],
+    [(0.3, 0.9, "holds"), (0.3, 0.99, "holds partly"), (0.6, 0.9, "does not hold here")],
 )
 def test_adapter_methods(likeness: float, prompts: float, expected: str) -> None:
     def plant(name: str, _: Mapping[str, Any]) -> Any:
