@@ -1,4 +1,3 @@
-import json
 import subprocess
 from dataclasses import replace
 from functools import cache
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 import kills
-from lorasynth.core.config import from_dict, to_dict
+from lorasynth.core.config import from_dict
 from lorasynth.core.errors import BundleError, ConfigError, LibraryError
 from lorasynth.hypernet import CleanError, HypernetConfig, LatentDiffusion, TrainingSet
 from lorasynth.hypernet import train as training
@@ -157,11 +156,6 @@ def test_probes_measure_the_averaged_weights() -> None:
     assert model.history[-1]["x0_error_0.1"] < model.history[-1]["x0_error_10"]
     found = CleanError(toy.truth(HELD_OUT), HELD_OUT)(350, model)
     assert found.items() <= model.history[-1].items()
-
-
-def test_the_config_goes_through_json() -> None:
-    config = toy.config(7, denoiser_options={"modulation": "low_rank"})
-    assert from_dict(HypernetConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
 @pytest.mark.parametrize("each", [True, False])
