@@ -31,6 +31,7 @@ from lorasynth.base.families import family_of
 from lorasynth.core.errors import BaseModelError, ConfigError, LayoutError
 from lorasynth.core.randomness import torch_stream
 from tiny_families import BUILDERS, build, flow, wan
+from tiny_pipelines import KINDS
 
 from .test_contract import distance, row
 
@@ -255,7 +256,8 @@ def test_targets_are_noise_minus_clean_or_the_schedulers_own(base: BaseModel) ->
     for time in base.schedule(5):
         noisy, target = base.add_noise(clean, noise, time.expand(2))
         latents = noisy if latents is None else latents
-        torch.testing.assert_close(latents, noisy, atol=1e-3, rtol=0)
+        if kind(base) in KINDS:  # whose solvers have no memory
+            torch.testing.assert_close(latents, noisy, atol=1e-3, rtol=0)
         latents = base.step(target, time, latents)
     torch.testing.assert_close(latents, clean, atol=0.05, rtol=0)
 

@@ -97,7 +97,7 @@ WEIGHTS = "model.safetensors"
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "no weights": lambda folder: (folder / WEIGHTS).unlink(),
     "pickled weights": lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"),
-    "cut weights": lambda folder: truncate(folder / WEIGHTS, 300),
+    "cut weights": lambda folder: truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size - 9),
     "more layers": changed(num_hidden_layers=3),
     "other width": changed(hidden_size=18),
     "no config": lambda folder: (folder / "config.json").unlink(),
