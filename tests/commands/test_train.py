@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from command_line import Run
+from command_line import Run, interrupt
 from lorasynth import Synthesizer
 from lorasynth.adapter import Factor, Layout
 from lorasynth.base import BaseModel
@@ -99,12 +99,18 @@ def fit_codec(made: Path, run: Run, work: Path) -> None:
         assert run(*words, "--run", work, *CPU).status == 0
 
 
-def test_two_processes_train_together(
-    made: Path, pipeline_folder: Path, run: Run, tmp_path: Path
+def test_two_processes_go_on_where_one_was_stopped_and_learn_what_it_would(
+    made: Path, pipeline_folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from lorasynth.hypernet import train as training
+
     fit_codec(made, run, tmp_path / "fit")
     both, alone = tmp_path / "both/synthesizer", tmp_path / "alone/synthesizer"
-    done = launch("-m", "lorasynth", *train(made, pipeline_folder, both))
+    words = train(made, pipeline_folder, both, "--optimisation.checkpoint-seconds", 0)
+    with monkeypatch.context() as patch:
+        interrupt(patch, training, "draw_batch", calls=3)
+        assert run(*words).status == 130
+    done = launch("-m", "lorasynth", *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained on 8 adapters") == 1
     assert run(*train(made, pipeline_folder, alone)).status == 0
