@@ -102,24 +102,6 @@ def test_prompts_do_not_depend_on_their_batch(base: BaseModel) -> None:
     assert all(not part[0].allclose(part[1]) for part in together.parts.values())
 
 
-def test_prompts_are_those_of_diffusers(kind: Kind) -> None:
-    pipe, texts = kind.base.pipeline, kind.base.encode_prompts(PROMPTS)
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
-    if isinstance(pipe, FluxPipeline):
-        length = pipe.tokenizer_2.model_max_length
-        found = pipe.encode_prompt(PROMPTS, PROMPTS, max_sequence_length=length)[:2]
-    elif len(texts.parts) == 2:
-        found = pipe.encode_prompt(PROMPTS, do_classifier_free_guidance=True)
-        empty = kind.base.empty_prompts(4).parts
-        for part, expected in zip(empty.values(), found[1::2], strict=True):
-            torch.testing.assert_close(part, expected)
-        found = found[::2]
-    else:
-        found = pipe.encode_prompt(PROMPTS, "cpu", 1, True)[:1]
-    for part, expected in zip(texts.parts.values(), found, strict=True):
-        torch.testing.assert_close(part, expected)
-
-
 def test_texts_are_chosen_joined_and_replaced_row_by_row(base: BaseModel) -> None:
     texts, empty = base.encode_prompts(PROMPTS), base.empty_prompts(1)
     again = Texts.cat([texts[:1], texts[torch.tensor([1, 2, 3])]])
