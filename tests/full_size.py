@@ -1,12 +1,7 @@
 """Stable Diffusion 1.5's U-Net whole, with random weights in bf16, and small parts around it."""
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lorasynth.avatars.model import AvatarModelConfig, build_tokenizer

@@ -64,18 +64,8 @@ EVERY = 50
 Chance = random.Random
 Mutate = Callable[[bytes, Chance], bytes]
 ODD_NUMBERS = (
-    0,
-    1,
-    2,
-    127,
-    255,
-    256,
-    65535,
-    1 << 31,
-    (1 << 31) - 1,
-    (1 << 32) - 1,
-    (1 << 63),
-    (1 << 64) - 1,
+    *(0, 1, 2, 127, 255, 256, 65535, 1 << 31),
+    *((1 << 31) - 1, (1 << 32) - 1, 1 << 63, (1 << 64) - 1),
 )
 ODD_VALUES: tuple[Any, ...] = (
     *(None, True, -1, 0, 1, 2**31, 2**63, 10**30, 1e308, -0.5, float("nan"), float("inf")),
@@ -188,15 +178,8 @@ ENDINGS = (
     *(".lora_A.weight", ".lora_B.weight", ".lora_down.weight", ".lora_up.weight", ".alpha"),
     *(".lora.down.weight", ".lora.up.weight", ".lora_A.default.weight", ".lora_A.other.weight"),
     *(".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".lokr_w1", ".lokr_w2"),
-    *(
-        ".lokr_w2_a",
-        ".lokr_w2_b",
-        ".lokr_t2",
-        ".lora_mid.weight",
-        ".diff",
-        ".diff_b",
-        ".dora_scale",
-    ),
+    *(".lokr_w2_a", ".lokr_w2_b", ".lokr_t2", ".lora_mid.weight", ".diff", ".diff_b"),
+    ".dora_scale",
     *(".lora_magnitude_vector", ".oft_blocks", ".w_norm", ".lora_B.bias", ".set_weight", ".weight"),
 )
 ENTRIES = (

@@ -135,10 +135,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "time_scale": 1000.0,
         },
     ),
-    "qwen-image": (
-        "QwenImage",
-        {"image_model": "qwen_image", "in_channels": 64, "num_layers": 2},
-    ),
+    "qwen-image": ("QwenImage", {"image_model": "qwen_image", "in_channels": 64, "num_layers": 2}),
     "wan": (
         "WAN21_T2V",
         {

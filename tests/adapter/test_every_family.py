@@ -68,6 +68,7 @@ def chain(family: str, root: Path) -> Path:
     model = ["--base", root / "base", "--device", "cpu"]
     base, watched = [*model, "--size", SIDE[family]], ["--encoder", encoder, "--run", root / "run"]
     library, codec, synthesizer = root / "library", root / "codec", root / "synthesizer"
+    sets = [*TRAINING, *DENOISER]
     start = ["--init-from", root / "predictor", "--encoder", encoder]
     form = ["--format", FORMAT.get(family, "auto")]
     shown = ["--prompt", "a portrait of sks", "--lora", lora, "--steps", 2, "-n", 1]
@@ -75,18 +76,7 @@ def chain(family: str, root: Path) -> Path:
         ["pretrain", root / "people", *base, *watched, "-o", root / "predictor", *PRETRAIN],
         ["collect", root / "people", *base, *start, "-o", library, *QUICK],
         ["fit", "pca", library, "-o", codec, "--latents", 1, "--device", "cpu"],
-        [
-            "train",
-            library,
-            "--codec",
-            codec,
-            *model,
-            *watched,
-            "-o",
-            synthesizer,
-            *TRAINING,
-            *DENOISER,
-        ],
+        ["train", library, "--codec", codec, *model, *watched, "-o", synthesizer, *sets],
         ["synth", root / "people" / "ann", "--synthesizer", synthesizer, "-o", lora, *form],
         ["images", *shown, *base, "-o", root / "me.png"],
     ]

@@ -12,47 +12,6 @@ from lorasynth.core.errors import LayoutError
 widths = st.integers(1, 6)
 slots = st.dictionaries(st.sampled_from("abcdef"), st.tuples(widths, widths, widths), min_size=1)
 
-#: The modules of weights2weights: blocks with attentions, their width, and attentions in each.
-W2W_BLOCKS = [
-    ("down_blocks.0", 320, 2),
-    ("down_blocks.1", 640, 2),
-    ("down_blocks.2", 1280, 2),
-    ("mid_block", 1280, 1),
-    ("up_blocks.1", 1280, 3),
-    ("up_blocks.2", 640, 3),
-    ("up_blocks.3", 320, 3),
-]
-#: Published offsets of A and B of the first module of each attention (`attn1.to_q`), in order.
-W2W_OFFSETS = [
-    *[(0, 320), (3008, 3328), (6016, 6656), (11264, 11904), (16512, 17792), (26240, 27520)],
-    *[(35968, 37248), (45696, 46976), (55424, 56704), (65152, 66432), (74880, 75520)],
-    *[(80128, 80768), (85376, 86016), (90624, 90944), (93632, 93952), (96640, 96960)],
-]
-
-
-def w2w_slots() -> list[Slot]:
-    found = []
-    for block, width, attentions in W2W_BLOCKS:
-        for index in range(attentions):
-            path = f"{block}.attentions.{index}.transformer_blocks.0"
-            found += [
-                Slot(f"{path}.attn1.to_q", width, width, 1),
-                Slot(f"{path}.attn1.to_v", width, width, 1),
-                Slot(f"{path}.attn2.to_q", width, width, 1),
-                Slot(f"{path}.attn2.to_v", 768, width, 1),
-            ]
-    return found
-
-
-def test_offsets_are_those_of_weights2weights() -> None:
-    layout = Layout.from_slots(reversed(w2w_slots()))
-    assert layout.size == 99648
-    assert len(layout.slots) == 64
-    assert list(layout.offsets.values())[::4] == W2W_OFFSETS
-    last = "up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_v"
-    assert layout.modules[-1] == last
-    assert layout.offsets[last] == (98560, 99328)
-
 
 @settings(deadline=None)
 @given(slots)

@@ -10,10 +10,19 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from peft import PeftModel
 from torch import nn
 
-from lorasynth.adapter import Adapter, Factors, Layout, canonicalise, choose_reference, unstack
+from lorasynth.adapter import (
+    Adapter,
+    Factor,
+    Factors,
+    Layout,
+    canonicalise,
+    choose_reference,
+    unstack,
+)
 
 #: Attention, feed-forward and projection layers: everything that adapters here may change.
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "time_emb_proj")
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv")
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +52,8 @@ def linears(tiny_unet: UNet2DConditionModel) -> dict[str, nn.Linear]:
 
 
 @pytest.fixture(scope="module", params=["one rank", "mixed ranks"])
-def adapter(request, linears: dict[str, nn.Linear]) -> Adapter:
-    """A canonical adapter, as a synthesizer makes it."""
+def adapter(request, linears: dict[str, nn.Linear], tiny_unet: UNet2DConditionModel) -> Adapter:
+    """A canonical adapter, as a synthesizer makes it, and convolutions."""
     layout = Layout.from_linears(linears, rank=2)
     if request.param == "mixed ranks":
         ones = Layout.from_linears(linears, rank=1).slots
@@ -52,7 +61,13 @@ def adapter(request, linears: dict[str, nn.Linear]) -> Adapter:
     vectors = torch.randn(1, layout.size, generator=torch.Generator().manual_seed(1))
     factors = layout.unflatten(vectors * 0.4)
     canonical = canonicalise(factors, "procrustes", choose_reference(factors, "procrustes"))
-    return Adapter(unstack(canonical)[0])
+    convolutions = {n: m for n, m in tiny_unet.named_modules() if n.endswith(CONVOLUTIONS)}
+    widths = {n: m.weight.flatten(1).shape for n, m in convolutions.items()}
+    extra = {
+        n: Factor(torch.randn(2, w), torch.randn(out, 2) / w) for n, (out, w) in widths.items()
+    }
+    kernels = {name: module.kernel_size for name, module in convolutions.items()}
+    return Adapter({**unstack(canonical)[0], **extra}, kernels=kernels)
 
 
 def output(unet: nn.Module) -> torch.Tensor:
@@ -67,7 +82,8 @@ def merged(unet: UNet2DConditionModel, factors: Factors) -> UNet2DConditionModel
     """A copy of the U-Net with W + ΔW made by hand."""
     copied = copy.deepcopy(unet)
     for module, factor in factors.items():
-        copied.get_submodule(module).weight.data += factor.B @ factor.A
+        weight = copied.get_submodule(module).weight.data
+        weight += (factor.B @ factor.A).view_as(weight)
     return copied
 
 

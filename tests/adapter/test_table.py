@@ -191,16 +191,8 @@ def test_what_is_said_of_all_layers_is_true(family: str, name: str, tmp_path: Pa
     [
         ("sd1", {"text_encoder": "clip"}, ["lora_te_"]),
         ("sd2", {"text_encoder": "clip"}, ["lora_te_"]),
-        (
-            "sdxl",
-            {"text_encoder": "clip", "text_encoder_2": "clip"},
-            ["lora_te1_", "lora_te2_"],
-        ),
-        (
-            "flux1",
-            {"text_encoder": "clip", "text_encoder_2": "t5"},
-            ["lora_te1_", "lora_te3_"],
-        ),
+        ("sdxl", {"text_encoder": "clip", "text_encoder_2": "clip"}, ["lora_te1_", "lora_te2_"]),
+        ("flux1", {"text_encoder": "clip", "text_encoder_2": "t5"}, ["lora_te1_", "lora_te3_"]),
         (
             "sd3",
             {"text_encoder": "clip", "text_encoder_2": "clip", "text_encoder_3": "t5"},

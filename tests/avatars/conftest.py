@@ -1,5 +1,6 @@
 """Trainings of the embedded base model, tiny."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,19 +14,11 @@ from lorasynth.avatars.config import (
 from lorasynth.avatars.drawing import AvatarSubjects
 from lorasynth.avatars.pool import Drawn, Pool
 from lorasynth.engine.trainer import Optimisation
+from tiny_pipelines import SIZES
 
 QUICK = Optimisation(steps=4, batch=4, lr=1e-3, warmup=2, ema=0.5, checkpoint_seconds=0.0)
 CONFIG = BaseTrainingConfig(
-    model=AvatarModelConfig(
-        image_size=16,
-        latent_channels=4,
-        vae_channels=(8, 8),
-        unet_channels=(32,),
-        attention=(True,),
-        text_width=16,
-        text_layers=1,
-        heads=2,
-    ),
+    model=replace(SIZES, tokens=AvatarModelConfig().tokens),
     autoencoder=AutoencoderTraining(optimisation=QUICK, crop=8, whole=2),
     denoiser=DenoiserTraining(optimisation=QUICK),
 )

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from avatars.conftest import CONFIG, QUICK, weights
+from command_line import interrupt
 from lorasynth.avatars.autoencoder import (
     Perception,
     _adversarial,
@@ -80,15 +80,8 @@ def test_whitening_changes_no_image(
 def test_a_run_that_is_cut_off_ends_alike(
     trained: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Trainer._step
-
-    def interrupted(self: Trainer, loss: Any, number: int) -> str:
-        if number == 2:
-            raise KeyboardInterrupt
-        return step(self, loss, number)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", interrupted)
+        interrupt(patch, Trainer, "_step", calls=3)
         with pytest.raises(KeyboardInterrupt):
             train(pool, tmp_path)
     assert not (tmp_path / "autoencoder").exists()

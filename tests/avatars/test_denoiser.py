@@ -3,20 +3,15 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from avatars.conftest import CONFIG, QUICK, SUBJECTS, weights
+from command_line import interrupt
 from lorasynth.avatars.autoencoder import train_autoencoder
 from lorasynth.avatars.config import BaseTrainingConfig, DenoiserTraining, JudgeConfig
-from lorasynth.avatars.denoiser import (
-    Progress,
-    draw_times,
-    save_pipeline,
-    train_base,
-)
+from lorasynth.avatars.denoiser import Progress, draw_times, save_pipeline, train_base
 from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.avatars.parts import Following
 from lorasynth.avatars.pool import LABELS, Drawn, Pool
@@ -70,15 +65,8 @@ def test_the_result_is_a_base_model_in_half_precision(trained: Path, pool: Pool)
 def test_a_run_that_is_cut_off_ends_alike(
     autoencoder: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Trainer._step
-
-    def interrupted(self: Trainer, loss: Any, number: int) -> str:
-        if number == 2:
-            raise KeyboardInterrupt
-        return step(self, loss, number)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", interrupted)
+        interrupt(patch, Trainer, "_step", calls=3)
         with pytest.raises(KeyboardInterrupt):
             train(autoencoder, tmp_path)
     assert not (tmp_path / "base").exists()

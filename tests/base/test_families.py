@@ -30,6 +30,9 @@ from lorasynth.base.model import parts_of
 from lorasynth.core.errors import BaseModelError, ConfigError, LayoutError
 from lorasynth.core.randomness import torch_stream
 from tiny_families import BUILDERS, build, flow, wan
+from tiny_pipelines import KINDS
+
+from .test_contract import distance, row
 
 PROMPTS = ["a portrait of sks", "sad, red", "blue hoodie smiling person", "a"]
 SEEDS = [3, 1, 4, 1]
@@ -72,10 +75,6 @@ def adapters_of(base: BaseModel, n: int) -> Factors:
         name: Factor(draw(n, 2, layer.in_features), draw(n, layer.out_features, 2))
         for name, layer in base.target_linears(base.default_targets).items()
     }
-
-
-def row(adapters: Factors, i: int) -> Factors:
-    return {name: Factor(f.A[i : i + 1], f.B[i : i + 1]) for name, f in adapters.items()}
 
 
 def test_every_row_is_run_here_and_names_pipelines_of_diffusers() -> None:
@@ -255,6 +254,8 @@ def test_targets_are_noise_minus_clean_or_the_schedulers_own(base: BaseModel) ->
     for time in base.schedule(5):
         noisy, target = base.add_noise(clean, noise, time.expand(2))
         latents = noisy if latents is None else latents
+        if kind(base) in KINDS:  # whose solvers have no memory
+            torch.testing.assert_close(latents, noisy, atol=1e-3, rtol=0)
         latents = base.step(target, time, latents)
     torch.testing.assert_close(latents, clean, atol=0.05, rtol=0)
 
@@ -335,10 +336,6 @@ def own_images(base: BaseModel, count: int, negative: str, **options: Any) -> An
         given["max_sequence_length"] = base._encoding["max_sequence_length"]
     given |= {"height": side, "width": 2 * side, "num_inference_steps": 2}
     return pipe(prompt=PROMPTS[:count], **given)[0]
-
-
-def distance(first: Tensor, second: Tensor) -> int:
-    return int((first.int() - second.int()).abs().max())
 
 
 @pytest.mark.parametrize("negative", ["", "sad"])
@@ -468,11 +465,7 @@ _TRAILING = diffusers.EulerAncestralDiscreteScheduler(timestep_spacing="trailing
         (_schnell, 4, 1.0),
         (lambda: build("StableDiffusionXLPipeline"), None, 3.0),
         (lambda: _distilled("StableDiffusionXLPipeline", scheduler=_TRAILING), 4, 1.0),
-        (
-            lambda: _distilled("PixArtAlphaPipeline", scheduler=diffusers.LCMScheduler()),
-            4,
-            1.0,
-        ),
+        (lambda: _distilled("PixArtAlphaPipeline", scheduler=diffusers.LCMScheduler()), 4, 1.0),
         (
             lambda: _distilled(
                 "HiDreamImagePipeline", scheduler=diffusers.FlowMatchLCMScheduler(shift=6.0)

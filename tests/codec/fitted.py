@@ -1,6 +1,6 @@
 """Fits a codec to an .npy file, in a process that can be killed or weighed.
 
-python fitted.py VECTORS RUN MEMORY KIND [OUT], where KIND is pca, krylov or vae.
+python fitted.py VECTORS RUN MEMORY KIND [OUT], where KIND is pca or vae.
 """
 
 import sys
@@ -8,14 +8,12 @@ from pathlib import Path
 
 import torch
 
-from lorasynth.codec import PCA, VAE, Budget, PCAConfig, VAEConfig, pca, plan
+from lorasynth.codec import PCA, VAE, Budget, PCAConfig, VAEConfig
 from lorasynth.library.vectors import VectorFile
 
 torch.set_num_threads(1)
 vectors, run, memory, kind, *out = sys.argv[1:]
 budget = Budget(memory=int(memory), run=Path(run), checkpoint_seconds=0.0)
-if kind == "krylov":
-    pca.make_plan = plan._krylov
 codec: PCA | VAE = (
     VAE.fit(VectorFile(vectors), VAEConfig(latents=16, epochs=2, batch=64), budget)
     if kind == "vae"

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kills import kill_after_checkpoint
 from lorasynth.codec import PCA, Budget, PCAConfig, load_codec
 from lorasynth.codec.plan import Plan, make_plan
 from lorasynth.codec.sources import bytes_left
@@ -281,23 +280,6 @@ def test_interrupted_after_any_checkpoint_it_ends_with_the_same_bits(
     assert found.report == expected.report
 
 
-@pytest.mark.long
-def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path) -> None:
-    vectors = SyntheticVectors(SyntheticConfig(rows=3_000, width=6_000))
-    path = tmp_path / "vectors.npy"
-    write_vectors(path, vectors.rows(0, 300).repeat(10, 1) * torch.linspace(1, 2, 3_000)[:, None])
-    program = [sys.executable, HERE / "fitted.py", path, tmp_path / "run", str(2 * GB), "krylov"]
-    undisturbed = tmp_path / "undisturbed"
-    stream, killed = np.random.default_rng(), [*program, tmp_path / "killed"]
-    for _ in range(3):
-        assert kill_after_checkpoint(killed, tmp_path / "run", stream.uniform(0, 0.1))
-    subprocess.run(killed, check=True, capture_output=True)
-    program[3] = tmp_path / "other run"
-    subprocess.run([*program, undisturbed], check=True, capture_output=True)
-    for name in ("codec.safetensors", "config.json"):
-        assert (tmp_path / "killed" / name).read_bytes() == (undisturbed / name).read_bytes()
-
-
 def test_a_checkpoint_of_another_computation_is_refused(tmp_path: Path, monkeypatch) -> None:
     source, run = on_disk(example(), tmp_path), tmp_path / "run"
     plans(monkeypatch, way="krylov")
@@ -328,11 +310,6 @@ def test_vectors_that_are_not_finite_are_named(
         plans(monkeypatch, way=way)
         with pytest.raises(LibraryError, match=f"adapter {row} of 150 has NaN or infinity"):
             PCA.fit(on_disk(x, tmp_path), PCAConfig(latents=6), how())
-
-
-def test_one_vector_is_too_few(tmp_path: Path) -> None:
-    with pytest.raises(LibraryError, match="two or more adapters, but got 1"):
-        PCA.fit(on_disk(torch.ones(1, 5), tmp_path), PCAConfig(), how())
 
 
 def test_a_codec_of_many_components_is_stored_and_read_in_half(tmp_path: Path, monkeypatch) -> None:

@@ -15,11 +15,11 @@ from lorasynth.codec import VAE, Budget, VAEConfig, vae
 from lorasynth.codec.vae import _choose, _Epochs
 from lorasynth.core.errors import BundleError, ConfigError, LibraryError
 from lorasynth.engine.trainer import Trainer
-from lorasynth.library.vectors import VectorFile, write_vectors
+from lorasynth.library.vectors import write_vectors
 from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
-GB = 10**9
-HERE = Path(__file__).parent
+from .test_pca import GB, HERE, on_disk
+
 CONFIG = VAEConfig(latents=6, epochs=6, batch=16, lr=0.2, patience=3)
 SPAN = VAEConfig(latents=8, epochs=40, beta=0.02)
 BUDGET = Budget(memory=16 * GB, checkpoint_seconds=0.0)
@@ -34,11 +34,6 @@ def example(rows: int = 110, width: int = 90) -> Tensor:
 def few(rows: int = 60) -> Tensor:
     """Fewer vectors than they have parameters."""
     return SyntheticVectors(SyntheticConfig(rows=120, width=400)).rows(0, rows)
-
-
-def on_disk(vectors: Tensor, folder: Path) -> VectorFile:
-    write_vectors(folder / "vectors.npy", vectors)
-    return VectorFile(folder / "vectors.npy")
 
 
 def goes(monkeypatch: pytest.MonkeyPatch, way: str) -> None:

@@ -17,13 +17,7 @@ from PIL import Image
 from lorasynth.adapter import Factor
 from lorasynth.base import BaseModel
 from lorasynth.collect import Verdict, collector, worker
-from lorasynth.core.errors import (
-    CollectionError,
-    ConfigError,
-    ImageError,
-    LibraryError,
-    LorasynthError,
-)
+from lorasynth.core.errors import CollectionError, ImageError, LibraryError
 from lorasynth.core.randomness import numpy_stream
 from lorasynth.engine import Fleet, Recipe
 from lorasynth.images import FolderSubjects
@@ -60,14 +54,6 @@ def test_every_subject_once_with_what_is_known_of_it(tmp_path, base, source):
     assert len(row["losses"]) == RECIPE.steps, "each step's, as there are less than 20"
     assert row["losses"][-1] == pytest.approx(row["loss"])
     assert "seconds" not in row, "two equal runs give equal libraries"
-
-
-def test_fleet_size_does_not_matter(tmp_path, base, source):
-    for size in (1, 2, 5):
-        path = tmp_path / f"{size}"
-        collect(base, source, path, RECIPE, fleet=size)
-    assert_same(vectors(tmp_path / "1"), vectors(tmp_path / "5"))
-    assert_same(vectors(tmp_path / "2"), vectors(tmp_path / "5"))
 
 
 def test_each_image_and_caption_is_encoded_once(tmp_path, base, source, monkeypatch):
@@ -365,26 +351,6 @@ def test_failures_of_a_library_that_was_deleted_are_forgotten(tmp_path, base, so
     report = collect(base, source, tmp_path / "lib", RECIPE)
     assert report.collected == source.ids
     assert not (tmp_path / "lib.failures.json").exists()
-
-
-def test_paths_that_no_library_can_have(tmp_path, base, source, monkeypatch):
-    (tmp_path / "file").write_bytes(b"precious")
-    with pytest.raises(LibraryError, match="file is a file"):
-        collect(base, source, tmp_path / "file", RECIPE)
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(LorasynthError, match="a name of its own"):
-        collect(base, source, ".", RECIPE)
-    assert not list(Path().iterdir())
-
-
-def test_bad_input(tmp_path, base, source):
-    with pytest.raises(CollectionError, match="at least one subject"):
-        collect(base, replace(source, count=0), tmp_path / "lib", RECIPE)
-    with pytest.raises(ValueError, match="greater than or equal to 1"):
-        collect(base, source, tmp_path / "lib", RECIPE, fleet=0)
-    with pytest.raises(ConfigError, match="rank"):
-        collect(base, source, tmp_path / "lib", replace(RECIPE, rank=99))
 
 
 def test_id_that_occurs_twice(tmp_path, base, source, monkeypatch):

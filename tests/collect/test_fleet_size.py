@@ -11,12 +11,7 @@ from lorasynth.base import BaseModel
 from lorasynth.collect import worker
 from lorasynth.core.errors import ImageError
 from lorasynth.engine import fleet_size
-from lorasynth.engine.fleet_size import (
-    LARGEST,
-    LARGEST_ON_CPU,
-    fitting_size,
-    free_memory,
-)
+from lorasynth.engine.fleet_size import LARGEST, LARGEST_ON_CPU, fitting_size, free_memory
 from lorasynth.engine.recipe import Recipe
 from lorasynth.library import Library
 

@@ -13,13 +13,7 @@ from command_line import Run
 from lorasynth.adapter import Adapter, AdapterMetadata, Factor
 from lorasynth.library import Library
 
-from .conftest import (
-    World,
-    collect_arguments,
-    save_encoder,
-    train_arguments,
-    write_image,
-)
+from .conftest import World, collect_arguments, save_encoder, train_arguments, write_image
 
 
 @pytest.fixture

@@ -117,12 +117,7 @@ def full_disk(folder: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_kill_9_at_random_moments(
-    world: World,
-    home: Path,
-    tmp_path: Path,
-    name: str,
-) -> None:
+def test_kill_9_at_random_moments(world: World, home: Path, tmp_path: Path, name: str) -> None:
     root, chance = tmp_path / "out", random.Random(name)
     words = words_of(name, world, root, home)
     whole, took = undisturbed(words, root)
@@ -145,11 +140,7 @@ def test_kill_9_at_random_moments(
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("limit", ["disk", "read-only", "files", "full disk"])
 def test_what_the_system_refuses_is_one_line_and_leaves_nothing_half(
-    world: World,
-    home: Path,
-    tmp_path: Path,
-    name: str,
-    limit: str,
+    world: World, home: Path, tmp_path: Path, name: str, limit: str
 ) -> None:
     root = tmp_path / "out"
     words = words_of(name, world, root, home)
@@ -182,12 +173,7 @@ def test_what_the_system_refuses_is_one_line_and_leaves_nothing_half(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sigterm_ends_as_ctrl_c_does(
-    world: World,
-    home: Path,
-    tmp_path: Path,
-    name: str,
-) -> None:
+def test_sigterm_ends_as_ctrl_c_does(world: World, home: Path, tmp_path: Path, name: str) -> None:
     root = tmp_path / "out"
     words = words_of(name, world, root, home)
     whole, took = undisturbed(words, root)

@@ -121,12 +121,8 @@ def test_a_reader_that_stops_reading_ends_a_command_silently(words: tuple[str, .
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "lorasynth", *words],
-            check=False,
-            stdout=writing,
-            stderr=subprocess.PIPE,
-        )
+        command = [sys.executable, "-m", "lorasynth", *words]
+        done = subprocess.run(command, check=False, stdout=writing, stderr=subprocess.PIPE)
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")

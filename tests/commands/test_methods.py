@@ -134,7 +134,7 @@ def test_refining_twice_gives_the_same_bytes(world: World, run: Run, tmp_path: P
     several = ("--encoder", world.encoder, "--steps", 4, "--check.every", 2, "--check.images", 2)
     made = []
     for name in ("a", "b"):
-        out = tmp_path / f"{name}.safetensors"
+        out = tmp_path / name / f"{name}.safetensors"
         arguments = ("-o", out, "--base", world.base, "--device", "cpu", *several)
         assert run("refine", world.lora, photos, *arguments).status == 0
         made.append(out.read_bytes())
@@ -176,19 +176,8 @@ def test_the_ends_of_an_interpolation_are_the_files(world: World, run: Run, tmp_
     photo = write_image(tmp_path / "other.png", 5)
     assert run("synth", photo, "-o", other, "--synthesizer", world.synthesizer).status == 0
     out, strip = tmp_path / "between", tmp_path / "strip.png"
-    result = run(
-        "edit",
-        "interpolate",
-        world.lora,
-        other,
-        "--steps",
-        3,
-        "-o",
-        out,
-        "--strip",
-        strip,
-        *places(world),
-    )
+    options = ("--steps", 3, "-o", out, "--strip", strip)
+    result = run("edit", "interpolate", world.lora, other, *options, *places(world))
     assert result.status == 0, result.err
     files = sorted(out.iterdir())
     assert [path.name for path in files] == [f"{i:03d}.safetensors" for i in range(3)]
@@ -258,10 +247,11 @@ def test_adapters_that_do_not_fit_into_memory_are_refused(
     made.is_one_error("must have all 3 adapters in memory", "use --over latents")
 
 
-def test_refine_takes_the_lora_first(world: World, run: Run, tmp_path: Path) -> None:
-    out = tmp_path / "x.safetensors"
-    result = run("refine", world.photo, world.lora, "-o", out, "--base", world.base)
-    result.is_one_error("the LoRA first", world.photo.name)
+def test_refine_takes_the_lora_first_and_one_subject(world: World, run: Run, tmp_path) -> None:
+    where = ("-o", tmp_path / "x.safetensors", "--base", world.base)
+    swapped = run("refine", world.photo, world.lora, *where)
+    swapped.is_one_error("the LoRA first", world.photo.name)
+    run("refine", world.lora, world.subjects, *where).is_one_error("one subject", "3 folders")
 
 
 @pytest.mark.parametrize("name", ["me.png", "me.ckpt"])
@@ -279,11 +269,6 @@ def test_a_name_of_something_else_is_refused_before_work(
             "must be named *.safetensors", name
         )
     assert not out.exists()
-
-
-def test_refine_takes_one_subject(world: World, run: Run, tmp_path: Path) -> None:
-    result = run("refine", world.lora, world.subjects, "-o", tmp_path / "x", "--base", world.base)
-    result.is_one_error("one subject", "3 folders")
 
 
 def test_what_cannot_be_sampled_is_refused(world: World, run: Run, tmp_path: Path) -> None:

@@ -39,16 +39,6 @@ def test_two_runs_give_the_same_bytes_and_none_of_them_names_the_user(
     assert differ == []
 
 
-def test_the_output_is_not_what_decides_the_numbers(world: World, run: Run, tmp_path: Path) -> None:
-    found = set()
-    for name in ("better", "other"):
-        out = tmp_path / name / f"{name}.safetensors"
-        words = ("refine", world.lora, world.photo, "-o", out, "--base", world.base, *FEW)
-        assert run(*words).status == 0
-        found.add(out.read_bytes())
-    assert len(found) == 1
-
-
 def test_equal_images_in_folders_of_other_names_give_equal_files(
     world: World, run: Run, tmp_path: Path
 ) -> None:

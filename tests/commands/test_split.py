@@ -8,10 +8,8 @@ import pytest
 import torch
 
 from command_line import Run
-from lorasynth import Synthesizer
 from lorasynth.base import BaseModel
 from lorasynth.codec import load_codec
-from lorasynth.core.learned import learned_from
 from lorasynth.edit import LatentLibrary
 from lorasynth.evaluation.report import STRENGTHS
 from lorasynth.hypernet import library_data
@@ -43,26 +41,6 @@ def fitted(run: Run, library: Path, out: Path, *options: object) -> Path:
     return out
 
 
-def test_fit_and_train_leave_held_out_subjects_alone(
-    world: World, library: Path, run: Run, tmp_path: Path
-) -> None:
-    codec = fitted(run, library, tmp_path / "codec")
-    known = learned_from(["ann", "cyd"])
-    assert load_codec(codec).learned == known
-    out = tmp_path / "synthesizer"
-    words = [
-        library if word == world.library else word
-        for word in train_arguments(world, out, tmp_path / "run")
-    ]
-    words = [codec if word == world.codec else word for word in words]
-    result = run(*words, "--device", "cpu")
-    assert result.status == 0, result.err
-    assert "trained on 2 adapters" in result.out
-    assert Synthesizer.from_pretrained(out).learned == known
-    whole = fitted(run, library, tmp_path / "whole", "--split", "all")
-    assert load_codec(whole).learned == learned_from(SPLIT)
-
-
 def test_the_mean_of_what_is_fitted_is_that_of_the_training_split(
     library: Path, run: Run, tmp_path: Path
 ) -> None:
@@ -82,11 +60,6 @@ def test_a_library_without_splits_says_so(world: World, run: Run, tmp_path: Path
     result = run(*arguments, "--latents", 2, "--device", "cpu")
     assert "no column 'split'" in result.err
     assert "all 3 adapters" in result.err
-
-
-def test_a_split_that_nobody_is_in_is_refused(library: Path, run: Run, tmp_path: Path) -> None:
-    arguments = ("fit", "pca", library, "-o", tmp_path / "codec", "--split", "validation")
-    run(*arguments).is_one_error("--split must be all or one of test, train", "'validation'")
 
 
 def test_subjects_that_were_learned_from_are_no_test(

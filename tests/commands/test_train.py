@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from command_line import Run
+from command_line import Run, interrupt
 from lorasynth import Synthesizer
 from lorasynth.adapter import Factor, Layout
 from lorasynth.base import BaseModel
@@ -37,14 +37,11 @@ def made(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     root = tmp_path_factory.mktemp("made")
     base = BaseModel.load(str(pipeline_folder), "cpu")
     widths = base.target_linears(("to_q",))
-    layout = Layout.from_factors(
-        {
-            name: Factor(
-                torch.zeros(1, 2, linear.in_features), torch.zeros(1, linear.out_features, 2)
-            )
-            for name, linear in widths.items()
-        }
-    )
+    zeros = {
+        name: Factor(torch.zeros(1, 2, layer.in_features), torch.zeros(1, layer.out_features, 2))
+        for name, layer in widths.items()
+    }
+    layout = Layout.from_factors(zeros)
     encoder = load_encoder(str(save_encoder(root / "encoder")))
     library = Library.create(root / "library", layout, base.fingerprint)
     generator = torch.Generator().manual_seed(0)
@@ -58,17 +55,8 @@ def made(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def train(made: Path, base: Path, out: Path, *more: Any) -> tuple[object, ...]:
     parts = ("--codec", made / "codec", "--encoder", made / "encoder", "--base", base)
-    return (
-        "train",
-        made / "library",
-        *parts,
-        "-o",
-        out,
-        "--run",
-        out.parent / "run",
-        *BRIEF,
-        *more,
-    )
+    where = ("-o", out, "--run", out.parent / "run")
+    return ("train", made / "library", *parts, *where, *BRIEF, *more)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +89,7 @@ def test_bad_options_are_one_line(made: Path, run: Run, tmp_path: Path) -> None:
     run("fit", "pca", library, *words, "--latents", 0, *CPU).is_one_error("from 1 to 7 components")
     run("fit", "vae", library, *words, "--beta", -1).is_one_error("--beta: input should be greater")
     run("fit", "pca", library, *words, "--memory", "much").is_one_error("--memory must be")
-    run("fit", "pca", library, *words, "--split", "dev").is_one_error("--split must be all or one")
+    run("fit", "pca", library, *words, "--split", "dev").is_one_error("all or one of", "'dev'")
     assert not (tmp_path / "codec").exists()
 
 
@@ -111,12 +99,18 @@ def fit_codec(made: Path, run: Run, work: Path) -> None:
         assert run(*words, "--run", work, *CPU).status == 0
 
 
-def test_two_processes_train_together(
-    made: Path, pipeline_folder: Path, run: Run, tmp_path: Path
+def test_two_processes_go_on_where_one_was_stopped_and_learn_what_it_would(
+    made: Path, pipeline_folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from lorasynth.hypernet import train as training
+
     fit_codec(made, run, tmp_path / "fit")
     both, alone = tmp_path / "both/synthesizer", tmp_path / "alone/synthesizer"
-    done = launch("-m", "lorasynth", *train(made, pipeline_folder, both))
+    words = train(made, pipeline_folder, both, "--optimisation.checkpoint-seconds", 0)
+    with monkeypatch.context() as patch:
+        interrupt(patch, training, "draw_batch", calls=3)
+        assert run(*words).status == 130
+    done = launch("-m", "lorasynth", *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained on 8 adapters") == 1
     assert run(*train(made, pipeline_folder, alone)).status == 0
@@ -147,13 +141,12 @@ def test_a_synthesizer_is_trained_goes_on_and_is_not_overwritten(
     assert more.status == 0, more.err
     assert "has done 4 of 4 steps" in more.err
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 3
-    run(*train(made, base, tmp_path / "other", "--residual-of", out)).is_one_error("pretrain")
-    run(*train(made, base, tmp_path / "other", "--model.denoiser-options", "{")).is_one_error(
-        "--model.denoiser-options"
-    )
-    run(*train(made, base, tmp_path / "other", "--optimisation.lr", 0)).is_one_error(
-        "greater than 0"
-    )
+    for option, value, said in (
+        ("--residual-of", out, "pretrain"),
+        ("--model.denoiser-options", "{", "--model.denoiser-options"),
+        ("--optimisation.lr", 0, "greater than 0"),
+    ):
+        run(*train(made, base, tmp_path / "other", option, value)).is_one_error(said)
 
 
 def test_samples_are_watched_where_images_are_given(

@@ -106,24 +106,12 @@ def test_it_is_saved_with_the_encoder_beside_it(
         load_encoder(tmp_path / "5")
 
 
-def test_what_cannot_be_is_refused(facts: AttributeEncoder, both: AttributeEncoder) -> None:
-    with pytest.raises(ConfigError, match="must be a column of the table"):
-        AttributesConfig.of(ROWS, ["shoes"])
+def test_a_table_that_tells_nothing_is_refused() -> None:
+    """What a command may be asked for is in commands/test_attributes.py."""
     with pytest.raises(ConfigError, match="same has one value"):
         AttributesConfig.of(ROWS, ["same"])
     with pytest.raises(ConfigError, match="got none"):
         AttributesConfig.of(ROWS, [])
-    with pytest.raises(ConfigError, match="hat must be one of bowler, none, top, but is 'cap'"):
-        facts.describe(None, {"hat": "cap"})
-    with pytest.raises(ConfigError, match="needs an image or one of hat, male"):
-        subject_condition(both, [], [])
-    assert both.identity is not None
-    with pytest.raises(ConfigError, match="--attribute is for encoders of attributes"):
-        subject_condition(both.identity, [], [], facts={"hat": "top"})
-    with pytest.raises(ImageError, match="got none"):
-        subject_condition(both.identity, [], [])
-    with pytest.raises(ConfigError, match="no attribute 'shoes'"):
-        subject_condition(facts, [], [], facts={"shoes": "red"})
 
 
 # Joined encoders
@@ -185,8 +173,3 @@ def test_parts_may_know_facts() -> None:
     images = torch.full((1, 8, 8, 3), 200, dtype=torch.uint8)
     row = subject_condition(both, list(images), ["a"], facts={"hat": "top"})
     torch.testing.assert_close(row[2:], torch.tensor([0, 0.5**0.5]))
-
-
-def test_one_encoder_is_not_joined() -> None:
-    with pytest.raises(ConfigError, match="two encoders or more"):
-        JoinedEncoder([Mean(0)])

@@ -85,11 +85,7 @@ def test_a_file_that_takes_any_size_gets_that_of_arcface(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("options", "word"),
-    [
-        ({"channels": 1}, "inputs"),
-        ({"outputs": 9}, "outputs"),
-    ],
+    ("options", "word"), [({"channels": 1}, "inputs"), ({"outputs": 9}, "outputs")]
 )
 def test_a_network_of_another_shape_is_refused(
     tmp_path: Path, options: dict[str, int], word: str

@@ -1,8 +1,8 @@
 """CLIP, SigLIP and DINO through transformers, untrained and tiny, from folders."""
 
-import json
 import shutil
 from collections.abc import Callable
+from os import truncate
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from lorasynth.core.errors import BundleError, ConfigError, LorasynthError
 from lorasynth.core.randomness import torch_stream
 
 from .models import PROCESSING, write_clip, write_dino, write_siglip
+from .test_contract import changed
 
 MODELS: dict[str, Callable[[Path], Path]] = {
     "clip": write_clip,
@@ -92,55 +93,24 @@ def test_a_model_without_a_word_on_preparation_has_defaults(tmp_path: Path) -> N
     assert encoder.image_size == 40  # what the model learned from
 
 
-def no_weights(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
+WEIGHTS = "model.safetensors"
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "no weights": lambda folder: (folder / WEIGHTS).unlink(),
+    "pickled weights": lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"),
+    "cut weights": lambda folder: truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size - 9),
+    "more layers": changed(num_hidden_layers=3),
+    "other width": changed(hidden_size=18),
+    "no config": lambda folder: (folder / "config.json").unlink(),
+    "another type": changed(model_type="psychic"),
+}
 
 
-def pickled_weights(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def truncated_weights(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-9])
-
-
-def more_layers(folder: Path) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 3}))
-
-
-def other_width(folder: Path) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_size": 18}))
-
-
-def no_config(folder: Path) -> None:
-    (folder / "config.json").unlink()
-
-
-def another_type(folder: Path) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "psychic"}))
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        no_weights,
-        pickled_weights,
-        truncated_weights,
-        more_layers,
-        other_width,
-        no_config,
-        another_type,
-    ],
-)
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_model_is_told_in_one_line(
-    folders: dict[str, Path], tmp_path: Path, damage: Callable[[Path], None]
+    folders: dict[str, Path], tmp_path: Path, damage: str
 ) -> None:
     folder = shutil.copytree(folders["dino"], tmp_path / "model")
-    damage(folder)
+    DAMAGES[damage](folder)
     with pytest.raises(BundleError, match="image encoder must") as caught:
         load_encoder(f"dino:{folder}")
     assert "\n" not in str(caught.value)

@@ -18,6 +18,7 @@ from lorasynth.core.config import changes, from_dict, read_json, to_dict
 from lorasynth.core.errors import ConfigError
 from lorasynth.engine.config import ArcFaceConfig
 from lorasynth.engine.trainer import Optimisation
+from lorasynth.hypernet import HypernetConfig, LatentDiffusionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ def test_a_config_survives_json(config: Outer) -> None:
         JudgeConfig(),
         Optimisation(steps=3, batch=2, lr=0.1),
         SamplingConfig(),
+        HypernetConfig(model=LatentDiffusionConfig(denoiser_options={"modulation": "low_rank"})),
     ],
     ids=lambda config: type(config).__name__,
 )

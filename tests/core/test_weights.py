@@ -68,8 +68,6 @@ def test_tensors_that_share_memory_and_parts_of_others_are_written(tmp_path: Pat
 
 MEMORY = """
 import sys, torch
-import subprocess
-import sys
 from pathlib import Path
 from lorasynth.core.weights import read_weights, write_weights
 

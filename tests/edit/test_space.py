@@ -76,15 +76,6 @@ def test_a_step_adds_its_decoded_difference_to_any_adapter(gauge: str) -> None:
     torch.testing.assert_close(moved["c"], before["c"])
 
 
-@pytest.mark.parametrize("gauge", GAUGES)
-def test_a_step_of_zero_keeps_all_of_a_foreign_adapter(gauge: str) -> None:
-    space, _ = space_in(gauge)
-    given = Adapter(factors(51, FOREIGN))
-    still = dense(space.moved(given, torch.zeros(3)).factors)
-    for name, update in dense(given.factors).items():
-        torch.testing.assert_close(still[name], update, rtol=1e-4, atol=1e-4)
-
-
 def test_an_adapter_of_the_library_keeps_its_rank() -> None:
     space, reference = space_in("shared")
     given = Adapter(factors(52, {"a": 2, "b": 2}, reference))

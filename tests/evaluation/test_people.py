@@ -1,7 +1,5 @@
 """`lorasynth evaluate` on photos of people: any LoRA files, strengths, a style, CLIP's score."""
 
-import io
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +11,14 @@ from PIL import Image
 
 from command_line import Result, Run
 from commands.conftest import SIDE, clip, save_encoder, write_image
+from images.test_tars import write
 from lorasynth.adapter import Adapter, AdapterMetadata, Factor
 from lorasynth.base import BaseModel
 from lorasynth.condition import load_encoder
 from lorasynth.core.config import read_json
 from lorasynth.evaluation.cases import Case, SplitSubjects
 from lorasynth.evaluation.clip_score import ClipScore
-from lorasynth.evaluation.metrics import METRICS, Identity, Made, Metric, mean_pairwise_distance
+from lorasynth.evaluation.metrics import Identity, Made, mean_pairwise_distance
 from lorasynth.images import Subject, subjects_in
 
 PEOPLE = ("ann", "ben", "cyd")
@@ -212,11 +211,7 @@ def test_no_subject_leads_out_of_the_output(
     photo, source = (place.people / "ann/0.png").read_bytes(), tmp_path / f"in/people.{kind}"
     source.parent.mkdir()
     if kind == "tar":
-        with tarfile.open(source, "w") as tar:
-            for name in (f"{name}.{number}.png" for name in names for number in range(2)):
-                member = tarfile.TarInfo(name)
-                member.size = len(photo)
-                tar.addfile(member, io.BytesIO(photo))
+        write(source, {f"{name}.{number}.png": photo for name in names for number in range(2)})
     else:
         pq.write_table(pa.table({"id": [*names] * 2, "image": [photo] * 8}), source)
     sheets = tmp_path / "a/b/sheets"
@@ -225,24 +220,3 @@ def test_no_subject_leads_out_of_the_output(
     assert set(tmp_path.rglob("*.png")) == set(sheets.glob("*.png"))
     assert len(list(sheets.glob("*.png"))) == len(names)
     assert "\x1b" not in result.out
-
-
-class Brightness(Metric):
-    """A metric of another package."""
-
-    identity = "brightness"
-
-    def __call__(self, made: Made) -> dict[str, float]:
-        return {"brightness": float(made.images.float().mean())}
-
-
-def test_a_metric_of_another_package_is_a_column(
-    place: Place, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(METRICS._own, "brightness", lambda *_: Brightness())
-    monkeypatch.setitem(METRICS._own, "nothing", lambda *_: None)
-    out = tmp_path / "report.json"
-    assert place.evaluate(run, tmp_path / "cache", "--contenders", "base", "-o", out).status == 0
-    base, real = read_json(out)["rows"]
-    assert 0 < base["brightness"]["mean"] < 255
-    assert 0 < real["brightness"]["mean"] < 255

@@ -176,10 +176,7 @@ def test_a_modulation_takes_tokens(row: str) -> None:
     """Axes between batch and width (a U-Net's positions, a transformer's tokens) share y."""
     name, its_options = MODULATION_ROWS[row]
     kind = MODULATIONS.get(name)
-    modulation = kind(
-        from_dict(kind.config_class, its_options),
-        Widths(4, 3, 5, 6),
-    )
+    modulation = kind(from_dict(kind.config_class, its_options), Widths(4, 3, 5, 6))
     for parameter in modulation.parameters():
         torch.nn.init.normal_(parameter)
     layer = torch.nn.Linear(4, 3)

@@ -37,12 +37,6 @@ def test_every_parameterisation_samples_finite_latents(parameterisation: str) ->
     assert z.isfinite().all()
 
 
-def test_too_many_steps_are_told() -> None:
-    model = _model()
-    with pytest.raises(ConfigError, match="1 to 30 steps, but got 31"):
-        model.sample(None, model.draw_noise(0, range(2)), steps=31)
-
-
 def test_an_unknown_denoiser_or_modulation_is_told() -> None:
     with pytest.raises(ConfigError, match="denoiser must be one of mlp, unet, but got 'cnn'"):
         LatentDiffusion(LatentDiffusionConfig(denoiser="cnn"), K, M)

@@ -1,5 +1,3 @@
-import json
-import subprocess
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -9,14 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import kills
-from lorasynth.core.config import from_dict, to_dict
+from lorasynth.core.config import from_dict
 from lorasynth.core.errors import BundleError, ConfigError, LibraryError
 from lorasynth.hypernet import CleanError, HypernetConfig, LatentDiffusion, TrainingSet
 from lorasynth.hypernet import train as training
 from lorasynth.hypernet.normaliser import Normaliser
+from lorasynth.hypernet.probes import GradientNorms
 from lorasynth.hypernet.train import train
-from lorasynth.library.vectors import write_vectors
 
 from . import toy
 
@@ -28,7 +25,8 @@ def learned(parameterisation: str, modulation: str) -> LatentDiffusion:
     config = toy.config(
         350, parameterisation=parameterisation, denoiser_options={"modulation": modulation}
     )
-    return train(toy.data(), config, probes=[CleanError(toy.truth(HELD_OUT), HELD_OUT)])
+    probes = [CleanError(toy.truth(HELD_OUT), HELD_OUT), GradientNorms()]
+    return train(toy.data(), config, probes=probes)
 
 
 @pytest.mark.parametrize(
@@ -113,21 +111,6 @@ def test_held_out_subjects_end_the_training_early() -> None:
     assert CleanError.of(data.held_out)(0, model)["x0_error"] == min(errors)  # type: ignore[arg-type]
 
 
-@pytest.mark.long
-def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path) -> None:
-    """In processes of its own."""
-    write_vectors(tmp_path / "v.npy", torch.randn(200, kills.LATENTS))
-    killed = kills.command("hypernet", tmp_path / "v.npy", tmp_path / "run", tmp_path / "killed")
-    for delay in torch.rand(2).mul(0.2).tolist():
-        assert kills.kill_after_checkpoint(killed, tmp_path / "run", delay)
-    undisturbed = kills.command(
-        "hypernet", tmp_path / "v.npy", tmp_path / "other run", tmp_path / "undisturbed"
-    )
-    for command in (killed, undisturbed):
-        subprocess.run(command, check=True, capture_output=True)
-    assert kills.contents(tmp_path / "killed") == kills.contents(tmp_path / "undisturbed")
-
-
 def test_a_checkpoint_of_another_run_or_damaged_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     train(toy.data(20), toy.config(2), checkpoint=path)
@@ -154,14 +137,11 @@ def test_probes_measure_the_averaged_weights() -> None:
     model = learned("v", "ada_norm")
     assert [row["step"] for row in model.history] == [100, 200, 300, 350]
     assert model.history[-1]["x0_error"] < model.history[0]["x0_error"] < 1
+    norms = [value for name, value in model.history[-1].items() if name.startswith("gradient_")]
+    assert sum(norm**2 for norm in norms) == pytest.approx(1, rel=1e-4)
     assert model.history[-1]["x0_error_0.1"] < model.history[-1]["x0_error_10"]
     found = CleanError(toy.truth(HELD_OUT), HELD_OUT)(350, model)
     assert found.items() <= model.history[-1].items()
-
-
-def test_the_config_goes_through_json() -> None:
-    config = toy.config(7, denoiser_options={"modulation": "low_rank"})
-    assert from_dict(HypernetConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
 @pytest.mark.parametrize("each", [True, False])

@@ -1,9 +1,7 @@
 """Every source of subjects keeps the contract; one row each."""
 
-import io
 import json
 import os
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +11,12 @@ import pytest
 import torch
 
 from lorasynth.avatars.drawing import AvatarSubjects
-from lorasynth.images import FolderSubjects, Subject, SubjectSource, subjects_in, to_image
+from lorasynth.images import FolderSubjects, Subject, SubjectSource, subjects_in
 from lorasynth.images.parquet import ParquetSubjects
 from lorasynth.images.tars import TarSubjects
+
+from .test_tars import image as png
+from .test_tars import write
 
 COUNT, IMAGES, SIZE = 3, 2, 16
 
@@ -29,26 +30,18 @@ def folders(root: Path) -> SubjectSource:
         folder = root / f"subject {subject}"
         folder.mkdir(parents=True, exist_ok=True)
         for image in range(IMAGES):
-            colours = torch.full((20, 30, 3), 40 * subject + image, dtype=torch.uint8)
-            to_image(colours).save(folder / f"{image}.png")
+            (folder / f"{image}.png").write_bytes(encoded(subject, image))
     return FolderSubjects(root)
 
 
 def encoded(subject: int, image: int) -> bytes:
-    colours = torch.full((20, 30, 3), 40 * subject + image, dtype=torch.uint8)
-    file = io.BytesIO()
-    to_image(colours).save(file, "PNG")
-    return file.getvalue()
+    return png(40 * subject + image, 20, 30)
 
 
 def tars(root: Path) -> SubjectSource:
     for subject in range(COUNT):
-        with tarfile.open(root / f"{subject}.tar", "w") as tar:
-            for image in range(IMAGES):
-                data = encoded(subject, image)
-                entry = tarfile.TarInfo(f"subject {subject}.{image}.png")
-                entry.size = len(data)
-                tar.addfile(entry, io.BytesIO(data))
+        files = {f"subject {subject}.{i}.png": encoded(subject, i) for i in range(IMAGES)}
+        write(root / f"{subject}.tar", files)
     return TarSubjects(root)
 
 

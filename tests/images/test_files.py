@@ -405,10 +405,7 @@ def damaged_avif() -> dict[str, bytes]:
     quarters().resize((64, 64)).save(data, "AVIF")
     whole = data.getvalue()
     start = whole.index(b"mdat") + 4
-    return {
-        "planes": whole[:start] + bytes(b ^ 0xFF for b in whole[start:]),
-        "item": whole[:start],
-    }
+    return {"planes": whole[:start] + bytes(b ^ 0xFF for b in whole[start:]), "item": whole[:start]}
 
 
 @pytest.mark.parametrize("name", ["planes", "item"])

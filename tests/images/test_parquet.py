@@ -1,23 +1,16 @@
 """Subjects in Parquet files."""
 
-import io
 import os
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from lorasynth.core.errors import ImageError
-from lorasynth.images import to_image
 from lorasynth.images.parquet import ParquetSubjects
 
-
-def image(brightness: int) -> bytes:
-    file = io.BytesIO()
-    to_image(torch.full((12, 12, 3), brightness, dtype=torch.uint8)).save(file, "PNG")
-    return file.getvalue()
+from .test_tars import image
 
 
 def test_a_subjects_rows_may_be_in_several_groups_and_files(tmp_path: Path) -> None:

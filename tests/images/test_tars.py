@@ -14,9 +14,9 @@ from lorasynth.images import to_image
 from lorasynth.images.tars import TarSubjects
 
 
-def image(brightness: int) -> bytes:
+def image(brightness: int, height: int = 12, width: int = 12, kind: str = "PNG") -> bytes:
     file = io.BytesIO()
-    to_image(torch.full((12, 12, 3), brightness, dtype=torch.uint8)).save(file, "PNG")
+    to_image(torch.full((height, width, 3), brightness, dtype=torch.uint8)).save(file, kind)
     return file.getvalue()
 
 
@@ -183,9 +183,7 @@ def test_what_is_too_large_is_refused_unread(
 def test_two_images_of_one_number_are_two_and_one_name_in_two_tars_is_refused(
     tmp_path: Path,
 ) -> None:
-    bmp = io.BytesIO()
-    to_image(torch.full((12, 12, 3), 9, dtype=torch.uint8)).save(bmp, "BMP")
-    write(tmp_path / "a.tar", {"ann.0.png": image(8), "ann.0.BMP": bmp.getvalue()})
+    write(tmp_path / "a.tar", {"ann.0.png": image(8), "ann.0.BMP": image(9, kind="BMP")})
     assert sorted(TarSubjects(tmp_path).load("ann").images[:, 0, 0, 0].tolist()) == [8, 9]
     write(tmp_path / "b.tar", {"ann.0.png": image(7)})
     with pytest.raises(ImageError, match=r"ann\.0\.png is in .*a\.tar and in .*b\.tar"):

@@ -130,6 +130,12 @@ def refine(photos: str = "photo") -> dict[str, Any]:
     return {"better": node("LorasynthRefine", **given, base="bundle/base", steps=10, seed=0)}
 
 
+def edited(attributes: str) -> dict[str, Any]:
+    given = {"synthesizer": ["synth", 0], "lora": ["made", 0]}
+    return {"edited": node("LorasynthEditAttributes", **given, attributes=attributes)}
+
+
+BLEND = {"start": ["made", 0], "end": ["edited", 0], "share": 0.25}
 GRAPHS: dict[str, dict[str, Any]] = {
     "whole": made() | applied() | dump("whole") | save("me"),
     "comfyui loads the file": CHECKPOINT
@@ -158,27 +164,11 @@ GRAPHS: dict[str, dict[str, Any]] = {
     | dump("again"),
     "avatars": made(SHIPPED, strength=0.5)
     | save("sub/plain", format="kohya")
-    | {
-        "edited": node(
-            "LorasynthEditAttributes",
-            synthesizer=["synth", 0],
-            lora=["made", 0],
-            attributes="glasses=+1",
-        )
-    }
+    | edited("glasses=+1")
     | save("edited", "edited")
     | {
-        "latents": node(
-            "LorasynthBlend",
-            start=["made", 0],
-            end=["edited", 0],
-            share=0.25,
-            path="slerp",
-            synthesizer=["synth", 0],
-        ),
-        "weights": node(
-            "LorasynthBlend", start=["made", 0], end=["edited", 0], share=0.25, path="lerp"
-        ),
+        "latents": node("LorasynthBlend", **BLEND, path="slerp", synthesizer=["synth", 0]),
+        "weights": node("LorasynthBlend", **BLEND, path="lerp"),
     }
     | save("latents", "latents")
     | save("weights", "weights"),
@@ -190,23 +180,8 @@ GRAPHS: dict[str, dict[str, Any]] = {
     "no face": made(SHIPPED, "noise.png") | save("never"),
     "other widths": made(SHIPPED) | applied() | dump("never"),
     "other layers": {"made": node("Foreign", block=8)} | applied() | dump("never"),
-    "no such attribute": made(SHIPPED)
-    | {
-        "edited": node(
-            "LorasynthEditAttributes", synthesizer=["synth", 0], lora=["made", 0], attributes="x=1"
-        )
-    }
-    | save("never", "edited"),
-    "no library": made()
-    | {
-        "edited": node(
-            "LorasynthEditAttributes",
-            synthesizer=["synth", 0],
-            lora=["made", 0],
-            attributes="glasses=1",
-        )
-    }
-    | save("never", "edited"),
+    "no such attribute": made(SHIPPED) | edited("x=1") | save("never", "edited"),
+    "no library": made() | edited("glasses=1") | save("never", "edited"),
     "outside": made() | save("../../never"),
 }
 WORKFLOWS = sorted((PACK / "example_workflows").glob("*.json"))

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorasynth.library.vectors import VectorFile
-from synthetic_vectors import SyntheticConfig, SyntheticVectors, _dct, _inverse_dct
+from synthetic_vectors import SyntheticConfig, SyntheticVectors
 
 
 @settings(deadline=None, max_examples=25)
@@ -51,13 +51,3 @@ def test_written_in_blocks(tmp_path, monkeypatch) -> None:
     half = VectorFile(tmp_path / "half.npy")
     assert half.dtype == torch.float16
     assert torch.equal(half.all_vectors(), vectors.rows(0, 10).half().float())
-
-
-@pytest.mark.parametrize("width", [1, 2, 3, 8, 9])
-def test_the_transform_is_that_of_its_definition(width: int) -> None:
-    places = torch.arange(width, dtype=torch.float64)
-    matrix = torch.cos(torch.pi / width * (places + 0.5) * places[:, None]) * (2 / width) ** 0.5
-    matrix[0] /= 2**0.5
-    rows = torch.randn(4, width, dtype=torch.float64)
-    torch.testing.assert_close(_dct(rows), rows @ matrix.T)
-    torch.testing.assert_close(_inverse_dct(_dct(rows)), rows)

@@ -139,8 +139,7 @@ def a_pipe(path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "make",
-    [bomb, long_pickle, runs, large_and_old, wide_directory, parts_over_each_other, a_pipe],
+    "make", [bomb, long_pickle, runs, large_and_old, wide_directory, parts_over_each_other, a_pipe]
 )
 def test_what_would_take_time_or_memory_or_run_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], Path]

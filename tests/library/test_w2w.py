@@ -16,6 +16,7 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 import torch
+from test_torch_files import saved
 from torch import Tensor
 
 from bounds import cheap
@@ -23,10 +24,15 @@ from lorasynth.adapter import canonicalise, choose_reference
 from lorasynth.core.errors import FileFormatError, LayoutError, LibraryError
 from lorasynth.library import Library
 from lorasynth.library.w2w import PANDAS, import_w2w, published_layout
-from synthetic_vectors import SyntheticConfig, SyntheticVectors
 from w2w_files import PUBLISHED_ROWS, dimensions_of, imitate_w2w, reserve
 
 ROWS, SHRINK = 40, 64
+#: Published offsets of A and B of the first module of each attention (`attn1.to_q`), in order.
+W2W_OFFSETS = [
+    *[(0, 320), (3008, 3328), (6016, 6656), (11264, 11904), (16512, 17792), (26240, 27520)],
+    *[(35968, 37248), (45696, 46976), (55424, 56704), (65152, 66432), (74880, 75520)],
+    *[(80128, 80768), (85376, 86016), (90624, 90944), (93632, 93952), (96640, 96960)],
+]
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +68,11 @@ def matrix(files: Path) -> Tensor:
 def test_the_published_layout() -> None:
     layout = published_layout()
     assert (layout.size, len(layout.slots)) == (99_648, 64)
-    offsets = layout.offsets
-    first = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
-    assert offsets[first] == (1920, 2688)
-    assert offsets["down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"] == (6016, 6656)
+    assert list(layout.offsets.values())[::4] == W2W_OFFSETS
+    last = "up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_v"
+    assert layout.modules[-1] == last
+    assert layout.offsets[last] == (98560, 99328)
     assert published_layout(64).size * 64 == 99_648
-
-
-def test_the_files_hold_vectors_whose_components_are_known(files: Path) -> None:
-    truth = SyntheticVectors(SyntheticConfig(rows=ROWS, width=published_layout(SHRINK).size))
-    assert torch.equal(matrix(files), truth.rows(0, ROWS))
 
 
 def test_a_hub_id_is_fetched(files: Path, tmp_path: Path, monkeypatch) -> None:
@@ -225,19 +226,13 @@ def test_rows_that_are_not_finite_are_skipped_and_listed(files: Path, tmp_path: 
     assert import_w2w(str(files), tmp_path / "lib").imported == []
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_rows_that_cannot_be_stored_are_skipped_and_listed(
-    files: Path, tmp_path: Path, dtype: Any
-) -> None:
+def test_rows_that_cannot_be_stored_are_skipped_and_listed(files: Path, tmp_path: Path) -> None:
     weights = matrix(files)
-    weights[7, 100], weights[9, 0] = 1e5, torch.nan
+    weights[7, 100] = 1e5
     torch.save(weights, weights_of(files))
-    report = import_w2w(str(files), tmp_path / "lib", dtype=dtype)
-    expected = {"row 9": "it has NaN or infinity"}
-    if dtype == "float16":
-        expected["row 7"] = "it does not fit float16"
-    assert report.skipped == expected
-    assert len(report.imported) == ROWS - len(expected)
+    report = import_w2w(str(files), tmp_path / "lib", dtype="float16")
+    assert report.skipped == {"row 7": "it does not fit float16"}
+    assert len(report.imported) == ROWS - 1
 
 
 def test_what_was_skipped_is_still_listed_after_a_kill(
@@ -439,10 +434,7 @@ ODD_SHAPES = {
 def test_shapes_that_are_none_are_refused_in_no_time(
     files: Path, tmp_path: Path, name: str
 ) -> None:
-    with zipfile.ZipFile(files / "files/weight_dimensions.pt", "w") as archive:
-        archive.writestr("archive/data.pkl", pickled(ODD_SHAPES[name]))
-        archive.writestr("archive/version", "3\n")
-        archive.writestr("archive/byteorder", "little")
+    saved(files / "files/weight_dimensions.pt", pickled(ODD_SHAPES[name]))
     with cheap(3), pytest.raises(FileFormatError) as caught:
         import_w2w(str(files), tmp_path / "lib")
     assert len(str(caught.value)) < 1000

@@ -52,10 +52,7 @@ class Colours:
         colour = torch.randint(0, 256, (1, 1, 1, 3), generator=stream)
         images = (colour + torch.randint(-9, 9, (3, 16, 16, 3), generator=stream)).clamp(0, 255)
         return Subject(
-            id=subject_id,
-            photos=images.to(torch.uint8),
-            captions=["a portrait"] * 3,
-            attributes={},
+            id=subject_id, photos=images.to(torch.uint8), captions=["a portrait"] * 3, attributes={}
         )
 
 

@@ -187,15 +187,8 @@ class Nonsense:
         return self._sent(b"{}", f"{name}: {value}", *many)
 
     def lines(self) -> bytes:
-        paths = [
-            *MAKING,
-            "/ready",
-            "/metrics",
-            "/v1/models",
-            "/v1/jobs/x",
-            "/v1/jobs/x/result",
-            "/ui/",
-        ]
+        more = "/ready /metrics /v1/models /v1/jobs/x /v1/jobs/x/result /ui/"
+        paths = [*MAKING, *more.split()]
         odd = quote(self.draw.randbytes(9)) + self.draw.choice(
             ["", "/..", "//", "%00", "?a=%ff&a", "#"]
         )

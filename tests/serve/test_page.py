@@ -201,11 +201,7 @@ def test_refining_shows_before_and_after(
 
 @pytest.mark.parametrize(
     ("sent", "line"),
-    [
-        ([b"no photo"], "the photo"),
-        ([], "add one first"),
-        ([b""], "a file is empty"),
-    ],
+    [([b"no photo"], "the photo"), ([], "add one first"), ([b""], "a file is empty")],
 )
 def test_a_bad_photo_is_one_line(visitor: Visitor, sent: list[bytes], line: str) -> None:
     if sent:

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from lorasynth.evaluation.report import tuned
 from lorasynth.synthesizer import Synthesizer
 
 from .conftest import tiny_config
+from .test_studies import parts_of
 
 CONFIG = tiny_config().measures.evaluation
 METHODS = [
@@ -145,17 +145,7 @@ def test_the_command_measures_avatars_as_the_bundle_does(
     bundle: Bundle, bundle_run: Path, cache: Cache, run: Run, tmp_path: Path
 ) -> None:
     folder, out = bundle_run / "bundle", tmp_path / "report.json"
-    places: dict[str, Any] = {
-        "synthesizer": "synthesizer",
-        "regression": "pretrained",
-        "library": "library",
-        "recipe": "recipe.json",
-        "base": "base",
-        "encoder": "encoders/avatar",
-        "second": "encoders/avatar-second",
-        "attributes": "judge",
-    }
-    parts = [word for name, place in places.items() for word in (f"--{name}", folder / place)]
+    parts = [*parts_of(folder), "--regression", folder / "pretrained"]
     few = ["--subjects", 3, "--images", 2, "--training-images", 2, "--sampling-steps", 2]
     where = ["--cache", cache.folder, "--device", "cpu", "-o", out]
     result = run("evaluate", *parts, *few, *where)

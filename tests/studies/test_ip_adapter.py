@@ -1,7 +1,5 @@
 """The IP-Adapter learns who has which colour, and leaves the base model as it was."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -9,19 +7,13 @@ from lorasynth.base import BaseModel
 from lorasynth.core.errors import ConfigError
 from lorasynth.engine.trainer import Optimisation
 from lorasynth.studies.ip_adapter import IPAdapter, IPAdapterConfig, train_ip_adapter
-from predict.test_predict import Colours, MeanColour, losses_of_all
+from predict.test_predict import Colours, MeanColour, base, losses_of_all
+
+__all__ = ["base"]  # a fixture
 
 SMALL = IPAdapterConfig(
     tokens=2, optimisation=Optimisation(steps=60, batch=6, lr=3e-2, warmup=1, ema=0.9)
 )
-
-
-@pytest.fixture(scope="module")
-def base(pipeline_folder: Path) -> BaseModel:
-    model = BaseModel.load(pipeline_folder)
-    # Latents of unit size, so that noise does not hide the subjects.
-    model.vae.register_to_config(scaling_factor=8.0)
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -34,17 +34,8 @@ def test_a_smoke_run_writes_a_report_without_verdicts_and_resumes(
     bundle_run: Path, run: Run, tmp_path: Path
 ) -> None:
     out, folder = tmp_path / "report", tmp_path / "run"
-    arguments = (
-        "study",
-        "reproduce",
-        "--smoke",
-        "--bundle",
-        bundle_run / "bundle",
-        "-o",
-        out,
-        "--run",
-        folder,
-    )
+    where = ("--bundle", bundle_run / "bundle", "-o", out, "--run", folder)
+    arguments = ("study", "reproduce", "--smoke", *where)
     result = run(*arguments, "--device", "cpu")
     assert result.status == 0, result.err
     report = json.loads((out / "report.json").read_text())
@@ -66,15 +57,8 @@ def test_a_smoke_run_writes_a_report_without_verdicts_and_resumes(
 def test_a_library_that_is_given_is_studied_in_place_of_a_new_one(
     bundle_run: Path, run: Run, tmp_path: Path
 ) -> None:
-    arguments: list[str | Path] = [
-        "study",
-        "reproduce",
-        "--smoke",
-        "--claim",
-        "linearity",
-        "--device",
-    ]
-    arguments += ["cpu", "--bundle", bundle_run / "bundle"]
+    arguments: list[str | Path] = ["study", "reproduce", "--smoke", "--claim", "linearity"]
+    arguments += ["--device", "cpu", "--bundle", bundle_run / "bundle"]
     arguments += ["--adapters", bundle_run / "out" / "library"]
     arguments += ["--run", tmp_path / "run", "-o", tmp_path / "report"]
     run(*arguments).is_one_error("must have 16 adapters, 4 of them held out, but has 6")

@@ -43,6 +43,20 @@ def verdict(claim: str, plant: Plant) -> str:
     return CLAIMS.get(claim).find(Planted(plant)).verdict
 
 
+HOLDS, PARTLY, NOT = "holds", "holds partly", "does not hold here"
+#: A claim, what plants figures for it, with which values, and the verdict.
+CASES: list[tuple[str, Callable[..., Plant], tuple[Any, ...], str]] = []
+
+
+def of(claim: str, *rows: tuple[Any, ...]) -> Callable[[Callable[..., Plant]], None]:
+    """Have a claim judged on planted figures: of each row the values, and the verdict."""
+
+    def add(plant: Callable[..., Plant]) -> None:
+        CASES.extend((claim, plant, row[:-1], row[-1]) for row in rows)
+
+    return add
+
+
 def figures(mean: float, *seed: object, spread: float = 0.02) -> list[float]:
     """One number for each subject, around a mean."""
     noise = torch.randn(SUBJECTS, generator=torch_stream(0, *map(str, seed)))
@@ -63,32 +77,27 @@ def trained(facts: Mapping[str, Any], mean: float, spread: float = 0.02) -> dict
     }
 
 
-@pytest.mark.parametrize(
-    ("v", "x0", "expected"),
-    [
-        ((0.5, 0.01), (0.4, 0.1), "holds"),
-        ((0.5, 0.1), (0.4, 0.01), "holds partly"),
-        ((0.4, 0.02), (0.4, 0.02), "does not hold here"),
-    ],
+@of(
+    "v-prediction",
+    ((0.5, 0.01), (0.4, 0.1), HOLDS),
+    ((0.5, 0.1), (0.4, 0.01), PARTLY),
+    ((0.4, 0.02), (0.4, 0.02), NOT),
 )
-def test_v_prediction(v: tuple[float, float], x0: tuple[float, float], expected: str) -> None:
+def v_prediction(v: tuple[float, float], x0: tuple[float, float]) -> Plant:
     def plant(_: str, facts: Mapping[str, Any]) -> Any:
         predicts = facts["training"]["model"]["parameterisation"]
         return trained(facts, *(v if predicts == "v" else x0))
 
-    assert verdict("v-prediction", plant) == expected
+    return plant
 
 
-@pytest.mark.parametrize(
-    ("gain", "expected"),
-    [(0.2, "holds"), (0.05, "holds partly"), (-0.05, "does not hold here")],
-)
-def test_adalora(gain: float, expected: str) -> None:
+@of("adalora", (0.2, HOLDS), (0.05, PARTLY), (-0.05, NOT))
+def adalora(gain: float) -> Plant:
     def plant(_: str, facts: Mapping[str, Any]) -> Any:
         low_rank = "modulation" in facts["training"]["model"]["denoiser_options"]
         return trained(facts, 0.4 + gain * low_rank)
 
-    assert verdict("adalora", plant) == expected
+    return plant
 
 
 def codec(missed: float, likeness: float, *seed: object) -> dict[str, Any]:
@@ -98,39 +107,23 @@ def codec(missed: float, likeness: float, *seed: object) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(
-    ("less", "best", "expected"),
-    [
-        (0.1, 512, "holds"),
-        (0.1, 1024, "holds partly"),
-        (0.02, 512, "holds partly"),
-        (-0.1, 128, "does not hold here"),
-    ],
-)
-def test_beta(less: float, best: int, expected: str) -> None:
+@of("beta", (0.1, 512, HOLDS), (0.1, 1024, PARTLY), (0.02, 512, PARTLY), (-0.1, 128, NOT))
+def beta(less: float, best: int) -> Plant:
     def plant(_: str, facts: Mapping[str, Any]) -> Any:
         options = facts["options"]
         missed = 0.3 - less * (options["beta"] < 1) + 0.05 * (options["latents"] != best)
         return codec(missed, 0.5, *options.values())
 
-    assert verdict("beta", plant) == expected
+    return plant
 
 
-@pytest.mark.parametrize(
-    ("less", "more", "expected"),
-    [
-        (0.1, 0.1, "holds"),
-        (-0.1, 0.1, "holds partly"),
-        (0.02, 0.0, "does not hold here"),
-        (-0.1, 0.0, "does not hold here"),
-    ],
-)
-def test_vae_or_pca(less: float, more: float, expected: str) -> None:
+@of("vae or pca", (0.1, 0.1, HOLDS), (-0.1, 0.1, PARTLY), (0.02, 0.0, NOT), (-0.1, 0.0, NOT))
+def vae_or_pca(less: float, more: float) -> Plant:
     def plant(_: str, facts: Mapping[str, Any]) -> Any:
         vae = facts["codec"] == "vae"
         return codec(0.3 - less * vae, 0.5 + more * vae, 0)
 
-    assert verdict("vae or pca", plant) == expected
+    return plant
 
 
 def edited(changed: list[float], likeness: list[float]) -> list[dict[str, list[float]]]:
@@ -156,12 +149,7 @@ WEAK = edited([0.1, 0.3, 0.6, 0.6, 0.7], [0.8] * 5)
 
 @pytest.mark.parametrize(
     ("glasses", "facial_hair", "expected"),
-    [
-        (CLEAN, CLEAN, "holds"),
-        (CLEAN, DEAR, "holds partly"),
-        (DEAR, DEAR, "does not hold here"),
-        (WEAK, WEAK, "does not hold here"),
-    ],
+    [(CLEAN, CLEAN, HOLDS), (CLEAN, DEAR, PARTLY), (DEAR, DEAR, NOT), (WEAK, WEAK, NOT)],
 )
 def test_edits(glasses: Any, facial_hair: Any, expected: str) -> None:
     by_name = {"glasses": glasses, "facial_hair": facial_hair}
@@ -169,21 +157,14 @@ def test_edits(glasses: Any, facial_hair: Any, expected: str) -> None:
     assert finding.verdict == expected
 
 
-@pytest.mark.parametrize(
-    ("start", "end", "expected"),
-    [
-        (-0.1, 0.1, "holds"),
-        (0.1, 0.1, "holds partly"),
-        (-0.2, -0.1, "does not hold here"),
-    ],
-)
-def test_linearity(start: float, end: float, expected: str) -> None:
+@of("linearity", (-0.1, 0.1, HOLDS), (0.1, 0.1, PARTLY), (-0.2, -0.1, NOT))
+def linearity(start: float, end: float) -> Plant:
     def plant(_: str, facts: Mapping[str, Any]) -> Any:
         share = (facts["size"] - 125) / (1000 - 125)
         less = (start + share * (end - start)) * (facts["codec"] == "vae")
         return figures(0.5 - less, *facts["options"].values())
 
-    assert verdict("linearity", plant) == expected
+    return plant
 
 
 def bought(mean: float, *seed: object, spread: float = 0.02) -> dict[str, list[float]]:
@@ -192,15 +173,8 @@ def bought(mean: float, *seed: object, spread: float = 0.02) -> dict[str, list[f
     return {name: figures(mean, *seed, spread=spread) for name in names}
 
 
-@pytest.mark.parametrize(
-    ("short", "lora", "full", "expected"),
-    [
-        (0.78, 0.8, 0.85, "holds"),
-        (0.78, 0.8, 0.6, "holds partly"),
-        (0.4, 0.8, 0.6, "does not hold here"),
-    ],
-)
-def test_cost(short: float, lora: float, full: float, expected: str) -> None:
+@of("cost", (0.78, 0.8, 0.85, HOLDS), (0.78, 0.8, 0.6, PARTLY), (0.4, 0.8, 0.6, NOT))
+def cost(short: float, lora: float, full: float) -> Plant:
     def plant(name: str, facts: Mapping[str, Any]) -> Any:
         means = {"zero-shot": short, "LoRA": lora, "all weights": full}
         method = facts.get("method", name)
@@ -209,19 +183,12 @@ def test_cost(short: float, lora: float, full: float, expected: str) -> None:
             likeness = {one: values[:8] for one, values in likeness.items()}
         return {"seconds": 0.1 if method == "zero-shot" else 20.0, **likeness}
 
-    assert verdict("cost", plant) == expected
+    return plant
 
 
-@pytest.mark.parametrize(
-    ("zero", "inverted", "refined", "expected"),
-    [
-        (0.79, 0.7, 0.8, "holds"),
-        (0.79, 0.79, 0.8, "holds partly"),
-        (0.7, 0.7, 0.7, "does not hold here"),
-    ],
-)
-def test_beyond(zero: float, inverted: float, refined: float, expected: str) -> None:
-    fast = expected != "does not hold here"
+@of("beyond", (0.79, 0.7, 0.8, HOLDS), (0.79, 0.79, 0.8, PARTLY), (0.7, 0.7, 0.7, NOT))
+def beyond(zero: float, inverted: float, refined: float) -> Plant:
+    fast = zero > 0.7
 
     def plant(_: str, facts: Mapping[str, Any]) -> Any:
         means = {"zero-shot": zero, "inversion": inverted, "refine": refined, "LoRA": 0.8}
@@ -229,18 +196,11 @@ def test_beyond(zero: float, inverted: float, refined: float, expected: str) -> 
         found = bought(means.get(method, 0.5), spread=0.001)
         return {"seconds": 0.1 if fast and method == "zero-shot" else 20.0, **found}
 
-    assert verdict("beyond", plant) == expected
+    return plant
 
 
-@pytest.mark.parametrize(
-    ("likeness", "prompts", "expected"),
-    [
-        (0.3, 0.9, "holds"),
-        (0.3, 0.99, "holds partly"),
-        (0.6, 0.9, "does not hold here"),
-    ],
-)
-def test_adapter_methods(likeness: float, prompts: float, expected: str) -> None:
+@of("adapter methods", (0.3, 0.9, HOLDS), (0.3, 0.99, PARTLY), (0.6, 0.9, NOT))
+def adapter_methods(likeness: float, prompts: float) -> Plant:
     def plant(name: str, _: Mapping[str, Any]) -> Any:
         theirs = name == "IP-Adapter"
         found = {
@@ -249,19 +209,11 @@ def test_adapter_methods(likeness: float, prompts: float, expected: str) -> None
         }
         return found if name == "ours" else found | {"scale": 1.0}
 
-    assert verdict("adapter methods", plant) == expected
+    return plant
 
 
-@pytest.mark.parametrize(
-    ("scatter", "ridge", "expected"),
-    [
-        (0.05, 0.5, "holds"),
-        (0.097, 0.5, "holds partly"),
-        (0.05, 1.0, "holds partly"),
-        (0.097, 0.99, "does not hold here"),
-    ],
-)
-def test_norms(scatter: float, ridge: float, expected: str) -> None:
+@of("norms", (0.05, 0.5, HOLDS), (0.097, 0.5, PARTLY), (0.05, 1.0, PARTLY), (0.097, 0.99, NOT))
+def norms(scatter: float, ridge: float) -> Plant:
     def plant(_: str, facts: Mapping[str, Any]) -> Any:
         svd = facts["kind"] == "usual" and facts["form"] == "none"
         return {
@@ -269,28 +221,22 @@ def test_norms(scatter: float, ridge: float, expected: str) -> None:
             "ridge_fvu": figures(ridge if svd else 1.0, spread=0.001),
         }
 
-    assert verdict("norms", plant) == expected
+    return plant
 
 
-@pytest.mark.parametrize(
-    ("components", "alone", "expected"),
-    [(300, 0.4, "holds"), (300, 0.1, "holds partly"), (1000, 0.1, "does not hold here")],
-)
-def test_spectrum(components: int, alone: float, expected: str) -> None:
+@of("spectrum", (300, 0.4, HOLDS), (300, 0.1, PARTLY), (1000, 0.1, NOT))
+def spectrum(components: int, alone: float) -> Plant:
     def plant(name: str, _: Mapping[str, Any]) -> Any:
         if name == "spectrum":
             return [*[0.9] * (components - 1), 1.0]
         told = {"attribute": "glasses", "all_components": 0.6, "best_component": alone}
         return [told, {"attribute": "hat", "all_components": 0.05, "best_component": 0.05}]
 
-    assert verdict("spectrum", plant) == expected
+    return plant
 
 
-@pytest.mark.parametrize(
-    ("mlp", "kurtosis", "expected"),
-    [(0.6, 0.1, "holds"), (0.6, 0.3, "holds partly"), (0.1, 0.3, "does not hold here")],
-)
-def test_spaces(mlp: float, kurtosis: float, expected: str) -> None:
+@of("spaces", (0.6, 0.1, HOLDS), (0.6, 0.3, PARTLY), (0.1, 0.3, NOT))
+def spaces(mlp: float, kurtosis: float) -> Plant:
     """The U-Net fails on everything, so the other denoiser is the one that counts."""
 
     def plant(name: str, facts: Mapping[str, Any]) -> Any:
@@ -301,18 +247,11 @@ def test_spaces(mlp: float, kurtosis: float, expected: str) -> None:
         learns = facts["training"]["model"]["denoiser"] == "mlp" and facts["codec"][0] != "scaled"
         return trained(facts, mlp if learns else 0.1)
 
-    assert verdict("spaces", plant) == expected
+    return plant
 
 
-@pytest.mark.parametrize(
-    ("ends", "expected"),
-    [
-        ((4.0, 3.0, 2.5), "holds"),
-        ((4.0, 3.0, 1.5), "holds partly"),
-        ((1.0, 3.0, 1.5), "does not hold here"),
-    ],
-)
-def test_gradient_flow(ends: tuple[float, ...], expected: str) -> None:
+@of("gradient flow", ((4.0, 3.0, 2.5), HOLDS), ((4.0, 3.0, 1.5), PARTLY), ((1.0, 3.0, 1.5), NOT))
+def gradient_flow(ends: tuple[float, ...]) -> Plant:
     def plant(_: str, facts: Mapping[str, Any]) -> Any:
         found = trained(facts, 0.5)
         seed = facts["training"]["optimisation"]["seed"]
@@ -320,10 +259,17 @@ def test_gradient_flow(ends: tuple[float, ...], expected: str) -> None:
         found["curve"][0]["weight_00_enter"] = ends[seed] if scaled_unet else 9.0
         return found
 
-    assert verdict("gradient flow", plant) == expected
+    return plant
 
 
 @pytest.mark.parametrize("setting", [{"sizes": (2000,)}, {"refined": (200,)}, {"betas": (0.1,)}])
 def test_what_no_verdict_can_follow_from_is_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(setting))):
         ReproduceConfig(**setting)
+
+
+@pytest.mark.parametrize(("claim", "plant", "values", "expected"), CASES)
+def test_a_verdict_follows_from_the_figures(
+    claim: str, plant: Callable[..., Plant], values: tuple[Any, ...], expected: str
+) -> None:
+    assert verdict(claim, plant(*values)) == expected
