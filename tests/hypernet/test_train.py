@@ -12,7 +12,7 @@ from lorasynth.core.errors import BundleError, ConfigError, LibraryError
 from lorasynth.hypernet import CleanError, HypernetConfig, LatentDiffusion, TrainingSet
 from lorasynth.hypernet import train as training
 from lorasynth.hypernet.normaliser import Normaliser
-from lorasynth.hypernet.probes import GradientNorms
+from lorasynth.hypernet.probes import gradient_norms
 from lorasynth.hypernet.train import train
 
 from . import toy
@@ -25,7 +25,7 @@ def learned(parameterisation: str, modulation: str) -> LatentDiffusion:
     config = toy.config(
         350, parameterisation=parameterisation, denoiser_options={"modulation": modulation}
     )
-    probes = [CleanError(toy.truth(HELD_OUT), HELD_OUT), GradientNorms()]
+    probes = [CleanError(toy.truth(HELD_OUT), HELD_OUT), gradient_norms]
     return train(toy.data(), config, probes=probes)
 
 
