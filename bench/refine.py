@@ -39,7 +39,7 @@ from lorasynth.evaluation.bootstrap import bootstrap, in_words
 from lorasynth.evaluation.contenders import sampled, stacked
 from lorasynth.evaluation.metrics import Made, Metric
 from lorasynth.images import PORTRAIT, Subject
-from lorasynth.optimise import captioned, refine
+from lorasynth.optimise import Watching, captioned, refine
 from lorasynth.optimise.refining import VARIES
 from lorasynth.studies.study import as_json
 
@@ -253,7 +253,7 @@ class Bench:
                 firsts = unstack(self.start)
                 encoder = self.bundle.synthesizer.encoder
                 made = [
-                    refine(base, recipe, one, stack([first]), encoder=encoder)
+                    refine(base, recipe, one, stack([first]), Watching(encoder))
                     for one, first in zip(people, firsts, strict=True)
                 ]
                 print([(one.step, round(one.after - one.before, 3)) for one in made])

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,13 +11,14 @@ import torch
 from avatars.conftest import CONFIG, QUICK, SUBJECTS, weights
 from command_line import interrupt
 from lorasynth.avatars.autoencoder import train_autoencoder
+from lorasynth.avatars.commands import TrainAutoencoder, TrainBase
 from lorasynth.avatars.config import BaseTrainingConfig, DenoiserTraining, JudgeConfig
-from lorasynth.avatars.denoiser import Progress, draw_times, save_pipeline, train_base
+from lorasynth.avatars.denoiser import Progress, draw_times, save_pipeline, train_base, untrained
 from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.avatars.parts import Following
 from lorasynth.avatars.pool import LABELS, Drawn, Pool
 from lorasynth.base import BaseModel, SamplingConfig
-from lorasynth.core.config import from_dict, read_json, to_dict
+from lorasynth.core.config import read_json, to_dict
 from lorasynth.core.randomness import torch_stream
 from lorasynth.engine.trainer import Trainer
 
@@ -39,8 +41,9 @@ def train(
 ) -> Path:
     torch.manual_seed(0)
     seen = AttributeJudge(JudgeConfig(image_size=16, features=8)).eval()
-    made = train_base(Drawn(SUBJECTS, folder / "run"), config, autoencoder, CPU, seen, watch)
-    save_pipeline(made, folder / "base", to_dict(config))
+    pipeline = untrained(config, autoencoder)
+    made = train_base(Drawn(SUBJECTS, folder / "run"), config, pipeline, CPU, seen, watch)
+    save_pipeline(made, folder / "base", {"steps": 4})
     return folder / "base"
 
 
@@ -52,7 +55,7 @@ def trained(autoencoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_the_result_is_a_base_model_in_half_precision(trained: Path, pool: Pool) -> None:
     base = BaseModel.load(trained)
     assert base.encode_images(pool.images).std() == pytest.approx(1, abs=0.1)
-    assert from_dict(BaseTrainingConfig, read_json(trained / "training.json")) == CONFIG
+    assert read_json(trained / "training.json") == {"steps": 4}
     assert set(weights(trained)) == {
         "unet/diffusion_pytorch_model.safetensors",
         "vae/diffusion_pytorch_model.safetensors",
@@ -103,6 +106,27 @@ def test_most_timesteps_are_where_captions_act() -> None:
 
 
 def test_features_of_images_train_it_too(autoencoder: Path, trained: Path, tmp_path: Path) -> None:
-    made = train_base(Drawn(SUBJECTS, tmp_path / "run"), CONFIG, autoencoder, CPU)
+    pipeline = untrained(CONFIG, autoencoder)
+    made = train_base(Drawn(SUBJECTS, tmp_path / "run"), CONFIG, pipeline, CPU)
     save_pipeline(made, tmp_path / "base", {})
     assert weights(tmp_path / "base") != weights(trained)
+
+
+def test_a_base_states_how_each_part_was_trained(trained: Path, tmp_path: Path) -> None:
+    """Its autoencoder's options are those of the autoencoder that it was given, not its own."""
+    drawn: dict[str, Any] = {"subjects": 4, "device": "cpu", "workers": 1}
+    own = replace(CONFIG, autoencoder=replace(CONFIG.autoencoder, kl_weight=0.5))
+    first, second, base = (tmp_path / name for name in ("first", "second", "base"))
+    TrainAutoencoder(out=first, run_folder=tmp_path / "1", config=own, **drawn).run()
+    TrainAutoencoder(
+        out=second, run_folder=tmp_path / "2", config=CONFIG, start=first, **drawn
+    ).run()
+    TrainBase(
+        out=base, autoencoder=second, start=trained, run_folder=tmp_path / "3", config=own, **drawn
+    ).run()
+    stated = read_json(base / "training.json")
+    assert stated["start"] == read_json(trained / "training.json")
+    assert stated["denoiser"] == to_dict(CONFIG.denoiser)
+    assert stated["autoencoder"] == to_dict(CONFIG.autoencoder) | {
+        "start": to_dict(own.autoencoder) | {"start": None}
+    }

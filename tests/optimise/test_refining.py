@@ -8,7 +8,7 @@ from lorasynth.adapter import stack
 from lorasynth.base import BaseModel
 from lorasynth.engine import PRESETS
 from lorasynth.images import PORTRAIT, Subject, subjects_in
-from lorasynth.optimise import captioned, refine
+from lorasynth.optimise import Watching, captioned, refine
 from lorasynth.synthesizer import Synthesizer
 
 
@@ -37,7 +37,7 @@ def test_similarity_is_a_cosine_with_the_shipped_encoder_of_two_parts(drawn: Sub
     )
     first = stack([synthesizer(drawn.images[0].numpy()).factors])
     recipe = replace(PRESETS["refine"], steps=1)
-    made = refine(base, recipe, drawn, first, encoder=synthesizer.encoder)
+    made = refine(base, recipe, drawn, first, Watching(synthesizer.encoder))
     assert made.before is not None
     assert made.after is not None
     assert 0.3 < made.before <= made.after <= 1

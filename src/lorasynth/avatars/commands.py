@@ -3,7 +3,7 @@
 import os
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -16,6 +16,8 @@ from lorasynth.core.command import Command, Flat, OnDevice, Out, Seeded
 if TYPE_CHECKING:
     from lorasynth.avatars.pool import Drawn
 
+#: In the folder of a model: how it was trained.
+_TRAINING = "training.json"
 _GROUP = "The embedded domain: drawn avatars"
 _CORES = os.cpu_count() or 1
 
@@ -109,6 +111,15 @@ class TrainJudge(Command, OfDrawings):
         return self.out
 
 
+def _training_of(folder: Path | None) -> Any:
+    """How what lies there was trained, as it states; None of nothing."""
+    from lorasynth.core.config import read_json
+
+    if folder is None or not (folder / _TRAINING).is_file():
+        return None if folder is None else "not stated"
+    return read_json(folder / _TRAINING)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainAutoencoder(Command, OfDrawings):
     """Train the autoencoder of the embedded base model; run again to resume.
@@ -131,12 +142,13 @@ class TrainAutoencoder(Command, OfDrawings):
     config: Annotated[BaseTrainingConfig, Flat] = field(default_factory=BaseTrainingConfig)
 
     def run(self) -> Path:
-        """Write the autoencoder, in fp16."""
+        """Write the autoencoder, in fp16, and training.json, how it was trained."""
         import torch
 
         from lorasynth.avatars.autoencoder import perceive, train_autoencoder
         from lorasynth.avatars.judge import AttributeJudge
-        from lorasynth.core.atomic import atomic_directory, make_parent
+        from lorasynth.core.atomic import atomic_directory, make_parent, write_json
+        from lorasynth.core.config import to_dict
         from lorasynth.core.device import pick_device
 
         model, on = self.config.model, pick_device(self.device)
@@ -148,6 +160,8 @@ class TrainAutoencoder(Command, OfDrawings):
         vae = train_autoencoder(images, self.config, checkpoint, on, maps, self.start)
         with atomic_directory(self.out) as temporary:
             vae.to(dtype=torch.float16).save_pretrained(temporary)
+            stated = to_dict(self.config.autoencoder) | {"start": _training_of(self.start)}
+            write_json(temporary / _TRAINING, stated)
         print(self.out)
         return self.out
 
@@ -178,7 +192,7 @@ class TrainBase(Command, OfDrawings):
 
     def run(self) -> Path:
         """Write the pipeline."""
-        from lorasynth.avatars.denoiser import Progress, save_pipeline, train_base
+        from lorasynth.avatars.denoiser import Progress, save_pipeline, train_base, untrained
         from lorasynth.avatars.judge import AttributeJudge
         from lorasynth.core.atomic import make_parent
         from lorasynth.core.config import to_dict
@@ -190,10 +204,15 @@ class TrainBase(Command, OfDrawings):
         judge = None if self.judge is None else AttributeJudge.load(self.judge).to(on)
         watch = None if judge is None else Progress(run=self.run_folder, judge=judge)
         drawn = self.drawn(self.config.model.image_size)
-        pipeline = train_base(
-            drawn, self.config, self.autoencoder, on, seen, watch, start=self.start
-        )
-        save_pipeline(pipeline, self.out, to_dict(self.config))
+        beginning = untrained(self.config, self.autoencoder, self.start)
+        pipeline = train_base(drawn, self.config, beginning, on, seen, watch)
+        stated = {
+            "model": to_dict(self.config.model),
+            "autoencoder": _training_of(self.autoencoder),
+            "denoiser": to_dict(self.config.denoiser),
+            "start": _training_of(self.start),
+        }
+        save_pipeline(pipeline, self.out, stated)
         print(self.out)
         return self.out
 

@@ -41,30 +41,23 @@ _SHOWN = 32
 def train_base(
     drawn: Drawn,
     config: BaseTrainingConfig,
-    autoencoder: Path,
+    pipeline: StableDiffusionPipeline,
     device: torch.device,
     perception: AttributeJudge | None = None,
     watch: "Progress | None" = None,
-    *,
-    start: Path | None = None,
 ) -> StableDiffusionPipeline:
     """Train denoiser and text encoder of the embedded base model; the whole pipeline.
 
     Args:
         drawn: images with their captions; latents and the checkpoint are kept beside them.
         config: what to train and how.
-        autoencoder: the folder that it was saved to.
+        pipeline: what `untrained` gives; its autoencoder stays as it is.
         device: where to train.
         perception: a network whose features of the images are learned too; not the judge.
         watch: what is measured on the way.
-        start: folder of a pipeline to start from, such as one of another autoencoder.
-
-    Raises:
-        BaseModelError: that one has layers of other shapes.
     """
     run, options = drawn.run, config.denoiser.optimisation
-    pipeline = _at_the_beginning(config, autoencoder, start)
-    chunks = drawn.chunks()
+    start, chunks = fingerprint(pipeline.unet), drawn.chunks()
     latents = _latents(pipeline.vae, chunks, run, device)
     scale = 1 / float(latents.float().std())  # as Stable Diffusion's: latents of unit size
     pipeline.vae.register_to_config(scaling_factor=scale)
@@ -83,7 +76,7 @@ def train_base(
         "encoder": encoder_fingerprint(pipeline.vae),
         "images": len(latents),
         "perception": None if perception is None else fingerprint(perception),
-        "start": start is not None,
+        "start": start,
     }
     # On 64 tokens plain products are faster than torch's fused attention on a CPU.
     pipeline.unet.set_attn_processor(AttnProcessor())
@@ -96,9 +89,14 @@ def train_base(
     return pipeline
 
 
-def _at_the_beginning(
-    config: BaseTrainingConfig, autoencoder: Path, start: Path | None
+def untrained(
+    config: BaseTrainingConfig, autoencoder: Path, start: Path | None = None
 ) -> StableDiffusionPipeline:
+    """A pipeline to train: with an autoencoder from its folder, and all else new, or of `start`.
+
+    Raises:
+        BaseModelError: the pipeline to start from has layers of other shapes.
+    """
     torch.manual_seed(stream_seed(config.denoiser.optimisation.seed, "base"))
     pipeline = build_pipeline(config.model)
     if start is not None:

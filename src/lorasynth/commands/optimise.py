@@ -149,7 +149,7 @@ class Refine(FromImages, WithSheet):
         from lorasynth.adapter import Adapter, map_factors
         from lorasynth.core.progress import note
         from lorasynth.images.files import SUFFIXES
-        from lorasynth.optimise import captioned, refine
+        from lorasynth.optimise import Watching, captioned, refine
 
         if self.lora.suffix.lower() in SUFFIXES:
             raise ConfigError(
@@ -166,13 +166,12 @@ class Refine(FromImages, WithSheet):
         self.draw_sheet(job.subjects)
         recipe = replace(self.recipe, seed=self.seed or self.recipe.seed)
         first = map_factors(lambda part: part[None], adapter.factors)
-        [subject], checks = job.subjects, self.check
+        [subject] = job.subjects
         with job.stages.stage("captions"):
             subject = captioned(job.base, subject, first)
         with job.progress("refine", recipe.steps) as on_step:
-            made = refine(
-                job.base, recipe, subject, first, encoder=encoder, checks=checks, on_step=on_step
-            )
+            watching = None if encoder is None else Watching(encoder, self.check)
+            made = refine(job.base, recipe, subject, first, watching, on_step)
         looks = "" if encoder is None else encoder.name
         for caption in dict.fromkeys(subject.captions):
             note(f"trained with the caption: {caption}")

@@ -26,7 +26,7 @@ from lorasynth.evaluation.benchmark import Adapters, Contender
 from lorasynth.evaluation.cases import Case, TestSubjects
 from lorasynth.hypernet import LatentDiffusion
 from lorasynth.library import Library
-from lorasynth.optimise import captioned, refine
+from lorasynth.optimise import Watching, captioned, refine
 from lorasynth.optimise.config import REFINE
 from lorasynth.synthesizer import Synthesizer
 
@@ -128,13 +128,13 @@ def refined(parts: Parts, subjects: TestSubjects) -> Adapters:
     """What the synthesizer makes, refined with the images to learn from as the command does it."""
     start = parts.regression or parts.whole
     recipe = replace(REFINE, targets=(parts.recipe or REFINE).targets)
-    base, looks = parts.base, start.encoder if start.encoder.looks else None
+    base, watching = parts.base, Watching(start.encoder) if start.encoder.looks else None
 
     def adapter(case: Case) -> Factors:
         subject = framed_subject(subjects.load(case.id), base.image_size, [start.encoder])
         first = scaled(start.predict([subject]), start.strength)
         subject = captioned(base, subject, first)
-        return refine(base, recipe, subject, first, encoder=looks).factors
+        return refine(base, recipe, subject, first, watching).factors
 
     return lambda cases: concatenate([adapter(case) for case in cases])
 

@@ -9,6 +9,7 @@ from .coordinates import Mixture as Mixture
 from .full import fine_tune as fine_tune
 from .full import weights_of as weights_of
 from .refining import Refined as Refined
+from .refining import Watching as Watching
 from .refining import captioned as captioned
 from .refining import refine as refine
 from .refining import refined as refined

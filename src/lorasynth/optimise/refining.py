@@ -55,29 +55,33 @@ class Refined(NamedTuple):
         return replace(metadata, extra=extra | facts)
 
 
+class Watching(NamedTuple):
+    """The encoder that compares images with the photos, how often, and when training ends early."""
+
+    encoder: ConditionEncoder
+    checks: CheckConfig = CheckConfig()
+
+
 def refine(
     base: BaseModel,
     recipe: Recipe,
     subject: Subject,
     first: Factors,
-    *,
-    encoder: ConditionEncoder | None = None,
-    checks: CheckConfig = CheckConfig(),  # noqa: B008  (frozen)
+    watching: Watching | None = None,
     on_step: OnStep = lambda *_: None,
 ) -> Refined:
     """Train an adapter on; what it has for text encoders acts, but stays as it is.
 
-    With an encoder, images are made every few steps, and of all adapters on the way the one whose
-    images are most like the photos is kept.  Whether it is better than the first is decided, and
-    reported, by other images, which had no part in choosing it.
+    Where that is watched, images are made every few steps, and of all adapters on the way the one
+    whose images are most like the photos is kept.  Whether it is better than the first is decided,
+    and reported, by other images, which had no part in choosing it.
 
     Args:
         base: the frozen base model.
         recipe: how it is trained.
         subject: squares of the base model's size (`framed_subject`), with captions.
         first: stacked over one adapter.
-        encoder: measures identity similarity; None: all steps are made.
-        checks: how often it does, and when training ends early.
+        watching: measures identity similarity; None: all steps are made.
         on_step: called after each step.
 
     Raises:
@@ -88,11 +92,11 @@ def refine(
     if not start:
         raise LayoutError("an adapter to refine must change the denoiser, but changes texts alone")
     trainable = LowRank(base, recipe, [subject.id], start)
-    watch = None if encoder is None else _Watch(base, subject, encoder, checks)
+    watch = None if watching is None else _Watch(base, subject, watching)
 
     def after_step(step: int, losses: Tensor) -> bool:
         on_step(step, losses)
-        if watch is None or step % checks.every or step == recipe.steps:
+        if watch is None or step % watch.checks.every or step == recipe.steps:
             return False
         return watch.look(step, trainable.adapters(), attached=True)
 
@@ -104,7 +108,7 @@ def refine(
             return Refined({**first, **ended.factors}, recipe.steps)
         if ended.losses.shape[1] == recipe.steps:
             watch.look(recipe.steps, ended.factors)
-        before, after = (watch.similarity(checks.images, one) for one in (start, watch.best))
+        before, after = (watch.similarity(watch.checks.images, one) for one in (start, watch.best))
     if watch.step == 0 or not after > before:
         return Refined(first, 0, before, before)
     return Refined({**first, **watch.best}, watch.step, before, after)
@@ -135,8 +139,8 @@ def refined(
     looking = [encoder] if encoder.looks else []
     first = map_factors(lambda part: part[None].float(), adapter.factors)
     subject = captioned(base, framed_subject(subject, base.image_size, looking), first)
-    sees = encoder if encoder.looks else None
-    made = refine(base, recipe, subject, first, encoder=sees, on_step=on_step)
+    watching = Watching(encoder) if encoder.looks else None
+    made = refine(base, recipe, subject, first, watching, on_step)
     [factors] = unstack(map_factors(lambda part: part.detach().cpu(), made.factors))
     return replace(adapter, factors=factors, metadata=made.stated(adapter.metadata, encoder.name))
 
@@ -144,12 +148,10 @@ def refined(
 class _Watch:
     """The adapter whose images were most like the photos so far."""
 
-    def __init__(
-        self, base: BaseModel, subject: Subject, encoder: ConditionEncoder, checks: CheckConfig
-    ) -> None:
-        self.base, self.encoder, self.checks = base, encoder, checks
-        self.captions = subject.captions
-        seen = seen_in(encoder, subject)
+    def __init__(self, base: BaseModel, subject: Subject, watching: Watching) -> None:
+        self.base, self.captions = base, subject.captions
+        self.encoder, self.checks = watching
+        seen = seen_in(self.encoder, subject)
         # What encoders that are made of several see is no unit vector.
         self.photos = normalize(seen.embeddings[seen.presence >= SHOWN], dim=-1)
         self.best: Factors = {}
