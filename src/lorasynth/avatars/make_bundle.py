@@ -36,6 +36,7 @@ from lorasynth.core.command import Command
 from lorasynth.core.config import from_dict, read_json, to_dict
 from lorasynth.core.stages import StagedRun
 from lorasynth.edit.latent_library import LatentLibrary
+from lorasynth.engine import Optimisation
 from lorasynth.engine.config import ArcFaceConfig
 from lorasynth.engine.recipe import PRESETS, Recipe
 from lorasynth.evaluation.benchmark import Benchmark, Contender
@@ -43,7 +44,7 @@ from lorasynth.evaluation.config import BenchmarkConfig
 from lorasynth.evaluation.contenders import sampled
 from lorasynth.evaluation.metrics import Identity
 from lorasynth.evaluation.report import STRENGTHS, tuned
-from lorasynth.hypernet.config import HypernetConfig
+from lorasynth.hypernet.config import HypernetConfig, LatentDiffusionConfig
 from lorasynth.library import Library
 from lorasynth.predict.config import PredictorTraining
 from lorasynth.synthesizer import Synthesizer
@@ -94,7 +95,7 @@ class BundleConfig:
         pretraining_subjects: other subjects, whose images it is trained with; what an embedding
             tells is learned from many.
         pretraining_images: of each; two are needed, one to see and one to denoise.
-        library: adapters collected; the gate refuses three in a thousand, so that 2,000 remain.
+        library: adapters collected; the gate refuses three in a thousand, so that 1,200 remain.
         recipe: how each adapter is trained.
         least_similarity: of adapters that may join the library (see `SimilarityGate`).
         codec: name of the codec.
@@ -109,22 +110,29 @@ class BundleConfig:
     """
 
     subjects: int = 6000
-    second_subjects: int = 16000
-    second_steps: int = 8000
+    second_subjects: int = 8000
+    second_steps: int = 6000
     siblings: int = 4
     base: BaseTrainingConfig = field(default_factory=BaseTrainingConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     arcface: ArcFaceConfig = field(default_factory=ArcFaceConfig)
     reads_attributes: bool = True
-    pretraining: PredictorTraining = field(default_factory=PredictorTraining)
-    pretraining_subjects: int = 16000
+    pretraining: PredictorTraining = field(
+        default_factory=lambda: PredictorTraining(
+            optimisation=Optimisation(steps=8000, batch=64, lr=1e-3, weight_decay=0.0)
+        )
+    )
+    pretraining_subjects: int = 12000
     pretraining_images: int = 4
-    library: int = 2010
+    library: int = 1206
     recipe: Recipe = PRESETS["anchored"]
     least_similarity: float | None = 0.5
     codec: str = "pca"
     codec_options: dict[str, Any] = field(default_factory=lambda: {"latents": 128})
-    hypernet: HypernetConfig = field(default_factory=HypernetConfig)
+    hypernet: HypernetConfig = field(
+        # Latents of 16 and of 30 steps differ by 0.5 % of their spread (docs/experiments.md).
+        default_factory=lambda: HypernetConfig(model=LatentDiffusionConfig(steps=16))
+    )
     temperature: float = 0.5
     strengths: tuple[float, ...] = STRENGTHS
     practice: BenchmarkConfig = field(
