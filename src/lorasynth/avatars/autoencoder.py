@@ -17,7 +17,7 @@ from lorasynth.avatars.config import AutoencoderTraining, AvatarModelConfig, Bas
 from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.avatars.model import build_autoencoder
 from lorasynth.core import config as configs
-from lorasynth.core.errors import BaseModelError
+from lorasynth.core.errors import BaseModelError, reason_of
 from lorasynth.core.progress import progress
 from lorasynth.core.randomness import stream_seed
 from lorasynth.engine.trainer import Trainer
@@ -147,7 +147,7 @@ def start_from(network: nn.Module, kind: Any, folder: Path) -> None:
     except (RuntimeError, OSError) as error:
         raise BaseModelError(
             f"what training starts from must have the layers of what is trained, but {folder} has "
-            f"not ({str(error).splitlines()[0]}): start from none"
+            f"not ({reason_of(error)}): start from none"
         ) from error
 
 

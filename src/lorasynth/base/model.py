@@ -31,7 +31,7 @@ from lorasynth.base.outline import stored_fingerprint
 from lorasynth.base.sampling import Guided, SamplingConfig, mixed, region_weights
 from lorasynth.base.stacked import StackedAdapters
 from lorasynth.base.texts import Texts, interleave, separate
-from lorasynth.core.errors import BaseModelError, ConfigError, LayoutError
+from lorasynth.core.errors import BaseModelError, ConfigError, LayoutError, reason_of
 from lorasynth.core.places import public_name
 from lorasynth.core.randomness import torch_stream
 from lorasynth.core.weights import fingerprint
@@ -428,7 +428,7 @@ class BaseModel:
         except ValueError as error:  # what diffusers' checks of sizes say
             raise BaseModelError(
                 f"{self.row.title} must be able to make images of {height} x {width} pixels, but "
-                f"{self.name} cannot ({str(error).splitlines()[0]}): choose another size"
+                f"{self.name} cannot ({reason_of(error)}): choose another size"
             ) from error
         raise AssertionError("the pipeline never asked its denoiser or scheduler")
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lorasynth.adapter import Layout, Slot
 from lorasynth.adapter.components import DENOISER, TEXT_ENCODERS, component_of
 from lorasynth.base.pipeline_files import classes_of, read_description, weights_here
-from lorasynth.core.errors import BaseModelError
+from lorasynth.core.errors import BaseModelError, reason_of
 from lorasynth.core.places import folder_of, public_name, repository
 from lorasynth.core.weights import fingerprint_of
 
@@ -168,7 +168,7 @@ def build_part(name: str, part: str, library: str, kind: str) -> nn.Module:
     except Exception as error:
         raise BaseModelError(
             f"{part} of {name} must be a {kind} of {library}, but cannot be built "
-            f"({str(error).splitlines()[0]})"
+            f"({reason_of(error)})"
         ) from error
 
 

@@ -14,7 +14,7 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progre
 from transformers.utils import logging as of_transformers
 
 from lorasynth.core.config import read_json
-from lorasynth.core.errors import BaseModelError
+from lorasynth.core.errors import BaseModelError, reason_of
 from lorasynth.core.places import folder_of, repository
 from lorasynth.core.weights import require_small_header
 
@@ -39,7 +39,7 @@ def read_description(name: str, file: str) -> dict[str, Any]:
     except Exception as error:
         raise BaseModelError(
             f"a base model must be a pipeline folder or hub:owner/name with {file}, but {name} "
-            f"cannot be loaded ({_first_line(error)})"
+            f"cannot be loaded ({reason_of(error)})"
         ) from error
 
 
@@ -110,7 +110,7 @@ def load_pipeline(name: str, pipeline_class: type[Any], left_out: Mapping[str, A
     except Exception as error:
         raise BaseModelError(
             f"a base model must be a whole {pipeline_class.__name__} (folder or hub:owner/name), "
-            f"but {name} cannot be loaded ({_first_line(error)})"
+            f"but {name} cannot be loaded ({reason_of(error)})"
         ) from error
 
 
@@ -161,7 +161,3 @@ def _formats_in(path: Path) -> set[str]:
     require_small_header(path)
     with safetensors.safe_open(path, framework="pt") as file:
         return {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

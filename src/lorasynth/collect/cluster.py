@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from typing_extensions import override
 
 from lorasynth.collect.worker import Executor, Worker
-from lorasynth.core.errors import CollectionError, LorasynthError, installing
+from lorasynth.core.errors import CollectionError, LorasynthError, installing, reason_of
 from lorasynth.core.progress import Advance
 
 ItemT = TypeVar("ItemT")
@@ -99,7 +99,7 @@ class Cluster(Executor):
                     raise error.cause from error
                 raise
             except errors.RayError as error:
-                reason = str(error).splitlines()[0]
+                reason = reason_of(error)
                 raise self._lost(f"a task lost its worker again and again ({reason})") from error
 
     def _lost(self, what: str) -> CollectionError:
@@ -134,7 +134,7 @@ def connected(address: str, worker: Loads) -> Iterator[Cluster]:
         options = {"include_dashboard": False} if local else {}
         ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = reason_of(error)
         raise CollectionError(
             f"--address must be that of a running Ray cluster, but {address} cannot be "
             f"reached ({reason}): use host:port of its head, or auto on one of its machines"

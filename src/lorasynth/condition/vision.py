@@ -15,7 +15,7 @@ from typing_extensions import override
 from lorasynth.condition.contract import ENCODERS, ConditionEncoder, as_word, saved_config
 from lorasynth.condition.trunks import unit_batches
 from lorasynth.core import config as configs
-from lorasynth.core.errors import BundleError, ConfigError
+from lorasynth.core.errors import BundleError, ConfigError, reason_of
 from lorasynth.core.places import HUB, pretrained, public_name
 from lorasynth.core.weights import fingerprint, load_weights, save_module
 
@@ -98,7 +98,7 @@ class VisionEncoder(ConditionEncoder, nn.Module):
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise ConfigError(
                 f"an image encoder embeds images, but {model!r} cannot "
-                f"({str(error).splitlines()[0]}): give the name of a CLIP, SigLIP or DINO model"
+                f"({reason_of(error)}): give the name of a CLIP, SigLIP or DINO model"
             ) from error
         return int(found.shape[1])
 
@@ -202,7 +202,7 @@ def _built(config: VisionConfig) -> nn.Module:
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"an image encoder needs an architecture that transformers knows, but {config.name!r} "
-            f"has {kind!r} ({str(error).splitlines()[0]})"
+            f"has {kind!r} ({reason_of(error)})"
         ) from error
     return network.eval().requires_grad_(requires_grad=False)
 
@@ -231,7 +231,7 @@ def _fetched(model: str) -> tuple[Any, dict[str, Any]]:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BundleError(
             "an image encoder must be a folder or hub:owner/name of transformers with weights in "
-            f"safetensors, but {model!r} is none ({str(error).strip().splitlines()[0]})"
+            f"safetensors, but {model!r} is none ({reason_of(error)})"
         ) from error
     if missing := sorted(key for key in report["missing_keys"] if "pooler" not in key):
         raise BundleError(

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from lorasynth.core.errors import ConfigError
+from lorasynth.core.errors import ConfigError, reason_of
 
 #: In the messages of errors of a class that says nothing: of a CPU, and of Apple's MPS.
 _NO_MEMORY = ("DefaultCPUAllocator", "out of memory")
@@ -62,7 +62,7 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = reason_of(error)
         raise ConfigError(
             f"--device must be auto, cpu, mps or cuda[:N] and present here, but {name!r} is not "
             f"usable ({reason})"

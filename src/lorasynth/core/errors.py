@@ -34,6 +34,12 @@ def quoted(value: object) -> str:
         return f"a {type(value).__name__}"
 
 
+def reason_of(error: BaseException) -> str:
+    """The first line of another library's error that says something, else the kind of error."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
+
+
 class LorasynthError(Exception):
     """Base of all errors caused by input rather than by a defect.
 

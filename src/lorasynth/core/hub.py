@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from lorasynth.core.card import name_repository
-from lorasynth.core.errors import BundleError, LorasynthError
+from lorasynth.core.errors import BundleError, LorasynthError, reason_of
 from lorasynth.core.places import HUB, repository
 
 
@@ -51,7 +51,7 @@ def fetch(
     except Exception as why:  # the hub's own errors share no base with those of the network
         raise error(
             f"{what} must be a folder or {HUB}owner/name, but {HUB}{name} is not usable "
-            f"({_reason(why)})"
+            f"({reason_of(why)})"
         ) from why
 
 
@@ -89,12 +89,6 @@ def upload(folder: Path, name: str, **options: Unpack[Upload]) -> str:
     except Exception as error:
         raise LorasynthError(
             f"a repository is uploaded to the hub with a token that may write, but {name} was not "
-            f"({_reason(error)})"
+            f"({reason_of(error)})"
         ) from error
     return str(made.pr_url or made.commit_url)
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error's text that says something."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip() if lines else type(error).__name__

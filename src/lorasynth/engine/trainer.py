@@ -22,7 +22,7 @@ from lorasynth.core.atomic import atomic_file, make_parent
 from lorasynth.core.checkpoint import State, read_state, write_state
 from lorasynth.core.config import to_dict
 from lorasynth.core.device import has_fast_bfloat16
-from lorasynth.core.errors import BundleError, ConfigError
+from lorasynth.core.errors import BundleError, ConfigError, reason_of
 from lorasynth.core.progress import Note, progress
 from lorasynth.core.progress import note as say
 from lorasynth.core.weights import with_prefix
@@ -301,7 +301,7 @@ class Trainer:
         except RuntimeError as error:
             raise BundleError(
                 f"a checkpoint must be of the model being trained, but {self.checkpoint} is not "
-                f"({str(error).splitlines()[0]}): delete it to begin anew"
+                f"({reason_of(error)}): delete it to begin anew"
             ) from error
         self.average.n_averaged.fill_(step)
         self._best = with_prefix(tensors, "best.")

@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
 from lorasynth.condition import ConditionEncoder, load_encoder
-from lorasynth.core.errors import ConfigError
+from lorasynth.core.errors import ConfigError, reason_of
 from lorasynth.core.places import pretrained
 
 
@@ -42,7 +42,7 @@ class ClipScore:
         except Exception as error:
             raise ConfigError(
                 f"a CLIP score needs a whole CLIP model (folder or hub:owner/name), but {model} "
-                f"cannot be loaded ({str(error).splitlines()[0]}): try "
+                f"cannot be loaded ({reason_of(error)}): try "
                 "hub:openai/clip-vit-base-patch32"
             ) from error
         return cls(load_encoder(f"clip:{model}"), text, tokenizer)

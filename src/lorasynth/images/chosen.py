@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lorasynth.core.atomic import atomic_file
-from lorasynth.core.errors import ConfigError, ImageError
+from lorasynth.core.errors import ConfigError, ImageError, reason_of
 from lorasynth.images.contract import Subject, SubjectSource, stamp_of
 from lorasynth.images.sources import SOURCES, subjects_in
 
@@ -59,7 +59,7 @@ def read_choices(path: Path) -> dict[str, Choice]:
     except (OSError, pa.ArrowException) as error:
         raise ImageError(
             f"a table of chosen subjects must be readable, but {path} is not "
-            f"({str(error).splitlines()[0]}): make it again"
+            f"({reason_of(error)}): make it again"
         ) from error
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:

@@ -11,7 +11,7 @@ from pyarrow import csv
 from pyarrow import parquet as pq
 
 from lorasynth.core.atomic import atomic_file
-from lorasynth.core.errors import LibraryError
+from lorasynth.core.errors import LibraryError, reason_of
 
 FILE = "annotations.parquet"
 _ID = "id"
@@ -32,7 +32,7 @@ def read_facts(path: Path) -> pa.Table:
         parquet = path.suffix.lower() == ".parquet"
         table = pq.read_table(path) if parquet else csv.read_csv(path, convert_options=text)
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
+        reason = reason_of(error)
         raise LibraryError(
             f"facts must be a CSV or Parquet file, but {path} is not readable as one ({reason})"
         ) from error

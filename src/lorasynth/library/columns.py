@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lorasynth.core.atomic import atomic_file
-from lorasynth.core.errors import LibraryError
+from lorasynth.core.errors import LibraryError, reason_of
 from lorasynth.core.weights import require_small_header, save_with_header
 
 
@@ -43,7 +43,7 @@ def read_column(path: Path, ids: Sequence[str]) -> Tensor:
             values: Tensor = file.get_tensor("values")
             header = file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        reason = reason_of(error)
         raise LibraryError(f"column {path} cannot be read ({reason}): {advice}") from error
     if len(values) < len(ids):
         raise LibraryError(

@@ -28,7 +28,7 @@ from torch import Tensor
 from lorasynth.adapter import Factor, Factors, Layout, Slot, map_factors
 from lorasynth.core.atomic import write_json
 from lorasynth.core.config import read_json
-from lorasynth.core.errors import FileFormatError, LayoutError, LibraryError, quoted
+from lorasynth.core.errors import FileFormatError, LayoutError, LibraryError, quoted, reason_of
 from lorasynth.core.hub import fetch
 from lorasynth.core.places import HUB, folder_of, repository
 from lorasynth.core.progress import progress
@@ -346,7 +346,7 @@ def _labelled(path: Path, count: int) -> list[dict[str, Any]]:
     try:
         table: pa.Table = pq.read_table(path) if path.suffix == ".parquet" else csv.read_csv(path)
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
+        reason = reason_of(error)
         raise FileFormatError(f"{path} must be a readable table, but is not ({reason})") from error
     if "file" not in table.column_names or table.num_rows != count:
         raise LibraryError(

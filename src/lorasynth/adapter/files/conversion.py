@@ -48,7 +48,7 @@ from lorasynth.adapter.files.resolve import resolve
 from lorasynth.adapter.layout import Kernel
 from lorasynth.adapter.lowrank import Nearest, of_kronecker, of_matrix, relative_error, truncated
 from lorasynth.adapter.names import Layer
-from lorasynth.core.errors import FileFormatError, LayoutError
+from lorasynth.core.errors import FileFormatError, LayoutError, reason_of
 
 #: A rank that no update has.
 _ANY = 1 << 20
@@ -240,7 +240,7 @@ def _nearest(
     except LayoutError as error:
         raise FileFormatError(f"{name[:200]} in {path} cannot be used: {error}") from error
     except (KeyError, RuntimeError, ValueError, IndexError, TypeError, ArithmeticError) as error:
-        reason = str(error).splitlines()[0][:120]
+        reason = reason_of(error)[:120]
         raise FileFormatError(
             f"the parts of a layer must fit each other, but those of {name[:200]} in {path} do not "
             f"({type(error).__name__}: {reason})"

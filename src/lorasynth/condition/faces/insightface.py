@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from lorasynth.condition.faces.contract import DETECTORS, NETWORKS, Face, FaceConfig, need
 from lorasynth.condition.faces.onnx import OnnxNetwork, providers
-from lorasynth.core.errors import BundleError, ConfigError
+from lorasynth.core.errors import BundleError, ConfigError, reason_of
 
 _LICENCE = "non-commercial research only (InsightFace)"
 #: The side of the square that an image is fitted into for detection: the packs' own for usual
@@ -40,7 +40,7 @@ def _pack(name: str, device: torch.device) -> Any:
         pack.prepare(ctx_id=(device.index or 0) if device.type == "cuda" else -1)
         assert "recognition" in pack.models, "it has no recognition file"
     except Exception as error:  # of requests, zipfile, onnxruntime, and assertions
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = f"{type(error).__name__}: {reason_of(error)}"
         raise BundleError(
             f"an insightface pack must be in ~/.insightface/models, a folder, or a name that can "
             f"be fetched, but {name!r} is none ({reason}): fetch its zip where there is a network "

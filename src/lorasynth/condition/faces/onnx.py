@@ -12,7 +12,7 @@ from torch import Tensor
 from lorasynth.condition.faces.alignment import ARCFACE
 from lorasynth.condition.faces.contract import NETWORKS, FaceConfig, need
 from lorasynth.core.checksums import file_hash
-from lorasynth.core.errors import BundleError, ConfigError
+from lorasynth.core.errors import BundleError, ConfigError, reason_of
 
 #: The file's name in an encoder's folder.
 _FILE = "model.onnx"
@@ -74,7 +74,7 @@ class OnnxNetwork:
         try:
             outputs = self._session.run(None, self._fed(grey))
         except Exception as error:  # onnxruntime raises its own classes, and RuntimeError
-            reason = str(error).splitlines()[0]
+            reason = reason_of(error)
             raise self._unlike(f"it cannot embed {self.size} x {self.size} pixels: {reason}") from (
                 error
             )
@@ -133,7 +133,7 @@ def session_of(path: Path, device: torch.device) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> BundleError:
-    reason = str(error).splitlines()[0]
+    reason = reason_of(error)
     return BundleError(f"{path} must be an intact ONNX file, but is not ({reason}): fetch it again")
 
 
