@@ -120,6 +120,8 @@ def test_files_strengths_a_style_and_prompts_in_one_table(
     result = place.evaluate(run, tmp_path / "cache", *words)
     assert result.status == 0, result.err
     report = read_json(out)
+    assert report["images"] == "people"
+    assert report["config"].keys().isdisjoint({"split", "training_images"})  # of drawn subjects
     found = [(row["method"], row["strength"]) for row in report["rows"]]
     assert found == [("base", None), ("peer at 0", 0.0), ("peer at 1", 1.0), ("real", None)]
     base, without, whole, _ = report["rows"]

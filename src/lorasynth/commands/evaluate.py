@@ -217,6 +217,7 @@ class Evaluate(Command, WithBenchmark):
         """The report, which is written and printed."""
         from lorasynth.core.atomic import make_parent
         from lorasynth.core.cache import Cache
+        from lorasynth.core.places import public_name
         from lorasynth.evaluation.report import at_strengths, evaluate, save_report, tuned
 
         if self.out is not None:
@@ -232,6 +233,10 @@ class Evaluate(Command, WithBenchmark):
             contenders = [replace(c, strength=best.get(c.name, 1.0)) for c in contenders]
         contenders = at_strengths(contenders, strengths)
         report = evaluate(benchmark, contenders, parts)
+        if self.test_images is not None:  # of which these options say nothing
+            for name in ("split", "training_images"):
+                del report["config"][name]
+            report["images"] = public_name(self.test_images)
         print_table(report["rows"])
         if self.sheets is not None:
             benchmark.save_sheets(contenders, self.sheets, 16)
