@@ -51,6 +51,8 @@ from lorasynth.synthesizer import Synthesizer
 
 #: Where adapters of the shipped synthesizers say that their base model is.
 _BASE = "bundle/base"
+#: Chosen on validation subjects: at 3 trained adapters lose 0.04 of identity (docs/experiments.md).
+_GUIDANCE = 1.5
 #: The stages; `pretrained` and `synthesizer` are `predictor` and `trained` at their best strength.
 _ORDER = (
     *("perception", "autoencoder", "base", "judge", "avatar", "avatar-second", "condition"),
@@ -70,7 +72,9 @@ class MeasuresConfig:
     """
 
     parts: PartsConfig = field(default_factory=PartsConfig)
-    evaluation: BenchmarkConfig = field(default_factory=lambda: BenchmarkConfig(subjects=500))
+    evaluation: BenchmarkConfig = field(
+        default_factory=lambda: BenchmarkConfig(subjects=500, image_guidance=_GUIDANCE)
+    )
     tuning: int = 48
     resamples: int = 16
 
@@ -136,7 +140,9 @@ class BundleConfig:
     temperature: float = 0.5
     strengths: tuple[float, ...] = STRENGTHS
     practice: BenchmarkConfig = field(
-        default_factory=lambda: BenchmarkConfig(subjects=48, split="validation")
+        default_factory=lambda: BenchmarkConfig(
+            subjects=48, split="validation", image_guidance=_GUIDANCE
+        )
     )
     sample: int = 8
     measures: MeasuresConfig = field(default_factory=MeasuresConfig)
