@@ -29,6 +29,21 @@ def test_a_strength_may_not_cost_what_prompts_say(
     assert best_strength(tried, measured(0.0)) == expected
 
 
+def test_a_strength_may_not_cost_attributes_either() -> None:
+    """From 1.15 to 1.3 the similarity rises by 0.005, and attributes fall by 0.02."""
+    rows = {1.0: (0.83, 0.95), 1.15: (0.85, 0.94), 1.3: (0.855, 0.92), 0.0: (0.0, 0.28)}
+    names = ("identity_similarity", "attribute_accuracy")
+    tried = {
+        strength: {n: torch.full((2,), v) for n, v in zip(names, values, strict=True)}
+        for strength, values in rows.items()
+    }
+    alone = tried.pop(0.0)
+    assert best_strength(tried, alone) == 1.15
+    for figures in tried.values():
+        del figures["attribute_accuracy"]
+    assert best_strength(tried, {"identity_similarity": torch.zeros(2)}) == 1.3
+
+
 @pytest.fixture
 def linear() -> LatentLibrary:
     """Latents that are a linear function of the conditions."""

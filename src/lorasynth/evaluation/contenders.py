@@ -265,6 +265,9 @@ def best_strength(
 ) -> float:
     """The strength at which adapters are most like their subjects and still follow prompts.
 
+    Identity similarity alone is highest where attributes are already overdone, so where these are
+    read, both count, and alike.
+
     Args:
         measured: figures by strength, of validation subjects; those strengths count at which
             prompts are followed nearly as well as by the base model alone, or as well as at any.
@@ -281,7 +284,8 @@ def best_strength(
         follows = {s: mean(one, figure) for s, one in measured.items()}
         least = min(mean(alone, figure) - lost, max(follows.values()))
         counted = [s for s in counted if follows[s] >= least]
-    return max(counted, key=lambda s: mean(measured[s], "identity_similarity"))
+    like = [f for f in ("identity_similarity", "attribute_accuracy") if f in alone]
+    return max(counted, key=lambda s: sum(mean(measured[s], f) for f in like))
 
 
 def stacked(name: str, adapters: Factors, ids: Sequence[str]) -> Contender:
