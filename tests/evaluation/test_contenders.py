@@ -30,7 +30,7 @@ def test_a_strength_may_not_cost_what_prompts_say(
 
 
 def test_a_strength_may_not_cost_attributes_either() -> None:
-    """From 1.15 to 1.3 the similarity rises by 0.005, and attributes fall by 0.02."""
+    """Beyond 1.15 the similarity rises a little, and attributes fall more."""
     rows = {1.0: (0.83, 0.95), 1.15: (0.85, 0.94), 1.3: (0.855, 0.92), 0.0: (0.0, 0.28)}
     names = ("identity_similarity", "attribute_accuracy")
     tried = {
