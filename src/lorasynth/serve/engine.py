@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from itertools import cycle
-from typing import Any, TypeAlias
+from typing import Any, Protocol, runtime_checkable
 
 from batched.aio import AsyncBatchProcessor
 
@@ -29,6 +29,20 @@ log = logging.getLogger(__name__)
 
 class DiedError(Exception):
     """A worker died while it had a batch."""
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """A worker, wherever it is."""
+
+    def start(self) -> dict[str, dict[str, Any]]:
+        """Load its models; what callers may know of each synthesizer, by its name."""
+
+    async def work(self, kind: str, asked: Sequence[Any]) -> list[Any]:
+        """The results of a batch; raises `DiedError`."""
+
+    def stop(self) -> None:
+        """End it."""
 
 
 _host: Any = None
@@ -152,8 +166,6 @@ class Actor:
         ray.kill(self._actor)
 
 
-#: A worker, wherever it is.
-Remote: TypeAlias = Process | Actor
 #: The engines by name.
 ENGINES: Mapping[str, Callable[[str, Setup], Remote]] = {"local": Process, "ray": Actor}
 
