@@ -1,5 +1,7 @@
-from collections.abc import Callable, Mapping
+import gc
+from collections.abc import Callable, Iterator, Mapping
 
+import architectures
 import pytest
 import torch
 
@@ -14,6 +16,14 @@ SHAPES = {
 }
 
 MakeFactors = Callable[..., Factors]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_networks_are_kept() -> Iterator[None]:
+    """Beside gigabytes of addresses, though nothing touches them, no process can be forked."""
+    yield
+    architectures.network.cache_clear()
+    gc.collect()
 
 
 @pytest.fixture
