@@ -9,15 +9,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from tyro.conf import Positional
 
-from lorasynth.avatars.config import BaseTrainingConfig, JudgeConfig
+from lorasynth.avatars.config import TRAINING, BaseTrainingConfig, JudgeConfig
 from lorasynth.commands.shared import Resumed
 from lorasynth.core.command import Command, Flat, OnDevice, Out, Seeded
 
 if TYPE_CHECKING:
     from lorasynth.avatars.pool import Drawn
 
-#: In the folder of a model: how it was trained.
-_TRAINING = "training.json"
 _GROUP = "The embedded domain: drawn avatars"
 _CORES = os.cpu_count() or 1
 
@@ -115,9 +113,10 @@ def _training_of(folder: Path | None) -> Any:
     """How what lies there was trained, as it states; None of nothing."""
     from lorasynth.core.config import read_json
 
-    if folder is None or not (folder / _TRAINING).is_file():
-        return None if folder is None else "not stated"
-    return read_json(folder / _TRAINING)
+    if folder is None:
+        return None
+    stated = folder / TRAINING
+    return read_json(stated) if stated.is_file() else "not stated"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +160,7 @@ class TrainAutoencoder(Command, OfDrawings):
         with atomic_directory(self.out) as temporary:
             vae.to(dtype=torch.float16).save_pretrained(temporary)
             stated = to_dict(self.config.autoencoder) | {"start": _training_of(self.start)}
-            write_json(temporary / _TRAINING, stated)
+            write_json(temporary / TRAINING, stated)
         print(self.out)
         return self.out
 

@@ -8,6 +8,9 @@ from pydantic.dataclasses import dataclass
 
 from lorasynth.engine.optimisation import Optimisation
 
+#: In the folder of a model: how it was trained.
+TRAINING = "training.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class AvatarModelConfig:

@@ -17,7 +17,12 @@ from torch.nn import functional
 
 from lorasynth.avatars import captions
 from lorasynth.avatars.autoencoder import perceive, start_from
-from lorasynth.avatars.config import AvatarModelConfig, BaseTrainingConfig, DenoiserTraining
+from lorasynth.avatars.config import (
+    TRAINING,
+    AvatarModelConfig,
+    BaseTrainingConfig,
+    DenoiserTraining,
+)
 from lorasynth.avatars.drawing import AvatarSubjects
 from lorasynth.avatars.judge import AttributeJudge
 from lorasynth.avatars.model import build_pipeline
@@ -114,7 +119,7 @@ def save_pipeline(pipeline: StableDiffusionPipeline, out: Path, stated: dict[str
     stored = type(pipeline)(**(pipeline.components | halves), requires_safety_checker=False)
     with atomic_directory(out) as temporary:
         stored.save_pretrained(temporary)
-        write_json(temporary / "training.json", stated)
+        write_json(temporary / TRAINING, stated)
 
 
 class _Loss:

@@ -36,7 +36,6 @@ from lorasynth.core.command import Command
 from lorasynth.core.config import from_dict, read_json, to_dict
 from lorasynth.core.stages import StagedRun
 from lorasynth.edit.latent_library import LatentLibrary
-from lorasynth.engine import Optimisation
 from lorasynth.engine.config import ArcFaceConfig
 from lorasynth.engine.recipe import PRESETS, Recipe
 from lorasynth.evaluation.benchmark import Benchmark, Contender
@@ -123,7 +122,7 @@ class BundleConfig:
     reads_attributes: bool = True
     pretraining: PredictorTraining = field(
         default_factory=lambda: PredictorTraining(
-            optimisation=Optimisation(steps=8000, batch=64, lr=1e-3, weight_decay=0.0)
+            optimisation=replace(PredictorTraining().optimisation, steps=8000)
         )
     )
     pretraining_subjects: int = 12000

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from lorasynth.adapter import Adapter, AdapterMetadata, Factors, map_factors, unstack
 from lorasynth.adapter.components import DENOISER, component_of
@@ -152,8 +151,7 @@ class _Watch:
         self.base, self.captions = base, subject.captions
         self.encoder, self.checks = watching
         seen = seen_in(self.encoder, subject)
-        # What encoders that are made of several see is no unit vector.
-        self.photos = normalize(seen.embeddings[seen.presence >= SHOWN], dim=-1)
+        self.photos = seen.embeddings[seen.presence >= SHOWN]
         self.best: Factors = {}
         self.step, self.highest, self._since = 0, -torch.inf, 0
 
@@ -180,7 +178,7 @@ class _Watch:
             prompts.append(", ".join(scene) if caption.startswith(PORTRAIT) else caption)
         seeds = [stream_seed(0, "refine", i) for i in numbers]
         images = self.base.sample(prompts, seeds, factors, MEASURED)
-        made = normalize(self.encoder.see(images).embeddings, dim=-1)
+        made = self.encoder.see(images).embeddings
         return likeness(made[None], self.photos[None]).item()
 
 

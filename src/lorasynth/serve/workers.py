@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from lorasynth.adapter import Adapter, AdapterMetadata, Layout, map_factors, stack
 from lorasynth.adapter.addition import alike
@@ -26,6 +25,7 @@ from lorasynth.adapter.files import FORMATS, many_files, universal
 from lorasynth.base import BaseModel, SamplingConfig
 from lorasynth.base.compatibility import require_fits, require_made_for
 from lorasynth.condition import SHOWN, ConditionEncoder
+from lorasynth.condition.similarity import likeness
 from lorasynth.core.device import is_out_of_memory, pick_device
 from lorasynth.core.errors import BaseModelError, ConfigError, ImageError, LorasynthError
 from lorasynth.core.places import BUNDLE, public_name
@@ -300,8 +300,9 @@ class Host:
         )
         if (least := float(photos.presence.min())) < SHOWN:
             raise ImageError(encoder.missing("the photos", least))
-        made, given = encoder.see(images), normalize(photos.embeddings, dim=-1)
-        cosines = (normalize(made.embeddings, dim=-1) @ given.mT).mean(dim=1)
+        made = encoder.see(images)
+        given = photos.embeddings.expand(len(images), -1, -1)
+        cosines = likeness(made.embeddings[:, None], given)
         found: list[float] = torch.where(made.presence < SHOWN, torch.nan, cosines).tolist()
         return found
 
